@@ -1,1 +1,75 @@
-//! TODO
+//! Heterogeneous memory below a guest: every page of a managed range lives in system memory or in the
+//! memory of an emulated device, and moves between the two on access faults, under the control of a
+//! device driver and a migration policy.
+//!
+//! The crate knows no KVM, no virtio and no guest. A user gives it nothing but sizes:
+//!
+//! 1. [`Backend::new`] makes the managed memory and registers it with userfaultfd;
+//! 2. [`Backend::attach`] adds a device: its memory and its [`Driver`];
+//! 3. [`Backend::start_service`] starts the threads that serve CPU faults;
+//! 4. a device reaches the memory through a [`Mirror`].
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use hmm_backend::{Backend, BackendConfig, DeviceFolio, Driver, ServiceConfig};
+//!
+//! /// A device that leaves everything to the defaults.
+//! struct Plain;
+//! impl Driver for Plain {
+//!     fn page_free(&self, _: DeviceFolio) {}
+//! }
+//!
+//! # fn main() -> Result<(), hmm_backend::Error> {
+//! let backend = Backend::new(BackendConfig::new(64 << 20))?;
+//! let device = backend.attach(16 << 20, Arc::new(Plain))?;
+//! let service = backend.start_service(ServiceConfig::default(), |fault| eprintln!("{fault:?}"))?;
+//! # Ok(()) }
+//! ```
+
+mod backend;
+mod buddy;
+mod device;
+mod driver;
+mod engine;
+mod error;
+mod events;
+mod evict;
+mod fault;
+mod free;
+mod mapping;
+mod migrate;
+mod mirror;
+mod page;
+mod pin;
+mod poison;
+mod policy;
+mod residency;
+mod service;
+pub mod snapshot;
+mod stats;
+mod time;
+mod uffd;
+mod wait;
+mod word;
+
+pub use backend::{Backend, BackendConfig};
+pub use driver::{DeviceFolio, DeviceId, Driver, Frame};
+pub use engine::{Engine, EngineChoice};
+pub use error::{Error, FaultError, MigrateError, MirrorError};
+pub use events::{Event, EventKind, Events};
+pub use migrate::{
+    CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Finalized, ToDevice,
+    ToSystem,
+};
+pub use mirror::{DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, Target};
+pub use page::{BLOCK_PAGES, Block, MAX_ORDER, PAGE_SIZE, Page, PageRange, PageSet};
+pub use pin::Pinned;
+pub use policy::{
+    Access, Advice, BlockFault, BlockView, Density, EvictionPolicy, FaultPolicy, Lru, OnDemand,
+    Place, PolicyError, PolicyFactory, PolicyInfo, PolicyParam, PolicySpec, policies,
+};
+pub use service::{FatalFault, FaultService, ServiceConfig};
+pub use stats::{Cause, Latency, Stats};
+pub use time::MAX_HOLD;
+pub use uffd::{UffdSupport, probe_userfaultfd};
+pub use word::{Residency, Word};

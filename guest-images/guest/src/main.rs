@@ -1,0 +1,62 @@
+//! Hmmvisor's embedded guest: one freestanding program with all workloads.
+//!
+//! All vCPUs run the same code from [`_start`] on, in ring 3, without an operating system. vCPU 0
+//! (the *leader*) sets up memory and the accelerators; then all run the workload's `run` function
+//! together, meeting at barriers. What a run finds wrong ends it at once, with a message and an exit
+//! code; getting to the end is the proof that everything was right.
+#![no_std]
+#![no_main]
+
+mod accel;
+#[path = "../../src/catalog.rs"]
+mod catalog;
+mod cmdline;
+mod command;
+mod console;
+mod control;
+mod cpu;
+mod csr;
+mod devices;
+mod exit;
+mod mem;
+mod memory;
+mod mmio;
+mod pages;
+mod pattern;
+mod random;
+mod sync;
+mod verify;
+mod workloads;
+
+use catalog::Kind;
+use core::arch::naked_asm;
+use cpu::Cpu;
+use hmmvisor_abi::BootInfo;
+
+/// The ELF entry point of every vCPU; registers as in `hmmvisor_abi::boot`, which are those of a
+/// call of `start`. A zero frame pointer ends stack traces.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+extern "C" fn _start() -> ! {
+    naked_asm!("xor ebp, ebp", "jmp {start}", start = sym start)
+}
+
+extern "C" fn start(boot: *const BootInfo, index: u64) -> ! {
+    // SAFETY: the ABI passes the address of the boot information, which nobody writes.
+    let boot = unsafe { &*boot };
+    let cpu = Cpu::enter(boot, index);
+    if cpu.is_leader() {
+        memory::init(boot.memory_base, boot.memory_size);
+        if cpu.params.workload.kind != Kind::Crash {
+            devices::start(&cpu);
+        }
+    }
+    cpu.barrier();
+    workloads::run(&cpu);
+    cpu.barrier();
+    if cpu.is_leader() {
+        devices::stop();
+        control::exit(0);
+    }
+    control::park();
+}

@@ -1,0 +1,107 @@
+//! Managed memory: the pages that migrate. Everything that workloads compute with is here.
+
+use crate::exit::fail;
+use crate::pages::Pages;
+use crate::sync::SpinLock;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+use hmmvisor_abi::control::EXIT_USAGE;
+
+/// Bytes in a page.
+pub const PAGE: u64 = 4096;
+/// 8-byte words in a page.
+pub const PAGE_WORDS: u64 = PAGE / 8;
+
+/// Pages are numbered by their address: `address / PAGE`.
+static FREE: SpinLock<Pages<4096>> = SpinLock::new(Pages::new());
+
+/// A piece of managed memory: 8-byte words that vCPUs and accelerators may use at any time, which is
+/// why all accesses are atomic. `Words` are names, not owners: copies name the same memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Words {
+    address: u64,
+    len: u64,
+}
+
+impl Words {
+    /// Number of words.
+    pub fn len(self) -> u64 {
+        self.len
+    }
+
+    /// Where the piece is, for vCPUs and accelerators alike.
+    pub fn address(self) -> u64 {
+        self.address
+    }
+
+    /// Its size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.len * 8
+    }
+
+    /// Part of the piece.
+    pub fn slice(self, range: Range<u64>) -> Words {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "{range:?} of {self:?}"
+        );
+        Words {
+            address: self.address + range.start * 8,
+            len: range.end - range.start,
+        }
+    }
+
+    /// A word.
+    pub fn word(&self, index: u64) -> &AtomicU64 {
+        assert!(index < self.len, "word {index} of {self:?}");
+        // SAFETY: `alloc` made the piece out of managed memory, which is mapped, is aligned, is there
+        // for ever and is only ever accessed as atomic words; the index is inside.
+        unsafe { &*((self.address + index * 8) as *const AtomicU64) }
+    }
+
+    pub fn get(self, index: u64) -> u64 {
+        self.word(index).load(Ordering::Relaxed)
+    }
+
+    pub fn set(self, index: u64, value: u64) {
+        self.word(index).store(value, Ordering::Relaxed);
+    }
+
+    /// Sets the words of a range to what `value` says of their index.
+    pub fn fill(self, range: Range<u64>, value: impl Fn(u64) -> u64) {
+        for index in range {
+            self.set(index, value(index));
+        }
+    }
+}
+
+/// Makes the range that the boot information tells of available. Once, before `alloc`.
+pub fn init(base: u64, bytes: u64) {
+    FREE.lock().give(base / PAGE, bytes / PAGE);
+}
+
+/// Allocates whole pages for `len` words, page-aligned. They read as zeros unless somebody gave them
+/// back without telling a device to free them. Memory that is too small ends the run.
+pub fn alloc(what: &str, len: u64) -> Words {
+    let mut free = FREE.lock();
+    let pages = len.div_ceil(PAGE_WORDS);
+    match free.take(pages) {
+        Some(first) => Words {
+            address: first * PAGE,
+            len,
+        },
+        None => fail!(
+            EXIT_USAGE,
+            "not enough memory for {what}: {} KiB of managed memory needed, {} KiB free; \
+             give the guest more memory or choose smaller parameters",
+            pages * PAGE / 1024,
+            free.available() * PAGE / 1024
+        ),
+    }
+}
+
+/// Makes an allocated piece available for another `alloc`.
+pub fn give_back(words: Words) {
+    FREE.lock()
+        .give(words.address / PAGE, words.len.div_ceil(PAGE_WORDS));
+}

@@ -1,0 +1,54 @@
+//! Deterministic pseudo-random numbers: splitmix64, as a generator and as a function.
+//!
+//! The function gives every element of an array a value that can be computed again when the array
+//! is verified.
+
+const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A value that depends on all bits of `seed` and of `index`.
+pub fn hash(seed: u64, index: u64) -> u64 {
+    let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(GAMMA));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The same, less than `bound`.
+pub fn hash_below(seed: u64, index: u64, bound: u64) -> u64 {
+    scale(hash(seed, index), bound)
+}
+
+/// A generator.
+pub struct Random {
+    seed: u64,
+    drawn: u64,
+}
+
+impl Random {
+    /// One of many independent sequences of a seed.
+    pub fn new(seed: u64, sequence: u64) -> Self {
+        Self {
+            seed: hash(seed, sequence),
+            drawn: 0,
+        }
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.drawn += 1;
+        hash(self.seed, self.drawn)
+    }
+
+    /// A number less than `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        scale(self.next(), bound)
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+fn scale(value: u64, bound: u64) -> u64 {
+    ((u128::from(value) * u128::from(bound)) >> 64) as u64
+}

@@ -1,0 +1,82 @@
+//! Random gathers, then random scatters of what was gathered.
+
+use super::report;
+use crate::command::{gather, scatter};
+use crate::cpu::Cpu;
+use crate::devices;
+use crate::memory::alloc;
+use crate::random::{hash, hash_below};
+use crate::verify;
+
+pub fn run(cpu: &Cpu) {
+    let (n, len) = (cpu.param("n"), cpu.param("len"));
+    let [table_seed, index_seed, rest_seed, spread_seed] =
+        [0, 1, 2, 3].map(|which| hash(cpu.boot.seed, which));
+    let (table, indices, gathered, scattered) = cpu.broadcast(|| {
+        (
+            alloc("the table", len),
+            alloc("indices", n),
+            alloc("gathered values", n),
+            alloc("the second table", len),
+        )
+    });
+
+    let source = |i| hash_below(index_seed, i, len);
+    let value = |i| hash(table_seed, source(i));
+    table.fill(cpu.share(len), |i| hash(table_seed, i));
+    indices.fill(cpu.share(n), source);
+    devices::split(cpu, n, |part| {
+        [gather(
+            gathered.slice(part.clone()),
+            table,
+            indices.slice(part),
+        )]
+    });
+    verify::words("gathered values", gathered, cpu.share(n), value);
+    cpu.progress(1, 2);
+
+    // Scattered to different places, so that there is one right result; the other places keep theirs.
+    let count = n.min(len);
+    let factor = coprime(len, hash_below(spread_seed, 0, len));
+    let target = |i: u64| ((u128::from(i) * u128::from(factor)) % u128::from(len)) as u64;
+    let rest = |i| hash(rest_seed, i);
+    scattered.fill(cpu.share(len), rest);
+    indices.fill(cpu.share(n), target);
+    devices::split(cpu, count, |part| {
+        [scatter(
+            scattered,
+            gathered.slice(part.clone()),
+            indices.slice(part),
+        )]
+    });
+    for i in cpu.share(count) {
+        verify::word(
+            "scattered values",
+            scattered,
+            target(i),
+            value(i),
+            scattered.get(target(i)),
+        );
+        scattered.set(target(i), rest(target(i)));
+    }
+    cpu.barrier();
+    verify::words(
+        "values that scatters must not touch",
+        scattered,
+        cpu.share(len),
+        rest,
+    );
+    cpu.progress(2, 2);
+    report!(cpu, "{n} gathered and {count} scattered values right");
+}
+
+/// The first number from `from` on that has no common factor with `len`.
+fn coprime(len: u64, from: u64) -> u64 {
+    (from.max(1)..)
+        .find(|number| gcd(*number, len) == 1)
+        .expect("the next multiple of len plus 1 is one")
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

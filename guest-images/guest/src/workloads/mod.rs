@@ -1,0 +1,47 @@
+//! The programs. Each checks all it computed and returns only if everything was right.
+
+mod bfs;
+mod chase;
+mod churn;
+mod crash;
+mod gather;
+mod matmul;
+mod pingpong;
+mod selftest;
+mod spmv;
+mod stream;
+mod torture;
+mod vecadd;
+
+use crate::catalog::Kind;
+use crate::cpu::Cpu;
+
+/// Runs what the command line asks for; collective.
+pub fn run(cpu: &Cpu) {
+    let program = match cpu.params.workload.kind {
+        Kind::VecAdd => vecadd::run,
+        Kind::Stream => stream::run,
+        Kind::PingPong => pingpong::run,
+        Kind::Gather => gather::run,
+        Kind::Chase => chase::run,
+        Kind::Bfs => bfs::run,
+        Kind::MatMul => matmul::run,
+        Kind::SpMv => spmv::run,
+        Kind::Churn => churn::run,
+        Kind::Torture => torture::run,
+        Kind::SelfTest => selftest::run,
+        Kind::Crash => crash::run,
+    };
+    program(cpu);
+}
+
+/// Prints the line that says what was found right; by the leader, when all vCPUs are done. Collective.
+macro_rules! report {
+    ($cpu:expr, $($text:tt)*) => {
+        $cpu.barrier();
+        if $cpu.is_leader() {
+            $crate::console::say!("{}: {}", $cpu.params.workload.name, format_args!($($text)*));
+        }
+    };
+}
+use report;

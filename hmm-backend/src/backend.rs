@@ -1,0 +1,369 @@
+//! The backend: managed memory, its devices and the calls that are not about faults.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use crate::device::Device;
+use crate::driver::{DeviceId, Driver};
+use crate::engine::{Engine, EngineChoice, GuestMemory};
+use crate::error::Error;
+use crate::events::Events;
+use crate::migrate::{Reason, ToDevice, ToSystem, collect_to_system};
+use crate::mirror::Invalidate;
+use crate::page::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange, PageSet};
+use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, PolicyFactory, PolicySpec};
+use crate::residency::{FolioLock, ResidencyTable, TryLock};
+use crate::stats::{Cause, Counter, Recorder, Stats};
+use crate::time::Clock;
+use crate::word::{AUX_MAX, Residency, Word};
+
+/// How to make a [`Backend`].
+pub struct BackendConfig {
+    /// Bytes of managed memory, a multiple of 2 MiB.
+    pub memory: u64,
+    /// How pages are moved.
+    pub engine: EngineChoice,
+    /// Number of userfaultfds that managed memory is spread over, block by block; more than one helps
+    /// only with many vCPUs.
+    pub shards: usize,
+    /// What to migrate and evict.
+    pub policy: Arc<dyn PolicyFactory>,
+    /// Events kept for each thread until they are drained; 0 for none.
+    pub events: usize,
+}
+
+impl BackendConfig {
+    /// The defaults for this much memory.
+    pub fn new(memory: u64) -> BackendConfig {
+        BackendConfig {
+            memory,
+            engine: EngineChoice::Auto,
+            shards: 1,
+            policy: Arc::new(PolicySpec::default()),
+            events: 0,
+        }
+    }
+}
+
+/// Most devices a backend can attach in its life.
+const MAX_DEVICES: usize = AUX_MAX as usize + 1;
+/// The most managed memory: frames and pages are 32-bit numbers, and page tables have their limits.
+const MAX_MEMORY: u64 = 1 << 42;
+
+/// Managed memory with its devices. Shared by service threads, devices and the VMM.
+pub struct Backend {
+    pub(crate) table: ResidencyTable,
+    pub(crate) guest: Arc<GuestMemory>,
+    devices: [OnceLock<Arc<Device>>; MAX_DEVICES],
+    attaching: Mutex<usize>,
+    pub(crate) mirrors: RwLock<Vec<Arc<dyn Invalidate>>>,
+    policies: Vec<Mutex<Box<dyn FaultPolicy>>>,
+    factory: Arc<dyn PolicyFactory>,
+    pub(crate) clock: Clock,
+    pub(crate) recorder: Recorder,
+}
+
+impl Backend {
+    /// Makes managed memory, all of it untouched. Fails if the machine lacks userfaultfd, the permission
+    /// for it, or what the engine needs.
+    pub fn new(config: BackendConfig) -> Result<Arc<Backend>, Error> {
+        let unit = BLOCK_PAGES * PAGE_SIZE;
+        check_size("managed memory", config.memory, unit, MAX_MEMORY)?;
+        let guest = Arc::new(GuestMemory::new(
+            config.memory,
+            config.engine,
+            config.shards,
+        )?);
+        let policy = |_| Mutex::new(config.policy.fault_policy());
+        Ok(Arc::new(Backend {
+            table: ResidencyTable::new((config.memory / PAGE_SIZE) as u32, Box::new(guest.clone())),
+            devices: [const { OnceLock::new() }; MAX_DEVICES],
+            attaching: Mutex::new(0),
+            mirrors: RwLock::new(Vec::new()),
+            policies: (0..config.shards).map(policy).collect(),
+            factory: config.policy,
+            clock: Clock::start(),
+            recorder: Recorder::new(config.events),
+            guest,
+        }))
+    }
+
+    /// The engine in use.
+    pub fn engine(&self) -> Engine {
+        self.guest.engine()
+    }
+
+    /// The policy's name.
+    pub fn policy_name(&self) -> String {
+        self.factory.name()
+    }
+
+    /// Time since the backend was made: the clock of events and policies.
+    pub fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// Host address and size of managed memory, for memory slots. Valid while the backend lives. Loads
+    /// and stores there fault like a vCPU's and are served the same way, so never from a thread that serves
+    /// faults or runs a driver.
+    pub fn host_memory(&self) -> (*mut u8, u64) {
+        (
+            self.guest.mapping().start() as *mut u8,
+            self.guest.mapping().len(),
+        )
+    }
+
+    /// Pages of managed memory.
+    pub fn pages(&self) -> u32 {
+        self.table.pages()
+    }
+
+    /// Adds a device with this many bytes of memory (a multiple of the page size).
+    pub fn attach(&self, memory: u64, driver: Arc<dyn Driver>) -> Result<DeviceId, Error> {
+        check_size("device memory", memory, PAGE_SIZE, MAX_MEMORY)?;
+        let mut next = self
+            .attaching
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let slot = self
+            .devices
+            .get(*next)
+            .ok_or(Error::TooManyDevices(MAX_DEVICES))?;
+        let id = DeviceId(*next as u8);
+        let eviction = self.factory.eviction_policy((memory / PAGE_SIZE) as u32);
+        let device = Device::new(id, driver, self.guest.device_memory(memory)?, eviction);
+        if slot.set(Arc::new(device)).is_err() {
+            return Err(Error::TooManyDevices(MAX_DEVICES));
+        }
+        *next += 1;
+        Ok(id)
+    }
+
+    /// The attached devices.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Arc<Device>> {
+        self.devices.iter().map_while(OnceLock::get)
+    }
+
+    /// The device of this number, attached and not being detached.
+    pub(crate) fn device(&self, id: DeviceId) -> Result<&Arc<Device>, Error> {
+        let slot = self.devices.get(usize::from(id.0)).and_then(OnceLock::get);
+        slot.filter(|d| !d.detaching()).ok_or(Error::NoDevice(id))
+    }
+
+    /// The device that a residency word names.
+    pub(crate) fn device_of(&self, id: DeviceId) -> &Arc<Device> {
+        let slot = self.devices[usize::from(id.0)].get();
+        slot.expect("residency words name attached devices")
+    }
+
+    /// Where a page is, and its flags, at this moment.
+    pub fn word(&self, page: Page) -> Result<Word, Error> {
+        self.check_range(PageRange::single(page))?;
+        Ok(self.table.word(page))
+    }
+
+    pub(crate) fn check_range(&self, range: PageRange) -> Result<(), Error> {
+        let pages = self.pages();
+        if range.end.0 > pages {
+            return Err(Error::OutOfRange { range, pages });
+        }
+        Ok(())
+    }
+
+    /// The words of a block's pages.
+    pub(crate) fn block_words(&self, block: Block) -> Vec<Word> {
+        let end = block
+            .first_page()
+            .plus(BLOCK_PAGES as u32)
+            .min(Page(self.pages()));
+        PageRange::new(block.first_page(), end)
+            .pages()
+            .map(|p| self.table.word(p))
+            .collect()
+    }
+
+    fn policy(&self, block: Block) -> MutexGuard<'_, Box<dyn FaultPolicy>> {
+        let shard = block.0 as usize % self.policies.len();
+        self.policies[shard]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the policy, and cuts what it says to what is possible.
+    pub(crate) fn advise(&self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
+        let advice = self.policy(fault.block).advise(fault, view);
+        let (advice, cut) = advice.validated(fault, view);
+        if cut {
+            self.recorder.add(Counter::AdviceCut, 1);
+        }
+        advice
+    }
+
+    /// How long a system page still stays where it is.
+    pub(crate) fn system_hold(&self, word: Word) -> Option<Duration> {
+        word.system_held_until()?.remaining(self.clock.now())
+    }
+
+    /// Takes the translations of these folios away from all devices that may have one. When it returns, no
+    /// device uses one, and none can be made before the folios are unlocked.
+    pub(crate) fn invalidate_mirrors<'a, 't: 'a>(
+        &self,
+        locks: impl Iterator<Item = &'a mut FolioLock<'t>>,
+    ) {
+        // Neighbours are joined: one interruption of the device for all of them.
+        let mut ranges: Vec<(Option<DeviceId>, PageRange)> = Vec::new();
+        for lock in locks.filter(|l| l.word().mirrored()) {
+            let owner = match lock.word().residency() {
+                // Only its own device can reach private device memory.
+                Residency::Device { device, .. } => Some(device),
+                _ => None,
+            };
+            let range = lock.range();
+            match ranges.last_mut() {
+                Some((o, last)) if *o == owner && last.end == range.start => last.end = range.end,
+                _ => ranges.push((owner, range)),
+            }
+            lock.clear_mirrored();
+        }
+        if ranges.is_empty() {
+            return;
+        }
+        let mirrors = self.mirrors.read().unwrap_or_else(PoisonError::into_inner);
+        for (owner, range) in ranges {
+            self.recorder.add(Counter::Invalidations, 1);
+            for mirror in mirrors
+                .iter()
+                .filter(|m| owner.is_none_or(|o| m.device() == o))
+            {
+                mirror.invalidate(range);
+            }
+        }
+    }
+
+    /// Migrates pages to a device because somebody asked for it; best effort. Returns how many moved.
+    pub fn migrate_to_device(&self, device: DeviceId, range: PageRange) -> Result<u64, Error> {
+        self.check_range(range)?;
+        let device = self.device(device)?;
+        let mut moved = 0;
+        for part in range.split_by_block() {
+            let pages = set_of(part);
+            self.make_room(device, part.len().min(device.capacity()));
+            moved +=
+                self.migrate_block(device, part.start.block(), &pages, Reason::of(Cause::User));
+        }
+        Ok(moved)
+    }
+
+    /// Migrates what can be of one block's pages through the driver. Returns how many moved.
+    pub(crate) fn migrate_block(
+        &self,
+        device: &Device,
+        block: Block,
+        pages: &PageSet,
+        reason: Reason,
+    ) -> u64 {
+        let Some(migration) = ToDevice::collect(self, device, block, pages, reason) else {
+            return 0;
+        };
+        // An error has rolled everything back: to the caller, nothing moved.
+        device
+            .driver
+            .migrate_to_device(migration)
+            .map_or(0, |done| done.pages.into())
+    }
+
+    /// Migrates pages to system memory because somebody asked for it; best effort. Returns how many
+    /// moved.
+    pub fn migrate_to_system(&self, range: PageRange) -> Result<u64, Error> {
+        self.check_range(range)?;
+        let mut moved = 0;
+        for part in range.split_by_block() {
+            let groups = collect_to_system(self, part.start.block(), &set_of(part), false);
+            for (device, sources) in groups {
+                let reason = Reason::of(Cause::User);
+                let migration = ToSystem::new(self, device, sources, reason, None);
+                moved += device
+                    .driver
+                    .migrate_to_ram(migration)
+                    .map_or(0, |done| done.pages.into());
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Lets devices only read these pages, or lifts that. Waits for pages in motion.
+    pub fn set_read_only(&self, range: PageRange, read_only: bool) -> Result<(), Error> {
+        self.check_range(range)?;
+        for page in range.pages() {
+            let mut lock = self.lock_waiting(page);
+            self.invalidate_mirrors(std::iter::once(&mut lock));
+            lock.set_read_only(page, read_only);
+        }
+        Ok(())
+    }
+
+    /// Locks a page's folio, sleeping as long as somebody else works on it. The caller must hold no other
+    /// page's lock.
+    pub(crate) fn lock_waiting(&self, page: Page) -> FolioLock<'_> {
+        loop {
+            match self.table.try_lock(page) {
+                TryLock::Locked(lock) => return lock,
+                TryLock::Busy => self.table.wait(page),
+            }
+        }
+    }
+
+    /// The statistics so far.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            device_pages_peak: self.devices().map(|d| u64::from(d.peak())).sum(),
+            device_pages_capacity: self.devices().map(|d| u64::from(d.capacity())).sum(),
+            ..self.recorder.stats()
+        }
+    }
+
+    /// Takes the events recorded since the last call.
+    pub fn drain_events(&self) -> Events {
+        self.recorder.drain_events()
+    }
+
+    /// Host address ranges of managed memory and of the devices' memories: guest memory, as opposed to the
+    /// VMM's own.
+    pub fn host_ranges(&self) -> Vec<std::ops::Range<u64>> {
+        let devices = self.devices().map(|d| d.memory.mapping());
+        let all = std::iter::once(self.guest.mapping()).chain(devices);
+        all.map(|m| m.start()..m.start() + m.len()).collect()
+    }
+
+    /// Bytes of host memory behind these pages of system memory at this moment, as the kernel says.
+    pub fn resident_bytes(&self, range: PageRange) -> Result<u64, Error> {
+        self.check_range(range)?;
+        let (offset, len) = (range.start.offset(), u64::from(range.len()) * PAGE_SIZE);
+        let mapping = self.guest.mapping();
+        mapping
+            .resident_bytes(offset, len)
+            .map_err(|source| Error::Map {
+                len,
+                what: "residency query",
+                source,
+            })
+    }
+}
+
+/// The pages of a range within one block.
+pub(crate) fn set_of(part: PageRange) -> PageSet {
+    let start = part.start.index_in_block();
+    PageSet::from_range(start..start + part.len() as usize)
+}
+
+fn check_size(what: &'static str, bytes: u64, unit: u64, max: u64) -> Result<(), Error> {
+    if bytes == 0 || !bytes.is_multiple_of(unit) || bytes > max {
+        return Err(Error::BadSize {
+            what,
+            bytes,
+            unit,
+            max,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! One attached device: its driver, its memory and what is in each frame.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::buddy::Buddy;
+use crate::driver::{DeviceFolio, DeviceId, Driver, Frame};
+use crate::engine::DeviceMemory;
+use crate::page::Page;
+use crate::policy::EvictionPolicy;
+use crate::stats::{Counter, Recorder};
+use crate::time::Tick;
+
+/// [`FrameMeta::page`] of a frame that is not the first of a folio.
+const NO_PAGE: u32 = u32::MAX;
+
+/// What is known of the folio that starts at a frame: 16 bytes per frame.
+struct FrameMeta {
+    /// The driver's word.
+    cookie: AtomicU64,
+    /// The guest page in the folio's first frame.
+    page: AtomicU32,
+    /// The folio stays here until this tick.
+    held_until: AtomicU32,
+}
+
+pub(crate) struct Device {
+    pub(crate) id: DeviceId,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) memory: DeviceMemory,
+    frames: Box<[FrameMeta]>,
+    pool: Mutex<Buddy>,
+    /// Signalled when frames come back to the pool.
+    freed: Condvar,
+    pub(crate) eviction: Mutex<Box<dyn EvictionPolicy>>,
+    peak: AtomicU32,
+    detaching: AtomicBool,
+}
+
+impl Device {
+    pub(crate) fn new(
+        id: DeviceId,
+        driver: Arc<dyn Driver>,
+        memory: DeviceMemory,
+        eviction: Box<dyn EvictionPolicy>,
+    ) -> Device {
+        let frames = (memory.mapping().len() / crate::PAGE_SIZE) as u32;
+        let empty = |_| FrameMeta {
+            cookie: AtomicU64::new(0),
+            page: AtomicU32::new(NO_PAGE),
+            held_until: AtomicU32::new(0),
+        };
+        Device {
+            id,
+            driver,
+            memory,
+            frames: (0..frames).map(empty).collect(),
+            pool: Mutex::new(Buddy::new(frames)),
+            freed: Condvar::new(),
+            eviction: Mutex::new(eviction),
+            peak: AtomicU32::new(0),
+            detaching: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn capacity(&self) -> u32 {
+        self.frames.len() as u32
+    }
+
+    pub(crate) fn free_frames(&self) -> u32 {
+        self.pool().free_frames()
+    }
+
+    /// The most frames that were in use at a time.
+    pub(crate) fn peak(&self) -> u32 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    /// No page may come here any more.
+    pub(crate) fn start_detaching(&self) {
+        self.detaching.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn detaching(&self) -> bool {
+        self.detaching.load(Ordering::SeqCst)
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Buddy> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn eviction(&self) -> MutexGuard<'_, Box<dyn EvictionPolicy>> {
+        self.eviction.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn meta(&self, frame: Frame) -> &FrameMeta {
+        &self.frames[frame.0 as usize]
+    }
+
+    /// Frames for `1 << order` pages from `page`, if there is such a run.
+    pub(crate) fn alloc(&self, page: Page, order: u8) -> Option<DeviceFolio> {
+        let mut pool = self.pool();
+        // Checked under the pool's mutex, which detaching takes after setting the flag: whatever was
+        // handed out before is seen by it.
+        if self.detaching() {
+            return None;
+        }
+        let frame = pool.alloc(order)?;
+        self.peak
+            .fetch_max(self.capacity() - pool.free_frames(), Ordering::Relaxed);
+        drop(pool);
+        let meta = self.meta(frame);
+        meta.cookie.store(0, Ordering::Relaxed);
+        meta.held_until.store(0, Ordering::Relaxed);
+        meta.page.store(page.0, Ordering::Release);
+        Some(DeviceFolio {
+            device: self.id,
+            frame,
+            order,
+            page,
+            cookie: 0,
+        })
+    }
+
+    pub(crate) fn set_cookie(&self, frame: Frame, cookie: u64) {
+        self.meta(frame).cookie.store(cookie, Ordering::Relaxed);
+    }
+
+    /// The folio in these frames; the caller holds its lock.
+    pub(crate) fn folio(&self, page: Page, frame: Frame, order: u8) -> DeviceFolio {
+        let cookie = self.meta(frame).cookie.load(Ordering::Relaxed);
+        DeviceFolio {
+            device: self.id,
+            frame,
+            order,
+            page,
+            cookie,
+        }
+    }
+
+    /// The guest page of the folio that starts at `frame`, if one does. It may be gone in the next moment:
+    /// to be checked again with the page's lock held.
+    pub(crate) fn page_of(&self, frame: Frame) -> Option<Page> {
+        let page = self.meta(frame).page.load(Ordering::Acquire);
+        (page != NO_PAGE).then_some(Page(page))
+    }
+
+    pub(crate) fn hold(&self, frame: Frame, until: Tick) {
+        self.meta(frame)
+            .held_until
+            .store(until.0, Ordering::Relaxed);
+    }
+
+    /// How long the folio that starts at `frame` still stays here. A device that goes away holds nothing.
+    pub(crate) fn held(&self, frame: Frame, now: Duration) -> Option<Duration> {
+        if self.detaching() {
+            return None;
+        }
+        Tick(self.meta(frame).held_until.load(Ordering::Relaxed)).remaining(now)
+    }
+
+    /// Cuts a folio in two, asking the driver for the upper half's cookie. The caller holds its lock
+    /// and does the same to the words; `resident` if the eviction policy knows the folio.
+    pub(crate) fn halve(
+        &self,
+        folio: DeviceFolio,
+        resident: bool,
+        recorder: &Recorder,
+    ) -> (DeviceFolio, DeviceFolio) {
+        let order = folio.order - 1;
+        let half = 1 << order;
+        let upper = DeviceFolio {
+            frame: Frame(folio.frame.0 + half),
+            page: folio.page.plus(half),
+            order,
+            cookie: self.driver.folio_split(folio),
+            ..folio
+        };
+        let held = self.meta(folio.frame).held_until.load(Ordering::Relaxed);
+        let meta = self.meta(upper.frame);
+        meta.cookie.store(upper.cookie, Ordering::Relaxed);
+        meta.held_until.store(held, Ordering::Relaxed);
+        meta.page.store(upper.page.0, Ordering::Release);
+        if resident {
+            self.eviction().split(folio.frame, upper.frame, order);
+        }
+        recorder.add(Counter::FolioSplits, 1);
+        (DeviceFolio { order, ..folio }, upper)
+    }
+
+    /// The folio is no longer in use: tells the driver, then gives the frames back. No lock on its
+    /// pages is held any more, nobody can find it. `scrub` if the frames still hold dead contents;
+    /// `resident` if the eviction policy knows the folio.
+    pub(crate) fn release(
+        &self,
+        folio: DeviceFolio,
+        scrub: bool,
+        resident: bool,
+        recorder: &Recorder,
+    ) {
+        // Out of the reverse map first: an evictor must not find the page's next home under this frame.
+        self.meta(folio.frame)
+            .page
+            .store(NO_PAGE, Ordering::Release);
+        if resident {
+            self.eviction().freed(folio.frame);
+        }
+        recorder.add(Counter::PageFreeCalls, 1);
+        self.driver.page_free(folio);
+        if scrub {
+            self.memory.scrub(folio.frame, folio.pages());
+        }
+        let mut pool = self.pool();
+        pool.free(folio.frame, folio.order);
+        drop(pool);
+        self.freed.notify_all();
+    }
+
+    /// Waits until frames come back to the pool, at most this long. Returns how many are in use.
+    pub(crate) fn wait_for_frames(&self, timeout: Duration) -> u32 {
+        let pool = self.pool();
+        let used = |pool: &Buddy| self.capacity() - pool.free_frames();
+        let before = used(&pool);
+        let (pool, _) = self
+            .freed
+            .wait_timeout_while(pool, timeout, |p| used(p) > 0 && used(p) == before)
+            .unwrap_or_else(PoisonError::into_inner);
+        used(&pool)
+    }
+
+    pub(crate) fn used_frames(&self) -> u32 {
+        self.capacity() - self.free_frames()
+    }
+}
+
+/// Frames that no residency word names yet. Dropping it tells the driver that they are free again,
+/// so it must be dropped after the pages' locks.
+pub(crate) struct Allocation<'d> {
+    pub(crate) device: &'d Device,
+    pub(crate) folio: DeviceFolio,
+    recorder: &'d Recorder,
+    /// The frames may hold contents that nobody needs.
+    pub(crate) dirty: bool,
+}
+
+impl<'d> Allocation<'d> {
+    pub(crate) fn new(
+        device: &'d Device,
+        page: Page,
+        order: u8,
+        recorder: &'d Recorder,
+    ) -> Option<Allocation<'d>> {
+        let folio = device.alloc(page, order)?;
+        Some(Allocation {
+            device,
+            folio,
+            recorder,
+            dirty: false,
+        })
+    }
+
+    pub(crate) fn set_cookie(&mut self, cookie: u64) {
+        self.device.set_cookie(self.folio.frame, cookie);
+        self.folio.cookie = cookie;
+    }
+
+    /// Keeps the lower half, returns the upper one.
+    pub(crate) fn halve(&mut self) -> Allocation<'d> {
+        let (lower, upper) = self.device.halve(self.folio, false, self.recorder);
+        self.folio = lower;
+        Allocation {
+            device: self.device,
+            folio: upper,
+            recorder: self.recorder,
+            dirty: self.dirty,
+        }
+    }
+
+    /// Residency words name the frames now.
+    pub(crate) fn into_resident(self) -> DeviceFolio {
+        let this = std::mem::ManuallyDrop::new(self);
+        this.device
+            .eviction()
+            .allocated(this.folio.frame, this.folio.order);
+        this.folio
+    }
+}
+
+impl Drop for Allocation<'_> {
+    fn drop(&mut self) {
+        self.recorder.add(Counter::FoliosRolledBack, 1);
+        self.device
+            .release(self.folio, self.dirty, false, self.recorder);
+    }
+}

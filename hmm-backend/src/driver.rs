@@ -1,0 +1,76 @@
+//! The contract: what a device driver implements and what it may rely on.
+//!
+//! The same three promises as Linux's HMM, one level down: the driver controls the migration of its
+//! pages back to system memory ([`Driver::migrate_to_ram`]), owns a 64-bit word per device page
+//! (the *cookie*), and is told when a device page is no longer in use ([`Driver::page_free`]).
+
+use crate::error::{FaultError, MigrateError};
+use crate::migrate::{Finalized, ToDevice, ToSystem};
+use crate::page::Page;
+
+/// Number of an attached device.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DeviceId(pub u8);
+
+/// A page-sized slot of one device's memory, from 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Frame(pub u32);
+
+/// A folio in device memory, as the driver sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceFolio {
+    /// The device.
+    pub device: DeviceId,
+    /// Its first frame, aligned to the folio's size.
+    pub frame: Frame,
+    /// It has `1 << order` frames.
+    pub order: u8,
+    /// The guest page whose contents the first frame holds. For information: the cookie must not
+    /// depend on it, because a folio can outlive its address.
+    pub page: Page,
+    /// The driver's word.
+    pub cookie: u64,
+}
+
+impl DeviceFolio {
+    /// Number of pages.
+    pub fn pages(&self) -> u32 {
+        1 << self.order
+    }
+}
+
+/// What a device model implements. Called from service threads, from device threads and from whoever
+/// asks for a migration, concurrently for different pages; never twice at a time for one page.
+///
+/// While a call runs, the pages it is about are locked: whoever else wants them sleeps. So a driver
+/// must not touch guest memory or fault through its own mirror from inside a call.
+pub trait Driver: Send + Sync {
+    /// Pages move into this device's memory. The frames are allocated and the source pages locked;
+    /// the driver may set cookies ([`ToDevice::set_cookies`]) and decline folios ([`ToDevice::retain`])
+    /// before [`ToDevice::copy`], and update its hardware between the phases. An error rolls everything back.
+    fn migrate_to_device(&self, migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
+        migration.run()
+    }
+
+    /// Pages move back into system memory, because a CPU touched one of them
+    /// ([`ToSystem::fault`]), because device memory is short, or because the device goes away.
+    ///
+    /// `Ok` does not promise that every page moved: the access is re-executed and faults again if
+    /// its page did not. An error rolls everything back and decides what becomes of the fault, see
+    /// [`FaultError`].
+    fn migrate_to_ram(&self, migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
+        migration.run()
+    }
+
+    /// A folio of this device is no longer in use: the guest freed it or it has moved away. Comes
+    /// exactly once for each folio that [`Driver::migrate_to_device`] was shown, also if that
+    /// migration failed. The cookie is still readable; when the call returns, the frames may be handed
+    /// out again. Must not block and cannot fail.
+    fn page_free(&self, folio: DeviceFolio);
+
+    /// A folio is cut in two halves of order `folio.order - 1`. Returns the cookie of the upper half;
+    /// the lower half keeps `folio.cookie`. A driver whose cookie counts references takes one here.
+    fn folio_split(&self, folio: DeviceFolio) -> u64 {
+        folio.cookie
+    }
+}

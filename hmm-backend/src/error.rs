@@ -1,0 +1,170 @@
+//! Errors: what was attempted, on what, why it failed and what to do.
+
+use std::io;
+
+use crate::driver::DeviceId;
+use crate::page::{Page, PageRange};
+
+/// Why a call of the backend failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel was built without userfaultfd.
+    #[error(
+        "userfaultfd: this kernel has none; use a kernel with CONFIG_USERFAULTFD (Linux 5.7 or later)"
+    )]
+    NoUserfaultfd,
+    /// No permission for userfaultfd.
+    #[error(
+        "userfaultfd: {source}; run as root, or set vm.unprivileged_userfaultfd=1, or give access to /dev/userfaultfd"
+    )]
+    UserfaultfdDenied {
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel lacks a feature every engine needs.
+    #[error(
+        "userfaultfd: this kernel lacks features {features:#x} ({source}); Linux 5.7 or later is needed"
+    )]
+    UserfaultfdFeatures {
+        /// What was asked for.
+        features: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Memory could not be registered for faults.
+    #[error("userfaultfd: cannot register {len} bytes of memory: {source}")]
+    Register {
+        /// Size.
+        len: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The engine needs a kernel feature that is not there.
+    #[error(
+        "engine {engine}: this kernel has no {feature} ({since}); use a newer kernel or another engine"
+    )]
+    EngineUnsupported {
+        /// Engine asked for.
+        engine: &'static str,
+        /// What is missing.
+        feature: &'static str,
+        /// Since when kernels have it.
+        since: &'static str,
+    },
+    /// A mapping could not be made.
+    #[error(
+        "cannot map {len} bytes for {what}: {source}; ask for less, or raise the memory limits"
+    )]
+    Map {
+        /// Size.
+        len: u64,
+        /// Purpose.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A size that is zero, too large or not a multiple of its unit.
+    #[error("{what} of {bytes} bytes: must be a multiple of {unit} bytes from {unit} to {max}")]
+    BadSize {
+        /// What has the size.
+        what: &'static str,
+        /// The size.
+        bytes: u64,
+        /// Its unit.
+        unit: u64,
+        /// The largest allowed.
+        max: u64,
+    },
+    /// More devices than the residency word can name.
+    #[error("too many devices: a backend can attach {0} in its life")]
+    TooManyDevices(usize),
+    /// The device was never attached or is detached.
+    #[error("device {0:?} is not attached")]
+    NoDevice(DeviceId),
+    /// The range reaches outside managed memory.
+    #[error("{range:?} are not all in managed memory, which has {pages:#x} pages")]
+    OutOfRange {
+        /// The range.
+        range: PageRange,
+        /// Pages there are.
+        pages: u32,
+    },
+    /// The contents of a page cannot be supplied.
+    #[error("{page:?}: {cause}")]
+    Fatal {
+        /// The page.
+        page: Page,
+        /// Why.
+        cause: String,
+    },
+    /// A page has as many pins as can be counted.
+    #[error("{0:?} is pinned too often")]
+    TooManyPins(Page),
+    /// Pages did not leave a device that is being detached.
+    #[error("device {device:?}: {left} pages could not be brought back: {cause}")]
+    Detach {
+        /// The device.
+        device: DeviceId,
+        /// Pages still in its memory.
+        left: u32,
+        /// The last reason.
+        cause: String,
+    },
+    /// A thread could not be started.
+    #[error("cannot start service thread: {source}")]
+    Thread {
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The fault service needs at least one thread; each can be pinned to a CPU that exists.
+    #[error("fault service: {0}")]
+    Service(String),
+    /// There must be at least one userfaultfd.
+    #[error("guest memory cannot be spread over {0} userfaultfds; use 1 to 64")]
+    BadShards(usize),
+}
+
+/// What became of a fault that a driver could not resolve
+/// ([`crate::Driver::migrate_to_ram`]).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FaultError {
+    /// Not now; the fault is tried again after a while.
+    #[error("busy")]
+    Retry,
+    /// No system memory; tried again after a while, fatal in the end.
+    #[error("out of system memory")]
+    OutOfMemory,
+    /// The contents cannot be supplied.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Why nothing could be migrated to a device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MigrateError {
+    /// The device reported an error at one of its way-points.
+    #[error("device error: {0}")]
+    Device(String),
+}
+
+/// Why a device cannot access a page.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MirrorError {
+    /// The page is not in managed memory.
+    #[error("{0:?} is not in managed memory")]
+    OutOfRange(Page),
+    /// The page is read-only for devices.
+    #[error("{0:?} is read-only for devices")]
+    Permission(Page),
+    /// The contents of the page cannot be supplied.
+    #[error("{page:?}: {cause}")]
+    Fatal {
+        /// The page.
+        page: Page,
+        /// Why.
+        cause: String,
+    },
+    /// The device has been detached.
+    #[error("the device is detached")]
+    Detached,
+}

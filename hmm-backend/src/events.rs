@@ -1,0 +1,138 @@
+//! The event ring: what happened, in order, in bounded memory. When a ring is full, new events are dropped
+//! and counted by kind, never silently.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::driver::DeviceId;
+use crate::page::Page;
+use crate::stats::Cause;
+
+/// What happened.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum EventKind {
+    /// A CPU fault was served; `latency` from its message to the wake-up.
+    CpuFault,
+    /// A device fault was served; `latency` from the access to the translation.
+    DeviceFault,
+    /// Pages arrived in device memory.
+    ToDevice,
+    /// Pages arrived in system memory.
+    ToSystem,
+    /// A device got a translation of a system page in place.
+    MappedInPlace,
+    /// The guest freed pages.
+    Freed,
+    /// A driver was told that a folio is no longer in use.
+    PageFree,
+    /// A fault was put off.
+    Deferred,
+    /// A page could not be supplied.
+    Fatal,
+}
+
+/// Number of kinds.
+const KINDS: usize = EventKind::Fatal as usize + 1;
+
+/// Something that happened to `pages` pages from `page`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// When, since the backend was made.
+    pub time: Duration,
+    /// What.
+    pub kind: EventKind,
+    /// First page.
+    pub page: Page,
+    /// Number of pages.
+    pub pages: u32,
+    /// The device concerned.
+    pub device: Option<DeviceId>,
+    /// For migrations.
+    pub cause: Option<Cause>,
+    /// For faults.
+    pub latency: Duration,
+}
+
+/// Events taken out of the rings.
+#[derive(Clone, Debug, Default)]
+pub struct Events {
+    /// In order of time.
+    pub events: Vec<Event>,
+    dropped: [u64; KINDS],
+}
+
+impl Events {
+    /// How many events of this kind did not fit since the rings were last emptied.
+    pub fn dropped(&self, kind: EventKind) -> u64 {
+        self.dropped[kind as usize]
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Ring {
+    events: VecDeque<Event>,
+    capacity: usize,
+    dropped: [u64; KINDS],
+}
+
+impl Ring {
+    pub(crate) fn new(capacity: usize) -> Ring {
+        Ring {
+            events: VecDeque::new(),
+            capacity,
+            dropped: [0; KINDS],
+        }
+    }
+
+    pub(crate) fn push(&mut self, event: Event) {
+        if self.events.len() < self.capacity {
+            self.events.push_back(event);
+        } else {
+            self.dropped[event.kind as usize] += 1;
+        }
+    }
+
+    pub(crate) fn drain_into(&mut self, all: &mut Events) {
+        all.events.extend(self.events.drain(..));
+        for (sum, n) in all.dropped.iter_mut().zip(&mut self.dropped) {
+            *sum += std::mem::take(n);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_ring_counts_what_it_drops() {
+        let mut ring = Ring::new(2);
+        let event = |kind| Event {
+            time: Duration::ZERO,
+            kind,
+            page: Page(0),
+            pages: 1,
+            device: None,
+            cause: None,
+            latency: Duration::ZERO,
+        };
+        for kind in [
+            EventKind::Freed,
+            EventKind::CpuFault,
+            EventKind::CpuFault,
+            EventKind::Fatal,
+        ] {
+            ring.push(event(kind));
+        }
+        let mut all = Events::default();
+        ring.drain_into(&mut all);
+        assert_eq!(all.events.len(), 2);
+        assert_eq!(all.dropped(EventKind::CpuFault), 1);
+        assert_eq!(all.dropped(EventKind::Fatal), 1);
+        assert_eq!(all.dropped(EventKind::Freed), 0);
+        ring.push(event(EventKind::Freed));
+        let mut next = Events::default();
+        ring.drain_into(&mut next);
+        assert_eq!((next.events.len(), next.dropped(EventKind::Fatal)), (1, 0));
+    }
+}

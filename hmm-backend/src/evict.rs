@@ -1,0 +1,118 @@
+//! Making room in device memory, and emptying it when a device goes away. Both start from frames, not from
+//! guest addresses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::device::Device;
+use crate::driver::{DeviceId, Frame};
+use crate::error::Error;
+use crate::fault::{Attempts, Unresolved};
+use crate::migrate::{Reason, ToSystem};
+use crate::stats::{Cause, Counter};
+
+/// Frames evicted at a time, at least: neighbours move together, and the next faults find room.
+const BATCH: u32 = 64;
+
+impl Backend {
+    /// Evicts until `want` frames of the device are free or nothing more can be evicted. Returns the number of
+    /// free frames; others may take them.
+    pub(crate) fn make_room(&self, device: &Arc<Device>, want: u32) -> u32 {
+        let mut tried = 0;
+        loop {
+            let free = device.free_frames();
+            if free >= want {
+                return free;
+            }
+            // Every folio has been proposed: what is left is held or busy.
+            if tried >= device.capacity() {
+                self.recorder.add(Counter::DeviceMemoryFull, 1);
+                return free;
+            }
+            let batch = (want - free).max(BATCH.min(device.capacity() / 8));
+            let victims = device.eviction().victims(batch);
+            if victims.is_empty() {
+                self.recorder.add(Counter::DeviceMemoryFull, 1);
+                return free;
+            }
+            tried += victims.len() as u32;
+            // Errors are the driver's way to keep its pages: the loop is bounded by `tried`.
+            let _ = self.evict(device, &victims, Cause::Eviction);
+        }
+    }
+
+    /// Migrates the folios that start at these frames to system memory. Those that cannot go now count as used,
+    /// so that others are proposed next.
+    fn evict(
+        &self,
+        device: &Arc<Device>,
+        frames: &[Frame],
+        cause: Cause,
+    ) -> Result<u32, Unresolved> {
+        let mut sources = Vec::new();
+        for frame in frames {
+            let locked = device
+                .page_of(*frame)
+                .and_then(|page| self.lock_device_folio(page));
+            // Between the proposal and the lock, the page may have moved and the frame found another use.
+            let same = locked.filter(|(d, s)| d.id == device.id && s.folio.frame == *frame);
+            let held = device.held(*frame, self.clock.now()).is_some();
+            match same {
+                Some((_, source)) if !held => sources.push(source),
+                _ => device.eviction().touched(*frame),
+            }
+        }
+        if sources.is_empty() {
+            return Ok(0);
+        }
+        // In page order, neighbours form runs.
+        sources.sort_by_key(|s| s.lock.head());
+        let victims: Vec<Frame> = sources.iter().map(|s| s.folio.frame).collect();
+        let migration = ToSystem::new(self, device, sources, Reason::of(cause), None);
+        let result = device.driver.migrate_to_ram(migration);
+        if result.is_err() {
+            victims
+                .into_iter()
+                .for_each(|frame| device.eviction().touched(frame));
+        }
+        result.map(|done| done.pages).map_err(Unresolved::from)
+    }
+
+    /// Removes a device: no page can come there any more, every page that is there comes back, and only
+    /// then does the call return. On an error the remaining pages are still in the device's memory
+    /// and CPUs can still fault them back, but nothing new goes there.
+    pub fn detach(&self, id: DeviceId) -> Result<(), Error> {
+        let device = self.device(id)?;
+        device.start_detaching();
+        // Between two looks at the pool, whoever holds pages lets go of them.
+        const PATIENCE: Duration = Duration::from_millis(10);
+        let mut attempts = Attempts::default();
+        loop {
+            let victims = device.eviction().victims(BATCH);
+            if victims.is_empty() {
+                // Frames that were just allocated are on their way into the residency or back.
+                if device.wait_for_frames(PATIENCE) == 0 {
+                    return Ok(());
+                }
+                continue;
+            }
+            let moved = self.evict(device, &victims, Cause::Detach);
+            let unresolved = match moved {
+                Ok(0) => Unresolved::Retry,
+                Ok(_) => continue,
+                Err(unresolved) => unresolved,
+            };
+            match attempts.next(&unresolved) {
+                Ok(wait) => std::thread::sleep(wait),
+                Err(cause) => {
+                    return Err(Error::Detach {
+                        device: id,
+                        left: device.used_frames(),
+                        cause,
+                    });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Serving CPU faults: what becomes of pages of one block that CPUs have touched. Called by the service
+//! threads, and directly by the VMM when it wants pages for itself.
+
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::driver::DeviceId;
+use crate::engine::EngineError;
+use crate::error::FaultError;
+use crate::events::{Event, EventKind};
+use crate::migrate::{Reason, ToSystem, collect_to_system};
+use crate::page::{Block, Page, PageRange, PageSet};
+use crate::policy::{Access, Advice, BlockFault, BlockView, Place};
+use crate::residency::TryLock;
+use crate::stats::{Cause, Counter};
+use crate::time::Tick;
+use crate::word::{Residency, Word};
+
+/// Why a fault is not resolved yet; nobody else will wake the CPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unresolved {
+    /// The page is held or the policy throttles: serve it after this time.
+    Wait(Duration),
+    /// The page could not be moved now.
+    Retry,
+    /// The host had no memory.
+    OutOfMemory,
+    /// Never.
+    Fatal(String),
+}
+
+impl From<FaultError> for Unresolved {
+    fn from(error: FaultError) -> Self {
+        match error {
+            FaultError::Retry => Unresolved::Retry,
+            FaultError::OutOfMemory => Unresolved::OutOfMemory,
+            FaultError::Fatal(cause) => Unresolved::Fatal(cause),
+        }
+    }
+}
+
+/// What came of serving faults. Pages not mentioned are resolved, or somebody who works on them
+/// wakes the CPU.
+#[derive(Debug, Default)]
+pub(crate) struct Served {
+    pub(crate) unresolved: Vec<(Page, Unresolved)>,
+    /// What the policy would like to see prefetched, still to be done.
+    pub(crate) prefetch: PageSet,
+}
+
+impl Backend {
+    /// Serves faults on `pages` of one block. With `patient`, the policy may throttle and holds are
+    /// respected; a fault that has waited its time is not.
+    pub(crate) fn serve_cpu_faults(
+        &self,
+        block: Block,
+        pages: &PageSet,
+        access: Access,
+        patient: bool,
+    ) -> Served {
+        let mut served = Served::default();
+        let needed = self.sort_out(block, pages, &mut served);
+        if needed.is_empty() {
+            return served;
+        }
+        let words = self.block_words(block);
+        let fault = BlockFault {
+            block,
+            pages: needed,
+            access,
+            to: Place::System,
+            now: self.clock.now(),
+        };
+        let view = BlockView {
+            words: &words,
+            free_frames: u32::MAX,
+            capacity: u32::MAX,
+        };
+        let advice = self.advise(&fault, &view);
+        let needed = if patient {
+            self.put_off(&fault, &advice, &words, &mut served)
+        } else {
+            needed
+        };
+        let is_device = |i: &usize| matches!(words[*i].residency(), Residency::Device { .. });
+        let on_device: PageSet = needed.iter().filter(is_device).collect();
+        let untouched = needed.difference(&on_device);
+        let reason = Reason {
+            cause: Cause::Demand,
+            faulting: needed,
+            hold: advice.hold,
+        };
+        if !untouched.is_empty() {
+            let filled = self.populate(
+                block,
+                &untouched,
+                access,
+                advice.hold,
+                &mut served.unresolved,
+            );
+            self.recorder.add(Counter::FirstTouchFaults, filled);
+        }
+        if !on_device.is_empty() {
+            let demand = with_whole_folios(&on_device, &advice.prefetch, &words, block);
+            self.bring_back(block, &demand, reason, &mut served.unresolved);
+        }
+        self.check_resolved(block, &needed, &mut served);
+        served.prefetch = advice.prefetch;
+        served
+    }
+
+    /// Answers the faults that need no work and returns the others.
+    fn sort_out(&self, block: Block, pages: &PageSet, served: &mut Served) -> PageSet {
+        let mut needed = PageSet::EMPTY;
+        for index in pages.iter() {
+            let page = block.page(index);
+            if self.table.announce_waiter(page) {
+                // A loser: the winner wakes its CPU when it lets go.
+                self.recorder.add(Counter::FaultsLost, 1);
+                continue;
+            }
+            match self.table.word(page).residency() {
+                Residency::System => {
+                    // The page arrived between the access and now.
+                    self.recorder.add(Counter::FaultsStale, 1);
+                    self.guest.wake_range(PageRange::single(page));
+                }
+                Residency::Poisoned => {
+                    let cause = "its contents were lost".to_string();
+                    served.unresolved.push((page, Unresolved::Fatal(cause)));
+                }
+                Residency::Untouched | Residency::Device { .. } => needed.insert(index),
+            }
+        }
+        needed
+    }
+
+    /// Puts off what is throttled or held; returns the rest.
+    fn put_off(
+        &self,
+        fault: &BlockFault,
+        advice: &Advice,
+        words: &[Word],
+        served: &mut Served,
+    ) -> PageSet {
+        let mut rest = fault.pages;
+        for index in fault.pages.iter() {
+            let page = fault.block.page(index);
+            let held = match words[index].residency() {
+                Residency::Device {
+                    device,
+                    frame,
+                    order,
+                } => {
+                    let head = page.folio_head(order);
+                    let first = crate::Frame(frame.0 - (page.0 - head.0));
+                    self.device_of(device).held(first, fault.now)
+                }
+                _ => None,
+            };
+            let wait = held.unwrap_or_default().max(advice.throttle);
+            if !wait.is_zero() {
+                rest.remove(index);
+                served.unresolved.push((page, Unresolved::Wait(wait)));
+            }
+        }
+        rest
+    }
+
+    /// Fills untouched pages with zeros. Returns how many.
+    fn populate(
+        &self,
+        block: Block,
+        pages: &PageSet,
+        access: Access,
+        hold: Duration,
+        unresolved: &mut Vec<(Page, Unresolved)>,
+    ) -> u64 {
+        let mut locks = Vec::new();
+        let mut taken = PageSet::EMPTY;
+        for index in pages.iter() {
+            if let TryLock::Locked(lock) = self.table.try_lock(block.page(index))
+                && lock.word().residency() == Residency::Untouched
+            {
+                taken.insert(index);
+                locks.push(lock);
+            }
+        }
+        let mut failed = PageSet::EMPTY;
+        for run in taken.runs() {
+            let first = block.page(run.start);
+            let range = PageRange::with_len(first, run.len() as u32);
+            self.guest
+                .fill_zero(range, access == Access::Write, |at, error| {
+                    let page = first.plus(at);
+                    failed.insert(page.index_in_block());
+                    let answer = match error {
+                        EngineError::Busy => Unresolved::Retry,
+                        EngineError::NoMemory => Unresolved::OutOfMemory,
+                        e => Unresolved::Fatal(format!("it cannot be filled with zeros: {e}")),
+                    };
+                    unresolved.push((page, answer));
+                });
+        }
+        let until = Tick::end_of_hold(self.clock.now(), hold);
+        for lock in locks {
+            if !failed.contains(lock.head().index_in_block()) {
+                lock.publish_pages(|word| word.to_system(until));
+            }
+        }
+        taken.difference(&failed).count() as u64
+    }
+
+    /// Migrates device pages of one block back through their drivers.
+    pub(crate) fn bring_back(
+        &self,
+        block: Block,
+        pages: &PageSet,
+        reason: Reason,
+        unresolved: &mut Vec<(Page, Unresolved)>,
+    ) {
+        for (device, sources) in collect_to_system(self, block, pages, false) {
+            let faulting: Vec<Page> = sources
+                .iter()
+                .flat_map(|s| s.lock.range().pages())
+                .filter(|p| reason.faulting.contains(p.index_in_block()))
+                .collect();
+            let fault = faulting.first().copied();
+            let migration = ToSystem::new(self, device, sources, reason, fault);
+            if let Err(error) = device.driver.migrate_to_ram(migration) {
+                let answer = Unresolved::from(error);
+                unresolved.extend(faulting.into_iter().map(|p| (p, answer.clone())));
+            }
+        }
+    }
+
+    /// Looks at the faulting pages again: "resolved" is what the residency says, not what a driver says.
+    fn check_resolved(&self, block: Block, needed: &PageSet, served: &mut Served) {
+        for index in needed.iter() {
+            let page = block.page(index);
+            let known = served.unresolved.iter().any(|(p, _)| *p == page);
+            if known || self.table.announce_waiter(page) {
+                continue;
+            }
+            if self.table.word(page).residency() != Residency::System {
+                served.unresolved.push((page, Unresolved::Retry));
+            }
+        }
+    }
+
+    /// Brings pages to system memory because the policy expects them to be touched. Best effort.
+    pub(crate) fn prefetch_to_system(&self, block: Block, pages: &PageSet, access: Access) {
+        let is = |want: Residency, page| self.table.word(page).residency() == want;
+        let untouched: PageSet = pages
+            .iter()
+            .filter(|i| is(Residency::Untouched, block.page(*i)))
+            .collect();
+        // Nobody waits for these: failures are nobody's business.
+        let mut ignored = Vec::new();
+        if !untouched.is_empty() {
+            self.populate(block, &untouched, access, Duration::ZERO, &mut ignored);
+        }
+        for (device, sources) in collect_to_system(self, block, &pages.difference(&untouched), true)
+        {
+            let reason = Reason::of(Cause::Prefetch);
+            let _ = device
+                .driver
+                .migrate_to_ram(ToSystem::new(self, device, sources, reason, None));
+        }
+    }
+
+    /// Makes one page present in system memory on behalf of the calling thread, which sleeps as long as
+    /// that takes. Used where no userfaultfd message stands for the access: pins, and devices that want a
+    /// foreign device's page.
+    pub(crate) fn fault_in(&self, page: Page, access: Access) -> Result<(), String> {
+        let mut attempts = Attempts::default();
+        let mut patient = true;
+        loop {
+            if self.table.locked(page) {
+                self.table.wait(page);
+                continue;
+            }
+            match self.table.word(page).residency() {
+                Residency::System => return Ok(()),
+                Residency::Poisoned => return Err("its contents were lost".into()),
+                _ => {}
+            }
+            let pages = PageSet::from_iter([page.index_in_block()]);
+            let served = self.serve_cpu_faults(page.block(), &pages, access, patient);
+            for (_, unresolved) in served.unresolved {
+                match attempts.next(&unresolved) {
+                    Ok(wait) => std::thread::sleep(wait),
+                    Err(cause) => return Err(cause),
+                }
+                patient = !matches!(unresolved, Unresolved::Wait(_));
+            }
+        }
+    }
+
+    pub(crate) fn fault_event(
+        &self,
+        kind: EventKind,
+        page: Page,
+        device: Option<DeviceId>,
+        latency: Duration,
+    ) {
+        self.recorder.event(|| Event {
+            time: self.clock.now(),
+            kind,
+            page,
+            pages: 1,
+            device,
+            cause: None,
+            latency,
+        });
+    }
+}
+
+/// How often and for how long a fault is tried again before it is fatal.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Attempts(u32);
+
+/// Doubling from 20 µs to 20 ms, these take about a second.
+const MAX_ATTEMPTS: u32 = 60;
+
+impl Attempts {
+    /// When to try again, or why not.
+    pub(crate) fn next(&mut self, unresolved: &Unresolved) -> Result<Duration, String> {
+        let gave_up = match unresolved {
+            // Waiting its time is no failure.
+            Unresolved::Wait(time) => return Ok(*time),
+            Unresolved::Fatal(cause) => return Err(cause.clone()),
+            Unresolved::Retry => "it stays busy",
+            Unresolved::OutOfMemory => "the host has no memory for it",
+        };
+        self.0 += 1;
+        if self.0 > MAX_ATTEMPTS {
+            return Err(format!("{gave_up} (tried {MAX_ATTEMPTS} times)"));
+        }
+        Ok(Duration::from_micros(20 << self.0.min(10)))
+    }
+}
+
+/// The faulting pages, and with each the rest of its folio if the policy wants all of that anyway: a
+/// folio that moves as one needs no split and one call.
+fn with_whole_folios(
+    faulting: &PageSet,
+    prefetch: &PageSet,
+    words: &[Word],
+    block: Block,
+) -> PageSet {
+    let wanted = faulting.union(prefetch);
+    let mut demand = *faulting;
+    for index in faulting.iter() {
+        let order = words[index].order();
+        let head = block.page(index).folio_head(order).index_in_block();
+        let folio = head..head + (1 << order);
+        if wanted.count_in(folio.clone()) == folio.len() {
+            demand.insert_range(folio);
+        }
+    }
+    demand
+}

@@ -1,0 +1,112 @@
+//! Frees: the guest needs the contents of pages no longer.
+
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::events::{Event, EventKind};
+use crate::migrate::Source;
+use crate::page::{PageRange, PageSet};
+use crate::residency::FolioLock;
+use crate::stats::Counter;
+use crate::word::{Residency, Word};
+
+impl Backend {
+    /// The guest has freed these pages: their contents are dead wherever they are, reads give zeros from
+    /// now on. Device pages are never copied back: their frames return to the pool and the driver gets
+    /// `page_free`; system memory goes back to the host. Pinned pages are skipped. Sleeps while a page
+    /// is in motion. Returns the number of pages that had contents.
+    pub fn guest_freed(&self, range: PageRange) -> Result<u64, Error> {
+        self.check_range(range)?;
+        let freed: u64 = range
+            .split_by_block()
+            .map(|part| self.free_in_block(part))
+            .sum();
+        self.recorder.add(Counter::PagesFreed, freed);
+        self.recorder.event(|| Event {
+            time: self.clock.now(),
+            kind: EventKind::Freed,
+            page: range.start,
+            pages: range.len(),
+            device: None,
+            cause: None,
+            latency: Duration::ZERO,
+        });
+        Ok(freed)
+    }
+
+    fn free_in_block(&self, part: PageRange) -> u64 {
+        let mut freed = 0;
+        let mut system = Vec::new();
+        let mut page = part.start;
+        while page < part.end {
+            // Never asleep with locks held: two frees that wait for each other's pages would deadlock.
+            if self.table.locked(page) {
+                freed += self.free_system(std::mem::take(&mut system));
+            }
+            let lock = match self.table.try_lock(page) {
+                crate::residency::TryLock::Locked(lock) => lock,
+                crate::residency::TryLock::Busy if system.is_empty() => self.lock_waiting(page),
+                crate::residency::TryLock::Busy => continue,
+            };
+            let next = lock.range().end.min(part.end);
+            match lock.word().residency() {
+                Residency::System if lock.word().pins() > 0 => {
+                    self.recorder.add(Counter::PagesSkippedPinned, 1);
+                }
+                Residency::System => system.push(lock),
+                Residency::Device { .. } => freed += self.free_on_device(lock, part),
+                Residency::Poisoned => {
+                    lock.publish_pages(|word| word.to_untouched());
+                    freed += 1;
+                }
+                Residency::Untouched => {}
+            }
+            page = next;
+        }
+        freed + self.free_system(system)
+    }
+
+    /// Gives the host its memory back, neighbours in one call.
+    fn free_system(&self, mut locks: Vec<FolioLock<'_>>) -> u64 {
+        self.invalidate_mirrors(locks.iter_mut());
+        let pages: PageSet = locks.iter().map(|l| l.head().index_in_block()).collect();
+        if let Some(first) = locks.first() {
+            let block = first.head().block();
+            for run in pages.runs() {
+                self.guest.discard(PageRange::new(
+                    block.page(run.start),
+                    block.page(run.end - 1).plus(1),
+                ));
+            }
+        }
+        for lock in locks {
+            lock.publish_pages(|word| word.to_untouched());
+        }
+        pages.count() as u64
+    }
+
+    /// Frees the part of a device folio that is inside `part`.
+    fn free_on_device(&self, lock: FolioLock<'_>, part: PageRange) -> u64 {
+        let Residency::Device { device, frame, order } = lock.word().residency() else {
+            return 0;
+        };
+        let device = self.device_of(device);
+        let folio = device.folio(lock.head(), frame, order);
+        let mut dead = Vec::new();
+        Source { lock, folio }.carve(self, device, &|p| part.contains(p), &mut dead);
+        let freed = dead.iter().map(|s| u64::from(s.folio.pages())).sum();
+        for source in dead {
+            self.drop_device_folio(source, Word::to_untouched);
+        }
+        freed
+    }
+
+    /// The contents of a device folio are dead: its pages get new words, its frames return to the pool.
+    pub(crate) fn drop_device_folio(&self, mut source: Source<'_>, word: impl Fn(Word) -> Word) {
+        self.invalidate_mirrors(std::iter::once(&mut source.lock));
+        let Source { lock, folio } = source;
+        lock.publish_pages(word);
+        self.device_of(folio.device).release(folio, true, true, &self.recorder);
+    }
+}

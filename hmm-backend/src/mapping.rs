@@ -1,0 +1,138 @@
+//! Anonymous private mappings: guest memory and device memory.
+
+use std::io;
+use std::ptr::NonNull;
+
+use crate::error::Error;
+
+/// A private anonymous mapping, named in `/proc/self/maps`, unmapped on drop. Its memory is only ever
+/// accessed through raw pointers: guests and devices change it behind our back.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    len: u64,
+}
+
+// SAFETY: the mapping is plain memory with no ties to a thread; this type hands out addresses only,
+// and whoever dereferences one argues for that access.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; the fields never change.
+unsafe impl Sync for Mapping {}
+
+/// Large folios move as one only between addresses aligned to their size.
+const ALIGN: u64 = 2 << 20;
+
+impl Mapping {
+    pub(crate) fn new(len: u64, what: &'static str) -> Result<Mapping, Error> {
+        let failed = |source| Error::Map { len, what, source };
+        // Room to align; the rest is given back below.
+        let reserve = len
+            .checked_add(ALIGN)
+            .and_then(|n| usize::try_from(n).ok())
+            .ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENOMEM)))?;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice disturbs nothing.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                reserve,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        let base = start as u64;
+        let aligned = base.next_multiple_of(ALIGN);
+        // SAFETY: both pieces lie inside the mapping just made, outside the part that is kept.
+        unsafe {
+            libc::munmap(start, (aligned - base) as usize);
+            libc::munmap(
+                (aligned + len) as *mut _,
+                (base + reserve as u64 - aligned - len) as usize,
+            );
+        }
+        let mapping = Mapping {
+            start: NonNull::new(aligned as *mut u8).expect("mmap does not return null"),
+            len,
+        };
+        mapping.name(what);
+        Ok(mapping)
+    }
+
+    /// Names the mapping in `/proc/self/maps`; kernels without that feature leave it unnamed.
+    fn name(&self, what: &'static str) {
+        let name = std::ffi::CString::new(what).unwrap_or_default();
+        // SAFETY: the range is ours and the name outlives the call; only a label changes.
+        unsafe {
+            libc::prctl(
+                libc::PR_SET_VMA,
+                libc::PR_SET_VMA_ANON_NAME,
+                self.start.as_ptr(),
+                self.len,
+                name.as_ptr(),
+            );
+        }
+    }
+
+    pub(crate) fn start(&self) -> u64 {
+        self.start.as_ptr() as u64
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Host address of the byte at `offset`.
+    pub(crate) fn address(&self, offset: u64) -> u64 {
+        debug_assert!(offset < self.len);
+        self.start() + offset
+    }
+
+    /// Gives the memory of a range back to the host.
+    ///
+    /// # Safety
+    /// The contents of the range must be dead.
+    pub(crate) unsafe fn discard(&self, offset: u64, len: u64) {
+        debug_assert!(offset + len <= self.len);
+        // SAFETY: the range lies inside the mapping and the caller says its contents are dead.
+        let ret = unsafe {
+            libc::madvise(
+                self.address(offset) as *mut _,
+                len as usize,
+                libc::MADV_DONTNEED,
+            )
+        };
+        // The only documented failures are bad arguments and locked memory, neither of which the code
+        // above can produce; losing a discard would leave stale contents where zeros are promised.
+        assert_eq!(ret, 0, "MADV_DONTNEED: {}", io::Error::last_os_error());
+    }
+
+    /// Bytes of the range that are in host memory now.
+    pub(crate) fn resident_bytes(&self, offset: u64, len: u64) -> io::Result<u64> {
+        const HOST_PAGE: u64 = 4096;
+        let mut present = vec![0u8; len.div_ceil(HOST_PAGE) as usize];
+        // SAFETY: the range lies inside the mapping and the vector has a byte for each of its pages.
+        let ret = unsafe {
+            libc::mincore(
+                self.address(offset) as *mut _,
+                len as usize,
+                present.as_mut_ptr(),
+            )
+        };
+        if ret != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(present.iter().filter(|p| *p & 1 != 0).count() as u64 * HOST_PAGE)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and whoever used an address of it has borrowed or shared this value
+        // and is done.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len as usize) };
+    }
+}

@@ -1,0 +1,332 @@
+//! Migration from system memory (or from nothing) into a device's memory, one block at a time.
+
+use super::{Finalized, Reason, runs};
+use crate::backend::Backend;
+use crate::device::{Allocation, Device};
+use crate::driver::{DeviceFolio, DeviceId, Frame};
+use crate::engine::Run;
+use crate::error::MigrateError;
+use crate::events::{Event, EventKind};
+use crate::page::{Block, MAX_ORDER, Page, PageRange, PageSet};
+use crate::residency::{FolioLock, TryLock};
+use crate::stats::{Cause, Counter, Direction};
+use crate::time::Tick;
+use crate::word::Residency;
+
+/// A destination folio with the locks of the pages that go there.
+struct Target<'b> {
+    // Before the allocation: the driver hears of a free frame only when nothing is locked.
+    locks: Vec<FolioLock<'b>>,
+    allocation: Allocation<'b>,
+}
+
+impl<'b> Target<'b> {
+    fn range(&self) -> PageRange {
+        PageRange::with_len(self.allocation.folio.page, self.allocation.folio.pages())
+    }
+
+    /// Keeps the lower half, returns the upper one.
+    fn halve(&mut self) -> Target<'b> {
+        let allocation = self.allocation.halve();
+        let locks = self.locks.split_off(self.locks.len() / 2);
+        Target { locks, allocation }
+    }
+
+    /// Each page with its frame and whether it has contents.
+    fn pages(&self) -> impl Iterator<Item = (Page, Frame, bool)> + '_ {
+        let first = self.allocation.folio.frame.0;
+        self.locks.iter().enumerate().map(move |(i, lock)| {
+            let has_contents = lock.word().residency() == Residency::System;
+            (lock.head(), Frame(first + i as u32), has_contents)
+        })
+    }
+}
+
+/// The runs of pages with (or without) contents.
+fn runs_of(targets: &[Target<'_>], with_contents: bool) -> Vec<Run> {
+    let pages = targets.iter().flat_map(Target::pages);
+    runs(
+        pages
+            .filter(|p| p.2 == with_contents)
+            .map(|(page, frame, _)| (page, frame)),
+    )
+}
+
+/// Phase *collected*: source pages are locked, frames allocated; nothing has moved.
+pub struct ToDevice<'b> {
+    backend: &'b Backend,
+    device: &'b Device,
+    targets: Vec<Target<'b>>,
+    reason: Reason,
+}
+
+/// Phase *copied*: the frames hold the contents, no CPU and no device can reach the old place.
+pub struct CopiedToDevice<'b>(ToDevice<'b>);
+
+/// Phase *committed*: the residency says device; the pages are still locked.
+pub struct CommittedToDevice<'b> {
+    backend: &'b Backend,
+    device: DeviceId,
+    folios: Vec<FolioLock<'b>>,
+    reason: Reason,
+}
+
+impl<'b> ToDevice<'b> {
+    /// Locks what can be migrated of `pages` and allocates frames for it, in folios as large as alignment
+    /// and free memory permit. Skipped: pages somebody works on, pinned and held pages, pages that are
+    /// not in system memory, and what finds no frame. `None` if nothing is left.
+    pub(crate) fn collect(
+        backend: &'b Backend,
+        device: &'b Device,
+        block: Block,
+        pages: &PageSet,
+        reason: Reason,
+    ) -> Option<ToDevice<'b>> {
+        let mut locks: Vec<Option<FolioLock<'b>>> = Vec::new();
+        let mut taken = PageSet::EMPTY;
+        for index in pages.iter() {
+            let lock = backend.lock_for_device(block.page(index), reason.cause);
+            if lock.is_some() {
+                taken.insert(index);
+            }
+            locks.push(lock);
+        }
+        let mut locks = locks.into_iter().flatten();
+        let mut targets = Vec::new();
+        'out: for run in taken.runs() {
+            let mut at = run.start;
+            while at < run.end {
+                let fits = (run.end - at).ilog2() as u8;
+                let mut order = fits.min(at.trailing_zeros().min(MAX_ORDER.into()) as u8);
+                let allocation = loop {
+                    let page = block.page(at);
+                    if let Some(a) = Allocation::new(device, page, order, &backend.recorder) {
+                        break a;
+                    }
+                    // Memory is fragmented or short: smaller folios, then fewer pages.
+                    match order.checked_sub(1) {
+                        Some(smaller) => order = smaller,
+                        None => break 'out,
+                    }
+                };
+                at += 1 << order;
+                targets.push(Target {
+                    locks: locks.by_ref().take(1 << order).collect(),
+                    allocation,
+                });
+            }
+        }
+        (!targets.is_empty()).then_some(ToDevice {
+            backend,
+            device,
+            targets,
+            reason,
+        })
+    }
+
+    /// The destination.
+    pub fn device(&self) -> DeviceId {
+        self.device.id
+    }
+
+    /// Why the pages move.
+    pub fn cause(&self) -> Cause {
+        self.reason.cause
+    }
+
+    /// The folios that will be filled, in page order.
+    pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
+        self.targets.iter().map(|t| t.allocation.folio)
+    }
+
+    /// Gives each folio its cookie.
+    pub fn set_cookies(&mut self, mut cookie: impl FnMut(DeviceFolio) -> u64) {
+        for target in &mut self.targets {
+            let value = cookie(target.allocation.folio);
+            target.allocation.set_cookie(value);
+        }
+    }
+
+    /// Keeps only the folios that `keep` says yes to; the others stay where they are.
+    pub fn retain(&mut self, mut keep: impl FnMut(DeviceFolio) -> bool) {
+        self.targets.retain(|t| keep(t.allocation.folio));
+    }
+
+    /// Runs the remaining phases.
+    pub fn run(self) -> Result<Finalized, MigrateError> {
+        Ok(self.copy()?.commit().finalize())
+    }
+
+    /// Takes the contents away from CPUs and devices and into the frames. Pages that cannot be moved just
+    /// now stay behind.
+    pub fn copy(mut self) -> Result<CopiedToDevice<'b>, MigrateError> {
+        let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
+        self.backend.invalidate_mirrors(locks);
+        let mut failed = PageSet::EMPTY;
+        let memory = &self.device.memory;
+        for run in runs_of(&self.targets, true) {
+            self.backend.guest.take(run, memory, |at, _| {
+                failed.insert(run.page.plus(at).index_in_block());
+            });
+        }
+        for run in runs_of(&self.targets, false) {
+            memory.fill_zero(run.frame, run.pages, |at, _| {
+                failed.insert(run.page.plus(at).index_in_block());
+            });
+        }
+        if !failed.is_empty() {
+            self.backend
+                .recorder
+                .add(Counter::PagesSkippedBusy, failed.count() as u64);
+            self.leave_behind(&failed);
+        }
+        Ok(CopiedToDevice(self))
+    }
+
+    /// Drops the failed pages, splitting the folios they were meant for.
+    fn leave_behind(&mut self, failed: &PageSet) {
+        let mut todo: Vec<_> = std::mem::take(&mut self.targets);
+        todo.reverse();
+        while let Some(mut target) = todo.pop() {
+            let range = target.range();
+            let start = range.start.index_in_block();
+            match failed.count_in(start..start + range.len() as usize) {
+                0 => self.targets.push(target),
+                _ if range.len() == 1 => drop(target),
+                _ => {
+                    let upper = target.halve();
+                    todo.push(upper);
+                    todo.push(target);
+                }
+            }
+        }
+    }
+}
+
+impl<'b> CopiedToDevice<'b> {
+    /// The folios that hold contents now.
+    pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
+        self.0.folios()
+    }
+
+    /// Makes the frames the pages' place.
+    pub fn commit(mut self) -> CommittedToDevice<'b> {
+        for run in runs_of(&self.0.targets, true) {
+            self.0.backend.guest.take_commit(run);
+        }
+        let until = Tick::end_of_hold(self.0.backend.clock.now(), self.0.reason.hold);
+        let targets = std::mem::take(&mut self.0.targets);
+        CommittedToDevice {
+            backend: self.0.backend,
+            device: self.0.device.id,
+            folios: targets
+                .into_iter()
+                .map(|t| make_resident(t, self.0.device, until))
+                .collect(),
+            reason: self.0.reason,
+        }
+    }
+}
+
+/// Writes the words of a target's pages; the folio stays locked.
+fn make_resident<'b>(target: Target<'b>, device: &Device, until: Tick) -> FolioLock<'b> {
+    device.hold(target.allocation.folio.frame, until);
+    let folio = target.allocation.into_resident();
+    FolioLock::merge(target.locks, folio.order, |i, word| {
+        word.to_device(device.id, Frame(folio.frame.0 + i as u32), folio.order)
+    })
+}
+
+impl Drop for CopiedToDevice<'_> {
+    /// Rolls back: the contents return to where they were.
+    fn drop(&mut self) {
+        let mut stuck = PageSet::EMPTY;
+        for run in runs_of(&self.0.targets, true) {
+            self.0
+                .backend
+                .guest
+                .take_rollback(run, &self.0.device.memory, |at| {
+                    stuck.insert(run.page.plus(at).index_in_block());
+                });
+        }
+        // The host has no memory to take a page back: its contents are safe in the frame, so the frame is
+        // where it lives. Everything else is as before.
+        let targets = std::mem::take(&mut self.0.targets);
+        let mut todo = targets;
+        while let Some(mut target) = todo.pop() {
+            let range = target.range();
+            let start = range.start.index_in_block();
+            match stuck.count_in(start..start + range.len() as usize) as u32 {
+                // Dropping the target unlocks the pages and frees the frames.
+                0 => target.allocation.dirty = true,
+                n if n == range.len() => {
+                    let now = self.0.backend.clock.now();
+                    let until = Tick::end_of_hold(now, std::time::Duration::ZERO);
+                    drop(make_resident(target, self.0.device, until));
+                }
+                _ => {
+                    let upper = target.halve();
+                    todo.extend([target, upper]);
+                }
+            }
+        }
+    }
+}
+
+impl CommittedToDevice<'_> {
+    /// Lets go of the pages and wakes whoever waits for them.
+    pub fn finalize(self) -> Finalized {
+        let recorder = &self.backend.recorder;
+        let mut pages = 0;
+        for folio in &self.folios {
+            let range = folio.range();
+            pages += range.len();
+            let prefetched = range
+                .pages()
+                .filter(|p| self.reason.cause_of(*p) == Cause::Prefetch)
+                .count() as u64;
+            let rest = u64::from(range.len()) - prefetched;
+            for (cause, n) in [(Cause::Prefetch, prefetched), (self.reason.cause, rest)] {
+                if n > 0 {
+                    recorder.migrated(Direction::ToDevice, cause, n);
+                }
+            }
+            recorder.event(|| Event {
+                time: self.backend.clock.now(),
+                kind: EventKind::ToDevice,
+                page: range.start,
+                pages: range.len(),
+                device: Some(self.device),
+                cause: Some(self.reason.cause_of(range.start)),
+                latency: std::time::Duration::ZERO,
+            });
+        }
+        Finalized { pages }
+    }
+}
+
+impl Backend {
+    /// Locks a page if it can go to a device: system memory, unpinned, not held; or untouched.
+    fn lock_for_device(&self, page: Page, cause: Cause) -> Option<FolioLock<'_>> {
+        let TryLock::Locked(lock) = self.table.try_lock(page) else {
+            self.recorder.add(Counter::PagesSkippedBusy, 1);
+            return None;
+        };
+        match lock.word().residency() {
+            Residency::Untouched => Some(lock),
+            Residency::System if lock.word().pins() > 0 => {
+                self.recorder.add(Counter::PagesSkippedPinned, 1);
+                None
+            }
+            // A program's explicit wish outranks the minimum residency.
+            Residency::System
+                if cause != Cause::User && self.system_hold(lock.word()).is_some() =>
+            {
+                self.recorder.add(Counter::PagesSkippedHeld, 1);
+                None
+            }
+            Residency::System => Some(lock),
+            Residency::Device { .. } | Residency::Poisoned => None,
+        }
+    }
+}

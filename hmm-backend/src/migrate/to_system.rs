@@ -1,0 +1,300 @@
+//! Migration from a device's memory into system memory: CPU faults, eviction, detach, hints.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Finalized, Reason, runs};
+use crate::backend::Backend;
+use crate::device::Device;
+use crate::driver::{DeviceFolio, DeviceId, Frame};
+use crate::engine::EngineError;
+use crate::error::FaultError;
+use crate::events::{Event, EventKind};
+use crate::page::{Block, Page, PageSet};
+use crate::residency::{FolioLock, TryLock};
+use crate::stats::{Cause, Counter, Direction};
+use crate::time::Tick;
+use crate::word::Residency;
+
+/// A folio in device memory, locked.
+pub(crate) struct Source<'b> {
+    pub(crate) lock: FolioLock<'b>,
+    pub(crate) folio: DeviceFolio,
+}
+
+impl Source<'_> {
+    fn pages(&self) -> impl Iterator<Item = (Page, Frame)> + use<'_> {
+        let first = self.folio.frame.0;
+        let frames = (first..).map(Frame);
+        self.lock.range().pages().zip(frames)
+    }
+}
+
+impl<'b> Source<'b> {
+    /// Cuts the folio until each piece is wholly inside or wholly outside of `wanted`; the outside is let go.
+    pub(crate) fn carve(
+        mut self,
+        backend: &'b Backend,
+        device: &Device,
+        wanted: &impl Fn(Page) -> bool,
+        out: &mut Vec<Source<'b>>,
+    ) {
+        let count = self.lock.range().pages().filter(|p| wanted(*p)).count() as u32;
+        if count == self.folio.pages() {
+            out.push(self);
+        } else if count > 0 {
+            let upper = self.halve(backend, device);
+            self.carve(backend, device, wanted, out);
+            upper.carve(backend, device, wanted, out);
+        }
+    }
+
+    /// Keeps the lower half, returns the upper one.
+    fn halve(&mut self, backend: &Backend, device: &Device) -> Source<'b> {
+        let (lower, upper) = device.halve(self.folio, true, &backend.recorder);
+        self.folio = lower;
+        Source {
+            lock: self.lock.halve(),
+            folio: upper,
+        }
+    }
+}
+
+/// Phase *collected*: device folios are locked; nothing has moved.
+pub struct ToSystem<'b> {
+    backend: &'b Backend,
+    device: &'b Device,
+    sources: Vec<Source<'b>>,
+    reason: Reason,
+    fault: Option<Page>,
+}
+
+/// Phase *copied*: the device cannot reach the pages any more, their contents are stable.
+pub struct CopiedToSystem<'b>(ToSystem<'b>);
+
+/// Phase *committed*: CPUs find the pages in system memory; they are still locked.
+pub struct CommittedToSystem<'b>(ToSystem<'b>);
+
+/// Locks the folios of `pages` (of one block) that are in device memory, cut so that nothing else moves
+/// with them, grouped by device. Skips folios that somebody works on, and held ones if `respect_holds`.
+pub(crate) fn collect_to_system<'b>(
+    backend: &'b Backend,
+    block: Block,
+    pages: &PageSet,
+    respect_holds: bool,
+) -> Vec<(&'b Arc<Device>, Vec<Source<'b>>)> {
+    let mut groups: Vec<(&'b Arc<Device>, Vec<Source<'b>>)> = Vec::new();
+    let mut left = *pages;
+    while let Some(index) = left.first() {
+        left.remove(index);
+        let Some((device, source)) = backend.lock_device_folio(block.page(index)) else {
+            continue;
+        };
+        for page in source.lock.range().pages() {
+            left.remove(page.index_in_block());
+        }
+        if respect_holds
+            && device
+                .held(source.folio.frame, backend.clock.now())
+                .is_some()
+        {
+            backend
+                .recorder
+                .add(Counter::PagesSkippedHeld, source.folio.pages().into());
+            continue;
+        }
+        let group = match groups.iter().position(|(d, _)| d.id == device.id) {
+            Some(i) => &mut groups[i].1,
+            None => {
+                groups.push((device, Vec::new()));
+                &mut groups.last_mut().expect("just pushed").1
+            }
+        };
+        source.carve(
+            backend,
+            device,
+            &|p| pages.contains(p.index_in_block()),
+            group,
+        );
+    }
+    groups
+}
+
+impl<'b> ToSystem<'b> {
+    pub(crate) fn new(
+        backend: &'b Backend,
+        device: &'b Device,
+        sources: Vec<Source<'b>>,
+        reason: Reason,
+        fault: Option<Page>,
+    ) -> ToSystem<'b> {
+        ToSystem {
+            backend,
+            device,
+            sources,
+            reason,
+            fault,
+        }
+    }
+
+    /// The device that gives the pages away.
+    pub fn device(&self) -> DeviceId {
+        self.device.id
+    }
+
+    /// Why the pages move.
+    pub fn cause(&self) -> Cause {
+        self.reason.cause
+    }
+
+    /// The page that a CPU or another device touched, if that is why; the others are welcome but
+    /// optional.
+    pub fn fault(&self) -> Option<Page> {
+        self.fault
+    }
+
+    /// The folios to be emptied.
+    pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
+        self.sources.iter().map(|s| s.folio)
+    }
+
+    /// Keeps only the folios that `keep` says yes to; the others stay where they are.
+    pub fn retain(&mut self, mut keep: impl FnMut(DeviceFolio) -> bool) {
+        self.sources.retain(|s| keep(s.folio));
+    }
+
+    /// Runs the remaining phases.
+    pub fn run(self) -> Result<Finalized, FaultError> {
+        Ok(self.copy()?.commit()?.finalize())
+    }
+
+    /// Takes the pages away from devices: when it returns, no translation of them is in use.
+    pub fn copy(mut self) -> Result<CopiedToSystem<'b>, FaultError> {
+        self.backend
+            .invalidate_mirrors(self.sources.iter_mut().map(|s| &mut s.lock));
+        Ok(CopiedToSystem(self))
+    }
+}
+
+impl<'b> CopiedToSystem<'b> {
+    /// The folios about to be emptied.
+    pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
+        self.0.folios()
+    }
+
+    /// Makes system memory the pages' place. Pages that cannot be moved just now stay behind; it is an
+    /// error only if none could be.
+    pub fn commit(self) -> Result<CommittedToSystem<'b>, FaultError> {
+        let mut this = self.0;
+        let mut failed: Vec<(Page, EngineError)> = Vec::new();
+        for run in runs(this.sources.iter().flat_map(Source::pages)) {
+            this.backend
+                .guest
+                .give(run, &this.device.memory, |at, error| {
+                    failed.push((run.page.plus(at), error));
+                });
+        }
+        if let Some((page, error)) = failed.first().copied() {
+            this.backend
+                .recorder
+                .add(Counter::PagesSkippedBusy, failed.len() as u64);
+            let stays = |p: Page| failed.iter().any(|(f, _)| *f == p);
+            let mut moved = Vec::new();
+            for source in std::mem::take(&mut this.sources) {
+                source.carve(this.backend, this.device, &|p| !stays(p), &mut moved);
+            }
+            this.sources = moved;
+            if this.sources.is_empty() {
+                return Err(match error {
+                    EngineError::Busy => FaultError::Retry,
+                    EngineError::NoMemory => FaultError::OutOfMemory,
+                    EngineError::Unexpected(_) => FaultError::Fatal(format!(
+                        "{page:?} cannot be moved to system memory: {error}"
+                    )),
+                });
+            }
+        }
+        Ok(CommittedToSystem(this))
+    }
+}
+
+impl CommittedToSystem<'_> {
+    /// Lets go of the pages, wakes whoever waits for them, and tells the driver that the folios are
+    /// free.
+    pub fn finalize(mut self) -> Finalized {
+        Finalized {
+            pages: self.publish(),
+        }
+    }
+
+    fn publish(&mut self) -> u32 {
+        let ToSystem {
+            backend,
+            device,
+            reason,
+            ..
+        } = self.0;
+        let recorder = &backend.recorder;
+        let now = backend.clock.now();
+        let until = Tick::end_of_hold(now, reason.hold);
+        let mut pages = 0;
+        let mut by_cause = [0u64; Cause::ALL.len()];
+        for Source { lock, folio } in std::mem::take(&mut self.0.sources) {
+            let range = lock.range();
+            pages += range.len();
+            range
+                .pages()
+                .for_each(|p| by_cause[reason.cause_of(p) as usize] += 1);
+            lock.publish_pages(|word| word.to_system(until));
+            recorder.event(|| Event {
+                time: now,
+                kind: EventKind::ToSystem,
+                page: range.start,
+                pages: range.len(),
+                device: Some(device.id),
+                cause: Some(reason.cause_of(range.start)),
+                latency: Duration::ZERO,
+            });
+            device.release(folio, false, true, recorder);
+        }
+        for cause in Cause::ALL {
+            match by_cause[cause as usize] {
+                0 => {}
+                n => recorder.migrated(Direction::ToSystem, cause, n),
+            }
+        }
+        pages
+    }
+}
+
+impl Drop for CommittedToSystem<'_> {
+    /// CPUs use the pages already, so there is no way back: what is committed gets finalized.
+    fn drop(&mut self) {
+        self.publish();
+    }
+}
+
+impl Backend {
+    /// Locks the folio of a page that is in device memory, unless somebody works on it.
+    pub(crate) fn lock_device_folio(&self, page: Page) -> Option<(&Arc<Device>, Source<'_>)> {
+        // Looked at first without the lock, so as not to disturb pages of other kinds.
+        if !matches!(self.table.word(page).residency(), Residency::Device { .. }) {
+            return None;
+        }
+        let TryLock::Locked(lock) = self.table.try_lock(page) else {
+            self.recorder.add(Counter::PagesSkippedBusy, 1);
+            return None;
+        };
+        let Residency::Device {
+            device,
+            frame,
+            order,
+        } = lock.word().residency()
+        else {
+            return None;
+        };
+        let device = self.device_of(device);
+        let folio = device.folio(lock.head(), frame, order);
+        Some((device, Source { lock, folio }))
+    }
+}

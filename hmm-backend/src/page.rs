@@ -1,0 +1,302 @@
+//! Pages, ranges of pages and sets of pages within a block.
+
+use std::fmt;
+use std::ops::Range;
+
+/// Bytes in a page.
+pub const PAGE_SIZE: u64 = 4096;
+/// Pages in a block: the 2 MiB of guest memory that policies look at together, that one large folio
+/// can cover and that never spans two userfaultfds.
+pub const BLOCK_PAGES: u64 = 512;
+/// The order of the largest folio: `1 << MAX_ORDER` pages.
+pub const MAX_ORDER: u8 = 9;
+
+const _: () = assert!(1 << MAX_ORDER == BLOCK_PAGES);
+
+/// Number of a page within managed memory, from 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Page(pub u32);
+
+impl Page {
+    /// The page `n` pages further on.
+    pub fn plus(self, n: u32) -> Page {
+        Page(self.0 + n)
+    }
+
+    /// Byte offset of the page within managed memory.
+    pub fn offset(self) -> u64 {
+        u64::from(self.0) * PAGE_SIZE
+    }
+
+    /// The block that holds the page.
+    pub fn block(self) -> Block {
+        Block(self.0 / BLOCK_PAGES as u32)
+    }
+
+    /// The page's index within its block.
+    pub fn index_in_block(self) -> usize {
+        (self.0 % BLOCK_PAGES as u32) as usize
+    }
+
+    /// The first page of the naturally aligned group of `1 << order` pages around this one.
+    pub fn folio_head(self, order: u8) -> Page {
+        Page(self.0 & !((1 << order) - 1))
+    }
+}
+
+impl fmt::Debug for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "page {:#x}", self.0)
+    }
+}
+
+impl fmt::Display for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// Number of a 2 MiB block within managed memory, from 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Block(pub u32);
+
+impl Block {
+    /// The block's first page.
+    pub fn first_page(self) -> Page {
+        Page(self.0 * BLOCK_PAGES as u32)
+    }
+
+    /// The page at `index` (below [`BLOCK_PAGES`]) of the block.
+    pub fn page(self, index: usize) -> Page {
+        debug_assert!(index < BLOCK_PAGES as usize);
+        self.first_page().plus(index as u32)
+    }
+}
+
+/// A run of pages, `start..end`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PageRange {
+    /// First page.
+    pub start: Page,
+    /// One past the last page.
+    pub end: Page,
+}
+
+impl PageRange {
+    /// The pages `start..end`; empty if `end <= start`.
+    pub fn new(start: Page, end: Page) -> PageRange {
+        PageRange {
+            start,
+            end: end.max(start),
+        }
+    }
+
+    /// `n` pages from `start`.
+    pub fn with_len(start: Page, n: u32) -> PageRange {
+        PageRange::new(start, start.plus(n))
+    }
+
+    /// One page.
+    pub fn single(page: Page) -> PageRange {
+        PageRange::with_len(page, 1)
+    }
+
+    /// Number of pages.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> u32 {
+        self.end.0 - self.start.0
+    }
+
+    /// Whether there is no page in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether `page` is in it.
+    pub fn contains(&self, page: Page) -> bool {
+        self.start <= page && page < self.end
+    }
+
+    /// The pages in ascending order.
+    pub fn pages(self) -> impl DoubleEndedIterator<Item = Page> + ExactSizeIterator {
+        (self.start.0..self.end.0).map(Page)
+    }
+
+    /// Cuts the range at block boundaries.
+    pub fn split_by_block(self) -> impl Iterator<Item = PageRange> {
+        let mut at = self.start;
+        std::iter::from_fn(move || {
+            if at >= self.end {
+                return None;
+            }
+            let block_end = at.block().first_page().plus(BLOCK_PAGES as u32);
+            let part = PageRange::new(at, block_end.min(self.end));
+            at = part.end;
+            Some(part)
+        })
+    }
+}
+
+impl fmt::Debug for PageRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pages {}..{}", self.start, self.end)
+    }
+}
+
+/// A set of pages of one block, as a bitmap.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct PageSet([u64; (BLOCK_PAGES / 64) as usize]);
+
+impl PageSet {
+    /// No page.
+    pub const EMPTY: PageSet = PageSet([0; 8]);
+
+    /// The pages with index in `range`.
+    pub fn from_range(range: Range<usize>) -> PageSet {
+        let mut set = PageSet::EMPTY;
+        set.insert_range(range);
+        set
+    }
+
+    /// Adds the page with this index in the block.
+    pub fn insert(&mut self, index: usize) {
+        self.0[index / 64] |= 1 << (index % 64);
+    }
+
+    /// Adds the pages with index in `range`.
+    pub fn insert_range(&mut self, range: Range<usize>) {
+        for (i, word) in self.0.iter_mut().enumerate() {
+            *word |= word_mask(i, &range);
+        }
+    }
+
+    /// Removes the page with this index.
+    pub fn remove(&mut self, index: usize) {
+        self.0[index / 64] &= !(1 << (index % 64));
+    }
+
+    /// Whether the page with this index is in the set.
+    pub fn contains(&self, index: usize) -> bool {
+        self.0[index / 64] >> (index % 64) & 1 != 0
+    }
+
+    /// Whether there is no page in the set.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|w| *w == 0)
+    }
+
+    /// Number of pages in the set.
+    pub fn count(&self) -> usize {
+        self.0.iter().map(|w| w.count_ones() as usize).sum()
+    }
+
+    /// Number of pages in the set with index in `range`.
+    pub fn count_in(&self, range: Range<usize>) -> usize {
+        let masked = |(i, w): (usize, &u64)| (w & word_mask(i, &range)).count_ones() as usize;
+        self.0.iter().enumerate().map(masked).sum()
+    }
+
+    /// All pages of either set.
+    pub fn union(mut self, other: &PageSet) -> PageSet {
+        for (w, o) in self.0.iter_mut().zip(other.0) {
+            *w |= o;
+        }
+        self
+    }
+
+    /// The pages of this set that are also in `other`.
+    pub fn intersection(mut self, other: &PageSet) -> PageSet {
+        for (w, o) in self.0.iter_mut().zip(other.0) {
+            *w &= o;
+        }
+        self
+    }
+
+    /// The pages of this set that are not in `other`.
+    pub fn difference(mut self, other: &PageSet) -> PageSet {
+        for (w, o) in self.0.iter_mut().zip(other.0) {
+            *w &= !o;
+        }
+        self
+    }
+
+    /// The lowest index.
+    pub fn first(&self) -> Option<usize> {
+        self.iter().next()
+    }
+
+    /// The indices in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().enumerate().flat_map(|(i, word)| {
+            let mut rest = *word;
+            std::iter::from_fn(move || {
+                (rest != 0).then(|| {
+                    let bit = rest.trailing_zeros() as usize;
+                    rest &= rest - 1;
+                    i * 64 + bit
+                })
+            })
+        })
+    }
+
+    /// The maximal runs of neighbouring indices, ascending.
+    pub fn runs(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let mut indices = self.iter().peekable();
+        std::iter::from_fn(move || {
+            let start = indices.next()?;
+            let mut end = start + 1;
+            while indices.next_if_eq(&end).is_some() {
+                end += 1;
+            }
+            Some(start..end)
+        })
+    }
+}
+
+/// The bits of bitmap word `i` whose index is in `range`.
+fn word_mask(i: usize, range: &Range<usize>) -> u64 {
+    let low = range.start.clamp(i * 64, i * 64 + 64) - i * 64;
+    let high = range.end.clamp(i * 64, i * 64 + 64) - i * 64;
+    if low >= high {
+        return 0;
+    }
+    (u64::MAX >> (64 - (high - low))) << low
+}
+
+impl FromIterator<usize> for PageSet {
+    fn from_iter<T: IntoIterator<Item = usize>>(iter: T) -> Self {
+        let mut set = PageSet::EMPTY;
+        iter.into_iter().for_each(|i| set.insert(i));
+        set
+    }
+}
+
+impl fmt::Debug for PageSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.runs()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_and_counts_cross_word_boundaries() {
+        let set = PageSet::from_range(60..70).union(&PageSet::from_range(511..512));
+        assert_eq!(set.count(), 11);
+        assert_eq!(set.count_in(63..65), 2);
+        assert_eq!(set.runs().collect::<Vec<_>>(), [60..70, 511..512]);
+        assert_eq!(PageSet::from_range(0..512).count(), 512);
+        assert!(PageSet::from_range(5..5).is_empty());
+    }
+
+    #[test]
+    fn ranges_split_at_blocks() {
+        let parts: Vec<_> = PageRange::new(Page(510), Page(1025))
+            .split_by_block()
+            .collect();
+        let bounds: Vec<_> = parts.iter().map(|r| (r.start.0, r.end.0)).collect();
+        assert_eq!(bounds, [(510, 512), (512, 1024), (1024, 1025)]);
+    }
+}

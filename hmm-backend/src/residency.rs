@@ -1,0 +1,481 @@
+//! The table of residency words and the lock protocol on them. Knows no file descriptors: sleeping
+//! vCPUs are woken through [`WakeFaults`].
+//!
+//! Rules that everything else relies on:
+//!
+//! * A folio's lock is the lock bit in the word of its first page (its head); the words of its other
+//!   pages (tails) carry state, frame and order, never lock, waiters or mirrored.
+//! * Only the holder of the lock changes state, frame or order. Pins, the mirrored flag and the lock
+//!   itself are taken with a compare-exchange on an *unlocked* word, so they cannot slip in
+//!   under a holder.
+//! * Every unlock wakes whoever announced itself with the waiters bit; waiters hold nothing and look
+//!   at everything again when they wake.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::page::{Page, PageRange};
+use crate::wait::WaitTable;
+use crate::word::{AUX_MAX, LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
+
+/// Wakes CPUs that sleep in a fault on any of these pages; they re-execute the access.
+pub(crate) trait WakeFaults: Send + Sync {
+    fn wake_faults(&self, range: PageRange);
+}
+
+pub(crate) struct ResidencyTable {
+    words: Box<[AtomicU64]>,
+    waits: WaitTable,
+    faults: Box<dyn WakeFaults>,
+}
+
+/// What [`ResidencyTable::try_lock`] found.
+pub(crate) enum TryLock<'t> {
+    Locked(FolioLock<'t>),
+    /// Somebody else is at work.
+    Busy,
+}
+
+/// Why a page could not be pinned.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum PinError {
+    /// Somebody is at work on the page, or it is not in system memory.
+    NotNow(Word),
+    TooMany,
+}
+
+impl ResidencyTable {
+    pub(crate) fn new(pages: u32, faults: Box<dyn WakeFaults>) -> ResidencyTable {
+        // A zeroed allocation: words of blocks that are never touched cost no memory.
+        let words = vec![0u64; pages as usize].into_boxed_slice();
+        // SAFETY: AtomicU64 has the same size, alignment and bit validity as u64, and the box is
+        // owned here alone.
+        let words = unsafe { Box::from_raw(Box::into_raw(words) as *mut [AtomicU64]) };
+        ResidencyTable {
+            words,
+            waits: WaitTable::new(),
+            faults,
+        }
+    }
+
+    pub(crate) fn pages(&self) -> u32 {
+        self.words.len() as u32
+    }
+
+    /// The page's own word. Lock and mirrored are those of its head: see [`Self::folio`].
+    pub(crate) fn word(&self, page: Page) -> Word {
+        Word(self.words[page.0 as usize].load(Ordering::Acquire))
+    }
+
+    /// The head of the folio that `page` belongs to, and its word.
+    fn folio(&self, page: Page) -> (Page, Word) {
+        loop {
+            let own = self.word(page);
+            let head = page.folio_head(own.order());
+            if head == page {
+                return (page, own);
+            }
+            let word = self.word(head);
+            // Unlocked but of another order: the folio changed between the two loads.
+            if word.locked() || word.order() == own.order() {
+                return (head, word);
+            }
+        }
+    }
+
+    /// Whether somebody is at work on the page's folio.
+    pub(crate) fn locked(&self, page: Page) -> bool {
+        self.folio(page).1.locked()
+    }
+
+    fn exchange(&self, page: Page, from: Word, to: Word) -> bool {
+        self.words[page.0 as usize]
+            .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Becomes the winner for the page's folio, unless somebody else is.
+    pub(crate) fn try_lock(&self, page: Page) -> TryLock<'_> {
+        loop {
+            let (head, word) = self.folio(page);
+            if word.locked() {
+                return TryLock::Busy;
+            }
+            if self.exchange(head, word, word.with(LOCKED)) {
+                return TryLock::Locked(FolioLock {
+                    table: self,
+                    head,
+                    word,
+                });
+            }
+        }
+    }
+
+    /// Marks that a CPU sleeps in a fault on the page, so that the current holder wakes it. False if
+    /// nobody holds the page any more.
+    pub(crate) fn announce_waiter(&self, page: Page) -> bool {
+        loop {
+            let (head, word) = self.folio(page);
+            if !word.locked() {
+                return false;
+            }
+            if word.waiters() || self.exchange(head, word, word.with(WAITERS)) {
+                return true;
+            }
+        }
+    }
+
+    /// Sleeps until the holder of the page's lock lets go; returns at once if there is none. The
+    /// caller must hold nothing and look at the page again.
+    pub(crate) fn wait(&self, page: Page) {
+        let (head, word) = self.folio(page);
+        if word.locked() {
+            self.waits.wait(head, || {
+                let (now_head, now) = self.folio(page);
+                now_head == head
+                    && now.locked()
+                    && (now.waiters() || self.exchange(head, now, now.with(WAITERS)))
+            });
+        }
+    }
+
+    /// Notes that a device is about to have a translation of the page, unless somebody is at work on
+    /// it. Returns the page's own word.
+    pub(crate) fn mark_mirrored(&self, page: Page) -> Option<Word> {
+        loop {
+            let (head, word) = self.folio(page);
+            if word.locked() {
+                return None;
+            }
+            let own = if head == page { word } else { self.word(page) };
+            if word.mirrored() || self.exchange(head, word, word.with(MIRRORED)) {
+                return Some(own);
+            }
+        }
+    }
+
+    /// Adds a pin to a page that is in system memory.
+    pub(crate) fn pin(&self, page: Page) -> Result<(), PinError> {
+        loop {
+            let word = self.word(page);
+            if word.locked() || word.residency() != Residency::System {
+                return Err(PinError::NotNow(word));
+            }
+            if word.pins() == AUX_MAX {
+                return Err(PinError::TooMany);
+            }
+            if self.exchange(page, word, Word(word.0 + PIN)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes a pin away. A holder of the lock may be looking at the page meanwhile: it will find it
+    /// pinned and let go without a change, which keeps this subtraction.
+    pub(crate) fn unpin(&self, page: Page) {
+        let before = Word(self.words[page.0 as usize].fetch_sub(PIN, Ordering::AcqRel));
+        debug_assert!(before.pins() > 0, "unpin of an unpinned {page:?}");
+    }
+
+    /// Wakes everybody who announced itself on `page`, which is the head of `range`.
+    fn wake(&self, range: PageRange) {
+        self.waits.notify(range.start);
+        self.faults.wake_faults(range);
+    }
+}
+
+/// The right to change one folio. Dropping it lets go without a change.
+pub(crate) struct FolioLock<'t> {
+    table: &'t ResidencyTable,
+    head: Page,
+    /// The head's word without lock and waiters.
+    word: Word,
+}
+
+impl<'t> FolioLock<'t> {
+    pub(crate) fn head(&self) -> Page {
+        self.head
+    }
+
+    pub(crate) fn word(&self) -> Word {
+        self.word
+    }
+
+    pub(crate) fn order(&self) -> u8 {
+        self.word.order()
+    }
+
+    pub(crate) fn range(&self) -> PageRange {
+        PageRange::with_len(self.head, 1 << self.order())
+    }
+
+    /// Cuts the folio in two; this lock keeps the lower half.
+    pub(crate) fn halve(&mut self) -> FolioLock<'t> {
+        let order = self.order() - 1;
+        let middle = self.head.plus(1 << order);
+        let end = self.range().end;
+        let upper = FolioLock {
+            table: self.table,
+            head: middle,
+            // Devices may have translations of both halves.
+            word: self
+                .table
+                .word(middle)
+                .with_order(order)
+                .with(self.word.0 & MIRRORED),
+        };
+        // The upper head is locked before any of its tails names it.
+        self.table.store(middle, upper.word.with(LOCKED));
+        for page in PageRange::new(middle.plus(1), end).pages() {
+            self.table
+                .store(page, self.table.word(page).with_order(order));
+        }
+        for page in PageRange::new(self.head.plus(1), middle).pages() {
+            self.table
+                .store(page, self.table.word(page).with_order(order));
+        }
+        // Somebody may be setting the waiters bit of the lower head: change only the order.
+        let lower = self.word.with_order(order);
+        self.table.words[self.head.0 as usize].fetch_xor(self.word.0 ^ lower.0, Ordering::AcqRel);
+        self.word = lower;
+        upper
+    }
+
+    /// Makes one folio of single pages, giving each the word that `word` makes of its old one and its
+    /// index. The pages must be neighbours, naturally aligned, and `1 << order` in number. The folio stays
+    /// locked.
+    pub(crate) fn merge(
+        locks: Vec<FolioLock<'t>>,
+        order: u8,
+        word: impl Fn(usize, Word) -> Word,
+    ) -> FolioLock<'t> {
+        debug_assert!(locks.len() == 1 << order && locks.iter().all(|l| l.order() == 0));
+        let mut folio: Option<FolioLock<'t>> = None;
+        for (i, mut lock) in locks.into_iter().enumerate() {
+            debug_assert!(
+                folio
+                    .as_ref()
+                    .is_none_or(|f| f.head.plus(i as u32) == lock.head)
+            );
+            let new = word(i, lock.word);
+            debug_assert_eq!(new.order(), order);
+            if folio.is_none() {
+                lock.replace(new);
+                folio = Some(lock);
+            } else {
+                // The head is locked and names this page: waiters that look again will find it.
+                lock.release(new);
+            }
+        }
+        folio.expect("a folio has at least one page")
+    }
+
+    /// Changes the head's word and keeps the lock. Only for folios of one page or for a head whose tails
+    /// follow at once.
+    fn replace(&mut self, new: Word) {
+        // The bits that change are the holder's; waiters may be set at the same time.
+        let cell = &self.table.words[self.head.0 as usize];
+        cell.fetch_xor(self.word.0 ^ new.0, Ordering::AcqRel);
+        self.word = new;
+    }
+
+    /// Changes the state of every page and lets go: the pages are single afterwards.
+    pub(crate) fn publish_pages(self, word: impl Fn(Word) -> Word) {
+        let range = self.range();
+        for page in PageRange::new(range.start.plus(1), range.end).pages() {
+            let new = word(self.table.word(page).with_order(0));
+            debug_assert_eq!(new.order(), 0);
+            self.table.store(page, new);
+        }
+        let new = word(self.word.with_order(0));
+        self.release_range(new, range);
+    }
+
+    /// Changes one page's permission flag; the lock stays.
+    pub(crate) fn set_read_only(&mut self, page: Page, read_only: bool) {
+        if page == self.head {
+            self.replace(self.word.with_read_only(read_only));
+        } else {
+            let word = self.table.word(page).with_read_only(read_only);
+            self.table.store(page, word);
+        }
+    }
+
+    /// Notes that no device has a translation any more. Only after the mirrors were invalidated.
+    pub(crate) fn clear_mirrored(&mut self) {
+        self.replace(self.word.without(MIRRORED));
+    }
+
+    /// Changes the head's word and lets go.
+    fn release(self, new: Word) {
+        let range = PageRange::single(self.head);
+        self.release_range(new, range);
+    }
+
+    fn release_range(self, new: Word, range: PageRange) {
+        let this = std::mem::ManuallyDrop::new(self);
+        let cell = &this.table.words[this.head.0 as usize];
+        let old = Word(cell.swap(new.0, Ordering::AcqRel));
+        debug_assert!(old.locked() && !new.locked());
+        if old.waiters() {
+            this.table.wake(range);
+        }
+    }
+}
+
+impl ResidencyTable {
+    fn store(&self, page: Page, word: Word) {
+        self.words[page.0 as usize].store(word.0, Ordering::Release);
+    }
+}
+
+impl Drop for FolioLock<'_> {
+    fn drop(&mut self) {
+        let cell = &self.table.words[self.head.0 as usize];
+        let old = Word(cell.fetch_and(!(LOCKED | WAITERS), Ordering::AcqRel));
+        debug_assert!(old.locked());
+        if old.waiters() {
+            self.table.wake(self.range());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::{DeviceId, Frame};
+    use crate::time::Tick;
+    use std::sync::Arc;
+    use std::sync::Mutex;
+
+    #[derive(Default, Clone)]
+    struct Woken(Arc<Mutex<Vec<PageRange>>>);
+    impl WakeFaults for Woken {
+        fn wake_faults(&self, range: PageRange) {
+            self.0.lock().unwrap().push(range);
+        }
+    }
+
+    fn table(pages: u32) -> (ResidencyTable, Woken) {
+        let woken = Woken::default();
+        (ResidencyTable::new(pages, Box::new(woken.clone())), woken)
+    }
+
+    fn lock(table: &ResidencyTable, page: u32) -> FolioLock<'_> {
+        match table.try_lock(Page(page)) {
+            TryLock::Locked(lock) => lock,
+            TryLock::Busy => panic!("page {page} is busy"),
+        }
+    }
+
+    fn device_folio(table: &ResidencyTable, head: u32, order: u8) {
+        let locks = (head..head + (1 << order))
+            .map(|p| lock(table, p))
+            .collect();
+        FolioLock::merge(locks, order, |i, w| {
+            w.to_device(DeviceId(1), Frame(100 + i as u32), order)
+        });
+    }
+
+    #[test]
+    fn a_folio_has_one_lock_whichever_page_is_asked() {
+        let (table, _) = table(16);
+        device_folio(&table, 8, 3);
+        let held = lock(&table, 13);
+        assert_eq!(held.range(), PageRange::with_len(Page(8), 8));
+        for page in 8..16 {
+            assert!(
+                matches!(table.try_lock(Page(page)), TryLock::Busy),
+                "page {page}"
+            );
+        }
+        drop(held);
+        lock(&table, 8);
+    }
+
+    #[test]
+    fn halves_keep_frames_flags_and_locks() {
+        let (table, _) = table(8);
+        device_folio(&table, 0, 3);
+        assert!(table.mark_mirrored(Page(6)).is_some());
+        let mut lower = lock(&table, 0);
+        let upper = lower.halve();
+        assert_eq!(
+            (lower.order(), upper.order(), upper.head()),
+            (2, 2, Page(4))
+        );
+        assert!(upper.word().mirrored() && lower.word().mirrored());
+        drop(lower);
+        assert!(table.locked(Page(7)) && !table.locked(Page(3)));
+        drop(upper);
+        for page in 0..8 {
+            let word = table.word(Page(page));
+            let frame = Frame(100 + page);
+            assert_eq!(
+                word.residency(),
+                Residency::Device {
+                    device: DeviceId(1),
+                    frame,
+                    order: 2
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn an_unlock_wakes_exactly_if_somebody_waits() {
+        let (table, woken) = table(8);
+        device_folio(&table, 0, 2);
+        drop(lock(&table, 0));
+        assert!(woken.0.lock().unwrap().is_empty());
+        let held = lock(&table, 1);
+        assert!(table.announce_waiter(Page(3)));
+        held.publish_pages(|w| w.to_system(Tick(0)));
+        assert_eq!(*woken.0.lock().unwrap(), [PageRange::with_len(Page(0), 4)]);
+        assert!(!table.announce_waiter(Page(3)));
+    }
+
+    #[test]
+    fn pins_survive_a_lock_that_changes_nothing() {
+        let (table, _) = table(1);
+        assert!(matches!(table.pin(Page(0)), Err(PinError::NotNow(_))));
+        lock(&table, 0).publish_pages(|w| w.to_system(Tick(0)));
+        table.pin(Page(0)).unwrap();
+        table.pin(Page(0)).unwrap();
+        let held = lock(&table, 0);
+        assert!(matches!(table.pin(Page(0)), Err(PinError::NotNow(_))));
+        table.unpin(Page(0));
+        drop(held);
+        assert_eq!(table.word(Page(0)).pins(), 1);
+        for _ in 1..AUX_MAX {
+            table.pin(Page(0)).unwrap();
+        }
+        assert_eq!(table.pin(Page(0)), Err(PinError::TooMany));
+    }
+
+    #[test]
+    fn a_sleeping_thread_is_woken_by_the_unlock() {
+        let (table, _) = table(4);
+        for _ in 0..1000 {
+            let held = lock(&table, 2);
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    while table.locked(Page(2)) {
+                        table.wait(Page(2));
+                    }
+                });
+                drop(held);
+            });
+        }
+    }
+
+    #[test]
+    fn marking_as_mirrored_loses_against_a_lock() {
+        let (table, _) = table(4);
+        device_folio(&table, 0, 1);
+        let held = lock(&table, 0);
+        assert_eq!(table.mark_mirrored(Page(1)), None);
+        drop(held);
+        assert!(table.mark_mirrored(Page(1)).is_some());
+        assert!(lock(&table, 0).word().mirrored());
+    }
+}

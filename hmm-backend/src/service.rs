@@ -1,0 +1,486 @@
+//! The fault service: threads that read userfaultfd messages and serve them.
+//!
+//! Each thread takes a batch of messages, sorts them by page, drops duplicates, and serves them block by
+//! block; then what it had put off and is due; and only when no message is waiting, a bounded piece of
+//! prefetching. Threads never touch managed memory themselves.
+
+use std::collections::{BinaryHeap, VecDeque};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::events::EventKind;
+use crate::fault::{Attempts, Unresolved};
+use crate::page::{Block, Page, PageSet};
+use crate::policy::Access;
+use crate::stats::{Counter, Toucher};
+use crate::uffd::{BATCH, FaultMessage};
+
+/// How many service threads, and where they run.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// A thread for each entry, bound to that host CPU if one is given. A fault is answered fastest by a
+    /// thread on the CPU of the vCPU that took it: waking an idle CPU is what costs.
+    pub threads: Vec<Option<usize>>,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        ServiceConfig {
+            threads: vec![None],
+        }
+    }
+}
+
+/// A fault that cannot be resolved: the contents of the page cannot be supplied. The CPU stays asleep in
+/// the fault, interruptible by a signal, and never sees wrong data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FatalFault {
+    /// The page.
+    pub page: Page,
+    /// Kernel id of the thread that touched it; 0 if unknown.
+    pub thread: u32,
+    /// Why.
+    pub cause: String,
+}
+
+/// The running service. Dropping it stops the threads after they have served what they have read; stop
+/// everything that can fault first.
+pub struct FaultService {
+    stop: Arc<EventFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+type OnFatal = dyn Fn(FatalFault) + Send + Sync;
+
+impl Backend {
+    /// Starts serving CPU faults. `on_fatal` is called from a service thread when a page cannot be
+    /// supplied.
+    pub fn start_service(
+        self: &Arc<Self>,
+        config: ServiceConfig,
+        on_fatal: impl Fn(FatalFault) + Send + Sync + 'static,
+    ) -> Result<FaultService, Error> {
+        if config.threads.is_empty() {
+            return Err(Error::Service("no threads; configure at least one".into()));
+        }
+        let on_fatal: Arc<OnFatal> = Arc::new(on_fatal);
+        let stop = EventFd::new(EFD_NONBLOCK).map_err(|source| Error::Thread { source })?;
+        let mut service = FaultService {
+            stop: Arc::new(stop),
+            threads: Vec::new(),
+        };
+        for (i, cpu) in config.threads.into_iter().enumerate() {
+            let mut worker = Worker {
+                backend: self.clone(),
+                stop: service.stop.clone(),
+                on_fatal: on_fatal.clone(),
+                deferred: BinaryHeap::new(),
+                speculation: VecDeque::new(),
+            };
+            let (ready, started) = std::sync::mpsc::sync_channel(1);
+            let thread = std::thread::Builder::new()
+                .name(format!("hmm-fault{i}"))
+                .spawn(move || {
+                    let bound = cpu.map_or(Ok(()), bind_to_cpu);
+                    let go = bound.is_ok();
+                    let _ = ready.send(bound);
+                    if go {
+                        worker.run_to_the_end();
+                    }
+                })
+                .map_err(|source| Error::Thread { source })?;
+            service.threads.push(thread);
+            if let Ok(Err(source)) = started.recv() {
+                let cpu = cpu.unwrap_or_default();
+                return Err(Error::Service(format!(
+                    "thread {i} cannot run on CPU {cpu}: {source}"
+                )));
+            }
+        }
+        Ok(service)
+    }
+}
+
+impl Drop for FaultService {
+    fn drop(&mut self) {
+        // Cannot fail: the counter is far from full.
+        let _ = self.stop.write(1);
+        for thread in self.threads.drain(..) {
+            // A panic has been reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A fault as far as the service cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Fault {
+    page: Page,
+    write: bool,
+    thread: u32,
+    /// When its message was read.
+    since: Duration,
+}
+
+/// A fault put off. Ordered so that the heap gives the earliest first.
+#[derive(Debug)]
+struct Deferred {
+    due: Duration,
+    fault: Fault,
+    attempts: Attempts,
+    /// It has waited for a hold or a throttle: that is enough.
+    waited: bool,
+}
+
+impl PartialEq for Deferred {
+    fn eq(&self, other: &Self) -> bool {
+        self.due == other.due
+    }
+}
+impl Eq for Deferred {}
+impl PartialOrd for Deferred {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Deferred {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.due.cmp(&self.due)
+    }
+}
+
+/// Prefetching that waits for its turn.
+struct Speculation {
+    block: Block,
+    pages: PageSet,
+    access: Access,
+}
+
+/// More is not worth remembering: the newest wishes are about where the guest is now.
+const SPECULATION_QUEUE: usize = 32;
+/// Pages prefetched between two looks for demand.
+const SPECULATION_PAGES: usize = 128;
+
+struct Worker {
+    backend: Arc<Backend>,
+    stop: Arc<EventFd>,
+    on_fatal: Arc<OnFatal>,
+    deferred: BinaryHeap<Deferred>,
+    speculation: VecDeque<Speculation>,
+}
+
+impl Worker {
+    /// A service thread that dies must not leave CPUs asleep for ever without a word.
+    fn run_to_the_end(&mut self) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.run()));
+        let cause = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("the fault service cannot read faults: {error}"),
+            Err(_) => "a fault service thread panicked".to_string(),
+        };
+        (self.on_fatal)(FatalFault {
+            page: Page(0),
+            thread: 0,
+            cause,
+        });
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let shards = self.backend.guest.shards();
+        let poll_in = |fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let mut fds: Vec<_> = shards.iter().map(|s| poll_in(s.as_raw_fd())).collect();
+        fds.push(poll_in(self.stop.as_raw_fd()));
+        let mut messages = Vec::with_capacity(BATCH);
+        loop {
+            poll(&mut fds, self.timeout())?;
+            let backend = self.backend.clone();
+            for (shard, fd) in backend.guest.shards().iter().zip(&fds) {
+                if fd.revents != 0 {
+                    shard.read(&mut messages)?;
+                }
+            }
+            let idle = messages.is_empty();
+            if !idle {
+                let batch = self.sorted(&mut messages);
+                self.serve(&batch, None);
+            }
+            self.serve_due();
+            if idle {
+                if fds.last().is_some_and(|stop| stop.revents != 0) {
+                    self.finish();
+                    return Ok(());
+                }
+                self.speculate();
+            }
+        }
+    }
+
+    /// How long to sleep for messages: not at all with prefetching to do, until the next deferred fault
+    /// otherwise.
+    fn timeout(&self) -> Option<Duration> {
+        if !self.speculation.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let next = self.deferred.peek()?;
+        Some(next.due.saturating_sub(self.backend.now()))
+    }
+
+    /// The batch in page order, one entry per page with the strongest access.
+    fn sorted(&self, messages: &mut Vec<FaultMessage>) -> Vec<Fault> {
+        let since = self.backend.now();
+        self.backend
+            .recorder
+            .add(Counter::CpuFaults, messages.len() as u64);
+        let mut faults: Vec<Fault> = messages
+            .drain(..)
+            .map(|m| Fault {
+                page: self.backend.guest.page_at(m.address),
+                write: m.write,
+                thread: m.thread,
+                since,
+            })
+            .collect();
+        sort_and_deduplicate(&mut faults);
+        faults
+    }
+
+    /// Serves faults in page order, block by block. `retried` is set for a single fault that had been put
+    /// off.
+    fn serve(&mut self, faults: &[Fault], retried: Option<(Attempts, bool)>) {
+        for group in faults.chunk_by(|a, b| a.page.block() == b.page.block()) {
+            let block = group[0].page.block();
+            let pages: PageSet = group.iter().map(|f| f.page.index_in_block()).collect();
+            let write = group.iter().any(|f| f.write);
+            let access = if write { Access::Write } else { Access::Read };
+            let patient = !retried.is_some_and(|(_, waited)| waited);
+            let served = self
+                .backend
+                .serve_cpu_faults(block, &pages, access, patient);
+            let now = self.backend.now();
+            for fault in group {
+                let unresolved = served
+                    .unresolved
+                    .iter()
+                    .find(|(page, _)| *page == fault.page);
+                match unresolved {
+                    None => self.resolved(fault, now),
+                    Some((_, reason)) => self.put_off(fault, reason, retried, now),
+                }
+            }
+            if !served.prefetch.is_empty() {
+                self.plan(Speculation {
+                    block,
+                    pages: served.prefetch,
+                    access,
+                });
+            }
+        }
+    }
+
+    fn resolved(&self, fault: &Fault, now: Duration) {
+        let latency = now.saturating_sub(fault.since);
+        self.backend.recorder.latency(Toucher::Cpu, latency);
+        self.backend
+            .fault_event(EventKind::CpuFault, fault.page, None, latency);
+    }
+
+    fn put_off(
+        &mut self,
+        fault: &Fault,
+        reason: &Unresolved,
+        retried: Option<(Attempts, bool)>,
+        now: Duration,
+    ) {
+        let (mut attempts, mut waited) = retried.unwrap_or_default();
+        let wait = match attempts.next(reason) {
+            Ok(wait) => wait,
+            Err(cause) => {
+                self.backend
+                    .fault_event(EventKind::Fatal, fault.page, None, now - fault.since);
+                (self.on_fatal)(FatalFault {
+                    page: fault.page,
+                    thread: fault.thread,
+                    cause,
+                });
+                return;
+            }
+        };
+        let counter = match reason {
+            Unresolved::Wait(_) => {
+                waited = true;
+                Counter::FaultsDeferred
+            }
+            _ => Counter::FaultsRetried,
+        };
+        self.backend.recorder.add(counter, 1);
+        self.backend
+            .fault_event(EventKind::Deferred, fault.page, None, wait);
+        self.deferred.push(Deferred {
+            due: now + wait,
+            fault: *fault,
+            attempts,
+            waited,
+        });
+    }
+
+    fn serve_due(&mut self) {
+        let now = self.backend.now();
+        while self.deferred.peek().is_some_and(|next| next.due <= now) {
+            if let Some(next) = self.deferred.pop() {
+                self.serve(&[next.fault], Some((next.attempts, next.waited)));
+            }
+        }
+    }
+
+    fn plan(&mut self, speculation: Speculation) {
+        if self.speculation.len() == SPECULATION_QUEUE {
+            let dropped = self.speculation.pop_front().map_or(0, |s| s.pages.count());
+            self.backend
+                .recorder
+                .add(Counter::PrefetchDropped, dropped as u64);
+        }
+        self.speculation.push_back(speculation);
+    }
+
+    /// A bounded piece of prefetching, the newest wish first.
+    fn speculate(&mut self) {
+        let Some(Speculation {
+            block,
+            mut pages,
+            access,
+        }) = self.speculation.pop_back()
+        else {
+            return;
+        };
+        let now: PageSet = pages.iter().take(SPECULATION_PAGES).collect();
+        pages = pages.difference(&now);
+        if !pages.is_empty() {
+            self.speculation.push_back(Speculation {
+                block,
+                pages,
+                access,
+            });
+        }
+        self.backend.prefetch_to_system(block, &now, access);
+    }
+
+    /// Serves what was put off without waiting any longer: nobody may be left asleep.
+    fn finish(&mut self) {
+        while let Some(next) = self.deferred.pop() {
+            let page = PageSet::from_iter([next.fault.page.index_in_block()]);
+            let access = if next.fault.write {
+                Access::Write
+            } else {
+                Access::Read
+            };
+            // What is still unresolved cannot be: its CPU is to be stopped by a signal.
+            let _ = self
+                .backend
+                .serve_cpu_faults(next.fault.page.block(), &page, access, false);
+        }
+    }
+}
+
+fn sort_and_deduplicate(faults: &mut Vec<Fault>) {
+    faults.sort_unstable_by_key(|f| f.page);
+    faults.dedup_by(|later, first| {
+        let same = later.page == first.page;
+        first.write |= same && later.write;
+        same
+    });
+}
+
+/// Waits for one of the descriptors, at most this long.
+fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
+    let timespec = timeout.map(|t| libc::timespec {
+        tv_sec: t.as_secs() as libc::time_t,
+        tv_nsec: t.subsec_nanos().into(),
+    });
+    let timeout = timespec
+        .as_ref()
+        .map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the descriptors are valid for the call, the timeout is null or a valid timespec, and no
+    // signal mask is given.
+    let n = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as _, timeout, std::ptr::null()) };
+    if n < 0 {
+        fds.iter_mut().for_each(|fd| fd.revents = 0);
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn bind_to_cpu(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: an all-zero CPU set is valid, the index is within it, and the call reads it only.
+    let ret = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set)
+    };
+    if ret != 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_sorted_and_the_strongest_access_counts() {
+        let fault = |page, write| Fault {
+            page: Page(page),
+            write,
+            thread: 1,
+            since: Duration::ZERO,
+        };
+        let mut batch = vec![
+            fault(7, false),
+            fault(3, false),
+            fault(7, true),
+            fault(3, false),
+        ];
+        sort_and_deduplicate(&mut batch);
+        let found: Vec<_> = batch.iter().map(|f| (f.page.0, f.write)).collect();
+        assert_eq!(found, [(3, false), (7, true)]);
+    }
+
+    #[test]
+    fn the_heap_gives_the_earliest_first() {
+        let fault = Fault {
+            page: Page(0),
+            write: false,
+            thread: 0,
+            since: Duration::ZERO,
+        };
+        let mut heap = BinaryHeap::new();
+        for ms in [30, 10, 20] {
+            heap.push(Deferred {
+                due: Duration::from_millis(ms),
+                fault,
+                attempts: Attempts::default(),
+                waited: false,
+            });
+        }
+        assert_eq!(heap.pop().unwrap().due, Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,73 @@
+//! Time as the backend keeps it: a monotonic duration since the backend was made, and 32-bit ticks where
+//! it has to fit into a word.
+
+use std::time::{Duration, Instant};
+
+/// Length of a tick.
+const TICK: Duration = Duration::from_micros(16);
+
+/// The longest time a page can be held where it is; longer advice is cut.
+pub const MAX_HOLD: Duration = Duration::from_secs(1);
+
+/// A point in time in ticks of 16 µs, wrapping after 19 hours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Tick(pub(crate) u32);
+
+impl Tick {
+    fn at(time: Duration) -> Tick {
+        Tick((time.as_micros() / TICK.as_micros()) as u32)
+    }
+
+    /// The tick when a hold that starts at `now` ends. A hold of no length is one that is over.
+    pub(crate) fn end_of_hold(now: Duration, hold: Duration) -> Tick {
+        if hold.is_zero() {
+            return Tick::at(now);
+        }
+        // Rounding up: the hold must not be shorter than promised.
+        Tick(Tick::at(now + hold.min(MAX_HOLD)).0.wrapping_add(1))
+    }
+
+    /// How long a hold until this tick still lasts at `now`. Anything longer than the longest hold is a
+    /// tick of the past seen after the counter wrapped.
+    pub(crate) fn remaining(self, now: Duration) -> Option<Duration> {
+        let ticks = self.0.wrapping_sub(Tick::at(now).0);
+        let rest = TICK * ticks.min(i32::MAX as u32);
+        (ticks != 0 && rest <= MAX_HOLD + 2 * TICK).then_some(rest)
+    }
+}
+
+/// The backend's clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Clock {
+        Clock(Instant::now())
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_end_also_across_the_wrap() {
+        let wrap = TICK * (u32::MAX - 2);
+        for start in [Duration::ZERO, Duration::from_secs(5), wrap] {
+            let hold = Duration::from_micros(100);
+            let end = Tick::end_of_hold(start, hold);
+            assert!(end.remaining(start).unwrap() >= hold - TICK);
+            assert!(end.remaining(start + hold - TICK).is_some());
+            assert_eq!(end.remaining(start + hold + 2 * TICK), None);
+            assert_eq!(end.remaining(start + Duration::from_secs(3600)), None);
+            assert_eq!(
+                Tick::end_of_hold(start, Duration::ZERO).remaining(start),
+                None
+            );
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The residency word: everything the backend knows about a page, in 64 bits.
+//!
+//! | bits | meaning |
+//! |---|---|
+//! | 0–1 | state: 0 untouched, 1 system, 2 device, 3 poisoned |
+//! | 2 | locked: one winner works on the page (or on the folio this page is the head of) |
+//! | 3 | waiters: somebody sleeps on the lock |
+//! | 4 | mirrored: some device may have a translation of the page |
+//! | 5 | read-only for devices |
+//! | 6–9 | order of the device folio the page belongs to |
+//! | 10–15 | system: number of pins; device: device number |
+//! | 16–31 | generation: counts state changes |
+//! | 32–63 | system: held until (ticks); device: frame |
+
+use crate::driver::{DeviceId, Frame};
+use crate::time::Tick;
+
+/// Where a page's contents are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Residency {
+    /// Never touched, or freed: reads as zeros, has no memory.
+    Untouched,
+    /// In system memory.
+    System,
+    /// In a device's memory.
+    Device {
+        /// Whose memory.
+        device: DeviceId,
+        /// The frame that holds this page.
+        frame: Frame,
+        /// Order of the folio the frame belongs to.
+        order: u8,
+    },
+    /// The contents are lost; every access is fatal.
+    Poisoned,
+}
+
+const STATE: u64 = 0b11;
+const UNTOUCHED: u64 = 0;
+const SYSTEM: u64 = 1;
+const DEVICE: u64 = 2;
+const POISONED: u64 = 3;
+pub(crate) const LOCKED: u64 = 1 << 2;
+pub(crate) const WAITERS: u64 = 1 << 3;
+pub(crate) const MIRRORED: u64 = 1 << 4;
+const READ_ONLY: u64 = 1 << 5;
+const ORDER_SHIFT: u32 = 6;
+const AUX_SHIFT: u32 = 10;
+const AUX_MASK: u64 = 0x3f;
+pub(crate) const PIN: u64 = 1 << AUX_SHIFT;
+const GENERATION_SHIFT: u32 = 16;
+const VALUE_SHIFT: u32 = 32;
+
+/// The most pins a page can have, and the number of devices a word can name.
+pub(crate) const AUX_MAX: u64 = AUX_MASK;
+
+/// A value of the residency word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Word(pub(crate) u64);
+
+impl Word {
+    /// Where the contents are.
+    pub fn residency(self) -> Residency {
+        match self.0 & STATE {
+            UNTOUCHED => Residency::Untouched,
+            SYSTEM => Residency::System,
+            DEVICE => Residency::Device {
+                device: DeviceId(self.aux() as u8),
+                frame: Frame((self.0 >> VALUE_SHIFT) as u32),
+                order: self.order(),
+            },
+            _ => Residency::Poisoned,
+        }
+    }
+
+    /// Whether somebody works on the page.
+    pub fn locked(self) -> bool {
+        self.0 & LOCKED != 0
+    }
+
+    pub(crate) fn waiters(self) -> bool {
+        self.0 & WAITERS != 0
+    }
+
+    /// Whether some device may have a translation of the page.
+    pub(crate) fn mirrored(self) -> bool {
+        self.0 & MIRRORED != 0
+    }
+
+    /// Whether devices may only read the page.
+    pub fn read_only(self) -> bool {
+        self.0 & READ_ONLY != 0
+    }
+
+    /// Counts the changes of state, modulo 2¹⁶.
+    pub fn generation(self) -> u16 {
+        (self.0 >> GENERATION_SHIFT) as u16
+    }
+
+    /// Number of pins; only system pages have any.
+    pub fn pins(self) -> u64 {
+        if self.0 & STATE == SYSTEM {
+            self.aux()
+        } else {
+            0
+        }
+    }
+
+    /// Until when a system page stays where it is.
+    pub(crate) fn system_held_until(self) -> Option<Tick> {
+        (self.0 & STATE == SYSTEM).then_some(Tick((self.0 >> VALUE_SHIFT) as u32))
+    }
+
+    pub(crate) fn order(self) -> u8 {
+        (self.0 >> ORDER_SHIFT & 0xf) as u8
+    }
+
+    fn aux(self) -> u64 {
+        self.0 >> AUX_SHIFT & AUX_MASK
+    }
+
+    /// What a change of state keeps: the permission, and the generation moved on by one. Lock, waiters
+    /// and mirrored start clear: whoever changes the state has invalidated the mirrors.
+    fn successor(self, state: u64) -> u64 {
+        let generation = u64::from(self.generation().wrapping_add(1));
+        state | (self.0 & READ_ONLY) | (generation << GENERATION_SHIFT)
+    }
+
+    pub(crate) fn to_untouched(self) -> Word {
+        Word(self.successor(UNTOUCHED))
+    }
+
+    pub(crate) fn to_system(self, held_until: Tick) -> Word {
+        Word(self.successor(SYSTEM) | u64::from(held_until.0) << VALUE_SHIFT)
+    }
+
+    pub(crate) fn to_device(self, device: DeviceId, frame: Frame, order: u8) -> Word {
+        Word(
+            self.successor(DEVICE)
+                | u64::from(device.0) << AUX_SHIFT
+                | u64::from(order) << ORDER_SHIFT
+                | u64::from(frame.0) << VALUE_SHIFT,
+        )
+    }
+
+    pub(crate) fn to_poisoned(self) -> Word {
+        Word(self.successor(POISONED))
+    }
+
+    /// The same page as part of a folio of another order.
+    pub(crate) fn with_order(self, order: u8) -> Word {
+        Word(self.0 & !(0xf << ORDER_SHIFT) | u64::from(order) << ORDER_SHIFT)
+    }
+
+    pub(crate) fn with(self, flags: u64) -> Word {
+        Word(self.0 | flags)
+    }
+
+    pub(crate) fn without(self, flags: u64) -> Word {
+        Word(self.0 & !flags)
+    }
+
+    pub(crate) fn with_read_only(self, read_only: bool) -> Word {
+        if read_only {
+            self.with(READ_ONLY)
+        } else {
+            self.without(READ_ONLY)
+        }
+    }
+}
+
+impl std::fmt::Debug for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.residency())?;
+        for (bit, name) in [
+            (LOCKED, " locked"),
+            (WAITERS, " waiters"),
+            (MIRRORED, " mirrored"),
+            (READ_ONLY, " read-only"),
+        ] {
+            if self.0 & bit != 0 {
+                f.write_str(name)?;
+            }
+        }
+        write!(f, " pins={} gen={}", self.pins(), self.generation())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_do_not_overlap() {
+        let word = Word(0)
+            .with_read_only(true)
+            .to_device(DeviceId(63), Frame(u32::MAX), 9)
+            .with(LOCKED | WAITERS | MIRRORED);
+        assert_eq!(
+            word.residency(),
+            Residency::Device {
+                device: DeviceId(63),
+                frame: Frame(u32::MAX),
+                order: 9
+            }
+        );
+        assert!(word.locked() && word.waiters() && word.mirrored() && word.read_only());
+        assert_eq!((word.generation(), word.pins()), (1, 0));
+        let system = word.to_system(Tick(7));
+        assert_eq!(system.residency(), Residency::System);
+        assert_eq!(system.system_held_until(), Some(Tick(7)));
+        assert!(!system.locked() && !system.mirrored() && system.read_only());
+        assert_eq!(Word(system.0 + 3 * PIN).pins(), 3);
+    }
+}

@@ -1,0 +1,265 @@
+//! A process without a VM: its own threads are the CPUs, and a small device reads and writes through a
+//! mirror.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use hmm_backend::{
+    Access, Backend, BackendConfig, DeviceFolio, DeviceId, DeviceMmu, Driver, Engine, EngineChoice,
+    FatalFault, FaultError, FaultService, Finalized, Frame, Mapping, MigrateError, Mirror, MirrorError,
+    Page, PageRange, ServiceConfig, ToDevice, ToSystem,
+};
+
+/// What a test driver does at its next way-points.
+#[derive(Default)]
+pub struct Faults {
+    /// Errors for coming calls of `migrate_to_ram`, last first.
+    pub to_ram: Vec<FaultError>,
+    /// Coming migrations to the device that fail after the copy.
+    pub to_device_after_copy: u32,
+    /// Coming migrations to the device that fail before it.
+    pub to_device_before_copy: u32,
+    /// Coming migrations to system memory that the driver abandons after the copy phase.
+    pub to_ram_after_copy: u32,
+}
+
+/// Gives every folio a serial number as its cookie and checks that it comes back exactly once.
+#[derive(Default)]
+pub struct CheckingDriver {
+    serial: AtomicU64,
+    live: Mutex<HashMap<u64, (Frame, u8)>>,
+    pub violations: Mutex<Vec<String>>,
+    pub faults: Mutex<Faults>,
+    pub freed: AtomicU64,
+}
+
+impl CheckingDriver {
+    fn new_cookie(&self, frame: Frame, order: u8) -> u64 {
+        let cookie = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        self.live.lock().unwrap().insert(cookie, (frame, order));
+        cookie
+    }
+
+    fn complain(&self, what: String) {
+        self.violations.lock().unwrap().push(what);
+    }
+
+    fn check(&self, folio: DeviceFolio) {
+        let known = self.live.lock().unwrap().get(&folio.cookie).copied();
+        if known != Some((folio.frame, folio.order)) {
+            self.complain(format!("{folio:?}, but the cookie is of {known:?}"));
+        }
+    }
+
+    /// Folios that were allocated and not freed yet.
+    pub fn live(&self) -> usize {
+        self.live.lock().unwrap().len()
+    }
+
+    pub fn assert_clean(&self) {
+        assert_eq!(*self.violations.lock().unwrap(), Vec::<String>::new());
+    }
+}
+
+/// Counts down; says whether there was one left.
+fn take_one(left: &mut u32) -> bool {
+    let some = *left > 0;
+    *left -= u32::from(some);
+    some
+}
+
+impl Driver for CheckingDriver {
+    fn migrate_to_device(&self, mut migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
+        migration.set_cookies(|folio| self.new_cookie(folio.frame, folio.order));
+        if take_one(&mut self.faults.lock().unwrap().to_device_before_copy) {
+            return Err(MigrateError::Device("injected before copy".into()));
+        }
+        let copied = migration.copy()?;
+        if take_one(&mut self.faults.lock().unwrap().to_device_after_copy) {
+            return Err(MigrateError::Device("injected after copy".into()));
+        }
+        Ok(copied.commit().finalize())
+    }
+
+    fn migrate_to_ram(&self, migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
+        migration.folios().for_each(|folio| self.check(folio));
+        let mut faults = self.faults.lock().unwrap();
+        if let Some(error) = faults.to_ram.pop() {
+            return Err(error);
+        }
+        let abandon = take_one(&mut faults.to_ram_after_copy);
+        drop(faults);
+        let copied = migration.copy()?;
+        if abandon {
+            return Err(FaultError::Retry);
+        }
+        Ok(copied.commit()?.finalize())
+    }
+
+    fn page_free(&self, folio: DeviceFolio) {
+        self.check(folio);
+        self.live.lock().unwrap().remove(&folio.cookie);
+        self.freed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn folio_split(&self, folio: DeviceFolio) -> u64 {
+        self.check(folio);
+        let order = folio.order - 1;
+        self.live.lock().unwrap().insert(folio.cookie, (folio.frame, order));
+        self.new_cookie(Frame(folio.frame.0 + (1 << order)), order)
+    }
+}
+
+/// A page table of the simplest kind.
+#[derive(Default)]
+pub struct Table(HashMap<Page, Mapping>);
+
+impl DeviceMmu for Table {
+    fn invalidate(&mut self, pages: PageRange) {
+        self.0.retain(|page, _| !pages.contains(*page));
+    }
+}
+
+/// A device that reads and writes 64-bit words.
+pub struct Device {
+    pub id: DeviceId,
+    pub driver: Arc<CheckingDriver>,
+    mirror: Mirror<Table>,
+}
+
+impl Device {
+    fn with<R>(
+        &mut self,
+        page: Page,
+        access: Access,
+        f: impl Fn(&Mapping) -> R,
+    ) -> Result<R, MirrorError> {
+        loop {
+            let guard = self.mirror.lock();
+            if let Some(mapping) = guard.0.get(&page)
+                && (mapping.writable || access == Access::Read)
+            {
+                return Ok(f(mapping));
+            }
+            drop(guard);
+            self.mirror.fault(page, access, |table, mapping| {
+                table.0.insert(mapping.page, mapping);
+            })?;
+        }
+    }
+
+    pub fn read(&mut self, page: u32, word: usize) -> Result<u64, MirrorError> {
+        self.with(Page(page), Access::Read, |m| cell(m.host.as_ptr(), word).load(Ordering::SeqCst))
+    }
+
+    pub fn write(&mut self, page: u32, word: usize, value: u64) -> Result<(), MirrorError> {
+        self.with(Page(page), Access::Write, |m| {
+            cell(m.host.as_ptr(), word).store(value, Ordering::SeqCst)
+        })
+    }
+
+    pub fn add(&mut self, page: u32, word: usize, value: u64) -> Result<u64, MirrorError> {
+        self.with(Page(page), Access::Write, |m| {
+            cell(m.host.as_ptr(), word).fetch_add(value, Ordering::SeqCst)
+        })
+    }
+
+    /// Where its table says the page is, if it has a translation.
+    pub fn target(&mut self, page: u32) -> Option<hmm_backend::Target> {
+        self.mirror.lock().0.get(&Page(page)).map(|m| m.target)
+    }
+}
+
+fn cell<'a>(page: *mut u8, word: usize) -> &'a AtomicU64 {
+    assert!(word < 512);
+    // SAFETY: the word lies inside a page of a mapping that lives as long as the backend, which every
+    // caller keeps; all accesses in these tests are atomic.
+    unsafe { AtomicU64::from_ptr(page.cast::<u64>().add(word)) }
+}
+
+/// Managed memory with a fault service.
+pub struct Rig {
+    // The service goes first: it must not outlive what it serves.
+    service: Option<FaultService>,
+    pub backend: Arc<Backend>,
+    pub fatal: Arc<Mutex<Vec<FatalFault>>>,
+    pub fatal_seen: Arc<std::sync::Condvar>,
+}
+
+impl Rig {
+    pub fn new(pages: u32, engine: Engine, policy: &str) -> Rig {
+        Self::with(pages, engine, policy, |_| {}, 1)
+    }
+
+    pub fn with(
+        pages: u32,
+        engine: Engine,
+        policy: &str,
+        change: impl FnOnce(&mut BackendConfig),
+        threads: usize,
+    ) -> Rig {
+        let mut config = BackendConfig::new(u64::from(pages) * hmm_backend::PAGE_SIZE);
+        config.engine = EngineChoice::Only(engine);
+        config.policy = Arc::new(policy.parse::<hmm_backend::PolicySpec>().unwrap());
+        config.events = 1 << 16;
+        change(&mut config);
+        let backend = Backend::new(config).unwrap();
+        let fatal = Arc::new(Mutex::new(Vec::new()));
+        let fatal_seen = Arc::new(std::sync::Condvar::new());
+        let (list, seen) = (fatal.clone(), fatal_seen.clone());
+        let service = backend
+            .start_service(ServiceConfig { threads: vec![None; threads] }, move |fault| {
+                list.lock().unwrap().push(fault);
+                seen.notify_all();
+            })
+            .unwrap();
+        Rig { service: Some(service), backend, fatal, fatal_seen }
+    }
+
+    pub fn device(&self, pages: u32) -> Device {
+        let driver = Arc::new(CheckingDriver::default());
+        let id = self
+            .backend
+            .attach(u64::from(pages) * hmm_backend::PAGE_SIZE, driver.clone())
+            .unwrap();
+        let mirror = self.backend.mirror(id, Table::default()).unwrap();
+        Device { id, driver, mirror }
+    }
+
+    /// A CPU's access to a word.
+    pub fn cpu(&self, page: u32, word: usize) -> &AtomicU64 {
+        let (base, len) = self.backend.host_memory();
+        let offset = u64::from(page) * hmm_backend::PAGE_SIZE;
+        assert!(offset < len);
+        cell(base.wrapping_add(offset as usize), word)
+    }
+
+    pub fn range(&self, pages: std::ops::Range<u32>) -> PageRange {
+        PageRange::new(Page(pages.start), Page(pages.end))
+    }
+
+    /// The pages of the range that are in device memory.
+    pub fn on_device(&self, pages: std::ops::Range<u32>) -> HashSet<u32> {
+        let on_device = |p: &u32| {
+            let word = self.backend.word(Page(*p)).unwrap();
+            matches!(word.residency(), hmm_backend::Residency::Device { .. })
+        };
+        pages.filter(on_device).collect()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        drop(self.service.take());
+    }
+}
+
+/// Runs a test once with each engine.
+pub fn both_engines(test: impl Fn(Engine)) {
+    for engine in [Engine::Remap, Engine::Copy] {
+        eprintln!("engine {engine}");
+        test(engine);
+    }
+}
