@@ -1,1 +1,35 @@
-//! TODO
+//! The emulated accelerator: registers, a command queue in managed memory, an MMU with a TLB, and
+//! compute kernels. `docs/devices.md` is its data sheet.
+//!
+//! It reaches guest memory only through an `hmm-backend` [`Mirror`](hmm_backend::Mirror) and knows of
+//! migration only what a [`Driver`](hmm_backend::Driver) is told: what it does here, any device model
+//! can do.
+//!
+//! | module | what |
+//! |---|---|
+//! | `accelerator` | assembly, and the side that vCPUs see |
+//! | `registers` | the register file, a pure state machine |
+//! | `processor` | the device's thread: fetches, executes and completes commands |
+//! | `queue` | the ring in guest memory |
+//! | `command` | decoding and validation, pure |
+//! | `kernels` | what the commands compute, over any `memory::Memory` |
+//! | `guest_memory` | that memory through the mirror |
+//! | `mmu` | device page table and TLB |
+//! | `driver` | the device's side of the migration contract |
+
+mod accelerator;
+pub mod command;
+mod driver;
+pub mod error;
+mod guest_memory;
+mod kernels;
+pub mod managed;
+mod memory;
+mod mmu;
+mod processor;
+mod queue;
+mod registers;
+mod stats;
+
+pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError, Interrupt};
+pub use stats::AcceleratorStats;

@@ -104,7 +104,7 @@ impl Backend {
             let demand = with_whole_folios(&on_device, &advice.prefetch, &words, block);
             self.bring_back(block, &demand, reason, &mut served.unresolved);
         }
-        self.check_resolved(block, &needed, &mut served);
+        self.check_resolved(block, &needed, &words, &mut served);
         served.prefetch = advice.prefetch;
         served
     }
@@ -235,15 +235,24 @@ impl Backend {
     }
 
     /// Looks at the faulting pages again: "resolved" is what the residency says, not what a driver says.
-    fn check_resolved(&self, block: Block, needed: &PageSet, served: &mut Served) {
+    /// `before` are the words as they were when the service started.
+    fn check_resolved(&self, block: Block, needed: &PageSet, before: &[Word], served: &mut Served) {
         for index in needed.iter() {
             let page = block.page(index);
             let known = served.unresolved.iter().any(|(p, _)| *p == page);
             if known || self.table.announce_waiter(page) {
                 continue;
             }
-            if self.table.word(page).residency() != Residency::System {
+            let word = self.table.word(page);
+            if word.residency() == Residency::System {
+                continue;
+            }
+            if word.generation() == before[index].generation() {
                 served.unresolved.push((page, Unresolved::Retry));
+            } else {
+                // It came and has left again. Serving it once more would steal it from its new owner for
+                // a CPU that most likely has had its turn; if not, it faults again.
+                self.guest.wake_range(PageRange::single(page));
             }
         }
     }

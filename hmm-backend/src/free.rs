@@ -88,7 +88,12 @@ impl Backend {
 
     /// Frees the part of a device folio that is inside `part`.
     fn free_on_device(&self, lock: FolioLock<'_>, part: PageRange) -> u64 {
-        let Residency::Device { device, frame, order } = lock.word().residency() else {
+        let Residency::Device {
+            device,
+            frame,
+            order,
+        } = lock.word().residency()
+        else {
             return 0;
         };
         let device = self.device_of(device);
@@ -107,6 +112,7 @@ impl Backend {
         self.invalidate_mirrors(std::iter::once(&mut source.lock));
         let Source { lock, folio } = source;
         lock.publish_pages(word);
-        self.device_of(folio.device).release(folio, true, true, &self.recorder);
+        self.device_of(folio.device)
+            .release(folio, true, true, &self.recorder);
     }
 }

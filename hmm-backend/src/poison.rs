@@ -14,7 +14,11 @@ impl Backend {
         self.check_range(PageRange::single(page))?;
         let mut lock = self.lock_waiting(page);
         match lock.word().residency() {
-            Residency::Device { device, frame, order } => {
+            Residency::Device {
+                device,
+                frame,
+                order,
+            } => {
                 let device = self.device_of(device);
                 let folio = device.folio(lock.head(), frame, order);
                 let mut failed = Vec::new();

@@ -153,7 +153,7 @@ impl Uffd {
         }
         let count = n as usize / size_of::<k::uffd_msg>();
         for message in &messages[..count] {
-            if u32::from(message.event) != k::UFFD_EVENT_PAGEFAULT as u32 {
+            if u32::from(message.event) != k::UFFD_EVENT_PAGEFAULT {
                 continue;
             }
             // SAFETY: the event says that the kernel filled in this variant.

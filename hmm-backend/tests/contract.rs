@@ -19,10 +19,21 @@ fn a_page_goes_to_the_device_and_back_with_its_contents() {
         device.write(5, 7, 43).unwrap();
         assert_eq!(rig.cpu(5, 7).load(SeqCst), 43);
         assert!(rig.on_device(0..512).is_empty());
+        rig.wait_for(|s| (s.fault_latency.count, s.page_free_calls) == (2, 1));
         let stats = rig.backend.stats();
         assert_eq!((stats.pages_to_device(), stats.pages_to_system()), (1, 1));
-        assert_eq!((stats.cpu_faults, stats.first_touch_faults, stats.device_faults), (2, 1, 1));
-        assert_eq!((device.driver.freed.load(SeqCst), device.driver.live()), (1, 0));
+        assert_eq!(
+            (
+                stats.cpu_faults,
+                stats.first_touch_faults,
+                stats.device_faults
+            ),
+            (2, 1, 1)
+        );
+        assert_eq!(
+            (device.driver.freed.load(SeqCst), device.driver.live()),
+            (1, 0)
+        );
         device.driver.assert_clean();
     });
 }
@@ -49,7 +60,10 @@ fn large_folios_move_as_one_and_split_on_partial_faults() {
         for page in 0..1024 {
             rig.cpu(page, 0).store(page.into(), SeqCst);
         }
-        let moved = rig.backend.migrate_to_device(device.id, rig.range(0..1024)).unwrap();
+        let moved = rig
+            .backend
+            .migrate_to_device(device.id, rig.range(0..1024))
+            .unwrap();
         assert_eq!(moved, 1024);
         assert_eq!(device.driver.live(), 2);
         let bytes = rig.backend.snapshot(device.id, rig.range(0..1024)).unwrap();
@@ -62,7 +76,10 @@ fn large_folios_move_as_one_and_split_on_partial_faults() {
         for page in 0..1024 {
             assert_eq!(device.read(page, 0), Ok(page.into()));
         }
-        assert_eq!(rig.backend.migrate_to_system(rig.range(0..1024)).unwrap(), 1024);
+        assert_eq!(
+            rig.backend.migrate_to_system(rig.range(0..1024)).unwrap(),
+            1024
+        );
         for page in 0..1024 {
             assert_eq!(rig.cpu(page, 0).load(SeqCst), u64::from(page));
         }
@@ -79,7 +96,9 @@ fn freed_pages_read_as_zeros_and_their_frames_come_back_once() {
         for page in 0..600 {
             rig.cpu(page, 1).store(7, SeqCst);
         }
-        rig.backend.migrate_to_device(device.id, rig.range(0..512)).unwrap();
+        rig.backend
+            .migrate_to_device(device.id, rig.range(0..512))
+            .unwrap();
         assert!(rig.backend.resident_bytes(rig.range(512..600)).unwrap() == 88 * 4096);
         // Part of a device folio, the rest of it, system pages, and pages nobody touched.
         assert_eq!(rig.backend.guest_freed(rig.range(10..20)).unwrap(), 10);
@@ -143,21 +162,40 @@ fn failed_migrations_roll_back_with_every_page_unharmed() {
             rig.cpu(page, 0).store(page.into(), SeqCst);
         }
         device.driver.faults.lock().unwrap().to_device_after_copy = 1;
-        assert_eq!(rig.backend.migrate_to_device(device.id, rig.range(0..40)).unwrap(), 0);
+        assert_eq!(
+            rig.backend
+                .migrate_to_device(device.id, rig.range(0..40))
+                .unwrap(),
+            0
+        );
         device.driver.faults.lock().unwrap().to_device_before_copy = 1;
-        assert_eq!(rig.backend.migrate_to_device(device.id, rig.range(0..40)).unwrap(), 0);
+        assert_eq!(
+            rig.backend
+                .migrate_to_device(device.id, rig.range(0..40))
+                .unwrap(),
+            0
+        );
         assert_eq!(device.driver.live(), 0);
-        assert_eq!(rig.backend.word(Page(35)).unwrap().residency(), Residency::Untouched);
+        assert_eq!(
+            rig.backend.word(Page(35)).unwrap().residency(),
+            Residency::Untouched
+        );
         let faults = rig.backend.stats().cpu_faults;
         for page in 0..32 {
             assert_eq!(rig.cpu(page, 0).fetch_add(1, SeqCst), u64::from(page));
         }
         assert_eq!(rig.backend.stats().cpu_faults, faults);
         // The way back: the fault is retried until the driver lets it through.
-        rig.backend.migrate_to_device(device.id, rig.range(0..32)).unwrap();
+        rig.backend
+            .migrate_to_device(device.id, rig.range(0..32))
+            .unwrap();
         {
             let mut faults = device.driver.faults.lock().unwrap();
-            faults.to_ram = vec![FaultError::Retry, FaultError::OutOfMemory, FaultError::Retry];
+            faults.to_ram = vec![
+                FaultError::Retry,
+                FaultError::OutOfMemory,
+                FaultError::Retry,
+            ];
             faults.to_ram_after_copy = 2;
         }
         for page in 0..32 {
@@ -210,11 +248,21 @@ fn pinned_pages_stay_and_devices_reach_them_in_place() {
         assert_eq!(rig.cpu(4, 0).load(SeqCst), 11);
         assert_eq!(device.add(4, 0, 1), Ok(11));
         assert_eq!(device.target(4), Some(Target::System));
-        assert_eq!(rig.backend.migrate_to_device(device.id, rig.range(0..8)).unwrap(), 5);
+        assert_eq!(
+            rig.backend
+                .migrate_to_device(device.id, rig.range(0..8))
+                .unwrap(),
+            5
+        );
         assert_eq!(rig.backend.guest_freed(rig.range(3..6)).unwrap(), 0);
         assert_eq!(rig.cpu(4, 0).load(SeqCst), 12);
         drop(pinned);
-        assert_eq!(rig.backend.migrate_to_device(device.id, rig.range(3..6)).unwrap(), 3);
+        assert_eq!(
+            rig.backend
+                .migrate_to_device(device.id, rig.range(3..6))
+                .unwrap(),
+            3
+        );
         assert_eq!(device.read(4, 0), Ok(12));
     });
 }
@@ -225,7 +273,8 @@ fn foreign_pages_come_back_through_their_own_driver() {
         let rig = Rig::new(512, engine, "on-demand+timeslice:min=0us");
         let (mut one, mut two) = (rig.device(64), rig.device(64));
         one.write(8, 0, 1).unwrap();
-        let byte = |device: &common::Device| rig.backend.snapshot(device.id, rig.range(8..9)).unwrap()[0];
+        let byte =
+            |device: &common::Device| rig.backend.snapshot(device.id, rig.range(8..9)).unwrap()[0];
         assert_eq!(byte(&one), snapshot::DEVICE_LOCAL | snapshot::WRITE);
         assert_eq!(byte(&two), snapshot::DEVICE_REMOTE | snapshot::WRITE);
         for round in 0..50 {
@@ -271,7 +320,11 @@ fn detaching_brings_every_page_back_first() {
         assert_eq!(device.driver.live(), 0);
         device.driver.assert_clean();
         assert_eq!(device.read(0, 0), Err(MirrorError::Detached));
-        assert!(rig.backend.migrate_to_device(device.id, rig.range(0..1)).is_err());
+        assert!(
+            rig.backend
+                .migrate_to_device(device.id, rig.range(0..1))
+                .is_err()
+        );
         for page in 0..700 {
             assert_eq!(rig.cpu(page, 3).load(SeqCst), u64::from(page) * 3);
         }
@@ -286,13 +339,21 @@ fn lost_contents_are_fatal_until_the_page_is_freed() {
         for page in 0..16 {
             rig.cpu(page, 0).store(1, SeqCst);
         }
-        rig.backend.migrate_to_device(device.id, rig.range(0..8)).unwrap();
+        rig.backend
+            .migrate_to_device(device.id, rig.range(0..8))
+            .unwrap();
         for page in [3, 12] {
             rig.backend.memory_failure(Page(page)).unwrap();
-            assert!(matches!(device.read(page, 0), Err(MirrorError::Fatal { .. })));
+            assert!(matches!(
+                device.read(page, 0),
+                Err(MirrorError::Fatal { .. })
+            ));
             assert!(rig.backend.pin(rig.range(page..page + 1)).is_err());
         }
-        assert_eq!((device.read(2, 0), device.read(4, 0), device.read(11, 0)), (Ok(1), Ok(1), Ok(1)));
+        assert_eq!(
+            (device.read(2, 0), device.read(4, 0), device.read(11, 0)),
+            (Ok(1), Ok(1), Ok(1))
+        );
         assert_eq!(rig.backend.guest_freed(rig.range(0..16)).unwrap(), 16);
         assert_eq!(device.read(3, 0), Ok(0));
         assert_eq!(rig.cpu(12, 0).load(SeqCst), 0);

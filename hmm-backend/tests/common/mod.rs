@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use hmm_backend::{
     Access, Backend, BackendConfig, DeviceFolio, DeviceId, DeviceMmu, Driver, Engine, EngineChoice,
-    FatalFault, FaultError, FaultService, Finalized, Frame, Mapping, MigrateError, Mirror, MirrorError,
-    Page, PageRange, ServiceConfig, ToDevice, ToSystem,
+    FatalFault, FaultError, FaultService, Finalized, Frame, Mapping, MigrateError, Mirror,
+    MirrorError, Page, PageRange, ServiceConfig, ToDevice, ToSystem,
 };
 
 /// What a test driver does at its next way-points.
@@ -107,7 +107,10 @@ impl Driver for CheckingDriver {
     fn folio_split(&self, folio: DeviceFolio) -> u64 {
         self.check(folio);
         let order = folio.order - 1;
-        self.live.lock().unwrap().insert(folio.cookie, (folio.frame, order));
+        self.live
+            .lock()
+            .unwrap()
+            .insert(folio.cookie, (folio.frame, order));
         self.new_cookie(Frame(folio.frame.0 + (1 << order)), order)
     }
 }
@@ -151,7 +154,9 @@ impl Device {
     }
 
     pub fn read(&mut self, page: u32, word: usize) -> Result<u64, MirrorError> {
-        self.with(Page(page), Access::Read, |m| cell(m.host.as_ptr(), word).load(Ordering::SeqCst))
+        self.with(Page(page), Access::Read, |m| {
+            cell(m.host.as_ptr(), word).load(Ordering::SeqCst)
+        })
     }
 
     pub fn write(&mut self, page: u32, word: usize, value: u64) -> Result<(), MirrorError> {
@@ -210,12 +215,22 @@ impl Rig {
         let fatal_seen = Arc::new(std::sync::Condvar::new());
         let (list, seen) = (fatal.clone(), fatal_seen.clone());
         let service = backend
-            .start_service(ServiceConfig { threads: vec![None; threads] }, move |fault| {
-                list.lock().unwrap().push(fault);
-                seen.notify_all();
-            })
+            .start_service(
+                ServiceConfig {
+                    threads: vec![None; threads],
+                },
+                move |fault| {
+                    list.lock().unwrap().push(fault);
+                    seen.notify_all();
+                },
+            )
             .unwrap();
-        Rig { service: Some(service), backend, fatal, fatal_seen }
+        Rig {
+            service: Some(service),
+            backend,
+            fatal,
+            fatal_seen,
+        }
     }
 
     pub fn device(&self, pages: u32) -> Device {
@@ -234,6 +249,20 @@ impl Rig {
         let offset = u64::from(page) * hmm_backend::PAGE_SIZE;
         assert!(offset < len);
         cell(base.wrapping_add(offset as usize), word)
+    }
+
+    /// Waits until the statistics say so: what a fault's service counts after it has woken the CPU comes a
+    /// moment later.
+    pub fn wait_for(&self, condition: impl Fn(&hmm_backend::Stats) -> bool) {
+        let started = std::time::Instant::now();
+        while !condition(&self.backend.stats()) {
+            assert!(
+                started.elapsed().as_secs() < 20,
+                "never came: {:#?}",
+                self.backend.stats()
+            );
+            std::thread::yield_now();
+        }
     }
 
     pub fn range(&self, pages: std::ops::Range<u32>) -> PageRange {

@@ -1,0 +1,377 @@
+//! An accelerator put together, and the side of it that vCPUs see.
+
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hmm_backend::{Backend, DeviceId, PAGE_SIZE};
+use hmmvisor_abi::accel::{self, queue_bytes};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::driver::AcceleratorDriver;
+use crate::guest_memory::GuestMemory;
+use crate::managed::Managed;
+use crate::mmu::Mmu;
+use crate::processor::Processor;
+use crate::queue::{Queue, QueuePages};
+use crate::registers::{Effect, Registers};
+use crate::stats::{AcceleratorStats, Counters};
+
+/// How long a vCPU sleeps at most in one register write. It cannot take interrupts meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_millis(5);
+
+/// The interrupt line of one accelerator.
+pub trait Interrupt: Send + Sync {
+    /// Routes the line to a vCPU; false if that is impossible. Must not access the accelerator.
+    fn route(&self, vcpu: u32) -> bool;
+    /// Raises it.
+    fn trigger(&self);
+}
+
+/// What an accelerator is like.
+#[derive(Clone, Debug)]
+pub struct AcceleratorConfig {
+    /// Device memory in bytes.
+    pub memory: u64,
+    /// Guest-physical base of managed memory.
+    pub managed_base: u64,
+    /// Number of vCPUs that can get its interrupt.
+    pub vcpus: u32,
+    /// The host CPU its thread is pinned to, if any.
+    pub cpu: Option<usize>,
+}
+
+/// Why an accelerator could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceleratorError {
+    /// The backend refused the device.
+    #[error("cannot attach accelerator {index} to guest memory")]
+    Attach {
+        /// Which accelerator.
+        index: u32,
+        /// Why.
+        source: hmm_backend::Error,
+    },
+    /// No doorbell.
+    #[error("cannot create the doorbell of accelerator {index}")]
+    Doorbell {
+        /// Which accelerator.
+        index: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// No thread.
+    #[error("cannot start the thread of accelerator {index}")]
+    Thread {
+        /// Which accelerator.
+        index: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its thread cannot run where it should.
+    #[error("cannot pin the thread of accelerator {index} to host CPU {cpu}")]
+    Affinity {
+        /// Which accelerator.
+        index: u32,
+        /// The CPU it should run on.
+        cpu: usize,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// An emulated accelerator: what `docs/devices.md` describes.
+///
+/// Stopping it leaves it attached to the backend, so that what is in its memory can still migrate
+/// back; [`Backend::detach`] removes it.
+pub struct Accelerator {
+    shared: Arc<Shared>,
+    backend: Arc<Backend>,
+    device: DeviceId,
+    managed: Managed,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Accelerator {
+    /// Attaches a device to the backend and starts its thread.
+    pub fn new(
+        index: u32,
+        config: AcceleratorConfig,
+        backend: &Arc<Backend>,
+        irq: Box<dyn Interrupt>,
+    ) -> Result<Accelerator, AcceleratorError> {
+        let managed = Managed {
+            base: config.managed_base,
+            bytes: u64::from(backend.pages()) * PAGE_SIZE,
+        };
+        let doorbell =
+            EventFd::new(0).map_err(|source| AcceleratorError::Doorbell { index, source })?;
+        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                registers: Registers::new(config.memory, managed, config.vcpus),
+                new_queue: None,
+                waiting: 0,
+            }),
+            changed: Condvar::new(),
+            doorbell,
+            stop: Arc::default(),
+            irq,
+            counters: counters.clone(),
+        });
+
+        let attach_error = |source| AcceleratorError::Attach { index, source };
+        let driver = Arc::new(AcceleratorDriver::new(config.memory, counters.clone()));
+        let device = backend
+            .attach(config.memory, driver)
+            .map_err(attach_error)?;
+        // From here on, an error must detach the device again.
+        let start = || {
+            let mirror = backend
+                .mirror(device, Mmu::new(backend.pages()))
+                .map_err(attach_error)?;
+            let memory = GuestMemory {
+                backend: backend.clone(),
+                device,
+                managed,
+                mirror,
+                counters,
+                stop: shared.stop.clone(),
+            };
+            let processor = Processor::new(shared.clone(), memory);
+            let thread = std::thread::Builder::new()
+                .name(format!("accelerator{index}"))
+                .spawn(move || processor.run())
+                .map_err(|source| AcceleratorError::Thread { index, source })?;
+            let accelerator = Accelerator {
+                shared: shared.clone(),
+                backend: backend.clone(),
+                device,
+                managed,
+                thread: Mutex::new(Some(thread)),
+            };
+            if let Some(cpu) = config.cpu {
+                accelerator
+                    .pin_thread(cpu)
+                    .map_err(|source| AcceleratorError::Affinity { index, cpu, source })?;
+            }
+            Ok(accelerator)
+        };
+        start().inspect_err(|_| {
+            // The first error is the one to report.
+            let _ = backend.detach(device);
+        })
+    }
+
+    /// The eventfd behind the doorbell register.
+    pub fn doorbell(&self) -> &EventFd {
+        &self.shared.doorbell
+    }
+
+    /// The device's number in the backend.
+    pub fn device_id(&self) -> DeviceId {
+        self.device
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> AcceleratorStats {
+        self.shared.counters.stats()
+    }
+
+    /// A vCPU reads from the register window.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        // A 4-byte access reaches the lower half; nothing else but 8 bytes is an access.
+        if matches!(data.len(), 4 | 8) {
+            let value = self.shared.lock().registers.read(offset);
+            data.copy_from_slice(&value.to_le_bytes()[..data.len()]);
+        }
+    }
+
+    /// A vCPU writes to the register window. May sleep for a few milliseconds, if the register does.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        let value = match data.len() {
+            4 | 8 => {
+                let mut bytes = [0; 8];
+                bytes[..data.len()].copy_from_slice(data);
+                u64::from_le_bytes(bytes)
+            }
+            _ => return,
+        };
+        let mut state = self.shared.lock();
+        match state.registers.write(offset, value) {
+            Effect::None => {}
+            Effect::Enable { base, entries } => self.enable(&mut state, base, entries),
+            Effect::Disable => {
+                self.shared.ring_doorbell();
+                // So that a guest with short commands can go on at once.
+                self.shared
+                    .sleep_until(state, |registers| registers.is_disabled());
+            }
+            Effect::Doorbell => self.shared.ring_doorbell(),
+            Effect::Wait { seen } => self
+                .shared
+                .sleep_until(state, |registers| registers.wait_is_over(seen)),
+            Effect::RouteInterrupt { vcpu } => match self.shared.irq.route(vcpu) {
+                true => state.registers.interrupt_routed(vcpu),
+                false => state.registers.refuse(accel::ERR_IRQ),
+            },
+        }
+    }
+
+    fn enable(&self, state: &mut State, base: u64, entries: u64) {
+        let pages = self
+            .managed
+            .pages(base, queue_bytes(entries))
+            .expect("the registers have checked the queue");
+        // The device is disabled, so its thread holds nothing that the pin could wait for.
+        match self.backend.pin(pages) {
+            Ok(pinned) if !self.shared.stopping() => {
+                state.new_queue = Some(Queue::new(QueuePages(pinned), entries));
+                state.registers.enable();
+                self.shared.ring_doorbell();
+            }
+            _ => state.registers.refuse(accel::ERR_PIN),
+        }
+    }
+
+    /// Stops the device: aborts the current command, wakes vCPUs that sleep in a register and returns
+    /// when its thread has ended.
+    pub fn stop(&self) {
+        // Taken first and held: a second caller returns when the thread has ended, too.
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            // With the lock held, so that nobody goes to sleep after having seen that it is not set.
+            let _state = self.shared.lock();
+            self.shared.stop.store(true, Ordering::Relaxed);
+            self.shared.changed.notify_all();
+        }
+        self.shared.ring_doorbell();
+        if let Some(thread) = thread.take() {
+            // If it panicked, it has said so; there is nothing left to stop.
+            let _ = thread.join();
+        }
+    }
+
+    fn pin_thread(&self, cpu: usize) -> io::Result<()> {
+        if cpu >= libc::CPU_SETSIZE as usize {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(thread) = thread.as_ref() else {
+            return Ok(());
+        };
+        // SAFETY: all zeros is an empty set, `cpu` is one of its bits, and the thread's id is valid
+        // because it has not been joined.
+        let error = unsafe {
+            let mut cpus: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut cpus);
+            libc::pthread_setaffinity_np(thread.as_pthread_t(), size_of_val(&cpus), &cpus)
+        };
+        match error {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+impl Drop for Accelerator {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What vCPUs and the command processor share.
+pub struct Shared {
+    state: Mutex<State>,
+    /// Something happened that a vCPU asleep in a register may wait for.
+    changed: Condvar,
+    doorbell: EventFd,
+    stop: Arc<AtomicBool>,
+    irq: Box<dyn Interrupt>,
+    counters: Arc<Counters>,
+}
+
+/// The part under the lock. It is never held while a command is executed.
+pub struct State {
+    pub registers: Registers,
+    /// A queue on its way to the command processor.
+    pub new_queue: Option<Queue<QueuePages>>,
+    /// Number of vCPUs asleep in a register.
+    waiting: u32,
+}
+
+impl Shared {
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between any two of its changes.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the device is to stop for good.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps until the doorbell has been rung since the last call.
+    pub fn wait_for_doorbell(&self) {
+        // Reading blocks while the count is 0, and resets it. An interrupted read is a false alarm.
+        let _ = self.doorbell.read();
+    }
+
+    fn ring_doorbell(&self) {
+        // Cannot fail: the count does not overflow within the age of the universe.
+        let _ = self.doorbell.write(1);
+    }
+
+    /// The completion is in the queue: tells everybody.
+    pub fn command_completed(&self, completed: u64, failed: bool, interrupt: bool) {
+        self.counters.commands.add(1);
+        self.counters.errors.add(u64::from(failed));
+        let mut state = self.lock();
+        state.registers.set_completed(completed);
+        let interrupt = interrupt && state.registers.interrupts();
+        self.wake(state);
+        if interrupt {
+            self.irq.trigger();
+        }
+    }
+
+    /// The processor has let go of the queue; an error if it did so on its own account.
+    pub fn disabled(&self, error: u64) {
+        let mut state = self.lock();
+        state.new_queue = None;
+        state.registers.disabled();
+        if error != accel::ERR_NONE {
+            state.registers.refuse(error);
+        }
+        self.wake(state);
+    }
+
+    fn wake(&self, state: MutexGuard<'_, State>) {
+        let anybody = state.waiting != 0;
+        drop(state);
+        if anybody {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Sleeps until the condition holds, the device stops, or it has been long enough.
+    fn sleep_until(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        condition: impl Fn(&Registers) -> bool,
+    ) {
+        state.waiting += 1;
+        let mut state = self
+            .changed
+            .wait_timeout_while(state, LONGEST_WAIT, |state| {
+                !self.stopping() && !condition(&state.registers)
+            })
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+        state.waiting -= 1;
+    }
+}

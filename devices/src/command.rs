@@ -1,0 +1,380 @@
+//! Decoding of commands: from 64 bytes that anything may be in to operations whose arguments are in
+//! range. Pure, so that it can be fuzzed.
+
+use hmm_backend::{PAGE_SIZE, PageRange};
+use hmmvisor_abi::accel::{self, Command};
+
+use crate::error::CommandError;
+use crate::managed::{Managed, WORD, Words};
+
+/// Where to migrate to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// Into this accelerator's memory.
+    ToDevice,
+    /// Into system memory.
+    ToSystem,
+}
+
+/// A command whose arguments are valid: each run of words is aligned and in managed memory. The
+/// fields are the arguments of the `OP_*` of the same name, runs carrying their lengths.
+#[derive(Clone, Copy, PartialEq, Debug)]
+#[allow(missing_docs)]
+pub enum Operation {
+    Nop,
+    Fill {
+        dst: Words,
+        start: u64,
+        step: u64,
+    },
+    Copy {
+        dst: Words,
+        src: Words,
+    },
+    VectorAdd {
+        c: Words,
+        a: Words,
+        b: Words,
+    },
+    Triad {
+        a: Words,
+        b: Words,
+        c: Words,
+        s: f64,
+    },
+    Reduce {
+        src: Words,
+    },
+    Gather {
+        dst: Words,
+        src: Words,
+        idx: Words,
+    },
+    Scatter {
+        dst: Words,
+        src: Words,
+        idx: Words,
+    },
+    Matmul {
+        c: Words,
+        a: Words,
+        b: Words,
+        n: u64,
+    },
+    /// How many columns and values there are is only known from `row`: they are checked when the
+    /// command runs.
+    Spmv {
+        y: Words,
+        row: Words,
+        col: u64,
+        val: u64,
+        x: Words,
+    },
+    /// As with `Spmv`, `col` is checked when the command runs.
+    BfsStep {
+        row: Words,
+        col: u64,
+        dist: Words,
+        level: u64,
+    },
+    AtomicAdd {
+        base: Words,
+        idx: Words,
+        value: u64,
+    },
+    Chase {
+        base: Words,
+        start: u64,
+        steps: u64,
+    },
+    Migrate {
+        pages: PageRange,
+        direction: Direction,
+    },
+    Free {
+        pages: PageRange,
+    },
+}
+
+/// Decodes a command and checks everything that can be checked without reading memory.
+pub fn decode(command: &Command, managed: &Managed) -> Result<Operation, CommandError> {
+    if command.flags & !accel::FLAG_INTERRUPT != 0 {
+        return Err(CommandError::Argument);
+    }
+    let words = |addr, len| managed.words(addr, len);
+    let args = command.args;
+    Ok(match command.opcode {
+        accel::OP_NOP => Operation::Nop,
+        accel::OP_FILL => {
+            let [dst, n, start, step, ..] = args;
+            Operation::Fill {
+                dst: words(dst, n)?,
+                start,
+                step,
+            }
+        }
+        accel::OP_COPY => {
+            let [dst, src, bytes, ..] = args;
+            require(bytes.is_multiple_of(WORD))?;
+            let dst = words(dst, bytes / WORD)?;
+            let src = words(src, bytes / WORD)?;
+            require(!dst.overlaps(&src))?;
+            Operation::Copy { dst, src }
+        }
+        accel::OP_VECTOR_ADD => {
+            let [c, a, b, n, ..] = args;
+            Operation::VectorAdd {
+                c: words(c, n)?,
+                a: words(a, n)?,
+                b: words(b, n)?,
+            }
+        }
+        accel::OP_TRIAD => {
+            let [a, b, c, n, s, _] = args;
+            Operation::Triad {
+                a: words(a, n)?,
+                b: words(b, n)?,
+                c: words(c, n)?,
+                s: f64::from_bits(s),
+            }
+        }
+        accel::OP_REDUCE => {
+            let [src, n, ..] = args;
+            Operation::Reduce {
+                src: words(src, n)?,
+            }
+        }
+        accel::OP_GATHER => {
+            let [dst, src, idx, n, len, _] = args;
+            Operation::Gather {
+                dst: words(dst, n)?,
+                src: words(src, len)?,
+                idx: words(idx, n)?,
+            }
+        }
+        accel::OP_SCATTER => {
+            let [dst, src, idx, n, len, _] = args;
+            Operation::Scatter {
+                dst: words(dst, len)?,
+                src: words(src, n)?,
+                idx: words(idx, n)?,
+            }
+        }
+        accel::OP_MATMUL => {
+            let [c, a, b, n, ..] = args;
+            // A saturated area is larger than any memory.
+            let area = n.saturating_mul(n);
+            Operation::Matmul {
+                c: words(c, area)?,
+                a: words(a, area)?,
+                b: words(b, area)?,
+                n,
+            }
+        }
+        accel::OP_SPMV => {
+            let [y, row, col, val, x, n] = args;
+            Operation::Spmv {
+                y: words(y, n)?,
+                row: words(row, n.saturating_add(1))?,
+                col: words(col, 0)?.addr,
+                val: words(val, 0)?.addr,
+                x: words(x, n)?,
+            }
+        }
+        accel::OP_BFS_STEP => {
+            let [row, col, dist, n, level, _] = args;
+            // All ones means unreached: neither this level nor the next may be that.
+            require(level < u64::MAX - 1)?;
+            Operation::BfsStep {
+                row: words(row, n.saturating_add(1))?,
+                col: words(col, 0)?.addr,
+                dist: words(dist, n)?,
+                level,
+            }
+        }
+        accel::OP_ATOMIC_ADD => {
+            let [base, idx, n, value, len, _] = args;
+            Operation::AtomicAdd {
+                base: words(base, len)?,
+                idx: words(idx, n)?,
+                value,
+            }
+        }
+        accel::OP_CHASE => {
+            let [base, start, steps, len, ..] = args;
+            let base = words(base, len)?;
+            require(start < len)?;
+            Operation::Chase { base, start, steps }
+        }
+        accel::OP_MIGRATE => {
+            let [addr, bytes, direction, ..] = args;
+            require(addr.is_multiple_of(WORD))?;
+            Operation::Migrate {
+                direction: match direction {
+                    accel::TO_DEVICE => Direction::ToDevice,
+                    accel::TO_SYSTEM => Direction::ToSystem,
+                    _ => return Err(CommandError::Argument),
+                },
+                pages: managed.pages(addr, bytes)?,
+            }
+        }
+        accel::OP_FREE => {
+            let [addr, bytes, ..] = args;
+            require(addr.is_multiple_of(PAGE_SIZE) && bytes.is_multiple_of(PAGE_SIZE))?;
+            Operation::Free {
+                pages: managed.pages(addr, bytes)?,
+            }
+        }
+        _ => return Err(CommandError::Opcode),
+    })
+}
+
+fn require(condition: bool) -> Result<(), CommandError> {
+    condition.then_some(()).ok_or(CommandError::Argument)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::testing::Random;
+
+    const MANAGED: Managed = Managed {
+        base: 0x1_0000_0000,
+        bytes: 1 << 20,
+    };
+
+    fn decode_args(opcode: u32, args: [u64; 6]) -> Result<Operation, CommandError> {
+        let command = Command {
+            opcode,
+            args,
+            ..Command::default()
+        };
+        decode(&command, &MANAGED)
+    }
+
+    #[test]
+    fn refuses_what_the_data_sheet_forbids() {
+        let base = MANAGED.base;
+        let end = base + MANAGED.bytes;
+        let refused = |opcode, args, error| assert_eq!(decode_args(opcode, args), Err(error));
+        refused(15, [0; 6], CommandError::Opcode);
+        refused(
+            accel::OP_FILL,
+            [base + 1, 1, 0, 0, 0, 0],
+            CommandError::Argument,
+        );
+        refused(
+            accel::OP_FILL,
+            [end - 8, 2, 0, 0, 0, 0],
+            CommandError::Address(end),
+        );
+        refused(
+            accel::OP_COPY,
+            [base, base + 4096, 12, 0, 0, 0],
+            CommandError::Argument,
+        );
+        refused(
+            accel::OP_COPY,
+            [base, base + 8, 16, 0, 0, 0],
+            CommandError::Argument,
+        );
+        refused(
+            accel::OP_MATMUL,
+            [base, base, base, 1 << 33, 0, 0],
+            CommandError::Address(end),
+        );
+        refused(
+            accel::OP_SPMV,
+            [base, base, base, base, base, u64::MAX],
+            CommandError::Address(end),
+        );
+        refused(
+            accel::OP_CHASE,
+            [base, 4, 1, 4, 0, 0],
+            CommandError::Argument,
+        );
+        refused(
+            accel::OP_BFS_STEP,
+            [base, base, base, 1, u64::MAX - 1, 0],
+            CommandError::Argument,
+        );
+        refused(
+            accel::OP_MIGRATE,
+            [base, 8, 2, 0, 0, 0],
+            CommandError::Argument,
+        );
+        refused(
+            accel::OP_FREE,
+            [base, 8, 0, 0, 0, 0],
+            CommandError::Argument,
+        );
+        let flags = Command {
+            flags: 2,
+            ..Command::default()
+        };
+        assert_eq!(decode(&flags, &MANAGED), Err(CommandError::Argument));
+    }
+
+    #[test]
+    fn random_commands_are_refused_or_in_range() {
+        let mut random = Random::new(1);
+        let mut accepted = [0u32; 16];
+        for _ in 0..400_000 {
+            let opcode = random.below(16) as u32;
+            let args = std::array::from_fn(|_| match random.below(6) {
+                0 => random.next(),
+                1 => random.below(64),
+                2 => MANAGED.base + random.below(MANAGED.bytes + 64),
+                3 => MANAGED.base + random.below(MANAGED.bytes / 4096 + 2) * 4096,
+                4 => u64::MAX - random.below(16),
+                _ => MANAGED.base + random.below(MANAGED.bytes / 8 + 8) * 8,
+            });
+            let Ok(operation) = decode_args(opcode, args) else {
+                continue;
+            };
+            accepted[opcode as usize] += 1;
+            for run in runs(&operation) {
+                assert!(run.addr.is_multiple_of(8), "{operation:?}");
+                assert!(
+                    MANAGED.contains(run.addr, run.len.checked_mul(8).unwrap()),
+                    "{operation:?}"
+                );
+            }
+            if let Operation::Migrate { pages, .. } | Operation::Free { pages } = operation {
+                assert!(pages.end.offset() <= MANAGED.bytes, "{operation:?}");
+            }
+        }
+        assert!(accepted[..15].iter().all(|n| *n > 0), "{accepted:?}");
+        assert_eq!(accepted[15], 0);
+    }
+
+    fn runs(operation: &Operation) -> Vec<Words> {
+        match *operation {
+            Operation::Nop | Operation::Migrate { .. } | Operation::Free { .. } => vec![],
+            Operation::Fill { dst, .. } => vec![dst],
+            Operation::Copy { dst, src } => vec![dst, src],
+            Operation::VectorAdd { c, a, b }
+            | Operation::Triad { a, b, c, .. }
+            | Operation::Matmul { c, a, b, .. } => vec![a, b, c],
+            Operation::Reduce { src } => vec![src],
+            Operation::Gather { dst, src, idx } | Operation::Scatter { dst, src, idx } => {
+                vec![dst, src, idx]
+            }
+            Operation::Spmv {
+                y,
+                row,
+                col,
+                val,
+                x,
+            } => {
+                let start = |addr| Words { addr, len: 0 };
+                vec![y, row, start(col), start(val), x]
+            }
+            Operation::BfsStep { row, col, dist, .. } => {
+                vec![row, Words { addr: col, len: 0 }, dist]
+            }
+            Operation::AtomicAdd { base, idx, .. } => vec![base, idx],
+            Operation::Chase { base, .. } => vec![base],
+        }
+    }
+}

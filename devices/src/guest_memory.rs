@@ -1,0 +1,126 @@
+//! Guest memory through the mirror: TLB, then device page table, then device fault.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hmm_backend::{Access, Backend, DeviceId, Mirror, MirrorError, PAGE_SIZE, Page, PageRange};
+
+use crate::command::Direction;
+use crate::error::CommandError;
+use crate::managed::{Managed, WORD, Words};
+use crate::memory::Memory;
+use crate::mmu::Mmu;
+use crate::stats::Counters;
+
+/// After this many visits the guard is let go of even if nobody wants it, to look whether the device
+/// is to stop.
+const VISITS_PER_GUARD: usize = 1024;
+
+/// The accelerator's access to guest memory.
+pub struct GuestMemory {
+    pub backend: Arc<Backend>,
+    pub device: DeviceId,
+    pub managed: Managed,
+    pub mirror: Mirror<Mmu>,
+    pub counters: Arc<Counters>,
+    /// The device is to stop: every access fails from now on.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl GuestMemory {
+    fn check_stop(&self) -> Result<(), CommandError> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(CommandError::Aborted),
+            false => Ok(()),
+        }
+    }
+
+    /// Visits words under one guard, until the run is empty, somebody wants the guard, or a page that has
+    /// no translation, which is returned. `run` is what comes next.
+    fn visit_mapped(
+        &mut self,
+        access: Access,
+        run: &mut Words,
+        step: &mut impl FnMut(&[AtomicU64]) -> Words,
+    ) -> Option<Page> {
+        let mut missing = None;
+        let mut guard = self.mirror.lock();
+        for _ in 0..VISITS_PER_GUARD {
+            let page = self.managed.page(run.addr);
+            let Some(words) = guard.translate(page, access) else {
+                missing = Some(page);
+                break;
+            };
+            let start = (run.addr % PAGE_SIZE / WORD) as usize;
+            let len = run.len.min((words.len() - start) as u64) as usize;
+            *run = step(&words[start..start + len]);
+            // Looked at only after a visit: a guard is always good for some progress.
+            if run.is_empty() || guard.wanted() {
+                break;
+            }
+        }
+        self.counters.tlb_hits.set(guard.tlb_hits);
+        self.counters.tlb_misses.set(guard.tlb_misses);
+        missing
+    }
+
+    fn fault(&mut self, page: Page, access: Access) -> Result<(), CommandError> {
+        self.counters.faults.add(1);
+        let addr = self.managed.addr(page);
+        self.mirror
+            .fault(page, access, |mmu, mapping| mmu.map(mapping))
+            .map_err(|error| match error {
+                MirrorError::OutOfRange(_) => CommandError::Address(addr),
+                MirrorError::Permission(_) => CommandError::Permission(addr),
+                MirrorError::Fatal { .. } | MirrorError::Detached => CommandError::Fault(addr),
+            })
+    }
+
+    /// Applies `act` block by block, so that a stop need not wait for all of them.
+    fn each_block(
+        &self,
+        pages: PageRange,
+        act: impl Fn(PageRange) -> Result<u64, hmm_backend::Error>,
+    ) -> Result<u64, CommandError> {
+        let mut sum = 0;
+        for part in pages.split_by_block() {
+            self.check_stop()?;
+            sum += act(part).map_err(|_| CommandError::Fault(self.managed.addr(part.start)))?;
+        }
+        Ok(sum)
+    }
+}
+
+impl Memory for GuestMemory {
+    fn managed(&self) -> Managed {
+        self.managed
+    }
+
+    fn visit(
+        &mut self,
+        access: Access,
+        first: Words,
+        mut step: impl FnMut(&[AtomicU64]) -> Words,
+    ) -> Result<(), CommandError> {
+        let mut run = first;
+        while !run.is_empty() {
+            self.check_stop()?;
+            if let Some(missing) = self.visit_mapped(access, &mut run, &mut step) {
+                // The page may be gone again before the next visit: then it faults again.
+                self.fault(missing, access)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn migrate(&mut self, pages: PageRange, direction: Direction) -> Result<u64, CommandError> {
+        self.each_block(pages, |part| match direction {
+            Direction::ToDevice => self.backend.migrate_to_device(self.device, part),
+            Direction::ToSystem => self.backend.migrate_to_system(part),
+        })
+    }
+
+    fn free(&mut self, pages: PageRange) -> Result<u64, CommandError> {
+        self.each_block(pages, |part| self.backend.guest_freed(part))
+    }
+}

@@ -1,0 +1,63 @@
+//! Counters of one accelerator.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What an accelerator has done so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AcceleratorStats {
+    /// Commands completed, failed ones included.
+    pub commands: u64,
+    /// Commands that failed.
+    pub errors: u64,
+    /// Translations that the TLB had.
+    pub tlb_hits: u64,
+    /// Translations that it had not.
+    pub tlb_misses: u64,
+    /// Device faults: accesses that neither TLB nor device page table could translate.
+    pub faults: u64,
+    /// Times the backend broke the driver contract, for example freed a folio twice. Not 0 means a
+    /// bug in the backend.
+    pub contract_violations: u64,
+}
+
+/// The counters behind [`AcceleratorStats`].
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub commands: Counter,
+    pub errors: Counter,
+    pub tlb_hits: Counter,
+    pub tlb_misses: Counter,
+    pub faults: Counter,
+    pub contract_violations: Counter,
+}
+
+impl Counters {
+    pub fn stats(&self) -> AcceleratorStats {
+        AcceleratorStats {
+            commands: self.commands.get(),
+            errors: self.errors.get(),
+            tlb_hits: self.tlb_hits.get(),
+            tlb_misses: self.tlb_misses.get(),
+            faults: self.faults.get(),
+            contract_violations: self.contract_violations.get(),
+        }
+    }
+}
+
+/// A number that any thread may read. Counters order nothing.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

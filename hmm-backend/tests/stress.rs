@@ -1,0 +1,159 @@
+//! Many threads at once on few pages: CPUs, devices, frees, hints and pins race, drivers fail now and then, and
+//! no increment may be lost. Seeds are fixed; the schedule is the machine's.
+
+mod common;
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use common::{Device, Rig, both_engines};
+use hmm_backend::{FaultError, PageRange};
+
+/// A small generator: splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// Pages that are only counted in.
+const COUNTED: u32 = 1200;
+/// Pages behind them that are also freed.
+const SCRATCH: u32 = 336;
+
+fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads: usize) {
+    let rig = Rig::with(
+        COUNTED + SCRATCH,
+        engine,
+        policy,
+        |c| c.shards = shards,
+        service_threads,
+    );
+    let mut devices: Vec<Device> = vec![rig.device(300), rig.device(64)];
+    let drivers: Vec<_> = devices.iter().map(|d| d.driver.clone()).collect();
+    let ids: Vec<_> = devices.iter().map(|d| d.id).collect();
+    let added = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    let operations = 4000;
+    std::thread::scope(|scope| {
+        let (rig, added, stop) = (&rig, &added, &stop);
+        let mut workers = Vec::new();
+        for cpu in 0..3u64 {
+            workers.push(scope.spawn(move || {
+                let mut random = Random(cpu);
+                for _ in 0..operations {
+                    let (page, word) = (
+                        random.below(COUNTED.into()) as u32,
+                        random.below(512) as usize,
+                    );
+                    // Local runs now and then, so that prefetching has something to guess.
+                    for next in 0..random.below(20) as u32 {
+                        if page + next < COUNTED {
+                            rig.cpu(page + next, word).fetch_add(cpu + 1, SeqCst);
+                            added.fetch_add(cpu + 1, SeqCst);
+                        }
+                    }
+                    let scratch = COUNTED + random.below(SCRATCH.into()) as u32;
+                    let seen = rig.cpu(scratch, 0).fetch_add(1, SeqCst);
+                    assert!(seen < 1 << 40, "scratch page {scratch:#x} holds {seen:#x}");
+                }
+            }));
+        }
+        for (n, device) in devices.iter_mut().enumerate() {
+            workers.push(scope.spawn(move || {
+                let mut random = Random(100 + n as u64);
+                for _ in 0..operations / 2 {
+                    let (page, word) = (
+                        random.below(COUNTED.into()) as u32,
+                        random.below(512) as usize,
+                    );
+                    device.add(page, word, 1000).unwrap();
+                    added.fetch_add(1000, SeqCst);
+                    let scratch = COUNTED + random.below(SCRATCH.into()) as u32;
+                    device.add(scratch, 0, 1).unwrap();
+                }
+            }));
+        }
+        // Somebody who frees, hints, pins and breaks things until the others are done.
+        scope.spawn(|| {
+            let mut random = Random(7);
+            while !stop.load(SeqCst) {
+                let start = random.below(COUNTED.into()) as u32;
+                let len = 1 + random.below(600) as u32;
+                let range = rig.range(start..(start + len).min(COUNTED + SCRATCH));
+                let device = ids[random.below(2) as usize];
+                match random.below(5) {
+                    0 => drop(rig.backend.migrate_to_device(device, range).unwrap()),
+                    1 => drop(rig.backend.migrate_to_system(range).unwrap()),
+                    2 => {
+                        let start = random.below(SCRATCH.into()) as u32;
+                        let end = (start + 1 + random.below(64) as u32).min(SCRATCH);
+                        let freed = rig.range(COUNTED + start..COUNTED + end);
+                        rig.backend.guest_freed(freed).unwrap();
+                    }
+                    3 => {
+                        let few = PageRange::with_len(range.start, range.len().min(8));
+                        let pinned = rig.backend.pin(few).unwrap();
+                        // SAFETY: the word is inside the pinned range, which is present.
+                        unsafe { std::ptr::read_volatile(pinned.host()) };
+                    }
+                    _ => {
+                        let driver = &drivers[random.below(2) as usize];
+                        let mut faults = driver.faults.lock().unwrap();
+                        faults.to_ram.push(FaultError::Retry);
+                        faults.to_device_after_copy += 1;
+                        faults.to_ram_after_copy += 1;
+                    }
+                }
+            }
+        });
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        stop.store(true, SeqCst);
+    });
+    for driver in &drivers {
+        *driver.faults.lock().unwrap() = Default::default();
+    }
+    let mut sum = 0;
+    for page in 0..COUNTED {
+        for word in 0..512 {
+            sum += rig.cpu(page, word).load(SeqCst);
+        }
+    }
+    assert_eq!(sum, added.load(SeqCst), "increments were lost or doubled");
+    let all = rig.range(0..COUNTED + SCRATCH);
+    rig.backend.guest_freed(all).unwrap();
+    assert_eq!(rig.backend.resident_bytes(all).unwrap(), 0);
+    rig.wait_for(|s| s.page_free_calls == drivers.iter().map(|d| d.freed.load(SeqCst)).sum());
+    for driver in &drivers {
+        driver.assert_clean();
+        assert_eq!(driver.live(), 0);
+    }
+    assert!(rig.fatal.lock().unwrap().is_empty());
+    let stats = rig.backend.stats();
+    eprintln!("{stats:#?}");
+    assert!(stats.other["folio_splits"] > 0 && stats.other["folios_rolled_back"] > 0);
+    assert!(stats.device_pages_peak <= 364);
+}
+
+#[test]
+fn nothing_is_lost_under_density() {
+    both_engines(|engine| run(engine, "density", 1, 1));
+}
+
+#[test]
+fn nothing_is_lost_on_demand_without_minimum_residency() {
+    both_engines(|engine| run(engine, "on-demand+timeslice:min=0us", 1, 2));
+}
+
+#[test]
+fn nothing_is_lost_with_several_userfaultfds_and_threads() {
+    both_engines(|engine| run(engine, "density+timeslice:min=20us", 3, 3));
+}
