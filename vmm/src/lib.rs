@@ -1,1 +1,57 @@
-//! TODO
+//! The virtual machine monitor: KVM, vCPUs, guests, configuration.
+//!
+//! [`run()`] takes a [`Config`] to a [`Report`]; that is what the `hmmvisor` command does. Those who want
+//! to look at a guest, or disturb it, while it runs put together a [`vm::Vm`] themselves.
+//!
+//! | module | what |
+//! |---|---|
+//! | `run` | from a configuration to a report |
+//! | `config`, `size`, `file`, `placement` | what to run, checked; on which host CPUs |
+//! | `report`, `summary` | the figures, for programs and for people |
+//! | `check`, `kvm`, `host` | what this host offers |
+//! | `vm` | a virtual machine put together |
+//! | `machine` | the part of it that is KVM's: memory slots, vCPUs |
+//! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
+//! | `image`, `boot` | the guest's ELF file and what it is told |
+//! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
+//! | `bus`, `control`, `console`, `interrupts` | devices |
+//! | `ending`, `failure`, `event_loop`, `signals`, `progress` | how a run ends and who waits for it |
+//! | `cpus`, `process_memory`, `started` | small questions to the system |
+
+pub mod boot;
+pub mod bus;
+pub mod check;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod cpus;
+pub mod ending;
+mod event_loop;
+pub mod failure;
+pub mod file;
+pub mod firmware;
+pub mod host;
+pub mod image;
+pub mod interrupts;
+pub mod kvm;
+pub mod machine;
+pub mod placement;
+mod process_memory;
+pub mod progress;
+pub mod registers;
+pub mod report;
+pub mod ring0;
+mod run;
+pub mod signals;
+pub mod size;
+pub mod started;
+pub mod summary;
+pub mod vcpu;
+pub mod vcpu_threads;
+pub mod vm;
+
+pub use config::Config;
+pub use ending::End;
+pub use failure::Failure;
+pub use report::Report;
+pub use run::{Options, RunError, run};

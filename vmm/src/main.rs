@@ -1,1 +1,164 @@
-fn main() {}
+//! The `hmmvisor` command.
+
+mod cli;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use hmm_backend::policies;
+use hmmvisor::check::{State, check};
+use hmmvisor::config::Config;
+use hmmvisor::progress::Progress;
+use hmmvisor::signals::Signals;
+use hmmvisor::started::Started;
+use hmmvisor::summary::Summary;
+use hmmvisor::{Options, Report};
+use hmmvisor_guest_images::{Param, workloads};
+
+use cli::{Cli, Command, RunArgs};
+
+fn main() -> ExitCode {
+    // Both first: the clock measures from the process's start, and no thread may get a signal.
+    let started = Started::of_process();
+    let signals = Signals::block();
+
+    let Cli { command, run } = Cli::parse();
+    let result = match command.unwrap_or(Command::Run(run)) {
+        Command::Run(args) => run_guest(args, started, signals),
+        Command::Workloads => Ok(list_workloads()),
+        Command::Policies => Ok(list_policies()),
+        Command::Check => Ok(print_check()),
+    };
+    result.unwrap_or_else(|error| {
+        print_error(&format!("{error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+fn run_guest(args: RunArgs, started: Started, signals: io::Result<Signals>) -> Result<ExitCode> {
+    let config = args.config()?;
+    let signals = signals.context("blocking SIGINT and SIGTERM")?;
+    // Standard output is for JSON alone if that is where it goes.
+    let json_only = config.json.as_deref() == Some(Path::new("-"));
+    let output = || -> Box<dyn Write + Send> {
+        if json_only {
+            Box::new(io::stderr())
+        } else {
+            Box::new(io::stdout())
+        }
+    };
+
+    let progress = Progress::on_terminal(config.workload.name.as_deref().unwrap_or("guest"));
+    let console = match &progress {
+        Some(progress) => progress.wrap(output()),
+        None => output(),
+    };
+    let options = Options {
+        started,
+        console,
+        signals: Some(signals),
+        progress,
+    };
+    let report = hmmvisor::run(&config, options)?;
+
+    // Whoever closed the pipe does not want to read it.
+    let _ = write!(output(), "\n{}", Summary(&report));
+    if let Some(error) = report.error() {
+        print_error(&error);
+    }
+    write_json(&config, &report)?;
+    Ok(ExitCode::from(report.exit_code()))
+}
+
+fn write_json(config: &Config, report: &Report) -> Result<()> {
+    let line = report.to_json() + "\n";
+    match config.json.as_deref() {
+        None => Ok(()),
+        Some(path) if path == Path::new("-") => io::stdout()
+            .write_all(line.as_bytes())
+            .context("writing the JSON report to standard output"),
+        Some(path) => fs::write(path, line)
+            .with_context(|| format!("writing the JSON report to {}", path.display())),
+    }
+}
+
+fn print_error(text: &str) {
+    let _ = writeln!(io::stderr(), "hmmvisor: error: {}", text.trim_end());
+}
+
+fn list_workloads() -> ExitCode {
+    let mut text = String::new();
+    for workload in workloads() {
+        text += &format!("{:<11}{}\n", workload.name, workload.summary);
+        for param in workload.params {
+            text += &format!("  {:<22}{}\n", default(param), explanation(param));
+        }
+    }
+    print(&text)
+}
+
+/// `name=DEFAULT`, as it would be given.
+fn default(param: &Param) -> String {
+    match param.choices.get(param.default as usize) {
+        Some(word) => format!("{}={word}", param.name),
+        None => format!("{}={}", param.name, param.default),
+    }
+}
+
+fn explanation(param: &Param) -> String {
+    match param.choices {
+        [] => format!("{} ({} to {})", param.summary, param.min, param.max),
+        words => format!("{} ({})", param.summary, words.join(", ")),
+    }
+}
+
+fn list_policies() -> ExitCode {
+    let mut text =
+        "Join parts with `+`, one of each kind: --policy density:threshold=60+lru\n\n".to_owned();
+    for policy in policies() {
+        text += &format!("{:<11}{:<11}{}\n", policy.name, policy.kind, policy.summary);
+        for param in policy.params {
+            text += &format!(
+                "  {:<20}{}\n",
+                format!("{}={}", param.name, param.default),
+                param.summary
+            );
+        }
+    }
+    print(&text)
+}
+
+fn print_check() -> ExitCode {
+    let findings = check();
+    let can_run = findings
+        .iter()
+        .all(|finding| finding.state != State::Missing);
+    let mut text = String::new();
+    for finding in findings {
+        let state = match finding.state {
+            State::Ok => "ok",
+            State::Limited => "limited",
+            State::Missing => "MISSING",
+        };
+        text += &format!("{state:<9}{:<28}{}\n", finding.what, finding.detail);
+    }
+    text += match can_run {
+        true => "\nThis machine can run Hmmvisor.\n",
+        false => "\nThis machine cannot run Hmmvisor until what is MISSING is fixed.\n",
+    };
+    print(&text);
+    if can_run {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    let _ = io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,29 @@
+//! What the host offers.
+
+use std::mem;
+
+use crate::cpus;
+
+/// The part of the host that configurations are checked against.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// All of its memory, in bytes.
+    pub memory: u64,
+    /// CPUs that this process may use, in the order in which to use them.
+    pub cpus: Vec<usize>,
+}
+
+impl Host {
+    /// This host, now.
+    pub fn here() -> Host {
+        // SAFETY: a structure of integers; all zeros is valid.
+        let mut info: libc::sysinfo = unsafe { mem::zeroed() };
+        // SAFETY: the kernel fills the structure, which lives throughout the call; on failure, which
+        // is impossible with a valid address, it stays zero.
+        unsafe { libc::sysinfo(&mut info) };
+        Host {
+            memory: info.totalram * u64::from(info.mem_unit),
+            cpus: cpus::allowed(),
+        }
+    }
+}

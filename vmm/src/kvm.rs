@@ -1,0 +1,98 @@
+//! Opening `/dev/kvm`, and what Hmmvisor needs from it.
+
+use std::io;
+
+use kvm_ioctls::{Cap, Kvm};
+use thiserror::Error;
+
+/// The only version of KVM's interface that exists outside of history.
+const API_VERSION: i32 = 12;
+
+/// Capabilities without which no guest can run, and what they are for.
+const NEEDED: [(Cap, &str); 8] = [
+    (Cap::Irqchip, "an interrupt controller in the kernel"),
+    (Cap::UserMemory, "guest memory provided by user space"),
+    (Cap::SetTssAddr, "the place of KVM's own task state segment"),
+    (Cap::MpState, "starting all vCPUs at once"),
+    (Cap::Ioeventfd, "doorbells that do not leave the kernel"),
+    (Cap::IoeventfdNoLength, "doorbells of any access size"),
+    (Cap::Irqfd, "device interrupts from any thread"),
+    (Cap::IrqRouting, "routing of device interrupts to vCPUs"),
+];
+
+/// Why KVM cannot be used.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    /// No device node.
+    #[error(
+        "opening /dev/kvm: it does not exist; enable virtualization in the firmware set-up, or nested virtualization if this is a virtual machine, and load the kvm_intel or kvm_amd module"
+    )]
+    Missing,
+    /// No permission.
+    #[error(
+        "opening /dev/kvm: permission denied; run as root or join the group that owns it (`sudo usermod -aG kvm $USER`, then log in again)"
+    )]
+    Permission,
+    /// Some other error.
+    #[error("opening /dev/kvm: {0}; see `dmesg | grep -i kvm`")]
+    Open(io::Error),
+    /// An interface version nobody has seen since 2007.
+    #[error(
+        "using /dev/kvm: its interface has version {0}, but version 12 is needed; use Linux 5.10 or later"
+    )]
+    Version(i32),
+    /// Something is missing.
+    #[error(
+        "using /dev/kvm: this kernel's KVM lacks {name} ({purpose}); use a newer kernel with it configured in"
+    )]
+    Capability {
+        /// The capability's name.
+        name: String,
+        /// What it is needed for.
+        purpose: &'static str,
+    },
+}
+
+impl From<kvm_ioctls::Error> for KvmError {
+    /// Why opening the device failed.
+    fn from(error: kvm_ioctls::Error) -> KvmError {
+        match error.errno() {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing,
+            libc::EACCES | libc::EPERM => KvmError::Permission,
+            errno => KvmError::Open(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+/// Opens `/dev/kvm` and makes sure that it can do what is needed.
+pub fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new()?;
+    match kvm.get_api_version() {
+        API_VERSION => {}
+        version => return Err(KvmError::Version(version)),
+    }
+    let missing = capabilities(&kvm).find(|capability| !capability.present);
+    match missing {
+        None => Ok(kvm),
+        Some(Capability { name, purpose, .. }) => Err(KvmError::Capability { name, purpose }),
+    }
+}
+
+/// One thing that KVM may be able to do.
+pub struct Capability {
+    /// Its name.
+    pub name: String,
+    /// What Hmmvisor needs it for.
+    pub purpose: &'static str,
+    /// Whether this KVM has it.
+    pub present: bool,
+}
+
+/// What Hmmvisor needs of KVM.
+pub fn capabilities(kvm: &Kvm) -> impl Iterator<Item = Capability> + '_ {
+    NEEDED.iter().map(|(cap, purpose)| Capability {
+        name: format!("{cap:?}"),
+        purpose,
+        present: kvm.check_extension(*cap),
+    })
+}

@@ -1,0 +1,193 @@
+//! What a run has shown: the figures, and their stable names in JSON.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hmm_backend::{Cause, Engine, Latency, Stats};
+use hmmvisor_abi::control;
+use serde::Serialize;
+
+use crate::ending::End;
+use crate::size::Size;
+
+/// A run's outcome and figures. There is one as soon as a guest has been started, however it ended.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// How the run ended.
+    pub end: End,
+    /// Name of the workload; none if a guest of the user's ran without one.
+    pub workload: Option<String>,
+    /// The guest's file; none for the embedded guest.
+    pub guest: Option<String>,
+    /// How pages migrated.
+    pub engine: Engine,
+    /// What migrated when.
+    pub policy: String,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Number of accelerators.
+    pub devices: u32,
+    /// Managed memory.
+    pub memory: Size,
+    /// The run's seed.
+    pub seed: u64,
+    /// The backend's figures.
+    pub stats: Stats,
+    /// From the vCPUs' start to the end.
+    pub elapsed: Duration,
+    /// From the process's start to the first sign of life of the guest.
+    pub first_instruction: Option<Duration>,
+    /// Resident bytes of the process that are no guest or device memory, at the end.
+    pub overhead: Option<u64>,
+}
+
+impl Report {
+    /// Whether the guest verified all of its results.
+    pub fn verified(&self) -> bool {
+        self.end == End::Exit(0)
+    }
+
+    /// The exit code for a process that did nothing but this run: 0 only if everything was verified.
+    pub fn exit_code(&self) -> u8 {
+        match self.end {
+            End::Exit(0) => 0,
+            // Codes from 126 on have meanings of their own in shells.
+            End::Exit(code @ 1..=125) => code as u8,
+            End::Exit(_) | End::Failed(_) => 1,
+            End::Signal(signal) => 128 + signal as u8,
+        }
+    }
+
+    /// What went wrong, in words; none if everything was verified.
+    pub fn error(&self) -> Option<String> {
+        match &self.end {
+            End::Exit(0) => None,
+            End::Exit(code) => {
+                let meaning = match *code {
+                    control::EXIT_WRONG_DATA => "it found wrong data",
+                    control::EXIT_PANIC => "it panicked",
+                    control::EXIT_USAGE => "it could not start",
+                    _ => "see its output",
+                };
+                Some(format!("the guest exited with code {code}: {meaning}"))
+            }
+            End::Signal(signal) => Some(format!("interrupted by {}", signal_name(*signal))),
+            End::Failed(failure) => Some(failure.to_string()),
+        }
+    }
+
+    /// The JSON object, in one line.
+    pub fn to_json(&self) -> String {
+        let pages = |counts: &[&BTreeMap<Cause, u64>]| {
+            let sum = |cause: Cause| counts.iter().filter_map(|counts| counts.get(&cause)).sum();
+            Cause::ALL
+                .iter()
+                .map(|cause| (cause.name(), sum(*cause)))
+                .collect()
+        };
+        let stats = &self.stats;
+        let json = Json {
+            workload: self.workload.as_deref(),
+            guest: self.guest.as_deref(),
+            engine: self.engine.to_string(),
+            policy: &self.policy,
+            vcpus: self.vcpus,
+            devices: self.devices,
+            memory_bytes: self.memory.0,
+            seed: self.seed,
+            verified: self.verified(),
+            guest_exit: match self.end {
+                End::Exit(code) => Some(code),
+                _ => None,
+            },
+            error: self.error(),
+            cpu_faults: stats.cpu_faults,
+            first_touch_faults: stats.first_touch_faults,
+            device_faults: stats.device_faults,
+            pages_to_device: stats.pages_to_device(),
+            pages_to_system: stats.pages_to_system(),
+            migrations: pages(&[&stats.to_device, &stats.to_system]),
+            migrations_to_device: pages(&[&stats.to_device]),
+            migrations_to_system: pages(&[&stats.to_system]),
+            page_free_calls: stats.page_free_calls,
+            pages_freed: stats.pages_freed,
+            device_pages_peak: stats.device_pages_peak,
+            device_pages_capacity: stats.device_pages_capacity,
+            fault_latency_us: stats.fault_latency.into(),
+            device_fault_latency_us: stats.device_fault_latency.into(),
+            counters: &stats.other,
+            elapsed_s: self.elapsed.as_secs_f64(),
+            first_instruction_ms: self.first_instruction.map(|time| time.as_secs_f64() * 1e3),
+            vmm_overhead_bytes: self.overhead,
+        };
+        serde_json::to_string(&json).expect("numbers and strings")
+    }
+}
+
+/// The names are an interface: they may be added to, but not changed.
+#[derive(Serialize)]
+struct Json<'a> {
+    workload: Option<&'a str>,
+    guest: Option<&'a str>,
+    engine: String,
+    policy: &'a str,
+    vcpus: u32,
+    devices: u32,
+    memory_bytes: u64,
+    seed: u64,
+    verified: bool,
+    guest_exit: Option<u32>,
+    error: Option<String>,
+    cpu_faults: u64,
+    first_touch_faults: u64,
+    device_faults: u64,
+    pages_to_device: u64,
+    pages_to_system: u64,
+    migrations: BTreeMap<&'static str, u64>,
+    migrations_to_device: BTreeMap<&'static str, u64>,
+    migrations_to_system: BTreeMap<&'static str, u64>,
+    page_free_calls: u64,
+    pages_freed: u64,
+    device_pages_peak: u64,
+    device_pages_capacity: u64,
+    fault_latency_us: JsonLatency,
+    device_fault_latency_us: JsonLatency,
+    counters: &'a BTreeMap<&'static str, u64>,
+    elapsed_s: f64,
+    first_instruction_ms: Option<f64>,
+    vmm_overhead_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct JsonLatency {
+    p50: f64,
+    p99: f64,
+    max: f64,
+    count: u64,
+}
+
+impl From<Latency> for JsonLatency {
+    fn from(
+        Latency {
+            p50,
+            p99,
+            max,
+            count,
+        }: Latency,
+    ) -> JsonLatency {
+        JsonLatency {
+            p50,
+            p99,
+            max,
+            count,
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    match signal {
+        libc::SIGINT => "SIGINT".to_owned(),
+        libc::SIGTERM => "SIGTERM".to_owned(),
+        other => format!("signal {other}"),
+    }
+}

@@ -1,0 +1,198 @@
+//! From a configuration to a report.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hmm_backend::{Backend, BackendConfig};
+use hmmvisor_guest_images::{self as guest_images, CatalogError};
+use thiserror::Error;
+
+use crate::config::{Config, ConfigError};
+use crate::ending::End;
+use crate::event_loop;
+use crate::file::{self, FileError};
+use crate::host::Host;
+use crate::image::{self, ImageError};
+use crate::placement::Placement;
+use crate::process_memory;
+use crate::progress::Progress;
+use crate::report::Report;
+use crate::signals::Signals;
+use crate::started::Started;
+use crate::vm::{DeviceConfig, Managed, Vm, VmConfig, VmError};
+
+/// What is not a matter of configuration: the caller's process.
+pub struct Options {
+    /// From when the time to the first guest instruction counts.
+    pub started: Started,
+    /// Where the guest's serial output goes.
+    pub console: Box<dyn Write + Send>,
+    /// Signals that end the run.
+    pub signals: Option<Signals>,
+    /// Shows the progress of long runs.
+    pub progress: Option<Progress>,
+}
+
+impl Default for Options {
+    /// Guest output to standard output; no signals, no progress.
+    fn default() -> Options {
+        Options {
+            started: Started::now(),
+            console: Box::new(io::stdout()),
+            signals: None,
+            progress: None,
+        }
+    }
+}
+
+/// Why a run could not start. How a run ended that did start is in its [`Report`].
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The workload or its parameters.
+    #[error(transparent)]
+    Workload(#[from] CatalogError),
+    /// The guest's file cannot be read.
+    #[error("reading guest file {}: {error}", path.display())]
+    GuestFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: FileError,
+    },
+    /// The guest's file is no guest.
+    #[error("loading guest file {}: {error}", path.display())]
+    Guest {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: ImageError,
+    },
+    /// Managed memory.
+    #[error("making managed memory: {0}")]
+    Backend(#[from] hmm_backend::Error),
+    /// The virtual machine.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+}
+
+/// Runs a guest to its end, stops everything and reports.
+pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
+    let host = Host::here();
+    config.check(&host)?;
+    let Guest {
+        image,
+        cmdline,
+        workload,
+    } = guest(config)?;
+    let placement = Placement::new(config, &host.cpus);
+
+    let backend = Backend::new(BackendConfig {
+        memory: config.machine.memory.0,
+        engine: config.engine.kind,
+        shards: config.engine.shards,
+        policy: Arc::new(config.policy.spec.clone()),
+        events: 0,
+    })?;
+    let device = |cpu| DeviceConfig {
+        memory: config.devices.memory.0,
+        cpu,
+    };
+    let mut vm = Vm::new(VmConfig {
+        vcpus: config.machine.vcpus,
+        vcpu_cpus: placement.vcpus,
+        managed: Some(Managed {
+            backend: backend.clone(),
+            service: placement.service,
+            devices: placement.devices.into_iter().map(device).collect(),
+        }),
+        guest: &image,
+        cmdline: &cmdline,
+        seed: config.seed,
+        console: options.console,
+    })
+    .map_err(|error| match (error, &config.guest) {
+        (VmError::Image(error), Some(path)) => RunError::Guest {
+            path: path.clone(),
+            error,
+        },
+        (error, _) => RunError::Vm(error),
+    })?;
+
+    let begin = Instant::now();
+    vm.start()?;
+    let progress = options
+        .progress
+        .as_ref()
+        .map(|progress| (progress, &**vm.control()));
+    let end = event_loop::wait(vm.ending(), options.signals.as_ref(), progress);
+    let elapsed = begin.elapsed();
+    if let (End::Signal(_), Some(signals)) = (&end, &options.signals) {
+        signals.unblock();
+    }
+    // While everything is still there.
+    let overhead = process_memory::overhead(&backend.host_ranges());
+    vm.stop();
+
+    Ok(Report {
+        end,
+        workload,
+        guest: config.guest.as_ref().map(|path| path.display().to_string()),
+        engine: backend.engine(),
+        policy: config.policy.spec.to_string(),
+        vcpus: config.machine.vcpus,
+        devices: config.devices.count,
+        memory: config.machine.memory,
+        seed: config.seed,
+        stats: backend.stats(),
+        elapsed,
+        first_instruction: vm.first_exit().map(|exit| options.started.until(exit)),
+        overhead,
+    })
+}
+
+/// What to load and what to tell it.
+struct Guest<'a> {
+    image: Cow<'a, [u8]>,
+    cmdline: String,
+    workload: Option<String>,
+}
+
+fn guest(config: &Config) -> Result<Guest<'static>, RunError> {
+    let params = &config.workload.params;
+    match &config.guest {
+        None => {
+            let workload = match &config.workload.name {
+                Some(name) => guest_images::find(name)?,
+                None => &guest_images::workloads()[0],
+            };
+            Ok(Guest {
+                image: Cow::Borrowed(guest_images::IMAGE),
+                cmdline: workload.cmdline(params)?,
+                workload: Some(workload.name.to_owned()),
+            })
+        }
+        // Somebody else's guest: whatever it understands.
+        Some(path) => {
+            let image =
+                file::read(path, image::FILE_LIMIT).map_err(|error| RunError::GuestFile {
+                    path: path.clone(),
+                    error,
+                })?;
+            let workload = config.workload.name.clone();
+            let name = workload.iter().map(|name| format!("workload={name}"));
+            let words = name.chain(params.iter().map(|(name, value)| format!("{name}={value}")));
+            Ok(Guest {
+                image: Cow::Owned(image),
+                cmdline: words.collect::<Vec<_>>().join(" "),
+                workload,
+            })
+        }
+    }
+}
+

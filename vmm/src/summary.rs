@@ -1,0 +1,199 @@
+//! The report as people like to read it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use hmm_backend::{Cause, Latency, PAGE_SIZE};
+
+use crate::ending::End;
+use crate::report::Report;
+
+/// Shows a report in about a dozen lines.
+pub struct Summary<'a>(pub &'a Report);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        let stats = &report.stats;
+        let name = report
+            .workload
+            .as_deref()
+            .or(report.guest.as_deref())
+            .unwrap_or("guest");
+        writeln!(f, "{name}: {}", verdict(&report.end))?;
+        writeln!(
+            f,
+            "{}, {}, {} of managed memory, engine {}, policy {}, seed {}",
+            count(report.vcpus.into(), "vCPU"),
+            count(report.devices.into(), "accelerator"),
+            report.memory,
+            report.engine,
+            report.policy,
+            report.seed
+        )?;
+        writeln!(f)?;
+
+        let line = |f: &mut fmt::Formatter<'_>, what: &str, value: String| {
+            writeln!(f, "  {what:<16}{value}")
+        };
+        let first = match report.first_instruction {
+            Some(time) => format!(
+                ", first guest instruction {:.1} ms after the start",
+                time.as_secs_f64() * 1e3
+            ),
+            None => String::new(),
+        };
+        line(
+            f,
+            "time",
+            format!("{:.3} s{first}", report.elapsed.as_secs_f64()),
+        )?;
+        let first_touches = grouped(stats.first_touch_faults);
+        line(
+            f,
+            "CPU faults",
+            format!(
+                "{}, and {first_touches} first touches",
+                grouped(stats.cpu_faults)
+            ),
+        )?;
+        line(f, "  latency", latency(&stats.fault_latency))?;
+        line(f, "device faults", grouped(stats.device_faults))?;
+        line(f, "  latency", latency(&stats.device_fault_latency))?;
+        line(
+            f,
+            "device memory",
+            format!(
+                "peak {} of {} pages ({})",
+                grouped(stats.device_pages_peak),
+                grouped(stats.device_pages_capacity),
+                bytes(stats.device_pages_capacity * PAGE_SIZE)
+            ),
+        )?;
+        let freed = grouped(stats.pages_freed);
+        let calls = grouped(stats.page_free_calls);
+        line(
+            f,
+            "frees",
+            format!("{freed} pages reported by the guest, {calls} page_free calls to drivers"),
+        )?;
+        if let Some(overhead) = report.overhead {
+            line(
+                f,
+                "VMM overhead",
+                format!("{} beyond guest and device memory", bytes(overhead)),
+            )?;
+        }
+        writeln!(f)?;
+        migrations(f, report)
+    }
+}
+
+/// Pages and bytes by cause and direction, and the bandwidth that this makes.
+fn migrations(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let stats = &report.stats;
+    let row = |f: &mut fmt::Formatter<'_>, what: &str, pages: [u64; 2]| {
+        let [device, system] = pages.map(|pages| {
+            format!(
+                "{:>13} {:>10}",
+                format!("{} p.", grouped(pages)),
+                bytes(pages * PAGE_SIZE)
+            )
+        });
+        writeln!(f, "  {what:<12}{device}   {system}")
+    };
+    writeln!(
+        f,
+        "  {:<12}{:>24}   {:>24}",
+        "migrated", "to device", "to system"
+    )?;
+    let of = |counts: &BTreeMap<Cause, u64>, cause| counts.get(&cause).copied().unwrap_or(0);
+    for cause in Cause::ALL {
+        let pages = [of(&stats.to_device, cause), of(&stats.to_system, cause)];
+        // Devices are not detached in the usual run.
+        if cause != Cause::Detach || pages != [0, 0] {
+            row(f, cause.name(), pages)?;
+        }
+    }
+    let total = [stats.pages_to_device(), stats.pages_to_system()];
+    row(f, "total", total)?;
+    let seconds = report.elapsed.as_secs_f64().max(1e-9);
+    let [device, system] = total.map(|pages| {
+        format!(
+            "{}/s",
+            bytes((pages as f64 * PAGE_SIZE as f64 / seconds) as u64)
+        )
+    });
+    writeln!(f, "  {:<12}{device:>24}   {system:>24}", "bandwidth")
+}
+
+fn verdict(end: &End) -> &'static str {
+    match end {
+        End::Exit(0) => "verified",
+        End::Exit(_) => "NOT verified, the guest failed",
+        End::Signal(_) => "NOT verified, interrupted",
+        End::Failed(_) => "NOT verified, the run failed",
+    }
+}
+
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// With a comma between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn bytes(number: u64) -> String {
+    let scaled = |unit: u64| number as f64 / unit as f64;
+    match number {
+        0..0x400 => format!("{number} B"),
+        0x400..0x10_0000 => format!("{:.0} KiB", scaled(1 << 10)),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", scaled(1 << 20)),
+        _ => format!("{:.1} GiB", scaled(1 << 30)),
+    }
+}
+
+fn latency(latency: &Latency) -> String {
+    if latency.count == 0 {
+        return "none measured".to_owned();
+    }
+    let [p50, p99, max] = [latency.p50, latency.p99, latency.max].map(|us| match us {
+        ..10_000.0 => format!("{us:.1} µs"),
+        us => format!("{:.1} ms", us / 1e3),
+    });
+    format!("p50 {p50}, p99 {p99}, max {max}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(
+            ["0", "999", "1,000", "1,234,567"],
+            [0, 999, 1000, 1_234_567].map(grouped)
+        );
+        assert_eq!(bytes(4096), "4 KiB");
+        assert_eq!(bytes(5 << 19), "2.5 MiB");
+        assert_eq!(count(1, "vCPU"), "1 vCPU");
+        assert_eq!(count(2, "vCPU"), "2 vCPUs");
+        let measured = Latency {
+            p50: 12.34,
+            p99: 99.0,
+            max: 12_345.0,
+            count: 3,
+        };
+        assert_eq!(latency(&measured), "p50 12.3 µs, p99 99.0 µs, max 12.3 ms");
+    }
+}

@@ -1,0 +1,140 @@
+//! The threads that run vCPUs: started together, stopped at any moment.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::cpus;
+use crate::ending::End;
+use crate::failure::Failure;
+use crate::vcpu::{Shared, Vcpu};
+
+/// How long a vCPU may take to notice a kick before it gets another one.
+const KICK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Which vCPU a host thread runs.
+#[derive(Clone)]
+pub struct ThreadIds(Arc<[AtomicU32]>);
+
+impl ThreadIds {
+    /// No vCPU has a thread yet.
+    pub fn new(vcpus: u32) -> ThreadIds {
+        ThreadIds((0..vcpus).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    /// The vCPU run by the thread with this id, as `gettid` returns it.
+    pub fn vcpu(&self, thread: u32) -> Option<u32> {
+        let position = self
+            .0
+            .iter()
+            .position(|id| id.load(Ordering::Acquire) == thread);
+        position.map(|index| index as u32)
+    }
+
+    fn enter(&self, vcpu: u32) {
+        // SAFETY: has no arguments and cannot fail.
+        let id = unsafe { libc::gettid() };
+        self.0[vcpu as usize].store(id as u32, Ordering::Release);
+    }
+}
+
+/// Running vCPU threads; stopped and joined when dropped.
+pub struct VcpuThreads {
+    handles: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+impl VcpuThreads {
+    /// Starts one thread for each vCPU; `cpus` are the host CPUs to pin them to, cyclically, or
+    /// empty.
+    pub fn start(
+        vcpus: Vec<Vcpu>,
+        cpus: &[usize],
+        ids: &ThreadIds,
+        shared: &Arc<Shared>,
+    ) -> io::Result<VcpuThreads> {
+        install_kick_handler()?;
+        // From here on a failure drops, and thereby stops, what has been started.
+        let mut threads = VcpuThreads {
+            handles: Vec::new(),
+            shared: shared.clone(),
+        };
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let (ids, shared) = (ids.clone(), shared.clone());
+            let cpu = cpus.iter().cycle().nth(index).copied();
+            let index = index as u32;
+            let body = move || {
+                let _report = ReportPanic {
+                    vcpu: index,
+                    shared,
+                };
+                ids.enter(index);
+                if let Some(cpu) = cpu {
+                    // Only costs speed if it fails, for example because the CPU has gone offline.
+                    let _ = cpus::pin_this_thread(cpu);
+                }
+                vcpu.run();
+            };
+            threads.handles.push(
+                thread::Builder::new()
+                    .name(format!("vcpu{index}"))
+                    .spawn(body)?,
+            );
+        }
+        Ok(threads)
+    }
+
+    /// Makes every vCPU leave the guest and waits for its thread. Idempotent.
+    pub fn stop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        // A kick makes KVM_RUN return, also when the vCPU sleeps in it on a userfaultfd fault. One
+        // that arrives between the thread's look at `stop` and its KVM_RUN is lost; so is one that
+        // the kernel restarts a fault after. So kick until the thread is gone.
+        while self.handles.iter().any(|handle| !handle.is_finished()) {
+            for handle in self.handles.iter().filter(|handle| !handle.is_finished()) {
+                // Fails only for a thread that has just ended.
+                let _ = handle.kill(SIGRTMIN());
+            }
+            thread::sleep(KICK_AGAIN);
+        }
+        for handle in self.handles.drain(..) {
+            // A panic has been reported by `ReportPanic`.
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Ends the run when a vCPU's thread panics, so that nobody waits for it for ever.
+struct ReportPanic {
+    vcpu: u32,
+    shared: Arc<Shared>,
+}
+
+impl Drop for ReportPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.shared
+                .ending
+                .set(End::Failed(Failure::Panicked { vcpu: self.vcpu }));
+        }
+    }
+}
+
+/// The kick is a signal with a handler that does nothing: it only interrupts system calls.
+fn install_kick_handler() -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    static ONCE: Once = Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| result = register_signal_handler(SIGRTMIN(), nothing));
+    result.map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}

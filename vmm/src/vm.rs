@@ -1,0 +1,353 @@
+//! A virtual machine put together: memory, devices, guest, vCPUs.
+//!
+//! [`crate::run()`] is the way from a configuration to a report; this is for those who want to look at
+//! or disturb a guest while it runs.
+
+use std::io::{self, Write};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use hmm_backend::{Backend, FaultService, ServiceConfig};
+use hmmvisor_abi::{accel, map};
+use hmmvisor_devices::{Accelerator, AcceleratorConfig, AcceleratorError};
+use kvm_ioctls::{IoEventAddress, NoDatamatch};
+use thiserror::Error;
+
+use crate::boot::{self, BootError, BootParameters};
+use crate::bus::{Bus, Device, Next};
+use crate::console::Console;
+use crate::control::Control;
+use crate::ending::{End, Ending};
+use crate::failure::Failure;
+use crate::image::{Image, ImageError};
+use crate::interrupts::InterruptLines;
+use crate::machine::{Machine, MachineError};
+use crate::vcpu::{Shared, Vcpu};
+use crate::vcpu_threads::{ThreadIds, VcpuThreads};
+
+/// Ports of the serial port.
+const SERIAL_PORTS: std::ops::Range<u64> = 0x3f8..0x400;
+/// Bytes of the address range of a device without a distance of its own.
+const WINDOW: u64 = 0x1000;
+
+/// What to make a virtual machine of.
+pub struct VmConfig<'a> {
+    /// Number of vCPUs, 1 to [`map::MAX_VCPUS`].
+    pub vcpus: u32,
+    /// Host CPUs to pin vCPUs to, cyclically; empty for none.
+    pub vcpu_cpus: Vec<usize>,
+    /// Managed memory and the accelerators that share it. Without, the guest has boot RAM only.
+    pub managed: Option<Managed>,
+    /// The guest's ELF file.
+    pub guest: &'a [u8],
+    /// What the guest reads as its command line.
+    pub cmdline: &'a str,
+    /// What the guest reads as the run's seed.
+    pub seed: u64,
+    /// Where the guest's serial output goes.
+    pub console: Box<dyn Write + Send>,
+}
+
+/// Managed memory and what works on it besides vCPUs.
+pub struct Managed {
+    /// The memory.
+    pub backend: Arc<Backend>,
+    /// Threads that serve CPU faults, with the host CPU to pin each to.
+    pub service: Vec<Option<usize>>,
+    /// The accelerators.
+    pub devices: Vec<DeviceConfig>,
+}
+
+/// One accelerator.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceConfig {
+    /// Device memory in bytes.
+    pub memory: u64,
+    /// Host CPU to pin its thread to.
+    pub cpu: Option<usize>,
+}
+
+/// Why a virtual machine could not be made.
+#[derive(Debug, Error)]
+pub enum VmError {
+    /// The guest's image.
+    #[error("loading the guest: {0}")]
+    Image(#[from] ImageError),
+    /// KVM.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Memory contents.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The fault service.
+    #[error("starting the fault service: {0}")]
+    Service(hmm_backend::Error),
+    /// An accelerator.
+    #[error(transparent)]
+    Accelerator(#[from] AcceleratorError),
+    /// A device's connection to KVM.
+    #[error("connecting {what} of accelerator {index} to KVM: {error}")]
+    Connect {
+        /// What.
+        what: &'static str,
+        /// The accelerator.
+        index: u32,
+        /// Why not.
+        error: io::Error,
+    },
+    /// An event or a thread.
+    #[error(
+        "making {what}: {error}; raise the limits on open files and processes (`ulimit -n`, `ulimit -u`)"
+    )]
+    System {
+        /// What.
+        what: &'static str,
+        /// The system's answer.
+        error: io::Error,
+    },
+}
+
+/// A virtual machine. Dropping it stops everything it has started.
+pub struct Vm {
+    // In the order in which they are to be dropped: vCPUs first, then what serves them.
+    threads: Option<VcpuThreads>,
+    waiting: Vec<Vcpu>,
+    accelerators: Vec<Arc<Accelerator>>,
+    service: Option<FaultService>,
+    shared: Arc<Shared>,
+    vcpu_cpus: Vec<usize>,
+    ids: ThreadIds,
+    control: Arc<Control>,
+    console: Arc<Console>,
+    machine: Machine,
+}
+
+impl Vm {
+    /// Makes a machine with the guest loaded and the devices and the fault service running, but no
+    /// vCPU yet.
+    pub fn new(config: VmConfig<'_>) -> Result<Vm, VmError> {
+        let system = |what| move |error| VmError::System { what, error };
+        let VmConfig {
+            vcpus,
+            vcpu_cpus,
+            managed,
+            guest,
+            cmdline,
+            seed,
+            console,
+        } = config;
+        let backend = managed.as_ref().map(|managed| managed.backend.clone());
+        let managed_size = backend
+            .as_ref()
+            .map_or(0, |backend| backend.host_memory().1);
+        let image = Image::parse(guest, managed_size)?;
+
+        let machine = Machine::new(vcpus, backend.clone())?;
+        let ending = Arc::new(Ending::new().map_err(system("an event"))?);
+        let ids = ThreadIds::new(vcpus);
+        let mut service = None;
+        let mut accelerators = Vec::new();
+        if let Some(Managed {
+            backend,
+            service: threads,
+            devices,
+        }) = managed
+        {
+            service = Some(start_service(&backend, threads, &ids, &ending)?);
+            accelerators = connect_accelerators(&machine, vcpus, &backend, &devices)?;
+        }
+        boot::load(&image, machine.ram(), backend.as_ref())?;
+
+        let control = Arc::new(Control::new(vcpus, ending.clone()));
+        let console = Arc::new(Console::new(console));
+        let mut mmio = Bus::default();
+        mmio.insert(map::CONTROL..map::CONTROL + WINDOW, control.clone());
+        mmio.insert(map::SERIAL..map::SERIAL + WINDOW, console.clone());
+        for (index, accelerator) in (0..).zip(&accelerators) {
+            let window = map::ACCEL + map::ACCEL_STRIDE * index;
+            mmio.insert(
+                window..window + map::ACCEL_STRIDE,
+                Arc::new(Window(accelerator.clone())),
+            );
+        }
+        let mut ports = Bus::default();
+        ports.insert(SERIAL_PORTS, console.clone());
+
+        let shared = Arc::new(Shared {
+            ram: machine.ram().clone(),
+            mmio,
+            ports,
+            ending,
+            stop: AtomicBool::new(false),
+            first_exit: OnceLock::new(),
+        });
+        let mut waiting = Vec::new();
+        let mut tsc_khz = 0;
+        for index in 0..vcpus {
+            let fd = machine.vcpu(index, image.entry)?;
+            tsc_khz = fd.get_tsc_khz().unwrap_or(0);
+            waiting.push(Vcpu::new(index, fd, shared.clone()));
+        }
+        let devices = accelerators.len() as u32;
+        let parameters = BootParameters {
+            vcpus,
+            devices,
+            managed: managed_size,
+            seed,
+            tsc_khz,
+            cmdline,
+        };
+        boot::describe(machine.ram(), &parameters)?;
+        Ok(Vm {
+            threads: None,
+            waiting,
+            accelerators,
+            service,
+            shared,
+            vcpu_cpus,
+            ids,
+            control,
+            console,
+            machine,
+        })
+    }
+
+    /// Lets the vCPUs run.
+    pub fn start(&mut self) -> Result<(), VmError> {
+        let vcpus = std::mem::take(&mut self.waiting);
+        let threads = VcpuThreads::start(vcpus, &self.vcpu_cpus, &self.ids, &self.shared).map_err(
+            |error| VmError::System {
+                what: "the vCPUs' threads",
+                error,
+            },
+        )?;
+        self.threads = Some(threads);
+        Ok(())
+    }
+
+    /// How the run ends: an event to wait for and, then, the reason.
+    pub fn ending(&self) -> &Arc<Ending> {
+        &self.shared.ending
+    }
+
+    /// Stops vCPUs, accelerators and the fault service, in this order, and writes out what is left of
+    /// the guest's output. Memory and statistics remain. Idempotent.
+    pub fn stop(&mut self) {
+        // A vCPU may be asleep in a register of an accelerator, and an accelerator's thread never
+        // waits for a vCPU.
+        self.shared
+            .stop
+            .store(true, std::sync::atomic::Ordering::Release);
+        self.accelerators
+            .iter()
+            .for_each(|accelerator| accelerator.stop());
+        self.threads = None;
+        self.service = None;
+        self.console.finish();
+    }
+
+    /// When the first instruction of the guest made itself felt, if one did.
+    pub fn first_exit(&self) -> Option<Instant> {
+        self.shared.first_exit.get().copied()
+    }
+
+    /// How much of its work the guest says it has done, in thousandths.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// The machine, for a look at boot RAM.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The accelerators.
+    pub fn accelerators(&self) -> &[Arc<Accelerator>] {
+        &self.accelerators
+    }
+
+    /// Which thread runs which vCPU.
+    pub fn thread_ids(&self) -> &ThreadIds {
+        &self.ids
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn start_service(
+    backend: &Arc<Backend>,
+    threads: Vec<Option<usize>>,
+    ids: &ThreadIds,
+    ending: &Arc<Ending>,
+) -> Result<FaultService, VmError> {
+    let (ids, ending) = (ids.clone(), ending.clone());
+    let on_fatal = move |fault: hmm_backend::FatalFault| {
+        let vcpu = ids.vcpu(fault.thread);
+        ending.set(End::Failed(Failure::Page {
+            page: fault.page.0,
+            vcpu,
+            cause: fault.cause,
+        }));
+    };
+    backend
+        .start_service(ServiceConfig { threads }, Box::new(on_fatal))
+        .map_err(VmError::Service)
+}
+
+fn connect_accelerators(
+    machine: &Machine,
+    vcpus: u32,
+    backend: &Arc<Backend>,
+    devices: &[DeviceConfig],
+) -> Result<Vec<Arc<Accelerator>>, VmError> {
+    let lines = InterruptLines::new(machine.vm().clone(), vcpus);
+    let connect = |(index, device): (u32, &DeviceConfig)| {
+        let line = lines.line(index).map_err(|error| VmError::Connect {
+            what: "the interrupt",
+            index,
+            error,
+        })?;
+        let config = AcceleratorConfig {
+            memory: device.memory,
+            managed_base: map::MANAGED,
+            vcpus,
+            cpu: device.cpu,
+        };
+        let accelerator = Accelerator::new(index, config, backend, Box::new(line))?;
+        let doorbell = map::ACCEL + map::ACCEL_STRIDE * u64::from(index) + accel::REG_DOORBELL;
+        // Any value and any size of access: the value says nothing.
+        machine
+            .vm()
+            .register_ioevent(
+                accelerator.doorbell(),
+                &IoEventAddress::Mmio(doorbell),
+                NoDatamatch,
+            )
+            .map_err(|error| VmError::Connect {
+                what: "the doorbell",
+                index,
+                error: io::Error::from_raw_os_error(error.errno()),
+            })?;
+        Ok(Arc::new(accelerator))
+    };
+    (0..).zip(devices).map(connect).collect()
+}
+
+/// An accelerator's register window.
+struct Window(Arc<Accelerator>);
+
+impl Device for Window {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Next {
+        self.0.write(offset, data);
+        Next::Continue
+    }
+}

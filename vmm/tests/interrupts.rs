@@ -1,0 +1,64 @@
+//! Device interrupts reach the counters of the vCPU they are routed to.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{MOV_EAX_CONTROL, Output, code, machine, wait};
+use hmmvisor::End;
+use hmmvisor::interrupts::InterruptLines;
+use hmmvisor_abi::map;
+use hmmvisor_devices::Interrupt;
+use vm_memory::{Bytes, GuestAddress};
+
+fn counter(vm: &hmmvisor::vm::Vm, vcpu: u64, line: u64) -> u64 {
+    vm.machine()
+        .ram()
+        .read_obj(GuestAddress(map::irq_counter(vcpu, line)))
+        .unwrap()
+}
+
+#[test]
+fn interrupts_are_counted_where_they_are_routed() {
+    // Spins until vCPU 1 has had 20 interrupts on line 3, then exits with 0.
+    let target = map::irq_counter(1, 3) as u32;
+    let guest = code(&[
+        &MOV_EAX_CONTROL,
+        &[0xb9],
+        &target.to_le_bytes(),     // mov ecx, counter
+        &[0x83, 0x39, 20],         // cmp dword [rcx], 20
+        &[0x72, 0xfb],             // jb -5
+        &[0x31, 0xd2, 0x89, 0x10], // xor edx, edx; mov [rax], edx
+        &[0xeb, 0xfe],
+    ]);
+    let mut vm = machine(&guest, 2, &Output::default());
+    let lines = InterruptLines::new(vm.machine().vm().clone(), 2);
+    let first = lines.line(0).unwrap();
+    let third = lines.line(3).unwrap();
+    vm.start().unwrap();
+
+    third.trigger();
+    assert!(!third.route(2), "there is no such vCPU");
+    assert!(first.route(0) && third.route(1));
+    for number in 1..=20 {
+        third.trigger();
+        if number % 4 == 0 {
+            first.trigger();
+        }
+        // Interrupts may merge if the vCPU does not run in between; so wait for each.
+        while counter(&vm, 1, 3) < number && vm.ending().get().is_none() {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+    assert_eq!(wait(&vm), End::Exit(0));
+    vm.stop();
+    assert_eq!(counter(&vm, 1, 3), 20);
+    assert!(
+        (1..=5).contains(&counter(&vm, 0, 0)),
+        "{}",
+        counter(&vm, 0, 0)
+    );
+    for (vcpu, line) in [(0, 3), (1, 0), (1, 2), (1, 4)] {
+        assert_eq!(counter(&vm, vcpu, line), 0, "vCPU {vcpu} line {line}");
+    }
+}
