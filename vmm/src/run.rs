@@ -195,4 +195,3 @@ fn guest(config: &Config) -> Result<Guest<'static>, RunError> {
         }
     }
 }
-

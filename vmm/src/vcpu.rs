@@ -6,17 +6,19 @@ use std::time::Instant;
 
 use kvm_bindings::KVM_EXIT_MEMORY_FAULT;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::{Bus, Next};
 use crate::ending::{End, Ending};
 use crate::failure::Failure;
+use crate::machine::Machine;
 use crate::ring0::ExceptionFrame;
 
 /// What all vCPUs of a machine share.
 pub struct Shared {
-    /// Boot RAM.
-    pub ram: GuestMemoryMmap,
+    /// The machine. A vCPU can write guest memory for as long as it exists, so its thread keeps that
+    /// memory from being unmapped.
+    pub machine: Machine,
     /// Devices by guest-physical address.
     pub mmio: Bus,
     /// Devices by port.
@@ -134,11 +136,11 @@ impl Vcpu {
             Problem::Memory => {
                 let run = self.fd.get_kvm_run();
                 // Only newer kernels say where; the others leave an older exit's reason here.
-                let address = (run.exit_reason == KVM_EXIT_MEMORY_FAULT).then(|| {
-                    // SAFETY: for this exit KVM fills this variant of the union, and every bit
-                    // pattern of its integers is valid anyway.
-                    unsafe { run.__bindgen_anon_1.memory_fault.gpa }
-                });
+                let is_known = run.exit_reason == KVM_EXIT_MEMORY_FAULT;
+                // SAFETY: for this exit KVM fills this variant of the union, and every bit pattern of
+                // its integers is valid anyway.
+                let address = unsafe { run.__bindgen_anon_1.memory_fault.gpa };
+                let address = is_known.then_some(address);
                 Failure::Memory { vcpu, rip, address }
             }
         }
@@ -151,7 +153,12 @@ impl Vcpu {
             return None;
         }
         let stack = self.fd.get_regs().ok()?.rsp;
-        let frame: ExceptionFrame = self.shared.ram.read_obj(GuestAddress(stack)).ok()?;
+        let frame: ExceptionFrame = self
+            .shared
+            .machine
+            .ram()
+            .read_obj(GuestAddress(stack))
+            .ok()?;
         Some(Failure::Exception {
             vcpu: self.index,
             vector: frame.vector,

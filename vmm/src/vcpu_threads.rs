@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -15,6 +15,9 @@ use crate::vcpu::{Shared, Vcpu};
 
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
+
+/// How long all of them may take.
+const GIVE_UP: Duration = Duration::from_secs(5);
 
 /// Which vCPU a host thread runs.
 #[derive(Clone)]
@@ -89,19 +92,25 @@ impl VcpuThreads {
     }
 
     /// Makes every vCPU leave the guest and waits for its thread. Idempotent.
+    ///
+    /// There is one thing that no signal but a deadly one interrupts: KVM itself, on behalf of an
+    /// instruction that it emulates, accessing a page that nobody supplies. After some seconds the
+    /// thread of such a vCPU is left behind, to end once somebody does supply the page, or with the
+    /// process. It owns what it uses, and never enters the guest again.
     pub fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         // A kick makes KVM_RUN return, also when the vCPU sleeps in it on a userfaultfd fault. One
-        // that arrives between the thread's look at `stop` and its KVM_RUN is lost; so is one that
-        // the kernel restarts a fault after. So kick until the thread is gone.
-        while self.handles.iter().any(|handle| !handle.is_finished()) {
+        // that arrives between the thread's look at `stop` and its KVM_RUN is lost. So kick until
+        // the thread is gone.
+        let begin = Instant::now();
+        while self.handles.iter().any(|handle| !handle.is_finished()) && begin.elapsed() < GIVE_UP {
             for handle in self.handles.iter().filter(|handle| !handle.is_finished()) {
                 // Fails only for a thread that has just ended.
                 let _ = handle.kill(SIGRTMIN());
             }
             thread::sleep(KICK_AGAIN);
         }
-        for handle in self.handles.drain(..) {
+        for handle in self.handles.drain(..).filter(JoinHandle::is_finished) {
             // A panic has been reported by `ReportPanic`.
             let _ = handle.join();
         }

@@ -120,7 +120,6 @@ pub struct Vm {
     ids: ThreadIds,
     control: Arc<Control>,
     console: Arc<Console>,
-    machine: Machine,
 }
 
 impl Vm {
@@ -175,7 +174,7 @@ impl Vm {
         ports.insert(SERIAL_PORTS, console.clone());
 
         let shared = Arc::new(Shared {
-            ram: machine.ram().clone(),
+            machine,
             mmio,
             ports,
             ending,
@@ -185,7 +184,7 @@ impl Vm {
         let mut waiting = Vec::new();
         let mut tsc_khz = 0;
         for index in 0..vcpus {
-            let fd = machine.vcpu(index, image.entry)?;
+            let fd = shared.machine.vcpu(index, image.entry)?;
             tsc_khz = fd.get_tsc_khz().unwrap_or(0);
             waiting.push(Vcpu::new(index, fd, shared.clone()));
         }
@@ -198,7 +197,7 @@ impl Vm {
             tsc_khz,
             cmdline,
         };
-        boot::describe(machine.ram(), &parameters)?;
+        boot::describe(shared.machine.ram(), &parameters)?;
         Ok(Vm {
             threads: None,
             waiting,
@@ -209,7 +208,6 @@ impl Vm {
             ids,
             control,
             console,
-            machine,
         })
     }
 
@@ -233,6 +231,8 @@ impl Vm {
 
     /// Stops vCPUs, accelerators and the fault service, in this order, and writes out what is left of
     /// the guest's output. Memory and statistics remain. Idempotent.
+    ///
+    /// A vCPU that cannot be stopped (see [`VcpuThreads::stop`]) is left behind.
     pub fn stop(&mut self) {
         // A vCPU may be asleep in a register of an accelerator, and an accelerator's thread never
         // waits for a vCPU.
@@ -252,14 +252,14 @@ impl Vm {
         self.shared.first_exit.get().copied()
     }
 
-    /// How much of its work the guest says it has done, in thousandths.
+    /// The control device, which knows how far the guest says it is.
     pub fn control(&self) -> &Arc<Control> {
         &self.control
     }
 
     /// The machine, for a look at boot RAM.
     pub fn machine(&self) -> &Machine {
-        &self.machine
+        &self.shared.machine
     }
 
     /// The accelerators.

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use common::{Output, code, machine};
+use hmmvisor::vm::Vm;
 use hmmvisor_abi::map;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
@@ -44,16 +45,12 @@ fn a_machine_that_never_started_goes_away() {
     drop(machine(&[0xeb, 0xfe], 2, &Output::default()));
 }
 
-#[test]
-fn a_vcpu_asleep_in_a_fault_that_nobody_serves_stops() {
-    const PAGE: u64 = 0x30_0000;
-    const { assert!(PAGE < map::IMAGE_END) };
-    // mov eax, PAGE; inc byte [rax]; jmp .
-    let mut vm = machine(
-        &[0xb8, 0, 0, 0x30, 0, 0xfe, 0x00, 0xeb, 0xfe],
-        1,
-        &Output::default(),
-    );
+/// Where the page is that nobody supplies.
+const PAGE: u64 = 0x30_0000;
+const _: () = assert!(PAGE < map::IMAGE_END);
+
+fn watched(code: &[u8]) -> (Vm, OwnedFd) {
+    let mut vm = machine(code, 1, &Output::default());
     let page = vm
         .machine()
         .ram()
@@ -61,20 +58,47 @@ fn a_vcpu_asleep_in_a_fault_that_nobody_serves_stops() {
         .unwrap();
     let faults = watch_missing_page(page);
     vm.start().unwrap();
+    wait_for_fault(&faults);
+    (vm, faults)
+}
 
-    let mut poll = libc::pollfd {
-        fd: faults.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one valid structure, as the count says.
-    let ready = unsafe { libc::poll(&mut poll, 1, 5000) };
-    assert_eq!(ready, 1, "the vCPU did not fault");
-
+#[test]
+fn a_vcpu_asleep_in_a_fault_that_nobody_serves_stops() {
+    // mov eax, PAGE; inc byte [rax]; jmp .
+    let (mut vm, _faults) = watched(&[0xb8, 0, 0, 0x30, 0, 0xfe, 0x00, 0xeb, 0xfe]);
     let begin = Instant::now();
     vm.stop();
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     assert!(vm.ending().get().is_none(), "{:?}", vm.ending().get());
+}
+
+#[test]
+fn a_fault_within_kvm_does_not_hang_the_vmm() {
+    // mov esi, CONTROL + 0x20 (time); mov edi, PAGE; movsq; jmp .: KVM itself writes the page.
+    let (mut vm, faults) = watched(&[
+        0xbe, 0x20, 0, 0, 0xd0, 0xbf, 0, 0, 0x30, 0, 0x48, 0xa5, 0xeb, 0xfe,
+    ]);
+    let begin = Instant::now();
+    vm.stop();
+    drop(vm);
+    assert!(begin.elapsed() < 3 * SOON, "{:?}", begin.elapsed());
+    // Without anybody to supply it, the page becomes an ordinary one; the vCPU's thread ends.
+    drop(faults);
+    let alive = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let mut names =
+            tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.any(|name| name.trim() == "vcpu0")
+    };
+    // Other tests of this program have such threads, too, but not for ever.
+    let begin = Instant::now();
+    while alive() {
+        assert!(
+            begin.elapsed() < 6 * SOON,
+            "the vCPU's thread is still there"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A userfaultfd for one page that is not there; whoever touches it sleeps.
@@ -90,16 +114,24 @@ fn watch_missing_page(page: *mut u8) -> OwnedFd {
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let mut api = [UFFD_API, 0, 0];
     // SAFETY: the kernel reads and writes a structure of three 64-bit integers.
-    assert_eq!(
-        unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &mut api) },
-        0
-    );
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &mut api) };
+    assert_eq!(result, 0);
     let mut range = [page as u64, 4096, MISSING, 0];
     // SAFETY: a structure of four 64-bit integers; the page is boot RAM of a guest, which the host
     // does not touch.
-    assert_eq!(
-        unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &mut range) },
-        0
-    );
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &mut range) };
+    assert_eq!(result, 0);
     fd
+}
+
+/// Waits until somebody has touched a watched page.
+fn wait_for_fault(faults: &OwnedFd) {
+    let mut poll = libc::pollfd {
+        fd: faults.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid structure, as the count says.
+    let ready = unsafe { libc::poll(&mut poll, 1, 5000) };
+    assert_eq!(ready, 1, "the vCPU did not fault");
 }

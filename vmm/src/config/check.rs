@@ -1,0 +1,216 @@
+//! What can be told about a configuration before anything starts.
+
+use std::path::Path;
+
+use hmm_backend::PAGE_SIZE;
+use hmmvisor_abi::map;
+
+use super::{Config, ConfigError};
+use crate::host::Host;
+use crate::size::Size;
+
+/// Managed memory comes in blocks of this size.
+const BLOCK: u64 = 2 << 20;
+
+impl Config {
+    /// Whether the host can run it, as far as that can be told without trying.
+    pub fn check(&self, host: &Host) -> Result<(), ConfigError> {
+        let range = |what, given: u64, max: u64| match (1..=max).contains(&given) {
+            true => Ok(()),
+            false => Err(ConfigError::Range {
+                what,
+                given,
+                min: 1,
+                max,
+            }),
+        };
+        range(
+            "the number of vCPUs",
+            self.machine.vcpus.into(),
+            map::MAX_VCPUS,
+        )?;
+        range(
+            "the number of accelerators",
+            self.devices.count.into(),
+            map::MAX_ACCELS,
+        )?;
+        range("the number of shards", self.engine.shards as u64, 64)?;
+        if let Some(threads) = self.service.threads {
+            range("the number of service threads", threads as u64, 64)?;
+        }
+        self.check_sizes(host)?;
+
+        let lists = [
+            ("[service] cpus", &self.service.cpus),
+            ("[placement] vcpu_cpus", &self.placement.vcpu_cpus),
+            ("[placement] device_cpus", &self.placement.device_cpus),
+        ];
+        for (what, cpus) in lists {
+            let Some(cpus) = cpus else { continue };
+            if cpus.is_empty() {
+                return Err(ConfigError::NoCpus { what });
+            }
+            if let Some(cpu) = cpus.iter().find(|cpu| !host.cpus.contains(cpu)) {
+                let mut allowed = host.cpus.clone();
+                allowed.sort_unstable();
+                return Err(ConfigError::Cpu {
+                    what,
+                    cpu: *cpu,
+                    allowed,
+                });
+            }
+        }
+
+        let is_word = |word: &str| {
+            !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control())
+        };
+        for (name, value) in &self.workload.params {
+            if !is_word(name) || !is_word(value) || name.contains('=') {
+                return Err(ConfigError::Param(format!("{name}={value}")));
+            }
+        }
+        self.check_json()
+    }
+
+    fn check_sizes(&self, host: &Host) -> Result<(), ConfigError> {
+        let multiple = |what, given: Size, unit| match given.0 != 0 && given.0.is_multiple_of(unit)
+        {
+            true => Ok(()),
+            false => Err(ConfigError::Multiple {
+                what,
+                given,
+                unit: Size(unit),
+            }),
+        };
+        let (memory, device) = (self.machine.memory, self.devices.memory);
+        multiple("guest memory", memory, BLOCK)?;
+        multiple("device memory", device, PAGE_SIZE)?;
+        let limits = [
+            (
+                "guest memory",
+                memory,
+                "the guest's page tables can map",
+                map::MANAGED_MAX,
+                "use less with --memory",
+            ),
+            (
+                "guest memory",
+                memory,
+                "this host's memory",
+                host.memory,
+                "use less with --memory",
+            ),
+            (
+                "device memory",
+                device,
+                "guest memory",
+                memory.0,
+                "use less with --device-memory, or more with --memory",
+            ),
+        ];
+        for (what, given, limit_of, limit, remedy) in limits {
+            if given.0 > limit {
+                return Err(ConfigError::TooLarge {
+                    what,
+                    given,
+                    limit_of,
+                    limit: Size(limit),
+                    remedy,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A run may take hours; a wrong path should not only show at its end.
+    fn check_json(&self) -> Result<(), ConfigError> {
+        let Some(path) = self.json.as_ref().filter(|path| path.as_os_str() != "-") else {
+            return Ok(());
+        };
+        let refuse = |why: &str| {
+            Err(ConfigError::Json {
+                path: path.clone(),
+                why: why.to_owned(),
+            })
+        };
+        let folder = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        if path.is_dir() {
+            refuse("it is a folder; name a file in it")
+        } else if !folder.is_dir() {
+            refuse("its folder does not exist; make it first")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> Host {
+        Host {
+            memory: 8 << 30,
+            cpus: vec![1, 0],
+        }
+    }
+
+    /// The complaint about a change to the default configuration.
+    fn complaint(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::default();
+        change(&mut config);
+        config.check(&host()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_default_is_fine() {
+        Config::default().check(&host()).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_run_is_refused() {
+        let ranged = complaint(|config| config.machine.vcpus = 65);
+        assert_eq!(
+            ranged,
+            "the number of vCPUs is 65, but must be from 1 to 64"
+        );
+        assert!(complaint(|config| config.devices.count = 0).contains("from 1 to 16"));
+        assert!(complaint(|config| config.machine.memory = Size(0)).contains("multiple of 2 MiB"));
+        assert!(
+            complaint(|config| config.machine.memory = Size(3 << 20)).contains("multiple of 2 MiB")
+        );
+        assert!(
+            complaint(|config| config.devices.memory = Size(5000)).contains("multiple of 4 KiB")
+        );
+        assert!(
+            complaint(|config| config.machine.memory = Size(16 << 30))
+                .contains("this host's memory (8 GiB)")
+        );
+        assert!(
+            complaint(|config| config.devices.memory = Size(1 << 30))
+                .contains("more than guest memory (256 MiB)")
+        );
+        assert!(complaint(|config| config.service.cpus = Some(vec![2])).contains("only [0, 1]"));
+        assert!(complaint(|config| config.service.cpus = Some(vec![])).contains("empty"));
+        assert!(complaint(|config| config.json = Some("/".into())).contains("folder"));
+        assert!(
+            complaint(|config| config.json = Some("/nosuch/x".into())).contains("does not exist")
+        );
+        for (name, value) in [
+            ("a b", "1"),
+            ("a", "1 2"),
+            ("", "1"),
+            ("a", ""),
+            ("a=b", "1"),
+        ] {
+            let param = (name.to_owned(), value.to_owned());
+            assert!(
+                complaint(|config| config.workload.params = vec![param])
+                    .contains("must not be empty")
+            );
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What can be wrong with a configuration.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::file::FileError;
+use crate::size::Size;
+
+/// What is wrong with a configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading configuration file {}: {error}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: FileError,
+    },
+    /// The file is no text.
+    #[error("reading configuration file {}: it is not UTF-8 text", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not TOML or has something unknown in it; the error shows where.
+    #[error("in configuration file {}: {error}", path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        error: toml::de::Error,
+    },
+    /// A number out of its range.
+    #[error("{what} is {given}, but must be from {min} to {max}")]
+    Range {
+        /// What has the number.
+        what: &'static str,
+        /// The number.
+        given: u64,
+        /// Smallest allowed.
+        min: u64,
+        /// Largest allowed.
+        max: u64,
+    },
+    /// A size of nothing, or with a remainder.
+    #[error("{what} of {given}: must be a positive multiple of {unit}")]
+    Multiple {
+        /// What has the size.
+        what: &'static str,
+        /// The size.
+        given: Size,
+        /// What it must be a multiple of.
+        unit: Size,
+    },
+    /// A size beyond what there is.
+    #[error("{what} of {given} is more than {limit_of} ({limit}); {remedy}")]
+    TooLarge {
+        /// What has the size.
+        what: &'static str,
+        /// The size.
+        given: Size,
+        /// What limits it.
+        limit_of: &'static str,
+        /// The limit.
+        limit: Size,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A host CPU that this process may not use.
+    #[error("{what} names host CPU {cpu}, but this process may use only {allowed:?}")]
+    Cpu {
+        /// The key.
+        what: &'static str,
+        /// The CPU.
+        cpu: usize,
+        /// Those it may use.
+        allowed: Vec<usize>,
+    },
+    /// A list of CPUs without any.
+    #[error("{what} is empty; leave it out for the default")]
+    NoCpus {
+        /// The key.
+        what: &'static str,
+    },
+    /// A parameter that would break the guest's command line.
+    #[error(
+        "parameter `{0}`: names and values must not be empty or contain spaces, and names no `=`"
+    )]
+    Param(String),
+    /// The report could not be written.
+    #[error("writing the JSON report to {}: {why}", path.display())]
+    Json {
+        /// Where to.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+}
