@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::device::Device;
 use crate::driver::{DeviceId, Driver};
-use crate::engine::{Engine, EngineChoice, GuestMemory};
+use crate::engine::{Engine, EngineChoice};
 use crate::error::Error;
 use crate::events::Events;
+use crate::memory::GuestMemory;
 use crate::migrate::{Reason, ToDevice, ToSystem, collect_to_system};
 use crate::mirror::Invalidate;
 use crate::page::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange, PageSet};
@@ -311,6 +312,13 @@ impl Backend {
                 TryLock::Busy => self.table.wait(page),
             }
         }
+    }
+
+    /// Stops catching CPU faults: whoever sleeps in one that could not be served goes on and sees zeros. Only
+    /// for the end of a machine none of whose CPUs will execute another instruction: some sleepers
+    /// (KVM, emulating an access) are deaf to signals and can be stopped in no other way.
+    pub fn abandon_faults(&self) {
+        self.guest.stop_catching_faults();
     }
 
     /// The statistics so far.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::buddy::Buddy;
 use crate::driver::{DeviceFolio, DeviceId, Driver, Frame};
-use crate::engine::DeviceMemory;
+use crate::memory::DeviceMemory;
 use crate::page::Page;
 use crate::policy::EvictionPolicy;
 use crate::stats::{Counter, Recorder};

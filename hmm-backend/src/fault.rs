@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::backend::Backend;
 use crate::driver::DeviceId;
-use crate::engine::EngineError;
 use crate::error::FaultError;
 use crate::events::{Event, EventKind};
+use crate::memory::EngineError;
 use crate::migrate::{Reason, ToSystem, collect_to_system};
 use crate::page::{Block, Page, PageRange, PageSet};
 use crate::policy::{Access, Advice, BlockFault, BlockView, Place};

@@ -37,6 +37,7 @@ mod evict;
 mod fault;
 mod free;
 mod mapping;
+mod memory;
 mod migrate;
 mod mirror;
 mod page;

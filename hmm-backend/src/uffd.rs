@@ -20,6 +20,12 @@ ioctl_iowr_nr!(
     k::_UFFDIO_REGISTER,
     k::uffdio_register
 );
+ioctl_ior_nr!(
+    UFFDIO_UNREGISTER,
+    UFFDIO,
+    k::_UFFDIO_UNREGISTER,
+    k::uffdio_range
+);
 ioctl_ior_nr!(UFFDIO_WAKE, UFFDIO, k::_UFFDIO_WAKE, k::uffdio_range);
 ioctl_iowr_nr!(UFFDIO_COPY, UFFDIO, k::_UFFDIO_COPY, k::uffdio_copy);
 ioctl_iowr_nr!(
@@ -130,7 +136,15 @@ impl Uffd {
         check(ret).map_err(|source| Error::Register { len, source })
     }
 
-    /// Reads up to `messages.len()` pending messages without sleeping. Messages of other kinds than
+    /// Undoes [`Self::register`] and wakes whoever sleeps in a fault there: missing pages are zeros from now
+    /// on.
+    pub(crate) fn unregister(&self, start: u64, len: u64) -> io::Result<()> {
+        let range = k::uffdio_range { start, len };
+        // SAFETY: the argument is valid for the call; no page changes.
+        check(unsafe { ioctl_with_ref(&self.file, UFFDIO_UNREGISTER(), &range) })
+    }
+
+    /// Reads up to [`BATCH`] pending messages without sleeping. Messages of other kinds than
     /// faults cannot come: their features are not asked for.
     pub(crate) fn read(&self, faults: &mut Vec<FaultMessage>) -> io::Result<()> {
         // SAFETY: uffd_msg is plain old data, for which zero is a valid value.
@@ -341,6 +355,7 @@ mod tests {
     fn ioctl_numbers() {
         assert_eq!(UFFDIO_API(), 0xc018_aa3f);
         assert_eq!(UFFDIO_REGISTER(), 0xc020_aa00);
+        assert_eq!(UFFDIO_UNREGISTER(), 0x8010_aa01);
         assert_eq!(UFFDIO_WAKE(), 0x8010_aa02);
         assert_eq!(UFFDIO_COPY(), 0xc028_aa03);
         assert_eq!(UFFDIO_ZEROPAGE(), 0xc020_aa04);

@@ -48,7 +48,7 @@ pub struct Machine {
     vm: Arc<VmFd>,
     ram: GuestMemoryMmap,
     // Keeps managed memory mapped for as long as the slot refers to it.
-    _backend: Option<Arc<Backend>>,
+    backend: Option<Arc<Backend>>,
     vcpus: u32,
 }
 
@@ -102,7 +102,7 @@ impl Machine {
             kvm,
             vm,
             ram,
-            _backend: backend,
+            backend,
             vcpus,
         })
     }
@@ -110,6 +110,14 @@ impl Machine {
     /// The KVM virtual machine, for devices' events and interrupts.
     pub fn vm(&self) -> &Arc<VmFd> {
         &self.vm
+    }
+
+    /// Lets go of vCPUs that sleep in a fault on managed memory, see [`Backend::abandon_faults`]. They
+    /// must not enter the guest any more.
+    pub fn abandon_faults(&self) {
+        if let Some(backend) = &self.backend {
+            backend.abandon_faults();
+        }
     }
 
     /// Boot RAM.

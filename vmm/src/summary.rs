@@ -53,7 +53,7 @@ impl fmt::Display for Summary<'_> {
             f,
             "CPU faults",
             format!(
-                "{}, and {first_touches} first touches",
+                "{}, {first_touches} of them first touches",
                 grouped(stats.cpu_faults)
             ),
         )?;

@@ -16,7 +16,10 @@ use crate::vcpu::{Shared, Vcpu};
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
 
-/// How long all of them may take.
+/// How long all of them may take before their page faults are abandoned.
+const ABANDON_FAULTS: Duration = Duration::from_millis(500);
+
+/// How long all of them may take at all.
 const GIVE_UP: Duration = Duration::from_secs(5);
 
 /// Which vCPU a host thread runs.
@@ -94,19 +97,25 @@ impl VcpuThreads {
     /// Makes every vCPU leave the guest and waits for its thread. Idempotent.
     ///
     /// There is one thing that no signal but a deadly one interrupts: KVM itself, on behalf of an
-    /// instruction that it emulates, accessing a page that nobody supplies. After some seconds the
-    /// thread of such a vCPU is left behind, to end once somebody does supply the page, or with the
-    /// process. It owns what it uses, and never enters the guest again.
+    /// instruction that it emulates, accessing a page that nobody supplies. If that is what keeps a
+    /// vCPU, the page is supplied as zeros, which nobody will see. Where even that does not help, because
+    /// the page is none of the backend's, the thread is left behind, to end with the process: it owns
+    /// what it uses, and never enters the guest again.
     pub fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         // A kick makes KVM_RUN return, also when the vCPU sleeps in it on a userfaultfd fault. One
         // that arrives between the thread's look at `stop` and its KVM_RUN is lost. So kick until
         // the thread is gone.
         let begin = Instant::now();
+        let mut abandoned = false;
         while self.handles.iter().any(|handle| !handle.is_finished()) && begin.elapsed() < GIVE_UP {
             for handle in self.handles.iter().filter(|handle| !handle.is_finished()) {
                 // Fails only for a thread that has just ended.
                 let _ = handle.kill(SIGRTMIN());
+            }
+            if !abandoned && begin.elapsed() >= ABANDON_FAULTS {
+                abandoned = true;
+                self.shared.machine.abandon_faults();
             }
             thread::sleep(KICK_AGAIN);
         }

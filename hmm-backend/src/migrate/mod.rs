@@ -13,7 +13,7 @@ pub use to_system::{CommittedToSystem, CopiedToSystem, ToSystem};
 pub(crate) use to_system::{Source, collect_to_system};
 
 use crate::driver::Frame;
-use crate::engine::Run;
+use crate::memory::Run;
 use crate::page::{Page, PageSet};
 use crate::stats::Cause;
 
