@@ -48,38 +48,38 @@ pub struct AcceleratorConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum AcceleratorError {
     /// The backend refused the device.
-    #[error("cannot attach accelerator {index} to guest memory")]
+    #[error("cannot attach accelerator {index} to guest memory: {error}")]
     Attach {
         /// Which accelerator.
         index: u32,
         /// Why.
-        source: hmm_backend::Error,
+        error: hmm_backend::Error,
     },
     /// No doorbell.
-    #[error("cannot create the doorbell of accelerator {index}")]
+    #[error("cannot create the doorbell of accelerator {index}: {error}")]
     Doorbell {
         /// Which accelerator.
         index: u32,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// No thread.
-    #[error("cannot start the thread of accelerator {index}")]
+    #[error("cannot start the thread of accelerator {index}: {error}")]
     Thread {
         /// Which accelerator.
         index: u32,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// Its thread cannot run where it should.
-    #[error("cannot pin the thread of accelerator {index} to host CPU {cpu}")]
+    #[error("cannot pin the thread of accelerator {index} to host CPU {cpu}: {error}")]
     Affinity {
         /// Which accelerator.
         index: u32,
         /// The CPU it should run on.
         cpu: usize,
         /// Why not.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -108,7 +108,7 @@ impl Accelerator {
             bytes: u64::from(backend.pages()) * PAGE_SIZE,
         };
         let doorbell =
-            EventFd::new(0).map_err(|source| AcceleratorError::Doorbell { index, source })?;
+            EventFd::new(0).map_err(|error| AcceleratorError::Doorbell { index, error })?;
         let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -123,7 +123,7 @@ impl Accelerator {
             counters: counters.clone(),
         });
 
-        let attach_error = |source| AcceleratorError::Attach { index, source };
+        let attach_error = |error| AcceleratorError::Attach { index, error };
         let driver = Arc::new(AcceleratorDriver::new(config.memory, counters.clone()));
         let device = backend
             .attach(config.memory, driver)
@@ -145,7 +145,7 @@ impl Accelerator {
             let thread = std::thread::Builder::new()
                 .name(format!("accelerator{index}"))
                 .spawn(move || processor.run())
-                .map_err(|source| AcceleratorError::Thread { index, source })?;
+                .map_err(|error| AcceleratorError::Thread { index, error })?;
             let accelerator = Accelerator {
                 shared: shared.clone(),
                 backend: backend.clone(),
@@ -156,7 +156,7 @@ impl Accelerator {
             if let Some(cpu) = config.cpu {
                 accelerator
                     .pin_thread(cpu)
-                    .map_err(|source| AcceleratorError::Affinity { index, cpu, source })?;
+                    .map_err(|error| AcceleratorError::Affinity { index, cpu, error })?;
             }
             Ok(accelerator)
         };

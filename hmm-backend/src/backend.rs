@@ -350,10 +350,10 @@ impl Backend {
         let mapping = self.guest.mapping();
         mapping
             .resident_bytes(offset, len)
-            .map_err(|source| Error::Map {
+            .map_err(|error| Error::Map {
                 len,
                 what: "residency query",
-                source,
+                error,
             })
     }
 }

@@ -15,29 +15,29 @@ pub enum Error {
     NoUserfaultfd,
     /// No permission for userfaultfd.
     #[error(
-        "userfaultfd: {source}; run as root, or set vm.unprivileged_userfaultfd=1, or give access to /dev/userfaultfd"
+        "userfaultfd: {error}; run as root, or set vm.unprivileged_userfaultfd=1, or give access to /dev/userfaultfd"
     )]
     UserfaultfdDenied {
         /// The kernel's answer.
-        source: io::Error,
+        error: io::Error,
     },
     /// The kernel lacks a feature every engine needs.
     #[error(
-        "userfaultfd: this kernel lacks features {features:#x} ({source}); Linux 5.7 or later is needed"
+        "userfaultfd: this kernel lacks features {features:#x} ({error}); Linux 5.7 or later is needed"
     )]
     UserfaultfdFeatures {
         /// What was asked for.
         features: u64,
         /// The kernel's answer.
-        source: io::Error,
+        error: io::Error,
     },
     /// Memory could not be registered for faults.
-    #[error("userfaultfd: cannot register {len} bytes of memory: {source}")]
+    #[error("userfaultfd: cannot register {len} bytes of memory: {error}")]
     Register {
         /// Size.
         len: u64,
         /// The kernel's answer.
-        source: io::Error,
+        error: io::Error,
     },
     /// The engine needs a kernel feature that is not there.
     #[error(
@@ -52,16 +52,14 @@ pub enum Error {
         since: &'static str,
     },
     /// A mapping could not be made.
-    #[error(
-        "cannot map {len} bytes for {what}: {source}; ask for less, or raise the memory limits"
-    )]
+    #[error("cannot map {len} bytes for {what}: {error}; ask for less, or raise the memory limits")]
     Map {
         /// Size.
         len: u64,
         /// Purpose.
         what: &'static str,
         /// The kernel's answer.
-        source: io::Error,
+        error: io::Error,
     },
     /// A size that is zero, too large or not a multiple of its unit.
     #[error("{what} of {bytes} bytes: must be a multiple of {unit} bytes from {unit} to {max}")]
@@ -111,10 +109,10 @@ pub enum Error {
         cause: String,
     },
     /// A thread could not be started.
-    #[error("cannot start service thread: {source}")]
+    #[error("cannot start service thread: {error}")]
     Thread {
         /// The system's answer.
-        source: io::Error,
+        error: io::Error,
     },
     /// The fault service needs at least one thread; each can be pinned to a CPU that exists.
     #[error("fault service: {0}")]

@@ -24,7 +24,7 @@ const ALIGN: u64 = 2 << 20;
 
 impl Mapping {
     pub(crate) fn new(len: u64, what: &'static str) -> Result<Mapping, Error> {
-        let failed = |source| Error::Map { len, what, source };
+        let failed = |error| Error::Map { len, what, error };
         // Room to align; the rest is given back below.
         let reserve = len
             .checked_add(ALIGN)

@@ -72,7 +72,7 @@ impl Backend {
             return Err(Error::Service("no threads; configure at least one".into()));
         }
         let on_fatal: Arc<OnFatal> = Arc::new(on_fatal);
-        let stop = EventFd::new(EFD_NONBLOCK).map_err(|source| Error::Thread { source })?;
+        let stop = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::Thread { error })?;
         let mut service = FaultService {
             stop: Arc::new(stop),
             threads: Vec::new(),
@@ -96,12 +96,12 @@ impl Backend {
                         worker.run_to_the_end();
                     }
                 })
-                .map_err(|source| Error::Thread { source })?;
+                .map_err(|error| Error::Thread { error })?;
             service.threads.push(thread);
-            if let Ok(Err(source)) = started.recv() {
+            if let Ok(Err(error)) = started.recv() {
                 let cpu = cpu.unwrap_or_default();
                 return Err(Error::Service(format!(
-                    "thread {i} cannot run on CPU {cpu}: {source}"
+                    "thread {i} cannot run on CPU {cpu}: {error}"
                 )));
             }
         }

@@ -133,7 +133,7 @@ impl Uffd {
         };
         // SAFETY: the argument is valid for the call; registering changes no memory contents.
         let ret = unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_REGISTER(), &mut arg) };
-        check(ret).map_err(|source| Error::Register { len, source })
+        check(ret).map_err(|error| Error::Register { len, error })
     }
 
     /// Undoes [`Self::register`] and wakes whoever sleeps in a fault there: missing pages are zeros from now
@@ -320,13 +320,13 @@ fn open() -> Result<(OwnedFd, &'static str), Error> {
         .write(true)
         .open("/dev/userfaultfd")
     else {
-        return Err(Error::UserfaultfdDenied { source: syscall });
+        return Err(Error::UserfaultfdDenied { error: syscall });
     };
     // SAFETY: the argument is an integer; the call returns a new descriptor or -1.
     let fd = unsafe { ioctl_with_val(&device, USERFAULTFD_IOC_NEW(), flags as u64) };
     if fd < 0 {
         return Err(Error::UserfaultfdDenied {
-            source: io::Error::last_os_error(),
+            error: io::Error::last_os_error(),
         });
     }
     // SAFETY: the descriptor is new and ours.
@@ -342,7 +342,7 @@ fn handshake(fd: &OwnedFd, features: u64) -> Result<u64, Error> {
     };
     // SAFETY: the argument is valid for the call.
     let ret = unsafe { ioctl_with_mut_ref(fd, UFFDIO_API(), &mut api) };
-    check(ret).map_err(|source| Error::UserfaultfdFeatures { features, source })?;
+    check(ret).map_err(|error| Error::UserfaultfdFeatures { features, error })?;
     Ok(api.features)
 }
 

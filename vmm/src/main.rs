@@ -34,9 +34,20 @@ fn main() -> ExitCode {
         Command::Check => Ok(print_check()),
     };
     result.unwrap_or_else(|error| {
-        print_error(&format!("{error:#}"));
+        print_error(&describe(&error));
         ExitCode::FAILURE
     })
+}
+
+/// The error with its causes. The libraries' messages contain their causes already; each is said once.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn run_guest(args: RunArgs, started: Started, signals: io::Result<Signals>) -> Result<ExitCode> {
