@@ -14,7 +14,7 @@ use crate::stats::Counters;
 /// Books of the folios in device memory.
 pub struct AcceleratorDriver {
     /// Cookie of the folio that begins at each frame; 0 if none does.
-    cookies: Vec<AtomicU64>,
+    cookies: Box<[AtomicU64]>,
     next_cookie: AtomicU64,
     counters: Arc<Counters>,
 }
@@ -23,7 +23,10 @@ impl AcceleratorDriver {
     /// Empty device memory of this size.
     pub fn new(memory: u64, counters: Arc<Counters>) -> AcceleratorDriver {
         AcceleratorDriver {
-            cookies: (0..memory / PAGE_SIZE).map(|_| AtomicU64::new(0)).collect(),
+            // SAFETY: zero is a valid value of an atomic integer. Frames never used cost no memory.
+            cookies: unsafe {
+                Box::<[AtomicU64]>::new_zeroed_slice((memory / PAGE_SIZE) as usize).assume_init()
+            },
             next_cookie: AtomicU64::new(1),
             counters,
         }

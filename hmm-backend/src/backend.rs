@@ -314,6 +314,18 @@ impl Backend {
         }
     }
 
+    /// Sleeps until nobody is at work on any of these pages. A CPU goes on as soon as its page is there, a moment
+    /// before the residency says so: this is for whoever wants to see what the CPU's access has done.
+    pub fn settle(&self, range: PageRange) -> Result<(), Error> {
+        self.check_range(range)?;
+        for page in range.pages() {
+            while self.table.locked(page) {
+                self.table.wait(page);
+            }
+        }
+        Ok(())
+    }
+
     /// Stops catching CPU faults: whoever sleeps in one that could not be served goes on and sees zeros. Only
     /// for the end of a machine none of whose CPUs will execute another instruction: some sleepers
     /// (KVM, emulating an access) are deaf to signals and can be stopped in no other way.

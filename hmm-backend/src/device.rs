@@ -12,15 +12,12 @@ use crate::policy::EvictionPolicy;
 use crate::stats::{Counter, Recorder};
 use crate::time::Tick;
 
-/// [`FrameMeta::page`] of a frame that is not the first of a folio.
-const NO_PAGE: u32 = u32::MAX;
-
-/// What is known of the folio that starts at a frame: 16 bytes per frame.
+/// What is known of the folio that starts at a frame: 16 bytes per frame, all zeros at first.
 struct FrameMeta {
     /// The driver's word.
     cookie: AtomicU64,
-    /// The guest page in the folio's first frame.
-    page: AtomicU32,
+    /// One more than the guest page in the folio's first frame; 0 if no folio starts here.
+    page_plus_1: AtomicU32,
     /// The folio stays here until this tick.
     held_until: AtomicU32,
 }
@@ -46,17 +43,15 @@ impl Device {
         eviction: Box<dyn EvictionPolicy>,
     ) -> Device {
         let frames = (memory.mapping().len() / crate::PAGE_SIZE) as u32;
-        let empty = |_| FrameMeta {
-            cookie: AtomicU64::new(0),
-            page: AtomicU32::new(NO_PAGE),
-            held_until: AtomicU32::new(0),
-        };
+        // SAFETY: all fields are atomic integers, for which zero is a valid value. Frames that are never used
+        // cost no memory.
+        let frames = unsafe { Box::<[FrameMeta]>::new_zeroed_slice(frames as usize).assume_init() };
         Device {
             id,
             driver,
             memory,
-            frames: (0..frames).map(empty).collect(),
-            pool: Mutex::new(Buddy::new(frames)),
+            pool: Mutex::new(Buddy::new(frames.len() as u32)),
+            frames,
             freed: Condvar::new(),
             eviction: Mutex::new(eviction),
             peak: AtomicU32::new(0),
@@ -113,7 +108,7 @@ impl Device {
         let meta = self.meta(frame);
         meta.cookie.store(0, Ordering::Relaxed);
         meta.held_until.store(0, Ordering::Relaxed);
-        meta.page.store(page.0, Ordering::Release);
+        meta.page_plus_1.store(page.0 + 1, Ordering::Release);
         Some(DeviceFolio {
             device: self.id,
             frame,
@@ -142,8 +137,8 @@ impl Device {
     /// The guest page of the folio that starts at `frame`, if one does. It may be gone in the next moment:
     /// to be checked again with the page's lock held.
     pub(crate) fn page_of(&self, frame: Frame) -> Option<Page> {
-        let page = self.meta(frame).page.load(Ordering::Acquire);
-        (page != NO_PAGE).then_some(Page(page))
+        let page = self.meta(frame).page_plus_1.load(Ordering::Acquire);
+        page.checked_sub(1).map(Page)
     }
 
     pub(crate) fn hold(&self, frame: Frame, until: Tick) {
@@ -181,7 +176,7 @@ impl Device {
         let meta = self.meta(upper.frame);
         meta.cookie.store(upper.cookie, Ordering::Relaxed);
         meta.held_until.store(held, Ordering::Relaxed);
-        meta.page.store(upper.page.0, Ordering::Release);
+        meta.page_plus_1.store(upper.page.0 + 1, Ordering::Release);
         if resident {
             self.eviction().split(folio.frame, upper.frame, order);
         }
@@ -201,8 +196,8 @@ impl Device {
     ) {
         // Out of the reverse map first: an evictor must not find the page's next home under this frame.
         self.meta(folio.frame)
-            .page
-            .store(NO_PAGE, Ordering::Release);
+            .page_plus_1
+            .store(0, Ordering::Release);
         if resident {
             self.eviction().freed(folio.frame);
         }

@@ -45,11 +45,9 @@ pub(crate) enum PinError {
 
 impl ResidencyTable {
     pub(crate) fn new(pages: u32, faults: Box<dyn WakeFaults>) -> ResidencyTable {
-        // A zeroed allocation: words of blocks that are never touched cost no memory.
-        let words = vec![0u64; pages as usize].into_boxed_slice();
-        // SAFETY: AtomicU64 has the same size, alignment and bit validity as u64, and the box is
-        // owned here alone.
-        let words = unsafe { Box::from_raw(Box::into_raw(words) as *mut [AtomicU64]) };
+        // SAFETY: zero is a valid value of an atomic integer. The allocator gets zeroed pages from the kernel,
+        // so words of blocks that are never touched cost no memory.
+        let words = unsafe { Box::<[AtomicU64]>::new_zeroed_slice(pages as usize).assume_init() };
         ResidencyTable {
             words,
             waits: WaitTable::new(),

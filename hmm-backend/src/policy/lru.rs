@@ -6,23 +6,28 @@
 use super::EvictionPolicy;
 use crate::driver::Frame;
 
-/// No frame.
-const NIL: u32 = u32::MAX;
+/// No frame. Frames are kept as one more than their number, so that an unused list is all zeros and costs
+/// no memory.
+const NIL: u32 = 0;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Links {
     prev: u32,
     next: u32,
-    /// Order of the folio that starts here; [`NOT_A_HEAD`] if none does.
-    order: u8,
+    /// Number of frames in the folio that starts here; 0 if none does.
+    frames: u32,
 }
 
-const NOT_A_HEAD: u8 = u8::MAX;
+const FREE: Links = Links {
+    prev: NIL,
+    next: NIL,
+    frames: 0,
+};
 
 /// The least-recently-used policy.
 #[derive(Debug)]
 pub struct Lru {
-    links: Vec<Links>,
+    links: Box<[Links]>,
     oldest: u32,
     newest: u32,
 }
@@ -30,20 +35,17 @@ pub struct Lru {
 impl Lru {
     /// For a device with this many frames.
     pub fn new(frames: u32) -> Lru {
-        let free = Links {
-            prev: NIL,
-            next: NIL,
-            order: NOT_A_HEAD,
-        };
+        // SAFETY: zeros are three valid integers, a free frame's.
+        let links = unsafe { Box::<[Links]>::new_zeroed_slice(frames as usize).assume_init() };
         Lru {
-            links: vec![free; frames as usize],
+            links,
             oldest: NIL,
             newest: NIL,
         }
     }
 
     fn at(&mut self, frame: u32) -> &mut Links {
-        &mut self.links[frame as usize]
+        &mut self.links[frame as usize - 1]
     }
 
     /// Puts `frame` behind `prev`, or first if that is [`NIL`].
@@ -80,29 +82,32 @@ impl Lru {
 
 impl EvictionPolicy for Lru {
     fn allocated(&mut self, head: Frame, order: u8) {
-        debug_assert_eq!(self.at(head.0).order, NOT_A_HEAD);
-        self.at(head.0).order = order;
-        self.link_behind(self.newest, head.0);
+        let frame = head.0 + 1;
+        debug_assert_eq!(*self.at(frame), FREE);
+        self.at(frame).frames = 1 << order;
+        self.link_behind(self.newest, frame);
     }
 
     fn touched(&mut self, head: Frame) {
+        let frame = head.0 + 1;
         // A device's notice may be late: the folio may be gone by now.
-        if self.at(head.0).order != NOT_A_HEAD && self.newest != head.0 {
-            self.unlink(head.0);
-            self.link_behind(self.newest, head.0);
+        if self.at(frame).frames != 0 && self.newest != frame {
+            self.unlink(frame);
+            self.link_behind(self.newest, frame);
         }
     }
 
     fn split(&mut self, head: Frame, upper: Frame, order: u8) {
-        self.at(head.0).order = order;
-        self.at(upper.0).order = order;
-        self.link_behind(head.0, upper.0);
+        self.at(head.0 + 1).frames = 1 << order;
+        self.at(upper.0 + 1).frames = 1 << order;
+        self.link_behind(head.0 + 1, upper.0 + 1);
     }
 
     fn freed(&mut self, head: Frame) {
-        debug_assert_ne!(self.at(head.0).order, NOT_A_HEAD);
-        self.at(head.0).order = NOT_A_HEAD;
-        self.unlink(head.0);
+        let frame = head.0 + 1;
+        debug_assert_ne!(self.at(frame).frames, 0);
+        self.unlink(frame);
+        *self.at(frame) = FREE;
     }
 
     fn victims(&mut self, frames: u32) -> Vec<Frame> {
@@ -110,8 +115,8 @@ impl EvictionPolicy for Lru {
         let mut sum = 0;
         let mut at = self.oldest;
         while at != NIL && sum < frames {
-            victims.push(Frame(at));
-            sum += 1 << self.at(at).order;
+            victims.push(Frame(at - 1));
+            sum += self.at(at).frames;
             at = self.at(at).next;
         }
         victims

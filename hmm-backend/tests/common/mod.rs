@@ -271,6 +271,7 @@ impl Rig {
 
     /// The pages of the range that are in device memory.
     pub fn on_device(&self, pages: std::ops::Range<u32>) -> HashSet<u32> {
+        self.backend.settle(self.range(pages.clone())).unwrap();
         let on_device = |p: &u32| {
             let word = self.backend.word(Page(*p)).unwrap();
             matches!(word.residency(), hmm_backend::Residency::Device { .. })
