@@ -241,9 +241,10 @@ impl Backend {
         }
     }
 
-    /// Migrates pages to a device because somebody asked for it; best effort. Returns how many moved.
+    /// Migrates pages to a device because somebody asked for it; pages that cannot move stay. Waits for pages
+    /// in motion. Returns how many moved.
     pub fn migrate_to_device(&self, device: DeviceId, range: PageRange) -> Result<u64, Error> {
-        self.check_range(range)?;
+        self.settle(range)?;
         let device = self.device(device)?;
         let mut moved = 0;
         for part in range.split_by_block() {
@@ -273,10 +274,10 @@ impl Backend {
             .map_or(0, |done| done.pages.into())
     }
 
-    /// Migrates pages to system memory because somebody asked for it; best effort. Returns how many
-    /// moved.
+    /// Migrates pages to system memory because somebody asked for it; pages that cannot move stay. Waits for
+    /// pages in motion. Returns how many moved.
     pub fn migrate_to_system(&self, range: PageRange) -> Result<u64, Error> {
-        self.check_range(range)?;
+        self.settle(range)?;
         let mut moved = 0;
         for part in range.split_by_block() {
             let groups = collect_to_system(self, part.start.block(), &set_of(part), false);

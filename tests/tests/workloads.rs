@@ -1,6 +1,6 @@
 //! Every workload verifies on every kind of machine, and the figures agree with each other.
 
-use hmm_backend::{Cause, EngineChoice, PAGE_SIZE, PageRange, Stats};
+use hmm_backend::{Cause, EngineChoice, PAGE_SIZE, Page, PageRange, Stats};
 use hmmvisor::size::Size;
 use hmmvisor::{Config, Options, Report};
 use hmmvisor_tests::{ENGINES, Output, Random, Setup, Watchdog};
@@ -273,14 +273,18 @@ fn shards_threads_and_placement_do_not_matter() {
     varied(|config| config.placement.pin = false);
 }
 
-/// A number that stands for all of managed memory after a run of `workload` on one vCPU, and the guest's output.
+/// The command queue is what the embedded guest allocates first. What it holds is left out: the results of
+/// `migrate` commands say how many pages moved, which is a matter of luck.
+const QUEUE_PAGES: u32 = 4;
+
+/// A number that stands for managed memory after a run of `workload` on one vCPU, and the guest's output.
 fn outcome(setup: Setup) -> (u64, String) {
     let mut machine = setup.build();
     machine.vm.start().unwrap();
     machine.expect_verified();
     let mut hash = Random(0);
-    for block in PageRange::with_len(hmm_backend::Page(0), machine.backend.pages()).split_by_block()
-    {
+    let memory = PageRange::new(Page(QUEUE_PAGES), Page(machine.backend.pages()));
+    for block in memory.split_by_block() {
         let pinned = machine.backend.pin(block).unwrap();
         let words = pinned.len() as usize / 8;
         // SAFETY: the pages are present and aligned, stay while the guard lives, and the machine has stopped: nobody
