@@ -74,6 +74,20 @@ impl ScriptedDriver {
     }
 }
 
+/// A script: each folio is refused up to three times, then let through.
+pub fn few_refusals() -> impl FnMut(DeviceFolio) -> Option<FaultError> + Send {
+    let mut refused = HashMap::new();
+    move |folio| {
+        let times = refused.entry(folio.cookie).or_insert(0);
+        *times += 1;
+        match (*times, folio.cookie % 3) {
+            (4.., _) | (_, 0) => None,
+            (_, 1) => Some(FaultError::Retry),
+            _ => Some(FaultError::OutOfMemory),
+        }
+    }
+}
+
 /// A test that failed elsewhere should not fail here, too.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -11,10 +11,37 @@ use hmm_backend::{
 use hmmvisor::End;
 use hmmvisor::vm::{DeviceConfig, Managed, Vm, VmConfig};
 
-use crate::ScriptedDriver;
+use hmmvisor_abi::map;
+
+use crate::{Asm, Random, ScriptedDriver, Segment, Watchdog, elf, pages};
 
 /// Both engines.
 pub const ENGINES: [Engine; 2] = [Engine::Remap, Engine::Copy];
+
+/// Pages that `torture` with its default of 256 shared ones uses, and a few more.
+pub const TORTURE_PAGES: u32 = 320;
+
+/// Runs a test with both engines, each for at most a minute.
+pub fn both_engines(what: &str, test: impl Fn(Engine)) {
+    for engine in ENGINES {
+        let _watchdog = Watchdog::new(&format!("{what} ({engine})"), 60);
+        test(engine);
+    }
+}
+
+/// A guest file with this code in the image area, and a megabyte to use.
+pub fn guest(code: Asm) -> Option<Vec<u8>> {
+    let image = Segment {
+        size: 1 << 20,
+        ..Segment::new(map::IMAGE_BASE, code.bytes())
+    };
+    Some(elf(map::IMAGE_BASE, &[image]))
+}
+
+/// Guest-physical address of a managed page.
+pub fn address(page: u32) -> u64 {
+    map::MANAGED + u64::from(page) * PAGE_SIZE
+}
 
 /// What a guest has written to its serial port.
 #[derive(Clone, Default, Debug)]
@@ -187,6 +214,24 @@ impl Machine {
     /// A word of managed memory, as the VMM reaches it; not on a stopped machine, where nobody serves faults.
     pub fn word(&self, page: u32, index: usize) -> &AtomicU64 {
         word(&self.backend, page, index)
+    }
+
+    /// Moves random pieces of the first `within` pages to this device until the guest ends. Returns how many pages
+    /// moved.
+    pub fn disturb(&self, device: DeviceId, within: u32, random: &mut Random) -> u64 {
+        let mut moved = 0;
+        while self.runs() {
+            let start = random.below(within.into()) as u32;
+            let end = within.min(start + 1 + random.below(64) as u32);
+            let range = pages(start..end);
+            let there = self.backend.migrate_to_device(device, range);
+            moved += there.expect("the device is attached");
+            if random.below(8) == 0 {
+                let back = self.backend.migrate_to_system(range);
+                back.expect("the range is in managed memory");
+            }
+        }
+        moved
     }
 
     /// Pages that are in this device's memory at the moment.

@@ -16,7 +16,7 @@
 //! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
 //! | `bus`, `control`, `console`, `interrupts` | devices |
 //! | `ending`, `failure`, `event_loop`, `signals`, `progress` | how a run ends and who waits for it |
-//! | `cpus`, `process_memory`, `started` | small questions to the system |
+//! | `cpus`, `process_memory` | small questions to the system |
 
 pub mod boot;
 pub mod bus;
@@ -44,7 +44,6 @@ pub mod ring0;
 mod run;
 pub mod signals;
 pub mod size;
-pub mod started;
 pub mod summary;
 pub mod vcpu;
 pub mod vcpu_threads;

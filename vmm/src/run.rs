@@ -21,13 +21,12 @@ use crate::process_memory;
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::signals::Signals;
-use crate::started::Started;
 use crate::vm::{DeviceConfig, Managed, Vm, VmConfig, VmError};
 
 /// What is not a matter of configuration: the caller's process.
 pub struct Options {
     /// From when the time to the first guest instruction counts.
-    pub started: Started,
+    pub started: Instant,
     /// Where the guest's serial output goes.
     pub console: Box<dyn Write + Send>,
     /// Signals that end the run.
@@ -40,7 +39,7 @@ impl Default for Options {
     /// Guest output to standard output; no signals, no progress.
     fn default() -> Options {
         Options {
-            started: Started::now(),
+            started: Instant::now(),
             console: Box::new(io::stdout()),
             signals: None,
             progress: None,
@@ -151,7 +150,9 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         seed: config.seed,
         stats: backend.stats(),
         elapsed,
-        first_instruction: vm.first_exit().map(|exit| options.started.until(exit)),
+        first_instruction: vm
+            .first_exit()
+            .map(|exit| exit.duration_since(options.started)),
         overhead,
     })
 }
