@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::Error;
-use crate::uffd::probe_userfaultfd;
+use crate::uffd::UffdSupport;
 
 /// A migration engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,9 +58,9 @@ impl FromStr for EngineChoice {
 }
 
 impl EngineChoice {
-    /// The engine, if this kernel can run it.
-    pub(crate) fn resolve(self) -> Result<Engine, Error> {
-        let support = probe_userfaultfd()?;
+    /// The engine, if a kernel with this userfaultfd can run it. What was asked for by name is never
+    /// replaced by something else.
+    pub(crate) fn resolve(self, support: &UffdSupport) -> Result<Engine, Error> {
         let need = |engine: Engine, there, feature, since| {
             if there {
                 Ok(engine)
@@ -87,5 +87,42 @@ impl EngineChoice {
                 "since Linux 5.7",
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kernel_gets_what_it_can_run_or_a_clear_error() {
+        let support = |write_protect, remap| UffdSupport {
+            via: "test",
+            write_protect,
+            remap,
+            poison: false,
+            thread_id: true,
+        };
+        let (new, old, ancient) = (
+            support(true, true),
+            support(true, false),
+            support(false, false),
+        );
+        let resolve = |name: &str, support| {
+            let choice: EngineChoice = name.parse().unwrap();
+            choice.resolve(support).map_err(|error| error.to_string())
+        };
+        assert_eq!(resolve("auto", &new), Ok(Engine::Remap));
+        assert_eq!(resolve("auto", &old), Ok(Engine::Copy));
+        assert_eq!(resolve("copy", &new), Ok(Engine::Copy));
+        assert_eq!(
+            resolve("remap", &old).unwrap_err(),
+            "engine remap: this kernel has no UFFDIO_MOVE (since Linux 6.8); use a newer kernel or another engine"
+        );
+        assert!(resolve("copy", &ancient).is_err() && resolve("auto", &ancient).is_err());
+        assert_eq!(
+            "fast".parse::<EngineChoice>().unwrap_err(),
+            "unknown engine 'fast'; there are: auto, remap, copy"
+        );
     }
 }

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::mapping::Mapping;
 use crate::page::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 use crate::residency::WakeFaults;
-use crate::uffd::{Progress, Uffd};
+use crate::uffd::{Progress, Uffd, probe_userfaultfd};
 
 /// Neighbouring pages and the neighbouring frames they go to or come from, within one block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,7 +84,7 @@ pub(crate) struct DeviceMemory {
 
 impl GuestMemory {
     pub(crate) fn new(bytes: u64, choice: EngineChoice, shards: usize) -> Result<Self, Error> {
-        let engine = choice.resolve()?;
+        let engine = choice.resolve(&probe_userfaultfd()?)?;
         if shards == 0 || shards > 64 {
             return Err(Error::BadShards(shards));
         }
