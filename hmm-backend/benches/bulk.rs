@@ -1,0 +1,226 @@
+//! Bulk migration of 256 MiB each way, beside bare loops of the same system calls in 2 MiB pieces and beside
+//! `memcpy` on touched memory, in turns in one run.
+//!
+//!     cargo bench -p hmm-backend --bench bulk
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hmm_backend::{
+    Backend, BackendConfig, DeviceFolio, Driver, Engine, EngineChoice, Page, PageRange,
+};
+
+const BYTES: u64 = 256 << 20;
+const PIECE: u64 = 2 << 20;
+const ROUNDS: usize = 9;
+
+struct NoHardware;
+
+impl Driver for NoHardware {
+    fn page_free(&self, _: DeviceFolio) {}
+}
+
+fn main() {
+    // Under `cargo test --benches` there is nothing to measure.
+    if std::env::args().any(|arg| arg == "--test") {
+        return;
+    }
+    println!("256 MiB, GB/s: median (min–max) of {ROUNDS} rounds");
+    println!(
+        "{:<7} {:<10} {:>20} {:>20} {:>20} {:>9} {:>10}",
+        "engine", "direction", "hmmvisor", "bare calls", "memcpy", "of bare", "of memcpy"
+    );
+    let source = Area::new(BYTES);
+    let copy = Area::new(BYTES);
+    source.touch();
+    copy.touch();
+    for engine in [Engine::Remap, Engine::Copy] {
+        let mut ours = [Vec::new(), Vec::new()];
+        let mut bare = [Vec::new(), Vec::new()];
+        let mut memcpy = Vec::new();
+        let rig = Rig::new(engine);
+        let bare_rig = BareRig::new(engine);
+        for _ in 0..ROUNDS {
+            for (direction, (ours, bare)) in ours.iter_mut().zip(&mut bare).enumerate() {
+                ours.push(rate(|| rig.migrate(direction == 0)));
+                bare.push(rate(|| bare_rig.migrate(direction == 0)));
+            }
+            memcpy.push(rate(|| {
+                for at in (0..BYTES).step_by(PIECE as usize) {
+                    // SAFETY: both areas have that many bytes and do not overlap.
+                    unsafe {
+                        std::ptr::copy_nonoverlapping(source.at(at), copy.at(at), PIECE as usize)
+                    };
+                }
+            }));
+        }
+        for (name, ours, bare) in [
+            ("to device", &ours[0], &bare[0]),
+            ("to system", &ours[1], &bare[1]),
+        ] {
+            println!(
+                "{:<7} {:<10} {:>20} {:>20} {:>20} {:>8.2}x {:>9.2}x",
+                engine.to_string(),
+                name,
+                spread(ours),
+                spread(bare),
+                spread(&memcpy),
+                median(ours) / median(bare),
+                median(ours) / median(&memcpy),
+            );
+        }
+    }
+}
+
+fn rate(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
+}
+
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+fn spread(samples: &[f64]) -> String {
+    let min = samples.iter().copied().fold(f64::MAX, f64::min);
+    let max = samples.iter().copied().fold(0.0, f64::max);
+    format!("{:.1} ({min:.1}–{max:.1})", median(samples))
+}
+
+struct Rig {
+    backend: Arc<Backend>,
+    device: hmm_backend::DeviceId,
+}
+
+impl Rig {
+    fn new(engine: Engine) -> Rig {
+        let mut config = BackendConfig::new(BYTES);
+        config.engine = EngineChoice::Only(engine);
+        let backend = Backend::new(config).unwrap();
+        let device = backend.attach(BYTES, Arc::new(NoHardware)).unwrap();
+        // Real memory behind every page.
+        drop(
+            backend
+                .pin(PageRange::new(Page(0), Page(backend.pages())))
+                .unwrap(),
+        );
+        Rig { backend, device }
+    }
+
+    fn migrate(&self, to_device: bool) {
+        let all = PageRange::new(Page(0), Page(self.backend.pages()));
+        let moved = if to_device {
+            self.backend.migrate_to_device(self.device, all).unwrap()
+        } else {
+            self.backend.migrate_to_system(all).unwrap()
+        };
+        assert_eq!(moved, u64::from(self.backend.pages()));
+    }
+}
+
+/// An anonymous mapping, aligned to 2 MiB.
+struct Area(u64);
+
+impl Area {
+    fn new(bytes: u64) -> Area {
+        // SAFETY: a new mapping; it lives until the process ends.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                (bytes + PIECE) as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        Area((start as u64).next_multiple_of(PIECE))
+    }
+
+    fn at(&self, offset: u64) -> *mut u8 {
+        (self.0 + offset) as *mut u8
+    }
+
+    fn touch(&self) {
+        for offset in (0..BYTES).step_by(4096) {
+            // SAFETY: inside the mapping.
+            unsafe { self.at(offset).write_volatile(1) };
+        }
+    }
+}
+
+const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+const UFFDIO_MOVE: libc::c_ulong = 0xc028_aa05;
+const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
+
+/// The same system calls without any book-keeping.
+struct BareRig {
+    engine: Engine,
+    uffd: i32,
+    system: Area,
+    device: Area,
+}
+
+impl BareRig {
+    fn new(engine: Engine) -> BareRig {
+        // SAFETY: makes a new descriptor.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) } as i32;
+        assert!(fd >= 0, "userfaultfd: {}", io::Error::last_os_error());
+        let rig = BareRig {
+            engine,
+            uffd: fd,
+            system: Area::new(BYTES),
+            device: Area::new(BYTES),
+        };
+        rig.system.touch();
+        rig.ioctl(UFFDIO_API, &mut [0xaa, 0, 0]);
+        let mode = if engine == Engine::Copy { 3 } else { 1 };
+        rig.ioctl(UFFDIO_REGISTER, &mut [rig.system.0, BYTES, mode, 0]);
+        if engine == Engine::Remap {
+            rig.ioctl(UFFDIO_REGISTER, &mut [rig.device.0, BYTES, 1, 0]);
+        }
+        rig
+    }
+
+    fn migrate(&self, to_device: bool) {
+        for at in (0..BYTES).step_by(PIECE as usize) {
+            let (system, device) = (self.system.0 + at, self.device.0 + at);
+            match (self.engine, to_device) {
+                (Engine::Remap, true) => {
+                    self.ioctl(UFFDIO_MOVE, &mut [device, system, PIECE, 0, 0])
+                }
+                (Engine::Remap, false) => {
+                    self.ioctl(UFFDIO_MOVE, &mut [system, device, PIECE, 0, 0])
+                }
+                (Engine::Copy, true) => {
+                    self.ioctl(UFFDIO_WRITEPROTECT, &mut [system, PIECE, 1]);
+                    // SAFETY: inside the two mappings; then the system copy is dropped.
+                    unsafe {
+                        std::ptr::copy_nonoverlapping(
+                            self.system.at(at),
+                            self.device.at(at),
+                            PIECE as usize,
+                        );
+                        libc::madvise(system as *mut _, PIECE as usize, libc::MADV_DONTNEED);
+                    }
+                }
+                (Engine::Copy, false) => {
+                    self.ioctl(UFFDIO_COPY, &mut [system, device, PIECE, 0, 0])
+                }
+            }
+        }
+    }
+
+    fn ioctl<const N: usize>(&self, request: libc::c_ulong, argument: &mut [u64; N]) {
+        // SAFETY: the kernel's structures for these requests are N 64-bit integers; the ranges are this rig's.
+        let result = unsafe { libc::ioctl(self.uffd, request, argument.as_mut_ptr()) };
+        assert_eq!(result, 0, "{request:#x}: {}", io::Error::last_os_error());
+    }
+}
