@@ -45,9 +45,12 @@ mod pin;
 mod poison;
 mod policy;
 mod residency;
+#[cfg(all(test, loom))]
+mod residency_model;
 mod service;
 pub mod snapshot;
 mod stats;
+mod sync;
 mod time;
 mod uffd;
 mod wait;

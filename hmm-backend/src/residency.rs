@@ -11,9 +11,8 @@
 //! * Every unlock wakes whoever announced itself with the waiters bit; waiters hold nothing and look
 //!   at everything again when they wake.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::page::{Page, PageRange};
+use crate::sync::{AtomicU64, Ordering, zeroed_words};
 use crate::wait::WaitTable;
 use crate::word::{AUX_MAX, LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
 
@@ -45,11 +44,8 @@ pub(crate) enum PinError {
 
 impl ResidencyTable {
     pub(crate) fn new(pages: u32, faults: Box<dyn WakeFaults>) -> ResidencyTable {
-        // SAFETY: zero is a valid value of an atomic integer. The allocator gets zeroed pages from the kernel,
-        // so words of blocks that are never touched cost no memory.
-        let words = unsafe { Box::<[AtomicU64]>::new_zeroed_slice(pages as usize).assume_init() };
         ResidencyTable {
-            words,
+            words: zeroed_words(pages as usize),
             waits: WaitTable::new(),
             faults,
         }
@@ -73,8 +69,10 @@ impl ResidencyTable {
                 return (page, own);
             }
             let word = self.word(head);
-            // Unlocked but of another order: the folio changed between the two loads.
-            if word.locked() || word.order() == own.order() {
+            // A larger folio with the same head is being cut: its holder answers for this page, too. A
+            // smaller one has been cut since the first load; whoever waited on it would wait for a
+            // lock that is not this page's. Tails are rewritten before heads, so looking again helps.
+            if word.order() == own.order() || (word.locked() && word.order() > own.order()) {
                 return (head, word);
             }
         }
@@ -233,7 +231,13 @@ impl<'t> FolioLock<'t> {
         }
         // Somebody may be setting the waiters bit of the lower head: change only the order.
         let lower = self.word.with_order(order);
-        self.table.words[self.head.0 as usize].fetch_xor(self.word.0 ^ lower.0, Ordering::AcqRel);
+        let cell = &self.table.words[self.head.0 as usize];
+        let old = Word(cell.fetch_xor(self.word.0 ^ lower.0, Ordering::AcqRel));
+        // Who announced itself on the whole folio may be waiting for a page of the upper half, which is
+        // unlocked on its own from now on.
+        if old.waiters() {
+            self.table.words[middle.0 as usize].fetch_or(WAITERS, Ordering::AcqRel);
+        }
         self.word = lower;
         upper
     }
@@ -337,7 +341,7 @@ impl Drop for FolioLock<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::driver::{DeviceId, Frame};

@@ -4,13 +4,14 @@
 //! does the waiter fall asleep. So a waiter announces itself (the word's waiters bit) while it holds
 //! the bucket's mutex, and the holder takes that mutex before it notifies.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use crate::page::Page;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
-const BUCKETS: usize = 64;
+/// One under `loom`, whose condition variables are expensive.
+const BUCKETS: usize = if cfg!(loom) { 1 } else { 64 };
 
-#[derive(Default)]
 struct Bucket {
     mutex: Mutex<()>,
     condvar: Condvar,
@@ -23,7 +24,12 @@ pub(crate) struct WaitTable {
 impl WaitTable {
     pub(crate) fn new() -> WaitTable {
         WaitTable {
-            buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
+            buckets: (0..BUCKETS)
+                .map(|_| Bucket {
+                    mutex: Mutex::new(()),
+                    condvar: Condvar::new(),
+                })
+                .collect(),
         }
     }
 

@@ -1,0 +1,24 @@
+//! The synchronization primitives of the residency table: the standard library's, or `loom`'s under
+//! `--cfg loom`, which tries all interleavings.
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+#[cfg(loom)]
+pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(loom))]
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+
+/// `n` words of zero. They come zeroed from the kernel, so that words never used cost no memory.
+#[cfg(not(loom))]
+pub(crate) fn zeroed_words(n: usize) -> Box<[AtomicU64]> {
+    // SAFETY: zero is a valid value of an atomic integer.
+    unsafe { Box::<[AtomicU64]>::new_zeroed_slice(n).assume_init() }
+}
+
+/// `n` words of zero.
+#[cfg(loom)]
+pub(crate) fn zeroed_words(n: usize) -> Box<[AtomicU64]> {
+    (0..n).map(|_| AtomicU64::new(0)).collect()
+}
