@@ -147,8 +147,17 @@ impl Backend {
 
     /// The device of this number, attached and not being detached.
     pub(crate) fn device(&self, id: DeviceId) -> Result<&Arc<Device>, Error> {
-        let slot = self.devices.get(usize::from(id.0)).and_then(OnceLock::get);
-        slot.filter(|d| !d.detaching()).ok_or(Error::NoDevice(id))
+        self.any_device(id)
+            .and_then(|device| match device.detaching() {
+                true => Err(Error::NoDevice(id)),
+                false => Ok(device),
+            })
+    }
+
+    /// The device of this number, also while and after it is detached.
+    pub(crate) fn any_device(&self, id: DeviceId) -> Result<&Arc<Device>, Error> {
+        let slot = self.devices.get(usize::from(id.0));
+        slot.and_then(OnceLock::get).ok_or(Error::NoDevice(id))
     }
 
     /// The device that a residency word names.
@@ -249,11 +258,24 @@ impl Backend {
         let mut moved = 0;
         for part in range.split_by_block() {
             let pages = set_of(part);
-            self.make_room(device, part.len().min(device.capacity()));
+            self.make_room(device, self.movable(part).min(device.capacity()));
             moved +=
                 self.migrate_block(device, part.start.block(), &pages, Reason::of(Cause::User));
         }
         Ok(moved)
+    }
+
+    /// How many pages of the range could go to a device now.
+    fn movable(&self, part: PageRange) -> u32 {
+        let movable = |page: &Page| {
+            let word = self.table.word(*page);
+            match word.residency() {
+                Residency::Untouched => true,
+                Residency::System => word.pins() == 0,
+                _ => false,
+            }
+        };
+        part.pages().filter(movable).count() as u32
     }
 
     /// Migrates what can be of one block's pages through the driver. Returns how many moved.
@@ -319,10 +341,9 @@ impl Backend {
     /// before the residency says so: this is for whoever wants to see what the CPU's access has done.
     pub fn settle(&self, range: PageRange) -> Result<(), Error> {
         self.check_range(range)?;
-        for page in range.pages() {
-            while self.table.locked(page) {
-                self.table.wait(page);
-            }
+        let mut page = range.start;
+        while page < range.end {
+            page = self.table.settle(page);
         }
         Ok(())
     }
@@ -369,6 +390,12 @@ impl Backend {
                 error,
             })
     }
+}
+
+/// How many pages of a range within one block are in the set.
+pub(crate) fn count_in(set: &PageSet, part: PageRange) -> u32 {
+    let start = part.start.index_in_block();
+    set.count_in(start..start + part.len() as usize) as u32
 }
 
 /// The pages of a range within one block.

@@ -224,6 +224,12 @@ impl Device {
         used(&pool)
     }
 
+    /// The first frames of all folios there are at this moment.
+    pub(crate) fn folios(&self) -> Vec<Frame> {
+        let frames = (0..self.capacity()).map(Frame);
+        frames.filter(|f| self.page_of(*f).is_some()).collect()
+    }
+
     pub(crate) fn used_frames(&self) -> u32 {
         self.capacity() - self.free_frames()
     }

@@ -47,7 +47,8 @@ impl DeviceFolio {
 pub trait Driver: Send + Sync {
     /// Pages move into this device's memory. The frames are allocated and the source pages locked;
     /// the driver may set cookies ([`ToDevice::set_cookies`]) and decline folios ([`ToDevice::retain`])
-    /// before [`ToDevice::copy`], and update its hardware between the phases. An error rolls everything back.
+    /// before [`ToDevice::copy`], and update its hardware between the phases. An error before the
+    /// commit rolls everything back.
     fn migrate_to_device(&self, migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
         migration.run()
     }
@@ -56,16 +57,17 @@ pub trait Driver: Send + Sync {
     /// ([`ToSystem::fault`]), because device memory is short, or because the device goes away.
     ///
     /// `Ok` does not promise that every page moved: the access is re-executed and faults again if
-    /// its page did not. An error rolls everything back and decides what becomes of the fault, see
-    /// [`FaultError`].
+    /// its page did not. An error before the commit rolls everything back and decides what becomes of the
+    /// fault, see [`FaultError`].
     fn migrate_to_ram(&self, migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
         migration.run()
     }
 
     /// A folio of this device is no longer in use: the guest freed it or it has moved away. Comes
     /// exactly once for each folio that [`Driver::migrate_to_device`] was shown, also if that
-    /// migration failed. The cookie is still readable; when the call returns, the frames may be handed
-    /// out again. Must not block and cannot fail.
+    /// migration failed or the folio was declined (then from within that call). The cookie is still
+    /// readable; when the call returns, the frames may be handed out again. Must not block and cannot
+    /// fail.
     fn page_free(&self, folio: DeviceFolio);
 
     /// A folio is cut in two halves of order `folio.order - 1`. Returns the cookie of the upper half;

@@ -95,6 +95,9 @@ pub enum Error {
         /// Why.
         cause: String,
     },
+    /// The page is pinned, and cannot be taken away from whoever uses it.
+    #[error("{0:?} is pinned")]
+    Pinned(Page),
     /// A page has as many pins as can be counted.
     #[error("{0:?} is pinned too often")]
     TooManyPins(Page),

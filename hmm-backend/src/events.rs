@@ -23,8 +23,6 @@ pub enum EventKind {
     MappedInPlace,
     /// The guest freed pages.
     Freed,
-    /// A driver was told that a folio is no longer in use.
-    PageFree,
     /// A fault was put off.
     Deferred,
     /// A page could not be supplied.

@@ -1,7 +1,7 @@
 //! Making room in device memory, and emptying it when a device goes away. Both start from frames, not from
 //! guest addresses.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::backend::Backend;
@@ -10,6 +10,7 @@ use crate::driver::{DeviceId, Frame};
 use crate::error::Error;
 use crate::fault::{Attempts, Unresolved};
 use crate::migrate::{Reason, ToSystem};
+use crate::page::{Page, PageRange};
 use crate::stats::{Cause, Counter};
 
 /// Frames evicted at a time, at least: neighbours move together, and the next faults find room.
@@ -31,7 +32,8 @@ impl Backend {
                 return free;
             }
             let batch = (want - free).max(BATCH.min(device.capacity() / 8));
-            let victims = device.eviction().victims(batch);
+            let mut victims = device.eviction().victims(batch);
+            victims.retain(|frame| frame.0 < device.capacity());
             if victims.is_empty() {
                 self.recorder.add(Counter::DeviceMemoryFull, 1);
                 return free;
@@ -71,48 +73,51 @@ impl Backend {
         let victims: Vec<Frame> = sources.iter().map(|s| s.folio.frame).collect();
         let migration = ToSystem::new(self, device, sources, Reason::of(cause), None);
         let result = device.driver.migrate_to_ram(migration);
-        if result.is_err() {
-            victims
-                .into_iter()
-                .for_each(|frame| device.eviction().touched(frame));
+        // Whatever the driver says: what is still there is not to be proposed again at once.
+        for frame in victims {
+            if device.page_of(frame).is_some() {
+                device.eviction().touched(frame);
+            }
         }
         result.map(|done| done.pages).map_err(Unresolved::from)
     }
 
     /// Removes a device: no page can come there any more, every page that is there comes back, and only
     /// then does the call return. On an error the remaining pages are still in the device's memory
-    /// and CPUs can still fault them back, but nothing new goes there.
+    /// and CPUs can still fault them back, but nothing new goes there; it can be tried again.
     pub fn detach(&self, id: DeviceId) -> Result<(), Error> {
-        let device = self.device(id)?;
+        let device = self.any_device(id)?;
         device.start_detaching();
-        // Between two looks at the pool, whoever holds pages lets go of them.
+        // Between two looks at the frames, whoever holds pages lets go of them.
         const PATIENCE: Duration = Duration::from_millis(10);
         let mut attempts = Attempts::default();
-        loop {
-            let victims = device.eviction().victims(BATCH);
-            if victims.is_empty() {
-                // Frames that were just allocated are on their way into the residency or back.
-                if device.wait_for_frames(PATIENCE) == 0 {
-                    return Ok(());
+        while device.used_frames() > 0 {
+            let mut moved = 0;
+            let mut unresolved = Unresolved::Retry;
+            for victims in device.folios().chunks(BATCH as usize) {
+                match self.evict(device, victims, Cause::Detach) {
+                    Ok(pages) => moved += pages,
+                    Err(error) => unresolved = error,
                 }
-                continue;
             }
-            let moved = self.evict(device, &victims, Cause::Detach);
-            let unresolved = match moved {
-                Ok(0) => Unresolved::Retry,
-                Ok(_) => continue,
-                Err(unresolved) => unresolved,
-            };
-            match attempts.next(&unresolved) {
-                Ok(wait) => std::thread::sleep(wait),
-                Err(cause) => {
-                    return Err(Error::Detach {
+            if moved > 0 {
+                attempts = Attempts::default();
+            } else if device.wait_for_frames(PATIENCE) > 0 {
+                attempts
+                    .next(&unresolved)
+                    .map(std::thread::sleep)
+                    .map_err(|cause| Error::Detach {
                         device: id,
                         left: device.used_frames(),
                         cause,
-                    });
-                }
+                    })?;
             }
         }
+        // It may still have translations of system pages in place.
+        let mirrors = self.mirrors.read().unwrap_or_else(PoisonError::into_inner);
+        for mirror in mirrors.iter().filter(|m| m.device() == id) {
+            mirror.invalidate(PageRange::new(Page(0), Page(self.pages())));
+        }
+        Ok(())
     }
 }

@@ -229,7 +229,10 @@ impl Backend {
             let migration = ToSystem::new(self, device, sources, reason, fault);
             if let Err(error) = device.driver.migrate_to_ram(migration) {
                 let answer = Unresolved::from(error);
-                unresolved.extend(faulting.into_iter().map(|p| (p, answer.clone())));
+                // A driver may complain about something else after its pages have moved.
+                let stayed = |p: &Page| self.table.word(*p).residency() != Residency::System;
+                let stayed = faulting.into_iter().filter(stayed);
+                unresolved.extend(stayed.map(|p| (p, answer.clone())));
             }
         }
     }

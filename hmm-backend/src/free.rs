@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, set_of};
 use crate::error::Error;
 use crate::events::{Event, EventKind};
 use crate::migrate::Source;
@@ -54,8 +54,12 @@ impl Backend {
                 Residency::System if lock.word().pins() > 0 => {
                     self.recorder.add(Counter::PagesSkippedPinned, 1);
                 }
-                Residency::System => system.push(lock),
-                Residency::Device { .. } => freed += self.free_on_device(lock, part),
+                Residency::System => lock.carve(&|range| range.overlap(part), &mut system),
+                Residency::Device { .. } => {
+                    // The driver is told with no other lock held.
+                    freed += self.free_system(std::mem::take(&mut system));
+                    freed += self.free_on_device(lock, part);
+                }
                 Residency::Poisoned => {
                     lock.publish_pages(|word| word.to_untouched());
                     freed += 1;
@@ -70,7 +74,10 @@ impl Backend {
     /// Gives the host its memory back, neighbours in one call.
     fn free_system(&self, mut locks: Vec<FolioLock<'_>>) -> u64 {
         self.invalidate_mirrors(locks.iter_mut());
-        let pages: PageSet = locks.iter().map(|l| l.head().index_in_block()).collect();
+        let mut pages = PageSet::EMPTY;
+        for lock in &locks {
+            pages = pages.union(&set_of(lock.range()));
+        }
         if let Some(first) = locks.first() {
             let block = first.head().block();
             for run in pages.runs() {
@@ -99,7 +106,7 @@ impl Backend {
         let device = self.device_of(device);
         let folio = device.folio(lock.head(), frame, order);
         let mut dead = Vec::new();
-        Source { lock, folio }.carve(self, device, &|p| part.contains(p), &mut dead);
+        Source { lock, folio }.carve(self, device, &|range| range.overlap(part), &mut dead);
         let freed = dead.iter().map(|s| u64::from(s.folio.pages())).sum();
         for source in dead {
             self.drop_device_folio(source, Word::to_untouched);

@@ -59,7 +59,21 @@ impl Mapping {
             len,
         };
         mapping.name(what);
+        mapping.keep_from_children();
         Ok(mapping)
+    }
+
+    /// A forked child must not have the guest's memory; and pages shared with a child could not be moved
+    /// until somebody writes to them.
+    fn keep_from_children(&self) {
+        // SAFETY: the range is ours; nothing changes but what a fork would copy. Cannot fail for a valid range.
+        unsafe {
+            libc::madvise(
+                self.start.as_ptr().cast(),
+                self.len as usize,
+                libc::MADV_DONTFORK,
+            )
+        };
     }
 
     /// Names the mapping in `/proc/self/maps`; kernels without that feature leave it unnamed.

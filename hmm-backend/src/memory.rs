@@ -229,6 +229,10 @@ impl GuestMemory {
             None => {
                 let start = self.address(run.page);
                 if let Err(e) = self.shard(run.page).write_protect(start, run.bytes(), true) {
+                    // Part of the range may be protected; nobody would answer for that.
+                    let _ = self
+                        .shard(run.page)
+                        .write_protect(start, run.bytes(), false);
                     let error = EngineError::Unexpected(e.raw_os_error().unwrap_or(libc::EIO));
                     (0..run.pages).for_each(|i| failed(i, error));
                     return;

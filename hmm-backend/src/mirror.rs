@@ -14,7 +14,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, set_of};
 use crate::device::Device;
@@ -173,7 +173,8 @@ impl Backend {
 }
 
 impl<M: DeviceMmu> Mirror<M> {
-    /// The device's translations. Waits for invalidations, which go first.
+    /// The device's translations. Waits for invalidations, which go first. With the guard held, call nothing
+    /// else of the backend: whatever migrates waits for the guard.
     pub fn lock(&mut self) -> MirrorGuard<'_, M> {
         let shared = &*self.shared;
         let mut mmu = shared.mmu();
@@ -212,7 +213,8 @@ impl<M: DeviceMmu> Mirror<M> {
         mut program: impl FnMut(&mut M, &[Mapping]),
     ) -> Result<(), MirrorError> {
         if range.end.0 > self.backend.pages() {
-            return Err(MirrorError::OutOfRange(range.end));
+            let first = range.start.max(Page(self.backend.pages()));
+            return Err(MirrorError::OutOfRange(first));
         }
         let started = Instant::now();
         let mut serviced = false;
@@ -252,81 +254,81 @@ impl<M: DeviceMmu> Mirror<M> {
         serviced: &mut bool,
     ) -> Result<Mapping, MirrorError> {
         let backend = &*self.backend;
+        let fatal = |cause| MirrorError::Fatal { page, cause };
         let mut attempts = 0;
         let mut patient = true;
-        let mut count_once = || {
-            if attempts == 0 {
-                backend.recorder.add(Counter::DeviceFaults, 1);
-            }
-            attempts += 1;
-            attempts
-        };
         loop {
             if self.device.detaching() {
                 return Err(MirrorError::Detached);
             }
-            // Entered before the mapping exists: a migration that locks the page from here on
-            // invalidates, which the sequence check will see.
-            let Some(word) = backend.table.mark_mirrored(page) else {
-                backend.table.wait(page);
-                continue;
-            };
+            backend.table.settle(page);
+            let word = backend.table.word(page);
             if word.read_only() && access == Access::Write {
                 return Err(MirrorError::Permission(page));
             }
-            match word.residency() {
-                Residency::Device {
-                    device,
-                    frame,
-                    order,
-                } if device == self.device.id => {
-                    let head = Frame(frame.0 - (page.0 - page.folio_head(order).0));
-                    self.device.eviction().touched(head);
-                    let host = HostPage(self.device.memory.address(frame));
-                    return Ok(self.mapping(page, Target::Device(frame), host, word));
+            if self.reaches(word, in_place) {
+                // Noted before the translation exists: a migration that locks the page from here on
+                // invalidates, which the sequence check will see. What counts is the word with the note.
+                match backend.table.mark_mirrored(page) {
+                    Some(marked) if marked.generation() == word.generation() => {
+                        return Ok(self.translation(page, marked, serviced));
+                    }
+                    _ => continue,
                 }
-                Residency::System if in_place || word.pins() > 0 => {
-                    backend.recorder.add(Counter::MappedInPlace, 1);
-                    backend.fault_event(
-                        EventKind::MappedInPlace,
-                        page,
-                        Some(self.device.id),
-                        Default::default(),
-                    );
-                    *serviced = true;
-                    let host = HostPage(backend.guest.mapping().address(page.offset()));
-                    return Ok(self.mapping(page, Target::System, host, word));
-                }
-                Residency::Poisoned => {
-                    let cause = "its contents were lost".into();
-                    return Err(MirrorError::Fatal { page, cause });
-                }
-                _ => {}
+            }
+            if word.residency() == Residency::Poisoned {
+                return Err(fatal("its contents were lost".into()));
             }
             *serviced = true;
-            in_place |= count_once() > MIGRATION_ATTEMPTS;
-            if let Residency::Device { .. } = word.residency() {
-                // Another device's private memory: back through its driver first.
-                backend
-                    .fault_in(page, access)
-                    .map_err(|cause| MirrorError::Fatal { page, cause })?;
-            } else if in_place {
-                // Untouched, and there is no room in device memory.
-                backend
-                    .fault_in(page, access)
-                    .map_err(|cause| MirrorError::Fatal { page, cause })?;
+            if attempts == 0 {
+                backend.recorder.add(Counter::DeviceFaults, 1);
+            }
+            attempts += 1;
+            in_place |= attempts > MIGRATION_ATTEMPTS;
+            let foreign = matches!(word.residency(), Residency::Device { .. });
+            if foreign || in_place {
+                // Another device's private memory: back through its driver first. Or an untouched page for
+                // which there is no room in device memory.
+                backend.fault_in(page, access).map_err(fatal)?;
             } else {
                 in_place = self.migrate_here(page, access, word, &mut patient);
             }
         }
     }
 
-    fn mapping(&self, page: Page, target: Target, host: HostPage, word: Word) -> Mapping {
+    /// Whether the device can use a page with this word as it is.
+    fn reaches(&self, word: Word, in_place: bool) -> bool {
+        match word.residency() {
+            Residency::Device { device, .. } => device == self.device.id,
+            Residency::System => in_place || word.pins() > 0,
+            _ => false,
+        }
+    }
+
+    fn translation(&self, page: Page, word: Word, serviced: &mut bool) -> Mapping {
+        let backend = &*self.backend;
+        let (target, host) = match word.residency() {
+            Residency::Device { frame, order, .. } => {
+                let head = Frame(frame.0 - (page.0 - page.folio_head(order).0));
+                self.device.eviction().touched(head);
+                (Target::Device(frame), self.device.memory.address(frame))
+            }
+            _ => {
+                *serviced = true;
+                backend.recorder.add(Counter::MappedInPlace, 1);
+                let device = Some(self.device.id);
+                backend.fault_event(EventKind::MappedInPlace, page, device, Duration::ZERO);
+                (
+                    Target::System,
+                    backend.guest.mapping().address(page.offset()),
+                )
+            }
+        };
         Mapping {
             page,
             target,
             writable: !word.read_only(),
-            host,
+            host: HostPage(host),
         }
     }
 

@@ -18,9 +18,9 @@ const _: () = assert!(1 << MAX_ORDER == BLOCK_PAGES);
 pub struct Page(pub u32);
 
 impl Page {
-    /// The page `n` pages further on.
+    /// The page `n` pages further on. Stops at the last number there is, which no memory reaches.
     pub fn plus(self, n: u32) -> Page {
-        Page(self.0 + n)
+        Page(self.0.saturating_add(n))
     }
 
     /// Byte offset of the page within managed memory.
@@ -115,6 +115,11 @@ impl PageRange {
     /// Whether `page` is in it.
     pub fn contains(&self, page: Page) -> bool {
         self.start <= page && page < self.end
+    }
+
+    /// How many pages both ranges have.
+    pub fn overlap(&self, other: PageRange) -> u32 {
+        PageRange::new(self.start.max(other.start), self.end.min(other.end)).len()
     }
 
     /// The pages in ascending order.

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::page::{PAGE_SIZE, Page, PageRange};
 use crate::policy::Access;
 use crate::residency::PinError;
+use crate::word::Residency;
 
 /// Pages kept in system memory. Dropping it lets them migrate again.
 pub struct Pinned {
@@ -37,11 +38,22 @@ impl Backend {
             match self.table.pin(page) {
                 Ok(()) => return Ok(()),
                 Err(PinError::TooMany) => return Err(Error::TooManyPins(page)),
+                Err(PinError::InFolio) => self.single_out(page),
                 // Between fault-in and pin the page may leave again: then once more.
-                Err(PinError::NotNow(_)) => self
+                Err(PinError::NotNow) => self
                     .fault_in(page, Access::Write)
                     .map_err(|cause| Error::Fatal { page, cause })?,
             }
+        }
+    }
+}
+
+impl Backend {
+    /// Cuts the folio of a page that is in system memory, so that the page is single.
+    fn single_out(&self, page: Page) {
+        let lock = self.lock_waiting(page);
+        if lock.word().residency() == Residency::System {
+            lock.carve(&|range| range.contains(page).into(), &mut Vec::new());
         }
     }
 }

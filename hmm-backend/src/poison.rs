@@ -9,7 +9,8 @@ use crate::word::Residency;
 impl Backend {
     /// The memory behind a page has failed, wherever it is: its contents are lost. From now on every
     /// access by a CPU or a device is fatal, until the guest frees the page. The other pages of its folio are
-    /// not affected; the driver gets `page_free`. Sleeps while the page is in motion.
+    /// not affected; the driver gets `page_free`. Sleeps while the page is in motion. Pinned pages are refused:
+    /// whoever pinned them uses them without asking.
     pub fn memory_failure(&self, page: Page) -> Result<(), Error> {
         self.check_range(PageRange::single(page))?;
         let mut lock = self.lock_waiting(page);
@@ -22,16 +23,26 @@ impl Backend {
                 let device = self.device_of(device);
                 let folio = device.folio(lock.head(), frame, order);
                 let mut failed = Vec::new();
-                Source { lock, folio }.carve(self, device, &|p| p == page, &mut failed);
+                Source { lock, folio }.carve(
+                    self,
+                    device,
+                    &|range| range.contains(page).into(),
+                    &mut failed,
+                );
                 for source in failed {
                     self.drop_device_folio(source, |word| word.to_poisoned());
                 }
             }
+            Residency::System if lock.word().pins() > 0 => return Err(Error::Pinned(page)),
             Residency::System => {
                 self.invalidate_mirrors(std::iter::once(&mut lock));
+                let mut failed = Vec::new();
+                lock.carve(&|range| range.contains(page).into(), &mut failed);
                 // CPUs that touch the page must fault.
                 self.guest.discard(PageRange::single(page));
-                lock.publish_pages(|word| word.to_poisoned());
+                for lock in failed {
+                    lock.publish_pages(|word| word.to_poisoned());
+                }
             }
             Residency::Untouched | Residency::Poisoned => {
                 lock.publish_pages(|word| word.to_poisoned());

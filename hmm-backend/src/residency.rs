@@ -38,7 +38,9 @@ pub(crate) enum TryLock<'t> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PinError {
     /// Somebody is at work on the page, or it is not in system memory.
-    NotNow(Word),
+    NotNow,
+    /// Pins are counted for single pages only.
+    InFolio,
     TooMany,
 }
 
@@ -81,6 +83,17 @@ impl ResidencyTable {
     /// Whether somebody is at work on the page's folio.
     pub(crate) fn locked(&self, page: Page) -> bool {
         self.folio(page).1.locked()
+    }
+
+    /// Sleeps until nobody is at work on the page's folio; returns the page behind it.
+    pub(crate) fn settle(&self, page: Page) -> Page {
+        loop {
+            let (head, word) = self.folio(page);
+            if !word.locked() {
+                return head.plus(1 << word.order());
+            }
+            self.wait(page);
+        }
     }
 
     fn exchange(&self, page: Page, from: Word, to: Word) -> bool {
@@ -135,15 +148,22 @@ impl ResidencyTable {
     }
 
     /// Notes that a device is about to have a translation of the page, unless somebody is at work on
-    /// it. Returns the page's own word.
+    /// it. Returns the page's own word as it is with the note made: whoever changes it from now on
+    /// finds the note.
     pub(crate) fn mark_mirrored(&self, page: Page) -> Option<Word> {
         loop {
             let (head, word) = self.folio(page);
             if word.locked() {
                 return None;
             }
-            let own = if head == page { word } else { self.word(page) };
-            if word.mirrored() || self.exchange(head, word, word.with(MIRRORED)) {
+            let marked = word.with(MIRRORED);
+            if !word.mirrored() && !self.exchange(head, word, marked) {
+                continue;
+            }
+            // A tail's word may belong to an earlier or a later life of the folio than the note, unless the
+            // head is still as it was when the note was there.
+            let own = self.word(page);
+            if self.word(head) == marked {
                 return Some(own);
             }
         }
@@ -154,7 +174,10 @@ impl ResidencyTable {
         loop {
             let word = self.word(page);
             if word.locked() || word.residency() != Residency::System {
-                return Err(PinError::NotNow(word));
+                return Err(PinError::NotNow);
+            }
+            if word.order() > 0 {
+                return Err(PinError::InFolio);
             }
             if word.pins() == AUX_MAX {
                 return Err(PinError::TooMany);
@@ -242,32 +265,44 @@ impl<'t> FolioLock<'t> {
         upper
     }
 
-    /// Makes one folio of single pages, giving each the word that `word` makes of its old one and its
-    /// index. The pages must be neighbours, naturally aligned, and `1 << order` in number. The folio stays
-    /// locked.
+    /// Makes one folio of several (or changes the words of one), giving each page the word that `word` makes
+    /// of its index and its old word. The folios must be neighbours and make up a naturally aligned group
+    /// of `1 << order` pages. The new folio stays locked.
     pub(crate) fn merge(
         locks: Vec<FolioLock<'t>>,
         order: u8,
         word: impl Fn(usize, Word) -> Word,
     ) -> FolioLock<'t> {
-        debug_assert!(locks.len() == 1 << order && locks.iter().all(|l| l.order() == 0));
         let mut folio: Option<FolioLock<'t>> = None;
-        for (i, mut lock) in locks.into_iter().enumerate() {
+        let mut index = 0;
+        for mut lock in locks {
+            let range = lock.range();
+            let new = word(index, lock.word);
+            debug_assert_eq!(new.order(), order);
             debug_assert!(
                 folio
                     .as_ref()
-                    .is_none_or(|f| f.head.plus(i as u32) == lock.head)
+                    .is_none_or(|f| f.head.plus(index as u32) == range.start)
             );
-            let new = word(i, lock.word);
-            debug_assert_eq!(new.order(), order);
-            if folio.is_none() {
+            let first = folio.is_none();
+            if first {
+                // Before any other word names it as its head.
                 lock.replace(new);
+            }
+            for page in PageRange::new(range.start.plus(1), range.end).pages() {
+                index += 1;
+                let old = lock.table.word(page);
+                lock.table.store(page, word(index, old));
+            }
+            index += 1;
+            if first {
                 folio = Some(lock);
             } else {
-                // The head is locked and names this page: waiters that look again will find it.
-                lock.release(new);
+                // The new head is locked: waiters that look again will find it.
+                lock.release_range(new, range);
             }
         }
+        debug_assert_eq!(index, 1 << order);
         folio.expect("a folio has at least one page")
     }
 
@@ -282,14 +317,41 @@ impl<'t> FolioLock<'t> {
 
     /// Changes the state of every page and lets go: the pages are single afterwards.
     pub(crate) fn publish_pages(self, word: impl Fn(Word) -> Word) {
+        self.publish(0, word);
+    }
+
+    /// Changes the state of every page and lets go: they stay one folio.
+    pub(crate) fn publish_folio(self, word: impl Fn(Word) -> Word) {
+        let order = self.order();
+        self.publish(order, word);
+    }
+
+    fn publish(self, order: u8, word: impl Fn(Word) -> Word) {
         let range = self.range();
         for page in PageRange::new(range.start.plus(1), range.end).pages() {
-            let new = word(self.table.word(page).with_order(0));
-            debug_assert_eq!(new.order(), 0);
-            self.table.store(page, new);
+            self.table
+                .store(page, word(self.table.word(page)).with_order(order));
         }
-        let new = word(self.word.with_order(0));
+        let new = word(self.word).with_order(order);
         self.release_range(new, range);
+    }
+
+    /// Cuts the folio until each piece is wholly wanted or wholly unwanted; the unwanted is let go. `wanted`
+    /// says how many pages of a range are wanted. For folios in system memory, whose halves nobody needs
+    /// to hear of.
+    pub(crate) fn carve(
+        mut self,
+        wanted: &impl Fn(PageRange) -> u32,
+        out: &mut Vec<FolioLock<'t>>,
+    ) {
+        let count = wanted(self.range());
+        if count == self.range().len() {
+            out.push(self);
+        } else if count > 0 {
+            let upper = self.halve();
+            self.carve(wanted, out);
+            upper.carve(wanted, out);
+        }
     }
 
     /// Changes one page's permission flag; the lock stays.
@@ -305,12 +367,6 @@ impl<'t> FolioLock<'t> {
     /// Notes that no device has a translation any more. Only after the mirrors were invalidated.
     pub(crate) fn clear_mirrored(&mut self) {
         self.replace(self.word.without(MIRRORED));
-    }
-
-    /// Changes the head's word and lets go.
-    fn release(self, new: Word) {
-        let range = PageRange::single(self.head);
-        self.release_range(new, range);
     }
 
     fn release_range(self, new: Word, range: PageRange) {
@@ -439,12 +495,12 @@ mod tests {
     #[test]
     fn pins_survive_a_lock_that_changes_nothing() {
         let (table, _) = table(1);
-        assert!(matches!(table.pin(Page(0)), Err(PinError::NotNow(_))));
+        assert!(matches!(table.pin(Page(0)), Err(PinError::NotNow)));
         lock(&table, 0).publish_pages(|w| w.to_system(Tick(0)));
         table.pin(Page(0)).unwrap();
         table.pin(Page(0)).unwrap();
         let held = lock(&table, 0);
-        assert!(matches!(table.pin(Page(0)), Err(PinError::NotNow(_))));
+        assert!(matches!(table.pin(Page(0)), Err(PinError::NotNow)));
         table.unpin(Page(0));
         drop(held);
         assert_eq!(table.word(Page(0)).pins(), 1);

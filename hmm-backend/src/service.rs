@@ -18,7 +18,7 @@ use crate::backend::Backend;
 use crate::error::Error;
 use crate::events::EventKind;
 use crate::fault::{Attempts, Unresolved};
-use crate::page::{Block, Page, PageSet};
+use crate::page::{Block, Page, PageRange, PageSet};
 use crate::policy::Access;
 use crate::stats::{Counter, Toucher};
 use crate::uffd::{BATCH, FaultMessage};
@@ -135,6 +135,8 @@ struct Fault {
 struct Deferred {
     due: Duration,
     fault: Fault,
+    /// The page's generation when it was put off.
+    generation: u16,
     attempts: Attempts,
     /// It has waited for a hold or a throttle: that is enough.
     waited: bool,
@@ -330,6 +332,7 @@ impl Worker {
         self.deferred.push(Deferred {
             due: now + wait,
             fault: *fault,
+            generation: self.backend.table.word(fault.page).generation(),
             attempts,
             waited,
         });
@@ -338,8 +341,16 @@ impl Worker {
     fn serve_due(&mut self) {
         let now = self.backend.now();
         while self.deferred.peek().is_some_and(|next| next.due <= now) {
-            if let Some(next) = self.deferred.pop() {
+            let Some(next) = self.deferred.pop() else {
+                return;
+            };
+            let page = next.fault.page;
+            if self.backend.table.word(page).generation() == next.generation {
                 self.serve(&[next.fault], Some((next.attempts, next.waited)));
+            } else {
+                // The page has been somewhere else since. If the CPU has not had its turn, it faults again,
+                // with the holds and throttles of now.
+                self.backend.guest.wake_range(PageRange::single(page));
             }
         }
     }
@@ -477,6 +488,7 @@ mod tests {
             heap.push(Deferred {
                 due: Duration::from_millis(ms),
                 fault,
+                generation: 0,
                 attempts: Attempts::default(),
                 waited: false,
             });

@@ -113,7 +113,7 @@ pub struct Stats {
     pub page_free_calls: u64,
     /// Pages with contents that the guest freed.
     pub pages_freed: u64,
-    /// The most device pages in use at a time, all devices together.
+    /// The most device pages in use at a time, summed over the devices.
     pub device_pages_peak: u64,
     /// Pages of device memory, all devices together.
     pub device_pages_capacity: u64,

@@ -34,7 +34,9 @@ impl WaitTable {
     }
 
     fn bucket(&self, page: Page) -> &Bucket {
-        &self.buckets[page.0 as usize % BUCKETS]
+        // Multiplied by an odd constant, so that the heads of large folios do not share a bucket.
+        let hash = page.0.wrapping_mul(0x9e37_79b1) >> 16;
+        &self.buckets[hash as usize % BUCKETS]
     }
 
     /// Sleeps until somebody notifies `page`, if `announce` (called with the bucket's mutex held) says

@@ -298,7 +298,7 @@ fn devices_may_not_write_read_only_pages() {
         assert_eq!(device.read(2, 0), Ok(1));
         assert_eq!(device.write(2, 0, 2), Err(MirrorError::Permission(Page(2))));
         assert_eq!(device.write(3, 0, 2), Err(MirrorError::Permission(Page(3))));
-        assert_eq!(device.read(600, 0), Err(MirrorError::OutOfRange(Page(601))));
+        assert_eq!(device.read(600, 0), Err(MirrorError::OutOfRange(Page(600))));
         rig.backend.set_read_only(rig.range(0..4), false).unwrap();
         device.write(2, 0, 2).unwrap();
         assert_eq!(rig.cpu(2, 0).load(SeqCst), 2);

@@ -12,9 +12,10 @@ pub use to_device::{CommittedToDevice, CopiedToDevice, ToDevice};
 pub use to_system::{CommittedToSystem, CopiedToSystem, ToSystem};
 pub(crate) use to_system::{Source, collect_to_system};
 
+use crate::backend::count_in;
 use crate::driver::Frame;
 use crate::memory::Run;
-use crate::page::{Page, PageSet};
+use crate::page::{PageRange, PageSet};
 use crate::stats::Cause;
 
 /// Proof that a migration went through all its phases; only their last one makes it.
@@ -50,31 +51,36 @@ impl Reason {
         }
     }
 
-    /// Why this one page moves.
-    fn cause_of(&self, page: Page) -> Cause {
-        match self.cause {
-            Cause::Demand if !self.faulting.contains(page.index_in_block()) => Cause::Prefetch,
-            cause => cause,
-        }
+    /// How many pages of a range move for each cause.
+    fn causes(&self, range: PageRange) -> impl Iterator<Item = (Cause, u64)> {
+        let all = u64::from(range.len());
+        let counts = match self.cause {
+            Cause::Demand => {
+                let touched = u64::from(count_in(&self.faulting, range));
+                [(Cause::Demand, touched), (Cause::Prefetch, all - touched)]
+            }
+            cause => [(cause, all), (cause, 0)],
+        };
+        counts.into_iter().filter(|(_, n)| *n > 0)
     }
 }
 
-/// Joins neighbouring pages in neighbouring frames of one block into runs.
-fn runs(pages: impl Iterator<Item = (Page, Frame)>) -> Vec<Run> {
+/// Joins neighbouring pieces of pages in neighbouring frames of one block into runs.
+fn runs(pieces: impl Iterator<Item = (PageRange, Frame)>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for (page, frame) in pages {
+    for (pages, frame) in pieces {
         match runs.last_mut() {
             Some(run)
-                if page == run.page.plus(run.pages)
+                if pages.start == run.page.plus(run.pages)
                     && frame.0 == run.frame.0 + run.pages
-                    && page.block() == run.page.block() =>
+                    && pages.start.block() == run.page.block() =>
             {
-                run.pages += 1;
+                run.pages += pages.len();
             }
             _ => runs.push(Run {
-                page,
+                page: pages.start,
                 frame,
-                pages: 1,
+                pages: pages.len(),
             }),
         }
     }
@@ -84,15 +90,17 @@ fn runs(pages: impl Iterator<Item = (Page, Frame)>) -> Vec<Run> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page::Page;
 
     #[test]
     fn runs_break_at_gaps_and_blocks() {
-        let pairs = [(1, 8), (2, 9), (3, 11), (511, 12), (512, 13)];
-        let runs = runs(pairs.into_iter().map(|(p, f)| (Page(p), Frame(f))));
+        let pieces = [(1, 1, 8), (2, 2, 9), (4, 1, 12), (511, 1, 13), (512, 1, 14)];
+        let piece = |(p, n, f)| (PageRange::with_len(Page(p), n), Frame(f));
+        let runs = runs(pieces.into_iter().map(piece));
         let found: Vec<_> = runs
             .iter()
             .map(|r| (r.page.0, r.frame.0, r.pages))
             .collect();
-        assert_eq!(found, [(1, 8, 2), (3, 11, 1), (511, 12, 1), (512, 13, 1)]);
+        assert_eq!(found, [(1, 8, 3), (4, 12, 1), (511, 13, 1), (512, 14, 1)]);
     }
 }

@@ -1,7 +1,7 @@
 //! Migration from system memory (or from nothing) into a device's memory, one block at a time.
 
 use super::{Finalized, Reason, runs};
-use crate::backend::Backend;
+use crate::backend::{Backend, count_in, set_of};
 use crate::device::{Allocation, Device};
 use crate::driver::{DeviceFolio, DeviceId, Frame};
 use crate::error::MigrateError;
@@ -28,28 +28,35 @@ impl<'b> Target<'b> {
     /// Keeps the lower half, returns the upper one.
     fn halve(&mut self) -> Target<'b> {
         let allocation = self.allocation.halve();
-        let locks = self.locks.split_off(self.locks.len() / 2);
-        Target { locks, allocation }
+        let middle = allocation.folio.page;
+        let mut upper = Vec::new();
+        if let [whole] = &mut self.locks[..] {
+            upper.push(whole.halve());
+        } else {
+            let cut = self.locks.partition_point(|l| l.head() < middle);
+            upper = self.locks.split_off(cut);
+        }
+        Target {
+            locks: upper,
+            allocation,
+        }
     }
 
-    /// Each page with its frame and whether it has contents.
-    fn pages(&self) -> impl Iterator<Item = (Page, Frame, bool)> + '_ {
-        let first = self.allocation.folio.frame.0;
-        self.locks.iter().enumerate().map(move |(i, lock)| {
-            let has_contents = lock.word().residency() == Residency::System;
-            (lock.head(), Frame(first + i as u32), has_contents)
+    /// The pieces with (or without) contents, with their first frames.
+    fn pieces(&self, with_contents: bool) -> impl Iterator<Item = (PageRange, Frame)> + '_ {
+        let folio = self.allocation.folio;
+        let wanted =
+            move |l: &&FolioLock<'_>| (l.word().residency() == Residency::System) == with_contents;
+        self.locks.iter().filter(wanted).map(move |lock| {
+            let offset = lock.head().0 - folio.page.0;
+            (lock.range(), Frame(folio.frame.0 + offset))
         })
     }
 }
 
 /// The runs of pages with (or without) contents.
 fn runs_of(targets: &[Target<'_>], with_contents: bool) -> Vec<Run> {
-    let pages = targets.iter().flat_map(Target::pages);
-    runs(
-        pages
-            .filter(|p| p.2 == with_contents)
-            .map(|(page, frame, _)| (page, frame)),
-    )
+    runs(targets.iter().flat_map(|t| t.pieces(with_contents)))
 }
 
 /// Phase *collected*: source pages are locked, frames allocated; nothing has moved.
@@ -82,24 +89,29 @@ impl<'b> ToDevice<'b> {
         pages: &PageSet,
         reason: Reason,
     ) -> Option<ToDevice<'b>> {
-        let mut locks: Vec<Option<FolioLock<'b>>> = Vec::new();
-        let mut taken = PageSet::EMPTY;
-        for index in pages.iter() {
-            let lock = backend.lock_for_device(block.page(index), reason.cause);
-            if lock.is_some() {
-                taken.insert(index);
+        let mut locks: Vec<FolioLock<'b>> = Vec::new();
+        let mut left = *pages;
+        while let Some(index) = left.first() {
+            left.remove(index);
+            if let Some(lock) = backend.lock_for_device(block.page(index), reason.cause) {
+                left = left.difference(&set_of(lock.range()));
+                lock.carve(&|range| count_in(pages, range), &mut locks);
             }
-            locks.push(lock);
         }
-        let mut locks = locks.into_iter().flatten();
+        let mut taken = PageSet::EMPTY;
+        for lock in &locks {
+            taken = taken.union(&set_of(lock.range()));
+        }
+        // Taken from the end.
+        locks.reverse();
         let mut targets = Vec::new();
         'out: for run in taken.runs() {
             let mut at = run.start;
             while at < run.end {
+                let page = block.page(at);
                 let fits = (run.end - at).ilog2() as u8;
                 let mut order = fits.min(at.trailing_zeros().min(MAX_ORDER.into()) as u8);
                 let allocation = loop {
-                    let page = block.page(at);
                     if let Some(a) = Allocation::new(device, page, order, &backend.recorder) {
                         break a;
                     }
@@ -111,7 +123,7 @@ impl<'b> ToDevice<'b> {
                 };
                 at += 1 << order;
                 targets.push(Target {
-                    locks: locks.by_ref().take(1 << order).collect(),
+                    locks: take_locks(&mut locks, page.plus(1 << order)),
                     allocation,
                 });
             }
@@ -189,8 +201,7 @@ impl<'b> ToDevice<'b> {
         todo.reverse();
         while let Some(mut target) = todo.pop() {
             let range = target.range();
-            let start = range.start.index_in_block();
-            match failed.count_in(start..start + range.len() as usize) {
+            match count_in(failed, range) {
                 0 => self.targets.push(target),
                 _ if range.len() == 1 => drop(target),
                 _ => {
@@ -228,6 +239,18 @@ impl<'b> CopiedToDevice<'b> {
     }
 }
 
+/// Takes the locks of the pages below `end` from the end of the list, cutting the last if it reaches further.
+fn take_locks<'b>(locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b>> {
+    let mut taken = Vec::new();
+    while let Some(mut lock) = locks.pop_if(|l| l.head() < end) {
+        while lock.range().end > end {
+            locks.push(lock.halve());
+        }
+        taken.push(lock);
+    }
+    taken
+}
+
 /// Writes the words of a target's pages; the folio stays locked.
 fn make_resident<'b>(target: Target<'b>, device: &Device, until: Tick) -> FolioLock<'b> {
     device.hold(target.allocation.folio.frame, until);
@@ -255,8 +278,7 @@ impl Drop for CopiedToDevice<'_> {
         let mut todo = targets;
         while let Some(mut target) = todo.pop() {
             let range = target.range();
-            let start = range.start.index_in_block();
-            match stuck.count_in(start..start + range.len() as usize) as u32 {
+            match count_in(&stuck, range) {
                 // Dropping the target unlocks the pages and frees the frames.
                 0 => target.allocation.dirty = true,
                 n if n == range.len() => {
@@ -275,21 +297,20 @@ impl Drop for CopiedToDevice<'_> {
 
 impl CommittedToDevice<'_> {
     /// Lets go of the pages and wakes whoever waits for them.
-    pub fn finalize(self) -> Finalized {
+    pub fn finalize(mut self) -> Finalized {
+        Finalized {
+            pages: self.publish(),
+        }
+    }
+
+    fn publish(&mut self) -> u32 {
         let recorder = &self.backend.recorder;
         let mut pages = 0;
-        for folio in &self.folios {
+        for folio in std::mem::take(&mut self.folios) {
             let range = folio.range();
             pages += range.len();
-            let prefetched = range
-                .pages()
-                .filter(|p| self.reason.cause_of(*p) == Cause::Prefetch)
-                .count() as u64;
-            let rest = u64::from(range.len()) - prefetched;
-            for (cause, n) in [(Cause::Prefetch, prefetched), (self.reason.cause, rest)] {
-                if n > 0 {
-                    recorder.migrated(Direction::ToDevice, cause, n);
-                }
+            for (cause, n) in self.reason.causes(range) {
+                recorder.migrated(Direction::ToDevice, cause, n);
             }
             recorder.event(|| Event {
                 time: self.backend.clock.now(),
@@ -297,17 +318,31 @@ impl CommittedToDevice<'_> {
                 page: range.start,
                 pages: range.len(),
                 device: Some(self.device),
-                cause: Some(self.reason.cause_of(range.start)),
+                cause: self.reason.causes(range).next().map(|(cause, _)| cause),
                 latency: std::time::Duration::ZERO,
             });
         }
-        Finalized { pages }
+        pages
+    }
+}
+
+impl Drop for CommittedToDevice<'_> {
+    /// The residency says device: there is no way back, so what is committed gets finalized.
+    fn drop(&mut self) {
+        self.publish();
     }
 }
 
 impl Backend {
-    /// Locks a page if it can go to a device: system memory, unpinned, not held; or untouched.
+    /// Locks a page's folio if it can go to a device: system memory, unpinned, not held; or untouched.
     fn lock_for_device(&self, page: Page, cause: Cause) -> Option<FolioLock<'_>> {
+        // Looked at first without the lock, so as not to disturb pages that are on a device already.
+        if !matches!(
+            self.table.word(page).residency(),
+            Residency::System | Residency::Untouched
+        ) {
+            return None;
+        }
         let TryLock::Locked(lock) = self.table.try_lock(page) else {
             self.recorder.add(Counter::PagesSkippedBusy, 1);
             return None;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Finalized, Reason, runs};
-use crate::backend::Backend;
+use crate::backend::{Backend, count_in, set_of};
 use crate::device::Device;
-use crate::driver::{DeviceFolio, DeviceId, Frame};
+use crate::driver::{DeviceFolio, DeviceId};
 use crate::error::FaultError;
 use crate::events::{Event, EventKind};
 use crate::memory::EngineError;
-use crate::page::{Block, Page, PageSet};
+use crate::page::{Block, Page, PageRange, PageSet};
 use crate::residency::{FolioLock, TryLock};
 use crate::stats::{Cause, Counter, Direction};
 use crate::time::Tick;
@@ -22,24 +22,17 @@ pub(crate) struct Source<'b> {
     pub(crate) folio: DeviceFolio,
 }
 
-impl Source<'_> {
-    fn pages(&self) -> impl Iterator<Item = (Page, Frame)> + use<'_> {
-        let first = self.folio.frame.0;
-        let frames = (first..).map(Frame);
-        self.lock.range().pages().zip(frames)
-    }
-}
-
 impl<'b> Source<'b> {
-    /// Cuts the folio until each piece is wholly inside or wholly outside of `wanted`; the outside is let go.
+    /// Cuts the folio until each piece is wholly wanted or wholly unwanted; the unwanted is let go. `wanted`
+    /// says how many pages of a range are wanted.
     pub(crate) fn carve(
         mut self,
         backend: &'b Backend,
         device: &Device,
-        wanted: &impl Fn(Page) -> bool,
+        wanted: &impl Fn(PageRange) -> u32,
         out: &mut Vec<Source<'b>>,
     ) {
-        let count = self.lock.range().pages().filter(|p| wanted(*p)).count() as u32;
+        let count = wanted(self.lock.range());
         if count == self.folio.pages() {
             out.push(self);
         } else if count > 0 {
@@ -90,9 +83,7 @@ pub(crate) fn collect_to_system<'b>(
         let Some((device, source)) = backend.lock_device_folio(block.page(index)) else {
             continue;
         };
-        for page in source.lock.range().pages() {
-            left.remove(page.index_in_block());
-        }
+        left = left.difference(&set_of(source.lock.range()));
         if respect_holds
             && device
                 .held(source.folio.frame, backend.clock.now())
@@ -110,12 +101,7 @@ pub(crate) fn collect_to_system<'b>(
                 &mut groups.last_mut().expect("just pushed").1
             }
         };
-        source.carve(
-            backend,
-            device,
-            &|p| pages.contains(p.index_in_block()),
-            group,
-        );
+        source.carve(backend, device, &|range| count_in(pages, range), group);
     }
     groups
 }
@@ -187,21 +173,27 @@ impl<'b> CopiedToSystem<'b> {
     pub fn commit(self) -> Result<CommittedToSystem<'b>, FaultError> {
         let mut this = self.0;
         let mut failed: Vec<(Page, EngineError)> = Vec::new();
-        for run in runs(this.sources.iter().flat_map(Source::pages)) {
+        let piece = |s: &Source<'_>| (s.lock.range(), s.folio.frame);
+        for run in runs(this.sources.iter().map(piece)) {
             this.backend
                 .guest
                 .give(run, &this.device.memory, |at, error| {
                     failed.push((run.page.plus(at), error));
                 });
         }
-        if let Some((page, error)) = failed.first().copied() {
+        // What matters is what became of the page somebody waits for.
+        let told = failed.iter().find(|(page, _)| Some(*page) == this.fault);
+        if let Some((page, error)) = told.or(failed.first()).copied() {
             this.backend
                 .recorder
                 .add(Counter::PagesSkippedBusy, failed.len() as u64);
-            let stays = |p: Page| failed.iter().any(|(f, _)| *f == p);
+            let moves = |range: PageRange| {
+                let stay = failed.iter().filter(|(page, _)| range.contains(*page));
+                range.len() - stay.count() as u32
+            };
             let mut moved = Vec::new();
             for source in std::mem::take(&mut this.sources) {
-                source.carve(this.backend, this.device, &|p| !stays(p), &mut moved);
+                source.carve(this.backend, this.device, &moves, &mut moved);
             }
             this.sources = moved;
             if this.sources.is_empty() {
@@ -239,22 +231,29 @@ impl CommittedToSystem<'_> {
         let until = Tick::end_of_hold(now, reason.hold);
         let mut pages = 0;
         let mut by_cause = [0u64; Cause::ALL.len()];
+        let mut empty = Vec::new();
         for Source { lock, folio } in std::mem::take(&mut self.0.sources) {
             let range = lock.range();
             pages += range.len();
-            range
-                .pages()
-                .for_each(|p| by_cause[reason.cause_of(p) as usize] += 1);
-            lock.publish_pages(|word| word.to_system(until));
+            let cause = reason.causes(range).next().map(|(cause, _)| cause);
+            reason
+                .causes(range)
+                .for_each(|(cause, n)| by_cause[cause as usize] += n);
+            // It stays one folio: the next migration takes it with one lock.
+            lock.publish_folio(|word| word.to_system(until));
             recorder.event(|| Event {
                 time: now,
                 kind: EventKind::ToSystem,
                 page: range.start,
                 pages: range.len(),
                 device: Some(device.id),
-                cause: Some(reason.cause_of(range.start)),
+                cause,
                 latency: Duration::ZERO,
             });
+            empty.push(folio);
+        }
+        // With no lock held any more.
+        for folio in empty {
             device.release(folio, false, true, recorder);
         }
         for cause in Cause::ALL {

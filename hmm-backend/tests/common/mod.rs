@@ -251,6 +251,11 @@ impl Rig {
         cell(base.wrapping_add(offset as usize), word)
     }
 
+    /// Ends the service, as if the machine went away.
+    pub fn stop_service(&mut self) {
+        drop(self.service.take());
+    }
+
     /// Waits until the statistics say so: what a fault's service counts after it has woken the CPU comes a
     /// moment later.
     pub fn wait_for(&self, condition: impl Fn(&hmm_backend::Stats) -> bool) {
@@ -282,7 +287,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        drop(self.service.take());
+        self.stop_service();
     }
 }
 
