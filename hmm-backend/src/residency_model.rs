@@ -339,7 +339,9 @@ fn a_translation_is_invalidated_or_never_made() {
             TryLock::Locked(lock) => lock.word().mirrored(),
             TryLock::Busy => panic!("all are done"),
         };
-        assert_eq!(marked_now, marked);
+        // A note may stay behind without a translation, which costs an invalidation; not the other way
+        // round.
+        assert!(marked_now || !marked);
         assert!(seen.is_some());
     });
 }
