@@ -3,6 +3,7 @@
 //!
 //! Everything runs on real KVM and real userfaultfd.
 
+pub mod accelerator;
 pub mod asm;
 pub mod driver;
 pub mod elf;

@@ -40,7 +40,7 @@ fn a_device_can_go_away_while_the_guest_runs() {
     both_engines("detaching under a guest", |engine| {
         let mut machine = Setup {
             engine,
-            workload: "torture ops=6000".into(),
+            workload: "torture ops=1000 pages=64".into(),
             ..Setup::default()
         }
         .start();
@@ -239,8 +239,7 @@ fn frees_of_unused_memory_race_with_the_guest() {
             engine,
             // Nothing comes along, so it is known where each page is.
             policy: "on-demand+timeslice:min=0",
-            vcpus: 4,
-            workload: "torture ops=6000".into(),
+            workload: "torture ops=1000 pages=64".into(),
             ..Setup::default()
         }
         .start();

@@ -15,7 +15,7 @@ use hmmvisor_tests::{Asm, Machine, Random, Reg, ScriptedDriver, Setup, pages};
 #[test]
 fn refusals_for_a_while_are_invisible_to_the_guest() {
     both_engines("a guest with a reluctant driver", |engine| {
-        for workload in ["torture ops=4000", "vecadd n=80000 rounds=3"] {
+        for workload in ["torture ops=1000", "vecadd n=80000 rounds=3"] {
             let mut machine = Setup {
                 engine,
                 workload: workload.to_owned(),

@@ -303,7 +303,7 @@ fn a_seed_decides_the_results_and_nothing_else_does() {
     let _watchdog = Watchdog::new("runs with the same seed", 120);
     for workload in [
         "gather n=9000 len=7000",
-        "churn rounds=6 pages=64",
+        "pingpong pages=12 rounds=5",
         "torture ops=400 pages=16",
     ] {
         let setup = |seed| Setup {

@@ -1,0 +1,184 @@
+//! The accelerator on a real backend without a guest: this process's threads are the CPUs. While it computes, another
+//! thread migrates and evicts its pages at random, and every result must be the right one.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use hmm_backend::{PAGE_SIZE, Page, Residency};
+use hmmvisor_abi::accel::*;
+use hmmvisor_tests::accelerator::{FIRST, PAGES, Rig, at, command};
+use hmmvisor_tests::machine::both_engines;
+use hmmvisor_tests::{Random, pages};
+
+/// Whole numbers as doubles: sums are exact, in whatever order they are made.
+fn double(value: u64) -> u64 {
+    (value as f64).to_bits()
+}
+
+/// Integer commands.
+fn integers(rig: &mut Rig, random: &mut Random) {
+    let n = 2000 + random.below(3000);
+    let (start, step) = (random.number(), random.number());
+    let value = |i: u64| start.wrapping_add(step.wrapping_mul(i));
+    rig.result(OP_FILL, &[at(10), n, start, step]);
+    rig.result(OP_COPY, &[at(30) + 8, at(10), n * 8]);
+    rig.result(OP_VECTOR_ADD, &[at(50), at(10), at(30) + 8, n]);
+    rig.expect(
+        "fill, copy and add",
+        50,
+        (0..n).map(|i| value(i).wrapping_mul(2)),
+    );
+    let sum = (0..n).fold(0, |sum: u64, i| sum.wrapping_add(value(i).wrapping_mul(2)));
+    assert_eq!(rig.result(OP_REDUCE, &[at(50), n]), sum);
+
+    // The multiples of a number that shares no factor with 4096 hit every word once.
+    let index = |i: u64| i * 1021 % 4096;
+    rig.fill(70, (0..4096).map(index));
+    rig.result(OP_FILL, &[at(10), 4096, start, step]);
+    rig.result(OP_GATHER, &[at(90), at(10), at(70), 4096, 4096]);
+    rig.expect("gather", 90, (0..4096).map(|i| value(index(i))));
+    rig.result(OP_SCATTER, &[at(110), at(90), at(70), 4096, 4096]);
+    rig.expect("scatter", 110, (0..4096).map(value));
+    let end = (0..5000).fold(3, |p, _| index(p));
+    assert_eq!(rig.result(OP_CHASE, &[at(70), 3, 5000, 4096]), end);
+
+    // The accelerator and this thread count in the same words at the same time.
+    rig.result(OP_FILL, &[at(130), 4096, 0, 0]);
+    rig.submit(command(OP_ATOMIC_ADD, &[at(130), at(70), 4096, 7, 4096]));
+    for word in 0..4096 {
+        rig.cpu(130 * PAGE_SIZE + 8 * index(word))
+            .fetch_add(2, Relaxed);
+    }
+    rig.wait();
+    assert_eq!(rig.answer().0, STATUS_OK);
+    rig.expect("atomic add", 130, [9; 4096]);
+}
+
+/// Commands on doubles and on compressed rows.
+fn matrices(rig: &mut Rig, random: &mut Random) {
+    let n = 3000;
+    rig.fill(200, (0..n).map(double));
+    rig.fill(220, (0..n).map(|i| double(i * 3)));
+    rig.result(OP_TRIAD, &[at(240), at(200), at(220), n, double(5)]);
+    rig.expect("triad", 240, (0..n).map(|i| double(16 * i)));
+
+    let n = 20 + random.below(20);
+    let [a, b]: [Vec<u64>; 2] = [(); 2].map(|()| (0..n * n).map(|_| random.below(1000)).collect());
+    rig.fill(260, a.iter().copied().map(double));
+    rig.fill(265, b.iter().copied().map(double));
+    rig.result(OP_MATMUL, &[at(270), at(260), at(265), n]);
+    let product = |row: u64, column: u64| {
+        (0..n)
+            .map(|k| a[(row * n + k) as usize] * b[(k * n + column) as usize])
+            .sum()
+    };
+    rig.expect(
+        "matmul",
+        270,
+        (0..n * n).map(|i| double(product(i / n, i % n))),
+    );
+
+    // A graph, which is also a matrix: vertex i has i mod 5 edges.
+    let n = 1500;
+    let mut row = vec![0];
+    let mut col = Vec::new();
+    for vertex in 0..n {
+        col.extend((0..vertex % 5).map(|_| random.below(n)));
+        row.push(col.len() as u64);
+    }
+    let edges = |v: u64| row[v as usize] as usize..row[v as usize + 1] as usize;
+    rig.fill(300, row.iter().copied());
+    rig.fill(310, col.iter().copied());
+    rig.fill(320, (0..col.len() as u64).map(double));
+    rig.fill(330, (0..n).map(|i| double(i % 7)));
+    rig.result(OP_SPMV, &[at(340), at(300), at(310), at(320), at(330), n]);
+    let product = |v| edges(v).map(|e| e as u64 * (col[e] % 7)).sum();
+    rig.expect("spmv", 340, (0..n).map(|v| double(product(v))));
+
+    let mut distance = vec![u64::MAX; n as usize];
+    distance[4] = 0;
+    rig.fill(350, distance.iter().copied());
+    for level in 0.. {
+        let mut reached = 0;
+        for v in (0..n)
+            .filter(|v| distance[*v as usize] == level)
+            .collect::<Vec<_>>()
+        {
+            for target in &col[edges(v)] {
+                if distance[*target as usize] == u64::MAX {
+                    distance[*target as usize] = level + 1;
+                    reached += 1;
+                }
+            }
+        }
+        assert_eq!(
+            rig.result(OP_BFS_STEP, &[at(300), at(310), at(350), n, level]),
+            reached
+        );
+        if reached == 0 {
+            break;
+        }
+    }
+    rig.expect("breadth-first search", 350, distance);
+}
+
+#[test]
+fn every_command_is_right_amid_migrations() {
+    both_engines("all commands", |engine| {
+        // 16 pages: everything is evicted all the time.
+        for (policy, device_pages) in [
+            ("density", 256),
+            ("density+timeslice:min=0", 16),
+            ("on-demand+timeslice:min=0", 64),
+        ] {
+            let mut rig = Rig::new(engine, policy, device_pages);
+            let mut random = Random(device_pages);
+            rig.amid_migrations(1, |rig| {
+                for _ in 0..2 {
+                    integers(rig, &mut random);
+                    matrices(rig, &mut random);
+                }
+            });
+            rig.wait_for_interrupts();
+            let stats = rig.accelerator.stats();
+            assert_eq!((stats.commands, stats.errors), (rig.sent, 0));
+            assert!(rig.backend.stats().device_pages_peak <= device_pages + 64);
+        }
+    });
+}
+
+#[test]
+fn hints_and_frees_do_what_they_say() {
+    both_engines("hints and frees", |engine| {
+        let mut rig = Rig::new(engine, "on-demand+timeslice:min=0", 64);
+        rig.fill(100, 0..32 * 512);
+        let here = |rig: &Rig, page| rig.backend.word(Page(page)).unwrap().residency();
+        // From the middle of a page to the middle of another one: both count.
+        assert_eq!(
+            rig.result(OP_MIGRATE, &[at(100) + 64, 15 * PAGE_SIZE, TO_DEVICE]),
+            16
+        );
+        assert!(matches!(here(&rig, 115), Residency::Device { .. }));
+        assert_eq!(here(&rig, 116), Residency::System);
+        assert_eq!(
+            rig.result(OP_MIGRATE, &[at(100), 32 * PAGE_SIZE, TO_SYSTEM]),
+            16
+        );
+        assert_eq!(
+            rig.result(OP_MIGRATE, &[at(100), 16 * PAGE_SIZE, TO_DEVICE]),
+            16
+        );
+        assert_eq!(rig.result(OP_FREE, &[at(108), 16 * PAGE_SIZE]), 16);
+        assert_eq!(rig.backend.resident_bytes(pages(100..124)).unwrap(), 0);
+        assert_eq!(rig.result(OP_FREE, &[at(108), 16 * PAGE_SIZE]), 0);
+        rig.expect("what was not freed", 100, 0..8 * 512);
+        rig.expect("what was freed", 108, [0; 16 * 512]);
+        rig.expect("what was not freed", 124, 24 * 512..32 * 512);
+        // All of memory, with the queue in it: that is pinned and stays.
+        rig.result(OP_FREE, &[at(0), u64::from(PAGES) * PAGE_SIZE]);
+        assert_eq!(
+            rig.result(OP_REDUCE, &[at(FIRST), (u64::from(PAGES) - FIRST) * 512]),
+            0
+        );
+        rig.check_contract();
+    });
+}
