@@ -44,6 +44,17 @@ pub fn pin_this_thread(cpu: usize) -> io::Result<()> {
     }
 }
 
+/// Lets the calling thread wait for its turn when it is woken, instead of interrupting the thread that woke
+/// it.
+pub fn do_not_preempt_wakers() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel only reads the structure, which lives throughout the call.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use hmm_backend::Backend;
 use hmmvisor_abi::map;
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, kvm_mp_state};
+use kvm_bindings::{
+    KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE,
+    KVM_X86_DISABLE_EXITS_HLT, kvm_enable_cap, kvm_mp_state, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -92,6 +94,18 @@ impl Machine {
                 size >> 20
             )))?;
         }
+
+        // KVM serves a vCPU's page fault asynchronously if the vCPU could halt meanwhile: a kernel worker
+        // takes the fault. Then nobody can tell which vCPU it was, and closing the machine while such a
+        // fault is unresolved waits for it for ever, unkillably. Halting without an exit rules it out;
+        // ring 3 cannot halt anyway.
+        let mut no_halt_exits = kvm_enable_cap {
+            cap: KVM_CAP_X86_DISABLE_EXITS,
+            ..Default::default()
+        };
+        no_halt_exits.args[0] = u64::from(KVM_X86_DISABLE_EXITS_HLT);
+        vm.enable_cap(&no_halt_exits)
+            .map_err(refused("halting without exits"))?;
 
         // After the memory: a change of memory waits for what this one starts, some milliseconds.
         vm.create_irq_chip()

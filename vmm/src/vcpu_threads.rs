@@ -79,6 +79,10 @@ impl VcpuThreads {
                     shared,
                 };
                 ids.enter(index);
+                // A vCPU is woken in the middle of the service of its fault, when its page is there. The
+                // service thread, often on the same CPU, is about to bring the pages that the vCPU will
+                // touch next: let it. Only costs speed if it fails.
+                let _ = cpus::do_not_preempt_wakers();
                 if let Some(cpu) = cpu {
                     // Only costs speed if it fails, for example because the CPU has gone offline.
                     let _ = cpus::pin_this_thread(cpu);
