@@ -44,6 +44,8 @@ impl From<FaultError> for Unresolved {
 #[derive(Debug, Default)]
 pub(crate) struct Served {
     pub(crate) unresolved: Vec<(Page, Unresolved)>,
+    /// Pages filled with zeros because they were touched for the first time.
+    pub(crate) first_touches: u64,
     /// What the policy would like to see prefetched, still to be done.
     pub(crate) prefetch: PageSet,
 }
@@ -91,14 +93,13 @@ impl Backend {
             hold: advice.hold,
         };
         if !untouched.is_empty() {
-            let filled = self.populate(
+            served.first_touches = self.populate(
                 block,
                 &untouched,
                 access,
                 advice.hold,
                 &mut served.unresolved,
             );
-            self.recorder.add(Counter::FirstTouchFaults, filled);
         }
         if !on_device.is_empty() {
             let demand = with_whole_folios(&on_device, &advice.prefetch, &words, block);

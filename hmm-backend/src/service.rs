@@ -270,6 +270,9 @@ impl Worker {
             let served = self
                 .backend
                 .serve_cpu_faults(block, &pages, access, patient);
+            self.backend
+                .recorder
+                .add(Counter::FirstTouchFaults, served.first_touches);
             let now = self.backend.now();
             for fault in group {
                 let unresolved = served

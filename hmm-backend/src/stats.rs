@@ -99,7 +99,7 @@ pub struct Latency {
 /// The statistics of a backend since it was made.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
-    /// Faults of CPUs (vCPUs and the VMM itself) on pages that were not in system memory.
+    /// Faults of CPUs (vCPUs, and plain accesses of the VMM) on pages that were not in system memory.
     pub cpu_faults: u64,
     /// Those among them on pages that nobody had touched before.
     pub first_touch_faults: u64,
