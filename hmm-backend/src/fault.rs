@@ -302,6 +302,7 @@ impl Backend {
             let served = self.serve_cpu_faults(page.block(), &pages, access, patient);
             for (_, unresolved) in served.unresolved {
                 match attempts.next(&unresolved) {
+                    // A moment is waited for, not an event: the end of a hold, or of a pause after a failure.
                     Ok(wait) => std::thread::sleep(wait),
                     Err(cause) => return Err(cause),
                 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use crate::backend::{Backend, set_of};
 use crate::error::Error;
 use crate::events::{Event, EventKind};
+use crate::folio_lock::FolioLock;
 use crate::migrate::Source;
 use crate::page::{PageRange, PageSet};
-use crate::residency::FolioLock;
 use crate::stats::Counter;
 use crate::word::{Residency, Word};
 
@@ -58,7 +58,8 @@ impl Backend {
                 Residency::Device { .. } => {
                     // The driver is told with no other lock held.
                     freed += self.free_system(std::mem::take(&mut system));
-                    freed += self.free_on_device(lock, part);
+                    let inside = |range: PageRange| range.overlap(part);
+                    freed += self.drop_on_device(lock, inside, Word::to_untouched);
                 }
                 Residency::Poisoned => {
                     lock.publish_pages(|word| word.to_untouched());
@@ -93,33 +94,27 @@ impl Backend {
         pages.count() as u64
     }
 
-    /// Frees the part of a device folio that is inside `part`.
-    fn free_on_device(&self, lock: FolioLock<'_>, part: PageRange) -> u64 {
-        let Residency::Device {
-            device,
-            frame,
-            order,
-        } = lock.word().residency()
-        else {
+    /// The contents of the `dead` pages of a device folio are no longer needed: they get new words, and their
+    /// frames return to the pool. `dead` says how many pages of a range are. Returns how many there were.
+    pub(crate) fn drop_on_device(
+        &self,
+        lock: FolioLock<'_>,
+        dead: impl Fn(PageRange) -> u32,
+        word: impl Fn(Word) -> Word,
+    ) -> u64 {
+        let Some((device, source)) = self.device_source(lock) else {
             return 0;
         };
-        let device = self.device_of(device);
-        let folio = device.folio(lock.head(), frame, order);
-        let mut dead = Vec::new();
-        Source { lock, folio }.carve(self, device, &|range| range.overlap(part), &mut dead);
-        let freed = dead.iter().map(|s| u64::from(s.folio.pages())).sum();
-        for source in dead {
-            self.drop_device_folio(source, Word::to_untouched);
+        let mut pieces = Vec::new();
+        source.carve(self, device, &dead, &mut pieces);
+        let mut pages = 0;
+        for mut source in pieces {
+            self.invalidate_mirrors(std::iter::once(&mut source.lock));
+            let Source { lock, folio } = source;
+            lock.publish_pages(&word);
+            device.release(folio, true, true, &self.recorder);
+            pages += u64::from(folio.pages());
         }
-        freed
-    }
-
-    /// The contents of a device folio are dead: its pages get new words, its frames return to the pool.
-    pub(crate) fn drop_device_folio(&self, mut source: Source<'_>, word: impl Fn(Word) -> Word) {
-        self.invalidate_mirrors(std::iter::once(&mut source.lock));
-        let Source { lock, folio } = source;
-        lock.publish_pages(word);
-        self.device_of(folio.device)
-            .release(folio, true, true, &self.recorder);
+        pages
     }
 }

@@ -35,6 +35,8 @@ mod error;
 mod events;
 mod evict;
 mod fault;
+mod fault_queue;
+mod folio_lock;
 mod free;
 mod mapping;
 mod memory;

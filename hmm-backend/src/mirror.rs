@@ -364,6 +364,7 @@ impl<M: DeviceMmu> Mirror<M> {
         *patient = false;
         if !wait.is_zero() {
             backend.recorder.add(Counter::FaultsDeferred, 1);
+            // A moment is waited for, not an event: nothing ends a hold early but its time.
             std::thread::sleep(wait);
             return false;
         }

@@ -2,9 +2,8 @@
 
 use crate::backend::Backend;
 use crate::error::Error;
-use crate::migrate::Source;
 use crate::page::{Page, PageRange};
-use crate::word::Residency;
+use crate::word::{Residency, Word};
 
 impl Backend {
     /// The memory behind a page has failed, wherever it is: its contents are lost. From now on every
@@ -13,31 +12,17 @@ impl Backend {
     /// whoever pinned them uses them without asking.
     pub fn memory_failure(&self, page: Page) -> Result<(), Error> {
         self.check_range(PageRange::single(page))?;
+        let only = |range: PageRange| u32::from(range.contains(page));
         let mut lock = self.lock_waiting(page);
         match lock.word().residency() {
-            Residency::Device {
-                device,
-                frame,
-                order,
-            } => {
-                let device = self.device_of(device);
-                let folio = device.folio(lock.head(), frame, order);
-                let mut failed = Vec::new();
-                Source { lock, folio }.carve(
-                    self,
-                    device,
-                    &|range| range.contains(page).into(),
-                    &mut failed,
-                );
-                for source in failed {
-                    self.drop_device_folio(source, |word| word.to_poisoned());
-                }
+            Residency::Device { .. } => {
+                self.drop_on_device(lock, only, Word::to_poisoned);
             }
             Residency::System if lock.word().pins() > 0 => return Err(Error::Pinned(page)),
             Residency::System => {
                 self.invalidate_mirrors(std::iter::once(&mut lock));
                 let mut failed = Vec::new();
-                lock.carve(&|range| range.contains(page).into(), &mut failed);
+                lock.carve(&only, &mut failed);
                 // CPUs that touch the page must fault.
                 self.guest.discard(PageRange::single(page));
                 for lock in failed {

@@ -11,6 +11,7 @@
 //! * Every unlock wakes whoever announced itself with the waiters bit; waiters hold nothing and look
 //!   at everything again when they wake.
 
+use crate::folio_lock::FolioLock;
 use crate::page::{Page, PageRange};
 use crate::sync::{AtomicU64, Ordering, zeroed_words};
 use crate::wait::WaitTable;
@@ -22,7 +23,7 @@ pub(crate) trait WakeFaults: Send + Sync {
 }
 
 pub(crate) struct ResidencyTable {
-    words: Box<[AtomicU64]>,
+    pub(crate) words: Box<[AtomicU64]>,
     waits: WaitTable,
     faults: Box<dyn WakeFaults>,
 }
@@ -110,11 +111,7 @@ impl ResidencyTable {
                 return TryLock::Busy;
             }
             if self.exchange(head, word, word.with(LOCKED)) {
-                return TryLock::Locked(FolioLock {
-                    table: self,
-                    head,
-                    word,
-                });
+                return TryLock::Locked(FolioLock::taken(self, head, word));
             }
         }
     }
@@ -195,205 +192,14 @@ impl ResidencyTable {
         debug_assert!(before.pins() > 0, "unpin of an unpinned {page:?}");
     }
 
-    /// Wakes everybody who announced itself on `page`, which is the head of `range`.
-    fn wake(&self, range: PageRange) {
-        self.waits.notify(range.start);
-        self.faults.wake_faults(range);
-    }
-}
-
-/// The right to change one folio. Dropping it lets go without a change.
-pub(crate) struct FolioLock<'t> {
-    table: &'t ResidencyTable,
-    head: Page,
-    /// The head's word without lock and waiters.
-    word: Word,
-}
-
-impl<'t> FolioLock<'t> {
-    pub(crate) fn head(&self) -> Page {
-        self.head
-    }
-
-    pub(crate) fn word(&self) -> Word {
-        self.word
-    }
-
-    pub(crate) fn order(&self) -> u8 {
-        self.word.order()
-    }
-
-    pub(crate) fn range(&self) -> PageRange {
-        PageRange::with_len(self.head, 1 << self.order())
-    }
-
-    /// Cuts the folio in two; this lock keeps the lower half.
-    pub(crate) fn halve(&mut self) -> FolioLock<'t> {
-        let order = self.order() - 1;
-        let middle = self.head.plus(1 << order);
-        let end = self.range().end;
-        let upper = FolioLock {
-            table: self.table,
-            head: middle,
-            // Devices may have translations of both halves.
-            word: self
-                .table
-                .word(middle)
-                .with_order(order)
-                .with(self.word.0 & MIRRORED),
-        };
-        // The upper head is locked before any of its tails names it.
-        self.table.store(middle, upper.word.with(LOCKED));
-        for page in PageRange::new(middle.plus(1), end).pages() {
-            self.table
-                .store(page, self.table.word(page).with_order(order));
-        }
-        for page in PageRange::new(self.head.plus(1), middle).pages() {
-            self.table
-                .store(page, self.table.word(page).with_order(order));
-        }
-        // Somebody may be setting the waiters bit of the lower head: change only the order.
-        let lower = self.word.with_order(order);
-        let cell = &self.table.words[self.head.0 as usize];
-        let old = Word(cell.fetch_xor(self.word.0 ^ lower.0, Ordering::AcqRel));
-        // Who announced itself on the whole folio may be waiting for a page of the upper half, which is
-        // unlocked on its own from now on.
-        if old.waiters() {
-            self.table.words[middle.0 as usize].fetch_or(WAITERS, Ordering::AcqRel);
-        }
-        self.word = lower;
-        upper
-    }
-
-    /// Makes one folio of several (or changes the words of one), giving each page the word that `word` makes
-    /// of its index and its old word. The folios must be neighbours and make up a naturally aligned group
-    /// of `1 << order` pages. The new folio stays locked.
-    pub(crate) fn merge(
-        locks: Vec<FolioLock<'t>>,
-        order: u8,
-        word: impl Fn(usize, Word) -> Word,
-    ) -> FolioLock<'t> {
-        let mut folio: Option<FolioLock<'t>> = None;
-        let mut index = 0;
-        for mut lock in locks {
-            let range = lock.range();
-            let new = word(index, lock.word);
-            debug_assert_eq!(new.order(), order);
-            debug_assert!(
-                folio
-                    .as_ref()
-                    .is_none_or(|f| f.head.plus(index as u32) == range.start)
-            );
-            let first = folio.is_none();
-            if first {
-                // Before any other word names it as its head.
-                lock.replace(new);
-            }
-            for page in PageRange::new(range.start.plus(1), range.end).pages() {
-                index += 1;
-                let old = lock.table.word(page);
-                lock.table.store(page, word(index, old));
-            }
-            index += 1;
-            if first {
-                folio = Some(lock);
-            } else {
-                // The new head is locked: waiters that look again will find it.
-                lock.release_range(new, range);
-            }
-        }
-        debug_assert_eq!(index, 1 << order);
-        folio.expect("a folio has at least one page")
-    }
-
-    /// Changes the head's word and keeps the lock. Only for folios of one page or for a head whose tails
-    /// follow at once.
-    fn replace(&mut self, new: Word) {
-        // The bits that change are the holder's; waiters may be set at the same time.
-        let cell = &self.table.words[self.head.0 as usize];
-        cell.fetch_xor(self.word.0 ^ new.0, Ordering::AcqRel);
-        self.word = new;
-    }
-
-    /// Changes the state of every page and lets go: the pages are single afterwards.
-    pub(crate) fn publish_pages(self, word: impl Fn(Word) -> Word) {
-        self.publish(0, word);
-    }
-
-    /// Changes the state of every page and lets go: they stay one folio.
-    pub(crate) fn publish_folio(self, word: impl Fn(Word) -> Word) {
-        let order = self.order();
-        self.publish(order, word);
-    }
-
-    fn publish(self, order: u8, word: impl Fn(Word) -> Word) {
-        let range = self.range();
-        for page in PageRange::new(range.start.plus(1), range.end).pages() {
-            self.table
-                .store(page, word(self.table.word(page)).with_order(order));
-        }
-        let new = word(self.word).with_order(order);
-        self.release_range(new, range);
-    }
-
-    /// Cuts the folio until each piece is wholly wanted or wholly unwanted; the unwanted is let go. `wanted`
-    /// says how many pages of a range are wanted. For folios in system memory, whose halves nobody needs
-    /// to hear of.
-    pub(crate) fn carve(
-        mut self,
-        wanted: &impl Fn(PageRange) -> u32,
-        out: &mut Vec<FolioLock<'t>>,
-    ) {
-        let count = wanted(self.range());
-        if count == self.range().len() {
-            out.push(self);
-        } else if count > 0 {
-            let upper = self.halve();
-            self.carve(wanted, out);
-            upper.carve(wanted, out);
-        }
-    }
-
-    /// Changes one page's permission flag; the lock stays.
-    pub(crate) fn set_read_only(&mut self, page: Page, read_only: bool) {
-        if page == self.head {
-            self.replace(self.word.with_read_only(read_only));
-        } else {
-            let word = self.table.word(page).with_read_only(read_only);
-            self.table.store(page, word);
-        }
-    }
-
-    /// Notes that no device has a translation any more. Only after the mirrors were invalidated.
-    pub(crate) fn clear_mirrored(&mut self) {
-        self.replace(self.word.without(MIRRORED));
-    }
-
-    fn release_range(self, new: Word, range: PageRange) {
-        let this = std::mem::ManuallyDrop::new(self);
-        let cell = &this.table.words[this.head.0 as usize];
-        let old = Word(cell.swap(new.0, Ordering::AcqRel));
-        debug_assert!(old.locked() && !new.locked());
-        if old.waiters() {
-            this.table.wake(range);
-        }
-    }
-}
-
-impl ResidencyTable {
-    fn store(&self, page: Page, word: Word) {
+    pub(crate) fn store(&self, page: Page, word: Word) {
         self.words[page.0 as usize].store(word.0, Ordering::Release);
     }
-}
 
-impl Drop for FolioLock<'_> {
-    fn drop(&mut self) {
-        let cell = &self.table.words[self.head.0 as usize];
-        let old = Word(cell.fetch_and(!(LOCKED | WAITERS), Ordering::AcqRel));
-        debug_assert!(old.locked());
-        if old.waiters() {
-            self.table.wake(self.range());
-        }
+    /// Wakes everybody who announced itself on `page`, which is the head of `range`.
+    pub(crate) fn wake(&self, range: PageRange) {
+        self.waits.notify(range.start);
+        self.faults.wake_faults(range);
     }
 }
 

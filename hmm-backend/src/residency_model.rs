@@ -12,8 +12,9 @@ use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 use loom::thread;
 
 use crate::driver::{DeviceId, Frame};
+use crate::folio_lock::FolioLock;
 use crate::page::{Page, PageRange};
-use crate::residency::{FolioLock, ResidencyTable, TryLock, WakeFaults};
+use crate::residency::{ResidencyTable, TryLock, WakeFaults};
 use crate::time::Tick;
 use crate::word::Residency;
 

@@ -18,6 +18,7 @@ use crate::backend::Backend;
 use crate::error::Error;
 use crate::events::EventKind;
 use crate::fault::{Attempts, Unresolved};
+use crate::fault_queue::{Deferred, Fault, sort_and_deduplicate};
 use crate::page::{Block, Page, PageRange, PageSet};
 use crate::policy::Access;
 use crate::stats::{Counter, Toucher};
@@ -117,45 +118,6 @@ impl Drop for FaultService {
             // A panic has been reported by the thread itself.
             let _ = thread.join();
         }
-    }
-}
-
-/// A fault as far as the service cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Fault {
-    page: Page,
-    write: bool,
-    thread: u32,
-    /// When its message was read.
-    since: Duration,
-}
-
-/// A fault put off. Ordered so that the heap gives the earliest first.
-#[derive(Debug)]
-struct Deferred {
-    due: Duration,
-    fault: Fault,
-    /// The page's generation when it was put off.
-    generation: u16,
-    attempts: Attempts,
-    /// It has waited for a hold or a throttle: that is enough.
-    waited: bool,
-}
-
-impl PartialEq for Deferred {
-    fn eq(&self, other: &Self) -> bool {
-        self.due == other.due
-    }
-}
-impl Eq for Deferred {}
-impl PartialOrd for Deferred {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Deferred {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other.due.cmp(&self.due)
     }
 }
 
@@ -407,15 +369,6 @@ impl Worker {
     }
 }
 
-fn sort_and_deduplicate(faults: &mut Vec<Fault>) {
-    faults.sort_unstable_by_key(|f| f.page);
-    faults.dedup_by(|later, first| {
-        let same = later.page == first.page;
-        first.write |= same && later.write;
-        same
-    });
-}
-
 /// Waits for one of the descriptors, at most this long.
 fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     let timespec = timeout.map(|t| libc::timespec {
@@ -452,50 +405,5 @@ fn bind_to_cpu(cpu: usize) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_are_sorted_and_the_strongest_access_counts() {
-        let fault = |page, write| Fault {
-            page: Page(page),
-            write,
-            thread: 1,
-            since: Duration::ZERO,
-        };
-        let mut batch = vec![
-            fault(7, false),
-            fault(3, false),
-            fault(7, true),
-            fault(3, false),
-        ];
-        sort_and_deduplicate(&mut batch);
-        let found: Vec<_> = batch.iter().map(|f| (f.page.0, f.write)).collect();
-        assert_eq!(found, [(3, false), (7, true)]);
-    }
-
-    #[test]
-    fn the_heap_gives_the_earliest_first() {
-        let fault = Fault {
-            page: Page(0),
-            write: false,
-            thread: 0,
-            since: Duration::ZERO,
-        };
-        let mut heap = BinaryHeap::new();
-        for ms in [30, 10, 20] {
-            heap.push(Deferred {
-                due: Duration::from_millis(ms),
-                fault,
-                generation: 0,
-                attempts: Attempts::default(),
-                waited: false,
-            });
-        }
-        assert_eq!(heap.pop().unwrap().due, Duration::from_millis(10));
     }
 }

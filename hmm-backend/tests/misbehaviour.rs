@@ -1,4 +1,4 @@
-//! Drivers, policies and users that do the unexpected: the backend stays correct, and nobody is left asleep.
+//! Drivers and users that do the unexpected: the backend stays correct, and nobody is left asleep.
 
 mod common;
 
@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use common::{Rig, both_engines};
 use hmm_backend::{
-    Advice, BlockFault, BlockView, Cause, DeviceFolio, Driver, Engine, Error, EvictionPolicy,
-    FaultError, FaultPolicy, Finalized, Frame, Lru, MigrateError, MirrorError, Page, Place,
-    PolicyFactory, ToDevice, ToSystem,
+    Cause, DeviceFolio, Driver, Engine, Error, FaultError, Finalized, MigrateError, MirrorError,
+    Page, ToDevice, ToSystem,
 };
 
 const PLAIN: &str = "on-demand+timeslice:min=0us";
@@ -376,112 +375,6 @@ fn devices_can_be_detached_while_everybody_uses_them() {
             .sum();
         assert_eq!(sum, added.load(SeqCst));
         assert!(rig.fatal.lock().unwrap().is_empty());
-    });
-}
-
-/// Policies made by functions.
-struct Policies {
-    advise: fn(&BlockFault) -> Advice,
-    victims: fn(frames: u32) -> Option<Vec<Frame>>,
-}
-
-struct Advises(fn(&BlockFault) -> Advice);
-
-impl FaultPolicy for Advises {
-    fn advise(&mut self, fault: &BlockFault, _: &BlockView<'_>) -> Advice {
-        (self.0)(fault)
-    }
-}
-
-struct Victims(Lru, u32, fn(frames: u32) -> Option<Vec<Frame>>);
-
-impl EvictionPolicy for Victims {
-    fn allocated(&mut self, head: Frame, order: u8) {
-        self.0.allocated(head, order);
-    }
-    fn touched(&mut self, head: Frame) {
-        self.0.touched(head);
-    }
-    fn split(&mut self, head: Frame, upper: Frame, order: u8) {
-        self.0.split(head, upper, order);
-    }
-    fn freed(&mut self, head: Frame) {
-        self.0.freed(head);
-    }
-    fn victims(&mut self, frames: u32) -> Vec<Frame> {
-        (self.2)(self.1).unwrap_or_else(|| self.0.victims(frames))
-    }
-}
-
-impl PolicyFactory for Policies {
-    fn fault_policy(&self) -> Box<dyn FaultPolicy> {
-        Box::new(Advises(self.advise))
-    }
-    fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy> {
-        Box::new(Victims(Lru::new(frames), frames, self.victims))
-    }
-    fn name(&self) -> String {
-        "test".into()
-    }
-}
-
-fn with_policies(advise: fn(&BlockFault) -> Advice, victims: fn(u32) -> Option<Vec<Frame>>) -> Rig {
-    let policies = Policies { advise, victims };
-    Rig::with(
-        512,
-        Engine::Remap,
-        PLAIN,
-        |c| c.policy = Arc::new(policies),
-        1,
-    )
-}
-
-#[test]
-fn nonsense_victims_hurt_nobody() {
-    let nothing: fn(u32) -> Option<Vec<Frame>> = |_| Some(Vec::new());
-    let nonsense: fn(u32) -> Option<Vec<Frame>> =
-        |n| Some(vec![Frame(n), Frame(u32::MAX), Frame(0)]);
-    for victims in [nothing, nonsense] {
-        let rig = with_policies(|_| Advice::default(), victims);
-        let mut device = rig.device(4);
-        for page in 0..20 {
-            device.write(page, 0, u64::from(page)).unwrap();
-        }
-        rig.backend.detach(device.id).unwrap();
-        for page in 0..20 {
-            assert_eq!(rig.cpu(page, 0).load(SeqCst), u64::from(page));
-        }
-    }
-}
-
-#[test]
-fn a_deferred_fault_does_not_steal_for_a_cpu_that_went_on() {
-    let throttled = |fault: &BlockFault| Advice {
-        throttle: match fault.to {
-            Place::System => Duration::from_millis(50),
-            Place::Device(_) => Duration::ZERO,
-        },
-        ..Advice::default()
-    };
-    let rig = with_policies(throttled, |_| None);
-    let device = rig.device(64);
-    rig.backend
-        .migrate_to_device(device.id, rig.range(3..4))
-        .unwrap();
-    std::thread::scope(|scope| {
-        let cpu = scope.spawn(|| rig.cpu(3, 0).load(SeqCst));
-        rig.wait_for(|s| s.other["faults_deferred"] == 1);
-        rig.backend.migrate_to_system(rig.range(3..4)).unwrap();
-        cpu.join().unwrap();
-        rig.backend
-            .migrate_to_device(device.id, rig.range(3..4))
-            .unwrap();
-        // A fault on another page, put off later, comes after whatever the first one does.
-        rig.backend
-            .migrate_to_device(device.id, rig.range(9..10))
-            .unwrap();
-        scope.spawn(|| rig.cpu(9, 0).load(SeqCst)).join().unwrap();
-        assert_eq!(rig.on_device(0..512), [3].into(), "stolen back for nobody");
     });
 }
 

@@ -266,25 +266,17 @@ fn trial() -> Finding {
         Ok(vm) => vm,
         Err(error) => return Finding::new(what, State::Missing, error.to_string()),
     };
-    while begin.elapsed() < TRIAL {
-        match vm.ending().get() {
-            None => std::thread::sleep(Duration::from_micros(100)),
-            Some(End::Exit(_)) => {
-                let detail = format!(
-                    "ran in ring 3 and exited, {:.1} ms in all",
-                    begin.elapsed().as_secs_f64() * 1e3
-                );
-                return Finding::new(what, State::Ok, detail);
-            }
-            Some(End::Failed(failure)) => {
-                return Finding::new(what, State::Missing, failure.to_string());
-            }
-            Some(End::Signal(_)) => break,
+    match vm.ending().wait(TRIAL) {
+        Some(End::Exit(_)) => {
+            let milliseconds = begin.elapsed().as_secs_f64() * 1e3;
+            let detail = format!("ran in ring 3 and exited, {milliseconds:.1} ms in all");
+            Finding::new(what, State::Ok, detail)
         }
+        Some(End::Failed(failure)) => Finding::new(what, State::Missing, failure.to_string()),
+        Some(End::Signal(_)) | None => Finding::new(
+            what,
+            State::Missing,
+            "started but did not exit within 5 s; see `dmesg | grep -i kvm`",
+        ),
     }
-    Finding::new(
-        what,
-        State::Missing,
-        "started but did not exit within 5 s; see `dmesg | grep -i kvm`",
-    )
 }

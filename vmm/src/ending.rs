@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -41,6 +42,28 @@ impl Ending {
             // Cannot fail: the counter is far from its limit.
             let _ = self.event.write(1);
         }
+    }
+
+    /// Waits for the run's end, at most this long.
+    pub fn wait(&self, timeout: Duration) -> Option<&End> {
+        let deadline = Instant::now() + timeout;
+        while self.get().is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let mut ended = libc::pollfd {
+                fd: self.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // Rounded up: a rest of less than a millisecond is no reason to spin.
+            let milliseconds = left.as_millis().saturating_add(1).min(i32::MAX as u128) as i32;
+            // SAFETY: one valid structure, as the count says; the descriptor is ours. An interrupted
+            // call is repeated.
+            unsafe { libc::poll(&mut ended, 1, milliseconds) };
+        }
+        self.get()
     }
 
     /// Why the run ended, if it did.

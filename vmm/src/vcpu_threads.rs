@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Once};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -50,7 +51,10 @@ impl ThreadIds {
 
 /// Running vCPU threads; stopped and joined when dropped.
 pub struct VcpuThreads {
-    handles: Vec<JoinHandle<()>>,
+    /// None for a thread that has ended and was joined.
+    handles: Vec<Option<JoinHandle<()>>>,
+    /// Each thread's index, when it ends.
+    ended: Receiver<usize>,
     shared: Arc<Shared>,
 }
 
@@ -65,20 +69,23 @@ impl VcpuThreads {
     ) -> io::Result<VcpuThreads> {
         install_kick_handler()?;
         // From here on a failure drops, and thereby stops, what has been started.
+        let (report_end, ended) = mpsc::channel();
         let mut threads = VcpuThreads {
             handles: Vec::new(),
+            ended,
             shared: shared.clone(),
         };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let (ids, shared) = (ids.clone(), shared.clone());
             let cpu = cpus.iter().cycle().nth(index).copied();
-            let index = index as u32;
+            let report_end = report_end.clone();
             let body = move || {
-                let _report = ReportPanic {
-                    vcpu: index,
+                let _report = ReportEnd {
+                    index,
+                    report_end,
                     shared,
                 };
-                ids.enter(index);
+                ids.enter(index as u32);
                 // A vCPU is woken in the middle of the service of its fault, when its page is there. The
                 // service thread, often on the same CPU, is about to bring the pages that the vCPU will
                 // touch next: let it. Only costs speed if it fails.
@@ -89,11 +96,8 @@ impl VcpuThreads {
                 }
                 vcpu.run();
             };
-            threads.handles.push(
-                thread::Builder::new()
-                    .name(format!("vcpu{index}"))
-                    .spawn(body)?,
-            );
+            let builder = thread::Builder::new().name(format!("vcpu{index}"));
+            threads.handles.push(Some(builder.spawn(body)?));
         }
         Ok(threads)
     }
@@ -112,8 +116,8 @@ impl VcpuThreads {
         // the thread is gone.
         let begin = Instant::now();
         let mut abandoned = false;
-        while self.handles.iter().any(|handle| !handle.is_finished()) && begin.elapsed() < GIVE_UP {
-            for handle in self.handles.iter().filter(|handle| !handle.is_finished()) {
+        while self.handles.iter().any(Option::is_some) && begin.elapsed() < GIVE_UP {
+            for handle in self.handles.iter().flatten() {
                 // Fails only for a thread that has just ended.
                 let _ = handle.kill(SIGRTMIN());
             }
@@ -121,12 +125,14 @@ impl VcpuThreads {
                 abandoned = true;
                 self.shared.machine.abandon_faults();
             }
-            thread::sleep(KICK_AGAIN);
+            if let Ok(index) = self.ended.recv_timeout(KICK_AGAIN)
+                && let Some(handle) = self.handles[index].take()
+            {
+                // A panic has been reported by `ReportEnd`.
+                let _ = handle.join();
+            }
         }
-        for handle in self.handles.drain(..).filter(JoinHandle::is_finished) {
-            // A panic has been reported by `ReportPanic`.
-            let _ = handle.join();
-        }
+        self.handles.clear();
     }
 }
 
@@ -136,19 +142,23 @@ impl Drop for VcpuThreads {
     }
 }
 
-/// Ends the run when a vCPU's thread panics, so that nobody waits for it for ever.
-struct ReportPanic {
-    vcpu: u32,
+/// Says that a vCPU's thread ends; and ends the run if that is because of a panic, so that nobody waits for
+/// it for ever.
+struct ReportEnd {
+    index: usize,
+    report_end: Sender<usize>,
     shared: Arc<Shared>,
 }
 
-impl Drop for ReportPanic {
+impl Drop for ReportEnd {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.shared
-                .ending
-                .set(End::Failed(Failure::Panicked { vcpu: self.vcpu }));
+            let vcpu = self.index as u32;
+            let failure = Failure::Panicked { vcpu };
+            self.shared.ending.set(End::Failed(failure));
         }
+        // Nobody listens any more if the thread had been left behind.
+        let _ = self.report_end.send(self.index);
     }
 }
 

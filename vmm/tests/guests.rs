@@ -209,8 +209,7 @@ fn threads_are_known_by_their_ids() {
             .collect()
     };
     // The threads announce themselves once they run.
-    let found = (0..1000).any(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(1));
+    common::wait_until("both vCPUs' threads", || {
         let ours = names()
             .into_iter()
             .filter_map(|(id, name)| Some((vm.thread_ids().vcpu(id)?, name)));
@@ -218,7 +217,6 @@ fn threads_are_known_by_their_ids() {
         ours.sort();
         ours == [(0, "vcpu0".to_owned()), (1, "vcpu1".to_owned())]
     });
-    assert!(found);
     assert!(vm.ending().get().is_none());
     vm.stop();
     assert!(vm.ending().get().is_none());

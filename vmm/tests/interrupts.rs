@@ -2,9 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
-
-use common::{MOV_EAX_CONTROL, Output, code, machine, wait};
+use common::{MOV_EAX_CONTROL, Output, code, machine, wait, wait_until};
 use hmmvisor::End;
 use hmmvisor::interrupts::InterruptLines;
 use hmmvisor_abi::map;
@@ -46,9 +44,9 @@ fn interrupts_are_counted_where_they_are_routed() {
             first.trigger();
         }
         // Interrupts may merge if the vCPU does not run in between; so wait for each.
-        while counter(&vm, 1, 3) < number && vm.ending().get().is_none() {
-            std::thread::sleep(Duration::from_micros(50));
-        }
+        wait_until("an interrupt", || {
+            counter(&vm, 1, 3) >= number || vm.ending().get().is_some()
+        });
     }
     assert_eq!(wait(&vm), End::Exit(0));
     vm.stop();

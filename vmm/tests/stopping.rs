@@ -15,10 +15,14 @@ const SOON: Duration = Duration::from_secs(5);
 
 #[test]
 fn spinning_vcpus_stop() {
+    // At different moments of their start.
     for pause_us in [0, 50, 500, 5000] {
         let mut vm = machine(&[0xeb, 0xfe], 4, &Output::default());
         vm.start().unwrap();
-        std::thread::sleep(Duration::from_micros(pause_us));
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_micros(pause_us) {
+            std::thread::yield_now();
+        }
         let begin = Instant::now();
         vm.stop();
         assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
@@ -34,7 +38,7 @@ fn a_vcpu_in_device_accesses_stops() {
         &Output::default(),
     );
     vm.start().unwrap();
-    std::thread::sleep(Duration::from_millis(5));
+    common::wait_until("a device access", || vm.first_exit().is_some());
     let begin = Instant::now();
     vm.stop();
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
@@ -91,14 +95,7 @@ fn a_fault_within_kvm_does_not_hang_the_vmm() {
         names.any(|name| name.trim() == "vcpu0")
     };
     // Other tests of this program have such threads, too, but not for ever.
-    let begin = Instant::now();
-    while alive() {
-        assert!(
-            begin.elapsed() < 6 * SOON,
-            "the vCPU's thread is still there"
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    common::wait_until("the end of the vCPU's thread", || !alive());
 }
 
 /// A userfaultfd for one page that is not there; whoever touches it sleeps.

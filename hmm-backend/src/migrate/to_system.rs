@@ -9,9 +9,10 @@ use crate::device::Device;
 use crate::driver::{DeviceFolio, DeviceId};
 use crate::error::FaultError;
 use crate::events::{Event, EventKind};
+use crate::folio_lock::FolioLock;
 use crate::memory::EngineError;
 use crate::page::{Block, Page, PageRange, PageSet};
-use crate::residency::{FolioLock, TryLock};
+use crate::residency::TryLock;
 use crate::stats::{Cause, Counter, Direction};
 use crate::time::Tick;
 use crate::word::Residency;
@@ -284,6 +285,14 @@ impl Backend {
             self.recorder.add(Counter::PagesSkippedBusy, 1);
             return None;
         };
+        self.device_source(lock)
+    }
+
+    /// What a locked folio is, if it is in device memory.
+    pub(crate) fn device_source<'b>(
+        &'b self,
+        lock: FolioLock<'b>,
+    ) -> Option<(&'b Arc<Device>, Source<'b>)> {
         let Residency::Device {
             device,
             frame,

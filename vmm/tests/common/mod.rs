@@ -75,13 +75,16 @@ pub fn machine(code: &[u8], vcpus: u32, output: &Output) -> Vm {
 
 /// Waits for a machine's end.
 pub fn wait(vm: &Vm) -> End {
+    let end = vm.ending().wait(PATIENCE);
+    end.expect("the guest does not end").clone()
+}
+
+/// Waits for something that nothing but a look can tell.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
-    loop {
-        match vm.ending().get() {
-            Some(end) => return end.clone(),
-            None => assert!(begin.elapsed() < PATIENCE, "the guest does not end"),
-        }
-        std::thread::sleep(Duration::from_micros(200));
+    while !condition() {
+        assert!(begin.elapsed() < PATIENCE, "never came: {what}");
+        std::thread::yield_now();
     }
 }
 
