@@ -226,19 +226,27 @@ impl World {
     }
 }
 
-fn model(test: impl Fn() + Sync + Send + 'static) {
+/// Tries all interleavings of a test that starts with both pages on the device.
+fn model(test: impl Fn(Arc<World>) + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(PREEMPTIONS);
-    builder.check(test);
+    builder.check(move || {
+        let world = World::new();
+        world.start_on_device();
+        test(world);
+    });
+}
+
+/// Somebody else at work.
+fn meanwhile(world: &Arc<World>, work: impl Fn(&World) + 'static) -> thread::JoinHandle<()> {
+    let world = world.clone();
+    thread::spawn(move || work(&world))
 }
 
 #[test]
 fn two_cpus_fault_on_one_page() {
-    model(|| {
-        let world = World::new();
-        world.start_on_device();
-        let other = world.clone();
-        let cpu = thread::spawn(move || other.cpu(1, 1));
+    model(|world| {
+        let cpu = meanwhile(&world, |w| w.cpu(1, 1));
         world.cpu(0, 1);
         cpu.join().unwrap();
         assert_eq!((world.contents(0), world.contents(1)), (10, 13));
@@ -248,11 +256,8 @@ fn two_cpus_fault_on_one_page() {
 
 #[test]
 fn two_cpus_fault_on_two_pages_of_one_folio() {
-    model(|| {
-        let world = World::new();
-        world.start_on_device();
-        let other = world.clone();
-        let cpu = thread::spawn(move || other.cpu(1, 1));
+    model(|world| {
+        let cpu = meanwhile(&world, |w| w.cpu(1, 1));
         world.cpu(0, 0);
         cpu.join().unwrap();
         assert_eq!((world.contents(0), world.contents(1)), (11, 12));
@@ -262,12 +267,9 @@ fn two_cpus_fault_on_two_pages_of_one_folio() {
 
 #[test]
 fn a_fault_races_a_migration_to_the_device() {
-    model(|| {
-        let world = World::new();
-        world.start_on_device();
+    model(|world| {
         world.cpu(0, 0);
-        let other = world.clone();
-        let device = thread::spawn(move || other.to_device(0));
+        let device = meanwhile(&world, |w| w.to_device(0));
         world.cpu(0, 0);
         device.join().unwrap();
         assert_eq!(world.contents(0), 12);
@@ -276,11 +278,8 @@ fn a_fault_races_a_migration_to_the_device() {
 
 #[test]
 fn a_fault_races_a_free() {
-    model(|| {
-        let world = World::new();
-        world.start_on_device();
-        let other = world.clone();
-        let free = thread::spawn(move || other.free(1));
+    model(|world| {
+        let free = meanwhile(&world, |w| w.free(1));
         world.cpu(0, 1);
         free.join().unwrap();
         // Before or after: never the old contents with the free forgotten.
@@ -291,13 +290,10 @@ fn a_fault_races_a_free() {
 
 #[test]
 fn a_fault_a_migration_and_a_free_race() {
-    model(|| {
-        let world = World::new();
-        world.start_on_device();
+    model(|world| {
         world.cpu(0, 0);
-        let (one, two) = (world.clone(), world.clone());
-        let device = thread::spawn(move || one.to_device(0));
-        let free = thread::spawn(move || two.free(0));
+        let device = meanwhile(&world, |w| w.to_device(0));
+        let free = meanwhile(&world, |w| w.free(0));
         world.cpu(0, 0);
         device.join().unwrap();
         free.join().unwrap();
@@ -307,12 +303,9 @@ fn a_fault_a_migration_and_a_free_race() {
 
 #[test]
 fn a_pinned_page_never_leaves() {
-    model(|| {
-        let world = World::new();
-        world.start_on_device();
+    model(|world| {
         world.cpu(0, 0);
-        let other = world.clone();
-        let device = thread::spawn(move || other.to_device(0));
+        let device = meanwhile(&world, |w| w.to_device(0));
         if world.table.pin(Page(0)).is_ok() {
             assert!(world.page(0).present);
             assert_eq!(world.contents(0), 11);
@@ -325,9 +318,7 @@ fn a_pinned_page_never_leaves() {
 
 #[test]
 fn a_translation_is_invalidated_or_never_made() {
-    model(|| {
-        let world = World::new();
-        world.start_on_device();
+    model(|world| {
         let other = world.clone();
         // A holder that sees no mark takes the page without asking the device.
         let holder = thread::spawn(move || match other.table.try_lock(Page(1)) {

@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::Ordering::SeqCst;
 
 use common::{Rig, both_engines};
-use hmm_backend::{FaultError, MirrorError, Page, Residency, Target, snapshot};
+use hmm_backend::{EventKind, FaultError, MirrorError, Page, Residency, Target, snapshot};
 
 #[test]
 fn a_page_goes_to_the_device_and_back_with_its_contents() {
@@ -359,5 +359,50 @@ fn lost_contents_are_fatal_until_the_page_is_freed() {
         assert_eq!(device.read(3, 0), Ok(0));
         assert_eq!(rig.cpu(12, 0).load(SeqCst), 0);
         device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn whoever_got_a_page_keeps_it_for_the_minimum_residency() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, "on-demand+timeslice:min=1s");
+        let mut device = rig.device(64);
+        let deferred = || rig.backend.stats().other["faults_deferred"];
+        device.write(3, 0, 1).unwrap();
+        // The CPU waits until the device has had its time ...
+        assert_eq!(rig.cpu(3, 0).fetch_add(1, SeqCst), 1);
+        assert_eq!(deferred(), 1);
+        // ... and the device until the CPU has.
+        assert_eq!(device.read(3, 0), Ok(2));
+        assert_eq!(deferred(), 2);
+        assert_eq!(rig.on_device(0..512), [3].into());
+    });
+}
+
+#[test]
+fn what_happens_is_in_the_event_rings() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, "on-demand+timeslice:min=0us");
+        let mut device = rig.device(64);
+        device.write(3, 0, 1).unwrap();
+        assert_eq!(rig.cpu(3, 0).load(SeqCst), 1);
+        rig.wait_for(|s| s.fault_latency.count == 1);
+        rig.backend.guest_freed(rig.range(3..4)).unwrap();
+        let events = rig.backend.drain_events().events;
+        let kinds: Vec<_> = events.iter().map(|e| (e.kind, e.page, e.pages)).collect();
+        for kind in [
+            EventKind::DeviceFault,
+            EventKind::ToDevice,
+            EventKind::ToSystem,
+            EventKind::CpuFault,
+            EventKind::Freed,
+        ] {
+            assert!(
+                kinds.contains(&(kind, Page(3), 1)),
+                "no {kind:?} in {kinds:?}"
+            );
+        }
+        assert!(events.is_sorted_by_key(|e| e.time));
+        assert!(rig.backend.drain_events().events.is_empty());
     });
 }
