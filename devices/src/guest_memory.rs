@@ -71,7 +71,9 @@ impl GuestMemory {
             .fault(page, access, |mmu, mapping| mmu.map(mapping))
             .map_err(|error| match error {
                 MirrorError::OutOfRange(_) => CommandError::Address(addr),
-                MirrorError::Permission(_) => CommandError::Permission(addr),
+                MirrorError::Permission(_) | MirrorError::NotExclusive(_) => {
+                    CommandError::Permission(addr)
+                }
                 MirrorError::Fatal { .. } | MirrorError::Detached => CommandError::Fault(addr),
             })
     }

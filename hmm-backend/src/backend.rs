@@ -1,5 +1,6 @@
 //! The backend: managed memory, its devices and the calls that are not about faults.
 
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -9,20 +10,23 @@ use crate::engine::{Engine, EngineChoice};
 use crate::error::Error;
 use crate::events::Events;
 use crate::folio_lock::FolioLock;
-use crate::memory::GuestMemory;
+use crate::memory::{DeviceMemory, GuestMemory};
 use crate::migrate::{Reason, ToDevice, ToSystem, collect_to_system};
 use crate::mirror::Invalidate;
 use crate::page::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange, PageSet};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, PolicyFactory, PolicySpec};
 use crate::residency::{ResidencyTable, TryLock};
 use crate::stats::{Cause, Counter, Recorder, Stats};
-use crate::time::Clock;
+use crate::time::{Clock, Tick};
 use crate::word::{AUX_MAX, Residency, Word};
 
 /// How to make a [`Backend`].
 pub struct BackendConfig {
     /// Bytes of managed memory, a multiple of 2 MiB.
     pub memory: u64,
+    /// How many of these bytes, at the end, are memory shared with others (a multiple of 2 MiB): devices reach it in
+    /// place, and it never moves.
+    pub shared: u64,
     /// How pages are moved.
     pub engine: EngineChoice,
     /// Number of userfaultfds that managed memory is spread over, block by block; more than one helps
@@ -39,6 +43,7 @@ impl BackendConfig {
     pub fn new(memory: u64) -> BackendConfig {
         BackendConfig {
             memory,
+            shared: 0,
             engine: EngineChoice::Auto,
             shards: 1,
             policy: Arc::new(PolicySpec::default()),
@@ -56,6 +61,8 @@ const MAX_MEMORY: u64 = 1 << 42;
 pub struct Backend {
     pub(crate) table: ResidencyTable,
     pub(crate) guest: Arc<GuestMemory>,
+    /// Where pages are while one device has exclusive access: each at its own offset.
+    pub(crate) exclusive: DeviceMemory,
     devices: [OnceLock<Arc<Device>>; MAX_DEVICES],
     attaching: Mutex<usize>,
     pub(crate) mirrors: RwLock<Vec<Arc<dyn Invalidate>>>,
@@ -71,14 +78,25 @@ impl Backend {
     pub fn new(config: BackendConfig) -> Result<Arc<Backend>, Error> {
         let unit = BLOCK_PAGES * PAGE_SIZE;
         check_size("managed memory", config.memory, unit, MAX_MEMORY)?;
+        if config.shared > 0 {
+            check_size("shared memory", config.shared, unit, config.memory)?;
+        }
         let guest = Arc::new(GuestMemory::new(
             config.memory,
+            config.shared,
             config.engine,
             config.shards,
         )?);
         let policy = |_| Mutex::new(config.policy.fault_policy());
+        let table =
+            ResidencyTable::new((config.memory / PAGE_SIZE) as u32, Box::new(guest.clone()));
+        // Shared memory is there from the start: its first touch is nobody's business.
+        for page in (guest.private_pages().end.0..table.pages()).map(Page) {
+            table.store(page, Word::default().to_system(Tick::default()));
+        }
         Ok(Arc::new(Backend {
-            table: ResidencyTable::new((config.memory / PAGE_SIZE) as u32, Box::new(guest.clone())),
+            table,
+            exclusive: guest.device_memory(config.memory)?,
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             attaching: Mutex::new(0),
             mirrors: RwLock::new(Vec::new()),
@@ -120,9 +138,29 @@ impl Backend {
         self.table.pages()
     }
 
-    /// Adds a device with this many bytes of memory (a multiple of the page size).
+    /// Adds a device with this many bytes of private memory (a multiple of the page size): CPUs do not reach
+    /// it, and pages migrate on faults.
     pub fn attach(&self, memory: u64, driver: Arc<dyn Driver>) -> Result<DeviceId, Error> {
         check_size("device memory", memory, PAGE_SIZE, MAX_MEMORY)?;
+        let private = self.guest.device_memory(memory)?;
+        self.attach_memory(memory, Some(private), driver)
+    }
+
+    /// Adds a device with this many bytes of coherent memory: CPUs and devices reach pages there in place
+    /// without faults, so pages go there and come back only when asked to
+    /// ([`Backend::migrate_to_device`], [`Backend::migrate_to_system`], pins, eviction, detach). Here such a page's bytes
+    /// stay at the guest's address, as they do towards a CPU on hardware; what moves is whose capacity it uses.
+    pub fn attach_coherent(&self, memory: u64, driver: Arc<dyn Driver>) -> Result<DeviceId, Error> {
+        check_size("device memory", memory, PAGE_SIZE, MAX_MEMORY)?;
+        self.attach_memory(memory, None, driver)
+    }
+
+    fn attach_memory(
+        &self,
+        bytes: u64,
+        memory: Option<DeviceMemory>,
+        driver: Arc<dyn Driver>,
+    ) -> Result<DeviceId, Error> {
         let mut next = self
             .attaching
             .lock()
@@ -132,8 +170,9 @@ impl Backend {
             .get(*next)
             .ok_or(Error::TooManyDevices(MAX_DEVICES))?;
         let id = DeviceId(*next as u8);
-        let eviction = self.factory.eviction_policy((memory / PAGE_SIZE) as u32);
-        let device = Device::new(id, driver, self.guest.device_memory(memory)?, eviction);
+        let frames = (bytes / PAGE_SIZE) as u32;
+        let eviction = self.factory.eviction_policy(frames);
+        let device = Device::new(id, driver, memory, frames, eviction);
         if slot.set(Arc::new(device)).is_err() {
             return Err(Error::TooManyDevices(MAX_DEVICES));
         }
@@ -225,8 +264,8 @@ impl Backend {
         let mut ranges: Vec<(Option<DeviceId>, PageRange)> = Vec::new();
         for lock in locks.filter(|l| l.word().mirrored()) {
             let owner = match lock.word().residency() {
-                // Only its own device can reach private device memory.
-                Residency::Device { device, .. } => Some(device),
+                // Only its own device can reach private device memory, or an exclusive page.
+                Residency::Device { device, .. } | Residency::Exclusive(device) => Some(device),
                 _ => None,
             };
             let range = lock.range();
@@ -272,7 +311,7 @@ impl Backend {
             let word = self.table.word(*page);
             match word.residency() {
                 Residency::Untouched => true,
-                Residency::System => word.pins() == 0,
+                Residency::System => word.pins() == 0 && !self.guest.is_shared(*page),
                 _ => false,
             }
         };
@@ -297,12 +336,13 @@ impl Backend {
             .map_or(0, |done| done.pages.into())
     }
 
-    /// Migrates pages to system memory because somebody asked for it; pages that cannot move stay. Waits for
-    /// pages in motion. Returns how many moved.
+    /// Migrates pages to system memory because somebody asked for it; pages that cannot move stay. Ends exclusive
+    /// access. Waits for pages in motion. Returns how many moved.
     pub fn migrate_to_system(&self, range: PageRange) -> Result<u64, Error> {
         self.settle(range)?;
         let mut moved = 0;
         for part in range.split_by_block() {
+            self.end_exclusive_access(part, |_| true);
             let groups = collect_to_system(self, part.start.block(), &set_of(part), false);
             for (device, sources) in groups {
                 let reason = Reason::of(Cause::User);
@@ -314,17 +354,6 @@ impl Backend {
             }
         }
         Ok(moved)
-    }
-
-    /// Lets devices only read these pages, or lifts that. Waits for pages in motion.
-    pub fn set_read_only(&self, range: PageRange, read_only: bool) -> Result<(), Error> {
-        self.check_range(range)?;
-        for page in range.pages() {
-            let mut lock = self.lock_waiting(page);
-            self.invalidate_mirrors(std::iter::once(&mut lock));
-            lock.set_read_only(page, read_only);
-        }
-        Ok(())
     }
 
     /// Locks a page's folio, sleeping as long as somebody else works on it. The caller must hold no other
@@ -370,11 +399,18 @@ impl Backend {
         self.recorder.drain_events()
     }
 
+    /// The file behind shared memory, for whoever is to share it, and the pages it is. None without shared memory.
+    pub fn shared_memory(&self) -> Option<(&File, PageRange)> {
+        let pages = PageRange::new(self.guest.private_pages().end, Page(self.pages()));
+        Some((self.guest.shared_file()?, pages))
+    }
+
     /// Host address ranges of managed memory and of the devices' memories: guest memory, as opposed to the
     /// VMM's own.
     pub fn host_ranges(&self) -> Vec<std::ops::Range<u64>> {
-        let devices = self.devices().map(|d| d.memory.mapping());
-        let all = std::iter::once(self.guest.mapping()).chain(devices);
+        let devices = self.devices().filter_map(|d| d.memory.as_ref());
+        let elsewhere = devices.chain([&self.exclusive]).map(|m| m.mapping());
+        let all = std::iter::once(self.guest.mapping()).chain(elsewhere);
         all.map(|m| m.start()..m.start() + m.len()).collect()
     }
 

@@ -25,7 +25,9 @@ struct FrameMeta {
 pub(crate) struct Device {
     pub(crate) id: DeviceId,
     pub(crate) driver: Arc<dyn Driver>,
-    pub(crate) memory: DeviceMemory,
+    /// Private memory; none if the device's memory is coherent, that is, mapped into managed memory: then a
+    /// page's bytes are always at its guest address, and a frame is a share of the capacity.
+    pub(crate) memory: Option<DeviceMemory>,
     frames: Box<[FrameMeta]>,
     pool: Mutex<Buddy>,
     /// Signalled when frames come back to the pool.
@@ -39,10 +41,10 @@ impl Device {
     pub(crate) fn new(
         id: DeviceId,
         driver: Arc<dyn Driver>,
-        memory: DeviceMemory,
+        memory: Option<DeviceMemory>,
+        frames: u32,
         eviction: Box<dyn EvictionPolicy>,
     ) -> Device {
-        let frames = (memory.mapping().len() / crate::PAGE_SIZE) as u32;
         // SAFETY: all fields are atomic integers, for which zero is a valid value. Frames that are never used
         // cost no memory.
         let frames = unsafe { Box::<[FrameMeta]>::new_zeroed_slice(frames as usize).assume_init() };
@@ -203,8 +205,8 @@ impl Device {
         }
         recorder.add(Counter::PageFreeCalls, 1);
         self.driver.page_free(folio);
-        if scrub {
-            self.memory.scrub(folio.frame, folio.pages());
+        if let (true, Some(memory)) = (scrub, &self.memory) {
+            memory.scrub(folio.frame, folio.pages());
         }
         let mut pool = self.pool();
         pool.free(folio.frame, folio.order);

@@ -73,14 +73,21 @@ impl EngineChoice {
             }
         };
         match self {
-            EngineChoice::Auto if support.remap => Ok(Engine::Remap),
-            EngineChoice::Only(Engine::Remap) => need(
+            EngineChoice::Auto if support.remap && support.write_protect => Ok(Engine::Remap),
+            // Both engines protect read-only pages.
+            EngineChoice::Only(Engine::Remap) if support.write_protect => need(
                 Engine::Remap,
                 support.remap,
                 "UFFDIO_MOVE",
                 "since Linux 6.8",
             ),
-            _ => need(
+            EngineChoice::Only(engine) => need(
+                engine,
+                support.write_protect,
+                "userfaultfd write protection",
+                "since Linux 5.7",
+            ),
+            EngineChoice::Auto => need(
                 Engine::Copy,
                 support.write_protect,
                 "userfaultfd write protection",

@@ -98,6 +98,17 @@ pub enum Error {
     /// The page is pinned, and cannot be taken away from whoever uses it.
     #[error("{0:?} is pinned")]
     Pinned(Page),
+    /// The page is shared memory, which stays where it is and as it is.
+    #[error("{0:?} is shared memory: it cannot migrate, fail or be protected")]
+    Shared(Page),
+    /// The permission of a page could not be changed.
+    #[error("{page:?}: cannot change its permission: {error}; try again")]
+    Protect {
+        /// The page.
+        page: Page,
+        /// The kernel's answer.
+        error: String,
+    },
     /// A page has as many pins as can be counted.
     #[error("{0:?} is pinned too often")]
     TooManyPins(Page),
@@ -154,9 +165,12 @@ pub enum MirrorError {
     /// The page is not in managed memory.
     #[error("{0:?} is not in managed memory")]
     OutOfRange(Page),
-    /// The page is read-only for devices.
-    #[error("{0:?} is read-only for devices")]
+    /// A write to a read-only page.
+    #[error("{0:?} is read-only")]
     Permission(Page),
+    /// Exclusive access to a page that others use without asking: shared or pinned memory.
+    #[error("{0:?} is shared or pinned: no device can have it exclusively")]
+    NotExclusive(Page),
     /// The contents of the page cannot be supplied.
     #[error("{page:?}: {cause}")]
     Fatal {

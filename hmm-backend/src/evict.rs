@@ -113,10 +113,14 @@ impl Backend {
                     })?;
             }
         }
+        // What it has for itself goes back to everybody. Whoever is at work on such a page while it is looked at
+        // takes it away from the device as well.
+        let all = PageRange::new(Page(0), Page(self.pages()));
+        self.end_exclusive_access(all, |device| device == id);
         // It may still have translations of system pages in place.
         let mirrors = self.mirrors.read().unwrap_or_else(PoisonError::into_inner);
         for mirror in mirrors.iter().filter(|m| m.device() == id) {
-            mirror.invalidate(PageRange::new(Page(0), Page(self.pages())));
+            mirror.invalidate(all);
         }
         Ok(())
     }

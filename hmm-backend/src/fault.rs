@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::driver::DeviceId;
 use crate::error::FaultError;
 use crate::events::{Event, EventKind};
-use crate::memory::EngineError;
+use crate::memory::{EngineError, Fill};
 use crate::migrate::{Reason, ToSystem, collect_to_system};
 use crate::page::{Block, Page, PageRange, PageSet};
 use crate::policy::{Access, Advice, BlockFault, BlockView, Place};
@@ -39,6 +39,18 @@ impl From<FaultError> for Unresolved {
     }
 }
 
+impl From<EngineError> for Unresolved {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Busy => Unresolved::Retry,
+            EngineError::NoMemory => Unresolved::OutOfMemory,
+            EngineError::Unexpected(_) => {
+                Unresolved::Fatal(format!("the kernel cannot supply it: {error}"))
+            }
+        }
+    }
+}
+
 /// What came of serving faults. Pages not mentioned are resolved, or somebody who works on them
 /// wakes the CPU.
 #[derive(Debug, Default)]
@@ -51,17 +63,18 @@ pub(crate) struct Served {
 }
 
 impl Backend {
-    /// Serves faults on `pages` of one block. With `patient`, the policy may throttle and holds are
+    /// Serves faults on `pages` of one block; those in `writes` need the permission to write. With `patient`, the policy may throttle and holds are
     /// respected; a fault that has waited its time is not.
     pub(crate) fn serve_cpu_faults(
         &self,
         block: Block,
         pages: &PageSet,
         access: Access,
+        writes: &PageSet,
         patient: bool,
     ) -> Served {
         let mut served = Served::default();
-        let needed = self.sort_out(block, pages, &mut served);
+        let needed = self.sort_out(block, pages, writes, &mut served);
         if needed.is_empty() {
             return served;
         }
@@ -86,7 +99,9 @@ impl Backend {
         };
         let is_device = |i: &usize| matches!(words[*i].residency(), Residency::Device { .. });
         let on_device: PageSet = needed.iter().filter(is_device).collect();
-        let untouched = needed.difference(&on_device);
+        let is_exclusive = |i: &usize| matches!(words[*i].residency(), Residency::Exclusive(_));
+        let exclusive: PageSet = needed.iter().filter(is_exclusive).collect();
+        let untouched = needed.difference(&on_device).difference(&exclusive);
         let reason = Reason {
             cause: Cause::Demand,
             faulting: needed,
@@ -101,6 +116,15 @@ impl Backend {
                 &mut served.unresolved,
             );
         }
+        for index in exclusive.iter() {
+            let page = block.page(index);
+            if let TryLock::Locked(lock) = self.table.try_lock(page)
+                && let Residency::Exclusive(_) = lock.word().residency()
+                && let Err(error) = self.revoke(lock)
+            {
+                served.unresolved.push((page, error.into()));
+            }
+        }
         if !on_device.is_empty() {
             let demand = with_whole_folios(&on_device, &advice.prefetch, &words, block);
             self.bring_back(block, &demand, reason, &mut served.unresolved);
@@ -111,7 +135,13 @@ impl Backend {
     }
 
     /// Answers the faults that need no work and returns the others.
-    fn sort_out(&self, block: Block, pages: &PageSet, served: &mut Served) -> PageSet {
+    fn sort_out(
+        &self,
+        block: Block,
+        pages: &PageSet,
+        writes: &PageSet,
+        served: &mut Served,
+    ) -> PageSet {
         let mut needed = PageSet::EMPTY;
         for index in pages.iter() {
             let page = block.page(index);
@@ -120,8 +150,14 @@ impl Backend {
                 self.recorder.add(Counter::FaultsLost, 1);
                 continue;
             }
-            match self.table.word(page).residency() {
-                Residency::System => {
+            let word = self.table.word(page);
+            if word.read_only() && writes.contains(index) {
+                let cause = "it is read-only".to_string();
+                served.unresolved.push((page, Unresolved::Fatal(cause)));
+                continue;
+            }
+            match word.residency() {
+                Residency::System | Residency::Coherent { .. } => {
                     // The page arrived between the access and now.
                     self.recorder.add(Counter::FaultsStale, 1);
                     self.guest.wake_range(PageRange::single(page));
@@ -130,7 +166,9 @@ impl Backend {
                     let cause = "its contents were lost".to_string();
                     served.unresolved.push((page, Unresolved::Fatal(cause)));
                 }
-                Residency::Untouched | Residency::Device { .. } => needed.insert(index),
+                Residency::Untouched | Residency::Device { .. } | Residency::Exclusive(_) => {
+                    needed.insert(index)
+                }
             }
         }
         needed
@@ -157,6 +195,7 @@ impl Backend {
                     let first = crate::Frame(frame.0 - (page.0 - head.0));
                     self.device_of(device).held(first, fault.now)
                 }
+                Residency::Exclusive(_) => self.system_hold(words[index]),
                 _ => None,
             };
             let wait = held.unwrap_or_default().max(advice.throttle);
@@ -187,21 +226,26 @@ impl Backend {
                 locks.push(lock);
             }
         }
+        let protected = locks.iter().filter(|l| l.word().read_only());
+        let protected: PageSet = protected.map(|l| l.head().index_in_block()).collect();
+        let fill = match access {
+            Access::Write => Fill::Memory,
+            Access::Read => Fill::ZeroPage,
+        };
         let mut failed = PageSet::EMPTY;
-        for run in taken.runs() {
-            let first = block.page(run.start);
-            let range = PageRange::with_len(first, run.len() as u32);
-            self.guest
-                .fill_zero(range, access == Access::Write, |at, error| {
+        for (pages, fill) in [
+            (taken.difference(&protected), fill),
+            (protected, Fill::ReadOnly),
+        ] {
+            for run in pages.runs() {
+                let first = block.page(run.start);
+                let range = PageRange::with_len(first, run.len() as u32);
+                self.guest.fill_zero(range, fill, |at, error| {
                     let page = first.plus(at);
                     failed.insert(page.index_in_block());
-                    let answer = match error {
-                        EngineError::Busy => Unresolved::Retry,
-                        EngineError::NoMemory => Unresolved::OutOfMemory,
-                        e => Unresolved::Fatal(format!("it cannot be filled with zeros: {e}")),
-                    };
-                    unresolved.push((page, answer));
+                    unresolved.push((page, error.into()));
                 });
+            }
         }
         let until = Tick::end_of_hold(self.clock.now(), hold);
         for lock in locks {
@@ -248,7 +292,7 @@ impl Backend {
                 continue;
             }
             let word = self.table.word(page);
-            if word.residency() == Residency::System {
+            if word.residency().reached_by_cpus() {
                 continue;
             }
             if word.generation() == before[index].generation() {
@@ -293,14 +337,28 @@ impl Backend {
                 self.table.wait(page);
                 continue;
             }
+            let pages = PageSet::from_iter([page.index_in_block()]);
+            let mut unresolved = Vec::new();
             match self.table.word(page).residency() {
                 Residency::System => return Ok(()),
                 Residency::Poisoned => return Err("its contents were lost".into()),
-                _ => {}
+                // No CPU's fault would bring it here.
+                Residency::Coherent { .. } => {
+                    let reason = Reason {
+                        faulting: pages,
+                        ..Reason::of(Cause::User)
+                    };
+                    self.bring_back(page.block(), &pages, reason, &mut unresolved);
+                }
+                _ => {
+                    // Permissions are checked by whoever asks for the page.
+                    let none = PageSet::EMPTY;
+                    let served =
+                        self.serve_cpu_faults(page.block(), &pages, access, &none, patient);
+                    unresolved = served.unresolved;
+                }
             }
-            let pages = PageSet::from_iter([page.index_in_block()]);
-            let served = self.serve_cpu_faults(page.block(), &pages, access, patient);
-            for (_, unresolved) in served.unresolved {
+            for (_, unresolved) in unresolved {
                 match attempts.next(&unresolved) {
                     // A moment is waited for, not an event: the end of a hold, or of a pause after a failure.
                     Ok(wait) => std::thread::sleep(wait),

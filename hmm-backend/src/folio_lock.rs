@@ -165,14 +165,13 @@ impl<'t> FolioLock<'t> {
         }
     }
 
-    /// Changes one page's permission flag; the lock stays.
-    pub(crate) fn set_read_only(&mut self, page: Page, read_only: bool) {
-        if page == self.head {
-            self.replace(self.word.with_read_only(read_only));
-        } else {
+    /// Changes the folio's permission; the lock stays.
+    pub(crate) fn set_read_only(&mut self, read_only: bool) {
+        for page in PageRange::new(self.head.plus(1), self.range().end).pages() {
             let word = self.table.word(page).with_read_only(read_only);
             self.table.store(page, word);
         }
+        self.replace(self.word.with_read_only(read_only));
     }
 
     /// Notes that no device has a translation any more. Only after the mirrors were invalidated.

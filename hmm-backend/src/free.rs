@@ -9,6 +9,7 @@ use crate::folio_lock::FolioLock;
 use crate::migrate::Source;
 use crate::page::{PageRange, PageSet};
 use crate::stats::Counter;
+use crate::time::Tick;
 use crate::word::{Residency, Word};
 
 impl Backend {
@@ -55,11 +56,15 @@ impl Backend {
                     self.recorder.add(Counter::PagesSkippedPinned, 1);
                 }
                 Residency::System => lock.carve(&|range| range.overlap(part), &mut system),
-                Residency::Device { .. } => {
+                Residency::Device { .. } | Residency::Coherent { .. } => {
                     // The driver is told with no other lock held.
                     freed += self.free_system(std::mem::take(&mut system));
                     let inside = |range: PageRange| range.overlap(part);
                     freed += self.drop_on_device(lock, inside, Word::to_untouched);
+                }
+                Residency::Exclusive(_) => {
+                    self.drop_exclusive(lock, Word::to_untouched);
+                    freed += 1;
                 }
                 Residency::Poisoned => {
                     lock.publish_pages(|word| word.to_untouched());
@@ -89,7 +94,12 @@ impl Backend {
             }
         }
         for lock in locks {
-            lock.publish_pages(|word| word.to_untouched());
+            // Shared memory never faults: zeros are all there is to it.
+            let shared = self.guest.is_shared(lock.head());
+            lock.publish_pages(|word| match shared {
+                true => word.to_system(Tick::default()),
+                false => word.to_untouched(),
+            });
         }
         pages.count() as u64
     }
@@ -111,6 +121,10 @@ impl Backend {
         for mut source in pieces {
             self.invalidate_mirrors(std::iter::once(&mut source.lock));
             let Source { lock, folio } = source;
+            if device.memory.is_none() {
+                // Coherent: the bytes are where CPUs reach them.
+                self.guest.discard(lock.range());
+            }
             lock.publish_pages(&word);
             device.release(folio, true, true, &self.recorder);
             pages += u64::from(folio.pages());

@@ -1,6 +1,8 @@
 //! Anonymous private mappings: guest memory and device memory.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
 
 use crate::error::Error;
@@ -63,6 +65,37 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Replaces the last `len` bytes by shared memory, which other processes and devices can map, too.
+    pub(crate) fn share_tail(&self, len: u64, what: &'static str) -> Result<File, Error> {
+        let failed = |error| Error::Map { len, what, error };
+        let name = std::ffi::CString::new(what).unwrap_or_default();
+        // SAFETY: the name outlives the call, which returns a new descriptor or -1.
+        let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        // SAFETY: the descriptor is new and ours.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(len).map_err(failed)?;
+        let start = self.address(self.len - len);
+        // SAFETY: the range is the end of this mapping, which nobody uses yet; the file has its length.
+        let at = unsafe {
+            libc::mmap(
+                start as *mut _,
+                len as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        self.keep_from_children();
+        Ok(file)
+    }
+
     /// A forked child must not have the guest's memory; and pages shared with a child could not be moved
     /// until somebody writes to them.
     fn keep_from_children(&self) {
@@ -110,18 +143,29 @@ impl Mapping {
     /// # Safety
     /// The contents of the range must be dead.
     pub(crate) unsafe fn discard(&self, offset: u64, len: u64) {
+        // SAFETY: the caller's promise.
+        unsafe { self.advise_dead(offset, len, libc::MADV_DONTNEED) }
+    }
+
+    /// The same for shared memory, whose contents would otherwise stay in its file.
+    ///
+    /// # Safety
+    /// The contents of the range must be dead.
+    pub(crate) unsafe fn discard_shared(&self, offset: u64, len: u64) {
+        // SAFETY: the caller's promise.
+        unsafe { self.advise_dead(offset, len, libc::MADV_REMOVE) }
+    }
+
+    /// # Safety
+    /// The contents of the range must be dead.
+    unsafe fn advise_dead(&self, offset: u64, len: u64, advice: i32) {
         debug_assert!(offset + len <= self.len);
         // SAFETY: the range lies inside the mapping and the caller says its contents are dead.
-        let ret = unsafe {
-            libc::madvise(
-                self.address(offset) as *mut _,
-                len as usize,
-                libc::MADV_DONTNEED,
-            )
-        };
+        let ret = unsafe { libc::madvise(self.address(offset) as *mut _, len as usize, advice) };
         // The only documented failures are bad arguments and locked memory, neither of which the code
         // above can produce; losing a discard would leave stale contents where zeros are promised.
-        assert_eq!(ret, 0, "MADV_DONTNEED: {}", io::Error::last_os_error());
+        let error = io::Error::last_os_error();
+        assert_eq!(ret, 0, "giving memory back to the host: {error}");
     }
 
     /// Bytes of the range that are in host memory now.

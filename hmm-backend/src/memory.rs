@@ -8,6 +8,7 @@
 //! are called with the pages' locks held.
 
 use std::fmt;
+use std::fs::File;
 use std::sync::Arc;
 
 use crate::driver::Frame;
@@ -24,6 +25,8 @@ pub(crate) struct Run {
     pub(crate) page: Page,
     pub(crate) frame: Frame,
     pub(crate) pages: u32,
+    /// CPUs may not write these pages.
+    pub(crate) read_only: bool,
 }
 
 impl Run {
@@ -32,6 +35,7 @@ impl Run {
             page: self.page.plus(n),
             frame: Frame(self.frame.0 + n),
             pages: self.pages - n,
+            ..self
         }
     }
 
@@ -63,6 +67,17 @@ impl fmt::Display for EngineError {
     }
 }
 
+/// How an untouched page is filled with zeros.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fill {
+    /// It shares the kernel's zero page until somebody writes.
+    ZeroPage,
+    /// With memory of its own: a write follows.
+    Memory,
+    /// CPUs may not write it.
+    ReadOnly,
+}
+
 /// Attempts at a page for which the kernel says `EAGAIN` without progress.
 const AGAIN_ATTEMPTS: u32 = 32;
 
@@ -73,6 +88,8 @@ pub(crate) struct GuestMemory {
     shards: Vec<Uffd>,
     /// A block of zeros, never written, so that it costs no memory.
     zeros: Mapping,
+    /// The file behind the shared pages, and the first of them. They are not registered for faults.
+    shared: Option<(File, Page)>,
 }
 
 /// One device's memory.
@@ -83,12 +100,25 @@ pub(crate) struct DeviceMemory {
 }
 
 impl GuestMemory {
-    pub(crate) fn new(bytes: u64, choice: EngineChoice, shards: usize) -> Result<Self, Error> {
+    /// `shared` bytes at the end are shared memory.
+    pub(crate) fn new(
+        bytes: u64,
+        shared: u64,
+        choice: EngineChoice,
+        shards: usize,
+    ) -> Result<Self, Error> {
         let engine = choice.resolve(&probe_userfaultfd()?)?;
         if shards == 0 || shards > 64 {
             return Err(Error::BadShards(shards));
         }
         let mapping = Mapping::new(bytes, "hmm-managed")?;
+        let shared = match shared {
+            0 => None,
+            len => {
+                let first = Page(((bytes - len) / PAGE_SIZE) as u32);
+                Some((mapping.share_tail(len, "hmm-shared")?, first))
+            }
+        };
         let shards = (0..shards)
             .map(|_| Uffd::for_faults())
             .collect::<Result<Vec<_>, _>>()?;
@@ -98,10 +128,10 @@ impl GuestMemory {
             mapping,
             shards,
             zeros,
+            shared,
         };
-        guest.each_shard_range(|uffd, start, len| {
-            uffd.register(start, len, engine == Engine::Copy)
-        })?;
+        // Write protection is for read-only pages, and for the copy engine's migrations.
+        guest.each_shard_range(|uffd, start, len| uffd.register(start, len, true))?;
         Ok(guest)
     }
 
@@ -110,7 +140,10 @@ impl GuestMemory {
         &self,
         mut f: impl FnMut(&Uffd, u64, u64) -> Result<(), E>,
     ) -> Result<(), E> {
-        let bytes = self.mapping.len();
+        let bytes = self.private_pages().end.offset();
+        if bytes == 0 {
+            return Ok(());
+        }
         if let [only] = &self.shards[..] {
             return f(only, self.mapping.start(), bytes);
         }
@@ -124,6 +157,23 @@ impl GuestMemory {
             )?;
         }
         Ok(())
+    }
+
+    /// The pages that can migrate.
+    pub(crate) fn private_pages(&self) -> PageRange {
+        let pages = Page((self.mapping.len() / PAGE_SIZE) as u32);
+        let end = self.shared.as_ref().map_or(pages, |(_, first)| *first);
+        PageRange::new(Page(0), end)
+    }
+
+    /// Whether the page is shared memory, which stays where it is.
+    pub(crate) fn is_shared(&self, page: Page) -> bool {
+        page >= self.private_pages().end
+    }
+
+    /// The file behind shared memory.
+    pub(crate) fn shared_file(&self) -> Option<&File> {
+        self.shared.as_ref().map(|(file, _)| file)
     }
 
     /// Stops catching faults; whoever sleeps in one goes on with zeros.
@@ -171,12 +221,11 @@ impl GuestMemory {
     }
 
     /// Fills untouched pages with zeros and wakes whoever waits for them; `failed` gets the pages that
-    /// could not be filled. With `memory`, each page gets memory of its own (a write follows); without,
-    /// they share the kernel's zero page until they are written.
+    /// could not be filled.
     pub(crate) fn fill_zero(
         &self,
         range: PageRange,
-        memory: bool,
+        fill: Fill,
         failed: impl FnMut(u32, EngineError),
     ) {
         let uffd = self.shard(range.start);
@@ -185,10 +234,10 @@ impl GuestMemory {
             let len = u64::from(left) * PAGE_SIZE;
             // SAFETY: the pages are locked by the caller and untouched; the zeros are a whole block.
             let progress = unsafe {
-                if memory {
-                    uffd.copy(start, self.zeros.start(), len)
-                } else {
-                    uffd.zeropage(start, len)
+                match fill {
+                    Fill::ZeroPage => uffd.zeropage(start, len),
+                    Fill::Memory => uffd.copy(start, self.zeros.start(), len, false),
+                    Fill::ReadOnly => uffd.copy(start, self.zeros.start(), len, true),
                 }
             };
             if progress.error == Some(libc::EEXIST) && progress.done == 0 {
@@ -230,9 +279,7 @@ impl GuestMemory {
                 let start = self.address(run.page);
                 if let Err(e) = self.shard(run.page).write_protect(start, run.bytes(), true) {
                     // Part of the range may be protected; nobody would answer for that.
-                    let _ = self
-                        .shard(run.page)
-                        .write_protect(start, run.bytes(), false);
+                    self.lift_protection(run);
                     let error = EngineError::Unexpected(e.raw_os_error().unwrap_or(libc::EIO));
                     (0..run.pages).for_each(|i| failed(i, error));
                     return;
@@ -267,18 +314,31 @@ impl GuestMemory {
         mut stuck: impl FnMut(u32),
     ) {
         if device.uffd.is_none() {
-            let start = self.address(run.page);
-            // Fails only for ranges that are not registered, which these are.
-            let _ = self
-                .shard(run.page)
-                .write_protect(start, run.bytes(), false);
+            self.lift_protection(run);
             return;
         }
         self.give(run, device, |at, _| stuck(at));
     }
 
+    /// Lets CPUs write again, where they may.
+    fn lift_protection(&self, run: Run) {
+        if !run.read_only {
+            // Fails only for ranges that are not registered, which these are.
+            let _ = self.protect(PageRange::with_len(run.page, run.pages), false);
+        }
+    }
+
+    /// Keeps CPUs from writing these pages of one block, or lets them again and wakes the writers. The pages are
+    /// present.
+    pub(crate) fn protect(&self, range: PageRange, protect: bool) -> std::io::Result<()> {
+        let len = u64::from(range.len()) * PAGE_SIZE;
+        self.shard(range.start)
+            .write_protect(self.address(range.start), len, protect)
+    }
+
     /// Towards the system: fills the missing guest pages from the frames, atomically towards CPUs, and
-    /// wakes whoever waits for them.
+    /// wakes whoever waits for them. Read-only pages are copied by both engines, because a move cannot protect
+    /// the page in the same step: their frames hold dead contents afterwards.
     pub(crate) fn give(
         &self,
         run: Run,
@@ -296,8 +356,8 @@ impl GuestMemory {
             // contents and the guest pages are missing.
             unsafe {
                 match &device.uffd {
-                    Some(_) => uffd.move_pages(dst, src, part.bytes()),
-                    None => uffd.copy(dst, src, part.bytes()),
+                    Some(_) if !run.read_only => uffd.move_pages(dst, src, part.bytes()),
+                    _ => uffd.copy(dst, src, part.bytes(), run.read_only),
                 }
             }
         });
@@ -305,10 +365,13 @@ impl GuestMemory {
 
     /// The guest needs the contents of these system pages no longer: their memory goes back to the host.
     pub(crate) fn discard(&self, range: PageRange) {
+        let (offset, len) = (range.start.offset(), u64::from(range.len()) * PAGE_SIZE);
         // SAFETY: the caller holds the pages' locks and the guest has declared the contents dead.
         unsafe {
-            self.mapping
-                .discard(range.start.offset(), u64::from(range.len()) * PAGE_SIZE)
+            match self.is_shared(range.start) {
+                true => self.mapping.discard_shared(offset, len),
+                false => self.mapping.discard(offset, len),
+            }
         };
     }
 

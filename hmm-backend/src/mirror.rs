@@ -7,12 +7,14 @@
 //! * entries are looked up and used only under a [`MirrorGuard`], and an invalidation returns only when
 //!   no guard is held: nobody uses an old translation;
 //! * new entries are made only by [`Mirror::fault`], which checks under the same lock that no
-//!   invalidation came between finding the page and entering it;
+//!   invalidation of these pages came between finding and entering them; the migrations that the fault
+//!   itself causes come before a page is found, so a device never makes itself repeat a fault (what Linux
+//!   needs the owner of a notifier range for);
 //! * a fault needs the mirror mutably, so it cannot be taken with a guard held, which would deadlock
 //!   against the migration it may cause.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,10 +23,12 @@ use crate::device::Device;
 use crate::driver::{DeviceId, Frame};
 use crate::error::{Error, MirrorError};
 use crate::events::EventKind;
+use crate::fault::{Attempts, Unresolved};
 use crate::migrate::Reason;
 use crate::page::{Page, PageRange, PageSet};
 use crate::policy::{Access, Advice, BlockFault, BlockView, Place};
 use crate::stats::{Cause, Counter, Toucher};
+use crate::time::Tick;
 use crate::word::{Residency, Word};
 
 /// A device's translation table with its TLB.
@@ -36,8 +40,10 @@ pub trait DeviceMmu: Send + 'static {
 /// Where a translation leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
-    /// Into system memory, in place.
+    /// Into system memory (or another device's coherent memory), in place.
     System,
+    /// Into system memory that is this device's alone.
+    Exclusive,
     /// Into the device's own memory.
     Device(Frame),
 }
@@ -75,19 +81,31 @@ pub(crate) trait Invalidate: Send + Sync {
     fn invalidate(&self, pages: PageRange);
 }
 
+/// A fault on its way from finding pages to entering their translations.
+#[derive(Default)]
+struct InFlight {
+    /// Pages found so far.
+    found: Option<PageRange>,
+    /// One of them was invalidated since.
+    stale: bool,
+}
+
+struct Tables<M> {
+    mmu: M,
+    in_flight: InFlight,
+}
+
 struct Shared<M> {
     device: DeviceId,
-    mmu: Mutex<M>,
-    /// Counts invalidations. Changes only with the mutex held.
-    sequence: AtomicU64,
+    tables: Mutex<Tables<M>>,
     /// Invalidations waiting for the mutex.
     wanted: AtomicU32,
     no_longer_wanted: Condvar,
 }
 
 impl<M> Shared<M> {
-    fn mmu(&self) -> MutexGuard<'_, M> {
-        self.mmu.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tables(&self) -> MutexGuard<'_, Tables<M>> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,11 +116,14 @@ impl<M: DeviceMmu> Invalidate for Shared<M> {
 
     fn invalidate(&self, pages: PageRange) {
         self.wanted.fetch_add(1, Ordering::SeqCst);
-        let mut mmu = self.mmu();
-        self.sequence.fetch_add(1, Ordering::SeqCst);
-        mmu.invalidate(pages);
+        let mut tables = self.tables();
+        let in_flight = &mut tables.in_flight;
+        in_flight.stale |= in_flight
+            .found
+            .is_some_and(|found| found.overlap(pages) > 0);
+        tables.mmu.invalidate(pages);
         self.wanted.fetch_sub(1, Ordering::SeqCst);
-        drop(mmu);
+        drop(tables);
         self.no_longer_wanted.notify_all();
     }
 }
@@ -116,7 +137,7 @@ pub struct Mirror<M: DeviceMmu> {
 
 /// The device's translations, for as long as it lives; invalidations wait for it.
 pub struct MirrorGuard<'a, M> {
-    mmu: MutexGuard<'a, M>,
+    tables: MutexGuard<'a, Tables<M>>,
     wanted: &'a AtomicU32,
 }
 
@@ -131,13 +152,30 @@ impl<M> Deref for MirrorGuard<'_, M> {
     type Target = M;
 
     fn deref(&self) -> &M {
-        &self.mmu
+        &self.tables.mmu
     }
 }
 
 impl<M> DerefMut for MirrorGuard<'_, M> {
     fn deref_mut(&mut self) -> &mut M {
-        &mut self.mmu
+        &mut self.tables.mmu
+    }
+}
+
+/// What a device wants a page for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Want {
+    Access(Access),
+    /// Atomic operations.
+    Exclusive,
+}
+
+impl Want {
+    fn access(self) -> Access {
+        match self {
+            Want::Access(access) => access,
+            Want::Exclusive => Access::Write,
+        }
     }
 }
 
@@ -155,8 +193,10 @@ impl Backend {
         let device = self.device(device)?.clone();
         let shared = Arc::new(Shared {
             device: device.id,
-            mmu: Mutex::new(mmu),
-            sequence: AtomicU64::new(0),
+            tables: Mutex::new(Tables {
+                mmu,
+                in_flight: InFlight::default(),
+            }),
             wanted: AtomicU32::new(0),
             no_longer_wanted: Condvar::new(),
         });
@@ -177,16 +217,16 @@ impl<M: DeviceMmu> Mirror<M> {
     /// else of the backend: whatever migrates waits for the guard.
     pub fn lock(&mut self) -> MirrorGuard<'_, M> {
         let shared = &*self.shared;
-        let mut mmu = shared.mmu();
+        let mut tables = shared.tables();
         // A mutex alone would let a busy device win against a waiting invalidation for ever.
         while shared.wanted.load(Ordering::SeqCst) > 0 {
-            mmu = shared
+            tables = shared
                 .no_longer_wanted
-                .wait(mmu)
+                .wait(tables)
                 .unwrap_or_else(PoisonError::into_inner);
         }
         MirrorGuard {
-            mmu,
+            tables,
             wanted: &shared.wanted,
         }
     }
@@ -210,6 +250,29 @@ impl<M: DeviceMmu> Mirror<M> {
         &mut self,
         range: PageRange,
         access: Access,
+        program: impl FnMut(&mut M, &[Mapping]),
+    ) -> Result<(), MirrorError> {
+        self.fault_as(range, Want::Access(access), program)
+    }
+
+    /// Gets a page for this device alone and lets `program` enter its translation: for atomic operations, which
+    /// no CPU and no other device comes between while the translation is valid. Any other access ends that, after the
+    /// policy's hold. A page in the device's own private memory is exclusive by nature; any other becomes an exclusive page of
+    /// system memory, without using device memory.
+    pub fn fault_exclusive(
+        &mut self,
+        page: Page,
+        mut program: impl FnMut(&mut M, Mapping),
+    ) -> Result<(), MirrorError> {
+        self.fault_as(PageRange::single(page), Want::Exclusive, |mmu, mappings| {
+            program(mmu, mappings[0])
+        })
+    }
+
+    fn fault_as(
+        &mut self,
+        range: PageRange,
+        want: Want,
         mut program: impl FnMut(&mut M, &[Mapping]),
     ) -> Result<(), MirrorError> {
         if range.end.0 > self.backend.pages() {
@@ -220,19 +283,18 @@ impl<M: DeviceMmu> Mirror<M> {
         let mut serviced = false;
         let mut rounds = 0;
         loop {
-            let sequence = self.shared.sequence.load(Ordering::SeqCst);
+            self.shared.tables().in_flight = InFlight::default();
             let mut mappings = Vec::with_capacity(range.len() as usize);
             for page in range.pages() {
                 let in_place = rounds >= MIGRATION_ATTEMPTS;
-                mappings.push(self.make_accessible(page, access, in_place, &mut serviced)?);
+                mappings.push(self.make_accessible(page, want, in_place, &mut serviced)?);
             }
-            let shared = self.shared.clone();
             let mut guard = self.lock();
-            // Whatever was invalidated since the first look, it may have been one of these.
-            if shared.sequence.load(Ordering::SeqCst) == sequence {
+            if !guard.tables.in_flight.stale {
                 program(&mut guard, &mappings);
                 break;
             }
+            drop(guard);
             rounds += 1;
         }
         if serviced {
@@ -245,11 +307,18 @@ impl<M: DeviceMmu> Mirror<M> {
         Ok(())
     }
 
+    /// From now on an invalidation of this page makes the fault look again.
+    fn found(&self, page: Page) {
+        let in_flight = &mut self.shared.tables().in_flight;
+        let start = in_flight.found.map_or(page, |found| found.start);
+        in_flight.found = Some(PageRange::new(start, page.plus(1)));
+    }
+
     /// Gets one page to where the device can reach it. Sets `serviced` if that took more than a look.
     fn make_accessible(
         &self,
         page: Page,
-        access: Access,
+        want: Want,
         mut in_place: bool,
         serviced: &mut bool,
     ) -> Result<Mapping, MirrorError> {
@@ -257,6 +326,10 @@ impl<M: DeviceMmu> Mirror<M> {
         let fatal = |cause| MirrorError::Fatal { page, cause };
         let mut attempts = 0;
         let mut patient = true;
+        let mut busy = Attempts::default();
+        let access = want.access();
+        // A device with coherent memory leaves pages where they are: it and the CPUs reach each other's.
+        in_place |= self.device.memory.is_none();
         loop {
             if self.device.detaching() {
                 return Err(MirrorError::Detached);
@@ -266,7 +339,8 @@ impl<M: DeviceMmu> Mirror<M> {
             if word.read_only() && access == Access::Write {
                 return Err(MirrorError::Permission(page));
             }
-            if self.reaches(word, in_place) {
+            if self.reaches(page, word, want, in_place) {
+                self.found(page);
                 // Noted before the translation exists: a migration that locks the page from here on
                 // invalidates, which the sequence check will see. What counts is the word with the note.
                 match backend.table.mark_mirrored(page) {
@@ -285,8 +359,21 @@ impl<M: DeviceMmu> Mirror<M> {
             }
             attempts += 1;
             in_place |= attempts > MIGRATION_ATTEMPTS;
-            let foreign = matches!(word.residency(), Residency::Device { .. });
-            if foreign || in_place {
+            let foreign = matches!(
+                word.residency(),
+                Residency::Device { .. } | Residency::Exclusive(_)
+            );
+            if let (Want::Exclusive, Residency::System) = (want, word.residency()) {
+                if word.pins() > 0 || backend.guest.is_shared(page) {
+                    return Err(MirrorError::NotExclusive(page));
+                }
+                if !self.take_exclusively(page, word, &mut patient) {
+                    let wait = busy.next(&Unresolved::Retry).map_err(fatal)?;
+                    std::thread::sleep(wait);
+                }
+            } else if want == Want::Exclusive {
+                backend.fault_in(page, access).map_err(fatal)?;
+            } else if foreign || in_place {
                 // Another device's private memory: back through its driver first. Or an untouched page for
                 // which there is no room in device memory.
                 backend.fault_in(page, access).map_err(fatal)?;
@@ -297,31 +384,66 @@ impl<M: DeviceMmu> Mirror<M> {
     }
 
     /// Whether the device can use a page with this word as it is.
-    fn reaches(&self, word: Word, in_place: bool) -> bool {
+    fn reaches(&self, page: Page, word: Word, want: Want, in_place: bool) -> bool {
         match word.residency() {
-            Residency::Device { device, .. } => device == self.device.id,
-            Residency::System => in_place || word.pins() > 0,
-            _ => false,
+            Residency::Device { device, .. } | Residency::Exclusive(device) => {
+                device == self.device.id
+            }
+            Residency::System => {
+                let stays = in_place || word.pins() > 0 || self.backend.guest.is_shared(page);
+                stays && want != Want::Exclusive
+            }
+            Residency::Coherent { .. } => want != Want::Exclusive,
+            Residency::Untouched | Residency::Poisoned => false,
         }
+    }
+
+    /// Gets a system page for this device alone, after the policy's throttle and whoever got it last had their
+    /// time. False if it is busy.
+    fn take_exclusively(&self, page: Page, word: Word, patient: &mut bool) -> bool {
+        let advice = self.ask(page, Access::Write);
+        if !self.wait_for_turn(word, &advice, patient) {
+            // Something may have changed meanwhile: look again.
+            return true;
+        }
+        let backend = &*self.backend;
+        let until = Tick::end_of_hold(backend.clock.now(), advice.hold);
+        backend.make_exclusive(self.device.id, page, until)
     }
 
     fn translation(&self, page: Page, word: Word, serviced: &mut bool) -> Mapping {
         let backend = &*self.backend;
-        let (target, host) = match word.residency() {
-            Residency::Device { frame, order, .. } => {
-                let head = Frame(frame.0 - (page.0 - page.folio_head(order).0));
-                self.device.eviction().touched(head);
-                (Target::Device(frame), self.device.memory.address(frame))
+        let in_place = || backend.guest.mapping().address(page.offset());
+        let touched = |frame: Frame, order| {
+            let head = Frame(frame.0 - (page.0 - page.folio_head(order).0));
+            self.device.eviction().touched(head);
+        };
+        let (target, host) = match (word.residency(), &self.device.memory) {
+            (Residency::Device { frame, order, .. }, Some(memory)) => {
+                touched(frame, order);
+                (Target::Device(frame), memory.address(frame))
+            }
+            (
+                Residency::Coherent {
+                    device,
+                    frame,
+                    order,
+                },
+                _,
+            ) if device == self.device.id => {
+                touched(frame, order);
+                (Target::Device(frame), in_place())
+            }
+            (Residency::Exclusive(_), _) => {
+                let host = backend.exclusive.address(Frame(page.0));
+                (Target::Exclusive, host)
             }
             _ => {
                 *serviced = true;
                 backend.recorder.add(Counter::MappedInPlace, 1);
                 let device = Some(self.device.id);
                 backend.fault_event(EventKind::MappedInPlace, page, device, Duration::ZERO);
-                (
-                    Target::System,
-                    backend.guest.mapping().address(page.offset()),
-                )
+                (Target::System, in_place())
             }
         };
         Mapping {
@@ -337,6 +459,35 @@ impl<M: DeviceMmu> Mirror<M> {
     fn migrate_here(&self, page: Page, access: Access, word: Word, patient: &mut bool) -> bool {
         let backend = &*self.backend;
         let block = page.block();
+        let faulting = PageSet::from_iter([page.index_in_block()]);
+        let advice = self.ask(page, access);
+        if advice.stay {
+            return true;
+        }
+        if !self.wait_for_turn(word, &advice, patient) {
+            return false;
+        }
+        // Prefetching more than a part of the device's memory would evict what it works on.
+        let most = (self.device.capacity() / 4).max(1);
+        let wanted = window(&advice.prefetch.union(&faulting), page, most);
+        let room = backend.make_room(&self.device, wanted.count() as u32);
+        if room == 0 {
+            return false;
+        }
+        let pages = window(&wanted, page, room);
+        let reason = Reason {
+            cause: Cause::Demand,
+            faulting,
+            hold: advice.hold,
+        };
+        backend.migrate_block(&self.device, block, &pages, reason);
+        false
+    }
+
+    /// The policy's advice on this device's access to a page.
+    fn ask(&self, page: Page, access: Access) -> Advice {
+        let backend = &*self.backend;
+        let block = page.block();
         let words = backend.block_words(block);
         let fault = BlockFault {
             block,
@@ -350,11 +501,14 @@ impl<M: DeviceMmu> Mirror<M> {
             free_frames: self.device.free_frames(),
             capacity: self.device.capacity(),
         };
-        let advice: Advice = backend.advise(&fault, &view);
-        if advice.stay {
-            return true;
-        }
-        // Whoever got the page last is to make progress with it first; then nobody waits twice.
+        backend.advise(&fault, &view)
+    }
+
+    /// Waits as long as the page is held or the policy throttles; nobody is throttled twice. False if that took
+    /// time.
+    fn wait_for_turn(&self, word: Word, advice: &Advice, patient: &mut bool) -> bool {
+        let backend = &*self.backend;
+        // Whoever got the page last is to make progress with it first.
         let held = backend.system_hold(word).unwrap_or_default();
         let wait = if *patient {
             held.max(advice.throttle)
@@ -362,26 +516,12 @@ impl<M: DeviceMmu> Mirror<M> {
             held
         };
         *patient = false;
-        if !wait.is_zero() {
-            backend.recorder.add(Counter::FaultsDeferred, 1);
-            // A moment is waited for, not an event: nothing ends a hold early but its time.
-            std::thread::sleep(wait);
-            return false;
+        if wait.is_zero() {
+            return true;
         }
-        // Prefetching more than a part of the device's memory would evict what it works on.
-        let most = (self.device.capacity() / 4).max(1);
-        let wanted = window(&advice.prefetch.union(&fault.pages), page, most);
-        let room = backend.make_room(&self.device, wanted.count() as u32);
-        if room == 0 {
-            return false;
-        }
-        let pages = window(&wanted, page, room);
-        let reason = Reason {
-            cause: Cause::Demand,
-            faulting: fault.pages,
-            hold: advice.hold,
-        };
-        backend.migrate_block(&self.device, block, &pages, reason);
+        backend.recorder.add(Counter::FaultsDeferred, 1);
+        // A moment is waited for, not an event: nothing ends a hold early but its time.
+        std::thread::sleep(wait);
         false
     }
 }

@@ -12,10 +12,13 @@ impl Backend {
     /// whoever pinned them uses them without asking.
     pub fn memory_failure(&self, page: Page) -> Result<(), Error> {
         self.check_range(PageRange::single(page))?;
+        if self.guest.is_shared(page) {
+            return Err(Error::Shared(page));
+        }
         let only = |range: PageRange| u32::from(range.contains(page));
         let mut lock = self.lock_waiting(page);
         match lock.word().residency() {
-            Residency::Device { .. } => {
+            Residency::Device { .. } | Residency::Coherent { .. } => {
                 self.drop_on_device(lock, only, Word::to_poisoned);
             }
             Residency::System if lock.word().pins() > 0 => return Err(Error::Pinned(page)),
@@ -29,6 +32,7 @@ impl Backend {
                     lock.publish_pages(|word| word.to_poisoned());
                 }
             }
+            Residency::Exclusive(_) => self.drop_exclusive(lock, Word::to_poisoned),
             Residency::Untouched | Residency::Poisoned => {
                 lock.publish_pages(|word| word.to_poisoned());
             }

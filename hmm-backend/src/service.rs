@@ -226,12 +226,13 @@ impl Worker {
         for group in faults.chunk_by(|a, b| a.page.block() == b.page.block()) {
             let block = group[0].page.block();
             let pages: PageSet = group.iter().map(|f| f.page.index_in_block()).collect();
-            let write = group.iter().any(|f| f.write);
-            let access = if write { Access::Write } else { Access::Read };
+            let writes = group.iter().filter(|f| f.write);
+            let writes: PageSet = writes.map(|f| f.page.index_in_block()).collect();
+            let access = access_of(!writes.is_empty());
             let patient = !retried.is_some_and(|(_, waited)| waited);
             let served = self
                 .backend
-                .serve_cpu_faults(block, &pages, access, patient);
+                .serve_cpu_faults(block, &pages, access, &writes, patient);
             self.backend
                 .recorder
                 .add(Counter::FirstTouchFaults, served.first_touches);
@@ -356,16 +357,27 @@ impl Worker {
     fn finish(&mut self) {
         while let Some(next) = self.deferred.pop() {
             let page = PageSet::from_iter([next.fault.page.index_in_block()]);
-            let access = if next.fault.write {
-                Access::Write
-            } else {
-                Access::Read
+            let access = access_of(next.fault.write);
+            let writes = match access {
+                Access::Read => PageSet::EMPTY,
+                Access::Write => page,
             };
             // What is still unresolved cannot be: its CPU is to be stopped by a signal.
-            let _ = self
-                .backend
-                .serve_cpu_faults(next.fault.page.block(), &page, access, false);
+            let _ = self.backend.serve_cpu_faults(
+                next.fault.page.block(),
+                &page,
+                access,
+                &writes,
+                false,
+            );
         }
+    }
+}
+
+fn access_of(write: bool) -> Access {
+    match write {
+        true => Access::Write,
+        false => Access::Read,
     }
 }
 

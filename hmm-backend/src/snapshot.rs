@@ -14,10 +14,18 @@ pub const READ: u8 = 0x01;
 pub const WRITE: u8 = 0x02;
 /// Part of a 2 MiB folio.
 pub const LARGE: u8 = 0x04;
-/// In the device's own memory.
+/// In the device's own private memory.
 pub const DEVICE_LOCAL: u8 = 0x20;
-/// In another device's memory.
+/// In another device's private memory.
 pub const DEVICE_REMOTE: u8 = 0x30;
+/// In the device's own coherent memory.
+pub const COHERENT_LOCAL: u8 = 0x40;
+/// In another device's coherent memory.
+pub const COHERENT_REMOTE: u8 = 0x50;
+/// In system memory, for this device alone.
+pub const EXCLUSIVE_LOCAL: u8 = 0x60;
+/// In system memory, for another device alone.
+pub const EXCLUSIVE_REMOTE: u8 = 0x70;
 /// The contents are lost.
 pub const ERROR: u8 = 0xff;
 
@@ -26,6 +34,7 @@ impl Backend {
     /// the call.
     pub fn snapshot(&self, viewer: DeviceId, range: PageRange) -> Result<Vec<u8>, Error> {
         self.check_range(range)?;
+        let place = |device, local, remote| if device == viewer { local } else { remote };
         let byte = |page| {
             let word = self.table.word(page);
             let permission = if word.read_only() { READ } else { WRITE };
@@ -34,12 +43,14 @@ impl Backend {
                 Residency::System => permission,
                 Residency::Device { device, order, .. } => {
                     let large = if order == MAX_ORDER { LARGE } else { 0 };
-                    let place = if device == viewer {
-                        DEVICE_LOCAL
-                    } else {
-                        DEVICE_REMOTE
-                    };
-                    place | permission | large
+                    place(device, DEVICE_LOCAL, DEVICE_REMOTE) | permission | large
+                }
+                Residency::Coherent { device, order, .. } => {
+                    let large = if order == MAX_ORDER { LARGE } else { 0 };
+                    place(device, COHERENT_LOCAL, COHERENT_REMOTE) | permission | large
+                }
+                Residency::Exclusive(device) => {
+                    place(device, EXCLUSIVE_LOCAL, EXCLUSIVE_REMOTE) | permission
                 }
                 Residency::Poisoned => ERROR,
             }

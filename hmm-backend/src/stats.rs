@@ -81,6 +81,9 @@ counters! {
     FoliosRolledBack = "folios_rolled_back",
     DeviceMemoryFull = "device_memory_full",
     Invalidations = "invalidations",
+    // Pages that a device got for itself, and those it had to give back.
+    ExclusiveGrants = "exclusive_grants",
+    ExclusiveRevocations = "exclusive_revocations",
 }
 
 /// Latencies in microseconds.

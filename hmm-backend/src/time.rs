@@ -10,7 +10,7 @@ const TICK: Duration = Duration::from_micros(16);
 pub const MAX_HOLD: Duration = Duration::from_secs(1);
 
 /// A point in time in ticks of 16 µs, wrapping after 19 hours.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Tick(pub(crate) u32);
 
 impl Tick {

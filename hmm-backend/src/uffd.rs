@@ -44,6 +44,8 @@ ioctl_iowr_nr!(UFFDIO_MOVE, UFFDIO, k::_UFFDIO_MOVE, k::uffdio_move);
 ioctl_io_nr!(USERFAULTFD_IOC_NEW, UFFDIO, 0x00);
 /// `UFFDIO_WRITEPROTECT_MODE_WP`, which the crate lacks.
 const WRITEPROTECT_MODE_WP: u64 = 1;
+/// `UFFDIO_COPY_MODE_WP`, likewise.
+const COPY_MODE_WP: u64 = 2;
 
 /// Faults read by one call.
 pub(crate) const BATCH: usize = 64;
@@ -189,16 +191,17 @@ impl Uffd {
         check(unsafe { ioctl_with_ref(&self.file, UFFDIO_WAKE(), &range) })
     }
 
-    /// Fills missing pages with a copy of `src`, atomically towards faulting threads, and wakes them.
+    /// Fills missing pages with a copy of `src`, atomically towards faulting threads, and wakes them. With
+    /// `protect`, the pages are protected against writes from the first moment on.
     ///
     /// # Safety
     /// `src..src + len` must be readable, and `dst..dst + len` memory that the caller may fill.
-    pub(crate) unsafe fn copy(&self, dst: u64, src: u64, len: u64) -> Progress {
+    pub(crate) unsafe fn copy(&self, dst: u64, src: u64, len: u64, protect: bool) -> Progress {
         let mut arg = k::uffdio_copy {
             dst,
             src,
             len,
-            mode: 0,
+            mode: if protect { COPY_MODE_WP } else { 0 },
             copy: 0,
         };
         // SAFETY: the caller vouches for both ranges.

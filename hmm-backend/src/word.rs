@@ -2,15 +2,15 @@
 //!
 //! | bits | meaning |
 //! |---|---|
-//! | 0–1 | state: 0 untouched, 1 system, 2 device, 3 poisoned |
-//! | 2 | locked: one winner works on the page (or on the folio this page is the head of) |
-//! | 3 | waiters: somebody sleeps on the lock |
-//! | 4 | mirrored: some device may have a translation of the page |
-//! | 5 | read-only for devices |
-//! | 6–9 | order of the device folio the page belongs to |
-//! | 10–15 | system: number of pins; device: device number |
-//! | 16–31 | generation: counts state changes |
-//! | 32–63 | system: held until (ticks); device: frame |
+//! | 0–2 | state: 0 untouched, 1 system, 2 device, 3 poisoned, 4 coherent, 5 exclusive |
+//! | 3 | locked: one winner works on the page (or on the folio this page is the head of) |
+//! | 4 | waiters: somebody sleeps on the lock |
+//! | 5 | mirrored: some device may have a translation of the page |
+//! | 6 | read-only for CPUs and devices; the same for all pages of a folio |
+//! | 7–10 | order of the folio the page belongs to |
+//! | 11–16 | system: number of pins; device, coherent, exclusive: device number |
+//! | 17–31 | generation: counts state changes |
+//! | 32–63 | system, exclusive: held until (ticks); device, coherent: frame |
 
 use crate::driver::{DeviceId, Frame};
 use crate::time::Tick;
@@ -31,31 +31,53 @@ pub enum Residency {
         /// Order of the folio the frame belongs to.
         order: u8,
     },
+    /// In a device's coherent memory: CPUs and devices reach it in place, it only moves when asked to.
+    Coherent {
+        /// Whose memory.
+        device: DeviceId,
+        /// The frame that holds this page.
+        frame: Frame,
+        /// Order of the folio the frame belongs to.
+        order: u8,
+    },
+    /// In system memory, but for one device alone, which performs atomic operations on it. Any other access
+    /// takes that away.
+    Exclusive(DeviceId),
     /// The contents are lost; every access is fatal.
     Poisoned,
 }
 
-const STATE: u64 = 0b11;
+impl Residency {
+    /// Whether CPUs reach the page without a fault.
+    pub fn reached_by_cpus(self) -> bool {
+        matches!(self, Residency::System | Residency::Coherent { .. })
+    }
+}
+
+const STATE: u64 = 0b111;
 const UNTOUCHED: u64 = 0;
 const SYSTEM: u64 = 1;
 const DEVICE: u64 = 2;
 const POISONED: u64 = 3;
-pub(crate) const LOCKED: u64 = 1 << 2;
-pub(crate) const WAITERS: u64 = 1 << 3;
-pub(crate) const MIRRORED: u64 = 1 << 4;
-const READ_ONLY: u64 = 1 << 5;
-const ORDER_SHIFT: u32 = 6;
-const AUX_SHIFT: u32 = 10;
+const COHERENT: u64 = 4;
+const EXCLUSIVE: u64 = 5;
+pub(crate) const LOCKED: u64 = 1 << 3;
+pub(crate) const WAITERS: u64 = 1 << 4;
+pub(crate) const MIRRORED: u64 = 1 << 5;
+const READ_ONLY: u64 = 1 << 6;
+const ORDER_SHIFT: u32 = 7;
+const AUX_SHIFT: u32 = 11;
 const AUX_MASK: u64 = 0x3f;
 pub(crate) const PIN: u64 = 1 << AUX_SHIFT;
-const GENERATION_SHIFT: u32 = 16;
+const GENERATION_SHIFT: u32 = 17;
+const GENERATION_MASK: u16 = 0x7fff;
 const VALUE_SHIFT: u32 = 32;
 
 /// The most pins a page can have, and the number of devices a word can name.
 pub(crate) const AUX_MAX: u64 = AUX_MASK;
 
 /// A value of the residency word.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Word(pub(crate) u64);
 
 impl Word {
@@ -65,10 +87,16 @@ impl Word {
             UNTOUCHED => Residency::Untouched,
             SYSTEM => Residency::System,
             DEVICE => Residency::Device {
-                device: DeviceId(self.aux() as u8),
-                frame: Frame((self.0 >> VALUE_SHIFT) as u32),
+                device: self.owner(),
+                frame: self.frame(),
                 order: self.order(),
             },
+            COHERENT => Residency::Coherent {
+                device: self.owner(),
+                frame: self.frame(),
+                order: self.order(),
+            },
+            EXCLUSIVE => Residency::Exclusive(self.owner()),
             _ => Residency::Poisoned,
         }
     }
@@ -87,14 +115,14 @@ impl Word {
         self.0 & MIRRORED != 0
     }
 
-    /// Whether devices may only read the page.
+    /// Whether CPUs and devices may only read the page.
     pub fn read_only(self) -> bool {
         self.0 & READ_ONLY != 0
     }
 
-    /// Counts the changes of state, modulo 2¹⁶.
+    /// Counts the changes of state, modulo 2¹⁵.
     pub fn generation(self) -> u16 {
-        (self.0 >> GENERATION_SHIFT) as u16
+        (self.0 >> GENERATION_SHIFT) as u16 & GENERATION_MASK
     }
 
     /// Number of pins; only system pages have any.
@@ -106,9 +134,9 @@ impl Word {
         }
     }
 
-    /// Until when a system page stays where it is.
+    /// Until when a page that is in system memory (also for one device alone) stays as it is.
     pub(crate) fn system_held_until(self) -> Option<Tick> {
-        (self.0 & STATE == SYSTEM).then_some(Tick((self.0 >> VALUE_SHIFT) as u32))
+        matches!(self.0 & STATE, SYSTEM | EXCLUSIVE).then_some(Tick((self.0 >> VALUE_SHIFT) as u32))
     }
 
     pub(crate) fn order(self) -> u8 {
@@ -119,10 +147,18 @@ impl Word {
         self.0 >> AUX_SHIFT & AUX_MASK
     }
 
+    fn owner(self) -> DeviceId {
+        DeviceId(self.aux() as u8)
+    }
+
+    fn frame(self) -> Frame {
+        Frame((self.0 >> VALUE_SHIFT) as u32)
+    }
+
     /// What a change of state keeps: the permission, and the generation moved on by one. Lock, waiters
     /// and mirrored start clear: whoever changes the state has invalidated the mirrors.
     fn successor(self, state: u64) -> u64 {
-        let generation = u64::from(self.generation().wrapping_add(1));
+        let generation = u64::from(self.generation().wrapping_add(1) & GENERATION_MASK);
         state | (self.0 & READ_ONLY) | (generation << GENERATION_SHIFT)
     }
 
@@ -135,11 +171,27 @@ impl Word {
     }
 
     pub(crate) fn to_device(self, device: DeviceId, frame: Frame, order: u8) -> Word {
+        self.to_frame(DEVICE, device, frame, order)
+    }
+
+    pub(crate) fn to_coherent(self, device: DeviceId, frame: Frame, order: u8) -> Word {
+        self.to_frame(COHERENT, device, frame, order)
+    }
+
+    fn to_frame(self, state: u64, device: DeviceId, frame: Frame, order: u8) -> Word {
         Word(
-            self.successor(DEVICE)
+            self.successor(state)
                 | u64::from(device.0) << AUX_SHIFT
                 | u64::from(order) << ORDER_SHIFT
                 | u64::from(frame.0) << VALUE_SHIFT,
+        )
+    }
+
+    pub(crate) fn to_exclusive(self, device: DeviceId, held_until: Tick) -> Word {
+        Word(
+            self.successor(EXCLUSIVE)
+                | u64::from(device.0) << AUX_SHIFT
+                | u64::from(held_until.0) << VALUE_SHIFT,
         )
     }
 
@@ -211,5 +263,15 @@ mod tests {
         assert_eq!(system.system_held_until(), Some(Tick(7)));
         assert!(!system.locked() && !system.mirrored() && system.read_only());
         assert_eq!(Word(system.0 + 3 * PIN).pins(), 3);
+        let exclusive = system.to_exclusive(DeviceId(5), Tick(9));
+        assert_eq!(exclusive.residency(), Residency::Exclusive(DeviceId(5)));
+        assert_eq!(exclusive.system_held_until(), Some(Tick(9)));
+        assert_eq!((exclusive.pins(), exclusive.generation()), (0, 3));
+        // The generation wraps without touching its neighbours.
+        let mut word = exclusive;
+        for _ in 0..1 << 15 {
+            word = word.to_exclusive(DeviceId(5), Tick(9));
+        }
+        assert_eq!(word, exclusive);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use common::{Device, Rig, both_engines};
-use hmm_backend::{FaultError, PageRange};
+use hmm_backend::{FaultError, MirrorError, PageRange};
 
 /// A small generator: splitmix64.
 struct Random(u64);
@@ -35,7 +35,7 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
         |c| c.shards = shards,
         service_threads,
     );
-    let mut devices: Vec<Device> = vec![rig.device(300), rig.device(64)];
+    let mut devices: Vec<Device> = vec![rig.device(300), rig.device(64), rig.coherent_device(200)];
     let drivers: Vec<_> = devices.iter().map(|d| d.driver.clone()).collect();
     let ids: Vec<_> = devices.iter().map(|d| d.id).collect();
     let added = AtomicU64::new(0);
@@ -73,7 +73,16 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
                         random.below(COUNTED.into()) as u32,
                         random.below(512) as usize,
                     );
-                    device.add(page, word, 1000).unwrap();
+                    match random.below(4) {
+                        0 => device.add_exclusively(page, word, 1000, || {}),
+                        _ => device.add(page, word, 1000).map(drop),
+                    }
+                    // Somebody else has pinned it.
+                    .or_else(|error| match error {
+                        MirrorError::NotExclusive(_) => device.add(page, word, 1000).map(drop),
+                        error => Err(error),
+                    })
+                    .unwrap();
                     added.fetch_add(1000, SeqCst);
                     let scratch = COUNTED + random.below(SCRATCH.into()) as u32;
                     device.add(scratch, 0, 1).unwrap();
@@ -90,7 +99,7 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
                 let start = random.below(COUNTED.into()) as u32;
                 let len = 1 + random.below(600) as u32;
                 let range = rig.range(start..(start + len).min(COUNTED + SCRATCH));
-                let device = ids[random.below(2) as usize];
+                let device = ids[random.below(3) as usize];
                 match random.below(5) {
                     0 => drop(rig.backend.migrate_to_device(device, range).unwrap()),
                     1 => drop(rig.backend.migrate_to_system(range).unwrap()),
@@ -107,7 +116,7 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
                         unsafe { std::ptr::read_volatile(pinned.host()) };
                     }
                     _ => {
-                        let driver = &drivers[random.below(2) as usize];
+                        let driver = &drivers[random.below(3) as usize];
                         let mut faults = driver.faults.lock().unwrap();
                         // Few at a time: a driver that fails for ever is another test.
                         if faults.to_ram.is_empty() {
@@ -150,7 +159,8 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
     let stats = rig.backend.stats();
     eprintln!("{stats:#?}");
     assert!(stats.other["folio_splits"] > 0 && stats.other["folios_rolled_back"] > 0);
-    assert!(stats.device_pages_peak <= 364);
+    assert!(stats.other["exclusive_grants"] > 0);
+    assert!(stats.device_pages_peak <= 564);
 }
 
 #[test]

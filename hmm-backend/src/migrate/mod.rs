@@ -17,6 +17,7 @@ use crate::driver::Frame;
 use crate::memory::Run;
 use crate::page::{PageRange, PageSet};
 use crate::stats::Cause;
+use crate::word::Word;
 
 /// Proof that a migration went through all its phases; only their last one makes it.
 #[derive(Debug)]
@@ -65,13 +66,14 @@ impl Reason {
     }
 }
 
-/// Joins neighbouring pieces of pages in neighbouring frames of one block into runs.
-fn runs(pieces: impl Iterator<Item = (PageRange, Frame)>) -> Vec<Run> {
+/// Joins neighbouring pieces of pages in neighbouring frames of one block with the same permission into runs.
+fn runs(pieces: impl Iterator<Item = (PageRange, Frame, Word)>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for (pages, frame) in pieces {
+    for (pages, frame, word) in pieces {
         match runs.last_mut() {
             Some(run)
-                if pages.start == run.page.plus(run.pages)
+                if word.read_only() == run.read_only
+                    && pages.start == run.page.plus(run.pages)
                     && frame.0 == run.frame.0 + run.pages
                     && pages.start.block() == run.page.block() =>
             {
@@ -81,6 +83,7 @@ fn runs(pieces: impl Iterator<Item = (PageRange, Frame)>) -> Vec<Run> {
                 page: pages.start,
                 frame,
                 pages: pages.len(),
+                read_only: word.read_only(),
             }),
         }
     }
@@ -93,14 +96,25 @@ mod tests {
     use crate::page::Page;
 
     #[test]
-    fn runs_break_at_gaps_and_blocks() {
-        let pieces = [(1, 1, 8), (2, 2, 9), (4, 1, 12), (511, 1, 13), (512, 1, 14)];
-        let piece = |(p, n, f)| (PageRange::with_len(Page(p), n), Frame(f));
+    fn runs_break_at_gaps_blocks_and_permissions() {
+        let pieces = [
+            (0, 1, 7),
+            (1, 1, 8),
+            (2, 2, 9),
+            (4, 1, 12),
+            (511, 1, 13),
+            (512, 1, 14),
+        ];
+        let piece = |(p, n, f)| {
+            let word = Word(0).with_read_only(p == 2);
+            (PageRange::with_len(Page(p), n), Frame(f), word)
+        };
         let runs = runs(pieces.into_iter().map(piece));
         let found: Vec<_> = runs
             .iter()
             .map(|r| (r.page.0, r.frame.0, r.pages))
             .collect();
-        assert_eq!(found, [(1, 8, 3), (4, 12, 1), (511, 13, 1), (512, 14, 1)]);
+        let expected = [(0, 7, 2), (2, 9, 2), (4, 12, 1), (511, 13, 1), (512, 14, 1)];
+        assert_eq!(found, expected);
     }
 }

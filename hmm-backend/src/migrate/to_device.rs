@@ -7,12 +7,12 @@ use crate::driver::{DeviceFolio, DeviceId, Frame};
 use crate::error::MigrateError;
 use crate::events::{Event, EventKind};
 use crate::folio_lock::FolioLock;
-use crate::memory::Run;
+use crate::memory::{Fill, Run};
 use crate::page::{Block, MAX_ORDER, Page, PageRange, PageSet};
 use crate::residency::TryLock;
 use crate::stats::{Cause, Counter, Direction};
 use crate::time::Tick;
-use crate::word::Residency;
+use crate::word::{Residency, Word};
 
 /// A destination folio with the locks of the pages that go there.
 struct Target<'b> {
@@ -44,13 +44,13 @@ impl<'b> Target<'b> {
     }
 
     /// The pieces with (or without) contents, with their first frames.
-    fn pieces(&self, with_contents: bool) -> impl Iterator<Item = (PageRange, Frame)> + '_ {
+    fn pieces(&self, with_contents: bool) -> impl Iterator<Item = (PageRange, Frame, Word)> + '_ {
         let folio = self.allocation.folio;
         let wanted =
             move |l: &&FolioLock<'_>| (l.word().residency() == Residency::System) == with_contents;
         self.locks.iter().filter(wanted).map(move |lock| {
             let offset = lock.head().0 - folio.page.0;
-            (lock.range(), Frame(folio.frame.0 + offset))
+            (lock.range(), Frame(folio.frame.0 + offset), lock.word())
         })
     }
 }
@@ -99,36 +99,13 @@ impl<'b> ToDevice<'b> {
                 lock.carve(&|range| count_in(pages, range), &mut locks);
             }
         }
-        let mut taken = PageSet::EMPTY;
-        for lock in &locks {
-            taken = taken.union(&set_of(lock.range()));
-        }
-        // Taken from the end.
-        locks.reverse();
+        // A folio has one permission.
+        let (read_only, writable) = locks.into_iter().partition(|l| l.word().read_only());
         let mut targets = Vec::new();
-        'out: for run in taken.runs() {
-            let mut at = run.start;
-            while at < run.end {
-                let page = block.page(at);
-                let fits = (run.end - at).ilog2() as u8;
-                let mut order = fits.min(at.trailing_zeros().min(MAX_ORDER.into()) as u8);
-                let allocation = loop {
-                    if let Some(a) = Allocation::new(device, page, order, &backend.recorder) {
-                        break a;
-                    }
-                    // Memory is fragmented or short: smaller folios, then fewer pages.
-                    match order.checked_sub(1) {
-                        Some(smaller) => order = smaller,
-                        None => break 'out,
-                    }
-                };
-                at += 1 << order;
-                targets.push(Target {
-                    locks: take_locks(&mut locks, page.plus(1 << order)),
-                    allocation,
-                });
-            }
+        for locks in [writable, read_only] {
+            allocate(backend, device, block, locks, &mut targets);
         }
+        targets.sort_by_key(|t| t.allocation.folio.page);
         (!targets.is_empty()).then_some(ToDevice {
             backend,
             device,
@@ -176,16 +153,25 @@ impl<'b> ToDevice<'b> {
         let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
         self.backend.invalidate_mirrors(locks);
         let mut failed = PageSet::EMPTY;
-        let memory = &self.device.memory;
-        for run in runs_of(&self.targets, true) {
-            self.backend.guest.take(run, memory, |at, _| {
-                failed.insert(run.page.plus(at).index_in_block());
-            });
-        }
-        for run in runs_of(&self.targets, false) {
-            memory.fill_zero(run.frame, run.pages, |at, _| {
-                failed.insert(run.page.plus(at).index_in_block());
-            });
+        let guest = &self.backend.guest;
+        let mut fail = |run: Run, at| failed.insert(run.page.plus(at).index_in_block());
+        if let Some(memory) = &self.device.memory {
+            for run in runs_of(&self.targets, true) {
+                guest.take(run, memory, |at, _| fail(run, at));
+            }
+            for run in runs_of(&self.targets, false) {
+                memory.fill_zero(run.frame, run.pages, |at, _| fail(run, at));
+            }
+        } else {
+            // Coherent: CPUs keep reaching the page, so only holes have to be filled.
+            for run in runs_of(&self.targets, false) {
+                let range = PageRange::with_len(run.page, run.pages);
+                let fill = match run.read_only {
+                    true => Fill::ReadOnly,
+                    false => Fill::Memory,
+                };
+                guest.fill_zero(range, fill, |at, _| fail(run, at));
+            }
         }
         if !failed.is_empty() {
             self.backend
@@ -223,8 +209,10 @@ impl<'b> CopiedToDevice<'b> {
 
     /// Makes the frames the pages' place.
     pub fn commit(mut self) -> CommittedToDevice<'b> {
-        for run in runs_of(&self.0.targets, true) {
-            self.0.backend.guest.take_commit(run);
+        if self.0.device.memory.is_some() {
+            for run in runs_of(&self.0.targets, true) {
+                self.0.backend.guest.take_commit(run);
+            }
         }
         let until = Tick::end_of_hold(self.0.backend.clock.now(), self.0.reason.hold);
         let targets = std::mem::take(&mut self.0.targets);
@@ -236,6 +224,46 @@ impl<'b> CopiedToDevice<'b> {
                 .map(|t| make_resident(t, self.0.device, until))
                 .collect(),
             reason: self.0.reason,
+        }
+    }
+}
+
+/// Finds frames for these pages, in folios as large as alignment and free memory permit; lets go of those that
+/// find none.
+fn allocate<'b>(
+    backend: &'b Backend,
+    device: &'b Device,
+    block: Block,
+    mut locks: Vec<FolioLock<'b>>,
+    targets: &mut Vec<Target<'b>>,
+) {
+    let mut taken = PageSet::EMPTY;
+    for lock in &locks {
+        taken = taken.union(&set_of(lock.range()));
+    }
+    // Taken from the end.
+    locks.reverse();
+    for run in taken.runs() {
+        let mut at = run.start;
+        while at < run.end {
+            let page = block.page(at);
+            let fits = (run.end - at).ilog2() as u8;
+            let mut order = fits.min(at.trailing_zeros().min(MAX_ORDER.into()) as u8);
+            let allocation = loop {
+                if let Some(a) = Allocation::new(device, page, order, &backend.recorder) {
+                    break a;
+                }
+                // Memory is fragmented or short: smaller folios, then fewer pages.
+                match order.checked_sub(1) {
+                    Some(smaller) => order = smaller,
+                    None => return,
+                }
+            };
+            at += 1 << order;
+            targets.push(Target {
+                locks: take_locks(&mut locks, page.plus(1 << order)),
+                allocation,
+            });
         }
     }
 }
@@ -256,22 +284,37 @@ fn take_locks<'b>(locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b
 fn make_resident<'b>(target: Target<'b>, device: &Device, until: Tick) -> FolioLock<'b> {
     device.hold(target.allocation.folio.frame, until);
     let folio = target.allocation.into_resident();
+    let coherent = device.memory.is_none();
     FolioLock::merge(target.locks, folio.order, |i, word| {
-        word.to_device(device.id, Frame(folio.frame.0 + i as u32), folio.order)
+        let frame = Frame(folio.frame.0 + i as u32);
+        match coherent {
+            true => word.to_coherent(device.id, frame, folio.order),
+            false => word.to_device(device.id, frame, folio.order),
+        }
     })
 }
 
 impl Drop for CopiedToDevice<'_> {
     /// Rolls back: the contents return to where they were.
     fn drop(&mut self) {
+        let now = self.0.backend.clock.now();
+        let until = Tick::end_of_hold(now, std::time::Duration::ZERO);
+        let Some(memory) = &self.0.device.memory else {
+            // Coherent: nothing was taken away. CPUs may have written to holes since they were filled.
+            for target in std::mem::take(&mut self.0.targets) {
+                for lock in target.locks {
+                    if lock.word().residency() == Residency::Untouched {
+                        lock.publish_pages(|word| word.to_system(until));
+                    }
+                }
+            }
+            return;
+        };
         let mut stuck = PageSet::EMPTY;
         for run in runs_of(&self.0.targets, true) {
-            self.0
-                .backend
-                .guest
-                .take_rollback(run, &self.0.device.memory, |at| {
-                    stuck.insert(run.page.plus(at).index_in_block());
-                });
+            self.0.backend.guest.take_rollback(run, memory, |at| {
+                stuck.insert(run.page.plus(at).index_in_block());
+            });
         }
         // The host has no memory to take a page back: its contents are safe in the frame, so the frame is
         // where it lives. Everything else is as before.
@@ -282,11 +325,7 @@ impl Drop for CopiedToDevice<'_> {
             match count_in(&stuck, range) {
                 // Dropping the target unlocks the pages and frees the frames.
                 0 => target.allocation.dirty = true,
-                n if n == range.len() => {
-                    let now = self.0.backend.clock.now();
-                    let until = Tick::end_of_hold(now, std::time::Duration::ZERO);
-                    drop(make_resident(target, self.0.device, until));
-                }
+                n if n == range.len() => drop(make_resident(target, self.0.device, until)),
                 _ => {
                     let upper = target.halve();
                     todo.extend([target, upper]);
@@ -335,13 +374,14 @@ impl Drop for CommittedToDevice<'_> {
 }
 
 impl Backend {
-    /// Locks a page's folio if it can go to a device: system memory, unpinned, not held; or untouched.
+    /// Locks a page's folio if it can go to a device: private system memory, unpinned, not held; or untouched.
     fn lock_for_device(&self, page: Page, cause: Cause) -> Option<FolioLock<'_>> {
         // Looked at first without the lock, so as not to disturb pages that are on a device already.
         if !matches!(
             self.table.word(page).residency(),
             Residency::System | Residency::Untouched
-        ) {
+        ) || self.guest.is_shared(page)
+        {
             return None;
         }
         let TryLock::Locked(lock) = self.table.try_lock(page) else {
@@ -362,7 +402,10 @@ impl Backend {
                 None
             }
             Residency::System => Some(lock),
-            Residency::Device { .. } | Residency::Poisoned => None,
+            Residency::Device { .. }
+            | Residency::Coherent { .. }
+            | Residency::Exclusive(_)
+            | Residency::Poisoned => None,
         }
     }
 }

@@ -174,13 +174,14 @@ impl<'b> CopiedToSystem<'b> {
     pub fn commit(self) -> Result<CommittedToSystem<'b>, FaultError> {
         let mut this = self.0;
         let mut failed: Vec<(Page, EngineError)> = Vec::new();
-        let piece = |s: &Source<'_>| (s.lock.range(), s.folio.frame);
-        for run in runs(this.sources.iter().map(piece)) {
-            this.backend
-                .guest
-                .give(run, &this.device.memory, |at, error| {
+        let piece = |s: &Source<'_>| (s.lock.range(), s.folio.frame, s.lock.word());
+        // Coherent memory is where CPUs reach it already.
+        if let Some(memory) = &this.device.memory {
+            for run in runs(this.sources.iter().map(piece)) {
+                this.backend.guest.give(run, memory, |at, error| {
                     failed.push((run.page.plus(at), error));
                 });
+            }
         }
         // What matters is what became of the page somebody waits for.
         let told = failed.iter().find(|(page, _)| Some(*page) == this.fault);
@@ -241,6 +242,7 @@ impl CommittedToSystem<'_> {
                 .causes(range)
                 .for_each(|(cause, n)| by_cause[cause as usize] += n);
             // It stays one folio: the next migration takes it with one lock.
+            let read_only = lock.word().read_only();
             lock.publish_folio(|word| word.to_system(until));
             recorder.event(|| Event {
                 time: now,
@@ -251,11 +253,11 @@ impl CommittedToSystem<'_> {
                 cause,
                 latency: Duration::ZERO,
             });
-            empty.push(folio);
+            empty.push((folio, read_only));
         }
-        // With no lock held any more.
-        for folio in empty {
-            device.release(folio, false, true, recorder);
+        // With no lock held any more. Read-only pages were copied: their frames still have contents.
+        for (folio, read_only) in empty {
+            device.release(folio, read_only, true, recorder);
         }
         for cause in Cause::ALL {
             match by_cause[cause as usize] {
@@ -278,7 +280,10 @@ impl Backend {
     /// Locks the folio of a page that is in device memory, unless somebody works on it.
     pub(crate) fn lock_device_folio(&self, page: Page) -> Option<(&Arc<Device>, Source<'_>)> {
         // Looked at first without the lock, so as not to disturb pages of other kinds.
-        if !matches!(self.table.word(page).residency(), Residency::Device { .. }) {
+        if !matches!(
+            self.table.word(page).residency(),
+            Residency::Device { .. } | Residency::Coherent { .. }
+        ) {
             return None;
         }
         let TryLock::Locked(lock) = self.table.try_lock(page) else {
@@ -293,11 +298,16 @@ impl Backend {
         &'b self,
         lock: FolioLock<'b>,
     ) -> Option<(&'b Arc<Device>, Source<'b>)> {
-        let Residency::Device {
+        let (Residency::Device {
             device,
             frame,
             order,
-        } = lock.word().residency()
+        }
+        | Residency::Coherent {
+            device,
+            frame,
+            order,
+        }) = lock.word().residency()
         else {
             return None;
         };

@@ -79,8 +79,11 @@ impl BlockView<'_> {
     /// The pages whose contents are at `place`.
     pub fn resident(&self, place: Place) -> PageSet {
         let here = |w: &Word| match (w.residency(), place) {
-            (Residency::System, Place::System) => true,
-            (Residency::Device { device, .. }, Place::Device(d)) => device == d,
+            (Residency::System | Residency::Coherent { .. }, Place::System) => true,
+            (
+                Residency::Device { device, .. } | Residency::Coherent { device, .. },
+                Place::Device(d),
+            ) => device == d,
             _ => false,
         };
         let indices = self.words.iter().enumerate();

@@ -171,6 +171,34 @@ impl Device {
         })
     }
 
+    /// Adds to a word with the page for itself; `between` runs between the two halves of the operation, which is not
+    /// an atomic one of the host's.
+    pub fn add_exclusively(
+        &mut self,
+        page: u32,
+        word: usize,
+        value: u64,
+        between: impl Fn(),
+    ) -> Result<(), MirrorError> {
+        let page = Page(page);
+        loop {
+            let guard = self.mirror.lock();
+            if let Some(mapping) = guard.0.get(&page)
+                && mapping.target != hmm_backend::Target::System
+            {
+                let cell = cell(mapping.host.as_ptr(), word);
+                let old = cell.load(Ordering::SeqCst);
+                between();
+                cell.store(old + value, Ordering::SeqCst);
+                return Ok(());
+            }
+            drop(guard);
+            self.mirror.fault_exclusive(page, |table, mapping| {
+                table.0.insert(mapping.page, mapping);
+            })?;
+        }
+    }
+
     /// Where its table says the page is, if it has a translation.
     pub fn target(&mut self, page: u32) -> Option<hmm_backend::Target> {
         self.mirror.lock().0.get(&Page(page)).map(|m| m.target)
@@ -234,11 +262,21 @@ impl Rig {
     }
 
     pub fn device(&self, pages: u32) -> Device {
+        self.attach(pages, Backend::attach)
+    }
+
+    pub fn coherent_device(&self, pages: u32) -> Device {
+        self.attach(pages, Backend::attach_coherent)
+    }
+
+    fn attach(
+        &self,
+        pages: u32,
+        attach: impl Fn(&Backend, u64, Arc<dyn Driver>) -> Result<DeviceId, hmm_backend::Error>,
+    ) -> Device {
         let driver = Arc::new(CheckingDriver::default());
-        let id = self
-            .backend
-            .attach(u64::from(pages) * hmm_backend::PAGE_SIZE, driver.clone())
-            .unwrap();
+        let bytes = u64::from(pages) * hmm_backend::PAGE_SIZE;
+        let id = attach(&self.backend, bytes, driver.clone()).unwrap();
         let mirror = self.backend.mirror(id, Table::default()).unwrap();
         Device { id, driver, mirror }
     }

@@ -1,0 +1,107 @@
+//! Exclusive access of one device to a page of system memory, for atomic operations that CPUs must not interleave
+//! with: Linux's `make_device_exclusive`.
+//!
+//! The page leaves the guest's address space for a place of its own, so every CPU access faults; such a fault,
+//! or another device's, *revokes*: the device's translation is invalidated, which waits until it is not in use, and the page
+//! goes back. The policy's hold gives the device a minimum time, so that both sides make progress.
+
+use crate::backend::Backend;
+use crate::driver::{DeviceId, Frame};
+use crate::folio_lock::FolioLock;
+use crate::memory::{DeviceMemory, EngineError, Run};
+use crate::page::{PAGE_SIZE, Page, PageRange};
+use crate::residency::TryLock;
+use crate::stats::Counter;
+use crate::time::Tick;
+use crate::word::{Residency, Word};
+
+fn run(lock: &FolioLock<'_>) -> Run {
+    Run {
+        page: lock.head(),
+        // Each page has its own place there.
+        frame: Frame(lock.head().0),
+        pages: lock.range().len(),
+        read_only: lock.word().read_only(),
+    }
+}
+
+impl Backend {
+    /// Gives a device a page of system memory for itself, until the tick at least. False if that cannot be done just now.
+    pub(crate) fn make_exclusive(&self, device: DeviceId, page: Page, until: Tick) -> bool {
+        let TryLock::Locked(lock) = self.table.try_lock(page) else {
+            return false;
+        };
+        if lock.word().residency() != Residency::System || lock.word().pins() > 0 {
+            return false;
+        }
+        let mut pieces = Vec::new();
+        lock.carve(&|range| range.contains(page).into(), &mut pieces);
+        let mut taken = false;
+        for mut lock in pieces {
+            self.invalidate_mirrors(std::iter::once(&mut lock));
+            let run = run(&lock);
+            let mut failed = false;
+            self.guest.take(run, &self.exclusive, |_, _| failed = true);
+            if failed {
+                continue;
+            }
+            self.guest.take_commit(run);
+            lock.publish_pages(|word| word.to_exclusive(device, until));
+            self.recorder.add(Counter::ExclusiveGrants, 1);
+            taken = true;
+        }
+        taken
+    }
+
+    /// Gives an exclusive page back to everybody. On an error it stays as it is.
+    pub(crate) fn revoke(&self, mut lock: FolioLock<'_>) -> Result<(), EngineError> {
+        self.invalidate_mirrors(std::iter::once(&mut lock));
+        let run = run(&lock);
+        let mut failed = None;
+        self.guest
+            .give(run, &self.exclusive, |_, error| failed = Some(error));
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        self.exclusive.forget(run.frame, run.pages);
+        lock.publish_pages(|word| word.to_system(Tick::default()));
+        self.recorder.add(Counter::ExclusiveRevocations, 1);
+        Ok(())
+    }
+
+    /// The contents of an exclusive page are no longer needed.
+    pub(crate) fn drop_exclusive(&self, mut lock: FolioLock<'_>, word: impl Fn(Word) -> Word) {
+        self.invalidate_mirrors(std::iter::once(&mut lock));
+        let run = run(&lock);
+        self.exclusive.forget(run.frame, run.pages);
+        lock.publish_pages(word);
+    }
+
+    /// Revokes exclusive access to the pages of a range that `whose` says yes to. Pages that somebody is
+    /// at work on are left to them.
+    pub(crate) fn end_exclusive_access(&self, range: PageRange, whose: impl Fn(DeviceId) -> bool) {
+        for page in range.pages() {
+            let Residency::Exclusive(device) = self.table.word(page).residency() else {
+                continue;
+            };
+            if let (true, TryLock::Locked(lock)) = (whose(device), self.table.try_lock(page))
+                && let Residency::Exclusive(_) = lock.word().residency()
+            {
+                // Left exclusive on an error: a CPU that wants it will try again, and be told.
+                let _ = self.revoke(lock);
+            }
+        }
+    }
+}
+
+impl DeviceMemory {
+    /// The contents of these pages are dead, or have been copied: their memory goes back to the host.
+    pub(crate) fn forget(&self, frame: Frame, frames: u32) {
+        let (offset, len) = (
+            u64::from(frame.0) * PAGE_SIZE,
+            u64::from(frames) * PAGE_SIZE,
+        );
+        // SAFETY: the caller, who holds the pages' lock, says so.
+        unsafe { self.mapping().discard(offset, len) };
+    }
+}

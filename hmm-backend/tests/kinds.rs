@@ -1,0 +1,377 @@
+//! Kinds of memory and access beside private device memory: read-only, exclusive, coherent, shared.
+
+mod common;
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use common::{Rig, both_engines};
+use hmm_backend::{Error, MirrorError, Page, Residency, Target, snapshot};
+
+const NO_HOLD: &str = "on-demand+timeslice:min=0us";
+
+/// A thread writes a word of a read-only page. Returns what the service says; the thread sleeps until the page is
+/// writable.
+fn forbidden_write(rig: &Rig, page: u32, value: u64) {
+    let seen = rig.fatal.lock().unwrap().len();
+    std::thread::scope(|scope| {
+        scope.spawn(|| rig.cpu(page, 0).store(value, SeqCst));
+        let mut fatal = rig.fatal.lock().unwrap();
+        while fatal.len() == seen {
+            fatal = rig.fatal_seen.wait(fatal).unwrap();
+        }
+        let fault = fatal.last().unwrap().clone();
+        drop(fatal);
+        assert_eq!(fault.page, Page(page));
+        assert!(fault.cause.to_string().contains("read-only"), "{fault:?}");
+        rig.backend
+            .set_read_only(rig.range(page..page + 1), false)
+            .unwrap();
+    });
+    rig.backend
+        .set_read_only(rig.range(page..page + 1), true)
+        .unwrap();
+}
+
+#[test]
+fn cpus_cannot_write_read_only_pages_wherever_they_are() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, NO_HOLD);
+        let mut device = rig.device(64);
+        for page in 0..8 {
+            rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
+        }
+        let range = rig.range(0..16);
+        // Present pages, and (8..16) untouched ones.
+        rig.backend.set_read_only(range, true).unwrap();
+        forbidden_write(&rig, 1, 100);
+        forbidden_write(&rig, 9, 101);
+        assert_eq!(rig.cpu(1, 0).load(SeqCst), 100);
+        assert_eq!(rig.cpu(9, 0).load(SeqCst), 101);
+        assert_eq!(rig.cpu(10, 0).load(SeqCst), 0, "an untouched page is read");
+        // On the device and back, by a fault and by request: still read-only, with the same contents.
+        assert_eq!(rig.backend.migrate_to_device(device.id, range).unwrap(), 16);
+        assert_eq!(device.read(2, 0), Ok(12));
+        assert_eq!(device.write(2, 0, 1), Err(MirrorError::Permission(Page(2))));
+        forbidden_write(&rig, 3, 102);
+        assert_eq!(rig.cpu(2, 0).load(SeqCst), 12);
+        rig.backend.migrate_to_system(range).unwrap();
+        forbidden_write(&rig, 4, 103);
+        assert_eq!(rig.cpu(5, 0).load(SeqCst), 15);
+        // A free gives zeros and keeps the permission.
+        rig.backend.guest_freed(range).unwrap();
+        assert_eq!(rig.cpu(5, 0).load(SeqCst), 0);
+        forbidden_write(&rig, 5, 104);
+        rig.backend.set_read_only(range, false).unwrap();
+        rig.cpu(5, 0).fetch_add(1, SeqCst);
+        rig.cpu(11, 0).fetch_add(1, SeqCst);
+        assert_eq!(rig.cpu(5, 0).load(SeqCst), 105);
+        device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn a_rolled_back_migration_keeps_the_permission() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, NO_HOLD);
+        let device = rig.device(64);
+        for page in 0..8 {
+            rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
+        }
+        rig.backend.set_read_only(rig.range(2..5), true).unwrap();
+        device.driver.faults.lock().unwrap().to_device_after_copy = 8;
+        let range = rig.range(0..8);
+        assert_eq!(rig.backend.migrate_to_device(device.id, range).unwrap(), 0);
+        rig.cpu(1, 0).store(1, SeqCst);
+        rig.cpu(5, 0).store(5, SeqCst);
+        forbidden_write(&rig, 2, 20);
+        forbidden_write(&rig, 4, 40);
+        let values: Vec<_> = (0..8).map(|p| rig.cpu(p, 0).load(SeqCst)).collect();
+        assert_eq!(values, [10, 1, 20, 13, 40, 5, 16, 17]);
+        rig.wait_for(|_| device.driver.live() == 0);
+        device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn a_large_folio_has_one_permission() {
+    both_engines(|engine| {
+        let rig = Rig::new(1024, engine, NO_HOLD);
+        let mut device = rig.device(1024);
+        let all = rig.range(0..512);
+        assert_eq!(rig.backend.migrate_to_device(device.id, all).unwrap(), 512);
+        rig.backend
+            .set_read_only(rig.range(100..101), true)
+            .unwrap();
+        assert!(device.write(99, 0, 7).is_ok() && device.write(101, 0, 8).is_ok());
+        assert_eq!(
+            device.write(100, 0, 9),
+            Err(MirrorError::Permission(Page(100)))
+        );
+        rig.backend.migrate_to_system(all).unwrap();
+        rig.cpu(99, 1).store(1, SeqCst);
+        forbidden_write(&rig, 100, 3);
+        // Migrating all of it again does not join what has different permissions.
+        assert_eq!(rig.backend.migrate_to_device(device.id, all).unwrap(), 512);
+        assert_eq!(
+            device.write(100, 0, 9),
+            Err(MirrorError::Permission(Page(100)))
+        );
+        assert_eq!(device.read(100, 0), Ok(3));
+        rig.backend.set_read_only(all, true).unwrap();
+        assert_eq!(device.write(0, 0, 9), Err(MirrorError::Permission(Page(0))));
+        rig.backend.set_read_only(all, false).unwrap();
+        assert_eq!(rig.backend.migrate_to_system(all).unwrap(), 512);
+        rig.backend.migrate_to_device(device.id, all).unwrap();
+        let seen = rig.backend.snapshot(device.id, rig.range(0..1)).unwrap();
+        let whole = snapshot::DEVICE_LOCAL | snapshot::WRITE | snapshot::LARGE;
+        assert_eq!(seen, [whole], "one folio again");
+        device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn no_cpu_comes_between_a_device_s_exclusive_operation() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, NO_HOLD);
+        // No device memory to speak of: exclusive pages use none.
+        let mut device = rig.device(1);
+        let rounds = 300;
+        let stop = AtomicBool::new(false);
+        let added = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(SeqCst) {
+                        rig.cpu(3, 5).fetch_add(1, SeqCst);
+                        added.fetch_add(1, SeqCst);
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            for _ in 0..rounds {
+                device
+                    .add_exclusively(3, 5, 1000, std::thread::yield_now)
+                    .unwrap();
+            }
+            stop.store(true, SeqCst);
+        });
+        let expected = added.load(SeqCst) + rounds * 1000;
+        assert_eq!(rig.cpu(3, 5).load(SeqCst), expected);
+        let stats = rig.backend.stats();
+        assert!(stats.other["exclusive_grants"] > 0 && stats.other["exclusive_revocations"] > 0);
+    });
+}
+
+#[test]
+fn exclusive_access_ends_by_whatever_else_happens_to_the_page() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, NO_HOLD);
+        let (mut one, mut two) = (rig.device(64), rig.device(64));
+        let range = rig.range(0..8);
+        let take = |device: &mut common::Device| {
+            device.add_exclusively(4, 0, 1, || {}).unwrap();
+            assert_eq!(device.target(4), Some(Target::Exclusive));
+            let word = rig.backend.word(Page(4)).unwrap();
+            assert_eq!(word.residency(), Residency::Exclusive(device.id));
+        };
+        rig.cpu(4, 0).store(1, SeqCst);
+        take(&mut one);
+        let seen = |id| rig.backend.snapshot(id, rig.range(4..5)).unwrap()[0] & 0xf0;
+        assert_eq!(seen(one.id), snapshot::EXCLUSIVE_LOCAL);
+        assert_eq!(seen(two.id), snapshot::EXCLUSIVE_REMOTE);
+        // A CPU reads.
+        assert_eq!(rig.cpu(4, 0).load(SeqCst), 2);
+        assert_eq!(one.target(4), None);
+        // Another device takes it, another device reads it.
+        take(&mut one);
+        take(&mut two);
+        assert_eq!(one.target(4), None);
+        assert_eq!(one.read(4, 0), Ok(4));
+        assert_eq!(two.target(4), None);
+        // A permission change; after it, no atomic operation.
+        take(&mut two);
+        rig.backend.set_read_only(range, true).unwrap();
+        assert_eq!(
+            two.add_exclusively(4, 0, 1, || {}),
+            Err(MirrorError::Permission(Page(4)))
+        );
+        rig.backend.set_read_only(range, false).unwrap();
+        // A pin, during which nobody gets it; a free; a request; detach.
+        take(&mut one);
+        let pinned = rig.backend.pin(range).unwrap();
+        assert_eq!(rig.cpu(4, 0).load(SeqCst), 6);
+        assert_eq!(
+            one.add_exclusively(4, 0, 1, || {}),
+            Err(MirrorError::NotExclusive(Page(4)))
+        );
+        drop(pinned);
+        take(&mut one);
+        assert!(rig.backend.guest_freed(range).unwrap() > 0);
+        assert_eq!((one.target(4), rig.cpu(4, 0).load(SeqCst)), (None, 0));
+        take(&mut one);
+        rig.backend.migrate_to_system(range).unwrap();
+        assert_eq!((one.target(4), rig.cpu(4, 0).load(SeqCst)), (None, 1));
+        take(&mut one);
+        rig.backend.detach(one.id).unwrap();
+        assert_eq!((one.target(4), rig.cpu(4, 0).load(SeqCst)), (None, 2));
+        take(&mut two);
+        rig.backend.memory_failure(Page(4)).unwrap();
+        assert!(matches!(two.read(4, 0), Err(MirrorError::Fatal { .. })));
+    });
+}
+
+#[test]
+fn exclusive_access_lasts_for_the_minimum_residency() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, "on-demand+timeslice:min=2ms");
+        let mut device = rig.device(64);
+        device.add_exclusively(0, 0, 1, || {}).unwrap();
+        assert_eq!(rig.cpu(0, 0).fetch_add(1, SeqCst), 1);
+        assert!(rig.backend.stats().other["faults_deferred"] > 0);
+    });
+}
+
+#[test]
+fn a_page_in_its_own_memory_is_a_device_s_alone() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, NO_HOLD);
+        let mut device = rig.device(64);
+        device.write(0, 0, 5).unwrap();
+        device.add_exclusively(0, 0, 1, || {}).unwrap();
+        assert!(matches!(device.target(0), Some(Target::Device(_))));
+        assert_eq!(rig.cpu(0, 0).load(SeqCst), 6);
+    });
+}
+
+#[test]
+fn coherent_pages_are_reached_by_all_and_move_only_when_asked_to() {
+    both_engines(|engine| {
+        let rig = Rig::new(1024, engine, NO_HOLD);
+        let (mut own, mut other) = (rig.coherent_device(512), rig.device(64));
+        let range = rig.range(0..16);
+        rig.cpu(2, 0).store(12, SeqCst);
+        assert_eq!(own.read(2, 0), Ok(12));
+        assert_eq!(own.target(2), Some(Target::System), "faults move nothing");
+        assert_eq!(rig.backend.migrate_to_device(own.id, range).unwrap(), 16);
+        assert_eq!(own.driver.live(), 1, "one folio");
+        let faults = rig.backend.stats().cpu_faults;
+        rig.cpu(2, 0).fetch_add(1, SeqCst);
+        rig.cpu(3, 0).fetch_add(3, SeqCst);
+        assert_eq!(rig.backend.stats().cpu_faults, faults, "CPUs do not fault");
+        assert_eq!((own.read(2, 0), other.read(2, 0)), (Ok(13), Ok(13)));
+        other.write(2, 0, 14).unwrap();
+        assert_eq!((own.read(2, 0), rig.cpu(2, 0).load(SeqCst)), (Ok(14), 14));
+        assert!(matches!(own.target(2), Some(Target::Device(_))));
+        let view = |id| rig.backend.snapshot(id, rig.range(2..3)).unwrap()[0];
+        assert_eq!(view(own.id), snapshot::COHERENT_LOCAL | snapshot::WRITE);
+        assert_eq!(view(other.id), snapshot::COHERENT_REMOTE | snapshot::WRITE);
+        // A long-term pin moves its pages out, and only those.
+        let pinned = rig.backend.pin(rig.range(4..5)).unwrap();
+        let place = |page| rig.backend.word(Page(page)).unwrap().residency();
+        assert_eq!(place(4), Residency::System);
+        assert!(matches!(place(5), Residency::Coherent { .. }));
+        drop(pinned);
+        // So does a request; a free drops the contents and the frame.
+        assert_eq!(rig.backend.migrate_to_system(rig.range(0..4)).unwrap(), 4);
+        assert_eq!(place(2), Residency::System);
+        assert_eq!(rig.cpu(2, 0).load(SeqCst), 14);
+        rig.cpu(8, 0).store(8, SeqCst);
+        assert_eq!(rig.backend.guest_freed(rig.range(8..9)).unwrap(), 1);
+        assert_eq!(rig.cpu(8, 0).load(SeqCst), 0);
+        // Permissions, failures, and the end of the device.
+        rig.backend.set_read_only(rig.range(6..7), true).unwrap();
+        assert_eq!(own.write(6, 0, 1), Err(MirrorError::Permission(Page(6))));
+        forbidden_write(&rig, 6, 60);
+        rig.backend.memory_failure(Page(7)).unwrap();
+        assert!(matches!(own.read(7, 0), Err(MirrorError::Fatal { .. })));
+        assert_eq!(own.read(6, 0), Ok(60));
+        rig.cpu(9, 0).store(9, SeqCst);
+        rig.backend.detach(own.id).unwrap();
+        assert_eq!(
+            (place(9), rig.cpu(9, 0).load(SeqCst)),
+            (Residency::System, 9)
+        );
+        assert_eq!(own.driver.live(), 0);
+        own.driver.assert_clean();
+    });
+}
+
+#[test]
+fn a_failed_migration_to_coherent_memory_harms_nothing() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, NO_HOLD);
+        let device = rig.coherent_device(8);
+        rig.cpu(1, 0).store(11, SeqCst);
+        let range = rig.range(0..4);
+        for before_copy in [true, false] {
+            let mut faults = device.driver.faults.lock().unwrap();
+            faults.to_device_before_copy = u32::from(before_copy);
+            faults.to_device_after_copy = u32::from(!before_copy);
+            drop(faults);
+            assert_eq!(rig.backend.migrate_to_device(device.id, range).unwrap(), 0);
+            assert_eq!(
+                (rig.cpu(1, 0).load(SeqCst), rig.cpu(0, 0).load(SeqCst)),
+                (11, 0)
+            );
+            assert_eq!(device.driver.live(), 0);
+        }
+        // More than fits: what fits moves; then eviction, by frame, makes room.
+        assert_eq!(
+            rig.backend
+                .migrate_to_device(device.id, rig.range(0..16))
+                .unwrap(),
+            8
+        );
+        assert_eq!(
+            rig.backend
+                .migrate_to_device(device.id, rig.range(32..40))
+                .unwrap(),
+            8
+        );
+        assert_eq!(rig.backend.stats().device_pages_peak, 8);
+        device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn shared_memory_is_mirrored_in_place_and_never_moves() {
+    both_engines(|engine| {
+        let rig = Rig::with(1024, engine, NO_HOLD, |config| config.shared = 2 << 20, 1);
+        let mut device = rig.device(600);
+        let (file, shared) = rig.backend.shared_memory().unwrap();
+        assert_eq!(shared, rig.range(512..1024));
+        let file = file.try_clone().unwrap();
+        use std::os::unix::fs::FileExt;
+        let through_file = |page: u32| {
+            let mut bytes = [0; 8];
+            let offset = u64::from(page - 512) * 4096;
+            file.read_exact_at(&mut bytes, offset).unwrap();
+            u64::from_ne_bytes(bytes)
+        };
+        rig.cpu(600, 0).store(1, SeqCst);
+        assert_eq!(device.add(600, 0, 1), Ok(1));
+        assert_eq!(device.target(600), Some(Target::System));
+        assert_eq!((through_file(600), rig.cpu(600, 0).load(SeqCst)), (2, 2));
+        let all = rig.range(0..1024);
+        assert_eq!(rig.backend.migrate_to_device(device.id, all).unwrap(), 512);
+        assert_eq!(
+            rig.backend.stats().cpu_faults,
+            0,
+            "shared memory does not fault"
+        );
+        assert_eq!(
+            device.add_exclusively(600, 0, 1, || {}),
+            Err(MirrorError::NotExclusive(Page(600)))
+        );
+        for refused in [
+            rig.backend.set_read_only(all, true),
+            rig.backend.memory_failure(Page(600)),
+        ] {
+            assert!(matches!(refused, Err(Error::Shared(_))), "{refused:?}");
+        }
+        drop(rig.backend.pin(rig.range(600..602)).unwrap());
+        rig.backend.guest_freed(shared).unwrap();
+        assert_eq!((through_file(600), device.read(600, 0)), (0, Ok(0)));
+    });
+}
