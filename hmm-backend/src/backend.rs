@@ -298,7 +298,10 @@ impl Backend {
         let mut moved = 0;
         for part in range.split_by_block() {
             let pages = set_of(part);
-            self.make_room(device, self.movable(part).min(device.capacity()));
+            // The words are counted only where room could be short.
+            if device.free_frames() < part.len() {
+                self.make_room(device, self.movable(part).min(device.capacity()));
+            }
             moved +=
                 self.migrate_block(device, part.start.block(), &pages, Reason::of(Cause::User));
         }

@@ -22,6 +22,13 @@ struct FrameMeta {
     held_until: AtomicU32,
 }
 
+/// The free frames, and how many threads wait for more: waking nobody would cost a system call for each
+/// folio.
+struct Pool {
+    buddy: Buddy,
+    waiting: u32,
+}
+
 pub(crate) struct Device {
     pub(crate) id: DeviceId,
     pub(crate) driver: Arc<dyn Driver>,
@@ -29,8 +36,8 @@ pub(crate) struct Device {
     /// page's bytes are always at its guest address, and a frame is a share of the capacity.
     pub(crate) memory: Option<DeviceMemory>,
     frames: Box<[FrameMeta]>,
-    pool: Mutex<Buddy>,
-    /// Signalled when frames come back to the pool.
+    pool: Mutex<Pool>,
+    /// Signalled when frames come back to the pool and somebody waits for that.
     freed: Condvar,
     pub(crate) eviction: Mutex<Box<dyn EvictionPolicy>>,
     peak: AtomicU32,
@@ -52,7 +59,10 @@ impl Device {
             id,
             driver,
             memory,
-            pool: Mutex::new(Buddy::new(frames.len() as u32)),
+            pool: Mutex::new(Pool {
+                buddy: Buddy::new(frames.len() as u32),
+                waiting: 0,
+            }),
             frames,
             freed: Condvar::new(),
             eviction: Mutex::new(eviction),
@@ -66,7 +76,7 @@ impl Device {
     }
 
     pub(crate) fn free_frames(&self) -> u32 {
-        self.pool().free_frames()
+        self.pool().buddy.free_frames()
     }
 
     /// The most frames that were in use at a time.
@@ -83,7 +93,7 @@ impl Device {
         self.detaching.load(Ordering::SeqCst)
     }
 
-    fn pool(&self) -> MutexGuard<'_, Buddy> {
+    fn pool(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -103,9 +113,11 @@ impl Device {
         if self.detaching() {
             return None;
         }
-        let frame = pool.alloc(order)?;
-        self.peak
-            .fetch_max(self.capacity() - pool.free_frames(), Ordering::Relaxed);
+        let frame = pool.buddy.alloc(order)?;
+        self.peak.fetch_max(
+            self.capacity() - pool.buddy.free_frames(),
+            Ordering::Relaxed,
+        );
         drop(pool);
         let meta = self.meta(frame);
         meta.cookie.store(0, Ordering::Relaxed);
@@ -209,20 +221,25 @@ impl Device {
             memory.scrub(folio.frame, folio.pages());
         }
         let mut pool = self.pool();
-        pool.free(folio.frame, folio.order);
+        pool.buddy.free(folio.frame, folio.order);
+        let waiting = pool.waiting > 0;
         drop(pool);
-        self.freed.notify_all();
+        if waiting {
+            self.freed.notify_all();
+        }
     }
 
     /// Waits until frames come back to the pool, at most this long. Returns how many are in use.
     pub(crate) fn wait_for_frames(&self, timeout: Duration) -> u32 {
-        let pool = self.pool();
-        let used = |pool: &Buddy| self.capacity() - pool.free_frames();
+        let mut pool = self.pool();
+        let used = |pool: &Pool| self.capacity() - pool.buddy.free_frames();
         let before = used(&pool);
-        let (pool, _) = self
+        pool.waiting += 1;
+        let (mut pool, _) = self
             .freed
             .wait_timeout_while(pool, timeout, |p| used(p) > 0 && used(p) == before)
             .unwrap_or_else(PoisonError::into_inner);
+        pool.waiting -= 1;
         used(&pool)
     }
 

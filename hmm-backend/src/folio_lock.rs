@@ -100,12 +100,9 @@ impl<'t> FolioLock<'t> {
                 // Before any other word names it as its head.
                 lock.replace(new);
             }
-            for page in PageRange::new(range.start.plus(1), range.end).pages() {
-                index += 1;
-                let old = lock.table.word(page);
-                lock.table.store(page, word(index, old));
-            }
-            index += 1;
+            let behind = index + 1;
+            lock.rewrite_tails(range, |i, old| word(behind + i, old));
+            index += range.len() as usize;
             if first {
                 folio = Some(lock);
             } else {
@@ -139,12 +136,19 @@ impl<'t> FolioLock<'t> {
 
     fn publish(self, order: u8, word: impl Fn(Word) -> Word) {
         let range = self.range();
-        for page in PageRange::new(range.start.plus(1), range.end).pages() {
-            self.table
-                .store(page, word(self.table.word(page)).with_order(order));
-        }
+        self.rewrite_tails(range, |_, old| word(old).with_order(order));
         let new = word(self.word).with_order(order);
         self.release_range(new, range);
+    }
+
+    /// Gives each page of the folio `range` but the head the word that `word` makes of its index behind the
+    /// head and its old word. The loads can be relaxed: only the holder writes these words.
+    fn rewrite_tails(&self, range: PageRange, word: impl Fn(usize, Word) -> Word) {
+        let tails = &self.table.words[range.start.0 as usize + 1..range.end.0 as usize];
+        for (i, cell) in tails.iter().enumerate() {
+            let old = Word(cell.load(Ordering::Relaxed));
+            cell.store(word(i, old).0, Ordering::Release);
+        }
     }
 
     /// Cuts the folio until each piece is wholly wanted or wholly unwanted; the unwanted is let go. `wanted`

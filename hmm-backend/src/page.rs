@@ -246,15 +246,27 @@ impl PageSet {
 
     /// The maximal runs of neighbouring indices, ascending.
     pub fn runs(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        let mut indices = self.iter().peekable();
+        let mut at = 0;
         std::iter::from_fn(move || {
-            let start = indices.next()?;
-            let mut end = start + 1;
-            while indices.next_if_eq(&end).is_some() {
-                end += 1;
-            }
-            Some(start..end)
+            let start = self.next_where(at, |word| word)?;
+            let end = self.next_where(start, |word| !word);
+            at = end.unwrap_or(BLOCK_PAGES as usize);
+            Some(start..at)
         })
+    }
+
+    /// The lowest index from `at` whose bit is set in what `view` makes of the bitmap's words: a run is
+    /// found by its two ends, not page by page.
+    fn next_where(&self, at: usize, view: impl Fn(u64) -> u64) -> Option<usize> {
+        let mut ignore = (1u64 << (at % 64)) - 1;
+        for (i, word) in self.0.iter().enumerate().skip(at / 64) {
+            let left = view(*word) & !ignore;
+            if left != 0 {
+                return Some(i * 64 + left.trailing_zeros() as usize);
+            }
+            ignore = 0;
+        }
+        None
     }
 }
 
@@ -294,6 +306,9 @@ mod tests {
         assert_eq!(set.runs().collect::<Vec<_>>(), [60..70, 511..512]);
         assert_eq!(PageSet::from_range(0..512).count(), 512);
         assert!(PageSet::from_range(5..5).is_empty());
+        assert_eq!(PageSet::from_range(64..512).runs().next(), Some(64..512));
+        assert_eq!(PageSet::from_range(0..64).runs().next(), Some(0..64));
+        assert_eq!(PageSet::EMPTY.runs().next(), None);
     }
 
     #[test]

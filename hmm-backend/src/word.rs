@@ -70,7 +70,7 @@ const AUX_SHIFT: u32 = 11;
 const AUX_MASK: u64 = 0x3f;
 pub(crate) const PIN: u64 = 1 << AUX_SHIFT;
 const GENERATION_SHIFT: u32 = 17;
-const GENERATION_MASK: u16 = 0x7fff;
+const GENERATION_MASK: u64 = 0x7fff << GENERATION_SHIFT;
 const VALUE_SHIFT: u32 = 32;
 
 /// The most pins a page can have, and the number of devices a word can name.
@@ -122,7 +122,7 @@ impl Word {
 
     /// Counts the changes of state, modulo 2¹⁵.
     pub fn generation(self) -> u16 {
-        (self.0 >> GENERATION_SHIFT) as u16 & GENERATION_MASK
+        ((self.0 & GENERATION_MASK) >> GENERATION_SHIFT) as u16
     }
 
     /// Number of pins; only system pages have any.
@@ -158,8 +158,8 @@ impl Word {
     /// What a change of state keeps: the permission, and the generation moved on by one. Lock, waiters
     /// and mirrored start clear: whoever changes the state has invalidated the mirrors.
     fn successor(self, state: u64) -> u64 {
-        let generation = u64::from(self.generation().wrapping_add(1) & GENERATION_MASK);
-        state | (self.0 & READ_ONLY) | (generation << GENERATION_SHIFT)
+        // Added in place and masked once: this runs for each page of a migration. The carry falls to the mask.
+        self.0.wrapping_add(1 << GENERATION_SHIFT) & (GENERATION_MASK | READ_ONLY) | state
     }
 
     pub(crate) fn to_untouched(self) -> Word {

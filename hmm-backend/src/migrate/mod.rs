@@ -67,27 +67,29 @@ impl Reason {
 }
 
 /// Joins neighbouring pieces of pages in neighbouring frames of one block with the same permission into runs.
-fn runs(pieces: impl Iterator<Item = (PageRange, Frame, Word)>) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for (pages, frame, word) in pieces {
-        match runs.last_mut() {
-            Some(run)
-                if word.read_only() == run.read_only
-                    && pages.start == run.page.plus(run.pages)
-                    && frame.0 == run.frame.0 + run.pages
-                    && pages.start.block() == run.page.block() =>
-            {
-                run.pages += pages.len();
+fn runs(pieces: impl Iterator<Item = (PageRange, Frame, Word)>) -> impl Iterator<Item = Run> {
+    let mut pieces = pieces.map(|(pages, frame, word)| Run {
+        page: pages.start,
+        frame,
+        pages: pages.len(),
+        read_only: word.read_only(),
+    });
+    let mut next = pieces.next();
+    std::iter::from_fn(move || {
+        let mut run = next.take()?;
+        for piece in pieces.by_ref() {
+            let joins = piece.page == run.page.plus(run.pages)
+                && piece.frame.0 == run.frame.0 + run.pages
+                && piece.read_only == run.read_only
+                && piece.page.block() == run.page.block();
+            if !joins {
+                next = Some(piece);
+                break;
             }
-            _ => runs.push(Run {
-                page: pages.start,
-                frame,
-                pages: pages.len(),
-                read_only: word.read_only(),
-            }),
+            run.pages += piece.pages;
         }
-    }
-    runs
+        Some(run)
+    })
 }
 
 #[cfg(test)]
@@ -110,10 +112,7 @@ mod tests {
             (PageRange::with_len(Page(p), n), Frame(f), word)
         };
         let runs = runs(pieces.into_iter().map(piece));
-        let found: Vec<_> = runs
-            .iter()
-            .map(|r| (r.page.0, r.frame.0, r.pages))
-            .collect();
+        let found: Vec<_> = runs.map(|r| (r.page.0, r.frame.0, r.pages)).collect();
         let expected = [(0, 7, 2), (2, 9, 2), (4, 12, 1), (511, 13, 1), (512, 14, 1)];
         assert_eq!(found, expected);
     }

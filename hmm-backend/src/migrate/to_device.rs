@@ -56,8 +56,11 @@ impl<'b> Target<'b> {
 }
 
 /// The runs of pages with (or without) contents.
-fn runs_of(targets: &[Target<'_>], with_contents: bool) -> Vec<Run> {
-    runs(targets.iter().flat_map(|t| t.pieces(with_contents)))
+fn runs_of<'a>(
+    targets: &'a [Target<'_>],
+    with_contents: bool,
+) -> impl Iterator<Item = Run> + use<'a> {
+    runs(targets.iter().flat_map(move |t| t.pieces(with_contents)))
 }
 
 /// Phase *collected*: source pages are locked, frames allocated; nothing has moved.
@@ -284,12 +287,14 @@ fn take_locks<'b>(locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b
 fn make_resident<'b>(target: Target<'b>, device: &Device, until: Tick) -> FolioLock<'b> {
     device.hold(target.allocation.folio.frame, until);
     let folio = target.allocation.into_resident();
+    // By value: what is behind a reference would be loaded again for each of 512 pages.
+    let (id, frame, order) = (device.id, folio.frame.0, folio.order);
     let coherent = device.memory.is_none();
-    FolioLock::merge(target.locks, folio.order, |i, word| {
-        let frame = Frame(folio.frame.0 + i as u32);
+    FolioLock::merge(target.locks, order, move |i, word| {
+        let frame = Frame(frame + i as u32);
         match coherent {
-            true => word.to_coherent(device.id, frame, folio.order),
-            false => word.to_device(device.id, frame, folio.order),
+            true => word.to_coherent(id, frame, order),
+            false => word.to_device(id, frame, order),
         }
     })
 }

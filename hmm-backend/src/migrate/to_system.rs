@@ -243,7 +243,7 @@ impl CommittedToSystem<'_> {
                 .for_each(|(cause, n)| by_cause[cause as usize] += n);
             // It stays one folio: the next migration takes it with one lock.
             let read_only = lock.word().read_only();
-            lock.publish_folio(|word| word.to_system(until));
+            lock.publish_folio(move |word| word.to_system(until));
             recorder.event(|| Event {
                 time: now,
                 kind: EventKind::ToSystem,
