@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hmm_backend::{Backend, DeviceId, PAGE_SIZE};
+use hmm_backend::{Backend, DeviceId, Driver, PAGE_SIZE};
 use hmmvisor_abi::accel::{self, queue_bytes};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -103,6 +103,17 @@ impl Accelerator {
         backend: &Arc<Backend>,
         irq: Box<dyn Interrupt>,
     ) -> Result<Accelerator, AcceleratorError> {
+        Accelerator::with_driver(index, config, backend, irq, |own| own)
+    }
+
+    /// The same with a driver that `wrap` puts in front of its own, to look on or to make it fail.
+    pub fn with_driver(
+        index: u32,
+        config: AcceleratorConfig,
+        backend: &Arc<Backend>,
+        irq: Box<dyn Interrupt>,
+        wrap: impl FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver>,
+    ) -> Result<Accelerator, AcceleratorError> {
         let managed = Managed {
             base: config.managed_base,
             bytes: u64::from(backend.pages()) * PAGE_SIZE,
@@ -126,7 +137,7 @@ impl Accelerator {
         let attach_error = |error| AcceleratorError::Attach { index, error };
         let driver = Arc::new(AcceleratorDriver::new(config.memory, counters.clone()));
         let device = backend
-            .attach(config.memory, driver)
+            .attach(config.memory, wrap(driver))
             .map_err(attach_error)?;
         // From here on, an error must detach the device again.
         let start = || {

@@ -48,6 +48,7 @@ pub enum Kind {
     Churn,
     Torture,
     SelfTest,
+    Agent,
     Crash,
 }
 
@@ -251,6 +252,12 @@ pub static WORKLOADS: &[Workload] = &[
         kind: Kind::SelfTest,
         name: "selftest",
         summary: "gives the accelerators nonsense and checks that they refuse it as documented",
+        params: &[WAIT],
+    },
+    Workload {
+        kind: Kind::Agent,
+        name: "agent",
+        summary: "takes its commands from a test: only for machines made by the test kit",
         params: &[WAIT],
     },
     Workload {

@@ -381,6 +381,12 @@ impl Backend {
         Ok(())
     }
 
+    /// Whether somebody is at work on the page at this moment; [`Self::settle`] waits until nobody is.
+    pub fn in_motion(&self, page: Page) -> Result<bool, Error> {
+        self.check_range(PageRange::single(page))?;
+        Ok(self.table.locked(page))
+    }
+
     /// Stops catching CPU faults: whoever sleeps in one that could not be served goes on and sees zeros. Only
     /// for the end of a machine none of whose CPUs will execute another instruction: some sleepers
     /// (KVM, emulating an access) are deaf to signals and can be stopped in no other way.

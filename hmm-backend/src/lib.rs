@@ -66,8 +66,8 @@ pub use engine::{Engine, EngineChoice};
 pub use error::{Error, FaultError, MigrateError, MirrorError};
 pub use events::{Event, EventKind, Events};
 pub use migrate::{
-    CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Finalized, ToDevice,
-    ToSystem,
+    CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Finalized, Step,
+    ToDevice, ToSystem, Watch,
 };
 pub use mirror::{DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, Target};
 pub use page::{BLOCK_PAGES, Block, MAX_ORDER, PAGE_SIZE, Page, PageRange, PageSet};

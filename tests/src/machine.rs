@@ -9,7 +9,7 @@ use hmm_backend::{
     Backend, BackendConfig, DeviceId, Engine, EngineChoice, PAGE_SIZE, Page, PolicySpec, Residency,
 };
 use hmmvisor::End;
-use hmmvisor::vm::{DeviceConfig, Managed, Vm, VmConfig};
+use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
 
 use hmmvisor_abi::map;
 
@@ -148,6 +148,7 @@ impl Setup {
             cmdline: &self.cmdline(),
             seed: self.seed,
             console: Box::new(output.clone()),
+            hooks: Hooks::default(),
         });
         Machine {
             vm: vm.expect("a virtual machine"),

@@ -18,7 +18,7 @@ use hmm_backend::{
     Backend, BackendConfig, DeviceFolio, Driver, Engine, EngineChoice, Page, PageRange, PolicySpec,
 };
 use hmmvisor::End;
-use hmmvisor::vm::{Managed, Vm, VmConfig};
+use hmmvisor::vm::{Hooks, Managed, Vm, VmConfig};
 use hmmvisor_abi::map;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
@@ -194,6 +194,7 @@ fn round(server: Server, engine: Engine, vcpus: u32) -> Vec<f64> {
         cmdline: "",
         seed: 0,
         console: Box::new(io::sink()),
+        hooks: Hooks::default(),
     })
     .unwrap();
     let base = if server == Server::Hmmvisor {

@@ -10,7 +10,7 @@ use crate::ending::End;
 use crate::host::Host;
 use crate::kvm;
 use crate::size::Size;
-use crate::vm::{Vm, VmConfig};
+use crate::vm::{Hooks, Vm, VmConfig};
 
 /// How long the trial guest may take.
 const TRIAL: Duration = Duration::from_secs(5);
@@ -260,6 +260,7 @@ fn trial() -> Finding {
         cmdline: "",
         seed: 0,
         console: Box::new(std::io::sink()),
+        hooks: Hooks::default(),
     };
     let started = Vm::new(config).and_then(|mut vm| vm.start().map(|()| vm));
     let vm = match started {

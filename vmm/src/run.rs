@@ -21,7 +21,7 @@ use crate::process_memory;
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::signals::Signals;
-use crate::vm::{DeviceConfig, Managed, Vm, VmConfig, VmError};
+use crate::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig, VmError};
 
 /// What is not a matter of configuration: the caller's process.
 pub struct Options {
@@ -114,6 +114,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         cmdline: &cmdline,
         seed: config.seed,
         console: options.console,
+        hooks: Hooks::default(),
     })
     .map_err(|error| match (error, &config.guest) {
         (VmError::Image(error), Some(path)) => RunError::Guest {

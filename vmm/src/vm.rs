@@ -4,11 +4,12 @@
 //! or disturb a guest while it runs.
 
 use std::io::{self, Write};
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use hmm_backend::{Backend, FaultService, ServiceConfig};
+use hmm_backend::{Backend, Driver, FaultService, ServiceConfig};
 use hmmvisor_abi::{accel, map};
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, AcceleratorError};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
@@ -27,7 +28,7 @@ use crate::vcpu::{Shared, Vcpu};
 use crate::vcpu_threads::{ThreadIds, VcpuThreads};
 
 /// Ports of the serial port.
-const SERIAL_PORTS: std::ops::Range<u64> = 0x3f8..0x400;
+const SERIAL_PORTS: Range<u64> = 0x3f8..0x400;
 /// Bytes of the address range of a device without a distance of its own.
 const WINDOW: u64 = 0x1000;
 
@@ -47,7 +48,22 @@ pub struct VmConfig<'a> {
     pub seed: u64,
     /// Where the guest's serial output goes.
     pub console: Box<dyn Write + Send>,
+    /// What tests add; nothing by default.
+    pub hooks: Hooks,
 }
+
+/// What tests put between a machine and the rest of the world.
+#[derive(Default)]
+pub struct Hooks {
+    /// More devices for the vCPUs, by guest-physical address; the memory map's own must not be in the way. A vCPU
+    /// that sleeps in one of them must not do so for long: nothing else ends that sleep.
+    pub devices: Vec<(Range<u64>, Arc<dyn Device>)>,
+    /// Puts a driver in front of the one of each accelerator, which it gets with the accelerator's index.
+    pub driver: Option<Box<WrapDriver>>,
+}
+
+/// See [`Hooks::driver`].
+pub type WrapDriver = dyn Fn(u32, Arc<dyn Driver>) -> Arc<dyn Driver>;
 
 /// Managed memory and what works on it besides vCPUs.
 pub struct Managed {
@@ -135,6 +151,7 @@ impl Vm {
             cmdline,
             seed,
             console,
+            hooks,
         } = config;
         let backend = managed.as_ref().map(|managed| managed.backend.clone());
         let managed_size = backend
@@ -154,7 +171,8 @@ impl Vm {
         }) = managed
         {
             service = Some(start_service(&backend, threads, &ids, &ending)?);
-            accelerators = connect_accelerators(&machine, vcpus, &backend, &devices)?;
+            accelerators =
+                connect_accelerators(&machine, vcpus, &backend, &devices, hooks.driver.as_deref())?;
         }
         boot::load(&image, machine.ram(), backend.as_ref())?;
 
@@ -169,6 +187,9 @@ impl Vm {
                 window..window + map::ACCEL_STRIDE,
                 Arc::new(Window(accelerator.clone())),
             );
+        }
+        for (range, device) in hooks.devices {
+            mmio.insert(range, device);
         }
         let mut ports = Bus::default();
         ports.insert(SERIAL_PORTS, console.clone());
@@ -304,6 +325,7 @@ fn connect_accelerators(
     vcpus: u32,
     backend: &Arc<Backend>,
     devices: &[DeviceConfig],
+    wrap: Option<&WrapDriver>,
 ) -> Result<Vec<Arc<Accelerator>>, VmError> {
     let lines = InterruptLines::new(machine.vm().clone(), vcpus);
     let connect = |(index, device): (u32, &DeviceConfig)| {
@@ -318,7 +340,11 @@ fn connect_accelerators(
             vcpus,
             cpu: device.cpu,
         };
-        let accelerator = Accelerator::new(index, config, backend, Box::new(line))?;
+        let wrap = |own| match wrap {
+            Some(wrap) => wrap(index, own),
+            None => own,
+        };
+        let accelerator = Accelerator::with_driver(index, config, backend, Box::new(line), wrap)?;
         let doorbell = map::ACCEL + map::ACCEL_STRIDE * u64::from(index) + accel::REG_DOORBELL;
         // Any value and any size of access: the value says nothing.
         machine

@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod accel;
+pub mod agent;
 pub mod boot;
 pub mod control;
 pub mod map;

@@ -31,7 +31,7 @@ mod workloads;
 use catalog::Kind;
 use core::arch::naked_asm;
 use cpu::Cpu;
-use hmmvisor_abi::BootInfo;
+use hmmvisor_abi::{BootInfo, agent};
 
 /// The ELF entry point of every vCPU; registers as in `hmmvisor_abi::boot`, which are those of a
 /// call of `start`. A zero frame pointer ends stack traces.
@@ -46,9 +46,20 @@ extern "C" fn start(boot: *const BootInfo, index: u64) -> ! {
     let boot = unsafe { &*boot };
     let cpu = Cpu::enter(boot, index);
     if cpu.is_leader() {
-        memory::init(boot.memory_base, boot.memory_size);
-        if cpu.params.workload.kind != Kind::Crash {
-            devices::start(&cpu);
+        match cpu.params.workload.kind {
+            Kind::Crash => {}
+            // All pages but the last ones are the test's.
+            Kind::Agent => {
+                if cpu.devices() > 0 {
+                    let end = boot.memory_base + boot.memory_size;
+                    memory::init(end - agent::RESERVED, agent::RESERVED);
+                    devices::start(&cpu);
+                }
+            }
+            _ => {
+                memory::init(boot.memory_base, boot.memory_size);
+                devices::start(&cpu);
+            }
         }
     }
     cpu.barrier();

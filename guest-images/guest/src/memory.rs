@@ -5,6 +5,7 @@ use crate::pages::Pages;
 use crate::sync::SpinLock;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
+use hmmvisor_abi::BootInfo;
 use hmmvisor_abi::control::EXIT_USAGE;
 
 /// Bytes in a page.
@@ -24,6 +25,13 @@ pub struct Words {
 }
 
 impl Words {
+    /// Words somewhere in managed memory, allocated or not; none if they are not all there or not aligned.
+    pub fn managed(boot: &BootInfo, address: u64, len: u64) -> Option<Words> {
+        let offset = address.checked_sub(boot.memory_base)?;
+        let end = offset.checked_add(len.checked_mul(8)?)?;
+        (address % 8 == 0 && end <= boot.memory_size).then_some(Words { address, len })
+    }
+
     /// Number of words.
     pub fn len(self) -> u64 {
         self.len
@@ -54,7 +62,7 @@ impl Words {
     /// A word.
     pub fn word(&self, index: u64) -> &AtomicU64 {
         assert!(index < self.len, "word {index} of {self:?}");
-        // SAFETY: `alloc` made the piece out of managed memory, which is mapped, is aligned, is there
+        // SAFETY: `alloc` or `managed` made the piece out of managed memory, which is mapped, is aligned, is there
         // for ever and is only ever accessed as atomic words; the index is inside.
         unsafe { &*((self.address + index * 8) as *const AtomicU64) }
     }

@@ -5,12 +5,14 @@
 
 mod to_device;
 mod to_system;
+mod watch;
 
 use std::time::Duration;
 
 pub use to_device::{CommittedToDevice, CopiedToDevice, ToDevice};
 pub use to_system::{CommittedToSystem, CopiedToSystem, ToSystem};
 pub(crate) use to_system::{Source, collect_to_system};
+pub use watch::{Step, Watch};
 
 use crate::backend::count_in;
 use crate::driver::Frame;

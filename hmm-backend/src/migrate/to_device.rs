@@ -1,6 +1,9 @@
 //! Migration from system memory (or from nothing) into a device's memory, one block at a time.
 
-use super::{Finalized, Reason, runs};
+use std::sync::Arc;
+
+use super::watch::{tell, tell_finalized, told};
+use super::{Finalized, Reason, Step, Watch, runs};
 use crate::backend::{Backend, count_in, set_of};
 use crate::device::{Allocation, Device};
 use crate::driver::{DeviceFolio, DeviceId, Frame};
@@ -69,6 +72,7 @@ pub struct ToDevice<'b> {
     device: &'b Device,
     targets: Vec<Target<'b>>,
     reason: Reason,
+    watch: Option<Arc<dyn Watch>>,
 }
 
 /// Phase *copied*: the frames hold the contents, no CPU and no device can reach the old place.
@@ -80,6 +84,7 @@ pub struct CommittedToDevice<'b> {
     device: DeviceId,
     folios: Vec<FolioLock<'b>>,
     reason: Reason,
+    watch: Option<Arc<dyn Watch>>,
 }
 
 impl<'b> ToDevice<'b> {
@@ -114,6 +119,7 @@ impl<'b> ToDevice<'b> {
             device,
             targets,
             reason,
+            watch: None,
         })
     }
 
@@ -145,6 +151,16 @@ impl<'b> ToDevice<'b> {
         self.targets.retain(|t| keep(t.allocation.folio));
     }
 
+    /// Lets somebody look on.
+    pub fn watch(&mut self, watch: Arc<dyn Watch>) {
+        self.watch = Some(watch);
+    }
+
+    fn tell(&self, step: Step) -> Result<(), MigrateError> {
+        tell(&self.watch, step, self.targets.iter().map(Target::range))
+            .map_err(|error| MigrateError::Device(error.to_string()))
+    }
+
     /// Runs the remaining phases.
     pub fn run(self) -> Result<Finalized, MigrateError> {
         Ok(self.copy()?.commit().finalize())
@@ -153,6 +169,7 @@ impl<'b> ToDevice<'b> {
     /// Takes the contents away from CPUs and devices and into the frames. Pages that cannot be moved just
     /// now stay behind.
     pub fn copy(mut self) -> Result<CopiedToDevice<'b>, MigrateError> {
+        self.tell(Step::BeforeCopy)?;
         let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
         self.backend.invalidate_mirrors(locks);
         let mut failed = PageSet::EMPTY;
@@ -182,7 +199,10 @@ impl<'b> ToDevice<'b> {
                 .add(Counter::PagesSkippedBusy, failed.count() as u64);
             self.leave_behind(&failed);
         }
-        Ok(CopiedToDevice(self))
+        // From here on an error rolls back.
+        let copied = CopiedToDevice(self);
+        copied.0.tell(Step::Copied)?;
+        Ok(copied)
     }
 
     /// Drops the failed pages, splitting the folios they were meant for.
@@ -219,7 +239,7 @@ impl<'b> CopiedToDevice<'b> {
         }
         let until = Tick::end_of_hold(self.0.backend.clock.now(), self.0.reason.hold);
         let targets = std::mem::take(&mut self.0.targets);
-        CommittedToDevice {
+        let committed = CommittedToDevice {
             backend: self.0.backend,
             device: self.0.device.id,
             folios: targets
@@ -227,7 +247,12 @@ impl<'b> CopiedToDevice<'b> {
                 .map(|t| make_resident(t, self.0.device, until))
                 .collect(),
             reason: self.0.reason,
-        }
+            watch: self.0.watch.take(),
+        };
+        let pages = committed.folios.iter().map(FolioLock::range);
+        // Too late for errors.
+        let _ = tell(&committed.watch, Step::Committed, pages);
+        committed
     }
 }
 
@@ -351,6 +376,7 @@ impl CommittedToDevice<'_> {
     fn publish(&mut self) -> u32 {
         let recorder = &self.backend.recorder;
         let mut pages = 0;
+        let told = told(&self.watch, self.folios.iter().map(FolioLock::range));
         for folio in std::mem::take(&mut self.folios) {
             let range = folio.range();
             pages += range.len();
@@ -367,6 +393,7 @@ impl CommittedToDevice<'_> {
                 latency: std::time::Duration::ZERO,
             });
         }
+        tell_finalized(&self.watch, &told);
         pages
     }
 }

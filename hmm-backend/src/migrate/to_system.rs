@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Finalized, Reason, runs};
+use super::watch::{tell, tell_finalized, told};
+use super::{Finalized, Reason, Step, Watch, runs};
 use crate::backend::{Backend, count_in, set_of};
 use crate::device::Device;
 use crate::driver::{DeviceFolio, DeviceId};
@@ -61,6 +62,7 @@ pub struct ToSystem<'b> {
     sources: Vec<Source<'b>>,
     reason: Reason,
     fault: Option<Page>,
+    watch: Option<Arc<dyn Watch>>,
 }
 
 /// Phase *copied*: the device cannot reach the pages any more, their contents are stable.
@@ -121,7 +123,21 @@ impl<'b> ToSystem<'b> {
             sources,
             reason,
             fault,
+            watch: None,
         }
+    }
+
+    /// Lets somebody look on.
+    pub fn watch(&mut self, watch: Arc<dyn Watch>) {
+        self.watch = Some(watch);
+    }
+
+    fn tell(&self, step: Step) -> Result<(), FaultError> {
+        tell(
+            &self.watch,
+            step,
+            self.sources.iter().map(|s| s.lock.range()),
+        )
     }
 
     /// The device that gives the pages away.
@@ -157,8 +173,10 @@ impl<'b> ToSystem<'b> {
 
     /// Takes the pages away from devices: when it returns, no translation of them is in use.
     pub fn copy(mut self) -> Result<CopiedToSystem<'b>, FaultError> {
+        self.tell(Step::BeforeCopy)?;
         self.backend
             .invalidate_mirrors(self.sources.iter_mut().map(|s| &mut s.lock));
+        self.tell(Step::Copied)?;
         Ok(CopiedToSystem(self))
     }
 }
@@ -208,7 +226,10 @@ impl<'b> CopiedToSystem<'b> {
                 });
             }
         }
-        Ok(CommittedToSystem(this))
+        let committed = CommittedToSystem(this);
+        // Too late for errors.
+        let _ = committed.0.tell(Step::Committed);
+        Ok(committed)
     }
 }
 
@@ -233,6 +254,7 @@ impl CommittedToSystem<'_> {
         let until = Tick::end_of_hold(now, reason.hold);
         let mut pages = 0;
         let mut by_cause = [0u64; Cause::ALL.len()];
+        let told = told(&self.0.watch, self.0.sources.iter().map(|s| s.lock.range()));
         let mut empty = Vec::new();
         for Source { lock, folio } in std::mem::take(&mut self.0.sources) {
             let range = lock.range();
@@ -265,6 +287,7 @@ impl CommittedToSystem<'_> {
                 n => recorder.migrated(Direction::ToSystem, cause, n),
             }
         }
+        tell_finalized(&self.0.watch, &told);
         pages
     }
 }

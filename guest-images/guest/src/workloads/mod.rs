@@ -1,5 +1,6 @@
 //! The programs. Each checks all it computed and returns only if everything was right.
 
+mod agent;
 mod bfs;
 mod chase;
 mod churn;
@@ -30,6 +31,7 @@ pub fn run(cpu: &Cpu) {
         Kind::Churn => churn::run,
         Kind::Torture => torture::run,
         Kind::SelfTest => selftest::run,
+        Kind::Agent => agent::run,
         Kind::Crash => crash::run,
     };
     program(cpu);
