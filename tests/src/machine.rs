@@ -13,6 +13,7 @@ use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
 
 use hmmvisor_abi::map;
 
+pub use crate::place::address;
 use crate::{Asm, Random, ScriptedDriver, Segment, Watchdog, elf, pages};
 
 /// Both engines.
@@ -29,6 +30,17 @@ pub fn both_engines(what: &str, test: impl Fn(Engine)) {
     }
 }
 
+/// Runs a test with both engines, each for at most two minutes. An error is the test's result.
+pub fn each_engine<E>(test: impl Fn(Engine) -> Result<(), E>) -> Result<(), E> {
+    for engine in ENGINES {
+        let thread = std::thread::current();
+        let what = thread.name().unwrap_or("a test");
+        let _watchdog = Watchdog::new(&format!("{what} ({engine})"), 120);
+        test(engine)?;
+    }
+    Ok(())
+}
+
 /// A guest file with this code in the image area, and a megabyte to use.
 pub fn guest(code: Asm) -> Option<Vec<u8>> {
     let image = Segment {
@@ -36,11 +48,6 @@ pub fn guest(code: Asm) -> Option<Vec<u8>> {
         ..Segment::new(map::IMAGE_BASE, code.bytes())
     };
     Some(elf(map::IMAGE_BASE, &[image]))
-}
-
-/// Guest-physical address of a managed page.
-pub fn address(page: u32) -> u64 {
-    map::MANAGED + u64::from(page) * PAGE_SIZE
 }
 
 /// What a guest has written to its serial port.

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use hmm_backend::{PAGE_SIZE, Page, Residency};
 use hmmvisor_abi::accel::*;
-use hmmvisor_tests::accelerator::{FIRST, PAGES, Rig, at, command};
-use hmmvisor_tests::machine::both_engines;
-use hmmvisor_tests::{Random, pages};
+use hmmvisor_testkit::accelerator::{FIRST, PAGES, Rig, at, command};
+use hmmvisor_testkit::machine::both_engines;
+use hmmvisor_testkit::{Random, pages};
 
 /// Whole numbers as doubles: sums are exact, in whatever order they are made.
 fn double(value: u64) -> u64 {

@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use hmm_backend::PAGE_SIZE;
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map::MANAGED;
-use hmmvisor_tests::Random;
-use hmmvisor_tests::accelerator::{FIRST, PAGES, Rig, SLOTS, at, command};
-use hmmvisor_tests::machine::both_engines;
+use hmmvisor_testkit::Random;
+use hmmvisor_testkit::accelerator::{FIRST, PAGES, Rig, SLOTS, at, command};
+use hmmvisor_testkit::machine::both_engines;
 
 /// One past the last byte of managed memory.
 const END: u64 = MANAGED + PAGES as u64 * PAGE_SIZE;
@@ -177,7 +177,7 @@ fn atomics_of_cpus_and_the_accelerator_never_lose_one() {
                     let (mut random, mut added) = (Random(seed), 0);
                     while !stop.load(Relaxed) {
                         let page = 100 + random.below(32) as u32;
-                        hmmvisor_tests::word(backend, page, 0).fetch_add(1, Relaxed);
+                        hmmvisor_testkit::word(backend, page, 0).fetch_add(1, Relaxed);
                         added += 1;
                     }
                     added

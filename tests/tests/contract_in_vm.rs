@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use hmm_backend::{Cause, Page, Residency};
 use hmmvisor::{Config, Options};
-use hmmvisor_tests::driver::few_refusals;
-use hmmvisor_tests::machine::{TORTURE_PAGES, address, both_engines, guest};
-use hmmvisor_tests::{Asm, Output, Random, Reg, Setup, pages};
+use hmmvisor_testkit::driver::few_refusals;
+use hmmvisor_testkit::machine::{TORTURE_PAGES, address, both_engines, guest};
+use hmmvisor_testkit::{Asm, Output, Random, Reg, Setup, pages};
 
 #[test]
 fn a_default_run_shows_every_part_of_the_contract() {

@@ -8,9 +8,9 @@ use hmm_backend::{Engine, FaultError, Page, Residency};
 use hmmvisor::size::Size;
 use hmmvisor::{End, Failure, Report};
 use hmmvisor_abi::control::EXIT_PANIC;
-use hmmvisor_tests::driver::few_refusals;
-use hmmvisor_tests::machine::{TORTURE_PAGES, address, both_engines, guest};
-use hmmvisor_tests::{Asm, Machine, Random, Reg, ScriptedDriver, Setup, pages};
+use hmmvisor_testkit::driver::few_refusals;
+use hmmvisor_testkit::machine::{TORTURE_PAGES, address, both_engines, guest};
+use hmmvisor_testkit::{Asm, Machine, Random, Reg, ScriptedDriver, Setup, pages};
 
 #[test]
 fn refusals_for_a_while_are_invisible_to_the_guest() {

@@ -7,8 +7,8 @@ use hmm_backend::{Engine, EngineChoice, Page, Residency};
 use hmmvisor::size::Size;
 use hmmvisor::{Config, End, Failure, Options};
 use hmmvisor_abi::{accel, control, map};
-use hmmvisor_tests::machine::{address, both_engines, guest};
-use hmmvisor_tests::{Asm, Output, Random, Reg, Segment, Setup, elf, pages};
+use hmmvisor_testkit::machine::{address, both_engines, guest};
+use hmmvisor_testkit::{Asm, Output, Random, Reg, Segment, Setup, elf, pages};
 
 /// Runs a file as `hmmvisor run --guest` does, on a machine with 2 MiB of managed memory.
 fn run_file(file: &[u8], engine: Engine) -> End {

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use hmm_backend::FaultError;
-use hmmvisor_tests::machine::TORTURE_PAGES;
-use hmmvisor_tests::process::backend_mappings;
-use hmmvisor_tests::{ENGINES, Machine, Random, Resources, Setup, Watchdog, pages};
+use hmmvisor_testkit::machine::TORTURE_PAGES;
+use hmmvisor_testkit::process::backend_mappings;
+use hmmvisor_testkit::{ENGINES, Machine, Random, Resources, Setup, Watchdog, pages};
 
 /// What happens to faults on pages of the device that the guest does not know.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use hmm_backend::{Cause, EngineChoice, PAGE_SIZE, Page, PageRange, Stats};
 use hmmvisor::size::Size;
 use hmmvisor::{Config, Options, Report};
-use hmmvisor_tests::{ENGINES, Output, Random, Setup, Watchdog};
+use hmmvisor_testkit::{ENGINES, Output, Random, Setup, Watchdog};
 use serde_json::Value;
 
 /// Small parameters for each workload. A new workload has to be added here.

@@ -1,0 +1,176 @@
+//! A device of a machine under test, as the test sees it.
+
+use std::sync::Arc;
+
+use hmm_backend::{DeviceId, Error, FaultError, Residency};
+use hmmvisor_devices::Accelerator;
+
+use crate::inject::{Arrival, Injector, WayPoint};
+use crate::pending::Task;
+use crate::place::Pages;
+use crate::{ScriptedDriver, TestVm};
+
+/// What a device of a machine is.
+pub(crate) struct Slot {
+    pub(crate) id: DeviceId,
+    pub(crate) injector: Arc<Injector>,
+    pub(crate) kind: Kind,
+}
+
+pub(crate) enum Kind {
+    /// With its index among the accelerators.
+    Accelerator(u32, Arc<Accelerator>),
+    Scripted(Arc<ScriptedDriver>),
+    /// Somebody else's driver.
+    Driver,
+}
+
+/// A device, by its number in the order of the builder's calls.
+#[derive(Clone, Copy)]
+pub struct Device<'vm> {
+    pub(crate) vm: &'vm TestVm,
+    pub(crate) index: usize,
+    pub(crate) slot: &'vm Slot,
+}
+
+impl<'vm> Device<'vm> {
+    /// Its number in the backend.
+    pub fn id(self) -> DeviceId {
+        self.slot.id
+    }
+
+    /// Closes a gate: from now on whoever comes to this way-point of the device's driver waits there until the gate
+    /// is released. One that is already past it is not held.
+    pub fn hold(self, point: WayPoint) -> Gate<'vm> {
+        self.hold_when(point, |_| true)
+    }
+
+    /// The same for those arrivals that `which` says yes to.
+    pub fn hold_when(
+        self,
+        point: WayPoint,
+        which: impl FnMut(&Arrival) -> bool + Send + 'static,
+    ) -> Gate<'vm> {
+        let id = self.slot.injector.close(point, Box::new(which));
+        Gate { device: self, id }
+    }
+
+    /// Makes the driver fail the next `times` times that it comes to this way-point; `u32::MAX` is for ever. After
+    /// the commit an error changes nothing but what the driver returns. Towards the device, the backend sees a
+    /// [`hmm_backend::MigrateError::Device`] with the error's text.
+    pub fn fail(self, point: WayPoint, times: u32, error: FaultError) {
+        self.slot
+            .injector
+            .fail(point, times, error, Box::new(|_| true));
+    }
+
+    /// Makes the driver fail whenever it comes to this way-point with what `which` says yes to.
+    pub fn fail_when(
+        self,
+        point: WayPoint,
+        error: FaultError,
+        which: impl FnMut(&Arrival) -> bool + Send + 'static,
+    ) {
+        self.slot
+            .injector
+            .fail(point, u32::MAX, error, Box::new(which));
+    }
+
+    /// From now on nothing fails any more.
+    pub fn heal(self) {
+        self.slot.injector.heal();
+    }
+
+    /// How often the driver has come to this way-point.
+    pub fn reached(self, point: WayPoint) -> u64 {
+        self.slot.injector.reached_count(point)
+    }
+
+    /// How often it was made to fail there.
+    pub fn failed(self, point: WayPoint) -> u64 {
+        self.slot.injector.failed_count(point)
+    }
+
+    /// Whether all these pages are in the device's memory.
+    pub fn holds(self, pages: impl Pages) -> bool {
+        let holds = |page| matches!(self.vm.word(page).residency(), Residency::Device { device, .. } if device == self.slot.id);
+        pages.range().pages().all(holds)
+    }
+
+    /// Number of pages in the device's memory.
+    pub fn pages(self) -> u32 {
+        let range = 0..self.vm.backend().pages();
+        range.filter(|page| self.holds(*page)).count() as u32
+    }
+
+    /// The accelerator, to stop it or for its figures. Panics if the device is none.
+    pub fn accelerator(self) -> &'vm Arc<Accelerator> {
+        match &self.slot.kind {
+            Kind::Accelerator(_, accelerator) => accelerator,
+            _ => panic!("device {} is no accelerator", self.index),
+        }
+    }
+
+    pub(crate) fn accelerator_index(self) -> u32 {
+        match &self.slot.kind {
+            Kind::Accelerator(index, _) => *index,
+            _ => panic!("device {} is no accelerator", self.index),
+        }
+    }
+
+    /// The books of a scripted device. Panics if the device is of another kind.
+    pub fn script(self) -> &'vm Arc<ScriptedDriver> {
+        match &self.slot.kind {
+            Kind::Scripted(driver) => driver,
+            _ => panic!("device {} is not scripted", self.index),
+        }
+    }
+
+    /// Takes the device out of the machine, in the background: every page in its memory comes back first.
+    pub fn unplug(self) -> Task<'vm, Result<(), Error>> {
+        let id = self.slot.id;
+        self.vm.background(
+            &format!("unplug of device {}", self.index),
+            move |backend| backend.detach(id),
+        )
+    }
+}
+
+/// A closed gate at a way-point. Dropping it opens it.
+pub struct Gate<'vm> {
+    device: Device<'vm>,
+    id: u64,
+}
+
+impl Gate<'_> {
+    /// Waits until somebody has come to the gate, and says who came first. Panics if that takes longer than the
+    /// machine's patience.
+    pub fn wait_arrived(&self) -> Arrival {
+        let vm = self.device.vm;
+        let first = self
+            .device
+            .slot
+            .injector
+            .first_arrival(self.id, vm.patience());
+        first.unwrap_or_else(|| {
+            vm.give_up(&format!(
+                "nobody has come to the gate of device {}",
+                self.device.index
+            ))
+        })
+    }
+
+    /// All who have come to the gate so far.
+    pub fn arrivals(&self) -> Vec<Arrival> {
+        self.device.slot.injector.arrivals(self.id)
+    }
+
+    /// Opens the gate.
+    pub fn release(self) {}
+}
+
+impl Drop for Gate<'_> {
+    fn drop(&mut self) {
+        self.device.slot.injector.open(self.id);
+    }
+}
