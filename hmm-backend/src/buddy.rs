@@ -73,7 +73,16 @@ mod tests {
             let mut used = vec![false; frames as usize];
             let mut live: Vec<(Frame, u8)> = Vec::new();
             for (order, pick) in ops {
-                if pick % 3 == 0 && !live.is_empty() {
+                if pick % 7 == 1 && live.iter().any(|(_, order)| *order > 0) {
+                    // A half is given back by itself.
+                    let i = live.iter().position(|(_, order)| *order > 0).expect("there is one");
+                    let (frame, order) = (live[i].0, live[i].1 - 1);
+                    let upper = Frame(frame.0 + (1 << order));
+                    let (kept, freed) = if pick % 2 == 0 { (frame, upper) } else { (upper, frame) };
+                    live[i] = (kept, order);
+                    buddy.free(freed, order);
+                    used[freed.0 as usize..][..1 << order].fill(false);
+                } else if pick % 3 == 0 && !live.is_empty() {
                     let (frame, order) = live.swap_remove(pick as usize % live.len());
                     buddy.free(frame, order);
                     used[frame.0 as usize..][..1 << order].fill(false);

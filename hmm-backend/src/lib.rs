@@ -48,9 +48,14 @@ mod permission;
 mod pin;
 mod poison;
 mod policy;
+#[cfg(all(test, not(loom)))]
+mod properties;
 mod residency;
 #[cfg(all(test, loom))]
 mod residency_model;
+#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+#[doc(hidden)]
+pub mod residency_script;
 mod service;
 pub mod snapshot;
 mod stats;

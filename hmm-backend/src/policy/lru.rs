@@ -150,6 +150,10 @@ mod tests {
                         lru.touched(Frame(folio.0));
                         model.push(folio);
                     }
+                    (1, None) => {
+                        // A notice that comes after the folio has gone.
+                        lru.touched(Frame(u32::from(pick) % 64));
+                    }
                     (2, Some(i)) => {
                         lru.freed(Frame(model.remove(i).0));
                     }
