@@ -218,8 +218,8 @@ proptest! {
         let given = Advice { stay, prefetch: set(&prefetch), hold: ms(hold_ms), throttle: ms(throttle_ms) };
         let (advice, cut) = given.clone().validated(&fault, &view);
         let there = if to_device { 2 } else { 1 };
-        for i in 0..512 {
-            let possible = i < len && !faulting.contains(&i) && states[i] != there;
+        for (i, state) in states.iter().enumerate() {
+            let possible = i < len && !faulting.contains(&i) && *state != there;
             prop_assert_eq!(advice.prefetch.contains(i), possible && prefetch.contains(&i), "page {}", i);
         }
         prop_assert_eq!((advice.hold, advice.throttle), (ms(hold_ms).min(MAX_HOLD), ms(throttle_ms).min(MAX_HOLD)));

@@ -263,7 +263,7 @@ impl Script<'_> {
                 order,
                 device,
                 frame,
-            } => self.to_device(page_of(page), order % 6, DeviceId(device % 64), frame >> 1),
+            } => self.migrate(page_of(page), order % 6, DeviceId(device % 64), frame >> 1),
             Op::ToSystem { lock, until } => {
                 self.publish(lock, Residency::System, Some(until), true, |w| {
                     w.to_system(Tick(until))
@@ -375,7 +375,7 @@ impl Script<'_> {
         self.locks.extend(kept);
     }
 
-    fn to_device(&mut self, page: u32, order: u8, device: DeviceId, frame: u32) {
+    fn migrate(&mut self, page: u32, order: u8, device: DeviceId, frame: u32) {
         let len = 1 << order;
         let group = PageRange::with_len(Page(page / len * len), len);
         let possible = |p: &Plain| !p.locked && p.pins == 0 && p.order <= order;

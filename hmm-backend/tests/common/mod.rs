@@ -2,7 +2,7 @@
 //! mirror.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -56,6 +56,12 @@ impl CheckingDriver {
     /// Folios that were allocated and not freed yet.
     pub fn live(&self) -> usize {
         self.live.lock().unwrap().len()
+    }
+
+    /// Their first frames and orders.
+    pub fn live_folios(&self) -> BTreeSet<(u32, u8)> {
+        let live = self.live.lock().unwrap();
+        live.values().map(|(f, order)| (f.0, *order)).collect()
     }
 
     pub fn assert_clean(&self) {
