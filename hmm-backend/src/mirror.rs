@@ -42,8 +42,6 @@ pub trait DeviceMmu: Send + 'static {
 pub enum Target {
     /// Into system memory (or another device's coherent memory), in place.
     System,
-    /// Into system memory that is this device's alone.
-    Exclusive,
     /// Into the device's own memory.
     Device(Frame),
 }
@@ -70,6 +68,8 @@ pub struct Mapping {
     pub target: Target,
     /// Whether the device may write.
     pub writable: bool,
+    /// Whether no CPU and no other device reaches the page while this translation is valid.
+    pub exclusive: bool,
     /// Its bytes.
     pub host: HostPage,
 }
@@ -435,8 +435,7 @@ impl<M: DeviceMmu> Mirror<M> {
                 (Target::Device(frame), in_place())
             }
             (Residency::Exclusive(_), _) => {
-                let host = backend.exclusive.address(Frame(page.0));
-                (Target::Exclusive, host)
+                (Target::System, backend.exclusive.address(Frame(page.0)))
             }
             _ => {
                 *serviced = true;
@@ -450,6 +449,10 @@ impl<M: DeviceMmu> Mirror<M> {
             page,
             target,
             writable: !word.read_only(),
+            exclusive: matches!(
+                word.residency(),
+                Residency::Device { .. } | Residency::Exclusive(_)
+            ),
             host: HostPage(host),
         }
     }

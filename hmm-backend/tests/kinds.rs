@@ -171,7 +171,7 @@ fn exclusive_access_ends_by_whatever_else_happens_to_the_page() {
         let range = rig.range(0..8);
         let take = |device: &mut common::Device| {
             device.add_exclusively(4, 0, 1, || {}).unwrap();
-            assert_eq!(device.target(4), Some(Target::Exclusive));
+            assert_eq!(device.target(4), Some(Target::System));
             let word = rig.backend.word(Page(4)).unwrap();
             assert_eq!(word.residency(), Residency::Exclusive(device.id));
         };

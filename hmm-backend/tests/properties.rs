@@ -19,6 +19,8 @@ use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
 const PAGES: u32 = 1024;
+/// The device whose memory is coherent; the other two have private memory.
+const COHERENT: usize = 2;
 /// Longer than anything here takes, shorter than for ever.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -28,6 +30,7 @@ enum Op {
     CpuWrite(u32),
     DeviceRead(usize, u32),
     DeviceWrite(usize, u32),
+    Atomic(usize, u32),
     ToDevice(usize, u32, u32),
     ToSystem(u32, u32),
     Free(u32, u32),
@@ -64,6 +67,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => page().prop_map(Op::CpuWrite),
         4 => (device(), page()).prop_map(|(d, p)| Op::DeviceRead(d, p)),
         6 => (device(), page()).prop_map(|(d, p)| Op::DeviceWrite(d, p)),
+        3 => (device(), page()).prop_map(|(d, p)| Op::Atomic(d, p)),
         6 => (device(), page(), len()).prop_map(|(d, p, n)| Op::ToDevice(d, p, n)),
         3 => (page(), len()).prop_map(|(p, n)| Op::ToSystem(p, n)),
         3 => (page(), len()).prop_map(|(p, n)| Op::Free(p, n)),
@@ -150,7 +154,11 @@ impl Drop for World {
 fn run(engine: Engine, sizes: [u32; 3], policy: &str, ops: &[Op]) {
     let rig = Rig::new(PAGES, engine, policy);
     let mut world = World {
-        devices: sizes.iter().map(|n| rig.device(*n)).collect(),
+        devices: vec![
+            rig.device(sizes[0]),
+            rig.device(sizes[1]),
+            rig.coherent_device(sizes[COHERENT]),
+        ],
         rig,
         cpu: Cpu::start(),
         sizes,
@@ -199,6 +207,8 @@ impl World {
         }
         let (base, _) = self.rig.backend.host_memory();
         let address = base as usize + page as usize * PAGE_SIZE as usize;
+        // A forbidden write sleeps until the permission changes: that is another test.
+        let value = value.filter(|_| !self.read_only[page as usize]);
         let requests = self.cpu.requests.as_ref().unwrap();
         requests.send((address, value)).unwrap();
         let seen = self.cpu.answers.recv_timeout(PATIENCE);
@@ -212,7 +222,30 @@ impl World {
                 .backend
                 .settle(self.rig.range(page..page + 1))
                 .unwrap();
-            assert_eq!(self.word(page).residency(), Residency::System);
+            assert!(self.word(page).residency().reached_by_cpus());
+        }
+    }
+
+    /// Adds to the page's words while the device has it for itself.
+    fn atomic(&mut self, d: usize, page: u32, value: u64) {
+        let p = page as usize;
+        let device = &mut self.devices[d];
+        let add = |device: &mut Device, word| device.add_exclusively(page, word, value, || {});
+        match add(device, 0).and_then(|()| add(device, 511)) {
+            Err(MirrorError::Detached) => assert!(!self.attached[d], "device {d}"),
+            Err(MirrorError::Permission(_)) => assert!(self.read_only[p], "page {page}"),
+            Err(MirrorError::Fatal { .. }) => assert!(self.lost[p], "page {page}"),
+            Err(MirrorError::NotExclusive(_)) => assert!(self.pins(page) > 0, "page {page}"),
+            Err(MirrorError::OutOfRange(_)) => panic!("page {page} is in range"),
+            Ok(()) => {
+                assert!(self.attached[d] && !self.lost[p] && !self.read_only[p]);
+                self.contents[p] += value;
+                if self.exact {
+                    let residency = self.word(page).residency();
+                    let own = self.on(d, self.word(page)).is_some() && d != COHERENT;
+                    assert!(own || residency == Residency::Exclusive(self.devices[d].id));
+                }
+            }
         }
     }
 
@@ -236,7 +269,9 @@ impl World {
                 assert_eq!(at, Page(page));
                 assert!(self.lost[p], "page {page}");
             }
-            Err(MirrorError::OutOfRange(_)) => panic!("page {page} is in range"),
+            Err(MirrorError::OutOfRange(_) | MirrorError::NotExclusive(_)) => {
+                panic!("page {page} is in range, and nobody wants it alone")
+            }
             Ok(seen) => {
                 assert!(self.attached[d], "device {d} is gone");
                 assert!(!self.lost[p], "page {page} is lost");
@@ -256,7 +291,13 @@ impl World {
         let clip = |start: u32, len: u32| start..(start + len).min(PAGES);
         let before = self.words();
         let well = self.well() && self.exact;
-        let on_device = |w: &Word| matches!(w.residency(), Residency::Device { .. });
+        let on_device = |w: &Word| {
+            let residency = w.residency();
+            matches!(
+                residency,
+                Residency::Device { .. } | Residency::Coherent { .. }
+            )
+        };
         match *op {
             Op::CpuRead(page) => self.cpu(page, None),
             Op::CpuWrite(page) => {
@@ -267,6 +308,10 @@ impl World {
             Op::DeviceWrite(d, page) => {
                 let value = self.fresh();
                 self.device(d, page, value);
+            }
+            Op::Atomic(d, page) => {
+                let value = self.fresh().unwrap_or_default();
+                self.atomic(d, page, value);
             }
             Op::ToDevice(d, start, len) => {
                 let pages = clip(start, len);
@@ -388,6 +433,11 @@ impl World {
                 device,
                 frame,
                 order,
+            }
+            | Residency::Coherent {
+                device,
+                frame,
+                order,
             } if device == self.devices[d].id => Some((frame.0, order)),
             _ => None,
         }
@@ -456,6 +506,13 @@ impl World {
                         };
                         place | permission | large
                     }
+                    Residency::Coherent { order, .. } => {
+                        let large = if order == MAX_ORDER { 4 } else { 0 };
+                        let place = if d == COHERENT { 0x40 } else { 0x50 };
+                        place | permission | large
+                    }
+                    Residency::Exclusive(owner) if owner == device.id => 0x60 | permission,
+                    Residency::Exclusive(_) => 0x70 | permission,
                 }
             };
             let expected: Vec<u8> = words.iter().enumerate().map(byte).collect();
@@ -497,6 +554,9 @@ impl World {
                     "device {d}: its driver knows {live:?}, the words {known:?}"
                 ));
             }
+            if d == COHERENT {
+                continue;
+            }
             let mapping = &self.rig.backend.host_ranges()[d + 1];
             let present = resident(mapping.start, self.sizes[d]);
             let reused = self.rig.backend.engine() == Engine::Remap;
@@ -507,8 +567,14 @@ impl World {
         // What is elsewhere or nowhere costs no system memory.
         let (base, _) = self.rig.backend.host_memory();
         for page in resident(base as u64, PAGES) {
-            if words[page as usize].residency() != Residency::System {
+            if !words[page as usize].residency().reached_by_cpus() {
                 return Err(format!("page {page} still has system memory"));
+            }
+        }
+        let alone = self.rig.backend.host_ranges().pop().unwrap_or_default();
+        for page in resident(alone.start, PAGES) {
+            if !matches!(words[page as usize].residency(), Residency::Exclusive(_)) {
+                return Err(format!("page {page} is left where exclusive pages are"));
             }
         }
         Ok(())
@@ -576,4 +642,11 @@ fn the_snapshot_bytes_are_what_they_are_documented_to_be() {
     use snapshot::*;
     let bytes = [NONE, READ, WRITE, LARGE, DEVICE_LOCAL, DEVICE_REMOTE, ERROR];
     assert_eq!(bytes, [0, 1, 2, 4, 0x20, 0x30, 0xff]);
+    let bytes = [
+        COHERENT_LOCAL,
+        COHERENT_REMOTE,
+        EXCLUSIVE_LOCAL,
+        EXCLUSIVE_REMOTE,
+    ];
+    assert_eq!(bytes, [0x40, 0x50, 0x60, 0x70]);
 }

@@ -190,7 +190,7 @@ impl Device {
         loop {
             let guard = self.mirror.lock();
             if let Some(mapping) = guard.0.get(&page)
-                && mapping.target != hmm_backend::Target::System
+                && mapping.exclusive
             {
                 let cell = cell(mapping.host.as_ptr(), word);
                 let old = cell.load(Ordering::SeqCst);
