@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use crate::device::Device;
 use crate::driver::{DeviceId, Driver};
+use crate::driver_calls::DriverCalls;
 use crate::engine::{Engine, EngineChoice};
 use crate::error::Error;
 use crate::events::Events;
 use crate::folio_lock::FolioLock;
 use crate::memory::{DeviceMemory, GuestMemory};
-use crate::migrate::{Reason, ToDevice, ToSystem, collect_to_system};
+use crate::migrate::{Reason, ToDevice, collect_to_system};
 use crate::mirror::Invalidate;
 use crate::page::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange, PageSet};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, PolicyFactory, PolicySpec};
@@ -70,6 +71,7 @@ pub struct Backend {
     factory: Arc<dyn PolicyFactory>,
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
+    pub(crate) driver_calls: DriverCalls,
 }
 
 impl Backend {
@@ -104,6 +106,7 @@ impl Backend {
             factory: config.policy,
             clock: Clock::start(),
             recorder: Recorder::new(config.events),
+            driver_calls: DriverCalls::default(),
             guest,
         }))
     }
@@ -333,9 +336,8 @@ impl Backend {
             return 0;
         };
         // An error has rolled everything back: to the caller, nothing moved.
-        device
-            .driver
-            .migrate_to_device(migration)
+        let first = block.page(pages.first().unwrap_or_default());
+        self.call_driver(device, first, |driver| driver.migrate_to_device(migration))
             .map_or(0, |done| done.pages.into())
     }
 
@@ -349,10 +351,8 @@ impl Backend {
             let groups = collect_to_system(self, part.start.block(), &set_of(part), false);
             for (device, sources) in groups {
                 let reason = Reason::of(Cause::User);
-                let migration = ToSystem::new(self, device, sources, reason, None);
-                moved += device
-                    .driver
-                    .migrate_to_ram(migration)
+                moved += self
+                    .send_back(device, sources, reason, None)
                     .map_or(0, |done| done.pages.into());
             }
         }

@@ -27,10 +27,12 @@ pub enum EventKind {
     Deferred,
     /// A page could not be supplied.
     Fatal,
+    /// A driver's call about this page takes longer than the service's limit; `latency` is how long so far.
+    SlowDriver,
 }
 
 /// Number of kinds.
-const KINDS: usize = EventKind::Fatal as usize + 1;
+const KINDS: usize = EventKind::SlowDriver as usize + 1;
 
 /// Something that happened to `pages` pages from `page`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

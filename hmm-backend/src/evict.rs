@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::driver::{DeviceId, Frame};
 use crate::error::Error;
 use crate::fault::{Attempts, Unresolved};
-use crate::migrate::{Reason, ToSystem};
+use crate::migrate::Reason;
 use crate::page::{Page, PageRange};
 use crate::stats::{Cause, Counter};
 
@@ -71,8 +71,7 @@ impl Backend {
         // In page order, neighbours form runs.
         sources.sort_by_key(|s| s.lock.head());
         let victims: Vec<Frame> = sources.iter().map(|s| s.folio.frame).collect();
-        let migration = ToSystem::new(self, device, sources, Reason::of(cause), None);
-        let result = device.driver.migrate_to_ram(migration);
+        let result = self.send_back(device, sources, Reason::of(cause), None);
         // Whatever the driver says: what is still there is not to be proposed again at once.
         for frame in victims {
             if device.page_of(frame).is_some() {

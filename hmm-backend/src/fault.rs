@@ -8,7 +8,7 @@ use crate::driver::DeviceId;
 use crate::error::FaultError;
 use crate::events::{Event, EventKind};
 use crate::memory::{EngineError, Fill};
-use crate::migrate::{Reason, ToSystem, collect_to_system};
+use crate::migrate::{Reason, collect_to_system};
 use crate::page::{Block, Page, PageRange, PageSet};
 use crate::policy::{Access, Advice, BlockFault, BlockView, Place};
 use crate::residency::TryLock;
@@ -271,8 +271,7 @@ impl Backend {
                 .filter(|p| reason.faulting.contains(p.index_in_block()))
                 .collect();
             let fault = faulting.first().copied();
-            let migration = ToSystem::new(self, device, sources, reason, fault);
-            if let Err(error) = device.driver.migrate_to_ram(migration) {
+            if let Err(error) = self.send_back(device, sources, reason, fault) {
                 let answer = Unresolved::from(error);
                 // A driver may complain about something else after its pages have moved.
                 let stayed = |p: &Page| self.table.word(*p).residency() != Residency::System;
@@ -320,9 +319,7 @@ impl Backend {
         for (device, sources) in collect_to_system(self, block, &pages.difference(&untouched), true)
         {
             let reason = Reason::of(Cause::Prefetch);
-            let _ = device
-                .driver
-                .migrate_to_ram(ToSystem::new(self, device, sources, reason, None));
+            let _ = self.send_back(device, sources, reason, None);
         }
     }
 

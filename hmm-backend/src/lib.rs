@@ -30,6 +30,7 @@ mod backend;
 mod buddy;
 mod device;
 mod driver;
+mod driver_calls;
 mod engine;
 mod error;
 mod events;
@@ -57,6 +58,7 @@ mod residency_model;
 #[doc(hidden)]
 pub mod residency_script;
 mod service;
+mod service_watch;
 pub mod snapshot;
 mod stats;
 mod sync;

@@ -54,10 +54,9 @@ pub enum Op {
     Free(u8),
     /// Publishes a locked folio as lost pages.
     Poison(u8),
-    /// Changes the permission of one page of a locked folio.
+    /// Changes the permission of a locked folio.
     SetReadOnly {
         lock: u8,
-        page: u8,
         value: bool,
     },
     /// Notes that no translation is left.
@@ -280,12 +279,11 @@ impl Script<'_> {
             Op::Poison(lock) => {
                 self.publish(lock, Residency::Poisoned, None, false, |w| w.to_poisoned())
             }
-            Op::SetReadOnly { lock, page, value } => {
+            Op::SetReadOnly { lock, value } => {
                 if let Some(i) = self.chosen(lock) {
                     let range = self.locks[i].range();
-                    let page = range.start.plus(u32::from(page) % range.len());
-                    self.locks[i].set_read_only(page, value);
-                    self.pages[page.0 as usize].read_only = value;
+                    self.locks[i].set_read_only(value);
+                    self.of(range).iter_mut().for_each(|p| p.read_only = value);
                 }
             }
             Op::ClearMirrored(lock) => {
@@ -457,8 +455,8 @@ mod tests {
             2 => (lock(), any::<u32>()).prop_map(|(lock, until)| Op::ToSystemPages { lock, until }),
             1 => lock().prop_map(Op::Free),
             1 => lock().prop_map(Op::Poison),
-            1 => (lock(), page(), any::<bool>())
-                .prop_map(|(lock, page, value)| Op::SetReadOnly { lock, page, value }),
+            1 => (lock(), any::<bool>())
+                .prop_map(|(lock, value)| Op::SetReadOnly { lock, value }),
             1 => lock().prop_map(Op::ClearMirrored),
             2 => page().prop_map(Op::Mark),
             3 => page().prop_map(Op::Pin),

@@ -21,6 +21,7 @@ use crate::fault::{Attempts, Unresolved};
 use crate::fault_queue::{Deferred, Fault, sort_and_deduplicate};
 use crate::page::{Block, Page, PageRange, PageSet};
 use crate::policy::Access;
+use crate::service_watch::ServiceWatch;
 use crate::stats::{Counter, Toucher};
 use crate::uffd::{BATCH, FaultMessage};
 
@@ -30,12 +31,16 @@ pub struct ServiceConfig {
     /// A thread for each entry, bound to that host CPU if one is given. A fault is answered fastest by a
     /// thread on the CPU of the vCPU that took it: waking an idle CPU is what costs.
     pub threads: Vec<Option<usize>>,
+    /// A driver's call that takes longer is reported (counter `slow_driver_calls`, event `SlowDriver`), and if it keeps
+    /// a service thread, another thread stands in, so that only the pages of that call wait.
+    pub slow_driver: Duration,
 }
 
 impl Default for ServiceConfig {
     fn default() -> Self {
         ServiceConfig {
             threads: vec![None],
+            slow_driver: Duration::from_secs(1),
         }
     }
 }
@@ -55,11 +60,10 @@ pub struct FatalFault {
 /// The running service. Dropping it stops the threads after they have served what they have read; stop
 /// everything that can fault first.
 pub struct FaultService {
-    stop: Arc<EventFd>,
-    threads: Vec<JoinHandle<()>>,
+    watch: ServiceWatch,
 }
 
-type OnFatal = dyn Fn(FatalFault) + Send + Sync;
+pub(crate) type OnFatal = dyn Fn(FatalFault) + Send + Sync;
 
 impl Backend {
     /// Starts serving CPU faults. `on_fatal` is called from a service thread when a page cannot be
@@ -74,50 +78,64 @@ impl Backend {
         }
         let on_fatal: Arc<OnFatal> = Arc::new(on_fatal);
         let stop = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::Thread { error })?;
-        let mut service = FaultService {
+        let spawn = WorkerSpawner {
+            backend: self.clone(),
             stop: Arc::new(stop),
-            threads: Vec::new(),
+            on_fatal,
         };
-        for (i, cpu) in config.threads.into_iter().enumerate() {
-            let mut worker = Worker {
-                backend: self.clone(),
-                stop: service.stop.clone(),
-                on_fatal: on_fatal.clone(),
-                deferred: BinaryHeap::new(),
-                speculation: VecDeque::new(),
-            };
-            let (ready, started) = std::sync::mpsc::sync_channel(1);
-            let thread = std::thread::Builder::new()
-                .name(format!("hmm-fault{i}"))
-                .spawn(move || {
-                    let bound = cpu.map_or(Ok(()), bind_to_cpu);
-                    let go = bound.is_ok();
-                    let _ = ready.send(bound);
-                    if go {
-                        worker.run_to_the_end();
-                    }
-                })
-                .map_err(|error| Error::Thread { error })?;
-            service.threads.push(thread);
-            if let Ok(Err(error)) = started.recv() {
-                let cpu = cpu.unwrap_or_default();
-                return Err(Error::Service(format!(
-                    "thread {i} cannot run on CPU {cpu}: {error}"
-                )));
-            }
+        let watch = ServiceWatch::start(spawn, config)?;
+        Ok(FaultService { watch })
+    }
+}
+
+/// What service threads are made of.
+pub(crate) struct WorkerSpawner {
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) stop: Arc<EventFd>,
+    on_fatal: Arc<OnFatal>,
+}
+
+impl WorkerSpawner {
+    /// Starts a service thread, bound to a CPU if one is given; calls `ended` when it has ended.
+    pub(crate) fn spawn(
+        &self,
+        name: String,
+        cpu: Option<usize>,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Result<JoinHandle<()>, Error> {
+        let mut worker = Worker {
+            backend: self.backend.clone(),
+            stop: self.stop.clone(),
+            on_fatal: self.on_fatal.clone(),
+            deferred: BinaryHeap::new(),
+            speculation: VecDeque::new(),
+        };
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                let bound = cpu.map_or(Ok(()), bind_to_cpu);
+                let go = bound.is_ok();
+                let _ = ready.send(bound);
+                if go {
+                    worker.run_to_the_end();
+                }
+                ended();
+            })
+            .map_err(|error| Error::Thread { error })?;
+        if let Ok(Err(error)) = started.recv() {
+            let cpu = cpu.unwrap_or_default();
+            return Err(Error::Service(format!(
+                "thread {name} cannot run on CPU {cpu}: {error}"
+            )));
         }
-        Ok(service)
+        Ok(thread)
     }
 }
 
 impl Drop for FaultService {
     fn drop(&mut self) {
-        // Cannot fail: the counter is far from full.
-        let _ = self.stop.write(1);
-        for thread in self.threads.drain(..) {
-            // A panic has been reported by the thread itself.
-            let _ = thread.join();
-        }
+        self.watch.stop();
     }
 }
 

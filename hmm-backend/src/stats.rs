@@ -84,6 +84,8 @@ counters! {
     // Pages that a device got for itself, and those it had to give back.
     ExclusiveGrants = "exclusive_grants",
     ExclusiveRevocations = "exclusive_revocations",
+    // Calls of drivers that took longer than the service's limit.
+    SlowDriverCalls = "slow_driver_calls",
 }
 
 /// Latencies in microseconds.

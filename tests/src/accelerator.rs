@@ -65,7 +65,13 @@ impl Rig {
         let threads = vec![None; 2];
         let fatal = |fault| panic!("{fault:?}");
         let service = backend
-            .start_service(ServiceConfig { threads }, fatal)
+            .start_service(
+                ServiceConfig {
+                    threads,
+                    ..ServiceConfig::default()
+                },
+                fatal,
+            )
             .unwrap();
         let interrupts = Arc::new(AtomicU64::new(0));
         let config = AcceleratorConfig {

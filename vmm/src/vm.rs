@@ -316,7 +316,13 @@ fn start_service(
         }));
     };
     backend
-        .start_service(ServiceConfig { threads }, Box::new(on_fatal))
+        .start_service(
+            ServiceConfig {
+                threads,
+                ..ServiceConfig::default()
+            },
+            Box::new(on_fatal),
+        )
         .map_err(VmError::Service)
 }
 

@@ -252,6 +252,7 @@ impl Rig {
             .start_service(
                 ServiceConfig {
                     threads: vec![None; threads],
+                    ..ServiceConfig::default()
                 },
                 move |fault| {
                     list.lock().unwrap().push(fault);
@@ -289,7 +290,16 @@ impl Rig {
 
     /// A CPU's access to a word.
     pub fn cpu(&self, page: u32, word: usize) -> &AtomicU64 {
-        let (base, len) = self.backend.host_memory();
+        Self::cell_of(&self.backend, page, word)
+    }
+
+    /// A CPU's access to a page's first word, without a rig.
+    pub fn word_of(backend: &Backend, page: u32) -> &AtomicU64 {
+        Self::cell_of(backend, page, 0)
+    }
+
+    fn cell_of(backend: &Backend, page: u32, word: usize) -> &AtomicU64 {
+        let (base, len) = backend.host_memory();
         let offset = u64::from(page) * hmm_backend::PAGE_SIZE;
         assert!(offset < len);
         cell(base.wrapping_add(offset as usize), word)

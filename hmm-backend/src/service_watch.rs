@@ -1,0 +1,176 @@
+//! Watches over the service threads: a driver that does not return is reported and costs nobody else service.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{JoinHandle, ThreadId};
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::driver_calls::SlowCall;
+use crate::error::Error;
+use crate::events::EventKind;
+use crate::service::{ServiceConfig, WorkerSpawner};
+use crate::stats::Counter;
+
+/// Most threads that stand in for others: each costs memory, and a driver that blocks so many calls blocks
+/// everything.
+const STAND_INS: usize = 8;
+
+struct Threads {
+    running: Vec<JoinHandle<()>>,
+    /// Those among them that have nothing left to do.
+    ended: Vec<ThreadId>,
+    stand_ins: usize,
+    stopping: bool,
+}
+
+/// What the watching thread and the service's owner share.
+struct Shared {
+    spawner: WorkerSpawner,
+    limit: Duration,
+    threads: Mutex<Threads>,
+    /// A thread has ended, or the service is to stop.
+    changed: Condvar,
+}
+
+/// The service threads with the thread that watches over them.
+pub(crate) struct ServiceWatch {
+    shared: Arc<Shared>,
+    watcher: Option<JoinHandle<()>>,
+}
+
+impl ServiceWatch {
+    pub(crate) fn start(
+        spawner: WorkerSpawner,
+        config: ServiceConfig,
+    ) -> Result<ServiceWatch, Error> {
+        let shared = Arc::new(Shared {
+            spawner,
+            limit: config.slow_driver,
+            threads: Mutex::new(Threads {
+                running: Vec::new(),
+                ended: Vec::new(),
+                stand_ins: 0,
+                stopping: false,
+            }),
+            changed: Condvar::new(),
+        });
+        let mut watch = ServiceWatch {
+            shared: shared.clone(),
+            watcher: None,
+        };
+        for (i, cpu) in config.threads.into_iter().enumerate() {
+            let started = shared.spawn(&mut shared.threads(), format!("hmm-fault{i}"), cpu);
+            if let Err(error) = started {
+                watch.stop();
+                return Err(error);
+            }
+        }
+        let watcher = std::thread::Builder::new()
+            .name("hmm-watch".into())
+            .spawn(move || shared.watch());
+        match watcher {
+            Ok(thread) => watch.watcher = Some(thread),
+            Err(error) => {
+                watch.stop();
+                return Err(Error::Thread { error });
+            }
+        }
+        Ok(watch)
+    }
+
+    /// Stops the threads after they have served what they have read. A thread that a driver does not give back is
+    /// left to it: it keeps what it uses alive, and ends if the call ever returns.
+    pub(crate) fn stop(&mut self) {
+        let shared = &*self.shared;
+        let mut threads = shared.threads();
+        threads.stopping = true;
+        // Cannot fail: the counter is far from full.
+        let _ = shared.spawner.stop.write(1);
+        shared.changed.notify_all();
+        let calls = &shared.spawner.backend.driver_calls;
+        loop {
+            let all = std::mem::take(&mut threads.running);
+            let (ended, running): (Vec<_>, Vec<_>) = all
+                .into_iter()
+                .partition(|thread| threads.ended.contains(&thread.thread().id()));
+            // A panic has been reported by the thread itself.
+            ended.into_iter().for_each(|thread| drop(thread.join()));
+            threads.running = running;
+            shared.report(&mut threads);
+            if threads
+                .running
+                .iter()
+                .all(|thread| calls.is_slow(thread.thread().id()))
+            {
+                break;
+            }
+            threads = shared.wait(threads);
+        }
+        drop(threads);
+        if let Some(watcher) = self.watcher.take() {
+            drop(watcher.join());
+        }
+    }
+}
+
+impl Shared {
+    fn threads(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something changes, but looks at the drivers several times within the limit.
+    fn wait<'a>(&self, threads: MutexGuard<'a, Threads>) -> MutexGuard<'a, Threads> {
+        let (threads, _) = self
+            .changed
+            .wait_timeout(threads, self.limit / 4)
+            .unwrap_or_else(PoisonError::into_inner);
+        threads
+    }
+
+    fn spawn(
+        self: &Arc<Self>,
+        threads: &mut Threads,
+        name: String,
+        cpu: Option<usize>,
+    ) -> Result<(), Error> {
+        let shared = Arc::downgrade(self);
+        let ended = move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.threads().ended.push(std::thread::current().id());
+                shared.changed.notify_all();
+            }
+        };
+        threads.running.push(self.spawner.spawn(name, cpu, ended)?);
+        Ok(())
+    }
+
+    fn watch(self: &Arc<Self>) {
+        let mut threads = self.threads();
+        while !threads.stopping {
+            for call in self.report(&mut threads) {
+                let is_it = |thread: &JoinHandle<()>| thread.thread().id() == call.thread;
+                if threads.running.iter().any(is_it) && threads.stand_ins < STAND_INS {
+                    let name = format!("hmm-fault+{}", threads.stand_ins);
+                    // Without memory for a thread there is no stand-in; the next slow call tries again.
+                    if self.spawn(&mut threads, name, None).is_ok() {
+                        threads.stand_ins += 1;
+                    }
+                }
+            }
+            threads = self.wait(threads);
+        }
+    }
+
+    /// Reports the calls that have become slow.
+    fn report(&self, _: &mut Threads) -> Vec<SlowCall> {
+        let backend: &Backend = &self.spawner.backend;
+        let now = backend.now();
+        let slow = backend.driver_calls.newly_slow(now, self.limit);
+        for call in &slow {
+            backend.recorder.add(Counter::SlowDriverCalls, 1);
+            let latency = now.saturating_sub(call.since);
+            backend.fault_event(EventKind::SlowDriver, call.page, Some(call.device), latency);
+        }
+        slow
+    }
+}

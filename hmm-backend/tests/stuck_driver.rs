@@ -1,0 +1,126 @@
+//! A driver that does not return: reported, and nobody else waits for it.
+
+mod common;
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use common::{Rig, both_engines};
+use hmm_backend::{
+    Backend, BackendConfig, DeviceFolio, Driver, Engine, EngineChoice, EventKind, FaultError,
+    Finalized, Page, PageRange, PolicySpec, ServiceConfig, ToSystem,
+};
+
+/// Keeps the page it is asked for first until it is let go.
+#[derive(Default)]
+struct Stuck {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default, PartialEq, PartialOrd)]
+enum State {
+    #[default]
+    Idle,
+    Stuck,
+    LetGo,
+}
+
+impl Stuck {
+    fn now(&self, state: State) {
+        *self.state.lock().unwrap() = state;
+        self.changed.notify_all();
+    }
+
+    fn wait_for(&self, wanted: State) {
+        let mut state = self.state.lock().unwrap();
+        while *state < wanted {
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+}
+
+impl Driver for Stuck {
+    fn migrate_to_ram(&self, migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
+        if migration.fault() == Some(Page(0)) {
+            self.now(State::Stuck);
+            self.wait_for(State::LetGo);
+        }
+        migration.run()
+    }
+
+    fn page_free(&self, _: DeviceFolio) {}
+}
+
+fn backend(engine: Engine) -> (Arc<Backend>, Arc<Stuck>, PageRange) {
+    let mut config = BackendConfig::new(4 << 20);
+    config.engine = EngineChoice::Only(engine);
+    config.policy = Arc::new("on-demand+timeslice:min=0us".parse::<PolicySpec>().unwrap());
+    config.events = 1000;
+    let backend = Backend::new(config).unwrap();
+    let driver = Arc::new(Stuck::default());
+    let device = backend.attach(2 << 20, driver.clone()).unwrap();
+    let some = PageRange::with_len(Page(0), 8);
+    backend.migrate_to_device(device, some).unwrap();
+    (backend, driver, some)
+}
+
+/// One service thread, so that a stuck driver keeps all there is.
+fn service() -> ServiceConfig {
+    ServiceConfig {
+        slow_driver: Duration::from_millis(20),
+        ..ServiceConfig::default()
+    }
+}
+
+#[test]
+fn a_stuck_driver_is_reported_and_others_are_served() {
+    both_engines(|engine| {
+        let (backend, driver, _) = backend(engine);
+        let service = backend
+            .start_service(service(), |f| panic!("{f:?}"))
+            .unwrap();
+        let stuck = std::thread::scope(|scope| {
+            let stuck = scope.spawn(|| Rig::word_of(&backend, 0).fetch_add(1, SeqCst));
+            driver.wait_for(State::Stuck);
+            // Other pages: of the same device, and never touched ones.
+            assert_eq!(Rig::word_of(&backend, 1).load(SeqCst), 0);
+            Rig::word_of(&backend, 700).store(1, SeqCst);
+            assert!(!stuck.is_finished());
+            driver.now(State::LetGo);
+            stuck.join().unwrap()
+        });
+        assert_eq!((stuck, Rig::word_of(&backend, 0).load(SeqCst)), (0, 1));
+        assert_eq!(backend.stats().other["slow_driver_calls"], 1);
+        let events = backend.drain_events().events;
+        let slow = events.iter().find(|e| e.kind == EventKind::SlowDriver);
+        let slow = slow.expect("an event");
+        assert_eq!(slow.page, Page(0));
+        assert!(slow.device.is_some() && slow.latency >= Duration::from_millis(20));
+        drop(service);
+    });
+}
+
+#[test]
+fn a_service_ends_although_a_driver_does_not_return() {
+    both_engines(|engine| {
+        let (backend, driver, _) = backend(engine);
+        let service = backend
+            .start_service(service(), |f| panic!("{f:?}"))
+            .unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| Rig::word_of(&backend, 0).load(SeqCst));
+            driver.wait_for(State::Stuck);
+            assert_eq!(
+                Rig::word_of(&backend, 1).load(SeqCst),
+                0,
+                "another stands in"
+            );
+            drop(service);
+            assert!(backend.word(Page(0)).unwrap().locked());
+            // The thread that was left to the driver finishes what it was about.
+            driver.now(State::LetGo);
+        });
+    });
+}
