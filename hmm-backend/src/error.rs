@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::driver::DeviceId;
+use crate::fatal::FatalCause;
 use crate::page::{Page, PageRange};
 
 /// Why a call of the backend failed.
@@ -93,7 +94,7 @@ pub enum Error {
         /// The page.
         page: Page,
         /// Why.
-        cause: String,
+        cause: FatalCause,
     },
     /// The page is pinned, and cannot be taken away from whoever uses it.
     #[error("{0:?} is pinned")]
@@ -177,7 +178,7 @@ pub enum MirrorError {
         /// The page.
         page: Page,
         /// Why.
-        cause: String,
+        cause: FatalCause,
     },
     /// The device has been detached.
     #[error("the device is detached")]

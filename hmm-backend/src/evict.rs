@@ -108,7 +108,7 @@ impl Backend {
                     .map_err(|cause| Error::Detach {
                         device: id,
                         left: device.used_frames(),
-                        cause,
+                        cause: cause.to_string(),
                     })?;
             }
         }

@@ -7,6 +7,7 @@ use crate::backend::Backend;
 use crate::driver::DeviceId;
 use crate::error::FaultError;
 use crate::events::{Event, EventKind};
+use crate::fatal::FatalCause;
 use crate::memory::{EngineError, Fill};
 use crate::migrate::{Reason, collect_to_system};
 use crate::page::{Block, Page, PageRange, PageSet};
@@ -26,7 +27,7 @@ pub(crate) enum Unresolved {
     /// The host had no memory.
     OutOfMemory,
     /// Never.
-    Fatal(String),
+    Fatal(FatalCause),
 }
 
 impl From<FaultError> for Unresolved {
@@ -34,7 +35,7 @@ impl From<FaultError> for Unresolved {
         match error {
             FaultError::Retry => Unresolved::Retry,
             FaultError::OutOfMemory => Unresolved::OutOfMemory,
-            FaultError::Fatal(cause) => Unresolved::Fatal(cause),
+            FaultError::Fatal(cause) => Unresolved::Fatal(FatalCause::DriverFailed(cause)),
         }
     }
 }
@@ -44,9 +45,7 @@ impl From<EngineError> for Unresolved {
         match error {
             EngineError::Busy => Unresolved::Retry,
             EngineError::NoMemory => Unresolved::OutOfMemory,
-            EngineError::Unexpected(_) => {
-                Unresolved::Fatal(format!("the kernel cannot supply it: {error}"))
-            }
+            EngineError::Unexpected(_) => Unresolved::Fatal(FatalCause::Host(error.to_string())),
         }
     }
 }
@@ -152,8 +151,8 @@ impl Backend {
             }
             let word = self.table.word(page);
             if word.read_only() && writes.contains(index) {
-                let cause = "it is read-only".to_string();
-                served.unresolved.push((page, Unresolved::Fatal(cause)));
+                let forbidden = Unresolved::Fatal(FatalCause::ReadOnly);
+                served.unresolved.push((page, forbidden));
                 continue;
             }
             match word.residency() {
@@ -163,8 +162,8 @@ impl Backend {
                     self.guest.wake_range(PageRange::single(page));
                 }
                 Residency::Poisoned => {
-                    let cause = "its contents were lost".to_string();
-                    served.unresolved.push((page, Unresolved::Fatal(cause)));
+                    let lost = Unresolved::Fatal(FatalCause::ContentsLost);
+                    served.unresolved.push((page, lost));
                 }
                 Residency::Untouched | Residency::Device { .. } | Residency::Exclusive(_) => {
                     needed.insert(index)
@@ -326,7 +325,7 @@ impl Backend {
     /// Makes one page present in system memory on behalf of the calling thread, which sleeps as long as
     /// that takes. Used where no userfaultfd message stands for the access: pins, and devices that want a
     /// foreign device's page.
-    pub(crate) fn fault_in(&self, page: Page, access: Access) -> Result<(), String> {
+    pub(crate) fn fault_in(&self, page: Page, access: Access) -> Result<(), FatalCause> {
         let mut attempts = Attempts::default();
         let mut patient = true;
         loop {
@@ -338,7 +337,7 @@ impl Backend {
             let mut unresolved = Vec::new();
             match self.table.word(page).residency() {
                 Residency::System => return Ok(()),
-                Residency::Poisoned => return Err("its contents were lost".into()),
+                Residency::Poisoned => return Err(FatalCause::ContentsLost),
                 // No CPU's fault would bring it here.
                 Residency::Coherent { .. } => {
                     let reason = Reason {
@@ -394,17 +393,21 @@ const MAX_ATTEMPTS: u32 = 60;
 
 impl Attempts {
     /// When to try again, or why not.
-    pub(crate) fn next(&mut self, unresolved: &Unresolved) -> Result<Duration, String> {
+    pub(crate) fn next(&mut self, unresolved: &Unresolved) -> Result<Duration, FatalCause> {
         let gave_up = match unresolved {
             // Waiting its time is no failure.
             Unresolved::Wait(time) => return Ok(*time),
             Unresolved::Fatal(cause) => return Err(cause.clone()),
-            Unresolved::Retry => "it stays busy",
-            Unresolved::OutOfMemory => "the host has no memory for it",
+            Unresolved::Retry => FatalCause::Busy {
+                attempts: MAX_ATTEMPTS,
+            },
+            Unresolved::OutOfMemory => FatalCause::OutOfMemory {
+                attempts: MAX_ATTEMPTS,
+            },
         };
         self.0 += 1;
         if self.0 > MAX_ATTEMPTS {
-            return Err(format!("{gave_up} (tried {MAX_ATTEMPTS} times)"));
+            return Err(gave_up);
         }
         Ok(Duration::from_micros(20 << self.0.min(10)))
     }

@@ -13,6 +13,8 @@ pub(crate) struct Fault {
     pub(crate) thread: u32,
     /// When its message was read.
     pub(crate) since: Duration,
+    /// The page's generation then.
+    pub(crate) generation: u16,
 }
 
 /// A fault put off. Ordered so that the heap gives the earliest first.
@@ -44,11 +46,12 @@ impl Ord for Deferred {
     }
 }
 
-/// Into page order, one entry per page with the strongest access.
+/// Into page order, one entry for each page and thread, with the strongest access. Threads that touch the same
+/// page are kept apart, because each must be named if the fault is fatal.
 pub(crate) fn sort_and_deduplicate(faults: &mut Vec<Fault>) {
-    faults.sort_unstable_by_key(|f| f.page);
+    faults.sort_unstable_by_key(|f| (f.page, f.thread));
     faults.dedup_by(|later, first| {
-        let same = later.page == first.page;
+        let same = (later.page, later.thread) == (first.page, first.thread);
         first.write |= same && later.write;
         same
     });
@@ -61,21 +64,26 @@ mod tests {
 
     #[test]
     fn batches_are_sorted_and_the_strongest_access_counts() {
-        let fault = |page, write| Fault {
+        let fault = |page, thread, write| Fault {
             page: Page(page),
             write,
-            thread: 1,
+            thread,
             since: Duration::ZERO,
+            generation: 0,
         };
         let mut batch = vec![
-            fault(7, false),
-            fault(3, false),
-            fault(7, true),
-            fault(3, false),
+            fault(7, 1, false),
+            fault(3, 2, false),
+            fault(7, 1, true),
+            fault(3, 1, false),
+            fault(3, 2, false),
         ];
         sort_and_deduplicate(&mut batch);
-        let found: Vec<_> = batch.iter().map(|f| (f.page.0, f.write)).collect();
-        assert_eq!(found, [(3, false), (7, true)]);
+        let found: Vec<_> = batch
+            .iter()
+            .map(|f| (f.page.0, f.thread, f.write))
+            .collect();
+        assert_eq!(found, [(3, 1, false), (3, 2, false), (7, 1, true)]);
     }
 
     #[test]
@@ -85,6 +93,7 @@ mod tests {
             write: false,
             thread: 0,
             since: Duration::ZERO,
+            generation: 0,
         };
         let mut heap = BinaryHeap::new();
         for ms in [30, 10, 20] {

@@ -36,6 +36,7 @@ mod error;
 mod events;
 mod evict;
 mod exclusive;
+mod fatal;
 mod fault;
 mod fault_queue;
 mod folio_lock;
@@ -72,6 +73,7 @@ pub use driver::{DeviceFolio, DeviceId, Driver, Frame};
 pub use engine::{Engine, EngineChoice};
 pub use error::{Error, FaultError, MigrateError, MirrorError};
 pub use events::{Event, EventKind, Events};
+pub use fatal::{FatalCause, FatalFault};
 pub use migrate::{
     CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Finalized, Step,
     ToDevice, ToSystem, Watch,
@@ -83,7 +85,7 @@ pub use policy::{
     Access, Advice, BlockFault, BlockView, Density, EvictionPolicy, FaultPolicy, Lru, OnDemand,
     Place, PolicyError, PolicyFactory, PolicyInfo, PolicyParam, PolicySpec, policies,
 };
-pub use service::{FatalFault, FaultService, ServiceConfig};
+pub use service::{FaultService, ServiceConfig};
 pub use stats::{Cause, Latency, Stats};
 pub use time::MAX_HOLD;
 pub use uffd::{UffdSupport, probe_userfaultfd};

@@ -23,6 +23,7 @@ use crate::device::Device;
 use crate::driver::{DeviceId, Frame};
 use crate::error::{Error, MirrorError};
 use crate::events::EventKind;
+use crate::fatal::FatalCause;
 use crate::fault::{Attempts, Unresolved};
 use crate::migrate::Reason;
 use crate::page::{Page, PageRange, PageSet};
@@ -351,7 +352,7 @@ impl<M: DeviceMmu> Mirror<M> {
                 }
             }
             if word.residency() == Residency::Poisoned {
-                return Err(fatal("its contents were lost".into()));
+                return Err(fatal(FatalCause::ContentsLost));
             }
             *serviced = true;
             if attempts == 0 {

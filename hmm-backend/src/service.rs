@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::events::EventKind;
+use crate::fatal::{FatalCause, FatalFault};
 use crate::fault::{Attempts, Unresolved};
 use crate::fault_queue::{Deferred, Fault, sort_and_deduplicate};
 use crate::page::{Block, Page, PageRange, PageSet};
@@ -43,18 +44,6 @@ impl Default for ServiceConfig {
             slow_driver: Duration::from_secs(1),
         }
     }
-}
-
-/// A fault that cannot be resolved: the contents of the page cannot be supplied. The CPU stays asleep in
-/// the fault, interruptible by a signal, and never sees wrong data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FatalFault {
-    /// The page.
-    pub page: Page,
-    /// Kernel id of the thread that touched it; 0 if unknown.
-    pub thread: u32,
-    /// Why.
-    pub cause: String,
 }
 
 /// The running service. Dropping it stops the threads after they have served what they have read; stop
@@ -171,7 +160,9 @@ impl Worker {
         (self.on_fatal)(FatalFault {
             page: Page(0),
             thread: 0,
-            cause,
+            cause: FatalCause::ServiceDied(cause),
+            since: self.backend.now(),
+            generation: 0,
         });
     }
 
@@ -219,7 +210,7 @@ impl Worker {
         Some(next.due.saturating_sub(self.backend.now()))
     }
 
-    /// The batch in page order, one entry per page with the strongest access.
+    /// The batch in page order, one entry for each page and thread.
     fn sorted(&self, messages: &mut Vec<FaultMessage>) -> Vec<Fault> {
         let since = self.backend.now();
         self.backend
@@ -227,11 +218,15 @@ impl Worker {
             .add(Counter::CpuFaults, messages.len() as u64);
         let mut faults: Vec<Fault> = messages
             .drain(..)
-            .map(|m| Fault {
-                page: self.backend.guest.page_at(m.address),
-                write: m.write,
-                thread: m.thread,
-                since,
+            .map(|m| {
+                let page = self.backend.guest.page_at(m.address);
+                Fault {
+                    page,
+                    write: m.write,
+                    thread: m.thread,
+                    since,
+                    generation: self.backend.table.word(page).generation(),
+                }
             })
             .collect();
         sort_and_deduplicate(&mut faults);
@@ -299,6 +294,8 @@ impl Worker {
                     page: fault.page,
                     thread: fault.thread,
                     cause,
+                    since: fault.since,
+                    generation: fault.generation,
                 });
                 return;
             }

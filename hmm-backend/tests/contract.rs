@@ -6,7 +6,9 @@ mod common;
 use std::sync::atomic::Ordering::SeqCst;
 
 use common::{Rig, both_engines};
-use hmm_backend::{EventKind, FaultError, MirrorError, Page, Residency, Target, snapshot};
+use hmm_backend::{
+    EventKind, FatalCause, FaultError, MirrorError, Page, Residency, Target, snapshot,
+};
 
 #[test]
 fn a_page_goes_to_the_device_and_back_with_its_contents() {
@@ -227,13 +229,16 @@ fn a_fatal_fault_is_reported_and_the_page_keeps_its_contents() {
             }
             let fault = fatal[0].clone();
             drop(fatal);
-            assert_eq!((fault.page, fault.cause.as_str()), (Page(9), "link down"));
+            let cause = FatalCause::DriverFailed("link down".into());
+            assert_eq!((fault.page, &fault.cause), (Page(9), &cause));
+            assert!(rig.backend.is_current(&fault));
             assert!(!reader.is_finished());
             assert_eq!(rig.on_device(0..512), [9].into());
             // The link is up again: the sleeper gets the right data.
             rig.backend.migrate_to_system(rig.range(9..10)).unwrap();
             let (thread, value) = reader.join().unwrap();
             assert_eq!((fault.thread, value), (thread, 5));
+            assert!(!rig.backend.is_current(&fault));
         });
     });
 }
