@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hmm_backend::{
     Backend, BackendConfig, DeviceId, Engine, EngineChoice, PAGE_SIZE, Page, PolicySpec, Residency,
 };
-use hmmvisor::End;
 use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::{End, OnMemoryError};
 
 use hmmvisor_abi::map;
 
@@ -91,6 +91,8 @@ pub struct Setup {
     pub device_pages: u32,
     /// Number of fault service threads.
     pub service_threads: usize,
+    /// What becomes of an access of a vCPU to a page that cannot be supplied.
+    pub on_memory_error: OnMemoryError,
     /// The guest's ELF file; none for the embedded guest.
     pub guest: Option<Vec<u8>>,
     /// Workload and parameters of the embedded guest, such as `torture ops=100`.
@@ -109,6 +111,7 @@ impl Default for Setup {
             devices: 1,
             device_pages: 128,
             service_threads: 2,
+            on_memory_error: OnMemoryError::default(),
             guest: None,
             workload: "torture".into(),
             seed: 1,
@@ -150,6 +153,7 @@ impl Setup {
                 backend: backend.clone(),
                 service: vec![None; self.service_threads],
                 devices: vec![device; self.devices as usize],
+                on_memory_error: self.on_memory_error,
             }),
             guest: image.unwrap_or(hmmvisor_guest_images::IMAGE),
             cmdline: &self.cmdline(),

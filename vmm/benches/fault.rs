@@ -189,6 +189,7 @@ fn round(server: Server, engine: Engine, vcpus: u32) -> Vec<f64> {
             backend: backend.clone(),
             service: (0..cpus).map(Some).collect(),
             devices: Vec::new(),
+            on_memory_error: Default::default(),
         }),
         guest: &common::elf(&touch()),
         cmdline: "",

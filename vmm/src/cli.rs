@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use hmm_backend::{EngineChoice, PolicySpec};
+use hmmvisor::OnMemoryError;
 use hmmvisor::config::Config;
 use hmmvisor::size::Size;
 
@@ -69,6 +70,10 @@ pub struct RunArgs {
     /// Guest memory whose pages migrate, like 64M or 1G [default: 256M]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     memory: Option<Size>,
+    /// When a page that a vCPU accesses cannot be supplied: machine-check (the guest is told, and may
+    /// recover) or end (of the run) [default: machine-check]
+    #[arg(long, value_name = "WHAT")]
+    on_memory_error: Option<OnMemoryError>,
     /// Memory of each accelerator [default: 16M]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     device_memory: Option<Size>,
@@ -120,6 +125,7 @@ impl RunArgs {
         set(&mut config.engine.kind, self.engine);
         set(&mut config.machine.vcpus, self.vcpus);
         set(&mut config.machine.memory, self.memory);
+        set(&mut config.machine.on_memory_error, self.on_memory_error);
         set(&mut config.devices.memory, self.device_memory);
         set(&mut config.devices.count, self.devices);
         set(&mut config.seed, self.seed);

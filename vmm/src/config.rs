@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::file;
+use crate::memory_errors::OnMemoryError;
 use crate::size::Size;
 use hmm_backend::{EngineChoice, PolicySpec};
 use serde::de::Error as _;
@@ -53,6 +54,9 @@ pub struct MachineConfig {
     pub vcpus: u32,
     /// Managed memory, a multiple of 2 MiB.
     pub memory: Size,
+    /// What becomes of a vCPU's access to a page that cannot be supplied: `machine-check` or `end`.
+    #[serde(deserialize_with = "from_str")]
+    pub on_memory_error: OnMemoryError,
 }
 
 /// `[devices]`
@@ -141,6 +145,7 @@ impl Default for MachineConfig {
         MachineConfig {
             vcpus: 1,
             memory: Size(256 << 20),
+            on_memory_error: OnMemoryError::default(),
         }
     }
 }
@@ -246,6 +251,7 @@ mod tests {
             [machine]
             vcpus = 4
             memory = "1G"
+            on_memory_error = "end"
             [devices]
             count = 2
             memory = 33554432
@@ -272,6 +278,7 @@ mod tests {
             (config.machine.memory, config.devices.memory),
             (Size(1 << 30), Size(32 << 20))
         );
+        assert_eq!(config.machine.on_memory_error, OnMemoryError::End);
         assert_eq!((config.engine.shards, config.service.threads), (3, Some(2)));
         assert_eq!(config.placement.vcpu_cpus, Some(vec![0, 1]));
         let params: Vec<_> = config
@@ -290,10 +297,15 @@ mod tests {
             (
                 "[machine]\nvcpu = 2\n",
                 2,
-                "unknown field `vcpu`, expected `vcpus` or `memory`",
+                "unknown field `vcpu`, expected one of `vcpus`, `memory`, `on_memory_error`",
             ),
             ("[machine]\n\nmemory = \"64X\"\n", 3, "is not a size"),
             ("[machine]\nmemory = -1\n", 2, "cannot be negative"),
+            (
+                "[machine]\non_memory_error = \"stop\"\n",
+                2,
+                "`stop` is neither machine-check nor end",
+            ),
             ("seed = -1", 1, "expected u64"),
             ("[machine", 1, "unclosed table"),
             (

@@ -140,9 +140,10 @@ fn descriptors(ram: &GuestMemoryMmap, vcpus: u32) -> Result<(), GuestMemoryError
 
 /// One vCPU's task state segment and ring-0 stack.
 fn task(ram: &GuestMemoryMmap, vcpu: u32) -> Result<(), GuestMemoryError> {
-    // The interrupt handlers find the address of their vCPU's counters where their stack begins.
+    // The handlers find the addresses of what belongs to their vCPU where their stack begins.
     let stack = STACKS + STACK_SIZE * (u64::from(vcpu) + 1) - 16;
     put(ram, stack, 0, map::irq_counter(u64::from(vcpu), 0))?;
+    put(ram, stack, 1, map::memory_error(u64::from(vcpu)))?;
 
     let mut segment = [0u8; TSS_BYTES as usize];
     segment[4..12].copy_from_slice(&stack.to_le_bytes());

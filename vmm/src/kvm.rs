@@ -9,11 +9,12 @@ use thiserror::Error;
 const API_VERSION: i32 = 12;
 
 /// Capabilities without which no guest can run, and what they are for.
-const NEEDED: [(Cap, &str); 8] = [
+const NEEDED: [(Cap, &str); 9] = [
     (Cap::Irqchip, "an interrupt controller in the kernel"),
     (Cap::UserMemory, "guest memory provided by user space"),
     (Cap::SetTssAddr, "the place of KVM's own task state segment"),
     (Cap::MpState, "starting all vCPUs at once"),
+    (Cap::Mce, "telling guests of lost memory"),
     (Cap::Ioeventfd, "doorbells that do not leave the kernel"),
     (Cap::IoeventfdNoLength, "doorbells of any access size"),
     (Cap::Irqfd, "device interrupts from any thread"),

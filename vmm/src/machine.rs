@@ -12,7 +12,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use crate::{firmware, kvm, process_memory, registers};
+use crate::{firmware, kvm, machine_check, process_memory, registers};
 
 const BOOT_RAM_SLOT: u32 = 1;
 const MANAGED_SLOT: u32 = 2;
@@ -159,6 +159,7 @@ impl Machine {
         vcpu.set_cpuid2(&cpuid)
             .map_err(refused("the processor description of"))?;
 
+        machine_check::set_up(&vcpu).map_err(refused("machine checks of"))?;
         let reset = vcpu
             .get_sregs()
             .map_err(refused("to read the registers of"))?;

@@ -13,6 +13,7 @@ const CR0_NUMERIC_ERROR: u64 = 1 << 5;
 const CR0_WRITE_PROTECT: u64 = 1 << 16;
 const CR0_PAGING: u64 = 1 << 31;
 const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
+const CR4_MACHINE_CHECK: u64 = 1 << 6;
 const CR4_SSE: u64 = 1 << 9;
 const CR4_SSE_EXCEPTIONS: u64 = 1 << 10;
 const EFER_LONG_MODE_ENABLE: u64 = 1 << 8;
@@ -90,7 +91,7 @@ pub fn system(vcpu: u32, reset: kvm_sregs) -> kvm_sregs {
             | CR0_WRITE_PROTECT
             | CR0_PAGING,
         cr3: firmware::PML4,
-        cr4: CR4_PHYSICAL_ADDRESS_EXTENSION | CR4_SSE | CR4_SSE_EXCEPTIONS,
+        cr4: CR4_PHYSICAL_ADDRESS_EXTENSION | CR4_MACHINE_CHECK | CR4_SSE | CR4_SSE_EXCEPTIONS,
         efer: EFER_LONG_MODE_ENABLE | EFER_LONG_MODE_ACTIVE,
         ..reset
     }

@@ -8,11 +8,14 @@
 //! never run in the VMM's own process.
 
 use std::arch::global_asm;
+use std::mem::offset_of;
 
-use hmmvisor_abi::{control, map};
+use hmmvisor_abi::{MemoryError, control, map, memory_error};
 
 /// CPU exceptions have vectors below this.
 pub const EXCEPTIONS: u64 = 32;
+/// Vector of machine checks.
+pub const MACHINE_CHECK: u64 = 18;
 /// Vector of spurious interrupts of the local APIC.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 
@@ -38,7 +41,11 @@ global_asm!(
     "    push 0",
     "  .endif",
     "  push .Lvector",
-    "  jmp .Lexception",
+    "  .if .Lvector == {machine_check}",
+    "    jmp .Lmachine_check",
+    "  .else",
+    "    jmp .Lexception",
+    "  .endif",
     "  .set .Lvector, .Lvector + 1",
     ".endr",
     // Interrupt lines. The first word above the processor's frame is this vCPU's counters' address.
@@ -58,8 +65,50 @@ global_asm!(
     // Spurious interrupts get no end-of-interrupt.
     ".balign {interrupt_stride}",
     "  iretq",
-    // The VMM reads the frame at rsp (see `ExceptionFrame`) and never resumes this vCPU.
+    // A machine check: a page that cannot be supplied (see `hmmvisor_abi::memory_error`). Above the frame, the
+    // second word is the address of this vCPU's `MemoryError`. With a recovery address, an error of ring 3
+    // goes on there; the recovery address is read once, because other vCPUs can write it, too.
     ".balign 16",
+    ".Lmachine_check:",
+    "  push rax",
+    "  push rbx",
+    "  push rcx",
+    "  push rdx",
+    "  mov rbx, [rsp + 96]",
+    "  test byte ptr [rsp + 56], 3",
+    "  jz .Lfatal",
+    "  mov rax, [rbx + {recovery}]",
+    "  test rax, rax",
+    "  jz .Lfatal",
+    "  mov [rsp + 48], rax",
+    "  mov qword ptr [rbx + {recovery}], 0",
+    "  mov ecx, {mc_addr}",
+    "  rdmsr",
+    "  mov [rbx + {address}], eax",
+    "  mov [rbx + {address} + 4], edx",
+    "  mov ecx, {mc_status}",
+    "  rdmsr",
+    // The reason; this clears the upper half.
+    "  shr eax, 16",
+    "  mov [rbx + {reason}], rax",
+    // Ready for the next one.
+    "  xor eax, eax",
+    "  xor edx, edx",
+    "  wrmsr",
+    "  mov ecx, {mcg_status}",
+    "  wrmsr",
+    "  pop rdx",
+    "  pop rcx",
+    "  pop rbx",
+    "  pop rax",
+    "  add rsp, 16",
+    "  iretq",
+    ".Lfatal:",
+    "  pop rdx",
+    "  pop rcx",
+    "  pop rbx",
+    "  pop rax",
+    // The VMM reads the frame at rsp (see `ExceptionFrame`) and never resumes this vCPU.
     ".Lexception:",
     "  push rax",
     "  push rcx",
@@ -74,6 +123,13 @@ global_asm!(
     ".popsection",
     exceptions = const EXCEPTIONS,
     exception_stride = const EXCEPTION_STRIDE,
+    machine_check = const MACHINE_CHECK,
+    recovery = const offset_of!(MemoryError, recovery),
+    address = const offset_of!(MemoryError, address),
+    reason = const offset_of!(MemoryError, reason),
+    mc_addr = const memory_error::MC_ADDR,
+    mc_status = const memory_error::MC_STATUS,
+    mcg_status = const memory_error::MCG_STATUS,
     // 8, 10 to 14, 17, 21, 29 and 30.
     with_error_code = const 0x6022_7d00u32,
     lines = const map::IRQ_LINES,

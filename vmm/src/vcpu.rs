@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use hmm_backend::FatalFault;
 use kvm_bindings::KVM_EXIT_MEMORY_FAULT;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
@@ -12,7 +13,9 @@ use crate::bus::{Bus, Next};
 use crate::ending::{End, Ending};
 use crate::failure::Failure;
 use crate::machine::Machine;
-use crate::ring0::ExceptionFrame;
+use crate::machine_check;
+use crate::memory_errors::{self, MemoryErrors};
+use crate::ring0::{ExceptionFrame, MACHINE_CHECK};
 
 /// What all vCPUs of a machine share.
 pub struct Shared {
@@ -23,6 +26,8 @@ pub struct Shared {
     pub mmio: Bus,
     /// Devices by port.
     pub ports: Bus,
+    /// Pages that cannot be supplied; none if that ends the run.
+    pub memory_errors: Option<Arc<MemoryErrors>>,
     /// Where a vCPU says that the run is over.
     pub ending: Arc<Ending>,
     /// No vCPU is to enter the guest any more.
@@ -36,6 +41,16 @@ pub struct Vcpu {
     index: u32,
     fd: VcpuFd,
     shared: Arc<Shared>,
+    /// What the guest was told last.
+    memory_error: Option<FatalFault>,
+}
+
+/// Why `KVM_RUN` returned.
+enum Exit {
+    /// A device was accessed.
+    Device(Next),
+    /// A signal came.
+    Interrupted,
 }
 
 /// Why `KVM_RUN` returned for good.
@@ -51,17 +66,30 @@ enum Problem {
 impl Vcpu {
     /// A vCPU that [`crate::machine::Machine::vcpu`] has prepared.
     pub fn new(index: u32, fd: VcpuFd, shared: Arc<Shared>) -> Vcpu {
-        Vcpu { index, fd, shared }
+        Vcpu {
+            index,
+            fd,
+            shared,
+            memory_error: None,
+        }
     }
 
     /// Runs the guest until it leaves, fails or is stopped.
     pub fn run(mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
-            let next = self.enter();
-            match next {
-                Ok(Next::Continue) => {}
-                Ok(Next::Leave) => return,
-                Ok(Next::Exception) => {
+            let errors = self.shared.memory_errors.as_ref();
+            let entered = errors.map(|errors| errors.now());
+            let exit = self.enter();
+            let interrupted = matches!(exit, Ok(Exit::Interrupted));
+            if let Some(fault) = entered.and_then(|at| self.untold_error(at, interrupted))
+                && let Err(failure) = self.machine_check(fault)
+            {
+                return self.shared.ending.set(End::Failed(failure));
+            }
+            match exit {
+                Ok(Exit::Interrupted | Exit::Device(Next::Continue)) => {}
+                Ok(Exit::Device(Next::Leave)) => return,
+                Ok(Exit::Device(Next::Exception)) => {
                     // Only the firmware may report an exception; from ring 3 it is one more write
                     // to a register that does not exist.
                     if let Some(failure) = self.exception() {
@@ -76,7 +104,21 @@ impl Vcpu {
         }
     }
 
-    fn enter(&mut self) -> Result<Next, Problem> {
+    /// The memory error that this vCPU, which entered the guest at this time, must be told of now.
+    fn untold_error(&self, entered: Duration, interrupted: bool) -> Option<FatalFault> {
+        let errors = self.shared.memory_errors.as_ref()?;
+        errors.take(self.index, entered, interrupted)
+    }
+
+    /// Makes the guest take a machine check. Where KVM refuses, the error ends the run.
+    fn machine_check(&mut self, fault: FatalFault) -> Result<(), Failure> {
+        let delivered = machine_check::deliver(&self.fd, &fault);
+        let failure = memory_errors::failure(&fault, Some(self.index));
+        self.memory_error = Some(fault);
+        delivered.map_err(|_| failure)
+    }
+
+    fn enter(&mut self) -> Result<Exit, Problem> {
         let shared = &*self.shared;
         // Only an instruction of the guest can cause an exit to a device.
         let seen = || _ = shared.first_exit.get_or_init(Instant::now);
@@ -84,30 +126,32 @@ impl Vcpu {
             Ok(VcpuExit::MmioRead(address, data)) => {
                 seen();
                 shared.mmio.read(address, data);
-                Ok(Next::Continue)
+                Ok(Exit::Device(Next::Continue))
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 seen();
-                Ok(shared.mmio.write(address, data))
+                Ok(Exit::Device(shared.mmio.write(address, data)))
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 seen();
                 shared.ports.read(port.into(), data);
-                Ok(Next::Continue)
+                Ok(Exit::Device(Next::Continue))
             }
             Ok(VcpuExit::IoOut(port, data)) => {
                 seen();
-                Ok(shared.ports.write(port.into(), data))
+                Ok(Exit::Device(shared.ports.write(port.into(), data)))
             }
-            Ok(VcpuExit::Intr) => Ok(Next::Continue),
+            Ok(VcpuExit::Intr) => Ok(Exit::Interrupted),
             Ok(VcpuExit::Shutdown) => Err(Problem::TripleFault),
             Ok(VcpuExit::InternalError) => Err(Problem::Internal),
             Ok(VcpuExit::FailEntry(reason, _)) => Err(Problem::Entry(reason)),
             Ok(VcpuExit::MemoryFault { .. }) => Err(Problem::Memory),
             Ok(other) => Err(Problem::Unknown(format!("{other:?}"))),
             Err(error) => match error.errno() {
-                // A kick; or KVM wants to be asked again.
-                libc::EINTR | libc::EAGAIN => Ok(Next::Continue),
+                // A kick.
+                libc::EINTR => Ok(Exit::Interrupted),
+                // KVM wants to be asked again.
+                libc::EAGAIN => Ok(Exit::Device(Next::Continue)),
                 libc::EFAULT => Err(Problem::Memory),
                 _ => Err(Problem::Run(error)),
             },
@@ -159,6 +203,12 @@ impl Vcpu {
             .ram()
             .read_obj(GuestAddress(stack))
             .ok()?;
+        if frame.vector == MACHINE_CHECK
+            && let Some(fault) = &self.memory_error
+        {
+            // A page that could not be supplied, and the guest has no way to recover.
+            return Some(memory_errors::failure(fault, Some(self.index)));
+        }
         Some(Failure::Exception {
             vcpu: self.index,
             vector: frame.vector,

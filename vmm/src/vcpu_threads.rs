@@ -35,6 +35,10 @@ impl ThreadIds {
 
     /// The vCPU run by the thread with this id, as `gettid` returns it.
     pub fn vcpu(&self, thread: u32) -> Option<u32> {
+        if thread == 0 {
+            // Unknown to the kernel, or not started yet here.
+            return None;
+        }
         let position = self
             .0
             .iter()

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use hmm_backend::{Backend, Driver, FaultService, ServiceConfig};
+use hmm_backend::{Backend, Driver, FatalFault, FaultService, ServiceConfig};
 use hmmvisor_abi::{accel, map};
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, AcceleratorError};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
@@ -20,10 +20,10 @@ use crate::bus::{Bus, Device, Next};
 use crate::console::Console;
 use crate::control::Control;
 use crate::ending::{End, Ending};
-use crate::failure::Failure;
 use crate::image::{Image, ImageError};
 use crate::interrupts::InterruptLines;
 use crate::machine::{Machine, MachineError};
+use crate::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError, Reporter};
 use crate::vcpu::{Shared, Vcpu};
 use crate::vcpu_threads::{ThreadIds, VcpuThreads};
 
@@ -73,6 +73,8 @@ pub struct Managed {
     pub service: Vec<Option<usize>>,
     /// The accelerators.
     pub devices: Vec<DeviceConfig>,
+    /// What becomes of an access to a page that cannot be supplied.
+    pub on_memory_error: OnMemoryError,
 }
 
 /// One accelerator.
@@ -131,6 +133,7 @@ pub struct Vm {
     waiting: Vec<Vcpu>,
     accelerators: Vec<Arc<Accelerator>>,
     service: Option<FaultService>,
+    kicker: Option<Kicker>,
     shared: Arc<Shared>,
     vcpu_cpus: Vec<usize>,
     ids: ThreadIds,
@@ -162,15 +165,26 @@ impl Vm {
         let machine = Machine::new(vcpus, backend.clone())?;
         let ending = Arc::new(Ending::new().map_err(system("an event"))?);
         let ids = ThreadIds::new(vcpus);
+        // In this order: should something fail, the kicker must be dropped after the service, which reports to it.
+        let mut memory_errors = None;
+        let mut kicker = None;
         let mut service = None;
         let mut accelerators = Vec::new();
         if let Some(Managed {
             backend,
             service: threads,
             devices,
+            on_memory_error,
         }) = managed
         {
-            service = Some(start_service(&backend, threads, &ids, &ending)?);
+            let mut reporter = None;
+            if on_memory_error == OnMemoryError::MachineCheck {
+                let errors = Arc::new(MemoryErrors::new(vcpus, backend.clone()));
+                let started = Kicker::start(&errors, &ending).map_err(system("a thread"))?;
+                (kicker, reporter) = (Some(started.0), Some(started.1));
+                memory_errors = Some(errors);
+            }
+            service = Some(start_service(&backend, threads, &ids, &ending, reporter)?);
             accelerators =
                 connect_accelerators(&machine, vcpus, &backend, &devices, hooks.driver.as_deref())?;
         }
@@ -198,6 +212,7 @@ impl Vm {
             machine,
             mmio,
             ports,
+            memory_errors,
             ending,
             stop: AtomicBool::new(false),
             first_exit: OnceLock::new(),
@@ -224,6 +239,7 @@ impl Vm {
             waiting,
             accelerators,
             service,
+            kicker,
             shared,
             vcpu_cpus,
             ids,
@@ -265,6 +281,7 @@ impl Vm {
             .for_each(|accelerator| accelerator.stop());
         self.threads = None;
         self.service = None;
+        self.kicker = None;
         self.console.finish();
     }
 
@@ -305,15 +322,12 @@ fn start_service(
     threads: Vec<Option<usize>>,
     ids: &ThreadIds,
     ending: &Arc<Ending>,
+    reporter: Option<Reporter>,
 ) -> Result<FaultService, VmError> {
     let (ids, ending) = (ids.clone(), ending.clone());
-    let on_fatal = move |fault: hmm_backend::FatalFault| {
-        let vcpu = ids.vcpu(fault.thread);
-        ending.set(End::Failed(Failure::Page {
-            page: fault.page.0,
-            vcpu,
-            cause: fault.cause,
-        }));
+    let on_fatal = move |fault: FatalFault| match (ids.vcpu(fault.thread), &reporter) {
+        (Some(vcpu), Some(reporter)) => reporter.put(vcpu, fault),
+        (vcpu, _) => ending.set(End::Failed(memory_errors::failure(&fault, vcpu))),
     };
     backend
         .start_service(

@@ -10,6 +10,8 @@ pub mod agent;
 pub mod boot;
 pub mod control;
 pub mod map;
+pub mod memory_error;
 
 pub use boot::BOOT_VERSION;
 pub use boot::BootInfo;
+pub use memory_error::MemoryError;

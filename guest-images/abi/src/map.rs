@@ -29,6 +29,14 @@ pub const fn irq_counter(vcpu: u64, line: u64) -> u64 {
     IRQ_COUNTERS + (vcpu * IRQ_LINES + line) * 8
 }
 
+/// What vCPUs learn of memory errors, see [`memory_error`].
+pub const MEMORY_ERRORS: u64 = 0x10_3000;
+
+/// Address of the [`crate::MemoryError`] of `vcpu`.
+pub const fn memory_error(vcpu: u64) -> u64 {
+    MEMORY_ERRORS + vcpu * size_of::<crate::MemoryError>() as u64
+}
+
 /// Where the embedded guest is linked; ELF segments may use `IMAGE_BASE..IMAGE_END` and managed
 /// memory.
 pub const IMAGE_BASE: u64 = 0x20_0000;
@@ -59,5 +67,6 @@ pub const MANAGED: u64 = 0x1_0000_0000;
 pub const MANAGED_MAX: u64 = 128 << 30;
 
 const _: () = assert!(STACKS + STACK_SIZE * MAX_VCPUS <= BOOT_RAM_SIZE);
-const _: () = assert!(irq_counter(MAX_VCPUS, 0) <= IMAGE_BASE);
+const _: () = assert!(irq_counter(MAX_VCPUS, 0) <= MEMORY_ERRORS);
+const _: () = assert!(memory_error(MAX_VCPUS) <= IMAGE_BASE);
 const _: () = assert!(ACCEL + ACCEL_STRIDE * MAX_ACCELS < 0xfee0_0000);

@@ -20,6 +20,7 @@ mod devices;
 mod exit;
 mod mem;
 mod memory;
+mod memory_error;
 mod mmio;
 mod pages;
 mod pattern;

@@ -8,6 +8,7 @@ mod crash;
 mod gather;
 mod matmul;
 mod pingpong;
+mod recover;
 mod selftest;
 mod spmv;
 mod stream;
@@ -30,6 +31,7 @@ pub fn run(cpu: &Cpu) {
         Kind::SpMv => spmv::run,
         Kind::Churn => churn::run,
         Kind::Torture => torture::run,
+        Kind::Recover => recover::run,
         Kind::SelfTest => selftest::run,
         Kind::Agent => agent::run,
         Kind::Crash => crash::run,

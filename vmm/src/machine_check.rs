@@ -1,0 +1,58 @@
+//! Machine checks: how KVM makes a vCPU take one, and what it says.
+
+use hmm_backend::{FatalCause, FatalFault, PAGE_SIZE};
+use hmmvisor_abi::{map, memory_error};
+use kvm_bindings::kvm_x86_mce;
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+// The bindings have the structure only.
+vmm_sys_util::ioctl_iow_nr!(KVM_X86_SETUP_MCE, kvm_bindings::KVMIO, 0x9c, u64);
+vmm_sys_util::ioctl_iow_nr!(KVM_X86_SET_MCE, kvm_bindings::KVMIO, 0x9e, kvm_x86_mce);
+
+/// Recovery from software is supported: errors that require action are signalled.
+const MCG_SOFTWARE_RECOVERY: u64 = 1 << 24;
+
+/// Gives a new vCPU its machine-check banks.
+pub fn set_up(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    let banks = u64::from(memory_error::BANK) + 1;
+    let capabilities = MCG_SOFTWARE_RECOVERY | banks;
+    // SAFETY: the descriptor is a vCPU's, the argument is valid for the call and only read.
+    let ret = unsafe { ioctl_with_ref(vcpu, KVM_X86_SETUP_MCE(), &capabilities) };
+    check(ret)
+}
+
+/// Makes the machine check about this fault the next thing that the vCPU does. It must be in no `KVM_RUN`, nor in
+/// the middle of an access to a device.
+pub fn deliver(vcpu: &VcpuFd, fault: &FatalFault) -> Result<(), kvm_ioctls::Error> {
+    let error = kvm_x86_mce {
+        status: memory_error::STATUS | reason(&fault.cause) << 16,
+        addr: map::MANAGED + u64::from(fault.page.0) * PAGE_SIZE,
+        misc: memory_error::MISC,
+        mcg_status: memory_error::MCG_STATUS_VALUE,
+        bank: memory_error::BANK,
+        ..Default::default()
+    };
+    // SAFETY: the descriptor is a vCPU's, the argument is valid for the call and only read.
+    let ret = unsafe { ioctl_with_ref(vcpu, KVM_X86_SET_MCE(), &error) };
+    check(ret)
+}
+
+fn check(ret: libc::c_int) -> Result<(), kvm_ioctls::Error> {
+    match ret {
+        0.. => Ok(()),
+        _ => Err(kvm_ioctls::Error::last()),
+    }
+}
+
+/// What the guest reads.
+fn reason(cause: &FatalCause) -> u64 {
+    match cause {
+        FatalCause::ContentsLost => memory_error::REASON_LOST,
+        FatalCause::DriverFailed(_) => memory_error::REASON_DEVICE,
+        FatalCause::OutOfMemory { .. } => memory_error::REASON_OUT_OF_MEMORY,
+        FatalCause::Busy { .. } => memory_error::REASON_BUSY,
+        FatalCause::ReadOnly => memory_error::REASON_READ_ONLY,
+        FatalCause::Host(_) | FatalCause::ServiceDied(_) => memory_error::REASON_HOST,
+    }
+}

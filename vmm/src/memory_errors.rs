@@ -1,0 +1,216 @@
+//! Pages that cannot be supplied: how the vCPU that touched one learns of it.
+//!
+//! The vCPU sleeps in the kernel, in an access that can never complete. A signal gets it out of `KVM_RUN`;
+//! its thread finds the report here, checks that it still holds, and lets the vCPU take a machine check.
+//! Executing the access again is always right, too: if the page is still not there, there is another
+//! report. So whatever is in doubt is dropped.
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use hmm_backend::{Backend, FatalFault};
+use vmm_sys_util::signal::SIGRTMIN;
+
+use crate::ending::{End, Ending};
+use crate::failure::Failure;
+
+/// How long a vCPU may take to notice a kick before it gets another one.
+const KICK_AGAIN: Duration = Duration::from_millis(1);
+
+/// How long it may take at all. Only one sleeper takes longer: KVM itself, emulating an access, is deaf to
+/// signals.
+const GIVE_UP: Duration = Duration::from_secs(2);
+
+/// What becomes of a vCPU's access to a page that cannot be supplied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnMemoryError {
+    /// The vCPU takes a machine check. If the guest has no way to recover, the run ends.
+    #[default]
+    MachineCheck,
+    /// The run ends.
+    End,
+}
+
+impl FromStr for OnMemoryError {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<OnMemoryError, String> {
+        [OnMemoryError::MachineCheck, OnMemoryError::End]
+            .into_iter()
+            .find(|choice| choice.to_string() == text)
+            .ok_or_else(|| format!("`{text}` is neither machine-check nor end"))
+    }
+}
+
+impl fmt::Display for OnMemoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            OnMemoryError::MachineCheck => "machine-check",
+            OnMemoryError::End => "end",
+        })
+    }
+}
+
+/// The end of the run that a fault is if nobody can recover from it.
+pub fn failure(fault: &FatalFault, vcpu: Option<u32>) -> Failure {
+    Failure::Page {
+        page: fault.page.0,
+        vcpu,
+        cause: fault.cause.to_string(),
+    }
+}
+
+/// A fault that its vCPU has not been told of.
+struct Report {
+    fault: FatalFault,
+    /// Since when there is a report without a break.
+    waiting: Instant,
+}
+
+/// Reports on their way from the fault service to vCPUs.
+pub struct MemoryErrors {
+    backend: Arc<Backend>,
+    /// One for each vCPU.
+    reports: Box<[Mutex<Option<Report>>]>,
+}
+
+impl MemoryErrors {
+    /// Nothing to report.
+    pub fn new(vcpus: u32, backend: Arc<Backend>) -> MemoryErrors {
+        MemoryErrors {
+            backend,
+            reports: (0..vcpus).map(|_| Mutex::new(None)).collect(),
+        }
+    }
+
+    fn report(&self, vcpu: u32) -> MutexGuard<'_, Option<Report>> {
+        // Replaced as a whole: there is nothing half-done that a panic could leave.
+        let report = &self.reports[vcpu as usize];
+        report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A fault of this vCPU cannot be resolved. The newest report counts: it is about what the vCPU does now.
+    fn put(&self, vcpu: u32, fault: FatalFault) {
+        let mut report = self.report(vcpu);
+        let waiting = report.take().map_or_else(Instant::now, |old| old.waiting);
+        *report = Some(Report { fault, waiting });
+    }
+
+    /// Now, on the clock that [`Self::take`] goes by.
+    pub fn now(&self) -> Duration {
+        self.backend.now()
+    }
+
+    /// The fault that this vCPU must be told of before it enters the guest again, having just left `KVM_RUN`, which it
+    /// had entered at this time. To be called after *each* `KVM_RUN`; `interrupted` says whether a signal ended it, as
+    /// otherwise it has gone on after the fault, for whatever reason.
+    pub fn take(&self, vcpu: u32, entered: Duration, interrupted: bool) -> Option<FatalFault> {
+        let Report { fault, .. } = self.report(vcpu).take()?;
+        let is_now = interrupted && fault.since >= entered && self.backend.is_current(&fault);
+        is_now.then_some(fault)
+    }
+}
+
+/// The thread that sees to it that vCPUs take their reports. Ends when all its [`Reporter`]s are gone.
+pub struct Kicker(Option<JoinHandle<()>>);
+
+/// Where the fault service brings its reports.
+pub struct Reporter {
+    errors: Arc<MemoryErrors>,
+    kicker: Sender<Kick>,
+}
+
+/// A vCPU to be kicked, and the id of its thread.
+struct Kick {
+    vcpu: u32,
+    thread: u32,
+}
+
+impl Kicker {
+    /// Starts the thread. `ending` learns of vCPUs that do not listen.
+    pub fn start(
+        errors: &Arc<MemoryErrors>,
+        ending: &Arc<Ending>,
+    ) -> io::Result<(Kicker, Reporter)> {
+        let (kicker, kicks) = mpsc::channel();
+        let (errors, ending) = (errors.clone(), ending.clone());
+        let reporter = Reporter {
+            errors: errors.clone(),
+            kicker,
+        };
+        let thread = thread::Builder::new()
+            .name("memory-errors".into())
+            .spawn(move || kick(&errors, &ending, &kicks))?;
+        Ok((Kicker(Some(thread)), reporter))
+    }
+}
+
+impl Drop for Kicker {
+    /// The reporters must be gone, or go soon.
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // A panic has been reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Reporter {
+    /// Tells a vCPU, run by the thread that the fault names.
+    pub fn put(&self, vcpu: u32, fault: FatalFault) {
+        let thread = fault.thread;
+        self.errors.put(vcpu, fault);
+        // Usually the one that works; the kicker sees to the rest.
+        interrupt(thread);
+        // Fails only if the kicker has panicked, which is a bug that has been reported.
+        let _ = self.kicker.send(Kick { vcpu, thread });
+    }
+}
+
+/// Kicks vCPUs until they have taken their reports: a kick that arrives between a vCPU's last look and its
+/// `KVM_RUN` is lost.
+fn kick(errors: &MemoryErrors, ending: &Ending, kicks: &Receiver<Kick>) {
+    let mut waiting: Vec<Kick> = Vec::new();
+    loop {
+        let next = if waiting.is_empty() {
+            kicks.recv().map_err(RecvTimeoutError::from)
+        } else {
+            kicks.recv_timeout(KICK_AGAIN)
+        };
+        match next {
+            Ok(kick) => {
+                waiting.retain(|old| old.vcpu != kick.vcpu);
+                waiting.push(kick);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                waiting.retain(|kick| is_to_be_kicked(errors, ending, kick));
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn is_to_be_kicked(errors: &MemoryErrors, ending: &Ending, kick: &Kick) -> bool {
+    match &*errors.report(kick.vcpu) {
+        None => false,
+        Some(report) if report.waiting.elapsed() >= GIVE_UP => {
+            ending.set(End::Failed(failure(&report.fault, Some(kick.vcpu))));
+            false
+        }
+        Some(_) => {
+            interrupt(kick.thread);
+            true
+        }
+    }
+}
+
+/// Makes the system call return that this thread of the process is in. To no effect if the thread has ended.
+fn interrupt(thread: u32) {
+    // SAFETY: takes integers; the signal's handler does nothing, in whatever thread of this process.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGRTMIN()) };
+}
