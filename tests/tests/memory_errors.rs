@@ -25,6 +25,8 @@ fn reader(engine: Engine, vcpus: u32, params: &str) -> Machine {
         engine,
         vcpus,
         pages: PAGES,
+        // One thread gets the faults of several vCPUs on one page at once.
+        service_threads: 1,
         workload: format!("recover pages={READ} {params}"),
         ..Setup::default()
     }

@@ -18,6 +18,7 @@ const SMALL: &[(&str, &[(&str, &str)])] = &[
     ("spmv", &[("rows", "2000"), ("degree", "4")]),
     ("churn", &[("rounds", "5"), ("pages", "128")]),
     ("torture", &[("ops", "600"), ("pages", "24")]),
+    ("recover", &[("pages", "40"), ("rounds", "2")]),
     ("selftest", &[]),
 ];
 

@@ -9,8 +9,8 @@ use crate::exit::fail;
 use crate::memory::{PAGE, PAGE_WORDS};
 use crate::memory_error::MemoryError;
 use crate::verify;
-use hmmvisor_abi::accel::OP_FREE;
-use hmmvisor_abi::control::EXIT_USAGE;
+use hmmvisor_abi::accel::{OP_FREE, OP_REDUCE};
+use hmmvisor_abi::control::{EXIT_USAGE, EXIT_WRONG_DATA};
 
 pub fn run(cpu: &Cpu) {
     let (pages, rounds) = (cpu.param("pages"), cpu.param("rounds"));
@@ -55,9 +55,10 @@ pub fn run(cpu: &Cpu) {
                 devices::run(0, command(OP_FREE, &[page(number), PAGE]));
                 works(cpu, page(number));
             }
+            is_the_same_to_devices(cpu, page(number));
         }
     }
-    report!(cpu, "{lost} of {pages} pages lost, all in use again");
+    report!(cpu, "{lost} of {pages} pages lost, all usable again");
 }
 
 /// All kinds of access, anywhere in the page, and nothing is changed by them.
@@ -103,6 +104,24 @@ fn works(cpu: &Cpu, page: u64) {
     good("word before a store", 7, cpu.try_read(page));
     good("a store", 0, cpu.try_write(page, 11).map(|()| 0));
     good("word after a store", 11, cpu.try_read(page));
+}
+
+/// Accelerators and vCPUs see the same.
+fn is_the_same_to_devices(cpu: &Cpu, page: u64) {
+    let mut sum: u64 = 0;
+    for word in (page..page + PAGE).step_by(8) {
+        match cpu.try_read(word) {
+            Ok(value) => sum = sum.wrapping_add(value),
+            Err(error) => fail!(
+                EXIT_WRONG_DATA,
+                "wrong data: {error}, of a page that is there"
+            ),
+        }
+    }
+    for device in 0..cpu.devices() {
+        let found = devices::run(device, command(OP_REDUCE, &[page, PAGE_WORDS]));
+        verify::value("an accelerator's sum of a page", sum, found);
+    }
 }
 
 fn is_about(error: MemoryError, page: u64) {
