@@ -250,6 +250,7 @@ impl Worker {
                 .recorder
                 .add(Counter::FirstTouchFaults, served.first_touches);
             let now = self.backend.now();
+            let mut readers = Vec::new();
             for fault in group {
                 let unresolved = served
                     .unresolved
@@ -257,9 +258,15 @@ impl Worker {
                     .find(|(page, _)| *page == fault.page);
                 match unresolved {
                     None => self.resolved(fault, now),
+                    // That is the answer to somebody who wrote to the page at the same time.
+                    Some((_, Unresolved::Fatal(FatalCause::ReadOnly))) if !fault.write => {
+                        readers.push(*fault);
+                    }
                     Some((_, reason)) => self.put_off(fault, reason, retried, now),
                 }
             }
+            // No writer among them: this goes no deeper.
+            self.serve(&readers, retried);
             if !served.prefetch.is_empty() {
                 self.plan(Speculation {
                     block,

@@ -96,6 +96,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         memory: config.machine.memory.0,
         engine: config.engine.kind,
         shards: config.engine.shards,
+        shared: 0,
         policy: Arc::new(config.policy.spec.clone()),
         events: 0,
     })?;
