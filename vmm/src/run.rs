@@ -92,7 +92,6 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let placement = Placement::new(config, &host.cpus);
 
     let backend = Backend::new(BackendConfig {
-        shared: 0,
         memory: config.machine.memory.0,
         engine: config.engine.kind,
         shards: config.engine.shards,
