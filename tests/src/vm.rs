@@ -11,9 +11,9 @@ use hmm_backend::{
     BLOCK_PAGES, Backend, BackendConfig, Driver, Engine, EngineChoice, Event, PAGE_SIZE, Page,
     PageRange, PolicySpec, Residency, Stats,
 };
-use hmmvisor::End;
 use hmmvisor::ending::Ending;
 use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::{End, OnMemoryError};
 use hmmvisor_abi::agent;
 
 use crate::device::{Device, Kind, Slot};
@@ -157,6 +157,7 @@ impl Builder {
                 // A driver that waits at a gate keeps the thread that called it.
                 service: vec![None; self.vcpus as usize + 2],
                 devices: accelerators.iter().map(device).collect(),
+                on_memory_error: OnMemoryError::MachineCheck,
             }),
             guest: hmmvisor_guest_images::IMAGE,
             cmdline: "workload=agent",

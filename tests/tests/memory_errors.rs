@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use hmm_backend::{Engine, FaultError, PAGE_SIZE, Page};
 use hmmvisor::{End, Failure, OnMemoryError};
 use hmmvisor_abi::{control, map, memory_error};
-use hmmvisor_tests::machine::{address, both_engines, guest};
-use hmmvisor_tests::{Asm, Machine, Random, Reg, Setup, pages};
+use hmmvisor_testkit::machine::{address, both_engines, guest};
+use hmmvisor_testkit::{Asm, GuestError, Machine, Random, Reg, Setup, TestVm, each_engine, pages};
 
 /// Pages of managed memory, and how many of them `recover` reads: the last ones.
 const PAGES: u32 = 4096;
@@ -228,4 +228,34 @@ fn the_firmware_tells_what_happened() {
         assert_eq!(end(12), End::Exit((map::MANAGED >> 32) as u32));
         assert_eq!(end(0), End::Exit(0), "the recovery address is used once");
     });
+}
+
+#[test]
+fn a_write_to_a_read_only_page_is_an_error_and_reads_go_on() -> Result<(), GuestError> {
+    each_engine(|engine| {
+        let vm = TestVm::builder()
+            .engine(engine)
+            .vcpus(2)
+            .scripted(16)
+            .start();
+        let (writer, reader) = (vm.vcpu(0), vm.vcpu(1));
+        let (untouched, system, on_device) = (3, 4, 5);
+        writer.write(system, 40).wait()?;
+        writer.write(on_device, 50).wait()?;
+        vm.to_device(0, on_device);
+        for (page, value) in [(untouched, 0), (system, 40), (on_device, 50)] {
+            writer.set_read_only(page).wait()?;
+            for _ in 0..20 {
+                let read = reader.read(page);
+                let written = writer.write(page, 1).wait();
+                assert_eq!(written, Err(GuestError::Permission { page }));
+                assert_eq!(read.wait(), Ok(value));
+            }
+            writer.set_writable(page).wait()?;
+            writer.fetch_add(page, 1).wait()?;
+            assert_eq!(reader.read(page).wait(), Ok(value + 1));
+        }
+        assert_eq!(vm.ended(), None);
+        Ok(())
+    })
 }

@@ -99,9 +99,9 @@ pub const OP_RESET: u64 = 12;
 pub const STATUS_OK: u32 = 0;
 /// No such command, or one with arguments out of range.
 pub const STATUS_REFUSED: u32 = 1;
-/// The memory at the address cannot be accessed: its contents are lost.
+/// The page at the address cannot be supplied. The result is the reason, see [`crate::memory_error`].
 pub const STATUS_LOST: u32 = 2;
-/// The page at the address is read-only.
+/// The page at the address is read-only. The result is the reason, see [`crate::memory_error`].
 pub const STATUS_PERMISSION: u32 = 3;
 /// The word at the address is wrong.
 pub const STATUS_WRONG_DATA: u32 = 4;

@@ -65,7 +65,6 @@ macro_rules! guarded {
 }
 
 /// For addresses in managed memory, aligned to 8 bytes; others end the run. Atomic, as all accesses to managed memory.
-#[allow(dead_code, reason = "a complete set")]
 impl Cpu {
     /// Loads a word.
     pub fn try_read(&self, address: u64) -> Result<u64, MemoryError> {
@@ -75,10 +74,11 @@ impl Cpu {
         Ok(value)
     }
 
-    /// Stores a word.
+    /// Stores a word. With an exchange, which other vCPUs see in its place in the order of all accesses.
     pub fn try_write(&self, address: u64, value: u64) -> Result<(), MemoryError> {
         self.check(address);
-        guarded!(self, "mov [{address}], {value}", value = in(reg) value, address = in(reg) address,)
+        guarded!(self, "xchg [{address}], {value}", value = inout(reg) value => _,
+            address = in(reg) address,)
     }
 
     /// Adds to a word; the answer is what was there before.

@@ -6,12 +6,13 @@ use crate::cpu::Cpu;
 use crate::devices;
 use crate::exit::fail;
 use crate::memory::{PAGE_WORDS, Words};
+use crate::memory_error::MemoryError;
 use crate::mmio::Registers;
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use hmmvisor_abi::accel::{Command, REG_ENABLE, STATUS_OK as ACCEL_OK};
 use hmmvisor_abi::agent::*;
 use hmmvisor_abi::control::EXIT_USAGE;
+use hmmvisor_abi::memory_error::REASON_READ_ONLY;
 
 /// Why a command failed: the part of the mailbox that says so.
 struct Failed {
@@ -29,6 +30,19 @@ fn failed(status: u32, address: u64) -> Failed {
         accel_status: 0,
         found: 0,
         address,
+    }
+}
+
+impl From<MemoryError> for Failed {
+    fn from(error: MemoryError) -> Failed {
+        let status = match error.reason {
+            REASON_READ_ONLY => STATUS_PERMISSION,
+            _ => STATUS_LOST,
+        };
+        Failed {
+            found: error.reason,
+            ..failed(status, error.address)
+        }
     }
 }
 
@@ -94,12 +108,10 @@ impl Agent<'_> {
             OP_READ => self.load(self.words(1)?, 0),
             OP_WRITE => self.store(self.words(1)?, 0, self.arg(1)),
             OP_COMPARE_EXCHANGE => {
-                let word = self.words(1)?;
-                let exchanged =
-                    self.at(&word, 0)
-                        .compare_exchange(self.arg(1), self.arg(2), SeqCst, SeqCst);
-                let (Ok(before) | Err(before)) = exchanged;
-                Ok(before)
+                let address = self.at(self.words(1)?, 0);
+                Ok(self
+                    .cpu
+                    .try_compare_exchange(address, self.arg(1), self.arg(2))?)
             }
             OP_ADD => self.add(self.words(1)?, 0, self.arg(1)),
             OP_LOOP => self.add_in_rounds(),
@@ -171,22 +183,23 @@ impl Agent<'_> {
     }
 
     /// A word that is about to be accessed. Whoever waits for us reads in the mailbox which.
-    fn at<'a>(&self, words: &'a Words, index: u64) -> &'a AtomicU64 {
-        self.mailbox.at.store(words.address() + index * 8, Relaxed);
-        words.word(index)
+    fn at(&self, words: Words, index: u64) -> u64 {
+        let address = words.address() + index * 8;
+        self.mailbox.at.store(address, Relaxed);
+        address
     }
 
     fn load(&self, words: Words, index: u64) -> Outcome {
-        Ok(self.at(&words, index).load(SeqCst))
+        Ok(self.cpu.try_read(self.at(words, index))?)
     }
 
     fn store(&self, words: Words, index: u64, value: u64) -> Outcome {
-        self.at(&words, index).store(value, SeqCst);
+        self.cpu.try_write(self.at(words, index), value)?;
         Ok(0)
     }
 
     fn add(&self, words: Words, index: u64, value: u64) -> Outcome {
-        Ok(self.at(&words, index).fetch_add(value, SeqCst))
+        Ok(self.cpu.try_fetch_add(self.at(words, index), value)?)
     }
 
     fn add_in_rounds(&self) -> Outcome {
