@@ -126,7 +126,11 @@ impl Injector {
 
     /// Opens it; whoever waits there goes on.
     pub(crate) fn open(&self, gate: u64) {
-        self.lock().gates.retain(|it| it.id != gate);
+        let mut state = self.lock();
+        state.gates.retain(|it| it.id != gate);
+        // Here and not when they wake up: from now on they are no longer held.
+        state.waiting.retain(|(id, _)| *id != gate);
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -181,7 +185,10 @@ impl Injector {
 
     /// Opens all gates, for ever.
     pub(crate) fn end(&self) {
-        self.lock().over = true;
+        let mut state = self.lock();
+        state.over = true;
+        state.waiting.clear();
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -211,11 +218,6 @@ impl Injector {
                 .changed
                 .wait_while(state, closed)
                 .unwrap_or_else(PoisonError::into_inner);
-            let mine = state
-                .waiting
-                .iter()
-                .position(|(gate, pages)| *gate == id && *pages == arrival.pages);
-            state.waiting.swap_remove(mine.expect("pushed above"));
         }
         let due = state.failures.iter_mut().find_map(|rule| {
             let is_due = rule.point == point && rule.left > 0 && (rule.filter)(&arrival);

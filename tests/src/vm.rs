@@ -289,7 +289,7 @@ impl TestVm {
     }
 
     /// Moves pages to a device's memory, as a program's hint does, until they all are there. Panics if that takes longer
-    /// than the machine's patience. Not with a gate closed on the way: use [`Self::background`] then.
+    /// than the machine's patience. Not with a gate closed on the way: [`Self::begin_to_device`] is for that.
     pub fn to_device(&self, device: usize, pages: impl Pages) {
         let (device, range) = (self.device(device), pages.range());
         self.wait_until(&format!("{range:?} on device {}", device.index), || {
@@ -300,7 +300,7 @@ impl TestVm {
     }
 
     /// Moves pages to system memory, as a program's hint does, until none is in a device's memory. Otherwise like
-    /// [`Self::to_device`].
+    /// [`Self::to_device`]; with gates, [`Self::begin_to_system`].
     pub fn to_system(&self, pages: impl Pages) {
         let range = pages.range();
         let away = |page| matches!(self.word(page).residency(), Residency::Device { .. });
@@ -311,7 +311,29 @@ impl TestVm {
         });
     }
 
-    /// Does something with the backend on another thread: migrations that a gate will hold, for example.
+    /// Asks once for a migration to a device, in the background, where a gate may hold it. The result is the number of
+    /// pages that moved.
+    pub fn begin_to_device(&self, device: usize, pages: impl Pages) -> Task<'_, u64> {
+        let (id, range) = (self.device(device).id(), pages.range());
+        let what = format!("migration of {range:?} to device {device}");
+        self.background(&what, move |backend| {
+            let moved = backend.migrate_to_device(id, range);
+            moved.expect("the device is attached")
+        })
+    }
+
+    /// Asks once for a migration to system memory, in the background, where a gate may hold it. The result is the
+    /// number of pages that moved.
+    pub fn begin_to_system(&self, pages: impl Pages) -> Task<'_, u64> {
+        let range = pages.range();
+        let what = format!("migration of {range:?} to system memory");
+        self.background(&what, move |backend| {
+            let moved = backend.migrate_to_system(range);
+            moved.expect("the range is in managed memory")
+        })
+    }
+
+    /// Does something with the backend on another thread.
     pub fn background<T: Send + 'static>(
         &self,
         what: &str,

@@ -5,7 +5,6 @@ use hmmvisor_testkit::{
     Cause, FaultError, GuestError, Residency, TestVm, WayPoint, address, each_engine, pages,
 };
 
-// example: a CPU fault
 #[test]
 fn a_cpu_fault_brings_a_device_page_back() -> Result<(), GuestError> {
     each_engine(|engine| {
@@ -19,7 +18,6 @@ fn a_cpu_fault_brings_a_device_page_back() -> Result<(), GuestError> {
     })
 }
 
-// example: a device that is busy
 #[test]
 fn a_guest_does_not_notice_a_driver_that_asks_to_retry() -> Result<(), GuestError> {
     each_engine(|engine| {
@@ -35,7 +33,6 @@ fn a_guest_does_not_notice_a_driver_that_asks_to_retry() -> Result<(), GuestErro
     })
 }
 
-// example: a page that is lost
 #[test]
 fn a_page_that_cannot_be_supplied_is_an_error_not_wrong_data() -> Result<(), GuestError> {
     each_engine(|engine| {
@@ -50,7 +47,6 @@ fn a_page_that_cannot_be_supplied_is_an_error_not_wrong_data() -> Result<(), Gue
     })
 }
 
-// example: a fault held in the middle
 #[test]
 fn a_vcpu_sleeps_while_its_page_is_on_the_way() -> Result<(), GuestError> {
     each_engine(|engine| {
@@ -59,16 +55,14 @@ fn a_vcpu_sleeps_while_its_page_is_on_the_way() -> Result<(), GuestError> {
         vm.to_device(0, 0);
         let gate = vm.device(0).hold(WayPoint::ToSystemAfterCopy);
         let read = vm.vcpu(0).read(0);
-        assert!(gate.wait_arrived().contains(0));
+        assert!(gate.wait_arrived().contains(0) && !read.is_done());
         vm.vcpu(1).write(1, 8).wait()?; // Others are not held up.
-        assert!(!read.is_done());
         gate.release();
         assert_eq!(read.wait()?, 5);
         Ok(())
     })
 }
 
-// example: a migration that fails
 #[test]
 fn a_failed_migration_is_rolled_back() -> Result<(), GuestError> {
     each_engine(|engine| {
@@ -84,7 +78,6 @@ fn a_failed_migration_is_rolled_back() -> Result<(), GuestError> {
     })
 }
 
-// example: unplugged in the middle
 #[test]
 fn a_device_can_be_unplugged_in_the_middle_of_a_fault() -> Result<(), GuestError> {
     each_engine(|engine| {
@@ -92,17 +85,15 @@ fn a_device_can_be_unplugged_in_the_middle_of_a_fault() -> Result<(), GuestError
         vm.vcpu(0).fill(0..32, 1).wait()?;
         vm.to_device(0, 0..32);
         let gate = vm.device(0).hold(WayPoint::ToSystemAfterCopy);
-        let read = vm.vcpu(0).read(9);
+        let verify = vm.vcpu(0).verify(0..32, 1);
         gate.wait_arrived();
         let unplug = vm.device(0).unplug();
         gate.release();
-        unplug.wait().unwrap();
-        assert_eq!((read.wait()?, vm.device(0).pages()), (9 * 512 + 1, 0));
-        vm.vcpu(1).verify(0..32, 1).wait()
+        assert_eq!((unplug.wait().is_ok(), vm.device(0).pages()), (true, 0));
+        verify.wait()
     })
 }
 
-// example: frees
 #[test]
 fn freed_pages_are_never_copied_back() -> Result<(), GuestError> {
     each_engine(|engine| {
@@ -118,7 +109,6 @@ fn freed_pages_are_never_copied_back() -> Result<(), GuestError> {
     })
 }
 
-// example: too little device memory
 #[test]
 fn an_accelerator_works_on_more_than_its_memory_holds() -> Result<(), GuestError> {
     each_engine(|engine| {
@@ -133,26 +123,21 @@ fn an_accelerator_works_on_more_than_its_memory_holds() -> Result<(), GuestError
     })
 }
 
-// example: no update is lost
 #[test]
 fn no_addition_is_lost_while_pages_migrate() -> Result<(), GuestError> {
     each_engine(|engine| {
         let vm = TestVm::builder().engine(engine).scripted(16).start();
-        let adding = [0, 1].map(|cpu| vm.vcpu(cpu).add_until_stopped(0..8, 1));
+        let adding = [0, 1].map(|cpu| vm.vcpu(cpu).add_until_stopped(3, 1));
         for _ in 0..50 {
-            vm.to_device(0, 0..8);
+            vm.to_device(0, 3);
             adding.iter().for_each(|it| it.wait_rounds(1));
         }
         let [a, b] = adding.map(|it| it.stop());
-        let sum = a? + b?;
-        for page in 0..8 {
-            assert_eq!(vm.vcpu(0).read(page).wait()?, sum);
-        }
+        assert_eq!(vm.vcpu(0).read(3).wait()?, a? + b?);
         Ok(())
     })
 }
 
-// example: read-only pages
 #[test]
 fn an_accelerator_may_not_write_a_read_only_page() -> Result<(), GuestError> {
     each_engine(|engine| {
