@@ -153,3 +153,23 @@ fn an_accelerator_may_not_write_a_read_only_page() -> Result<(), GuestError> {
         write().map(|_| ())
     })
 }
+
+/// The document shows these very tests, all of them, and no other code.
+#[test]
+fn the_document_shows_these_tests() {
+    let document = include_str!("../../docs/testing.md");
+    let source = include_str!("examples.rs");
+    let shown: Vec<&str> = document
+        .split("```rust\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    for code in &shown {
+        assert!(source.contains(code), "only in the document:\n{code}");
+        assert!(code.lines().count() <= 15, "too long:\n{code}");
+    }
+    let examples = source.split("/// The document").next().unwrap();
+    let tests = examples.matches("#[test]").count();
+    // The first piece is the imports.
+    assert_eq!((shown.len() - 1, tests), (10, 10));
+}
