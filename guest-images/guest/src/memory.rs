@@ -29,7 +29,7 @@ impl Words {
     pub fn managed(boot: &BootInfo, address: u64, len: u64) -> Option<Words> {
         let offset = address.checked_sub(boot.memory_base)?;
         let end = offset.checked_add(len.checked_mul(8)?)?;
-        (address % 8 == 0 && end <= boot.memory_size).then_some(Words { address, len })
+        (address.is_multiple_of(8) && end <= boot.memory_size).then_some(Words { address, len })
     }
 
     /// Number of words.
