@@ -103,12 +103,22 @@ impl<'vm> Device<'vm> {
         range.filter(|page| self.holds(*page)).count() as u32
     }
 
-    /// The accelerator, to stop it or for its figures. Panics if the device is none.
+    /// The accelerator, for its figures. Panics if the device is none.
     pub fn accelerator(self) -> &'vm Arc<Accelerator> {
         match &self.slot.kind {
             Kind::Accelerator(_, accelerator) => accelerator,
             _ => panic!("device {} is no accelerator", self.index),
         }
+    }
+
+    /// Stops the accelerator, in the background: its command is aborted, and it takes no other one. It stays attached,
+    /// so its pages can still migrate.
+    pub fn stop(self) -> Task<'vm, ()> {
+        let accelerator = self.accelerator().clone();
+        self.vm
+            .background(&format!("stop of device {}", self.index), move |_| {
+                accelerator.stop()
+            })
     }
 
     pub(crate) fn accelerator_index(self) -> u32 {

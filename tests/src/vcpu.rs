@@ -314,13 +314,17 @@ impl Adding<'_> {
             .load(Acquire)
     }
 
-    /// Waits until it has done this many more rounds.
+    fn is_over(&self) -> bool {
+        self.pending.is_done() || self.vcpu.vm.ended().is_some()
+    }
+
+    /// Waits until it has done this many more rounds, or the run has ended.
     pub fn wait_rounds(&self, more: u64) {
         let goal = self.rounds() + more;
         let what = format!("{goal} rounds of {}", self.pending.name());
         self.vcpu
             .vm
-            .wait_until(&what, || self.rounds() >= goal || self.pending.is_done());
+            .wait_until(&what, || self.rounds() >= goal || self.is_over());
     }
 
     /// Stops it at the end of a round. The answer is the number of rounds, which is what was added to each page,

@@ -207,7 +207,7 @@ impl Builder {
             pages: (blocks * BLOCK_PAGES) as u32,
             output,
             events: Mutex::default(),
-            patience: self.patience,
+            patience: Mutex::new(self.patience),
         };
         let ready = || vm.doorbell.all_ready(self.vcpus, TestVm::LOOK_AGAIN);
         vm.wait_until("the guest's first sign of life", || {
@@ -231,7 +231,7 @@ pub struct TestVm {
     output: Output,
     /// Taken out of the rings and not asked for yet.
     events: Mutex<Vec<Event>>,
-    patience: Duration,
+    patience: Mutex<Duration>,
 }
 
 impl TestVm {
@@ -398,7 +398,7 @@ impl TestVm {
 
     /// Waits until the run has ended. Panics if that takes longer than the machine's patience.
     pub fn wait_ended(&self) -> End {
-        match self.ending.wait(self.patience) {
+        match self.ending.wait(self.patience()) {
             Some(end) => end.clone(),
             None => self.give_up("the run does not end"),
         }
@@ -409,7 +409,7 @@ impl TestVm {
     pub fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let begin = Instant::now();
         while !condition() {
-            if begin.elapsed() > self.patience {
+            if begin.elapsed() > self.patience() {
                 self.give_up(&format!("waited in vain for {what}"));
             }
             thread::yield_now();
@@ -427,8 +427,13 @@ impl TestVm {
         }
     }
 
+    /// From now on waits only this long, see [`Builder::patience`].
+    pub fn set_patience(&self, patience: Duration) {
+        *lock(&self.patience) = patience;
+    }
+
     pub(crate) fn patience(&self) -> Duration {
-        self.patience
+        *lock(&self.patience)
     }
 
     pub(crate) fn doorbell(&self) -> &Doorbell {
@@ -446,7 +451,7 @@ impl TestVm {
 
     /// The test fails: something takes too long.
     pub(crate) fn give_up(&self, what: &str) -> ! {
-        panic!("{what} within {:?}\n{self:?}", self.patience)
+        panic!("{what} within {:?}\n{self:?}", self.patience())
     }
 
     pub(crate) fn describe_page(&self, page: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {

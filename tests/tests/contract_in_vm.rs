@@ -3,11 +3,11 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use hmm_backend::{Cause, Page, Residency};
+use hmm_backend::Cause;
 use hmmvisor::{Config, Options};
 use hmmvisor_testkit::driver::few_refusals;
-use hmmvisor_testkit::machine::{TORTURE_PAGES, address, both_engines, guest};
-use hmmvisor_testkit::{Asm, Output, Random, Reg, Setup, pages};
+use hmmvisor_testkit::machine::{TORTURE_PAGES, both_engines};
+use hmmvisor_testkit::{GuestError, Output, Random, Setup, TestVm, each_engine, pages};
 
 #[test]
 fn a_default_run_shows_every_part_of_the_contract() {
@@ -81,155 +81,63 @@ fn a_device_can_go_away_while_the_guest_runs() {
     });
 }
 
-/// The page in which [`filler`] and the host tell each other what to do.
-const FLAG: u32 = 100;
-
-/// A guest that ORs the first words of pages `0..64` into one, writes them, says so (1), and once more as often as it
-/// is told to (2). When told to end (3), it exits with what it has found: 0 if every word always was.
-fn filler() -> Option<Vec<u8>> {
-    let code = Asm::new()
-        .only_vcpu(0)
-        .set(Reg::Rsi, 0)
-        .set(Reg::Rbx, address(FLAG));
-    let round = code.here();
-    let code = code.set(Reg::Rdi, address(0)).set(Reg::Rcx, 64);
-    let each = code.here();
-    let code = code
-        .or_load(Reg::Rsi, Reg::Rdi)
-        .store(Reg::Rdi, Reg::Rcx)
-        .add_value(Reg::Rdi, 4096)
-        .repeat(Reg::Rcx, each)
-        .set(Reg::Rcx, 1)
-        .store(Reg::Rbx, Reg::Rcx);
-    let wait = code.here();
-    guest(
-        code.load(Reg::Rcx, Reg::Rbx)
-            .compare(Reg::Rcx, 1)
-            .jump_if_equal(wait)
-            .compare(Reg::Rcx, 2)
-            .jump_if_equal(round)
-            .exit(Reg::Rsi),
-    )
-}
-
 #[test]
-fn freed_memory_goes_back_to_the_host_and_reads_as_zeros() {
-    both_engines("frees under a guest", |engine| {
-        let mut machine = Setup {
-            engine,
-            // Nothing comes along, so it is known where each page is.
-            policy: "on-demand+timeslice:min=0",
-            guest: filler(),
-            ..Setup::default()
-        }
-        .start();
-        let accelerator = machine.vm.accelerators()[0].device_id();
+fn freed_memory_goes_back_to_the_host_and_reads_as_zeros() -> Result<(), GuestError> {
+    each_engine(|engine| {
+        let vm = TestVm::builder().engine(engine).accelerator(128).start();
         let range = pages(0..64);
+        let resident = || vm.backend().resident_bytes(range).unwrap();
         for round in 0..40 {
-            while machine.word(FLAG, 0).load(SeqCst) != 1 {
-                assert!(machine.runs());
-                std::thread::yield_now();
-            }
-            assert!(machine.backend.resident_bytes(range).unwrap() == 64 * 4096);
+            assert_eq!(vm.vcpu(0).checksum(range).wait()?, 0);
+            vm.vcpu(0).fill(range, round + 1).wait()?;
+            assert_eq!(resident(), 64 * 4096);
             // None, some or all of it is in device memory.
-            let (goal, mut moved) = (round % 3 * 32, 0);
-            while moved < u64::from(goal) {
-                // A page that has just woken the guest may still be busy.
-                let range = pages(0..goal);
-                moved += machine
-                    .backend
-                    .migrate_to_device(accelerator, range)
-                    .unwrap();
-            }
-            assert_eq!(
-                machine.backend.resident_bytes(range).unwrap(),
-                (64 - moved) * 4096
-            );
-            assert_eq!(machine.backend.guest_freed(range).unwrap(), 64);
-            assert_eq!(machine.backend.resident_bytes(range).unwrap(), 0);
-            assert_eq!(machine.on_device(accelerator), 0);
-            machine
-                .word(FLAG, 0)
-                .store(if round == 39 { 3 } else { 2 }, SeqCst);
+            let away = round % 3 * 32;
+            vm.to_device(0, 0..away as u32);
+            assert_eq!(resident(), (64 - away) * 4096);
+            assert_eq!(vm.vcpu(1).free(range).wait()?, 64);
+            assert_eq!((resident(), vm.device(0).pages()), (0, 0));
         }
-        machine.expect_verified();
-    });
+        Ok(())
+    })
 }
 
 #[test]
-fn the_vmm_reaches_pages_wherever_they_are() {
-    both_engines("accesses of the VMM", |engine| {
+fn the_vmm_reaches_pages_wherever_they_are() -> Result<(), GuestError> {
+    each_engine(|engine| {
         // Both vCPUs and the VMM count in the same 8 pages, which move all the time. At the end all agree.
-        const TURNS: u64 = 30_000;
-        let code = Asm::new().set(Reg::Rdx, 1).set(Reg::Rbx, TURNS);
-        let turn = code.here();
-        let code = code.set(Reg::Rdi, address(0)).set(Reg::Rcx, 8);
-        let each = code.here();
-        let code = code
-            .atomic_add(Reg::Rdi, Reg::Rdx)
-            .add_value(Reg::Rdi, 4096)
-            .repeat(Reg::Rcx, each)
-            .repeat(Reg::Rbx, turn)
-            .set(Reg::Rdi, address(FLAG))
-            .atomic_add(Reg::Rdi, Reg::Rdx);
-        let wait = code.here();
-        let code = code
-            .load(Reg::Rcx, Reg::Rdi)
-            .compare(Reg::Rcx, 2)
-            .jump_unless_equal(wait)
-            .set(Reg::Rcx, 0);
-        let mut machine = Setup {
-            engine,
-            // Nothing comes along, so it is known where each page is.
-            policy: "on-demand+timeslice:min=0",
-            guest: guest(code.exit(Reg::Rcx)),
-            ..Setup::default()
-        }
-        .start();
-        let (device, driver) = machine.attach(32);
+        let vm = TestVm::builder().engine(engine).scripted(32).start();
+        let adding = [0, 1].map(|cpu| vm.vcpu(cpu).add_until_stopped(0..8, 1));
+        let (backend, device) = (vm.backend(), vm.device(0));
         let mut random = Random(5);
-        let (mut added, mut away, mut own) = (0, 0, [0; 8]);
-        while machine.runs() {
+        let (mut added, mut own) = ([0; 8], [0; 8]);
+        for _ in 0..100 {
             let page = random.below(8) as u32;
-            machine
-                .backend
-                .migrate_to_device(device, pages(0..8))
-                .unwrap();
-            machine
-                .backend
-                .migrate_to_device(device, pages(200..208))
-                .unwrap();
-            // A page that only the VMM uses stays in device memory until its plain access (if it was not still
-            // busy with the last one).
-            let word = machine.backend.word(Page(200 + page)).unwrap();
-            away += u64::from(matches!(word.residency(), Residency::Device { .. }));
+            let index = page as usize;
+            backend.migrate_to_device(device.id(), pages(0..8)).unwrap();
+            // A page that only the VMM uses stays in device memory until its plain access.
+            vm.to_device(0, 200 + page);
             assert_eq!(
-                machine.word(200 + page, 3).fetch_add(1, SeqCst),
-                own[page as usize]
+                vm.host_word((200 + page, 3)).fetch_add(1, SeqCst),
+                own[index]
             );
-            own[page as usize] += 1;
-            machine.word(page, 0).fetch_add(1, SeqCst);
+            own[index] += 1;
+            vm.host_word(page).fetch_add(1, SeqCst);
             // The same through pins, which keep pages from moving.
-            let pinned = machine.backend.pin(pages(page..page + 1)).unwrap();
-            machine.word(page, 0).fetch_add(1, SeqCst);
-            assert_eq!(
-                machine
-                    .backend
-                    .migrate_to_device(device, pinned.range())
-                    .unwrap(),
-                0
-            );
-            added += 2;
+            let pinned = backend.pin(pages(page..page + 1)).unwrap();
+            vm.host_word(page).fetch_add(1, SeqCst);
+            let moved = backend.migrate_to_device(device.id(), pinned.range());
+            assert_eq!(moved.unwrap(), 0);
+            added[index] += 2;
+            adding.iter().for_each(|it| it.wait_rounds(1));
         }
-        // The machine has not been stopped: faults are still served.
-        let total = (0..8)
-            .map(|page| machine.word(page, 0).load(SeqCst))
-            .sum::<u64>();
-        machine.expect_verified();
-        assert_eq!(total, 2 * 8 * TURNS + added);
-        assert!(added > 0 && away > 0);
-        driver.assert_clean();
-    });
+        let [a, b] = adding.map(|it| it.stop());
+        let rounds = a? + b?;
+        for (page, added) in (0..).zip(added) {
+            assert_eq!(vm.vcpu(0).read(page).wait()?, rounds + added);
+        }
+        Ok(())
+    })
 }
 
 #[test]

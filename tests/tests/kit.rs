@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::{DeviceFolio, Driver, Page};
-use hmmvisor_testkit::accel::{OP_FILL, OP_NOP, STATUS_FAULT, STATUS_OPCODE};
+use hmmvisor_testkit::accel::{
+    OP_CHASE, OP_FILL, OP_NOP, STATUS_ABORTED, STATUS_FAULT, STATUS_OPCODE,
+};
 use hmmvisor_testkit::{
     Engine, EventKind, FaultError, GuestError, Residency, TestVm, WayPoint, address, checksum,
     each_engine, pages, snapshot,
@@ -110,12 +112,53 @@ fn accelerators_answer_and_can_be_reset_and_stopped() -> Result<(), GuestError> 
             let (status, address) = (STATUS_OPCODE, 0);
             let refused = cpu.submit(device, 999, &[]).wait();
             assert_eq!(refused, Err(GuestError::Accelerator { status, address }));
-            vm.device(device).accelerator().stop();
+            vm.device(device).stop().wait();
             let stopped = cpu.submit(device, OP_NOP, &[]).wait();
             assert_eq!(stopped, Err(GuestError::Disabled));
         }
         Ok(())
     })
+}
+
+#[test]
+fn an_accelerator_is_stopped_in_the_middle_of_a_command() -> Result<(), GuestError> {
+    each_engine(|engine| {
+        let vm = machine(engine);
+        vm.vcpu(0).write(3, 0).wait()?;
+        // Follows a pointer to itself for longer than anybody lives.
+        let chase = vm
+            .vcpu(0)
+            .submit(0, OP_CHASE, &[address(3), 0, u64::MAX, 1]);
+        vm.wait_until("the command's first access", || vm.device(0).holds(3));
+        assert!(!chase.is_done());
+        vm.device(0).stop().wait();
+        let (status, address) = (STATUS_ABORTED, 0);
+        assert_eq!(
+            chase.wait(),
+            Err(GuestError::Accelerator { status, address })
+        );
+        assert_eq!(vm.vcpu(1).read(3).wait()?, 0);
+        Ok(())
+    })
+}
+
+#[test]
+fn threads_of_a_test_share_a_machine() {
+    each_engine(|engine| {
+        let vm = TestVm::builder().engine(engine).scripted(16).start();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let cpu = vm.vcpu(thread % 2);
+                scope.spawn(move || (0..50).for_each(|_| _ = cpu.fetch_add(1, 1).wait().unwrap()));
+            }
+            for _ in 0..20 {
+                vm.to_device(0, 1);
+            }
+        });
+        assert_eq!(vm.vcpu(0).read(1).wait()?, 200);
+        Ok::<_, GuestError>(())
+    })
+    .unwrap();
 }
 
 #[test]
@@ -293,26 +336,19 @@ fn message(test: impl FnOnce()) -> String {
     *panic.downcast::<String>().expect("panics say something")
 }
 
-fn impatient(engine: Engine) -> TestVm {
-    TestVm::builder()
-        .engine(engine)
-        .scripted(16)
-        .patience(Duration::from_millis(300))
-        .start()
-}
-
 #[test]
 fn whoever_waits_in_vain_learns_where_the_vcpu_is() -> Result<(), GuestError> {
     each_engine(|engine| {
-        let vm = impatient(engine);
+        let vm = TestVm::builder().engine(engine).scripted(16).start();
         vm.vcpu(1).write((6, 2), 4).wait()?;
         vm.to_device(0, 6);
         let gate = vm.device(0).hold(WayPoint::ToSystemBeforeCopy);
         let read = vm.vcpu(1).read((6, 2));
         gate.wait_arrived();
+        vm.set_patience(Duration::from_millis(200));
         let text = message(|| drop(read.wait()));
         for part in [
-            "vCPU 1 has not done `read of page 0x6, word 2` within 300ms",
+            "vCPU 1 has not done `read of page 0x6, word 2` within 200ms",
             "it is at page 0x6, word 2, which is Device",
             "in motion, held at a gate of device 0",
             "gate at ToSystemBeforeCopy holds [[pages 0x6..0x7]]",
@@ -338,7 +374,7 @@ fn whoever_waits_in_vain_learns_where_the_vcpu_is() -> Result<(), GuestError> {
 #[test]
 fn the_end_of_a_run_is_an_answer() -> Result<(), GuestError> {
     each_engine(|engine| {
-        let vm = impatient(engine);
+        let vm = TestVm::builder().engine(engine).scripted(16).start();
         vm.vcpu(0).write(2, 4).wait()?;
         vm.to_device(0, 2);
         vm.device(0)

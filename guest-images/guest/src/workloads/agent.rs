@@ -107,12 +107,7 @@ impl Agent<'_> {
         match opcode {
             OP_READ => self.load(self.words(1)?, 0),
             OP_WRITE => self.store(self.words(1)?, 0, self.arg(1)),
-            OP_COMPARE_EXCHANGE => {
-                let address = self.at(self.words(1)?, 0);
-                Ok(self
-                    .cpu
-                    .try_compare_exchange(address, self.arg(1), self.arg(2))?)
-            }
+            OP_COMPARE_EXCHANGE => self.exchange(self.words(1)?, 0, self.arg(1), self.arg(2)),
             OP_ADD => self.add(self.words(1)?, 0, self.arg(1)),
             OP_LOOP => self.add_in_rounds(),
             OP_FILL => {
@@ -200,6 +195,11 @@ impl Agent<'_> {
 
     fn add(&self, words: Words, index: u64, value: u64) -> Outcome {
         Ok(self.cpu.try_fetch_add(self.at(words, index), value)?)
+    }
+
+    fn exchange(&self, words: Words, index: u64, expected: u64, new: u64) -> Outcome {
+        let address = self.at(words, index);
+        Ok(self.cpu.try_compare_exchange(address, expected, new)?)
     }
 
     fn add_in_rounds(&self) -> Outcome {
