@@ -45,6 +45,7 @@
 
 pub mod accelerator;
 pub mod asm;
+mod builder;
 mod device;
 mod doorbell;
 pub mod driver;
@@ -56,11 +57,13 @@ mod pending;
 mod place;
 pub mod process;
 pub mod random;
+mod state;
 mod vcpu;
 mod vm;
 pub mod watchdog;
 
 pub use asm::{Asm, Reg};
+pub use builder::Builder;
 pub use device::{Device, Gate};
 pub use driver::ScriptedDriver;
 pub use elf::{Segment, elf};
@@ -72,7 +75,7 @@ pub use place::{Pages, Word, address, pages};
 pub use process::Resources;
 pub use random::Random;
 pub use vcpu::{Adding, Vcpu};
-pub use vm::{Builder, TestVm};
+pub use vm::TestVm;
 pub use watchdog::Watchdog;
 
 pub use hmm_backend::{

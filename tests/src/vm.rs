@@ -1,237 +1,37 @@
 //! A virtual machine in a few lines, whose vCPUs do what a test says.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{
-    BLOCK_PAGES, Backend, BackendConfig, Driver, Engine, EngineChoice, Event, PAGE_SIZE, Page,
-    PageRange, PolicySpec, Residency, Stats,
-};
+use hmm_backend::{Backend, Event, Page, Residency, Stats};
+use hmmvisor::End;
 use hmmvisor::ending::Ending;
-use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
-use hmmvisor::{End, OnMemoryError};
-use hmmvisor_abi::agent;
+use hmmvisor::vm::Vm;
 
+use crate::builder::Builder;
 use crate::device::{Device, Kind, Slot};
-use crate::doorbell::{Doorbell, Mailboxes};
-use crate::inject::{Injected, Injector};
+use crate::doorbell::Doorbell;
 use crate::pending::Task;
 use crate::place::{Pages, Word};
 use crate::vcpu::{Desk, Vcpu};
-use crate::{Output, ScriptedDriver, word};
-
-/// Events kept for each thread until somebody asks for them.
-const EVENTS: usize = 4096;
-
-enum DeviceKind {
-    Accelerator,
-    Scripted,
-    Driver(Arc<dyn Driver>),
-}
-
-/// What a [`TestVm`] is made of.
-pub struct Builder {
-    engine: Engine,
-    policy: String,
-    vcpus: u32,
-    pages: u32,
-    devices: Vec<(DeviceKind, u32)>,
-    patience: Duration,
-}
-
-impl Default for Builder {
-    fn default() -> Builder {
-        Builder {
-            engine: Engine::Remap,
-            policy: "on-demand+timeslice:min=0".into(),
-            vcpus: 2,
-            pages: BLOCK_PAGES as u32,
-            devices: Vec::new(),
-            patience: Duration::from_secs(30),
-        }
-    }
-}
-
-impl Builder {
-    /// How pages migrate; *remap* if not said.
-    pub fn engine(mut self, engine: Engine) -> Builder {
-        self.engine = engine;
-        self
-    }
-
-    /// What migrates when, as on the command line of `hmmvisor`. If not said, only what is touched, so that a test knows
-    /// where each page is: `on-demand+timeslice:min=0`.
-    pub fn policy(mut self, policy: &str) -> Builder {
-        self.policy = policy.into();
-        self
-    }
-
-    /// Number of vCPUs, at most 64; 2 if not said.
-    pub fn vcpus(mut self, vcpus: u32) -> Builder {
-        self.vcpus = vcpus;
-        self
-    }
-
-    /// Pages of managed memory, rounded up to a multiple of 512, which it is if not said.
-    pub fn pages(mut self, pages: u32) -> Builder {
-        self.pages = pages;
-        self
-    }
-
-    /// One more device: a real accelerator with this many pages of memory.
-    pub fn accelerator(self, pages: u32) -> Builder {
-        self.device(DeviceKind::Accelerator, pages)
-    }
-
-    /// One more device, with this many pages of memory: a [`ScriptedDriver`], which only migrates and checks that the
-    /// backend keeps to the contract.
-    pub fn scripted(self, pages: u32) -> Builder {
-        self.device(DeviceKind::Scripted, pages)
-    }
-
-    /// One more device, with this many pages of memory: a driver of your own.
-    pub fn driver(self, pages: u32, driver: Arc<dyn Driver>) -> Builder {
-        self.device(DeviceKind::Driver(driver), pages)
-    }
-
-    fn device(mut self, kind: DeviceKind, pages: u32) -> Builder {
-        self.devices.push((kind, pages));
-        self
-    }
-
-    /// How long anything that the test waits for may take; 30 s if not said. Only tests that fail wait so long.
-    pub fn patience(mut self, patience: Duration) -> Builder {
-        self.patience = patience;
-        self
-    }
-
-    /// Makes the machine and starts it. Panics if it cannot, saying why.
-    pub fn start(self) -> TestVm {
-        let injectors: Vec<Arc<Injector>> = self.devices.iter().map(|_| Arc::default()).collect();
-        let is_accelerator = |kind: &DeviceKind| matches!(kind, DeviceKind::Accelerator);
-        let accelerators = |(index, (kind, pages)): (usize, &(DeviceKind, u32))| {
-            is_accelerator(kind).then_some((index, *pages))
-        };
-        let accelerators: Vec<(usize, u32)> = self
-            .devices
-            .iter()
-            .enumerate()
-            .filter_map(accelerators)
-            .collect();
-
-        let blocks = u64::from(self.pages.max(1)).div_ceil(BLOCK_PAGES);
-        let bytes = blocks * BLOCK_PAGES * PAGE_SIZE;
-        let reserved = if accelerators.is_empty() {
-            0
-        } else {
-            agent::RESERVED
-        };
-        let mut config = BackendConfig::new(bytes + reserved);
-        config.engine = EngineChoice::Only(self.engine);
-        config.policy = Arc::new(self.policy.parse::<PolicySpec>().expect("a known policy"));
-        config.events = EVENTS;
-        let backend = Backend::new(config).expect("managed memory");
-
-        let doorbell = Arc::new(Doorbell::new(backend.clone()));
-        let wrapped: Vec<Arc<Injector>> = accelerators
-            .iter()
-            .map(|(index, _)| injectors[*index].clone())
-            .collect();
-        let wrap = move |index: u32, own| -> Arc<dyn Driver> {
-            Arc::new(Injected::new(own, wrapped[index as usize].clone()))
-        };
-        let output = Output::default();
-        let device = |(_, pages): &(usize, u32)| DeviceConfig {
-            memory: u64::from(*pages) * PAGE_SIZE,
-            cpu: None,
-        };
-        let config = VmConfig {
-            vcpus: self.vcpus,
-            vcpu_cpus: Vec::new(),
-            managed: Some(Managed {
-                backend: backend.clone(),
-                // A driver that waits at a gate keeps the thread that called it.
-                service: vec![None; self.vcpus as usize + 2],
-                devices: accelerators.iter().map(device).collect(),
-                on_memory_error: OnMemoryError::MachineCheck,
-            }),
-            guest: hmmvisor_guest_images::IMAGE,
-            cmdline: "workload=agent",
-            seed: 1,
-            console: Box::new(output.clone()),
-            hooks: Hooks {
-                devices: vec![(
-                    agent::WINDOW..agent::WINDOW + agent::WINDOW_SIZE,
-                    doorbell.clone(),
-                )],
-                driver: Some(Box::new(wrap)),
-            },
-        };
-        let mut vm = Vm::new(config).expect("a virtual machine");
-        doorbell.set_mailboxes(Mailboxes::new(vm.machine().ram(), self.vcpus));
-
-        let mut real = (0..).zip(vm.accelerators());
-        let mut devices = Vec::new();
-        for ((kind, pages), injector) in self.devices.into_iter().zip(injectors) {
-            let attach = |inner: Arc<dyn Driver>| {
-                let driver = Arc::new(Injected::new(inner, injector.clone()));
-                let memory = u64::from(pages) * PAGE_SIZE;
-                backend.attach(memory, driver).expect("a device")
-            };
-            let (id, kind) = match kind {
-                DeviceKind::Accelerator => {
-                    let (index, accelerator) = real.next().expect("one for each");
-                    let kind = Kind::Accelerator(index, accelerator.clone());
-                    (accelerator.device_id(), kind)
-                }
-                DeviceKind::Scripted => {
-                    let driver = Arc::new(ScriptedDriver::default());
-                    (attach(driver.clone()), Kind::Scripted(driver))
-                }
-                DeviceKind::Driver(driver) => (attach(driver), Kind::Driver),
-            };
-            devices.push(Slot { id, injector, kind });
-        }
-        vm.start().expect("vCPU threads");
-        let vm = TestVm {
-            ending: vm.ending().clone(),
-            vm: Mutex::new(vm),
-            backend,
-            doorbell,
-            desks: (0..self.vcpus).map(|_| Desk::default()).collect(),
-            devices,
-            pages: (blocks * BLOCK_PAGES) as u32,
-            output,
-            events: Mutex::default(),
-            patience: Mutex::new(self.patience),
-        };
-        let ready = || vm.doorbell.all_ready(self.vcpus, TestVm::LOOK_AGAIN);
-        vm.wait_until("the guest's first sign of life", || {
-            ready() || vm.ended().is_some()
-        });
-        assert!(vm.ended().is_none(), "the guest does not start\n{vm:?}");
-        vm
-    }
-}
+use crate::{Output, word};
 
 /// A running virtual machine under test. Dropping it stops it, opens all gates, and checks that the backend has kept
 /// to the contract with every driver that can tell.
 pub struct TestVm {
-    vm: Mutex<Vm>,
-    ending: Arc<Ending>,
-    backend: Arc<Backend>,
-    doorbell: Arc<Doorbell>,
-    desks: Vec<Desk>,
-    devices: Vec<Slot>,
-    pages: u32,
-    output: Output,
+    pub(crate) vm: Mutex<Vm>,
+    pub(crate) ending: Arc<Ending>,
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) doorbell: Arc<Doorbell>,
+    pub(crate) desks: Vec<Desk>,
+    pub(crate) devices: Vec<Slot>,
+    pub(crate) pages: u32,
+    pub(crate) output: Output,
     /// Taken out of the rings and not asked for yet.
-    events: Mutex<Vec<Event>>,
-    patience: Mutex<Duration>,
+    pub(crate) events: Mutex<Vec<Event>>,
+    pub(crate) patience: Mutex<Duration>,
 }
 
 impl TestVm {
@@ -449,68 +249,10 @@ impl TestVm {
         word.expect("the page is in managed memory")
     }
 
-    /// The test fails: something takes too long.
-    pub(crate) fn give_up(&self, what: &str) -> ! {
-        panic!("{what} within {:?}\n{self:?}", self.patience())
-    }
-
-    pub(crate) fn describe_page(&self, page: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.backend.word(Page(page)) {
-            Ok(word) => write!(f, "{:?}", word.residency())?,
-            Err(error) => write!(f, "{error}")?,
-        }
-        if self.backend.in_motion(Page(page)).unwrap_or(false) {
-            write!(f, ", in motion")?;
-        }
-        for (index, slot) in self.devices.iter().enumerate() {
-            if slot.injector.holds(Page(page)) {
-                write!(f, ", held at a gate of device {index}")?;
-            }
-        }
-        Ok(())
-    }
-
     /// Lets everybody go who could keep a thread from ending.
     fn let_go(&self) {
         self.devices.iter().for_each(|slot| slot.injector.end());
         self.doorbell.stop();
-    }
-}
-
-impl fmt::Debug for TestVm {
-    /// The state of everything, for tests that fail.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "machine: engine {}, policy {}, {} pages, end {:?}",
-            self.backend.engine(),
-            self.backend.policy_name(),
-            self.pages,
-            self.ended()
-        )?;
-        for index in 0..self.desks.len() as u32 {
-            writeln!(f, "{:?}", Vcpu { vm: self, index })?;
-        }
-        for (index, slot) in self.devices.iter().enumerate() {
-            writeln!(f, "device {index}: {:?}", slot.injector)?;
-        }
-        let mut places: BTreeMap<String, Vec<PageRange>> = BTreeMap::new();
-        for page in (0..self.pages).map(Page) {
-            let place = match self.word(page).residency() {
-                Residency::Device { device, .. } => format!("{device:?}"),
-                other => format!("{other:?}"),
-            };
-            let ranges = places.entry(place).or_default();
-            match ranges.last_mut() {
-                Some(last) if last.end == page => last.end = page.plus(1),
-                _ => ranges.push(PageRange::single(page)),
-            }
-        }
-        for (place, ranges) in places {
-            writeln!(f, "{place}: {ranges:?}")?;
-        }
-        writeln!(f, "{:#?}", self.stats())?;
-        write!(f, "the guest says: {:?}", self.output.text())
     }
 }
 
