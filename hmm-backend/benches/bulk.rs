@@ -1,5 +1,6 @@
 //! Bulk migration of 256 MiB each way, beside bare loops of the same system calls in 2 MiB pieces and beside
-//! `memcpy` on touched memory, in turns in one run.
+//! `memcpy` on touched memory, in turns in one run. `copy` with the memory it may recycle: none (in place, as on
+//! kernels without `UFFDIO_MOVE`), the default, and as much as is migrated.
 //!
 //!     cargo bench -p hmm-backend --bench bulk
 
@@ -32,22 +33,28 @@ fn main() {
     }
     println!("256 MiB, GB/s: median (10 %–90 %) of {RIGS} x {ROUNDS} rounds");
     println!(
-        "{:<7} {:<10} {:>20} {:>20} {:>20} {:>9} {:>10}",
+        "{:<13} {:<10} {:>20} {:>20} {:>20} {:>9} {:>10}",
         "engine", "direction", "hmmvisor", "bare calls", "memcpy", "of bare", "of memcpy"
     );
     let source = Area::new(BYTES);
     let copy = Area::new(BYTES);
     source.touch();
     copy.touch();
-    for engine in [Engine::Remap, Engine::Copy] {
+    let recycles = |bytes| (Engine::Copy, bytes, format!("copy, {} MiB", bytes >> 20));
+    for (engine, recycled, name) in [
+        (Engine::Remap, 0, "remap".to_string()),
+        recycles(0),
+        recycles(2 << 20),
+        recycles(BYTES),
+    ] {
         let mut ours = [Vec::new(), Vec::new()];
         let mut bare = [Vec::new(), Vec::new()];
         let mut memcpy = Vec::new();
         for pair in 0..RIGS {
             // Whoever comes first gets the better memory.
-            let first = (pair % 2 == 0).then(|| Rig::new(engine));
+            let first = (pair % 2 == 0).then(|| Rig::new(engine, recycled));
             let bare_rig = BareRig::new(engine);
-            let rig = first.unwrap_or_else(|| Rig::new(engine));
+            let rig = first.unwrap_or_else(|| Rig::new(engine, recycled));
             for round in 0..ROUNDS {
                 for (direction, (ours, bare)) in ours.iter_mut().zip(&mut bare).enumerate() {
                     let times = [
@@ -77,14 +84,14 @@ fn main() {
                 }));
             }
         }
-        for (name, ours, bare) in [
+        for (direction, ours, bare) in [
             ("to device", &ours[0], &bare[0]),
             ("to system", &ours[1], &bare[1]),
         ] {
             println!(
-                "{:<7} {:<10} {:>20} {:>20} {:>20} {:>8.2}x {:>9.2}x",
-                engine.to_string(),
+                "{:<13} {:<10} {:>20} {:>20} {:>20} {:>8.2}x {:>9.2}x",
                 name,
+                direction,
                 spread(ours),
                 spread(bare),
                 spread(&memcpy),
@@ -126,9 +133,10 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(engine: Engine) -> Rig {
+    fn new(engine: Engine, recycled: u64) -> Rig {
         let mut config = BackendConfig::new(BYTES);
         config.engine = EngineChoice::Only(engine);
+        config.recycled = recycled;
         let backend = Backend::new(config).unwrap();
         let device = backend.attach(BYTES, Arc::new(NoHardware)).unwrap();
         // Real memory behind every page.

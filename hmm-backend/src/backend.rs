@@ -33,6 +33,10 @@ pub struct BackendConfig {
     /// Number of userfaultfds that managed memory is spread over, block by block; more than one helps
     /// only with many vCPUs.
     pub shards: usize,
+    /// Bytes of host memory that engine `copy` may keep beyond guest and device memory, to bring contents back
+    /// in pages that have been used before. 0: none, and pages are copied in place, as on kernels
+    /// without `UFFDIO_MOVE`. Engine `remap` needs none.
+    pub recycled: u64,
     /// What to migrate and evict.
     pub policy: Arc<dyn PolicyFactory>,
     /// Events kept for each thread until they are drained; 0 for none.
@@ -47,11 +51,15 @@ impl BackendConfig {
             shared: 0,
             engine: EngineChoice::Auto,
             shards: 1,
+            recycled: DEFAULT_RECYCLED,
             policy: Arc::new(PolicySpec::default()),
             events: 0,
         }
     }
 }
+
+/// One block: enough for the folios of a fault, and little beside the VMM's other memory.
+const DEFAULT_RECYCLED: u64 = BLOCK_PAGES * PAGE_SIZE;
 
 /// Most devices a backend can attach in its life.
 const MAX_DEVICES: usize = AUX_MAX as usize + 1;
@@ -88,6 +96,7 @@ impl Backend {
             config.shared,
             config.engine,
             config.shards,
+            config.recycled,
         )?);
         let policy = |_| Mutex::new(config.policy.fault_policy());
         let table =

@@ -31,6 +31,14 @@ impl Buddy {
         buddy
     }
 
+    /// None free: they come by [`Self::free`].
+    pub(crate) fn empty() -> Buddy {
+        Buddy {
+            free: Default::default(),
+            free_frames: 0,
+        }
+    }
+
     /// Number of free frames.
     pub(crate) fn free_frames(&self) -> u32 {
         self.free_frames

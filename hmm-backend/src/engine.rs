@@ -1,5 +1,5 @@
 //! The names of the two ways to move contents between guest memory and device memory, and the choice between
-//! them. The ways themselves are in `memory.rs`.
+//! them. The ways themselves are in `memory/`.
 
 use std::fmt;
 use std::str::FromStr;

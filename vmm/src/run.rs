@@ -92,12 +92,11 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let placement = Placement::new(config, &host.cpus);
 
     let backend = Backend::new(BackendConfig {
-        memory: config.machine.memory.0,
         engine: config.engine.kind,
         shards: config.engine.shards,
         shared: 0,
         policy: Arc::new(config.policy.spec.clone()),
-        events: 0,
+        ..BackendConfig::new(config.machine.memory.0)
     })?;
     let device = |cpu| DeviceConfig {
         memory: config.devices.memory.0,

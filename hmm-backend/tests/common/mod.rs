@@ -243,6 +243,9 @@ impl Rig {
         config.engine = EngineChoice::Only(engine);
         config.policy = Arc::new(policy.parse::<hmm_backend::PolicySpec>().unwrap());
         config.events = 1 << 16;
+        if NO_MOVES.get() {
+            config.recycled = 0;
+        }
         change(&mut config);
         let backend = Backend::new(config).unwrap();
         let fatal = Arc::new(Mutex::new(Vec::new()));
@@ -345,10 +348,24 @@ impl Drop for Rig {
     }
 }
 
-/// Runs a test once with each engine.
+thread_local! {
+    /// The test's rigs do without moves, as on a kernel that has none.
+    static NO_MOVES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Runs a test once with each engine, and with `copy` also as on a kernel without moves.
 pub fn both_engines(test: impl Fn(Engine)) {
-    for engine in [Engine::Remap, Engine::Copy] {
-        eprintln!("engine {engine}");
+    for (engine, no_moves) in [
+        (Engine::Remap, false),
+        (Engine::Copy, false),
+        (Engine::Copy, true),
+    ] {
+        eprintln!(
+            "engine {engine}{}",
+            if no_moves { " without moves" } else { "" }
+        );
+        NO_MOVES.set(no_moves);
         test(engine);
     }
+    NO_MOVES.set(false);
 }

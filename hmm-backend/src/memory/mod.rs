@@ -1,13 +1,17 @@
 //! Guest memory and device memory, and the two ways to move contents between them.
 //!
 //! * `remap` moves the pages themselves with `UFFDIO_MOVE`: no copy, atomic towards every CPU.
-//! * `copy` keeps device memory apart and copies: to the device under write protection, back with
-//!   `UFFDIO_COPY`.
+//! * `copy` keeps device memory apart and copies. Where the kernel has `UFFDIO_MOVE`, guest pages are moved
+//!   out before they are copied, and recycled to carry contents back ([`recycle`]); elsewhere they are
+//!   copied under write protection and dropped, and contents come back with `UFFDIO_COPY`.
 //!
 //! Both offer the same steps, so that the migration phases need not know which one runs. All of them
 //! are called with the pages' locks held.
 
-use std::fmt;
+mod frames;
+mod ranged;
+mod recycle;
+
 use std::fs::File;
 use std::sync::Arc;
 
@@ -18,6 +22,11 @@ use crate::mapping::Mapping;
 use crate::page::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 use crate::residency::WakeFaults;
 use crate::uffd::{Progress, Uffd, probe_userfaultfd};
+
+pub(crate) use frames::DeviceMemory;
+pub(crate) use ranged::EngineError;
+use ranged::each;
+use recycle::Recycler;
 
 /// Neighbouring pages and the neighbouring frames they go to or come from, within one block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,29 +53,6 @@ impl Run {
     }
 }
 
-/// Why a page could not be moved.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum EngineError {
-    /// Somebody holds a reference to it, or the address space is changing.
-    Busy,
-    /// No memory for the destination.
-    NoMemory,
-    /// Something the protocol rules out; the error number.
-    Unexpected(i32),
-}
-
-impl fmt::Display for EngineError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            EngineError::Busy => f.write_str("the page is in use by the kernel"),
-            EngineError::NoMemory => f.write_str("out of memory"),
-            EngineError::Unexpected(errno) => {
-                write!(f, "{}", std::io::Error::from_raw_os_error(*errno))
-            }
-        }
-    }
-}
-
 /// How an untouched page is filled with zeros.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fill {
@@ -78,36 +64,31 @@ pub(crate) enum Fill {
     ReadOnly,
 }
 
-/// Attempts at a page for which the kernel says `EAGAIN` without progress.
-const AGAIN_ATTEMPTS: u32 = 32;
-
 /// Managed guest memory: its mapping and the userfaultfds it is spread over, block by block.
 pub(crate) struct GuestMemory {
     engine: Engine,
     mapping: Mapping,
     shards: Vec<Uffd>,
+    /// Engine `copy`, if the kernel can move pages.
+    recycler: Option<Recycler>,
     /// A block of zeros, never written, so that it costs no memory.
     zeros: Mapping,
     /// The file behind the shared pages, and the first of them. They are not registered for faults.
     shared: Option<(File, Page)>,
 }
 
-/// One device's memory.
-pub(crate) struct DeviceMemory {
-    mapping: Mapping,
-    /// Engine `remap`: frames are filled by moves, which need a registered destination.
-    uffd: Option<Uffd>,
-}
-
 impl GuestMemory {
-    /// `shared` bytes at the end are shared memory.
+    /// `shared` bytes at the end are shared memory. `recycled`: bytes of host memory that engine `copy` may keep
+    /// for recycling.
     pub(crate) fn new(
         bytes: u64,
         shared: u64,
         choice: EngineChoice,
         shards: usize,
+        recycled: u64,
     ) -> Result<Self, Error> {
-        let engine = choice.resolve(&probe_userfaultfd()?)?;
+        let support = probe_userfaultfd()?;
+        let engine = choice.resolve(&support)?;
         if shards == 0 || shards > 64 {
             return Err(Error::BadShards(shards));
         }
@@ -122,11 +103,16 @@ impl GuestMemory {
         let shards = (0..shards)
             .map(|_| Uffd::for_faults())
             .collect::<Result<Vec<_>, _>>()?;
+        let recycler = match engine {
+            Engine::Copy if support.remap && recycled > 0 => Some(Recycler::new(recycled)?),
+            _ => None,
+        };
         let zeros = Mapping::new(BLOCK_PAGES * PAGE_SIZE, "hmm-zeros")?;
         let guest = GuestMemory {
             engine,
             mapping,
             shards,
+            recycler,
             zeros,
             shared,
         };
@@ -182,6 +168,11 @@ impl GuestMemory {
         let _ = self.each_shard_range(|uffd, start, len| uffd.unregister(start, len));
     }
 
+    /// Whether guest pages are copied where they are, under write protection.
+    fn copies_in_place(&self) -> bool {
+        self.engine == Engine::Copy && self.recycler.is_none()
+    }
+
     pub(crate) fn engine(&self) -> Engine {
         self.engine
     }
@@ -195,16 +186,7 @@ impl GuestMemory {
     }
 
     pub(crate) fn device_memory(&self, bytes: u64) -> Result<DeviceMemory, Error> {
-        let mapping = Mapping::new(bytes, "hmm-device")?;
-        let uffd = match self.engine {
-            Engine::Copy => None,
-            Engine::Remap => {
-                let uffd = Uffd::for_device_memory()?;
-                uffd.register(mapping.start(), bytes, false)?;
-                Some(uffd)
-            }
-        };
-        Ok(DeviceMemory { mapping, uffd })
+        DeviceMemory::new(bytes, self.engine)
     }
 
     /// The page at a faulting host address.
@@ -260,8 +242,18 @@ impl GuestMemory {
         device: &DeviceMemory,
         mut failed: impl FnMut(u32, EngineError),
     ) {
-        match &device.uffd {
-            Some(uffd) => each(run.pages, failed, |at, left| {
+        if let Some(recycler) = &self.recycler {
+            // SAFETY: the caller holds the pages' locks and has just allocated the frames.
+            unsafe {
+                recycler.take(
+                    self.address(run.page),
+                    device.address(run.frame),
+                    run.pages,
+                    failed,
+                )
+            };
+        } else if let Some(uffd) = &device.uffd {
+            each(run.pages, failed, |at, left| {
                 let part = Run {
                     pages: left,
                     ..run.skip(at)
@@ -274,32 +266,37 @@ impl GuestMemory {
                         part.bytes(),
                     )
                 }
-            }),
-            None => {
-                let start = self.address(run.page);
-                if let Err(e) = self.shard(run.page).write_protect(start, run.bytes(), true) {
-                    // Part of the range may be protected; nobody would answer for that.
-                    self.lift_protection(run);
-                    let error = EngineError::Unexpected(e.raw_os_error().unwrap_or(libc::EIO));
-                    (0..run.pages).for_each(|i| failed(i, error));
-                    return;
-                }
-                // SAFETY: the source is present (system pages always are) and now changes no more;
-                // the frames are the caller's. The two mappings do not overlap.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(
-                        start as *const u8,
-                        device.address(run.frame) as *mut u8,
-                        run.bytes() as usize,
-                    );
-                }
-            }
+            });
+        } else if let Err(error) = self.protect_and_copy(run, device) {
+            (0..run.pages).for_each(|i| failed(i, error));
         }
     }
 
-    /// Step 2 towards the device: the guest's copy goes. Cannot fail.
+    /// Copies guest pages into frames; from the copy on nobody can change them.
+    fn protect_and_copy(&self, run: Run, device: &DeviceMemory) -> Result<(), EngineError> {
+        let start = self.address(run.page);
+        let uffd = self.shard(run.page);
+        if let Err(e) = uffd.write_protect(start, run.bytes(), true) {
+            // Part of the range may be protected; nobody would answer for that.
+            self.lift_protection(run);
+            let errno = e.raw_os_error().unwrap_or(libc::EIO);
+            return Err(EngineError::Unexpected(errno));
+        }
+        // SAFETY: the source is present (system pages always are) and now changes no more;
+        // the frames are the caller's. The two mappings do not overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                start as *const u8,
+                device.address(run.frame) as *mut u8,
+                run.bytes() as usize,
+            );
+        }
+        Ok(())
+    }
+
+    /// Step 2 towards the device: the guest's copy goes, if there still is one. Cannot fail.
     pub(crate) fn take_commit(&self, run: Run) {
-        if self.engine == Engine::Copy {
+        if self.copies_in_place() {
             // SAFETY: the frames hold the contents and the residency word is about to say so.
             unsafe { self.mapping.discard(run.page.offset(), run.bytes()) };
         }
@@ -313,7 +310,7 @@ impl GuestMemory {
         device: &DeviceMemory,
         mut stuck: impl FnMut(u32),
     ) {
-        if device.uffd.is_none() {
+        if self.copies_in_place() {
             self.lift_protection(run);
             return;
         }
@@ -343,17 +340,29 @@ impl GuestMemory {
         &self,
         run: Run,
         device: &DeviceMemory,
-        failed: impl FnMut(u32, EngineError),
+        mut failed: impl FnMut(u32, EngineError),
     ) {
         let uffd = self.shard(run.page);
-        each(run.pages, failed, |at, left| {
-            let part = Run {
-                pages: left,
-                ..run.skip(at)
-            };
-            let (dst, src) = (self.address(part.page), device.address(part.frame));
+        let recycled = match &self.recycler {
+            // A move could not protect the pages in the same step.
+            _ if run.read_only => 0,
             // SAFETY: the caller holds the pages' locks and the word says that the frames hold the
             // contents and the guest pages are missing.
+            Some(recycler) => unsafe {
+                let (src, dst) = (device.address(run.frame), self.address(run.page));
+                recycler.give(uffd, src, dst, run.pages, &mut failed)
+            },
+            None => 0,
+        };
+        let rest = run.skip(recycled);
+        let failed = |at, error| failed(recycled + at, error);
+        each(rest.pages, failed, |at, left| {
+            let part = Run {
+                pages: left,
+                ..rest.skip(at)
+            };
+            let (dst, src) = (self.address(part.page), device.address(part.frame));
+            // SAFETY: as above.
             unsafe {
                 match &device.uffd {
                     Some(_) if !run.read_only => uffd.move_pages(dst, src, part.bytes()),
@@ -390,148 +399,5 @@ impl GuestMemory {
 impl WakeFaults for Arc<GuestMemory> {
     fn wake_faults(&self, range: PageRange) {
         self.wake_range(range);
-    }
-}
-
-impl DeviceMemory {
-    pub(crate) fn address(&self, frame: Frame) -> u64 {
-        self.mapping.address(u64::from(frame.0) * PAGE_SIZE)
-    }
-
-    pub(crate) fn mapping(&self) -> &Mapping {
-        &self.mapping
-    }
-
-    /// Makes the frames hold zeros. They are free or just allocated.
-    pub(crate) fn fill_zero(
-        &self,
-        frame: Frame,
-        frames: u32,
-        failed: impl FnMut(u32, EngineError),
-    ) {
-        match &self.uffd {
-            None => {
-                // SAFETY: the frames are inside the mapping and the caller's alone.
-                unsafe {
-                    std::ptr::write_bytes(
-                        self.address(frame) as *mut u8,
-                        0,
-                        frames as usize * PAGE_SIZE as usize,
-                    );
-                }
-            }
-            Some(uffd) => each(frames, failed, |at, left| {
-                let start = self.address(Frame(frame.0 + at));
-                // SAFETY: free frames are missing pages under this engine; these are the caller's.
-                unsafe { uffd.zeropage(start, u64::from(left) * PAGE_SIZE) }
-            }),
-        }
-    }
-
-    /// The contents of these frames are dead; makes them ready for reuse.
-    pub(crate) fn scrub(&self, frame: Frame, frames: u32) {
-        if self.uffd.is_some() {
-            // SAFETY: the caller says that the contents are dead.
-            unsafe {
-                self.mapping.discard(
-                    u64::from(frame.0) * PAGE_SIZE,
-                    u64::from(frames) * PAGE_SIZE,
-                )
-            };
-        }
-    }
-}
-
-/// Drives a ranged kernel call over `pages` pages: goes on after partial progress, repeats on `EAGAIN` a
-/// bounded number of times, and reports and skips pages that fail otherwise.
-fn each(
-    pages: u32,
-    mut failed: impl FnMut(u32, EngineError),
-    mut call: impl FnMut(u32, u32) -> Progress,
-) {
-    let mut at = 0;
-    let mut again = 0;
-    while at < pages {
-        let progress = call(at, pages - at);
-        let done = (progress.done / PAGE_SIZE) as u32;
-        at += done;
-        if done > 0 {
-            again = 0;
-        }
-        match progress.error {
-            None => {}
-            Some(libc::EAGAIN) if done > 0 => {}
-            Some(libc::EAGAIN) if again < AGAIN_ATTEMPTS => {
-                again += 1;
-                std::thread::yield_now();
-            }
-            Some(errno) if at < pages => {
-                failed(
-                    at,
-                    match errno {
-                        libc::EAGAIN | libc::EBUSY => EngineError::Busy,
-                        libc::ENOMEM => EngineError::NoMemory,
-                        other => EngineError::Unexpected(other),
-                    },
-                );
-                at += 1;
-                again = 0;
-            }
-            Some(_) => {}
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn partial_progress_is_continued_and_failing_pages_are_skipped() {
-        let mut answers = vec![
-            Progress {
-                done: 2 * PAGE_SIZE,
-                error: Some(libc::EAGAIN),
-            },
-            Progress {
-                done: 0,
-                error: Some(libc::EAGAIN),
-            },
-            Progress {
-                done: PAGE_SIZE,
-                error: Some(libc::EBUSY),
-            },
-            Progress {
-                done: 4 * PAGE_SIZE,
-                error: None,
-            },
-        ]
-        .into_iter();
-        let mut calls = Vec::new();
-        let mut failures = Vec::new();
-        each(
-            8,
-            |page, error| failures.push((page, error)),
-            |at, left| {
-                calls.push((at, left));
-                answers.next().unwrap()
-            },
-        );
-        assert_eq!(calls, [(0, 8), (2, 6), (2, 6), (4, 4)]);
-        assert_eq!(failures, [(3, EngineError::Busy)]);
-    }
-
-    #[test]
-    fn endless_eagain_is_given_up() {
-        let mut failures = 0;
-        each(
-            2,
-            |_, e| failures += (e == EngineError::Busy) as u32,
-            |_, _| Progress {
-                done: 0,
-                error: Some(libc::EAGAIN),
-            },
-        );
-        assert_eq!(failures, 2);
     }
 }

@@ -1,0 +1,78 @@
+//! The memory of one device.
+
+use super::ranged::{EngineError, each};
+use crate::driver::Frame;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::mapping::Mapping;
+use crate::page::PAGE_SIZE;
+use crate::uffd::Uffd;
+
+/// One device's memory.
+pub(crate) struct DeviceMemory {
+    mapping: Mapping,
+    /// Engine `remap`: frames are filled by moves, which need a registered destination.
+    pub(super) uffd: Option<Uffd>,
+}
+
+impl DeviceMemory {
+    pub(super) fn new(bytes: u64, engine: Engine) -> Result<Self, Error> {
+        let mapping = Mapping::new(bytes, "hmm-device")?;
+        let uffd = match engine {
+            Engine::Copy => None,
+            Engine::Remap => {
+                let uffd = Uffd::for_device_memory()?;
+                uffd.register(mapping.start(), bytes, false)?;
+                Some(uffd)
+            }
+        };
+        Ok(DeviceMemory { mapping, uffd })
+    }
+
+    pub(crate) fn address(&self, frame: Frame) -> u64 {
+        self.mapping.address(u64::from(frame.0) * PAGE_SIZE)
+    }
+
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// Makes the frames hold zeros. They are free or just allocated.
+    pub(crate) fn fill_zero(
+        &self,
+        frame: Frame,
+        frames: u32,
+        failed: impl FnMut(u32, EngineError),
+    ) {
+        match &self.uffd {
+            None => {
+                // SAFETY: the frames are inside the mapping and the caller's alone.
+                unsafe {
+                    std::ptr::write_bytes(
+                        self.address(frame) as *mut u8,
+                        0,
+                        frames as usize * PAGE_SIZE as usize,
+                    );
+                }
+            }
+            Some(uffd) => each(frames, failed, |at, left| {
+                let start = self.address(Frame(frame.0 + at));
+                // SAFETY: free frames are missing pages under this engine; these are the caller's.
+                unsafe { uffd.zeropage(start, u64::from(left) * PAGE_SIZE) }
+            }),
+        }
+    }
+
+    /// The contents of these frames are dead; makes them ready for reuse.
+    pub(crate) fn scrub(&self, frame: Frame, frames: u32) {
+        if self.uffd.is_some() {
+            // SAFETY: the caller says that the contents are dead.
+            unsafe {
+                self.mapping.discard(
+                    u64::from(frame.0) * PAGE_SIZE,
+                    u64::from(frames) * PAGE_SIZE,
+                )
+            };
+        }
+    }
+}

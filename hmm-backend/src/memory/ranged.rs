@@ -1,0 +1,126 @@
+//! Kernel calls on ranges of pages that may get only a part of their way.
+
+use std::fmt;
+
+use crate::page::PAGE_SIZE;
+use crate::uffd::Progress;
+
+/// Why a page could not be moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum EngineError {
+    /// Somebody holds a reference to it, or the address space is changing.
+    Busy,
+    /// No memory for the destination.
+    NoMemory,
+    /// Something the protocol rules out; the error number.
+    Unexpected(i32),
+}
+
+impl fmt::Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EngineError::Busy => f.write_str("the page is in use by the kernel"),
+            EngineError::NoMemory => f.write_str("out of memory"),
+            EngineError::Unexpected(errno) => {
+                write!(f, "{}", std::io::Error::from_raw_os_error(*errno))
+            }
+        }
+    }
+}
+
+/// Attempts at a page for which the kernel says `EAGAIN` without progress.
+const AGAIN_ATTEMPTS: u32 = 32;
+
+/// Drives a ranged kernel call over `pages` pages: goes on after partial progress, repeats on `EAGAIN` a
+/// bounded number of times, and reports and skips pages that fail otherwise.
+pub(super) fn each(
+    pages: u32,
+    mut failed: impl FnMut(u32, EngineError),
+    mut call: impl FnMut(u32, u32) -> Progress,
+) {
+    let mut at = 0;
+    let mut again = 0;
+    while at < pages {
+        let progress = call(at, pages - at);
+        let done = (progress.done / PAGE_SIZE) as u32;
+        at += done;
+        if done > 0 {
+            again = 0;
+        }
+        match progress.error {
+            None => {}
+            Some(libc::EAGAIN) if done > 0 => {}
+            Some(libc::EAGAIN) if again < AGAIN_ATTEMPTS => {
+                again += 1;
+                std::thread::yield_now();
+            }
+            Some(errno) if at < pages => {
+                failed(
+                    at,
+                    match errno {
+                        libc::EAGAIN | libc::EBUSY => EngineError::Busy,
+                        libc::ENOMEM => EngineError::NoMemory,
+                        other => EngineError::Unexpected(other),
+                    },
+                );
+                at += 1;
+                again = 0;
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partial_progress_is_continued_and_failing_pages_are_skipped() {
+        let mut answers = vec![
+            Progress {
+                done: 2 * PAGE_SIZE,
+                error: Some(libc::EAGAIN),
+            },
+            Progress {
+                done: 0,
+                error: Some(libc::EAGAIN),
+            },
+            Progress {
+                done: PAGE_SIZE,
+                error: Some(libc::EBUSY),
+            },
+            Progress {
+                done: 4 * PAGE_SIZE,
+                error: None,
+            },
+        ]
+        .into_iter();
+        let mut calls = Vec::new();
+        let mut failures = Vec::new();
+        each(
+            8,
+            |page, error| failures.push((page, error)),
+            |at, left| {
+                calls.push((at, left));
+                answers.next().unwrap()
+            },
+        );
+        assert_eq!(calls, [(0, 8), (2, 6), (2, 6), (4, 4)]);
+        assert_eq!(failures, [(3, EngineError::Busy)]);
+    }
+
+    #[test]
+    fn endless_eagain_is_given_up() {
+        let mut failures = 0;
+        each(
+            2,
+            |_, e| failures += (e == EngineError::Busy) as u32,
+            |_, _| Progress {
+                done: 0,
+                error: Some(libc::EAGAIN),
+            },
+        );
+        assert_eq!(failures, 2);
+    }
+}

@@ -1,0 +1,234 @@
+//! Engine `copy` where the kernel can move pages: a guest page that goes to a device is moved out into a slot of
+//! a staging area, atomically towards every CPU, and copied from there. What is left in the slot is a page
+//! that has been used before: the next contents that come back are copied into it, and it is moved
+//! into the guest. A fresh page from `UFFDIO_COPY` costs more than the copy itself.
+//!
+//! The area is bounded, and counted as the VMM's own memory. A slot's page is overwritten as a whole
+//! before it is moved to a guest, so what it held before is seen by nobody.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::ranged::{EngineError, each};
+use crate::buddy::Buddy;
+use crate::driver::Frame;
+use crate::error::Error;
+use crate::mapping::Mapping;
+use crate::page::{MAX_ORDER, PAGE_SIZE, PageSet};
+use crate::uffd::Uffd;
+
+pub(super) struct Recycler {
+    area: Mapping,
+    /// Slots are filled by moves, which need a registered destination.
+    uffd: Uffd,
+    slots: Mutex<Slots>,
+    returned: Condvar,
+}
+
+/// The slots that nobody uses at the moment.
+struct Slots {
+    /// Without a page.
+    vacant: Buddy,
+    /// With a page whose contents are dead.
+    filled: Buddy,
+    /// Threads that wait for any slot.
+    waiting: u32,
+}
+
+/// `1 << order` neighbouring slots in the hands of one thread, which does nothing but kernel calls and
+/// copies until it returns them: whoever waits for slots does not wait for long, and not in a circle.
+#[derive(Clone, Copy)]
+struct Piece {
+    first: Frame,
+    order: u8,
+}
+
+impl Piece {
+    fn pages(self) -> u32 {
+        1 << self.order
+    }
+}
+
+/// Smaller pieces cost more in calls than they save, unless no more is wanted.
+const WORTHWHILE_ORDER: u8 = 3;
+
+impl Recycler {
+    pub(super) fn new(bytes: u64) -> Result<Recycler, Error> {
+        let slots = bytes.div_ceil(PAGE_SIZE).min(u32::MAX.into()) as u32;
+        let area = Mapping::new(u64::from(slots) * PAGE_SIZE, "hmm-recycled")?;
+        let uffd = Uffd::for_device_memory()?;
+        uffd.register(area.start(), area.len(), false)?;
+        Ok(Recycler {
+            area,
+            uffd,
+            slots: Mutex::new(Slots {
+                vacant: Buddy::new(slots),
+                filled: Buddy::empty(),
+                waiting: 0,
+            }),
+            returned: Condvar::new(),
+        })
+    }
+
+    /// Takes pages away from the guest at `src` and copies their contents to `dst`; `failed` gets those that
+    /// could not be moved.
+    ///
+    /// # Safety
+    /// The caller must own the decision to take the pages, and the memory at `dst`.
+    pub(super) unsafe fn take(
+        &self,
+        src: u64,
+        dst: u64,
+        pages: u32,
+        mut failed: impl FnMut(u32, EngineError),
+    ) {
+        let mut at = 0;
+        while at < pages {
+            let piece = self.vacant(pages - at);
+            let slot = self.address(piece);
+            let bytes = |n: u32| u64::from(n) * PAGE_SIZE;
+            let mut missed = PageSet::EMPTY;
+            let miss = |i: u32, error| {
+                missed.insert(i as usize);
+                failed(at + i, error);
+            };
+            each(piece.pages(), miss, |i, left| {
+                // SAFETY: the caller gives the source away; the slots are vacant and ours.
+                unsafe {
+                    let (to, from) = (slot + bytes(i), src + bytes(at + i));
+                    self.uffd.move_pages(to, from, bytes(left))
+                }
+            });
+            let moved = PageSet::from_range(0..piece.pages() as usize).difference(&missed);
+            for run in moved.runs() {
+                let (start, len) = (run.start as u32, run.len() as u32);
+                // SAFETY: these slots have just been filled and are ours, the caller vouches for `dst`.
+                unsafe { copy(slot + bytes(start), dst + bytes(at + start), bytes(len)) };
+            }
+            self.put(piece, &moved);
+            at += piece.pages();
+        }
+    }
+
+    /// Copies contents from `src` into recycled pages and moves those into the guest at `dst`, where `guest`
+    /// wakes whoever waits for them; `failed` gets those that could not be moved. Ends when there is no
+    /// page to recycle; returns how far it came.
+    ///
+    /// # Safety
+    /// The caller must own the decision to fill the missing pages at `dst`, and `src` must be readable.
+    pub(super) unsafe fn give(
+        &self,
+        guest: &Uffd,
+        src: u64,
+        dst: u64,
+        pages: u32,
+        mut failed: impl FnMut(u32, EngineError),
+    ) -> u32 {
+        let mut at = 0;
+        while at < pages {
+            let Some(piece) = self.filled(pages - at) else {
+                break;
+            };
+            let slot = self.address(piece);
+            let bytes = |n: u32| u64::from(n) * PAGE_SIZE;
+            // Wholly overwritten: nothing of what the pages held before gets into the guest.
+            // SAFETY: the slots are ours and filled; the caller vouches for `src`.
+            unsafe { copy(src + bytes(at), slot, bytes(piece.pages())) };
+            let mut left_over = PageSet::EMPTY;
+            let miss = |i: u32, error| {
+                left_over.insert(i as usize);
+                failed(at + i, error);
+            };
+            each(piece.pages(), miss, |i, left| {
+                // SAFETY: the slots are ours; the caller vouches for `dst`.
+                unsafe {
+                    let (to, from) = (dst + bytes(at + i), slot + bytes(i));
+                    guest.move_pages(to, from, bytes(left))
+                }
+            });
+            self.put(piece, &left_over);
+            at += piece.pages();
+        }
+        at
+    }
+
+    fn address(&self, piece: Piece) -> u64 {
+        self.area.address(u64::from(piece.first.0) * PAGE_SIZE)
+    }
+
+    /// Slots without pages, at most this many. Where all have one, some lose it.
+    fn vacant(&self, most: u32) -> Piece {
+        let mut slots = self.lock();
+        loop {
+            for order in (0..=largest_order(most)).rev() {
+                if let Some(first) = slots.vacant.alloc(order) {
+                    return Piece { first, order };
+                }
+                if let Some(first) = slots.filled.alloc(order) {
+                    drop(slots);
+                    let offset = u64::from(first.0) * PAGE_SIZE;
+                    // SAFETY: the slots are this thread's now, and their contents are dead.
+                    unsafe { self.area.discard(offset, PAGE_SIZE << order) };
+                    return Piece { first, order };
+                }
+            }
+            slots.waiting += 1;
+            slots = self
+                .returned
+                .wait(slots)
+                .unwrap_or_else(PoisonError::into_inner);
+            slots.waiting -= 1;
+        }
+    }
+
+    /// Slots with pages to recycle, at most this many.
+    fn filled(&self, most: u32) -> Option<Piece> {
+        let largest = largest_order(most);
+        let mut slots = self.lock();
+        (largest.min(WORTHWHILE_ORDER)..=largest)
+            .rev()
+            .find_map(|order| {
+                let first = slots.filled.alloc(order)?;
+                Some(Piece { first, order })
+            })
+    }
+
+    /// Returns slots, of which those with index in `filled` have a page.
+    fn put(&self, piece: Piece, filled: &PageSet) {
+        let count = filled.count() as u32;
+        let mut slots = self.lock();
+        if count == piece.pages() {
+            slots.filled.free(piece.first, piece.order);
+        } else if count == 0 {
+            slots.vacant.free(piece.first, piece.order);
+        } else {
+            for i in 0..piece.pages() {
+                let slot = Frame(piece.first.0 + i);
+                if filled.contains(i as usize) {
+                    slots.filled.free(slot, 0);
+                } else {
+                    slots.vacant.free(slot, 0);
+                }
+            }
+        }
+        let waiting = slots.waiting > 0;
+        drop(slots);
+        if waiting {
+            self.returned.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn largest_order(most: u32) -> u8 {
+    (most.ilog2() as u8).min(MAX_ORDER)
+}
+
+/// # Safety
+/// Both ranges must be present, the destination the caller's, and they must not overlap.
+unsafe fn copy(src: u64, dst: u64, bytes: u64) {
+    // SAFETY: as the caller says.
+    unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes as usize) };
+}
