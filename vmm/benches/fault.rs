@@ -1,7 +1,8 @@
 //! What one CPU fault costs, as a vCPU sees it: from the access to the next instruction, with the page migrated
 //! from device memory. Beside it, in the same run and on the same guest, two bare userfaultfd loops (read, one
 //! ioctl, which also wakes): one left to the scheduler and one pinned to the first vCPU's CPU. They keep no
-//! state and serve one thread; nothing can be much faster.
+//! state and serve one thread; nothing can be much faster. Then the faults that all vCPUs together take per second,
+//! and what more userfaultfds and service threads make of them.
 //!
 //!     cargo bench -p hmmvisor --bench fault
 
@@ -128,16 +129,19 @@ fn main() {
         "{:<7} {:>6}  {:>22}  {:>22}  {:>22}  {:>14}",
         "engine", "vCPUs", "bare, unpinned", "bare, pinned", "hmmvisor", "of better bare"
     );
+    let mut throughput = Vec::new();
     for engine in [Engine::Remap, Engine::Copy] {
         for vcpus in [1, 2, 4, 8] {
             let mut samples: [Vec<f64>; 3] = Default::default();
+            let mut rates: [Vec<f64>; 3] = Default::default();
             for _ in 0..ROUNDS {
-                for (server, samples) in
-                    [Server::BareUnpinned, Server::BarePinned, Server::Hmmvisor]
-                        .iter()
-                        .zip(&mut samples)
+                for (i, server) in [Server::BareUnpinned, Server::BarePinned, Server::Hmmvisor]
+                    .into_iter()
+                    .enumerate()
                 {
-                    samples.extend(round(*server, engine, vcpus));
+                    let times = round(server, engine, vcpus, Shape::usual(vcpus));
+                    rates[i].push(rate(&times));
+                    samples[i].extend(times);
                 }
             }
             let [unpinned, pinned, ours] = samples.map(Quantiles::of);
@@ -145,8 +149,55 @@ fn main() {
             println!(
                 "{engine:<7} {vcpus:>6}  {unpinned:>22}  {pinned:>22}  {ours:>22}  {ratio:>13.2}x"
             );
+            throughput.push((engine, vcpus, rates.map(Quantiles::of)));
         }
     }
+    println!("\nFaults per second, all vCPUs together: median of {ROUNDS} rounds (p10–p90)");
+    for (engine, vcpus, [unpinned, pinned, ours]) in throughput {
+        println!("{engine:<7} {vcpus:>6}  {unpinned:>22}  {pinned:>22}  {ours:>22}");
+    }
+    println!("\nThe same by userfaultfds and service threads, engine remap");
+    println!(
+        "{:>6}  {:>22}  {:>22}  {:>22}  {:>22}",
+        "vCPUs", "1 and 1", "1 and 2", "2 and 1", "2 and 2"
+    );
+    for vcpus in [2, 8] {
+        let mut rates: [Vec<f64>; 4] = Default::default();
+        for _ in 0..ROUNDS {
+            for (i, (shards, threads)) in [(1, 1), (1, 2), (2, 1), (2, 2)].into_iter().enumerate() {
+                let shape = Shape { shards, threads };
+                rates[i].push(rate(&round(Server::Hmmvisor, Engine::Remap, vcpus, shape)));
+            }
+        }
+        let [a, b, c, d] = rates.map(Quantiles::of);
+        println!("{vcpus:>6}  {a:>22}  {b:>22}  {c:>22}  {d:>22}");
+    }
+}
+
+/// How the service is laid out.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// Userfaultfds.
+    shards: usize,
+    /// Service threads, bound to one CPU each.
+    threads: usize,
+}
+
+impl Shape {
+    /// As the VMM does by default: a thread for each CPU that has vCPUs.
+    fn usual(vcpus: u32) -> Shape {
+        Shape {
+            shards: 1,
+            threads: 2.min(vcpus as usize),
+        }
+    }
+}
+
+/// Faults per second of a round: a vCPU does little else than fault, and the slowest ends the round.
+fn rate(times: &[f64]) -> f64 {
+    let vcpus = times.chunks(PAGES as usize);
+    let slowest = vcpus.map(|t| t.iter().sum::<f64>()).fold(0.0, f64::max);
+    times.len() as f64 / slowest * 1e6
 }
 
 struct Quantiles {
@@ -169,16 +220,21 @@ impl Quantiles {
 
 impl std::fmt::Display for Quantiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = format!("{:.1} ({:.1}–{:.1})", self.median, self.p10, self.p90);
+        let digits = if self.median < 1000.0 { 1 } else { 0 };
+        let text = format!(
+            "{:.digits$} ({:.digits$}–{:.digits$})",
+            self.median, self.p10, self.p90
+        );
         f.pad(&text)
     }
 }
 
 /// One run of the guest: microseconds of each access.
-fn round(server: Server, engine: Engine, vcpus: u32) -> Vec<f64> {
+fn round(server: Server, engine: Engine, vcpus: u32, shape: Shape) -> Vec<f64> {
     let total = u64::from(vcpus) * PAGES;
     let mut config = BackendConfig::new(16 << 20);
     config.engine = EngineChoice::Only(engine);
+    config.shards = shape.shards;
     config.policy = Arc::new("on-demand+timeslice:min=0us".parse::<PolicySpec>().unwrap());
     let backend = Backend::new(config).unwrap();
     let cpus = 2.min(vcpus as usize);
@@ -187,7 +243,7 @@ fn round(server: Server, engine: Engine, vcpus: u32) -> Vec<f64> {
         vcpu_cpus: (0..cpus).collect(),
         managed: Some(Managed {
             backend: backend.clone(),
-            service: (0..cpus).map(Some).collect(),
+            service: (0..shape.threads).map(Some).collect(),
             devices: Vec::new(),
             on_memory_error: Default::default(),
         }),
