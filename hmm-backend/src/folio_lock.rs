@@ -55,14 +55,12 @@ impl<'t> FolioLock<'t> {
         };
         // The upper head is locked before any of its tails names it.
         self.table.store(middle, upper.word.with(LOCKED));
-        for page in PageRange::new(middle.plus(1), end).pages() {
-            self.table
-                .store(page, self.table.word(page).with_order(order));
-        }
-        for page in PageRange::new(self.head.plus(1), middle).pages() {
-            self.table
-                .store(page, self.table.word(page).with_order(order));
-        }
+        self.rewrite_tails(PageRange::new(middle, end), |_, word| {
+            word.with_order(order)
+        });
+        self.rewrite_tails(PageRange::new(self.head, middle), |_, word| {
+            word.with_order(order)
+        });
         // Somebody may be setting the waiters bit of the lower head: change only the order.
         let lower = self.word.with_order(order);
         let cell = &self.table.words[self.head.0 as usize];
@@ -141,8 +139,8 @@ impl<'t> FolioLock<'t> {
         self.release_range(new, range);
     }
 
-    /// Gives each page of the folio `range` but the head the word that `word` makes of its index behind the
-    /// head and its old word. The loads can be relaxed: only the holder writes these words.
+    /// Gives each page of `range` but the first the word that `word` makes of its index behind the
+    /// first and its old word. The loads can be relaxed: only the holder writes these words.
     fn rewrite_tails(&self, range: PageRange, word: impl Fn(usize, Word) -> Word) {
         let tails = &self.table.words[range.start.0 as usize + 1..range.end.0 as usize];
         for (i, cell) in tails.iter().enumerate() {

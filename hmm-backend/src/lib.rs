@@ -42,6 +42,9 @@ mod fault_queue;
 mod folio_lock;
 mod free;
 mod mapping;
+#[cfg(feature = "measure")]
+#[doc(hidden)]
+pub mod measure;
 mod memory;
 mod migrate;
 mod mirror;

@@ -163,6 +163,17 @@ impl PageSet {
         set
     }
 
+    /// The pages with an index below `len` that `has` says yes to.
+    pub fn from_fn(len: usize, has: impl Fn(usize) -> bool) -> PageSet {
+        let mut set = PageSet::EMPTY;
+        for (i, word) in set.0.iter_mut().enumerate() {
+            for bit in 0..64.min(len.saturating_sub(i * 64)) {
+                *word |= u64::from(has(i * 64 + bit)) << bit;
+            }
+        }
+        set
+    }
+
     /// Adds the page with this index in the block.
     pub fn insert(&mut self, index: usize) {
         self.0[index / 64] |= 1 << (index % 64);
@@ -309,6 +320,8 @@ mod tests {
         assert_eq!(PageSet::from_range(64..512).runs().next(), Some(64..512));
         assert_eq!(PageSet::from_range(0..64).runs().next(), Some(0..64));
         assert_eq!(PageSet::EMPTY.runs().next(), None);
+        let thirds = PageSet::from_fn(100, |i| i % 3 == 0);
+        assert_eq!(thirds, (0..100).step_by(3).collect());
     }
 
     #[test]

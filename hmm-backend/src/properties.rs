@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::driver::{DeviceId, Frame};
+use crate::fatal::FatalCause;
 use crate::fault::{Attempts, Unresolved};
 use crate::fault_queue::{Deferred, Fault, sort_and_deduplicate};
 use crate::page::{BLOCK_PAGES, Block, MAX_ORDER, Page, PageRange, PageSet};
@@ -150,7 +151,7 @@ proptest! {
         }
         let mut faults: Vec<Fault> = batch
             .into_iter()
-            .map(|(page, write)| Fault { page: Page(page), write, thread: page, since: Duration::ZERO })
+            .map(|(page, write)| Fault { page: Page(page), write, thread: page, since: Duration::ZERO, generation: 0 })
             .collect();
         sort_and_deduplicate(&mut faults);
         let found: Vec<_> = faults.iter().map(|f| (f.page.0, f.write)).collect();
@@ -161,7 +162,7 @@ proptest! {
     fn deferred_faults_come_in_order_of_time(times in prop::collection::vec(0u64..1000, 0..50)) {
         let deferred = |ms: u64| Deferred {
             due: Duration::from_millis(ms),
-            fault: Fault { page: Page(ms as u32), write: false, thread: 0, since: Duration::ZERO },
+            fault: Fault { page: Page(ms as u32), write: false, thread: 0, since: Duration::ZERO, generation: 0 },
             generation: 0,
             attempts: Attempts::default(),
             waited: false,
@@ -195,7 +196,7 @@ proptest! {
             prop_assert_eq!(answer.is_err(), failures > 60);
             prop_assert!(answer.is_err() || answer.is_ok_and(|pause| pause <= Duration::from_millis(21)));
         }
-        prop_assert!(attempts.next(&Unresolved::Fatal("x".into())).is_err());
+        prop_assert!(attempts.next(&Unresolved::Fatal(FatalCause::ContentsLost)).is_err());
     }
 
     /// Advice against what it must come out as, page by page.

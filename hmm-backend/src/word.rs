@@ -143,6 +143,17 @@ impl Word {
         (self.0 >> ORDER_SHIFT & 0xf) as u8
     }
 
+    /// Whether the contents are where CPUs reach them. These two look at the bits alone: policies ask for every
+    /// page of a block.
+    pub(crate) fn reached_by_cpus(self) -> bool {
+        matches!(self.0 & STATE, SYSTEM | COHERENT)
+    }
+
+    /// Whether the contents are in the memory of this device.
+    pub(crate) fn on_device(self, device: DeviceId) -> bool {
+        matches!(self.0 & STATE, DEVICE | COHERENT) && self.owner() == device
+    }
+
     fn aux(self) -> u64 {
         self.0 >> AUX_SHIFT & AUX_MASK
     }
@@ -258,7 +269,13 @@ mod tests {
         );
         assert!(word.locked() && word.waiters() && word.mirrored() && word.read_only());
         assert_eq!((word.generation(), word.pins()), (1, 0));
+        assert!(
+            word.on_device(DeviceId(63))
+                && !word.on_device(DeviceId(62))
+                && !word.reached_by_cpus()
+        );
         let system = word.to_system(Tick(7));
+        assert!(system.reached_by_cpus() && !system.on_device(DeviceId(0)));
         assert_eq!(system.residency(), Residency::System);
         assert_eq!(system.system_held_until(), Some(Tick(7)));
         assert!(!system.locked() && !system.mirrored() && system.read_only());

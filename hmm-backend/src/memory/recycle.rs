@@ -48,7 +48,7 @@ impl Piece {
     }
 }
 
-/// Smaller pieces cost more in calls than they save, unless no more is wanted.
+/// Smaller pieces come cheaper with `UFFDIO_COPY`: a move has its own fixed cost.
 const WORTHWHILE_ORDER: u8 = 3;
 
 impl Recycler {
@@ -182,9 +182,8 @@ impl Recycler {
 
     /// Slots with pages to recycle, at most this many.
     fn filled(&self, most: u32) -> Option<Piece> {
-        let largest = largest_order(most);
         let mut slots = self.lock();
-        (largest.min(WORTHWHILE_ORDER)..=largest)
+        (WORTHWHILE_ORDER..=largest_order(most))
             .rev()
             .find_map(|order| {
                 let first = slots.filled.alloc(order)?;

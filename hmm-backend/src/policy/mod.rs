@@ -78,16 +78,11 @@ impl BlockView<'_> {
 
     /// The pages whose contents are at `place`.
     pub fn resident(&self, place: Place) -> PageSet {
-        let here = |w: &Word| match (w.residency(), place) {
-            (Residency::System | Residency::Coherent { .. }, Place::System) => true,
-            (
-                Residency::Device { device, .. } | Residency::Coherent { device, .. },
-                Place::Device(d),
-            ) => device == d,
-            _ => false,
-        };
-        let indices = self.words.iter().enumerate();
-        indices.filter(|(_, w)| here(w)).map(|(i, _)| i).collect()
+        let (words, len) = (self.words, self.len());
+        match place {
+            Place::System => PageSet::from_fn(len, |i| words[i].reached_by_cpus()),
+            Place::Device(device) => PageSet::from_fn(len, |i| words[i].on_device(device)),
+        }
     }
 }
 
@@ -118,7 +113,9 @@ impl Advice {
         self.stay &= fault.to != Place::System;
         let cut = self != given;
         // A migration of a page to where it is would do nothing: no cause for complaint.
-        self.prefetch = self.prefetch.difference(&view.resident(fault.to));
+        if !self.prefetch.is_empty() {
+            self.prefetch = self.prefetch.difference(&view.resident(fault.to));
+        }
         (self, cut)
     }
 }
