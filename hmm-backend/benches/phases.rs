@@ -202,7 +202,13 @@ fn round(engine: Engine, ticks_per_us: f64) -> Vec<[u64; POINTS]> {
     backend.drain_events();
     let threads = vec![Some(0)];
     let service = backend
-        .start_service(ServiceConfig { threads }, |fault| panic!("{fault:?}"))
+        .start_service(
+            ServiceConfig {
+                threads,
+                ..ServiceConfig::default()
+            },
+            |fault| panic!("{fault:?}"),
+        )
         .unwrap();
     let base = backend.host_memory().0 as u64;
     let (now, at) = (backend.now(), tsc());
