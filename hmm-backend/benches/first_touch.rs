@@ -93,7 +93,13 @@ impl Rig {
         drop(backend.pin(all).unwrap());
         let threads = vec![Some(cpu)];
         let service = backend
-            .start_service(ServiceConfig { threads }, |fault| panic!("{fault:?}"))
+            .start_service(
+                ServiceConfig {
+                    threads,
+                    ..ServiceConfig::default()
+                },
+                |fault| panic!("{fault:?}"),
+            )
             .unwrap();
         Rig {
             _service: service,

@@ -11,7 +11,7 @@ use crate::engine::{Engine, EngineChoice};
 use crate::error::Error;
 use crate::events::Events;
 use crate::folio_lock::FolioLock;
-use crate::memory::{DeviceMemory, GuestMemory};
+use crate::memory::{DeviceMemory, GuestMemory, KernelAnswers};
 use crate::migrate::{Reason, ToDevice, collect_to_system};
 use crate::mirror::Invalidate;
 use crate::page::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange, PageSet};
@@ -37,6 +37,8 @@ pub struct BackendConfig {
     /// in pages that have been used before. 0: none, and pages are copied in place, as on kernels
     /// without `UFFDIO_MOVE`. Engine `remap` needs none.
     pub recycled: u64,
+    /// For tests: answers that the kernel gives only now and then.
+    pub kernel: Option<Arc<dyn KernelAnswers>>,
     /// What to migrate and evict.
     pub policy: Arc<dyn PolicyFactory>,
     /// Events kept for each thread until they are drained; 0 for none.
@@ -52,6 +54,7 @@ impl BackendConfig {
             engine: EngineChoice::Auto,
             shards: 1,
             recycled: DEFAULT_RECYCLED,
+            kernel: None,
             policy: Arc::new(PolicySpec::default()),
             events: 0,
         }
@@ -91,13 +94,7 @@ impl Backend {
         if config.shared > 0 {
             check_size("shared memory", config.shared, unit, config.memory)?;
         }
-        let guest = Arc::new(GuestMemory::new(
-            config.memory,
-            config.shared,
-            config.engine,
-            config.shards,
-            config.recycled,
-        )?);
+        let guest = Arc::new(GuestMemory::new(&config)?);
         let policy = |_| Mutex::new(config.policy.fault_policy());
         let table =
             ResidencyTable::new((config.memory / PAGE_SIZE) as u32, Box::new(guest.clone()));

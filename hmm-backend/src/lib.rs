@@ -77,6 +77,7 @@ pub use engine::{Engine, EngineChoice};
 pub use error::{Error, FaultError, MigrateError, MirrorError};
 pub use events::{Event, EventKind, Events};
 pub use fatal::{FatalCause, FatalFault};
+pub use memory::{KernelAnswers, KernelCall, MadeUpAnswer};
 pub use migrate::{
     CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Finalized, Step,
     ToDevice, ToSystem, Watch,

@@ -9,23 +9,27 @@
 //! are called with the pages' locks held.
 
 mod frames;
+mod kernel;
 mod ranged;
 mod recycle;
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
+use crate::backend::BackendConfig;
 use crate::driver::Frame;
-use crate::engine::{Engine, EngineChoice};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::mapping::Mapping;
 use crate::page::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 use crate::residency::WakeFaults;
-use crate::uffd::{Progress, Uffd, probe_userfaultfd};
+use crate::uffd::{Uffd, probe_userfaultfd};
 
 pub(crate) use frames::DeviceMemory;
+use kernel::Kernel;
+pub use kernel::{KernelAnswers, KernelCall, MadeUpAnswer};
 pub(crate) use ranged::EngineError;
-use ranged::each;
 use recycle::Recycler;
 
 /// Neighbouring pages and the neighbouring frames they go to or come from, within one block.
@@ -49,7 +53,11 @@ impl Run {
     }
 
     fn bytes(self) -> u64 {
-        u64::from(self.pages) * PAGE_SIZE
+        kernel::bytes(self.pages)
+    }
+
+    fn range(self) -> PageRange {
+        PageRange::with_len(self.page, self.pages)
     }
 }
 
@@ -69,6 +77,7 @@ pub(crate) struct GuestMemory {
     engine: Engine,
     mapping: Mapping,
     shards: Vec<Uffd>,
+    kernel: Kernel,
     /// Engine `copy`, if the kernel can move pages.
     recycler: Option<Recycler>,
     /// A block of zeros, never written, so that it costs no memory.
@@ -78,17 +87,16 @@ pub(crate) struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// `shared` bytes at the end are shared memory. `recycled`: bytes of host memory that engine `copy` may keep
-    /// for recycling.
-    pub(crate) fn new(
-        bytes: u64,
-        shared: u64,
-        choice: EngineChoice,
-        shards: usize,
-        recycled: u64,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(config: &BackendConfig) -> Result<Self, Error> {
+        let BackendConfig {
+            memory: bytes,
+            shared,
+            shards,
+            recycled,
+            ..
+        } = *config;
         let support = probe_userfaultfd()?;
-        let engine = choice.resolve(&support)?;
+        let engine = config.engine.resolve(&support)?;
         if shards == 0 || shards > 64 {
             return Err(Error::BadShards(shards));
         }
@@ -112,6 +120,7 @@ impl GuestMemory {
             engine,
             mapping,
             shards,
+            kernel: Kernel::new(config.kernel.clone()),
             recycler,
             zeros,
             shared,
@@ -208,31 +217,29 @@ impl GuestMemory {
         &self,
         range: PageRange,
         fill: Fill,
-        failed: impl FnMut(u32, EngineError),
+        mut failed: impl FnMut(u32, EngineError),
     ) {
         let uffd = self.shard(range.start);
-        each(range.len(), failed, |at, left| {
-            let start = self.address(range.start.plus(at));
-            let len = u64::from(left) * PAGE_SIZE;
+        let fill = |at: u32, n: u32| {
+            let (start, len) = (self.address(range.start.plus(at)), kernel::bytes(n));
             // SAFETY: the pages are locked by the caller and untouched; the zeros are a whole block.
-            let progress = unsafe {
+            unsafe {
                 match fill {
                     Fill::ZeroPage => uffd.zeropage(start, len),
                     Fill::Memory => uffd.copy(start, self.zeros.start(), len, false),
                     Fill::ReadOnly => uffd.copy(start, self.zeros.start(), len, true),
                 }
-            };
-            if progress.error == Some(libc::EEXIST) && progress.done == 0 {
-                // Somebody filled it already (the race checklist's EEXIST): the contents are there, so
-                // whoever sleeps for it can go on.
-                self.wake(uffd, start, PAGE_SIZE);
-                return Progress {
-                    done: PAGE_SIZE,
-                    error: None,
-                };
             }
-            progress
-        });
+        };
+        let failed = |at: u32, error| match error {
+            // Somebody filled it already (the race checklist's EEXIST): the contents are there, so whoever
+            // sleeps for it can go on.
+            EngineError::Unexpected(libc::EEXIST) => {
+                self.wake_range(PageRange::single(range.start.plus(at)));
+            }
+            error => failed(at, error),
+        };
+        self.kernel.each(KernelCall::Fill, range, failed, fill);
     }
 
     /// Step 1 towards the device: after it no CPU can change the pages, and the frames hold the contents.
@@ -245,28 +252,25 @@ impl GuestMemory {
         if let Some(recycler) = &self.recycler {
             // SAFETY: the caller holds the pages' locks and has just allocated the frames.
             unsafe {
-                recycler.take(
-                    self.address(run.page),
-                    device.address(run.frame),
-                    run.pages,
-                    failed,
-                )
+                let (src, dst) = (self.address(run.page), device.address(run.frame));
+                recycler.take(&self.kernel, run.range(), src, dst, failed)
             };
         } else if let Some(uffd) = &device.uffd {
-            each(run.pages, failed, |at, left| {
-                let part = Run {
-                    pages: left,
-                    ..run.skip(at)
-                };
-                // SAFETY: the caller holds the pages' locks and has just allocated the frames.
-                unsafe {
-                    uffd.move_pages(
-                        device.address(part.frame),
-                        self.address(part.page),
-                        part.bytes(),
-                    )
-                }
-            });
+            self.kernel
+                .each(KernelCall::Take, run.range(), failed, |at, n| {
+                    let part = Run {
+                        pages: n,
+                        ..run.skip(at)
+                    };
+                    // SAFETY: the caller holds the pages' locks and has just allocated the frames.
+                    unsafe {
+                        uffd.move_pages(
+                            device.address(part.frame),
+                            self.address(part.page),
+                            part.bytes(),
+                        )
+                    }
+                });
         } else if let Err(error) = self.protect_and_copy(run, device) {
             (0..run.pages).for_each(|i| failed(i, error));
         }
@@ -274,14 +278,16 @@ impl GuestMemory {
 
     /// Copies guest pages into frames; from the copy on nobody can change them.
     fn protect_and_copy(&self, run: Run, device: &DeviceMemory) -> Result<(), EngineError> {
-        let start = self.address(run.page);
-        let uffd = self.shard(run.page);
-        if let Err(e) = uffd.write_protect(start, run.bytes(), true) {
+        let refused = self
+            .kernel
+            .refuses(KernelCall::Take, run.page, run.pages)
+            .map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)));
+        if let Err(e) = refused.and_then(|()| self.protect(run.range(), true)) {
             // Part of the range may be protected; nobody would answer for that.
             self.lift_protection(run);
-            let errno = e.raw_os_error().unwrap_or(libc::EIO);
-            return Err(EngineError::Unexpected(errno));
+            return Err(e.raw_os_error().unwrap_or(libc::EIO).into());
         }
+        let start = self.address(run.page);
         // SAFETY: the source is present (system pages always are) and now changes no more;
         // the frames are the caller's. The two mappings do not overlap.
         unsafe {
@@ -321,16 +327,15 @@ impl GuestMemory {
     fn lift_protection(&self, run: Run) {
         if !run.read_only {
             // Fails only for ranges that are not registered, which these are.
-            let _ = self.protect(PageRange::with_len(run.page, run.pages), false);
+            let _ = self.protect(run.range(), false);
         }
     }
 
     /// Keeps CPUs from writing these pages of one block, or lets them again and wakes the writers. The pages are
     /// present.
-    pub(crate) fn protect(&self, range: PageRange, protect: bool) -> std::io::Result<()> {
-        let len = u64::from(range.len()) * PAGE_SIZE;
-        self.shard(range.start)
-            .write_protect(self.address(range.start), len, protect)
+    pub(crate) fn protect(&self, range: PageRange, protect: bool) -> io::Result<()> {
+        let (start, len) = (self.address(range.start), kernel::bytes(range.len()));
+        self.shard(range.start).write_protect(start, len, protect)
     }
 
     /// Towards the system: fills the missing guest pages from the frames, atomically towards CPUs, and
@@ -350,26 +355,27 @@ impl GuestMemory {
             // contents and the guest pages are missing.
             Some(recycler) => unsafe {
                 let (src, dst) = (device.address(run.frame), self.address(run.page));
-                recycler.give(uffd, src, dst, run.pages, &mut failed)
+                recycler.give(&self.kernel, uffd, run.range(), src, dst, &mut failed)
             },
             None => 0,
         };
         let rest = run.skip(recycled);
         let failed = |at, error| failed(recycled + at, error);
-        each(rest.pages, failed, |at, left| {
-            let part = Run {
-                pages: left,
-                ..rest.skip(at)
-            };
-            let (dst, src) = (self.address(part.page), device.address(part.frame));
-            // SAFETY: as above.
-            unsafe {
-                match &device.uffd {
-                    Some(_) if !run.read_only => uffd.move_pages(dst, src, part.bytes()),
-                    _ => uffd.copy(dst, src, part.bytes(), run.read_only),
+        self.kernel
+            .each(KernelCall::Give, rest.range(), failed, |at, n| {
+                let part = Run {
+                    pages: n,
+                    ..rest.skip(at)
+                };
+                let (dst, src) = (self.address(part.page), device.address(part.frame));
+                // SAFETY: as above.
+                unsafe {
+                    match &device.uffd {
+                        Some(_) if !run.read_only => uffd.move_pages(dst, src, part.bytes()),
+                        _ => uffd.copy(dst, src, part.bytes(), run.read_only),
+                    }
                 }
-            }
-        });
+            });
     }
 
     /// The guest needs the contents of these system pages no longer: their memory goes back to the host.

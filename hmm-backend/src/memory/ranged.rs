@@ -16,6 +16,16 @@ pub(crate) enum EngineError {
     Unexpected(i32),
 }
 
+impl From<i32> for EngineError {
+    fn from(errno: i32) -> EngineError {
+        match errno {
+            libc::EAGAIN | libc::EBUSY => EngineError::Busy,
+            libc::ENOMEM => EngineError::NoMemory,
+            other => EngineError::Unexpected(other),
+        }
+    }
+}
+
 impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -55,14 +65,7 @@ pub(super) fn each(
                 std::thread::yield_now();
             }
             Some(errno) if at < pages => {
-                failed(
-                    at,
-                    match errno {
-                        libc::EAGAIN | libc::EBUSY => EngineError::Busy,
-                        libc::ENOMEM => EngineError::NoMemory,
-                        other => EngineError::Unexpected(other),
-                    },
-                );
+                failed(at, errno.into());
                 at += 1;
                 again = 0;
             }

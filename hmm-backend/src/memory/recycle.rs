@@ -8,12 +8,13 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::ranged::{EngineError, each};
+use super::kernel::{Kernel, KernelCall, bytes};
+use super::ranged::EngineError;
 use crate::buddy::Buddy;
 use crate::driver::Frame;
 use crate::error::Error;
 use crate::mapping::Mapping;
-use crate::page::{MAX_ORDER, PAGE_SIZE, PageSet};
+use crate::page::{MAX_ORDER, PAGE_SIZE, PageRange, PageSet};
 use crate::uffd::Uffd;
 
 pub(super) struct Recycler {
@@ -76,22 +77,23 @@ impl Recycler {
     /// The caller must own the decision to take the pages, and the memory at `dst`.
     pub(super) unsafe fn take(
         &self,
+        kernel: &Kernel,
+        pages: PageRange,
         src: u64,
         dst: u64,
-        pages: u32,
         mut failed: impl FnMut(u32, EngineError),
     ) {
         let mut at = 0;
-        while at < pages {
-            let piece = self.vacant(pages - at);
+        while at < pages.len() {
+            let piece = self.vacant(pages.len() - at);
             let slot = self.address(piece);
-            let bytes = |n: u32| u64::from(n) * PAGE_SIZE;
+            let part = PageRange::with_len(pages.start.plus(at), piece.pages());
             let mut missed = PageSet::EMPTY;
             let miss = |i: u32, error| {
                 missed.insert(i as usize);
                 failed(at + i, error);
             };
-            each(piece.pages(), miss, |i, left| {
+            kernel.each(KernelCall::Take, part, miss, |i, left| {
                 // SAFETY: the caller gives the source away; the slots are vacant and ours.
                 unsafe {
                     let (to, from) = (slot + bytes(i), src + bytes(at + i));
@@ -117,19 +119,20 @@ impl Recycler {
     /// The caller must own the decision to fill the missing pages at `dst`, and `src` must be readable.
     pub(super) unsafe fn give(
         &self,
+        kernel: &Kernel,
         guest: &Uffd,
+        pages: PageRange,
         src: u64,
         dst: u64,
-        pages: u32,
         mut failed: impl FnMut(u32, EngineError),
     ) -> u32 {
         let mut at = 0;
-        while at < pages {
-            let Some(piece) = self.filled(pages - at) else {
+        while at < pages.len() {
+            let Some(piece) = self.filled(pages.len() - at) else {
                 break;
             };
             let slot = self.address(piece);
-            let bytes = |n: u32| u64::from(n) * PAGE_SIZE;
+            let part = PageRange::with_len(pages.start.plus(at), piece.pages());
             // Wholly overwritten: nothing of what the pages held before gets into the guest.
             // SAFETY: the slots are ours and filled; the caller vouches for `src`.
             unsafe { copy(src + bytes(at), slot, bytes(piece.pages())) };
@@ -138,7 +141,7 @@ impl Recycler {
                 left_over.insert(i as usize);
                 failed(at + i, error);
             };
-            each(piece.pages(), miss, |i, left| {
+            kernel.each(KernelCall::Give, part, miss, |i, left| {
                 // SAFETY: the slots are ours; the caller vouches for `dst`.
                 unsafe {
                     let (to, from) = (dst + bytes(at + i), slot + bytes(i));
