@@ -114,13 +114,33 @@ impl Accelerator {
         irq: Box<dyn Interrupt>,
         wrap: impl FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver>,
     ) -> Result<Accelerator, AcceleratorError> {
+        let driver = Arc::new(AcceleratorDriver::new(config.memory));
+        let device = backend
+            .attach(config.memory, wrap(driver.clone()))
+            .map_err(|error| AcceleratorError::Attach { index, error })?;
+        Accelerator::attached(index, config, backend, device, &driver, irq).inspect_err(|_| {
+            // The first error is the one to report.
+            let _ = backend.detach(device);
+        })
+    }
+
+    /// The same for a device that has been attached already, with this driver or one that passes everything on to
+    /// it.
+    pub fn attached(
+        index: u32,
+        config: AcceleratorConfig,
+        backend: &Arc<Backend>,
+        device: DeviceId,
+        driver: &AcceleratorDriver,
+        irq: Box<dyn Interrupt>,
+    ) -> Result<Accelerator, AcceleratorError> {
         let managed = Managed {
             base: config.managed_base,
             bytes: u64::from(backend.pages()) * PAGE_SIZE,
         };
         let doorbell =
             EventFd::new(0).map_err(|error| AcceleratorError::Doorbell { index, error })?;
-        let counters = Arc::new(Counters::default());
+        let counters = driver.counters.clone();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 registers: Registers::new(config.memory, managed, config.vcpus),
@@ -134,47 +154,35 @@ impl Accelerator {
             counters: counters.clone(),
         });
 
-        let attach_error = |error| AcceleratorError::Attach { index, error };
-        let driver = Arc::new(AcceleratorDriver::new(config.memory, counters.clone()));
-        let device = backend
-            .attach(config.memory, wrap(driver))
-            .map_err(attach_error)?;
-        // From here on, an error must detach the device again.
-        let start = || {
-            let mirror = backend
-                .mirror(device, Mmu::new(backend.pages()))
-                .map_err(attach_error)?;
-            let memory = GuestMemory {
-                backend: backend.clone(),
-                device,
-                managed,
-                mirror,
-                counters,
-                stop: shared.stop.clone(),
-            };
-            let processor = Processor::new(shared.clone(), memory);
-            let thread = std::thread::Builder::new()
-                .name(format!("accelerator{index}"))
-                .spawn(move || processor.run())
-                .map_err(|error| AcceleratorError::Thread { index, error })?;
-            let accelerator = Accelerator {
-                shared: shared.clone(),
-                backend: backend.clone(),
-                device,
-                managed,
-                thread: Mutex::new(Some(thread)),
-            };
-            if let Some(cpu) = config.cpu {
-                accelerator
-                    .pin_thread(cpu)
-                    .map_err(|error| AcceleratorError::Affinity { index, cpu, error })?;
-            }
-            Ok(accelerator)
+        let mirror = backend
+            .mirror(device, Mmu::new(backend.pages()))
+            .map_err(|error| AcceleratorError::Attach { index, error })?;
+        let memory = GuestMemory {
+            backend: backend.clone(),
+            device,
+            managed,
+            mirror,
+            counters,
+            stop: shared.stop.clone(),
         };
-        start().inspect_err(|_| {
-            // The first error is the one to report.
-            let _ = backend.detach(device);
-        })
+        let processor = Processor::new(shared.clone(), memory);
+        let thread = std::thread::Builder::new()
+            .name(format!("accelerator{index}"))
+            .spawn(move || processor.run())
+            .map_err(|error| AcceleratorError::Thread { index, error })?;
+        let accelerator = Accelerator {
+            shared,
+            backend: backend.clone(),
+            device,
+            managed,
+            thread: Mutex::new(Some(thread)),
+        };
+        if let Some(cpu) = config.cpu {
+            accelerator
+                .pin_thread(cpu)
+                .map_err(|error| AcceleratorError::Affinity { index, cpu, error })?;
+        }
+        Ok(accelerator)
     }
 
     /// The eventfd behind the doorbell register.

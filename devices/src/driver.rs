@@ -11,25 +11,36 @@ use hmm_backend::{DeviceFolio, Driver, Finalized, Frame, MigrateError, PAGE_SIZE
 
 use crate::stats::Counters;
 
-/// Books of the folios in device memory.
+/// The driver of an [`Accelerator`](crate::Accelerator): books of the folios in device memory.
 pub struct AcceleratorDriver {
     /// Cookie of the folio that begins at each frame; 0 if none does.
     cookies: Box<[AtomicU64]>,
     next_cookie: AtomicU64,
-    counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl AcceleratorDriver {
-    /// Empty device memory of this size.
-    pub fn new(memory: u64, counters: Arc<Counters>) -> AcceleratorDriver {
+    /// Empty device memory of this many bytes, whole pages.
+    pub fn new(memory: u64) -> AcceleratorDriver {
         AcceleratorDriver {
             // SAFETY: zero is a valid value of an atomic integer. Frames never used cost no memory.
             cookies: unsafe {
                 Box::<[AtomicU64]>::new_zeroed_slice((memory / PAGE_SIZE) as usize).assume_init()
             },
             next_cookie: AtomicU64::new(1),
-            counters,
+            counters: Arc::default(),
         }
+    }
+
+    /// Number of folios in use.
+    pub fn live(&self) -> usize {
+        let used = |cookie: &&AtomicU64| cookie.load(Ordering::Relaxed) != 0;
+        self.cookies.iter().filter(used).count()
+    }
+
+    /// How often the contract was broken, by whoever calls this driver or by its own mistake.
+    pub fn violations(&self) -> u64 {
+        self.counters.stats().contract_violations
     }
 
     /// A folio comes into use; returns its cookie.
@@ -93,7 +104,7 @@ mod tests {
     use hmm_backend::{DeviceId, Page};
 
     fn driver() -> AcceleratorDriver {
-        AcceleratorDriver::new(16 * PAGE_SIZE, Arc::default())
+        AcceleratorDriver::new(16 * PAGE_SIZE)
     }
 
     fn folio(frame: u32, order: u8, cookie: u64) -> DeviceFolio {

@@ -32,4 +32,5 @@ mod registers;
 mod stats;
 
 pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError, Interrupt};
+pub use driver::AcceleratorDriver;
 pub use stats::AcceleratorStats;
