@@ -55,6 +55,11 @@ impl ScriptedDriver {
         lock(&self.live).len()
     }
 
+    /// How the contract was broken, if it was.
+    pub fn violations(&self) -> Vec<String> {
+        lock(&self.violations).clone()
+    }
+
     /// Fails if the backend has broken the contract.
     pub fn assert_clean(&self) {
         assert_eq!(*lock(&self.violations), Vec::<String>::new());

@@ -46,6 +46,7 @@
 pub mod accelerator;
 pub mod asm;
 mod builder;
+pub mod conformance;
 mod device;
 mod doorbell;
 pub mod driver;

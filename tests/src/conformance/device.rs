@@ -1,0 +1,122 @@
+//! A device's accesses to memory, and the simplest device there is.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hmm_backend::{
+    Access, Backend, DeviceId, DeviceMmu, Error, Mapping, Mirror, MirrorError, Page, PageRange,
+};
+
+/// Why a device could not access a page.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AccessRefused {
+    /// The page is read-only for devices.
+    Permission,
+    /// Anything else.
+    Failed(String),
+}
+
+impl fmt::Display for AccessRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AccessRefused::Permission => f.write_str("no permission"),
+            AccessRefused::Failed(cause) => f.write_str(cause),
+        }
+    }
+}
+
+impl From<MirrorError> for AccessRefused {
+    fn from(error: MirrorError) -> AccessRefused {
+        match error {
+            MirrorError::Permission(_) => AccessRefused::Permission,
+            other => AccessRefused::Failed(other.to_string()),
+        }
+    }
+}
+
+/// A device under test reads and writes managed memory, through its own MMU.
+pub trait DeviceAccess: Send {
+    /// Reads the 64-bit word at this index (0 to 511) of a page.
+    fn read(&mut self, page: Page, word: usize) -> Result<u64, AccessRefused>;
+    /// Writes it.
+    fn write(&mut self, page: Page, word: usize, value: u64) -> Result<(), AccessRefused>;
+}
+
+/// A page table of the simplest kind.
+#[derive(Default)]
+pub struct Table(HashMap<Page, Mapping>);
+
+impl DeviceMmu for Table {
+    fn invalidate(&mut self, pages: PageRange) {
+        self.0.retain(|page, _| !pages.contains(*page));
+    }
+}
+
+/// A device that does nothing but read and write words through a mirror. The suite uses one on the device of each
+/// subject; a subject without an MMU of its own may use one, too.
+pub struct MirrorDevice {
+    pub(super) mirror: Mirror<Table>,
+    // The mirror keeps the backend, too; this says that pointers into it are good.
+    _backend: Arc<Backend>,
+}
+
+impl MirrorDevice {
+    /// Makes a mirror of this device.
+    pub fn new(backend: &Arc<Backend>, device: DeviceId) -> Result<MirrorDevice, Error> {
+        Ok(MirrorDevice {
+            mirror: backend.mirror(device, Table::default())?,
+            _backend: backend.clone(),
+        })
+    }
+
+    /// Adds to a word, atomically towards CPUs and other devices.
+    pub fn add(&mut self, page: Page, word: usize, value: u64) -> Result<u64, AccessRefused> {
+        self.with(page, Access::Write, |mapping| {
+            cell(mapping, word).fetch_add(value, Ordering::SeqCst)
+        })
+    }
+
+    fn with<R>(
+        &mut self,
+        page: Page,
+        access: Access,
+        act: impl Fn(&Mapping) -> R,
+    ) -> Result<R, AccessRefused> {
+        loop {
+            let guard = self.mirror.lock();
+            if let Some(mapping) = guard.0.get(&page)
+                && (mapping.writable || access == Access::Read)
+            {
+                return Ok(act(mapping));
+            }
+            drop(guard);
+            self.mirror.fault(page, access, |table, mapping| {
+                table.0.insert(mapping.page, mapping);
+            })?;
+        }
+    }
+}
+
+impl DeviceAccess for MirrorDevice {
+    fn read(&mut self, page: Page, word: usize) -> Result<u64, AccessRefused> {
+        self.with(page, Access::Read, |mapping| {
+            cell(mapping, word).load(Ordering::SeqCst)
+        })
+    }
+
+    fn write(&mut self, page: Page, word: usize, value: u64) -> Result<(), AccessRefused> {
+        self.with(page, Access::Write, |mapping| {
+            cell(mapping, word).store(value, Ordering::SeqCst)
+        })
+    }
+}
+
+/// A word of a page that the table has a translation of; only called under the mirror's guard.
+fn cell(mapping: &Mapping, word: usize) -> &AtomicU64 {
+    assert!(word < 512);
+    // SAFETY: the translation is in the table, whose guard is held, so it leads to the 4096 mapped bytes of the page;
+    // the word lies inside. Everybody accesses these bytes atomically.
+    unsafe { AtomicU64::from_ptr(mapping.host.as_ptr().cast::<u64>().add(word)) }
+}

@@ -1,0 +1,176 @@
+//! The wrapper around a driver under test: watches its calls, survives its panics, and puts obstacles in its way.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hmm_backend::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, Obstacle, Page, ToDevice, ToSystem,
+};
+
+use super::Evidence;
+
+/// Pages that will be in the way of a migration.
+#[derive(Clone, Debug)]
+pub struct Obstruction {
+    pub obstacle: Obstacle,
+    pub pages: Vec<Page>,
+}
+
+/// A call that has not returned.
+struct Running {
+    number: u64,
+    what: String,
+}
+
+pub struct Witness {
+    inner: Arc<dyn Driver>,
+    /// Folios the driver was told of and that were not freed.
+    live: AtomicI64,
+    freed: AtomicU64,
+    calls: AtomicU64,
+    running: Mutex<Vec<Running>>,
+    panics: Mutex<Vec<Evidence>>,
+    /// For the next migrations to the device, and to the system.
+    to_device: Mutex<VecDeque<Obstruction>>,
+    to_system: Mutex<VecDeque<Obstruction>>,
+}
+
+impl Witness {
+    pub fn new(inner: Arc<dyn Driver>) -> Witness {
+        Witness {
+            inner,
+            live: AtomicI64::new(0),
+            freed: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            running: Mutex::default(),
+            panics: Mutex::default(),
+            to_device: Mutex::default(),
+            to_system: Mutex::default(),
+        }
+    }
+
+    /// The next migration to the device will find these pages busy.
+    pub fn obstruct_to_device(&self, pages: impl IntoIterator<Item = u32>) {
+        lock(&self.to_device).push_back(Obstruction {
+            obstacle: Obstacle::Busy,
+            pages: pages.into_iter().map(Page).collect(),
+        });
+    }
+
+    /// The next migration to the system will find these pages obstructed.
+    pub fn obstruct_to_system(&self, obstacle: Obstacle, pages: impl IntoIterator<Item = u32>) {
+        lock(&self.to_system).push_back(Obstruction {
+            obstacle,
+            pages: pages.into_iter().map(Page).collect(),
+        });
+    }
+
+    /// Obstructions nothing has met yet.
+    pub fn obstructions_left(&self) -> usize {
+        lock(&self.to_device).len() + lock(&self.to_system).len()
+    }
+
+    /// Folios in use by what the driver was told.
+    pub fn live(&self) -> i64 {
+        self.live.load(Ordering::SeqCst)
+    }
+
+    /// Calls of `page_free` that have returned.
+    pub fn freed(&self) -> u64 {
+        self.freed.load(Ordering::SeqCst)
+    }
+
+    /// The first panic.
+    pub fn panic(&self) -> Option<Evidence> {
+        lock(&self.panics).first().cloned()
+    }
+
+    /// The calls that have not returned.
+    pub fn running(&self) -> Vec<String> {
+        lock(&self.running).iter().map(|r| r.what.clone()).collect()
+    }
+
+    /// Runs a call of the driver. None if it panicked.
+    fn call<R>(
+        &self,
+        what: &str,
+        folio: Option<DeviceFolio>,
+        call: impl FnOnce() -> R,
+    ) -> Option<R> {
+        let number = self.calls.fetch_add(1, Ordering::SeqCst);
+        let what = match folio {
+            Some(f) => format!(
+                "{what} (page {}, frame {:#x}, order {}, cookie {:#x})",
+                f.page, f.frame.0, f.order, f.cookie
+            ),
+            None => what.to_owned(),
+        };
+        lock(&self.running).push(Running {
+            number,
+            what: what.clone(),
+        });
+        let result = catch_unwind(AssertUnwindSafe(call));
+        lock(&self.running).retain(|r| r.number != number);
+        result
+            .map_err(|panic| {
+                let mut evidence =
+                    Evidence::new(what, "no panic", format!("`{}`", message(&*panic)));
+                (evidence.page, evidence.cookie) = folio.map(|f| (f.page, f.cookie)).unzip();
+                lock(&self.panics).push(evidence);
+            })
+            .ok()
+    }
+}
+
+impl Driver for Witness {
+    fn migrate_to_device(&self, mut migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
+        let shown = migration.folios().count() as i64;
+        self.live.fetch_add(shown, Ordering::SeqCst);
+        if let Some(it) = lock(&self.to_device).pop_front() {
+            migration.obstruct(|page| it.pages.contains(&page));
+        }
+        let first = migration.folios().next();
+        self.call("migrate_to_device", first, || {
+            self.inner.migrate_to_device(migration)
+        })
+        .unwrap_or_else(|| Err(MigrateError::Device("the driver panicked".into())))
+    }
+
+    fn migrate_to_ram(&self, mut migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
+        if let Some(it) = lock(&self.to_system).pop_front() {
+            migration.obstruct(it.obstacle, |page| it.pages.contains(&page));
+        }
+        let first = migration.folios().next();
+        self.call("migrate_to_ram", first, || {
+            self.inner.migrate_to_ram(migration)
+        })
+        .unwrap_or_else(|| Err(FaultError::Fatal("the driver panicked".into())))
+    }
+
+    fn page_free(&self, folio: DeviceFolio) {
+        self.call("page_free", Some(folio), || self.inner.page_free(folio));
+        self.live.fetch_sub(1, Ordering::SeqCst);
+        self.freed.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn folio_split(&self, folio: DeviceFolio) -> u64 {
+        let upper = self.call("folio_split", Some(folio), || self.inner.folio_split(folio));
+        self.live.fetch_add(1, Ordering::SeqCst);
+        upper.unwrap_or(folio.cookie)
+    }
+}
+
+/// What a panic said.
+pub fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+    text.unwrap_or_else(|| "a panic without a message".to_owned())
+}
+
+/// What is behind the mutexes is consistent between any two changes.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
