@@ -16,6 +16,7 @@
 //! | `guest_memory` | that memory through the mirror |
 //! | `mmu` | device page table and TLB |
 //! | `driver` | the device's side of the migration contract |
+//! | `mmio` | what a device is to the machine; also for devices of others |
 
 mod accelerator;
 pub mod command;
@@ -25,6 +26,7 @@ mod guest_memory;
 mod kernels;
 pub mod managed;
 mod memory;
+mod mmio;
 mod mmu;
 mod processor;
 mod queue;
@@ -33,4 +35,5 @@ mod stats;
 
 pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError, Interrupt};
 pub use driver::AcceleratorDriver;
+pub use mmio::{EventFd, MmioDevice, NewDevice, NewDeviceError, Slot};
 pub use stats::AcceleratorStats;

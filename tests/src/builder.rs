@@ -149,6 +149,7 @@ impl Builder {
                 // A driver that waits at a gate keeps the thread that called it.
                 service: vec![None; self.vcpus as usize + 2],
                 devices: accelerators.iter().map(device).collect(),
+                foreign: Vec::new(),
                 on_memory_error: OnMemoryError::MachineCheck,
             }),
             guest: hmmvisor_guest_images::IMAGE,

@@ -154,6 +154,7 @@ impl Setup {
                 service: vec![None; self.service_threads],
                 devices: vec![device; self.devices as usize],
                 on_memory_error: self.on_memory_error,
+                foreign: Vec::new(),
             }),
             guest: image.unwrap_or(hmmvisor_guest_images::IMAGE),
             cmdline: &self.cmdline(),

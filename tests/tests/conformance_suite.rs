@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::{DeviceFolio, Driver, Engine};
-use hmmvisor_tests::ScriptedDriver;
-use hmmvisor_tests::conformance::{self, RULES, Report, Subject, Suite, Verdict};
+use hmmvisor_testkit::ScriptedDriver;
+use hmmvisor_testkit::conformance::{self, RULES, Report, Subject, Suite, Verdict};
 
 use accelerated::Accelerated;
 use model::{Bug, Model};

@@ -246,6 +246,7 @@ fn round(server: Server, engine: Engine, vcpus: u32, shape: Shape) -> Vec<f64> {
             service: (0..shape.threads).map(Some).collect(),
             devices: Vec::new(),
             on_memory_error: Default::default(),
+            foreign: Vec::new(),
         }),
         guest: &common::elf(&touch()),
         cmdline: "",

@@ -14,7 +14,7 @@
 //! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
 //! | `image`, `boot` | the guest's ELF file and what it is told |
 //! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
-//! | `bus`, `control`, `console`, `interrupts` | devices |
+//! | `bus`, `slots`, `control`, `console`, `interrupts` | devices |
 //! | `ending`, `failure`, `event_loop`, `signals`, `progress` | how a run ends and who waits for it |
 //! | `cpus`, `process_memory` | small questions to the system |
 
@@ -46,6 +46,7 @@ pub mod ring0;
 mod run;
 pub mod signals;
 pub mod size;
+mod slots;
 pub mod summary;
 pub mod vcpu;
 pub mod vcpu_threads;

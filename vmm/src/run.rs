@@ -110,6 +110,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
             service: placement.service,
             devices: placement.devices.into_iter().map(device).collect(),
             on_memory_error: config.machine.on_memory_error,
+            foreign: Vec::new(),
         }),
         guest: &image,
         cmdline: &cmdline,

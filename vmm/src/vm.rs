@@ -10,20 +10,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use hmm_backend::{Backend, Driver, FatalFault, FaultService, ServiceConfig};
-use hmmvisor_abi::{accel, map};
-use hmmvisor_devices::{Accelerator, AcceleratorConfig, AcceleratorError};
-use kvm_ioctls::{IoEventAddress, NoDatamatch};
+use hmmvisor_abi::map;
+use hmmvisor_devices::{Accelerator, AcceleratorError, NewDevice, NewDeviceError};
 use thiserror::Error;
 
 use crate::boot::{self, BootError, BootParameters};
-use crate::bus::{Bus, Device, Next};
+use crate::bus::{Bus, Device};
 use crate::console::Console;
 use crate::control::Control;
 use crate::ending::{End, Ending};
 use crate::image::{Image, ImageError};
-use crate::interrupts::InterruptLines;
 use crate::machine::{Machine, MachineError};
 use crate::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError, Reporter};
+use crate::slots::{self, Devices, Slots, Window};
 use crate::vcpu::{Shared, Vcpu};
 use crate::vcpu_threads::{ThreadIds, VcpuThreads};
 
@@ -52,6 +51,22 @@ pub struct VmConfig<'a> {
     pub hooks: Hooks,
 }
 
+impl<'a> VmConfig<'a> {
+    /// One vCPU that runs this ELF file in boot RAM, whose output nobody reads.
+    pub fn new(guest: &'a [u8]) -> VmConfig<'a> {
+        VmConfig {
+            vcpus: 1,
+            vcpu_cpus: Vec::new(),
+            managed: None,
+            guest,
+            cmdline: "",
+            seed: 1,
+            console: Box::new(io::sink()),
+            hooks: Hooks::default(),
+        }
+    }
+}
+
 /// What tests put between a machine and the rest of the world.
 #[derive(Default)]
 pub struct Hooks {
@@ -75,6 +90,21 @@ pub struct Managed {
     pub devices: Vec<DeviceConfig>,
     /// What becomes of an access to a page that cannot be supplied.
     pub on_memory_error: OnMemoryError,
+    /// Devices of others, in the windows behind the accelerators.
+    pub foreign: Vec<NewDevice>,
+}
+
+impl Managed {
+    /// This memory, with one thread that serves faults and no devices.
+    pub fn new(backend: Arc<Backend>) -> Managed {
+        Managed {
+            backend,
+            service: vec![None],
+            devices: Vec::new(),
+            on_memory_error: OnMemoryError::default(),
+            foreign: Vec::new(),
+        }
+    }
 }
 
 /// One accelerator.
@@ -104,12 +134,23 @@ pub enum VmError {
     /// An accelerator.
     #[error(transparent)]
     Accelerator(#[from] AcceleratorError),
+    /// A device of somebody else.
+    #[error("making the device in window {index}: {error}")]
+    Device {
+        /// Its window.
+        index: u32,
+        /// Why not.
+        error: NewDeviceError,
+    },
+    /// More devices than the memory map has windows for.
+    #[error("{0} devices: there are windows for {max}", max = map::MAX_ACCELS)]
+    TooManyDevices(usize),
     /// A device's connection to KVM.
-    #[error("connecting {what} of accelerator {index} to KVM: {error}")]
+    #[error("connecting {what} of device {index} to KVM: {error}")]
     Connect {
         /// What.
         what: &'static str,
-        /// The accelerator.
+        /// The device's window.
         index: u32,
         /// Why not.
         error: io::Error,
@@ -132,6 +173,7 @@ pub struct Vm {
     threads: Option<VcpuThreads>,
     waiting: Vec<Vcpu>,
     accelerators: Vec<Arc<Accelerator>>,
+    devices: Devices,
     service: Option<FaultService>,
     kicker: Option<Kicker>,
     shared: Arc<Shared>,
@@ -169,14 +211,20 @@ impl Vm {
         let mut memory_errors = None;
         let mut kicker = None;
         let mut service = None;
+        let mut slots = Slots::new(&machine, vcpus);
         let mut accelerators = Vec::new();
         if let Some(Managed {
             backend,
             service: threads,
             devices,
             on_memory_error,
+            foreign,
         }) = managed
         {
+            let count = devices.len() + foreign.len();
+            if count > map::MAX_ACCELS as usize {
+                return Err(VmError::TooManyDevices(count));
+            }
             let mut reporter = None;
             if on_memory_error == OnMemoryError::MachineCheck {
                 let errors = Arc::new(MemoryErrors::new(vcpus, backend.clone()));
@@ -185,9 +233,19 @@ impl Vm {
                 memory_errors = Some(errors);
             }
             service = Some(start_service(&backend, threads, &ids, &ending, reporter)?);
-            accelerators =
-                connect_accelerators(&machine, vcpus, &backend, &devices, hooks.driver.as_deref())?;
+            for device in devices {
+                let slot = slots.next(&backend)?;
+                let accelerator = device.make(slot, hooks.driver.as_deref())?;
+                slots.plug(accelerator.clone())?;
+                accelerators.push(accelerator);
+            }
+            for make in foreign {
+                let slot = slots.next(&backend)?;
+                let index = slot.index;
+                slots.plug(make(slot).map_err(|error| VmError::Device { index, error })?)?;
+            }
         }
+        let devices = slots.devices;
         boot::load(&image, machine.ram(), backend.as_ref())?;
 
         let control = Arc::new(Control::new(vcpus, ending.clone()));
@@ -195,11 +253,11 @@ impl Vm {
         let mut mmio = Bus::default();
         mmio.insert(map::CONTROL..map::CONTROL + WINDOW, control.clone());
         mmio.insert(map::SERIAL..map::SERIAL + WINDOW, console.clone());
-        for (index, accelerator) in (0..).zip(&accelerators) {
-            let window = map::ACCEL + map::ACCEL_STRIDE * index;
+        for (index, device) in (0..).zip(&devices.0) {
+            let window = slots::window(index);
             mmio.insert(
                 window..window + map::ACCEL_STRIDE,
-                Arc::new(Window(accelerator.clone())),
+                Arc::new(Window(device.clone())),
             );
         }
         for (range, device) in hooks.devices {
@@ -224,10 +282,9 @@ impl Vm {
             tsc_khz = fd.get_tsc_khz().unwrap_or(0);
             waiting.push(Vcpu::new(index, fd, shared.clone()));
         }
-        let devices = accelerators.len() as u32;
         let parameters = BootParameters {
             vcpus,
-            devices,
+            devices: accelerators.len() as u32,
             managed: managed_size,
             seed,
             tsc_khz,
@@ -238,6 +295,7 @@ impl Vm {
             threads: None,
             waiting,
             accelerators,
+            devices,
             service,
             kicker,
             shared,
@@ -266,19 +324,17 @@ impl Vm {
         &self.shared.ending
     }
 
-    /// Stops vCPUs, accelerators and the fault service, in this order, and writes out what is left of
+    /// Stops vCPUs, devices and the fault service, in this order, and writes out what is left of
     /// the guest's output. Memory and statistics remain. Idempotent.
     ///
     /// A vCPU that cannot be stopped (see [`VcpuThreads::stop`]) is left behind.
     pub fn stop(&mut self) {
-        // A vCPU may be asleep in a register of an accelerator, and an accelerator's thread never
-        // waits for a vCPU.
+        // A vCPU may be asleep in a register of a device, and a device's thread never waits for a
+        // vCPU.
         self.shared
             .stop
             .store(true, std::sync::atomic::Ordering::Release);
-        self.accelerators
-            .iter()
-            .for_each(|accelerator| accelerator.stop());
+        self.devices.stop();
         self.threads = None;
         self.service = None;
         self.kicker = None;
@@ -338,62 +394,4 @@ fn start_service(
             Box::new(on_fatal),
         )
         .map_err(VmError::Service)
-}
-
-fn connect_accelerators(
-    machine: &Machine,
-    vcpus: u32,
-    backend: &Arc<Backend>,
-    devices: &[DeviceConfig],
-    wrap: Option<&WrapDriver>,
-) -> Result<Vec<Arc<Accelerator>>, VmError> {
-    let lines = InterruptLines::new(machine.vm().clone(), vcpus);
-    let connect = |(index, device): (u32, &DeviceConfig)| {
-        let line = lines.line(index).map_err(|error| VmError::Connect {
-            what: "the interrupt",
-            index,
-            error,
-        })?;
-        let config = AcceleratorConfig {
-            memory: device.memory,
-            managed_base: map::MANAGED,
-            vcpus,
-            cpu: device.cpu,
-        };
-        let wrap = |own| match wrap {
-            Some(wrap) => wrap(index, own),
-            None => own,
-        };
-        let accelerator = Accelerator::with_driver(index, config, backend, Box::new(line), wrap)?;
-        let doorbell = map::ACCEL + map::ACCEL_STRIDE * u64::from(index) + accel::REG_DOORBELL;
-        // Any value and any size of access: the value says nothing.
-        machine
-            .vm()
-            .register_ioevent(
-                accelerator.doorbell(),
-                &IoEventAddress::Mmio(doorbell),
-                NoDatamatch,
-            )
-            .map_err(|error| VmError::Connect {
-                what: "the doorbell",
-                index,
-                error: io::Error::from_raw_os_error(error.errno()),
-            })?;
-        Ok(Arc::new(accelerator))
-    };
-    (0..).zip(devices).map(connect).collect()
-}
-
-/// An accelerator's register window.
-struct Window(Arc<Accelerator>);
-
-impl Device for Window {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        self.0.read(offset, data);
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Next {
-        self.0.write(offset, data);
-        Next::Continue
-    }
 }

@@ -10,6 +10,7 @@ use hmm_backend::{
     PAGE_SIZE, Page, PageRange, PolicySpec, Residency, ServiceConfig,
 };
 
+use super::obstacles::Obstacles;
 use super::witness::Witness;
 use super::{DeviceAccess, Evidence, MirrorDevice, PAGES, Subject};
 
@@ -32,24 +33,27 @@ pub struct Bench {
     pub units: Vec<Unit>,
     _service: FaultService,
     pub backend: Arc<Backend>,
+    obstacles: Arc<Obstacles>,
     fatal: Arc<Mutex<Vec<FatalFault>>>,
     pub patience: Duration,
 }
 
-/// Managed memory for a rule.
-pub fn backend(engine: Engine) -> Result<Arc<Backend>, Error> {
+/// Managed memory for a rule, and what can be put in the way there.
+pub fn backend(engine: Engine) -> Result<(Arc<Backend>, Arc<Obstacles>), Error> {
+    let obstacles = Arc::new(Obstacles::default());
     let mut config = BackendConfig::new(u64::from(PAGES) * PAGE_SIZE);
     config.engine = EngineChoice::Only(engine);
     let policy: PolicySpec = "on-demand+timeslice:min=0us"
         .parse()
         .expect("a known policy");
     config.policy = Arc::new(policy);
-    Backend::new(config)
+    config.kernel = Some(obstacles.clone());
+    Ok((Backend::new(config)?, obstacles))
 }
 
 impl Bench {
     pub fn new(
-        backend: Arc<Backend>,
+        (backend, obstacles): (Arc<Backend>, Arc<Obstacles>),
         subjects: Vec<(Box<dyn Subject>, Arc<Witness>)>,
         device_pages: u32,
         patience: Duration,
@@ -57,13 +61,19 @@ impl Bench {
         let fatal = Arc::new(Mutex::new(Vec::new()));
         let (list, released) = (fatal.clone(), backend.clone());
         let threads = vec![None; 2];
-        let service = backend.start_service(ServiceConfig { threads }, move |fault| {
-            list.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(fault);
-            // The rule is broken; whoever sleeps in the fault is to go on and say so.
-            released.abandon_faults();
-        })?;
+        let service = backend.start_service(
+            ServiceConfig {
+                threads,
+                ..ServiceConfig::default()
+            },
+            move |fault| {
+                list.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(fault);
+                // The rule is broken; whoever sleeps in the fault is to go on and say so.
+                released.abandon_faults();
+            },
+        )?;
         let mut units = Vec::new();
         for (mut subject, witness) in subjects {
             let memory = u64::from(device_pages) * PAGE_SIZE;
@@ -80,6 +90,7 @@ impl Bench {
             units,
             _service: service,
             backend,
+            obstacles,
             fatal,
             patience,
         })
@@ -88,6 +99,10 @@ impl Bench {
     /// The only or first subject.
     pub fn unit(&mut self) -> &mut Unit {
         &mut self.units[0]
+    }
+
+    pub fn obstacles(&self) -> &Obstacles {
+        &self.obstacles
     }
 
     pub fn witness(&self) -> &Witness {

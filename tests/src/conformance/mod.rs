@@ -3,7 +3,7 @@
 //!
 //! ```no_run
 //! use hmm_backend::{DeviceFolio, Driver};
-//! use hmmvisor_tests::conformance;
+//! use hmmvisor_testkit::conformance;
 //!
 //! struct MyDriver;
 //! impl Driver for MyDriver {
@@ -20,6 +20,7 @@
 
 mod bench;
 mod device;
+mod obstacles;
 mod report;
 mod rules;
 mod run;

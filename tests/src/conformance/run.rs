@@ -8,6 +8,7 @@ use std::time::Duration;
 use hmm_backend::{Backend, Driver, Engine, Error};
 
 use super::bench::{self, Bench, Checked};
+use super::obstacles::Obstacles;
 use super::witness::{Witness, message};
 use super::{Evidence, Outcome, Plain, RULES, Report, Rule, Subject, Verdict};
 use crate::ENGINES;
@@ -87,8 +88,8 @@ impl Suite {
         engine: Engine,
         make: &impl Fn() -> S,
     ) -> Verdict {
-        let backend = match bench::backend(engine) {
-            Ok(backend) => backend,
+        let memory = match bench::backend(engine) {
+            Ok(memory) => memory,
             Err(error @ Error::EngineUnsupported { .. }) => {
                 return Verdict::NotApplicable(error.to_string());
             }
@@ -111,7 +112,7 @@ impl Suite {
         let witnesses: Vec<_> = subjects.iter().map(|(_, w)| w.clone()).collect();
         let (say, hear) = mpsc::channel();
         let patience = self.patience;
-        let trial = move || try_rule(rule, backend, subjects, patience, &say);
+        let trial = move || try_rule(rule, memory, subjects, patience, &say);
         let thread = std::thread::Builder::new().name("conformance".into());
         let thread = match thread.spawn(trial) {
             Ok(thread) => thread,
@@ -150,7 +151,7 @@ impl Suite {
 /// Runs a rule to its verdict, says it, and takes everything apart.
 fn try_rule(
     rule: &Rule,
-    backend: Arc<Backend>,
+    memory: (Arc<Backend>, Arc<Obstacles>),
     subjects: Vec<(Box<dyn Subject>, Arc<Witness>)>,
     patience: Duration,
     say: &Sender<Verdict>,
@@ -158,7 +159,7 @@ fn try_rule(
     // Within the rule's own patience, so that a rule can say what does not come to an end.
     let patience = patience / 4;
     let made = catch_unwind(AssertUnwindSafe(|| {
-        Bench::new(backend, subjects, rule.device_pages, patience)
+        Bench::new(memory, subjects, rule.device_pages, patience)
     }));
     let mut bench = match made {
         Ok(Ok(bench)) => bench,

@@ -1,23 +1,13 @@
-//! The wrapper around a driver under test: watches its calls, survives its panics, and puts obstacles in its way.
+//! The wrapper around a driver under test: watches its calls and survives its panics.
 
 use std::any::Any;
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hmm_backend::{
-    DeviceFolio, Driver, FaultError, Finalized, MigrateError, Obstacle, Page, ToDevice, ToSystem,
-};
+use hmm_backend::{DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem};
 
 use super::Evidence;
-
-/// Pages that will be in the way of a migration.
-#[derive(Clone, Debug)]
-pub struct Obstruction {
-    pub obstacle: Obstacle,
-    pub pages: Vec<Page>,
-}
 
 /// A call that has not returned.
 struct Running {
@@ -33,9 +23,6 @@ pub struct Witness {
     calls: AtomicU64,
     running: Mutex<Vec<Running>>,
     panics: Mutex<Vec<Evidence>>,
-    /// For the next migrations to the device, and to the system.
-    to_device: Mutex<VecDeque<Obstruction>>,
-    to_system: Mutex<VecDeque<Obstruction>>,
 }
 
 impl Witness {
@@ -47,30 +34,7 @@ impl Witness {
             calls: AtomicU64::new(0),
             running: Mutex::default(),
             panics: Mutex::default(),
-            to_device: Mutex::default(),
-            to_system: Mutex::default(),
         }
-    }
-
-    /// The next migration to the device will find these pages busy.
-    pub fn obstruct_to_device(&self, pages: impl IntoIterator<Item = u32>) {
-        lock(&self.to_device).push_back(Obstruction {
-            obstacle: Obstacle::Busy,
-            pages: pages.into_iter().map(Page).collect(),
-        });
-    }
-
-    /// The next migration to the system will find these pages obstructed.
-    pub fn obstruct_to_system(&self, obstacle: Obstacle, pages: impl IntoIterator<Item = u32>) {
-        lock(&self.to_system).push_back(Obstruction {
-            obstacle,
-            pages: pages.into_iter().map(Page).collect(),
-        });
-    }
-
-    /// Obstructions nothing has met yet.
-    pub fn obstructions_left(&self) -> usize {
-        lock(&self.to_device).len() + lock(&self.to_system).len()
     }
 
     /// Folios in use by what the driver was told.
@@ -126,12 +90,9 @@ impl Witness {
 }
 
 impl Driver for Witness {
-    fn migrate_to_device(&self, mut migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
+    fn migrate_to_device(&self, migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
         let shown = migration.folios().count() as i64;
         self.live.fetch_add(shown, Ordering::SeqCst);
-        if let Some(it) = lock(&self.to_device).pop_front() {
-            migration.obstruct(|page| it.pages.contains(&page));
-        }
         let first = migration.folios().next();
         self.call("migrate_to_device", first, || {
             self.inner.migrate_to_device(migration)
@@ -139,10 +100,7 @@ impl Driver for Witness {
         .unwrap_or_else(|| Err(MigrateError::Device("the driver panicked".into())))
     }
 
-    fn migrate_to_ram(&self, mut migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
-        if let Some(it) = lock(&self.to_system).pop_front() {
-            migration.obstruct(it.obstacle, |page| it.pages.contains(&page));
-        }
+    fn migrate_to_ram(&self, migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
         let first = migration.folios().next();
         self.call("migrate_to_ram", first, || {
             self.inner.migrate_to_ram(migration)

@@ -7,8 +7,8 @@ use hmm_backend::{Backend, DeviceId, Driver, PAGE_SIZE, Page};
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, AcceleratorDriver, Interrupt};
-use hmmvisor_tests::conformance::{AccessRefused, DeviceAccess, PAGES, Subject};
-use hmmvisor_tests::word;
+use hmmvisor_testkit::conformance::{AccessRefused, DeviceAccess, PAGES, Subject};
+use hmmvisor_testkit::word;
 
 const MEMORY: u64 = PAGES as u64 * PAGE_SIZE;
 

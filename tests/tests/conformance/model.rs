@@ -9,7 +9,7 @@ use hmm_backend::{
     Access, Backend, Cause, DeviceFolio, DeviceId, DeviceMmu, Driver, FaultError, Finalized, Frame,
     Mapping, MigrateError, Mirror, PAGE_SIZE, Page, PageRange, Target, ToDevice, ToSystem,
 };
-use hmmvisor_tests::conformance::{AccessRefused, DeviceAccess, Subject};
+use hmmvisor_testkit::conformance::{AccessRefused, DeviceAccess, Subject};
 
 /// What the model does wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

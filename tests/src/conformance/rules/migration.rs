@@ -1,6 +1,6 @@
 //! Contents and progress: where pages go, and what is in them then.
 
-use hmm_backend::{MAX_ORDER, Obstacle, Page, Residency};
+use hmm_backend::{KernelCall, MAX_ORDER, Page, Residency};
 
 use crate::conformance::bench::{Bench, Checked, pattern, same};
 use crate::conformance::{DeviceAccess, Evidence};
@@ -128,7 +128,9 @@ pub fn pinned_skipped(bench: &mut Bench) -> Checked {
 pub fn busy_to_device(bench: &mut Bench) -> Checked {
     bench.fill(0..64);
     let busy = [0, 13, 14, 63];
-    bench.witness().obstruct_to_device(busy);
+    bench
+        .obstacles()
+        .put(KernelCall::Take, busy, libc::EBUSY, 1);
     let moved = bench.to_device(0..64)?;
     same(|| "pages moved, with 4 of 64 busy".into(), 0, 60, moved)?;
     for page in busy {
@@ -141,7 +143,9 @@ pub fn busy_to_device(bench: &mut Bench) -> Checked {
     bench.check_books("after a migration that left busy pages behind")?;
     bench.to_system(0..64)?;
     bench.expect_filled("after the way back", 0..64)?;
-    bench.witness().obstruct_to_device(0..64);
+    bench
+        .obstacles()
+        .put(KernelCall::Take, 0..64, libc::EBUSY, 1);
     let moved = bench.to_device(0..64)?;
     same(|| "pages moved, with all busy".into(), 0, 0, moved)?;
     bench.check_books("after a migration of nothing")?;
@@ -151,9 +155,10 @@ pub fn busy_to_device(bench: &mut Bench) -> Checked {
 pub fn busy_to_system(bench: &mut Bench) -> Checked {
     bench.fill(0..64);
     bench.to_device(0..64)?;
+    let busy = [3, 4, 40];
     bench
-        .witness()
-        .obstruct_to_system(Obstacle::Busy, [3, 4, 40]);
+        .obstacles()
+        .put(KernelCall::Give, busy, libc::EBUSY, 1);
     let moved = bench.to_system(0..64)?;
     same(
         || "pages moved back, with 3 of 64 busy".into(),
@@ -162,13 +167,15 @@ pub fn busy_to_system(bench: &mut Bench) -> Checked {
         moved,
     )?;
     bench.check_books("with busy pages still on the device")?;
-    bench.witness().obstruct_to_system(Obstacle::Busy, 0..64);
+    bench
+        .obstacles()
+        .put(KernelCall::Give, busy, libc::EBUSY, 1);
     bench.to_system(0..64)?;
     bench.check_books("after a migration of nothing")?;
     // A CPU's access is tried again by itself.
-    for _ in 0..3 {
-        bench.witness().obstruct_to_system(Obstacle::Busy, 0..64);
-    }
+    bench
+        .obstacles()
+        .put(KernelCall::Give, busy, libc::EBUSY, 3);
     bench.expect_filled("read by CPUs, busy three times", 0..64)?;
     obstructions_met(bench)
 }
@@ -176,14 +183,16 @@ pub fn busy_to_system(bench: &mut Bench) -> Checked {
 pub fn out_of_memory(bench: &mut Bench) -> Checked {
     bench.fill(0..4);
     bench.to_device(0..4)?;
-    for _ in 0..3 {
-        bench.witness().obstruct_to_system(Obstacle::NoMemory, 0..4);
-    }
+    bench
+        .obstacles()
+        .put(KernelCall::Give, 0..4, libc::ENOMEM, 3);
     bench.expect_filled("read by CPUs, three times without host memory", 0..4)?;
     obstructions_met(bench)?;
     // The same for a migration that somebody asks for.
     bench.to_device(0..4)?;
-    bench.witness().obstruct_to_system(Obstacle::NoMemory, 0..4);
+    bench
+        .obstacles()
+        .put(KernelCall::Give, 0..4, libc::ENOMEM, 1);
     bench.to_system(0..4)?;
     bench.check_books("after a migration without host memory")?;
     bench.to_system(0..4)?;
@@ -192,7 +201,7 @@ pub fn out_of_memory(bench: &mut Bench) -> Checked {
 
 /// A driver that is asked less often than the rule expects has not been checked.
 fn obstructions_met(bench: &Bench) -> Checked {
-    match bench.witness().obstructions_left() {
+    match bench.obstacles().left() {
         0 => Ok(()),
         left => Err(Evidence::new("obstacles not met by any migration", 0, left)),
     }

@@ -1,0 +1,71 @@
+//! What a device is to the machine it is plugged into: registers, a way to be made, a way to be stopped. The
+//! accelerator is connected through this and nothing else; so can be anybody's device.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use hmm_backend::Backend;
+pub use vmm_sys_util::eventfd::EventFd;
+
+use crate::{Accelerator, Interrupt};
+
+/// A device with a register window of 4 KiB.
+pub trait MmioDevice: Send + Sync {
+    /// A vCPU reads `data.len()` bytes (1, 2, 4 or 8) at `offset`; `data` is zero. Called from all vCPU threads at once.
+    fn read(&self, offset: u64, data: &mut [u8]);
+
+    /// A vCPU writes. It may sleep here for a few milliseconds, but takes no interrupts meanwhile.
+    fn write(&self, offset: u64, data: &[u8]);
+
+    /// A register whose writes KVM turns into events on a descriptor, without a call of [`MmioDevice::write`] and without
+    /// a detour through this process's user space: its offset and the event.
+    fn doorbell(&self) -> Option<(u64, &EventFd)> {
+        None
+    }
+
+    /// Stops the device: when it returns, no thread of the device runs any more, and no vCPU sleeps in one of its
+    /// registers. May be called more than once. The device stays attached to the backend, so that what is in its memory
+    /// can still migrate back.
+    fn stop(&self);
+}
+
+/// The place of a device that is about to be made, and what the machine offers it.
+pub struct Slot<'a> {
+    /// Number of the register window, and of the interrupt line.
+    pub index: u32,
+    /// Managed memory, to attach to.
+    pub backend: &'a Arc<Backend>,
+    /// Guest-physical address of page 0 of managed memory.
+    pub managed_base: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// The interrupt line.
+    pub irq: Box<dyn Interrupt>,
+}
+
+/// Makes a device. On an error, whatever it has attached to the backend must be detached again.
+pub type NewDevice = Box<dyn FnOnce(Slot<'_>) -> Result<Arc<dyn MmioDevice>, NewDeviceError>>;
+
+/// Why a device could not be made.
+pub type NewDeviceError = Box<dyn Error + Send + Sync>;
+
+impl MmioDevice for Accelerator {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        Accelerator::read(self, offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        Accelerator::write(self, offset, data);
+    }
+
+    fn doorbell(&self) -> Option<(u64, &EventFd)> {
+        Some((
+            hmmvisor_abi::accel::REG_DOORBELL,
+            Accelerator::doorbell(self),
+        ))
+    }
+
+    fn stop(&self) {
+        Accelerator::stop(self);
+    }
+}

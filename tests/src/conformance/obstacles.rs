@@ -1,0 +1,51 @@
+//! Pages that the kernel does not move for a while, as happens by itself now and then: a driver must cope with it.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use hmm_backend::{KernelAnswers, KernelCall, MadeUpAnswer, Page, PageRange};
+
+/// For each kind of call and page, the error and how often it is still to come.
+#[derive(Default)]
+pub struct Obstacles(Mutex<BTreeMap<(KernelCall, Page), (i32, u32)>>);
+
+impl Obstacles {
+    /// The next calls of this kind that come to these pages fail with this error, so many times for each page.
+    pub fn put(
+        &self,
+        call: KernelCall,
+        pages: impl IntoIterator<Item = u32>,
+        errno: i32,
+        times: u32,
+    ) {
+        let pages = pages
+            .into_iter()
+            .map(|page| ((call, Page(page)), (errno, times)));
+        self.lock().extend(pages);
+    }
+
+    /// Pages whose obstacles nothing has met as often as it should have.
+    pub fn left(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(KernelCall, Page), (i32, u32)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl KernelAnswers for Obstacles {
+    fn answer(&self, call: KernelCall, pages: PageRange) -> Option<MadeUpAnswer> {
+        let mut obstacles = self.lock();
+        let (key, (errno, times)) = obstacles
+            .range((call, pages.start)..(call, pages.end))
+            .next()
+            .map(|(key, value)| (*key, *value))?;
+        match times {
+            1 => obstacles.remove(&key),
+            more => obstacles.insert(key, (errno, more - 1)),
+        };
+        let done = key.1.0 - pages.start.0;
+        Some(MadeUpAnswer { done, errno })
+    }
+}

@@ -1,0 +1,125 @@
+//! Plugging devices in: a register window, an interrupt line and a doorbell for each.
+
+use std::io;
+use std::sync::Arc;
+
+use hmm_backend::Backend;
+use hmmvisor_abi::map;
+use hmmvisor_devices::{Accelerator, AcceleratorConfig, MmioDevice, Slot};
+use kvm_ioctls::{IoEventAddress, NoDatamatch};
+
+use crate::bus::{Device, Next};
+use crate::interrupts::InterruptLines;
+use crate::machine::Machine;
+use crate::vm::{DeviceConfig, VmError, WrapDriver};
+
+impl DeviceConfig {
+    /// The accelerator for a place; `wrap` may put a driver in front of its own.
+    pub(crate) fn make(
+        self,
+        slot: Slot<'_>,
+        wrap: Option<&WrapDriver>,
+    ) -> Result<Arc<Accelerator>, VmError> {
+        let config = AcceleratorConfig {
+            memory: self.memory,
+            managed_base: slot.managed_base,
+            vcpus: slot.vcpus,
+            cpu: self.cpu,
+        };
+        let wrap = |own| match wrap {
+            Some(wrap) => wrap(slot.index, own),
+            None => own,
+        };
+        let (index, backend) = (slot.index, slot.backend);
+        let accelerator = Accelerator::with_driver(index, config, backend, slot.irq, wrap)?;
+        Ok(Arc::new(accelerator))
+    }
+}
+
+/// Windows and interrupt lines, given to one device after the other.
+pub struct Slots<'a> {
+    machine: &'a Machine,
+    lines: Arc<InterruptLines>,
+    vcpus: u32,
+    pub devices: Devices,
+}
+
+impl Slots<'_> {
+    pub fn new(machine: &Machine, vcpus: u32) -> Slots<'_> {
+        Slots {
+            machine,
+            lines: InterruptLines::new(machine.vm().clone(), vcpus),
+            vcpus,
+            devices: Devices(Vec::new()),
+        }
+    }
+
+    /// The place of the next device.
+    pub fn next<'b>(&self, backend: &'b Arc<Backend>) -> Result<Slot<'b>, VmError> {
+        let index = self.devices.0.len() as u32;
+        let line = self.lines.line(index).map_err(|error| VmError::Connect {
+            what: "the interrupt",
+            index,
+            error,
+        })?;
+        Ok(Slot {
+            index,
+            backend,
+            managed_base: map::MANAGED,
+            vcpus: self.vcpus,
+            irq: Box::new(line),
+        })
+    }
+
+    /// The device for that place: connects its doorbell to KVM.
+    pub fn plug(&mut self, device: Arc<dyn MmioDevice>) -> Result<(), VmError> {
+        let index = self.devices.0.len() as u32;
+        self.devices.0.push(device.clone());
+        if let Some((offset, event)) = device.doorbell() {
+            // Any value and any size of access: the value says nothing.
+            let address = IoEventAddress::Mmio(window(index) + offset);
+            let vm = self.machine.vm();
+            vm.register_ioevent(event, &address, NoDatamatch)
+                .map_err(|error| VmError::Connect {
+                    what: "the doorbell",
+                    index,
+                    error: io::Error::from_raw_os_error(error.errno()),
+                })?;
+        }
+        Ok(())
+    }
+}
+
+/// All devices in the order of their windows, the accelerators first. Dropping it stops them.
+pub struct Devices(pub Vec<Arc<dyn MmioDevice>>);
+
+impl Devices {
+    pub fn stop(&self) {
+        self.0.iter().for_each(|device| device.stop());
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Address of a device's register window.
+pub fn window(index: u32) -> u64 {
+    map::ACCEL + map::ACCEL_STRIDE * u64::from(index)
+}
+
+/// A device's register window.
+pub struct Window(pub Arc<dyn MmioDevice>);
+
+impl Device for Window {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Next {
+        self.0.write(offset, data);
+        Next::Continue
+    }
+}
