@@ -25,6 +25,8 @@
 //! let service = backend.start_service(ServiceConfig::default(), |fault| eprintln!("{fault:?}"))?;
 //! # Ok(()) }
 //! ```
+//!
+//! `examples/process.rs` is a whole process with a driver and a device of its own.
 
 mod backend;
 mod buddy;

@@ -184,3 +184,29 @@ fn nothing_checked_is_nothing_passed() {
         .run(|| conformance::Plain::new(Defaults))
         .assert_passed();
 }
+
+#[test]
+fn the_documentation_has_every_rule() {
+    let text = include_str!("../../docs/driver-conformance.md");
+    for rule in RULES {
+        let row = text
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{}` ", rule.name)));
+        let says = |part: &str| row.is_some_and(|row| row.replace('`', "").contains(part));
+        let contract = rule.contract.replace(':', ";");
+        assert!(says(rule.sentence) && says(&contract), "{rule:?}: {row:?}");
+    }
+}
+
+#[test]
+fn a_report_names_rule_engine_and_evidence() {
+    let report = breaks(Bug::SharesCookieOnSplit, "split", &[]);
+    let text = report.to_string();
+    for part in [
+        "split                 6, 12: F06 F26        FAIL   FAIL   after folio_split",
+        "FAIL split (copy): after the free of one page of a large folio, ",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    println!("{text}");
+}
