@@ -2,7 +2,7 @@
 
 use hmm_backend::{Cause, Page, Residency};
 
-use crate::conformance::bench::{Bench, Checked, same};
+use crate::conformance::bench::{Bench, Checked, pattern, same};
 use crate::conformance::{AccessRefused, DeviceAccess, Evidence};
 
 pub fn cookies(bench: &mut Bench) -> Checked {
@@ -169,7 +169,7 @@ pub fn two_devices(bench: &mut Bench) -> Checked {
             let found = bench.units[unit].device.read(Page(page), 3);
             let found = found.map_err(|e| Evidence::new("a device's read", "contents", e))?;
             let what = || "a page of the other device".to_owned();
-            same(what, page, super::super::bench::pattern(page, 3), found)?;
+            same(what, page, pattern(page, 3), found)?;
         }
         bench.check_books("after one device took pages of the other")?;
     }
