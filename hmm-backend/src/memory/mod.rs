@@ -56,7 +56,7 @@ impl Run {
         kernel::bytes(self.pages)
     }
 
-    fn range(self) -> PageRange {
+    pub(crate) fn range(self) -> PageRange {
         PageRange::with_len(self.page, self.pages)
     }
 }

@@ -177,6 +177,7 @@ impl<'b> ToDevice<'b> {
         let mut fail = |run: Run, at| failed.insert(run.page.plus(at).index_in_block());
         if let Some(memory) = &self.device.memory {
             for run in runs_of(&self.targets, true) {
+                self.backend.table.expect(run.range());
                 guest.take(run, memory, |at, _| fail(run, at));
             }
             for run in runs_of(&self.targets, false) {
@@ -185,12 +186,11 @@ impl<'b> ToDevice<'b> {
         } else {
             // Coherent: CPUs keep reaching the page, so only holes have to be filled.
             for run in runs_of(&self.targets, false) {
-                let range = PageRange::with_len(run.page, run.pages);
                 let fill = match run.read_only {
                     true => Fill::ReadOnly,
                     false => Fill::Memory,
                 };
-                guest.fill_zero(range, fill, |at, _| fail(run, at));
+                guest.fill_zero(run.range(), fill, |at, _| fail(run, at));
             }
         }
         if !failed.is_empty() {

@@ -196,6 +196,7 @@ impl<'b> CopiedToSystem<'b> {
         // Coherent memory is where CPUs reach it already.
         if let Some(memory) = &this.device.memory {
             for run in runs(this.sources.iter().map(piece)) {
+                this.backend.table.expect(run.range());
                 this.backend.guest.give(run, memory, |at, error| {
                     failed.push((run.page.plus(at), error));
                 });
