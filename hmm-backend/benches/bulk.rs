@@ -62,7 +62,7 @@ fn main() {
                         // Whoever comes second finds the kernel's code and data warm: they take turns.
                         let mine = || rate(|| rig.migrate(direction == 0, at));
                         let plain = || rate(|| bare_rig.migrate(direction == 0, at));
-                        let sample = if at / SLICE % 2 == 0 {
+                        let sample = if (at / SLICE).is_multiple_of(2) {
                             [mine(), plain()]
                         } else {
                             let second = plain();
