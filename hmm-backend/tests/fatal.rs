@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use hmm_backend::{
     Backend, BackendConfig, Engine, EngineChoice, FatalCause, PAGE_SIZE, Page, PageRange,
@@ -22,29 +22,47 @@ fn sleeps_in_a_fault(thread: u32) -> bool {
     call.is_ok_and(|call| call.starts_with("-1"))
 }
 
+/// Managed memory that nobody serves yet.
+fn unserved(engine: Engine) -> Arc<Backend> {
+    let mut config = BackendConfig::new(512 * PAGE_SIZE);
+    config.engine = EngineChoice::Only(engine);
+    Backend::new(config).unwrap()
+}
+
+/// The first word of a page, after this thread's id has been sent.
+fn word_of<'a>(backend: &'a Backend, page: u64, id: &mpsc::Sender<u32>) -> &'a AtomicU64 {
+    let (base, _) = backend.host_memory();
+    let address = base as u64 + page * PAGE_SIZE;
+    // SAFETY: gettid has no preconditions.
+    id.send(unsafe { libc::gettid() } as u32).unwrap();
+    // SAFETY: inside managed memory, which is mapped as long as the backend is borrowed, aligned, and only accessed
+    // atomically.
+    unsafe { AtomicU64::from_ptr(address as *mut u64) }
+}
+
+/// Waits until these threads all sleep in a page fault.
+fn wait_asleep<'a>(threads: impl IntoIterator<Item = &'a u32> + Clone) {
+    while !threads
+        .clone()
+        .into_iter()
+        .all(|thread| sleeps_in_a_fault(*thread))
+    {
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn threads_that_touch_a_lost_page_at_once_are_all_named() {
     for engine in [Engine::Remap, Engine::Copy] {
-        let mut config = BackendConfig::new(512 * PAGE_SIZE);
-        config.engine = EngineChoice::Only(engine);
-        let backend = Backend::new(config).unwrap();
+        let backend = unserved(engine);
         backend.memory_failure(Page(7)).unwrap();
-        let (base, _) = backend.host_memory();
-        let address = base as u64 + 7 * PAGE_SIZE;
         let (send, started) = mpsc::channel();
         let before = backend.now();
         std::thread::scope(|scope| {
-            let read = |send: mpsc::Sender<u32>| {
-                // SAFETY: gettid has no preconditions.
-                send.send(unsafe { libc::gettid() } as u32).unwrap();
-                // SAFETY: inside managed memory, which outlives the scope, aligned, and only accessed atomically.
-                unsafe { AtomicU64::from_ptr(address as *mut u64) }.load(SeqCst)
-            };
-            let sleepers = [send.clone(), send].map(|send| scope.spawn(move || read(send)));
+            let read = |id: mpsc::Sender<u32>| word_of(&backend, 7, &id).load(SeqCst);
+            let sleepers = [send.clone(), send].map(|id| scope.spawn(move || read(id)));
             let threads: BTreeSet<u32> = started.iter().take(2).collect();
-            while !threads.iter().all(|thread| sleeps_in_a_fault(*thread)) {
-                std::thread::yield_now();
-            }
+            wait_asleep(&threads);
             // Only now is there anybody who reads the messages: both at once.
             let (send, reports) = mpsc::channel();
             let service = backend.start_service(ServiceConfig::default(), move |fault| {
@@ -70,6 +88,48 @@ fn threads_that_touch_a_lost_page_at_once_are_all_named() {
                 assert!(fault.since >= before);
             }
             assert!(current && outdated);
+        });
+    }
+}
+
+#[test]
+fn a_reader_beside_a_writer_of_a_read_only_page_just_reads() {
+    for engine in [Engine::Remap, Engine::Copy] {
+        let backend = unserved(engine);
+        let page = PageRange::single(Page(7));
+        backend.set_read_only(page, true).unwrap();
+        let (first, started) = mpsc::channel();
+        let second = first.clone();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| word_of(&backend, 7, &first).store(1, SeqCst));
+            let writes = started.recv().unwrap();
+            let reader = scope.spawn(|| word_of(&backend, 7, &second).load(SeqCst));
+            let reads = started.recv().unwrap();
+            wait_asleep(&[writes, reads]);
+            let (send, reports) = mpsc::channel();
+            let service = backend.start_service(ServiceConfig::default(), move |fault| {
+                send.send(fault).unwrap();
+            });
+            let service = service.unwrap();
+            let report = reports.recv_timeout(PATIENCE);
+            let deadline = Instant::now() + PATIENCE;
+            while !reader.is_finished() && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+            let was_read = reader.is_finished();
+            // Also wakes a reader that was forgotten, before anything can fail.
+            backend.set_read_only(page, false).unwrap();
+            assert_eq!(reader.join().unwrap() & !1, 0);
+            writer.join().unwrap();
+            drop(service);
+
+            assert!(was_read);
+            // The page's arrival wakes the writer, too: it tries again, which is another fault.
+            for report in [report.unwrap()].into_iter().chain(reports.try_iter()) {
+                let (thread, cause) = (report.thread, &report.cause);
+                assert_eq!((thread, cause), (writes, &FatalCause::ReadOnly));
+                assert!(!backend.is_current(&report));
+            }
         });
     }
 }
