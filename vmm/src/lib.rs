@@ -14,6 +14,7 @@
 //! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
 //! | `image`, `boot` | the guest's ELF file and what it is told |
 //! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
+//! | `memory_errors`, `machine_check` | pages that cannot be supplied: telling the vCPU, telling the guest |
 //! | `bus`, `slots`, `control`, `console`, `interrupts` | devices |
 //! | `ending`, `failure`, `event_loop`, `signals`, `progress` | how a run ends and who waits for it |
 //! | `cpus`, `process_memory` | small questions to the system |
