@@ -44,6 +44,7 @@ enum Op {
 
 /// What a driver does wrong the next time.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::enum_variant_names, reason = "they are the way-points' names")]
 enum Fault {
     ToRam,
     ToRamAfterCopy,
