@@ -1,12 +1,20 @@
-//! The lock protocol under `loom`: CPUs, a device migration and a free race for one or two pages, in every
-//! interleaving with at most [`PREEMPTIONS`] preemptions.
+//! The lock protocol under `loom`: CPUs, devices, migrations, evictions, frees and pins race for one or two
+//! pages, in every interleaving with at most so many preemptions as each test says.
 //!
 //!     RUSTFLAGS="--cfg loom" cargo test -p hmm-backend --release --lib residency_model
 //!
-//! The model keeps the contents as a number in one of two places. The kernel's part is modelled as the kernel
-//! does it: a faulting CPU is queued before anybody can read its message, looks once more whether the page is
-//! there, and sleeps until a wake-up for its page; filling a page wakes its sleepers.
+//! Words, locks and waiting are the real ones. Around them the steps are as in `fault.rs`, `free.rs`, `evict.rs`,
+//! `pin.rs`, `mirror.rs` and `migrate/`, over contents that are one number per page. System pages sit behind a
+//! lock, which stands for what is atomic in hardware: an access against the page's removal. Frames are
+//! unprotected cells: `loom` reports every access that the protocol does not order. The kernel's part is modelled as the
+//! kernel does it: a faulting CPU is queued before anybody can read its message, looks once more whether the page
+//! is there, and sleeps until a wake-up for its page; filling a page wakes its sleepers.
 
+mod races;
+
+use std::sync::Mutex as Books;
+
+use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 use loom::thread;
@@ -14,13 +22,14 @@ use loom::thread;
 use crate::driver::{DeviceId, Frame};
 use crate::folio_lock::FolioLock;
 use crate::page::{Page, PageRange};
-use crate::residency::{ResidencyTable, TryLock, WakeFaults};
+use crate::residency::{PinError, ResidencyTable, TryLock, WakeFaults};
 use crate::time::Tick;
 use crate::word::Residency;
 
-const PREEMPTIONS: usize = 3;
 const PAGES: u32 = 2;
 const CPUS: usize = 2;
+/// As few as possible, so that frames find new use at once.
+const FRAMES: usize = 2;
 
 /// The kernel's queue of sleeping CPUs.
 struct Sleepers {
@@ -40,73 +49,223 @@ impl WakeFaults for Arc<Sleepers> {
     }
 }
 
-/// A page as hardware sees it. A lock stands for what is atomic there: an access against the page's removal.
+/// A page in system memory as hardware sees it.
 #[derive(Clone, Copy, Default)]
-struct Frames {
+struct SystemPage {
     /// Whether the CPUs' page tables have the page.
     present: bool,
-    system: u64,
-    device: u64,
+    value: u64,
+}
+
+/// Where a device's translation leads.
+#[derive(Clone, Copy, PartialEq)]
+enum Target {
+    System,
+    Frame(u32),
 }
 
 struct World {
     table: ResidencyTable,
     sleepers: Arc<Sleepers>,
-    pages: [Mutex<Frames>; PAGES as usize],
+    pages: [Mutex<SystemPage>; PAGES as usize],
+    frames: [UnsafeCell<u64>; FRAMES],
+    /// One more than the page of the folio that starts at a frame.
+    page_of: [AtomicU64; FRAMES],
+    pool: Mutex<Vec<u32>>,
+    /// The device's translations, one per page, behind the mirror's lock.
+    mmu: Mutex<[Option<Target>; PAGES as usize]>,
+    sequence: AtomicU64,
+    /// The driver's: which frames are the first of a folio in use. Not part of the race.
+    in_use: Books<[bool; FRAMES]>,
     /// Ends of life of device folios.
-    freed: AtomicU64,
+    freed: Books<u64>,
 }
 
+// SAFETY: the frames are accessed only under the protocol that is tested here; loom reports where that is
+// not so.
+unsafe impl Sync for World {}
+
 impl World {
+    /// Both pages are in one device folio, each holding its number plus 10.
     fn new() -> Arc<World> {
         let sleepers = Arc::new(Sleepers {
             asleep_on: Mutex::new([None; CPUS]),
             woken: Condvar::new(),
         });
-        Arc::new(World {
+        let world = Arc::new(World {
             table: ResidencyTable::new(PAGES, Box::new(sleepers.clone())),
             sleepers,
-            pages: [(); 2].map(|_| Mutex::new(Frames::default())),
-            freed: AtomicU64::new(0),
-        })
-    }
-
-    fn page(&self, page: u32) -> MutexGuard<'_, Frames> {
-        self.pages[page as usize].lock().unwrap()
-    }
-
-    fn lock(&self, page: u32) -> FolioLock<'_> {
-        match self.table.try_lock(Page(page)) {
-            TryLock::Locked(lock) => lock,
-            TryLock::Busy => panic!("nobody else runs yet"),
-        }
-    }
-
-    /// Puts both pages into one device folio, each holding its number plus 10.
-    fn start_on_device(&self) {
-        let locks = (0..PAGES).map(|p| self.lock(p)).collect();
-        for page in 0..PAGES {
-            self.page(page).device = u64::from(page) + 10;
-        }
+            pages: [(); 2].map(|_| Mutex::new(SystemPage::default())),
+            frames: [UnsafeCell::new(10), UnsafeCell::new(11)],
+            page_of: [AtomicU64::new(1), AtomicU64::new(0)],
+            pool: Mutex::new(Vec::new()),
+            mmu: Mutex::new([None; PAGES as usize]),
+            sequence: AtomicU64::new(0),
+            in_use: Books::new([true, false]),
+            freed: Books::new(0),
+        });
+        let locks = (0..PAGES).map(|p| world.try_lock(p).unwrap()).collect();
         FolioLock::merge(locks, 1, |i, w| {
             w.to_device(DeviceId(0), Frame(i as u32), 1)
         });
+        world
     }
 
-    /// What the engines' `give` does: fills the page and wakes who sleeps for it.
-    fn give(&self, page: Page) {
-        let mut frames = self.page(page.0);
-        frames.system = std::mem::take(&mut frames.device);
-        frames.present = true;
-        drop(frames);
-        self.sleepers.wake_faults(PageRange::single(page));
+    fn page(&self, page: u32) -> MutexGuard<'_, SystemPage> {
+        self.pages[page as usize].lock().unwrap()
     }
+
+    fn try_lock(&self, page: u32) -> Option<FolioLock<'_>> {
+        match self.table.try_lock(Page(page)) {
+            TryLock::Locked(lock) => Some(lock),
+            TryLock::Busy => None,
+        }
+    }
+
+    fn lock_waiting(&self, page: u32) -> FolioLock<'_> {
+        loop {
+            match self.try_lock(page) {
+                Some(lock) => return lock,
+                None => self.table.wait(Page(page)),
+            }
+        }
+    }
+
+    fn read_frame(&self, frame: u32) -> u64 {
+        // SAFETY: whoever reads holds the page's lock or the mirror's guard.
+        self.frames[frame as usize].with(|value| unsafe { *value })
+    }
+
+    fn write_frame(&self, frame: u32, new: impl FnOnce(u64) -> u64) {
+        // SAFETY: as above, or the frame has just been allocated or is not in the pool yet.
+        self.frames[frame as usize].with_mut(|value| unsafe { *value = new(*value) });
+    }
+
+    // --- device memory (`device.rs`)
+
+    fn alloc(&self, page: u32) -> Option<u32> {
+        let frame = self.pool.lock().unwrap().pop()?;
+        let was = std::mem::replace(&mut self.in_use.lock().unwrap()[frame as usize], true);
+        assert!(!was, "frame {frame} is handed out twice");
+        self.page_of[frame as usize].store(u64::from(page) + 1, SeqCst);
+        Some(frame)
+    }
+
+    /// Cuts a device folio of two pages; keeps the page that is wanted.
+    fn halve_for<'w>(&'w self, page: u32, mut lock: FolioLock<'w>) -> FolioLock<'w> {
+        if let Residency::Device { frame, order, .. } = lock.word().residency()
+            && order == 1
+        {
+            self.in_use.lock().unwrap()[frame.0 as usize + 1] = true;
+            self.page_of[frame.0 as usize + 1].store(u64::from(lock.head().0) + 2, SeqCst);
+            let upper = lock.halve();
+            if page == upper.head().0 {
+                drop(std::mem::replace(&mut lock, upper));
+            }
+        }
+        lock
+    }
+
+    /// `frames` frames are no longer in use. No lock on their pages is held any more.
+    fn release(&self, first: u32, frames: u32, scrub: bool) {
+        self.page_of[first as usize].store(0, SeqCst);
+        let was = std::mem::take(&mut self.in_use.lock().unwrap()[first as usize]);
+        assert!(was, "page_free twice for frame {first}");
+        *self.freed.lock().unwrap() += 1;
+        for frame in first..first + frames {
+            if scrub {
+                self.write_frame(frame, |_| 0);
+            }
+            self.pool.lock().unwrap().push(frame);
+        }
+    }
+
+    // --- the steps of migrations (`migrate/`)
+
+    /// Takes translations away before contents move.
+    fn invalidate(&self, lock: &mut FolioLock<'_>) {
+        if !lock.word().mirrored() {
+            return;
+        }
+        lock.clear_mirrored();
+        let mut mmu = self.mmu.lock().unwrap();
+        self.sequence.fetch_add(1, SeqCst);
+        for page in lock.range().pages() {
+            mmu[page.0 as usize] = None;
+        }
+    }
+
+    /// All phases of a device folio's way back.
+    fn bring_back(&self, mut lock: FolioLock<'_>) {
+        let Residency::Device { frame, .. } = lock.word().residency() else {
+            panic!("only device folios come back");
+        };
+        self.invalidate(&mut lock);
+        let range = lock.range();
+        for (i, page) in (0..).zip(range.pages()) {
+            let value = self.read_frame(frame.0 + i);
+            let present = true;
+            *self.page(page.0) = SystemPage { present, value };
+            self.sleepers.wake_faults(PageRange::single(page));
+        }
+        lock.publish_folio(|w| w.to_system(Tick(0)));
+        self.release(frame.0, range.len(), false);
+    }
+
+    /// A migration of one page to the device, where it can be done now.
+    fn to_device(&self, page: u32) {
+        let free = |w: Residency| matches!(w, Residency::System | Residency::Untouched);
+        if !free(self.table.word(Page(page)).residency()) {
+            return;
+        }
+        let Some(lock) = self.try_lock(page) else {
+            return;
+        };
+        if !free(lock.word().residency()) || lock.word().pins() > 0 {
+            return;
+        }
+        let mut locks = Vec::new();
+        lock.carve(&|range| range.contains(Page(page)).into(), &mut locks);
+        let Some(frame) = self.alloc(page) else {
+            return;
+        };
+        self.invalidate(&mut locks[0]);
+        let taken = std::mem::take(&mut *self.page(page));
+        self.write_frame(frame, |_| taken.value);
+        drop(FolioLock::merge(locks, 0, |_, w| {
+            w.to_device(DeviceId(0), Frame(frame), 0)
+        }));
+    }
+
+    /// An eviction of whatever folio starts at a frame (`evict.rs`).
+    fn evict(&self, frame: u32) {
+        let page = self.page_of[frame as usize].load(SeqCst);
+        let Some(page) = page.checked_sub(1) else {
+            return;
+        };
+        let page = page as u32;
+        if !matches!(
+            self.table.word(Page(page)).residency(),
+            Residency::Device { .. }
+        ) {
+            return;
+        }
+        let Some(lock) = self.try_lock(page) else {
+            return;
+        };
+        // Between the two looks the page may have moved and the frame found another use.
+        if matches!(lock.word().residency(), Residency::Device { frame: f, .. } if f.0 == frame) {
+            self.bring_back(lock);
+        }
+    }
+
+    // --- CPUs (`fault.rs`)
 
     /// A CPU increments the page's number, if the page is there.
     fn access(&self, page: u32) -> bool {
-        let mut frames = self.page(page);
-        frames.system += u64::from(frames.present);
-        frames.present
+        let mut it = self.page(page);
+        it.value += u64::from(it.present);
+        it.present
     }
 
     /// A CPU increments the page's number.
@@ -127,38 +286,22 @@ impl World {
         }
     }
 
-    /// A service thread on a fault, step by step as `fault.rs` does it. False: to be tried again.
+    /// A service thread on a fault. False: to be tried again.
     fn serve(&self, page: Page) -> bool {
         if self.table.announce_waiter(page) {
             return true;
         }
         let before = self.table.word(page);
-        match before.residency() {
-            Residency::System => {
-                self.sleepers.wake_faults(PageRange::single(page));
-                return true;
-            }
-            Residency::Device { .. } | Residency::Untouched => {}
-            Residency::Poisoned => panic!("nobody poisons"),
+        if before.residency() == Residency::System {
+            self.sleepers.wake_faults(PageRange::single(page));
+            return true;
         }
-        if let TryLock::Locked(mut lock) = self.table.try_lock(page) {
+        if let Some(lock) = self.try_lock(page.0) {
             match lock.word().residency() {
-                Residency::Device { order, .. } => {
-                    if order == 1 {
-                        let upper = lock.halve();
-                        // Only the wanted half moves.
-                        if page.0 == 1 {
-                            drop(std::mem::replace(&mut lock, upper));
-                        } else {
-                            drop(upper);
-                        }
-                    }
-                    self.give(page);
-                    lock.publish_pages(|w| w.to_system(Tick(0)));
-                    self.freed.fetch_add(1, SeqCst);
-                }
+                Residency::Device { .. } => self.bring_back(self.halve_for(page.0, lock)),
                 Residency::Untouched => {
-                    self.give(page);
+                    self.page(page.0).present = true;
+                    self.sleepers.wake_faults(PageRange::single(page));
                     lock.publish_pages(|w| w.to_system(Tick(0)));
                 }
                 _ => {}
@@ -179,161 +322,168 @@ impl World {
         true
     }
 
-    /// A migration of one page to the device, where it can be done now.
-    fn to_device(&self, page: u32) {
-        if let TryLock::Locked(lock) = self.table.try_lock(Page(page))
-            && lock.word().residency() == Residency::System
-            && lock.word().pins() == 0
-        {
-            let mut frames = self.page(page);
-            frames.present = false;
-            frames.device = std::mem::take(&mut frames.system);
-            drop(frames);
-            drop(FolioLock::merge(vec![lock], 0, |_, w| {
-                w.to_device(DeviceId(0), Frame(page), 0)
-            }));
+    /// Makes the page present for the caller (`fault_in`).
+    fn fault_in(&self, page: u32) {
+        loop {
+            if self.table.locked(Page(page)) {
+                self.table.wait(Page(page));
+            } else if self.table.word(Page(page)).residency() == Residency::System {
+                return;
+            } else {
+                self.serve(Page(page));
+            }
         }
     }
 
-    /// The guest frees one page.
-    fn free(&self, page: u32) {
-        let lock = loop {
-            match self.table.try_lock(Page(page)) {
-                TryLock::Locked(mut lock) if lock.order() == 1 => {
-                    let upper = lock.halve();
-                    if page == 1 {
-                        drop(std::mem::replace(&mut lock, upper));
-                    } else {
-                        drop(upper);
+    /// Pins a page however long it takes (`pin.rs`).
+    fn pin(&self, page: u32) {
+        loop {
+            match self.table.pin(Page(page)) {
+                Ok(()) => return,
+                Err(PinError::NotNow) => self.fault_in(page),
+                Err(PinError::InFolio) => {
+                    let lock = self.lock_waiting(page);
+                    if lock.word().residency() == Residency::System {
+                        lock.carve(&|range| range.contains(Page(page)).into(), &mut Vec::new());
                     }
-                    break lock;
                 }
-                TryLock::Locked(lock) => break lock,
-                TryLock::Busy => self.table.wait(Page(page)),
+                Err(PinError::TooMany) => panic!("nobody pins that often"),
+            }
+        }
+    }
+
+    // --- the guest frees (`free.rs`)
+
+    fn free(&self, page: u32) {
+        let lock = self.lock_waiting(page);
+        match lock.word().residency() {
+            Residency::System if lock.word().pins() > 0 => {}
+            Residency::System => {
+                let mut locks = Vec::new();
+                lock.carve(&|range| range.contains(Page(page)).into(), &mut locks);
+                for mut lock in locks {
+                    self.invalidate(&mut lock);
+                    *self.page(page) = SystemPage::default();
+                    lock.publish_pages(|w| w.to_untouched());
+                }
+            }
+            Residency::Device { .. } => {
+                let mut lock = self.halve_for(page, lock);
+                let Residency::Device { frame, .. } = lock.word().residency() else {
+                    panic!("a half of a device folio is one, too");
+                };
+                self.invalidate(&mut lock);
+                lock.publish_pages(|w| w.to_untouched());
+                self.release(frame.0, 1, true);
+            }
+            _ => {}
+        }
+    }
+
+    // --- the device (`mirror.rs`)
+
+    /// A device increments the page's number through its mirror.
+    fn device(&self, page: u32) {
+        let p = page as usize;
+        loop {
+            let mmu = self.mmu.lock().unwrap();
+            if let Some(target) = mmu[p] {
+                // Under the guard: whoever takes the page away waits for it.
+                match target {
+                    Target::Frame(frame) => self.write_frame(frame, |value| value + 1),
+                    Target::System => assert!(self.access(page), "mapped, but not there"),
+                }
+                return;
+            }
+            drop(mmu);
+            self.device_fault(page);
+        }
+    }
+
+    fn device_fault(&self, page: u32) {
+        let sequence = self.sequence.load(SeqCst);
+        let target = loop {
+            self.table.settle(Page(page));
+            let word = self.table.word(Page(page));
+            let target = match word.residency() {
+                Residency::Device { frame, .. } => Target::Frame(frame.0),
+                Residency::System => Target::System,
+                _ => {
+                    self.fault_in(page);
+                    continue;
+                }
+            };
+            match self.table.mark_mirrored(Page(page)) {
+                Some(marked) if marked.generation() == word.generation() => break target,
+                _ => thread::yield_now(),
             }
         };
-        *self.page(page) = Frames::default();
-        lock.publish_pages(|w| w.to_untouched());
+        let mut mmu = self.mmu.lock().unwrap();
+        if self.sequence.load(SeqCst) == sequence {
+            mmu[page as usize] = Some(target);
+        }
     }
+
+    // --- afterwards
 
     /// The page's contents, wherever they are.
     fn contents(&self, page: u32) -> u64 {
-        let frames = *self.page(page);
         match self.table.word(Page(page)).residency() {
-            Residency::Device { .. } => frames.device,
-            _ => frames.system,
+            Residency::Device { frame, .. } => self.read_frame(frame.0),
+            _ => self.page(page).value,
         }
+    }
+
+    /// All frames are in use by a page or in the pool, and the driver knows which.
+    fn check_frames(&self) {
+        let mut known = [false; FRAMES];
+        let mut used = 0;
+        for page in 0..PAGES {
+            let word = self.table.word(Page(page));
+            assert!(!self.table.locked(Page(page)), "page {page}: {word:?}");
+            assert_eq!(
+                self.page(page).present,
+                word.residency() == Residency::System,
+                "page {page}: {word:?}"
+            );
+            if let Residency::Device { frame, order, .. } = word.residency() {
+                used += 1;
+                if Page(page).folio_head(order) == Page(page) {
+                    known[frame.0 as usize] = true;
+                    let back = self.page_of[frame.0 as usize].load(SeqCst);
+                    assert_eq!(back, u64::from(page) + 1, "the reverse map");
+                }
+            }
+        }
+        assert_eq!(*self.in_use.lock().unwrap(), known);
+        assert_eq!(self.pool.lock().unwrap().len() + used, FRAMES);
     }
 }
 
-/// Tries all interleavings of a test that starts with both pages on the device.
-fn model(test: impl Fn(Arc<World>) + Sync + Send + 'static) {
+/// Tries all interleavings with at most so many preemptions of a test that starts with both pages on the
+/// device.
+fn model(preemptions: usize, test: impl Fn(Arc<World>) + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(PREEMPTIONS);
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 10_000;
+    let runs = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = runs.clone();
+    let started = std::time::Instant::now();
     builder.check(move || {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let world = World::new();
-        world.start_on_device();
-        test(world);
+        test(world.clone());
+        world.check_frames();
     });
+    eprintln!(
+        "{} interleavings with up to {preemptions} preemptions in {:.1?}",
+        runs.load(std::sync::atomic::Ordering::Relaxed),
+        started.elapsed()
+    );
 }
 
 /// Somebody else at work.
 fn meanwhile(world: &Arc<World>, work: impl Fn(&World) + 'static) -> thread::JoinHandle<()> {
     let world = world.clone();
     thread::spawn(move || work(&world))
-}
-
-#[test]
-fn two_cpus_fault_on_one_page() {
-    model(|world| {
-        let cpu = meanwhile(&world, |w| w.cpu(1, 1));
-        world.cpu(0, 1);
-        cpu.join().unwrap();
-        assert_eq!((world.contents(0), world.contents(1)), (10, 13));
-        assert_eq!(world.freed.load(SeqCst), 1, "one winner");
-    });
-}
-
-#[test]
-fn two_cpus_fault_on_two_pages_of_one_folio() {
-    model(|world| {
-        let cpu = meanwhile(&world, |w| w.cpu(1, 1));
-        world.cpu(0, 0);
-        cpu.join().unwrap();
-        assert_eq!((world.contents(0), world.contents(1)), (11, 12));
-        assert_eq!(world.freed.load(SeqCst), 2);
-    });
-}
-
-#[test]
-fn a_fault_races_a_migration_to_the_device() {
-    model(|world| {
-        world.cpu(0, 0);
-        let device = meanwhile(&world, |w| w.to_device(0));
-        world.cpu(0, 0);
-        device.join().unwrap();
-        assert_eq!(world.contents(0), 12);
-    });
-}
-
-#[test]
-fn a_fault_races_a_free() {
-    model(|world| {
-        let free = meanwhile(&world, |w| w.free(1));
-        world.cpu(0, 1);
-        free.join().unwrap();
-        // Before or after: never the old contents with the free forgotten.
-        assert!([0, 1].contains(&world.contents(1)), "{}", world.contents(1));
-        assert_eq!(world.contents(0), 10);
-    });
-}
-
-#[test]
-fn a_fault_a_migration_and_a_free_race() {
-    model(|world| {
-        world.cpu(0, 0);
-        let device = meanwhile(&world, |w| w.to_device(0));
-        let free = meanwhile(&world, |w| w.free(0));
-        world.cpu(0, 0);
-        device.join().unwrap();
-        free.join().unwrap();
-        assert!([0, 1].contains(&world.contents(0)), "{}", world.contents(0));
-    });
-}
-
-#[test]
-fn a_pinned_page_never_leaves() {
-    model(|world| {
-        world.cpu(0, 0);
-        let device = meanwhile(&world, |w| w.to_device(0));
-        if world.table.pin(Page(0)).is_ok() {
-            assert!(world.page(0).present);
-            assert_eq!(world.contents(0), 11);
-            world.table.unpin(Page(0));
-        }
-        device.join().unwrap();
-        assert_eq!(world.contents(0), 11);
-    });
-}
-
-#[test]
-fn a_translation_is_invalidated_or_never_made() {
-    model(|world| {
-        let other = world.clone();
-        // A holder that sees no mark takes the page without asking the device.
-        let holder = thread::spawn(move || match other.table.try_lock(Page(1)) {
-            TryLock::Locked(lock) => Some(lock.word().mirrored()),
-            TryLock::Busy => None,
-        });
-        let marked = world.table.mark_mirrored(Page(1)).is_some();
-        let seen = holder.join().unwrap();
-        let marked_now = match world.table.try_lock(Page(0)) {
-            TryLock::Locked(lock) => lock.word().mirrored(),
-            TryLock::Busy => panic!("all are done"),
-        };
-        // A note may stay behind without a translation, which costs an invalidation; not the other way
-        // round.
-        assert!(marked_now || !marked);
-        assert!(seen.is_some());
-    });
 }

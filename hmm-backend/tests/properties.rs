@@ -46,10 +46,10 @@ enum Op {
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::enum_variant_names, reason = "they are the way-points' names")]
 enum Fault {
-    ToRam,
-    ToRamAfterCopy,
-    ToDeviceBeforeCopy,
-    ToDeviceAfterCopy,
+    RefuseToRam,
+    AbandonToRam,
+    RefuseToDevice,
+    FailAfterCopy,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -58,10 +58,10 @@ fn op() -> impl Strategy<Value = Op> {
     let len = || prop_oneof![4 => 1u32..8, 2 => 1u32..64, 1 => Just(512u32)];
     let device = || 0usize..3;
     let fault = prop_oneof![
-        Just(Fault::ToRam),
-        Just(Fault::ToRamAfterCopy),
-        Just(Fault::ToDeviceBeforeCopy),
-        Just(Fault::ToDeviceAfterCopy)
+        Just(Fault::RefuseToRam),
+        Just(Fault::AbandonToRam),
+        Just(Fault::RefuseToDevice),
+        Just(Fault::FailAfterCopy)
     ];
     prop_oneof![
         4 => page().prop_map(Op::CpuRead),
@@ -416,12 +416,12 @@ impl World {
             Op::Inject(d, fault) => {
                 let mut faults = self.devices[d].driver.faults.lock().unwrap();
                 match fault {
-                    Fault::ToRam => faults
+                    Fault::RefuseToRam => faults
                         .to_ram
                         .extend([FaultError::Retry, FaultError::OutOfMemory]),
-                    Fault::ToRamAfterCopy => faults.to_ram_after_copy += 1,
-                    Fault::ToDeviceBeforeCopy => faults.to_device_before_copy += 1,
-                    Fault::ToDeviceAfterCopy => faults.to_device_after_copy += 1,
+                    Fault::AbandonToRam => faults.to_ram_after_copy += 1,
+                    Fault::RefuseToDevice => faults.to_device_before_copy += 1,
+                    Fault::FailAfterCopy => faults.to_device_after_copy += 1,
                 }
             }
         }
