@@ -15,6 +15,9 @@ use crate::policy::{Access, Advice, BlockFault, BlockView, Place, PolicySpec};
 use crate::time::{MAX_HOLD, Tick};
 use crate::word::{LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
 
+/// The ticks' counter wraps after so many microseconds.
+const WRAP_US: u64 = 16 << 32;
+
 fn indices() -> impl Strategy<Value = BTreeSet<usize>> {
     // Runs, because runs are what page sets are about.
     prop::collection::vec((0usize..512, 0usize..80), 0..6).prop_map(|runs| {
@@ -126,7 +129,7 @@ proptest! {
 
     /// Against time that neither wraps nor is rounded.
     #[test]
-    fn holds_last_as_long_as_they_should(start_us in 0u64..200_000_000_000, hold_us in 0u64..2_000_000, later_us in 0u64..20_000_000) {
+    fn holds_last_as_long_as_they_should(start_us in prop_oneof![0u64..200_000_000_000, (1u64..4).prop_map(|n| n * WRAP_US), WRAP_US - 2_000_000..WRAP_US], hold_us in 0u64..2_000_000, later_us in 0u64..20_000_000) {
         let us = Duration::from_micros;
         let end = Tick::end_of_hold(us(start_us), us(hold_us));
         let rest = end.remaining(us(start_us + later_us));

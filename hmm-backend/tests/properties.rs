@@ -4,8 +4,8 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,8 +21,13 @@ use proptest::test_runner::FileFailurePersistence;
 const PAGES: u32 = 1024;
 /// The device whose memory is coherent; the other two have private memory.
 const COHERENT: usize = 2;
-/// Longer than anything here takes, shorter than for ever.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than anything here takes, shorter than for ever. Once a sequence has failed, shorter ones are tried, each
+/// of which may fail by not coming to rest.
+fn patience() -> Duration {
+    Duration::from_secs(if FAILED.load(SeqCst) { 1 } else { 30 })
+}
+
+static FAILED: AtomicBool = AtomicBool::new(false);
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -146,6 +151,7 @@ struct World {
 impl Drop for World {
     fn drop(&mut self) {
         // After a failure the CPU may sleep for ever.
+        FAILED.fetch_or(std::thread::panicking(), SeqCst);
         self.rig.backend.abandon_faults();
         drop(self.cpu.requests.take());
         let _ = self.cpu.thread.take().map(JoinHandle::join);
@@ -212,7 +218,7 @@ impl World {
         let value = value.filter(|_| !self.read_only[page as usize]);
         let requests = self.cpu.requests.as_ref().unwrap();
         requests.send((address, value)).unwrap();
-        let seen = self.cpu.answers.recv_timeout(PATIENCE);
+        let seen = self.cpu.answers.recv_timeout(patience());
         let seen = seen.unwrap_or_else(|_| panic!("the CPU sleeps for ever on page {page}"));
         if let Some(value) = value {
             self.contents[page as usize] = value;
@@ -449,7 +455,7 @@ impl World {
     fn check(&self) {
         let started = Instant::now();
         while let Err(why) = self.consistent() {
-            assert!(started.elapsed() < PATIENCE, "{why}");
+            assert!(started.elapsed() < patience(), "{why}");
             std::thread::yield_now();
         }
         self.devices.iter().for_each(|d| d.driver.assert_clean());
@@ -620,6 +626,7 @@ fn config() -> ProptestConfig {
             env!("CARGO_MANIFEST_DIR"),
             "/proptest-regressions/backend.txt"
         )))),
+        max_shrink_time: 60_000,
         ..ProptestConfig::default()
     };
     if std::env::var_os("PROPTEST_CASES").is_none() {
