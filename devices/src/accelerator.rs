@@ -36,6 +36,8 @@ pub trait Interrupt: Send + Sync {
 pub struct AcceleratorConfig {
     /// Device memory in bytes.
     pub memory: u64,
+    /// Whether CPUs reach it in place.
+    pub coherent: bool,
     /// Guest-physical base of managed memory.
     pub managed_base: u64,
     /// Number of vCPUs that can get its interrupt.
@@ -115,8 +117,11 @@ impl Accelerator {
         wrap: impl FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver>,
     ) -> Result<Accelerator, AcceleratorError> {
         let driver = Arc::new(AcceleratorDriver::new(config.memory));
-        let device = backend
-            .attach(config.memory, wrap(driver.clone()))
+        let attach = match config.coherent {
+            true => Backend::attach_coherent,
+            false => Backend::attach,
+        };
+        let device = attach(backend, config.memory, wrap(driver.clone()))
             .map_err(|error| AcceleratorError::Attach { index, error })?;
         Accelerator::attached(index, config, backend, device, &driver, irq).inspect_err(|_| {
             // The first error is the one to report.

@@ -82,6 +82,11 @@ pub enum Operation {
         idx: Words,
         value: u64,
     },
+    ExclusiveAdd {
+        addr: u64,
+        n: u64,
+        value: u64,
+    },
     Chase {
         base: Words,
         start: u64,
@@ -200,6 +205,11 @@ pub fn decode(command: &Command, managed: &Managed) -> Result<Operation, Command
                 value,
             }
         }
+        accel::OP_EXCLUSIVE_ADD => {
+            let [addr, n, value, ..] = args;
+            let Words { addr, .. } = words(addr, 1)?;
+            Operation::ExclusiveAdd { addr, n, value }
+        }
         accel::OP_CHASE => {
             let [base, start, steps, len, ..] = args;
             let base = words(base, len)?;
@@ -257,7 +267,7 @@ mod tests {
         let base = MANAGED.base;
         let end = base + MANAGED.bytes;
         let refused = |opcode, args, error| assert_eq!(decode_args(opcode, args), Err(error));
-        refused(15, [0; 6], CommandError::Opcode);
+        refused(16, [0; 6], CommandError::Opcode);
         refused(
             accel::OP_FILL,
             [base + 1, 1, 0, 0, 0, 0],
@@ -375,6 +385,7 @@ mod tests {
             }
             Operation::AtomicAdd { base, idx, .. } => vec![base, idx],
             Operation::Chase { base, .. } => vec![base],
+            Operation::ExclusiveAdd { addr, .. } => vec![Words { addr, len: 1 }],
         }
     }
 }

@@ -30,6 +30,9 @@ pub trait Memory {
         step: impl FnMut(&[AtomicU64]) -> Words,
     ) -> Result<(), CommandError>;
 
+    /// `n` times, adds to a word while nobody else reaches its page; returns what it held before.
+    fn add_exclusively(&mut self, addr: u64, n: u64, value: u64) -> Result<u64, CommandError>;
+
     /// Migrates pages as a hint of the guest; returns how many moved.
     fn migrate(&mut self, pages: PageRange, direction: Direction) -> Result<u64, CommandError>;
 
@@ -185,6 +188,13 @@ pub mod testing {
                 run = step(&self.words[start..start + len]);
             }
             Ok(())
+        }
+
+        fn add_exclusively(&mut self, addr: u64, n: u64, value: u64) -> Result<u64, CommandError> {
+            self.managed.words(addr, 1)?;
+            let word = &self.words[((addr - self.managed.base) / 8) as usize];
+            let sum = value.wrapping_mul(n);
+            Ok(word.fetch_add(sum, Ordering::Relaxed))
         }
 
         fn migrate(&mut self, pages: PageRange, _: Direction) -> Result<u64, CommandError> {

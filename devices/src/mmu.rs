@@ -10,8 +10,8 @@ use crate::managed::WORD;
 pub const PAGE_WORDS: usize = (PAGE_SIZE / WORD) as usize;
 const TLB_SLOTS: usize = 256;
 
-/// A page-table entry: the host address of a page, bit 0 set if the page is writable; null if there is
-/// no translation.
+/// A page-table entry: the host address of a page, bit 0 set if the page is writable, bit 1 if it is the
+/// device's alone; null if there is no translation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry(*mut u8);
 
@@ -22,10 +22,13 @@ unsafe impl Send for Entry {}
 impl Entry {
     const NONE: Entry = Entry(std::ptr::null_mut());
     const WRITABLE: usize = 1;
+    const EXCLUSIVE: usize = 2;
 
-    fn new(host: *mut u8, writable: bool) -> Entry {
+    fn new(host: *mut u8, writable: bool, exclusive: bool) -> Entry {
         debug_assert!(host.addr().is_multiple_of(PAGE_SIZE as usize));
-        Entry(host.map_addr(|addr| addr | if writable { Entry::WRITABLE } else { 0 }))
+        let bit = |set, bit| if set { bit } else { 0 };
+        let bits = bit(writable, Entry::WRITABLE) | bit(exclusive, Entry::EXCLUSIVE);
+        Entry(host.map_addr(|addr| addr | bits))
     }
 
     fn permits(self, access: Access) -> bool {
@@ -36,7 +39,8 @@ impl Entry {
     }
 
     fn host(self) -> *mut u8 {
-        self.0.map_addr(|addr| addr & !Entry::WRITABLE)
+        let bits = Entry::WRITABLE | Entry::EXCLUSIVE;
+        self.0.map_addr(|addr| addr & !bits)
     }
 }
 
@@ -81,7 +85,7 @@ impl Mmu {
     pub fn map(&mut self, mapping: Mapping) {
         self.insert(
             mapping.page,
-            Entry::new(mapping.host.as_ptr(), mapping.writable),
+            Entry::new(mapping.host.as_ptr(), mapping.writable, mapping.exclusive),
         );
     }
 
@@ -119,6 +123,18 @@ impl Mmu {
         // the guard, too; the result does not outlive that borrow. Whoever else accesses the page
         // meanwhile is a vCPU or another device, which does so atomically.
         Some(unsafe { &*entry.host().cast::<[AtomicU64; PAGE_WORDS]>() })
+    }
+}
+
+impl Mmu {
+    /// The same for writing, if the page is the device's alone.
+    pub fn translate_exclusive(&mut self, page: Page) -> Option<&[AtomicU64; PAGE_WORDS]> {
+        let table = self.blocks.get(page.block().0 as usize)?.as_deref()?;
+        let entry = table[page.index_in_block()];
+        match entry.0.addr() & Entry::EXCLUSIVE {
+            0 => None,
+            _ => self.translate(page, Access::Write),
+        }
     }
 }
 
@@ -182,7 +198,8 @@ mod tests {
 
         fn map(&mut self, page: u32, host: usize, writable: bool) {
             let host = (&raw mut self.host.0[host]).cast();
-            self.mmu.insert(Page(page), Entry::new(host, writable));
+            self.mmu
+                .insert(Page(page), Entry::new(host, writable, false));
         }
 
         fn read(&mut self, page: u32) -> Option<u64> {

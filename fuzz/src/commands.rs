@@ -117,6 +117,7 @@ impl Guest {
             )
             .expect("a thread is needed");
         let config = AcceleratorConfig {
+            coherent: false,
             memory: (u64::from(input.device_pages) + 1) * PAGE_SIZE,
             managed_base: MANAGED,
             vcpus: 2,

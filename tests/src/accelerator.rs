@@ -75,6 +75,7 @@ impl Rig {
             .unwrap();
         let interrupts = Arc::new(AtomicU64::new(0));
         let config = AcceleratorConfig {
+            coherent: false,
             memory: device_pages * PAGE_SIZE,
             managed_base: MANAGED,
             vcpus: 2,

@@ -138,6 +138,7 @@ impl Builder {
         };
         let output = Output::default();
         let device = |(_, pages): &(usize, u32)| DeviceConfig {
+            coherent: false,
             memory: u64::from(*pages) * PAGE_SIZE,
             cpu: None,
         };

@@ -141,6 +141,7 @@ impl Setup {
         config.policy = Arc::new(self.policy.parse::<PolicySpec>().expect("a known policy"));
         let backend = Backend::new(config).expect("managed memory");
         let device = DeviceConfig {
+            coherent: false,
             memory: u64::from(self.device_pages) * PAGE_SIZE,
             cpu: None,
         };

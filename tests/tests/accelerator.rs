@@ -53,6 +53,28 @@ fn integers(rig: &mut Rig, random: &mut Random) {
     rig.expect("atomic add", 130, [9; 4096]);
 }
 
+/// The accelerator's loads and stores make one operation, because nobody else reaches the page meanwhile.
+fn exclusive(rig: &mut Rig) {
+    rig.fill(190, [5]);
+    rig.submit(command(OP_EXCLUSIVE_ADD, &[at(190), 20_000, 1]));
+    for _ in 0..200 {
+        rig.cpu(190 * PAGE_SIZE).fetch_add(1 << 32, Relaxed);
+    }
+    rig.wait();
+    let (status, before, _) = rig.answer();
+    assert_eq!((status, before & 0xffff_ffff), (STATUS_OK, 5));
+    rig.expect("exclusive add", 190, [(200 << 32) + 20_005]);
+    assert_eq!(
+        rig.result(OP_EXCLUSIVE_ADD, &[at(190), 0, 1]),
+        (200 << 32) + 20_005
+    );
+    let pinned = rig.backend.pin(pages(190..191)).unwrap();
+    // Whoever has pinned it uses it without asking.
+    let refused = rig.run(OP_EXCLUSIVE_ADD, &[at(190), 1, 1]);
+    assert_eq!(refused, (STATUS_PERMISSION, 0, at(190)));
+    drop(pinned);
+}
+
 /// Commands on doubles and on compressed rows.
 fn matrices(rig: &mut Rig, random: &mut Random) {
     let n = 3000;
@@ -143,6 +165,17 @@ fn every_command_is_right_amid_migrations() {
             assert_eq!((stats.commands, stats.errors), (rig.sent, 0));
             assert!(rig.backend.stats().device_pages_peak <= device_pages + 64);
         }
+    });
+}
+
+#[test]
+fn exclusive_operations_are_whole() {
+    both_engines("exclusive operations", |engine| {
+        let mut rig = Rig::new(engine, "on-demand+timeslice:min=0", 64);
+        // Where the page is at first makes no difference: in system memory, or in the accelerator's own.
+        exclusive(&mut rig);
+        rig.result(OP_MIGRATE, &[at(190), PAGE_SIZE, TO_DEVICE]);
+        exclusive(&mut rig);
     });
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use hmm_backend::{EngineChoice, PolicySpec};
 use hmmvisor::OnMemoryError;
-use hmmvisor::config::Config;
+use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::size::Size;
 
 /// Runs guests whose memory pages migrate between system memory and the memory of emulated
@@ -77,6 +77,10 @@ pub struct RunArgs {
     /// Memory of each accelerator [default: 16M]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     device_memory: Option<Size>,
+    /// What that memory is: private (out of reach of vCPUs, pages migrate on faults) or coherent (reached by all in
+    /// place, pages move only when the guest asks for it) [default: private]
+    #[arg(long, value_name = "KIND")]
+    device_kind: Option<DeviceKind>,
     /// Number of accelerators, 1 to 16 [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     devices: Option<u32>,
@@ -127,6 +131,7 @@ impl RunArgs {
         set(&mut config.machine.memory, self.memory);
         set(&mut config.machine.on_memory_error, self.on_memory_error);
         set(&mut config.devices.memory, self.device_memory);
+        set(&mut config.devices.kind, self.device_kind);
         set(&mut config.devices.count, self.devices);
         set(&mut config.seed, self.seed);
         Ok(config)

@@ -67,6 +67,33 @@ pub struct DevicesConfig {
     pub count: u32,
     /// Memory of each accelerator, a multiple of 4 KiB.
     pub memory: Size,
+    /// What that memory is: `private` or `coherent`.
+    #[serde(deserialize_with = "from_str")]
+    pub kind: DeviceKind,
+}
+
+/// What an accelerator's memory is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DeviceKind {
+    /// Out of reach of CPUs: pages migrate on faults.
+    #[default]
+    Private,
+    /// CPUs reach it in place: pages move only when the guest asks for it.
+    Coherent,
+}
+
+impl FromStr for DeviceKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceKind, String> {
+        match text {
+            "private" => Ok(DeviceKind::Private),
+            "coherent" => Ok(DeviceKind::Coherent),
+            _ => Err(format!(
+                "unknown kind of device memory '{text}'; there are: private, coherent"
+            )),
+        }
+    }
 }
 
 /// `[engine]`
@@ -155,6 +182,7 @@ impl Default for DevicesConfig {
         DevicesConfig {
             count: 1,
             memory: Size(16 << 20),
+            kind: DeviceKind::default(),
         }
     }
 }

@@ -10,7 +10,7 @@ use hmm_backend::{Backend, BackendConfig};
 use hmmvisor_guest_images::{self as guest_images, CatalogError};
 use thiserror::Error;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, DeviceKind};
 use crate::ending::End;
 use crate::event_loop;
 use crate::file::{self, FileError};
@@ -94,12 +94,12 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let backend = Backend::new(BackendConfig {
         engine: config.engine.kind,
         shards: config.engine.shards,
-        shared: 0,
         policy: Arc::new(config.policy.spec.clone()),
         ..BackendConfig::new(config.machine.memory.0)
     })?;
     let device = |cpu| DeviceConfig {
         memory: config.devices.memory.0,
+        coherent: config.devices.kind == DeviceKind::Coherent,
         cpu,
     };
     let mut vm = Vm::new(VmConfig {

@@ -22,6 +22,7 @@ impl DeviceConfig {
     ) -> Result<Arc<Accelerator>, VmError> {
         let config = AcceleratorConfig {
             memory: self.memory,
+            coherent: self.coherent,
             managed_base: slot.managed_base,
             vcpus: slot.vcpus,
             cpu: self.cpu,

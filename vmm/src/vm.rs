@@ -112,6 +112,8 @@ impl Managed {
 pub struct DeviceConfig {
     /// Device memory in bytes.
     pub memory: u64,
+    /// Whether CPUs reach it in place; otherwise pages migrate on faults.
+    pub coherent: bool,
     /// Host CPU to pin its thread to.
     pub cpu: Option<usize>,
 }

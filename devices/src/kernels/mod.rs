@@ -35,6 +35,7 @@ pub fn execute(operation: Operation, memory: &mut impl Memory) -> Result<u64, Co
         Operation::AtomicAdd { base, idx, value } => {
             indexed::atomic_add(memory, base, idx, value).map(no_result)
         }
+        Operation::ExclusiveAdd { addr, n, value } => memory.add_exclusively(addr, n, value),
         Operation::Chase { base, start, steps } => indexed::chase(memory, base, start, steps),
         Operation::Matmul { c, a, b, n } => dense::matmul(memory, c, a, b, n).map(no_result),
         Operation::Spmv {

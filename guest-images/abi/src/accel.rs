@@ -162,6 +162,9 @@ pub const OP_MIGRATE: u32 = 13;
 /// `addr, bytes` (page-aligned): the guest needs the contents no longer. Reads return zeros
 /// afterwards. Result = pages freed that had contents.
 pub const OP_FREE: u32 = 14;
+/// `addr, n, value`: `n` times, adds `value` to the word, wrapping, while the device has the page for itself: for
+/// devices whose atomic operations are not atomic towards CPUs. Result = what the word held before.
+pub const OP_EXCLUSIVE_ADD: u32 = 15;
 
 /// [`OP_MIGRATE`]: into this accelerator's memory.
 pub const TO_DEVICE: u64 = 1;

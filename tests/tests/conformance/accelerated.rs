@@ -41,6 +41,7 @@ impl Subject for Accelerated {
         device: DeviceId,
     ) -> Option<Box<dyn DeviceAccess>> {
         let config = AcceleratorConfig {
+            coherent: false,
             memory: MEMORY,
             managed_base: MANAGED,
             vcpus: 1,

@@ -60,7 +60,7 @@ fn commands(accel: &mut Accel, area: Words, memory_end: u64) {
     );
     refuses(
         "status of the first unused opcode",
-        command(OP_FREE + 1, &[]),
+        command(OP_EXCLUSIVE_ADD + 1, &[]),
         &[STATUS_OPCODE],
         None,
     );
