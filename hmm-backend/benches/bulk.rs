@@ -42,12 +42,16 @@ fn main() {
     source.touch();
     copy.touch();
     let recycles = |bytes| (Engine::Copy, bytes, format!("copy, {} MiB", bytes >> 20));
+    let only = std::env::args().nth(1).unwrap_or_default();
     for (engine, recycled, name) in [
         (Engine::Remap, 0, "remap".to_string()),
         recycles(0),
         recycles(2 << 20),
         recycles(BYTES),
     ] {
+        if !only.starts_with('-') && !name.starts_with(&only) {
+            continue;
+        }
         let mut ours = [Vec::new(), Vec::new()];
         let mut bare = [Vec::new(), Vec::new()];
         let mut memcpy = [Vec::new(), Vec::new()];

@@ -123,6 +123,7 @@ fn folio_halved(n: u32) {
 
 fn queue_sort(n: u32) {
     let fault = |i: u32| Fault {
+        generation: 0,
         // In no order, some twice.
         page: Page(i.wrapping_mul(0x9e37_79b1) >> 26),
         write: i.is_multiple_of(2),

@@ -2,7 +2,7 @@
 //!
 //! | bits | meaning |
 //! |---|---|
-//! | 0–2 | state: 0 untouched, 1 system, 2 device, 3 poisoned, 4 coherent, 5 exclusive |
+//! | 0–2 | state: 0 untouched, 1 system, 2 device, 3 coherent, 4 poisoned, 6 exclusive; bit 0 says that CPUs reach it |
 //! | 3 | locked: one winner works on the page (or on the folio this page is the head of) |
 //! | 4 | waiters: somebody sleeps on the lock |
 //! | 5 | mirrored: some device may have a translation of the page |
@@ -55,12 +55,16 @@ impl Residency {
 }
 
 const STATE: u64 = 0b111;
-const UNTOUCHED: u64 = 0;
-const SYSTEM: u64 = 1;
-const DEVICE: u64 = 2;
-const POISONED: u64 = 3;
-const COHERENT: u64 = 4;
-const EXCLUSIVE: u64 = 5;
+const UNTOUCHED: u64 = 0b000;
+const SYSTEM: u64 = 0b001;
+const DEVICE: u64 = 0b010;
+const COHERENT: u64 = 0b011;
+const POISONED: u64 = 0b100;
+const EXCLUSIVE: u64 = 0b110;
+/// Set in the states in which CPUs reach the page.
+const REACHED: u64 = 0b001;
+/// These bits are the same in the states in which a device's memory holds the page, and in no other.
+const ON_DEVICE: u64 = 0b110;
 pub(crate) const LOCKED: u64 = 1 << 3;
 pub(crate) const WAITERS: u64 = 1 << 4;
 pub(crate) const MIRRORED: u64 = 1 << 5;
@@ -146,12 +150,13 @@ impl Word {
     /// Whether the contents are where CPUs reach them. These two look at the bits alone: policies ask for every
     /// page of a block.
     pub(crate) fn reached_by_cpus(self) -> bool {
-        matches!(self.0 & STATE, SYSTEM | COHERENT)
+        self.0 & REACHED != 0
     }
 
     /// Whether the contents are in the memory of this device.
     pub(crate) fn on_device(self, device: DeviceId) -> bool {
-        matches!(self.0 & STATE, DEVICE | COHERENT) && self.owner() == device
+        let mask = ON_DEVICE | AUX_MASK << AUX_SHIFT;
+        self.0 & mask == DEVICE | u64::from(device.0) << AUX_SHIFT
     }
 
     fn aux(self) -> u64 {

@@ -107,13 +107,14 @@ impl<'b> ToDevice<'b> {
                 lock.carve(&|range| count_in(pages, range), &mut locks);
             }
         }
-        // A folio has one permission.
-        let (read_only, writable) = locks.into_iter().partition(|l| l.word().read_only());
         let mut targets = Vec::new();
-        for locks in [writable, read_only] {
-            allocate(backend, device, block, locks, &mut targets);
+        // A folio has one permission.
+        let read_only: Vec<_> = locks.extract_if(.., |l| l.word().read_only()).collect();
+        allocate(backend, device, block, locks, &mut targets);
+        if !read_only.is_empty() {
+            allocate(backend, device, block, read_only, &mut targets);
+            targets.sort_by_key(|t| t.allocation.folio.page);
         }
-        targets.sort_by_key(|t| t.allocation.folio.page);
         (!targets.is_empty()).then_some(ToDevice {
             backend,
             device,
