@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hmm_backend::{
-    BLOCK_PAGES, Backend, BackendConfig, Driver, Engine, EngineChoice, PAGE_SIZE, PolicySpec,
+    BLOCK_PAGES, Backend, BackendConfig, Driver, Engine, EngineChoice, KernelAnswers, PAGE_SIZE,
+    PolicySpec,
 };
 use hmmvisor::OnMemoryError;
 use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
@@ -22,6 +23,7 @@ const EVENTS: usize = 4096;
 enum DeviceKind {
     Accelerator,
     Scripted,
+    Coherent,
     Driver(Arc<dyn Driver>),
 }
 
@@ -31,6 +33,8 @@ pub struct Builder {
     policy: String,
     vcpus: u32,
     pages: u32,
+    shared: u32,
+    kernel: Option<Arc<dyn KernelAnswers>>,
     devices: Vec<(DeviceKind, u32)>,
     patience: Duration,
 }
@@ -42,6 +46,8 @@ impl Default for Builder {
             policy: "on-demand+timeslice:min=0".into(),
             vcpus: 2,
             pages: BLOCK_PAGES as u32,
+            shared: 0,
+            kernel: None,
             devices: Vec::new(),
             patience: Duration::from_secs(30),
         }
@@ -74,6 +80,19 @@ impl Builder {
         self
     }
 
+    /// Shared memory behind the others ([`BackendConfig::shared`]), which devices reach in place and which never moves: so
+    /// many pages, rounded up to a multiple of 512; none if not said. [`TestVm::shared`] are its pages.
+    pub fn shared(mut self, pages: u32) -> Builder {
+        self.shared = pages;
+        self
+    }
+
+    /// What the kernel is made to answer when pages are filled and moved; only the truth if not said.
+    pub fn kernel(mut self, answers: Arc<dyn KernelAnswers>) -> Builder {
+        self.kernel = Some(answers);
+        self
+    }
+
     /// One more device: a real accelerator with this many pages of memory.
     pub fn accelerator(self, pages: u32) -> Builder {
         self.device(DeviceKind::Accelerator, pages)
@@ -83,6 +102,12 @@ impl Builder {
     /// backend keeps to the contract.
     pub fn scripted(self, pages: u32) -> Builder {
         self.device(DeviceKind::Scripted, pages)
+    }
+
+    /// One more device, with this many pages of coherent memory ([`Backend::attach_coherent`]): otherwise like
+    /// [`Self::scripted`].
+    pub fn coherent(self, pages: u32) -> Builder {
+        self.device(DeviceKind::Coherent, pages)
     }
 
     /// One more device, with this many pages of memory: a driver of your own.
@@ -116,7 +141,8 @@ impl Builder {
             .collect();
 
         let blocks = u64::from(self.pages.max(1)).div_ceil(BLOCK_PAGES);
-        let bytes = blocks * BLOCK_PAGES * PAGE_SIZE;
+        let shared = u64::from(self.shared).next_multiple_of(BLOCK_PAGES);
+        let bytes = (blocks * BLOCK_PAGES + shared) * PAGE_SIZE;
         let reserved = if accelerators.is_empty() {
             0
         } else {
@@ -126,6 +152,11 @@ impl Builder {
         config.engine = EngineChoice::Only(self.engine);
         config.policy = Arc::new(self.policy.parse::<PolicySpec>().expect("a known policy"));
         config.events = EVENTS;
+        config.kernel = self.kernel;
+        if shared > 0 {
+            // The queues are at the end in any case.
+            config.shared = shared * PAGE_SIZE + reserved;
+        }
         let backend = Backend::new(config).expect("managed memory");
 
         let doorbell = Arc::new(Doorbell::new(backend.clone()));
@@ -171,10 +202,15 @@ impl Builder {
         let mut real = (0..).zip(vm.accelerators());
         let mut devices = Vec::new();
         for ((kind, pages), injector) in self.devices.into_iter().zip(injectors) {
+            let coherent = matches!(kind, DeviceKind::Coherent);
             let attach = |inner: Arc<dyn Driver>| {
                 let driver = Arc::new(Injected::new(inner, injector.clone()));
                 let memory = u64::from(pages) * PAGE_SIZE;
-                backend.attach(memory, driver).expect("a device")
+                let attached = match coherent {
+                    true => backend.attach_coherent(memory, driver),
+                    false => backend.attach(memory, driver),
+                };
+                attached.expect("a device")
             };
             let (id, kind) = match kind {
                 DeviceKind::Accelerator => {
@@ -182,13 +218,18 @@ impl Builder {
                     let kind = Kind::Accelerator(index, accelerator.clone());
                     (accelerator.device_id(), kind)
                 }
-                DeviceKind::Scripted => {
+                DeviceKind::Scripted | DeviceKind::Coherent => {
                     let driver = Arc::new(ScriptedDriver::default());
                     (attach(driver.clone()), Kind::Scripted(driver))
                 }
                 DeviceKind::Driver(driver) => (attach(driver), Kind::Driver),
             };
-            devices.push(Slot { id, injector, kind });
+            devices.push(Slot {
+                id,
+                injector,
+                kind,
+                mirror: Arc::default(),
+            });
         }
         vm.start().expect("vCPU threads");
         let vm = TestVm {
@@ -198,7 +239,8 @@ impl Builder {
             doorbell,
             desks: (0..self.vcpus).map(|_| Desk::default()).collect(),
             devices,
-            pages: (blocks * BLOCK_PAGES) as u32,
+            pages: (blocks * BLOCK_PAGES + shared) as u32,
+            shared: shared as u32,
             output,
             events: Mutex::default(),
             patience: Mutex::new(self.patience),

@@ -1,13 +1,14 @@
 //! A device of a machine under test, as the test sees it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use hmm_backend::{DeviceId, Error, FaultError, Residency};
+use hmm_backend::{Backend, DeviceId, Error, FaultError, Page, Residency};
 use hmmvisor_devices::Accelerator;
 
+use crate::conformance::{AccessRefused, DeviceAccess, MirrorDevice};
 use crate::inject::{Arrival, Injector, WayPoint};
 use crate::pending::Task;
-use crate::place::Pages;
+use crate::place::{Pages, Word};
 use crate::{ScriptedDriver, TestVm};
 
 /// What a device of a machine is.
@@ -15,6 +16,8 @@ pub(crate) struct Slot {
     pub(crate) id: DeviceId,
     pub(crate) injector: Arc<Injector>,
     pub(crate) kind: Kind,
+    /// Its way to memory, made when it is first used.
+    pub(crate) mirror: Arc<Mutex<Option<MirrorDevice>>>,
 }
 
 pub(crate) enum Kind {
@@ -93,7 +96,12 @@ impl<'vm> Device<'vm> {
 
     /// Whether all these pages are in the device's memory.
     pub fn holds(self, pages: impl Pages) -> bool {
-        let holds = |page| matches!(self.vm.word(page).residency(), Residency::Device { device, .. } if device == self.slot.id);
+        let holds = |page| match self.vm.word(page).residency() {
+            Residency::Device { device, .. } | Residency::Coherent { device, .. } => {
+                device == self.slot.id
+            }
+            _ => false,
+        };
         pages.range().pages().all(holds)
     }
 
@@ -101,6 +109,47 @@ impl<'vm> Device<'vm> {
     pub fn pages(self) -> u32 {
         let range = 0..self.vm.backend().pages();
         range.filter(|page| self.holds(*page)).count() as u32
+    }
+
+    /// The device reads a word, through a mirror: as the policy says, the page comes to it first.
+    pub fn read(self, at: impl Word) -> Result<u64, AccessRefused> {
+        access(self.slot, at.place(), |mirror, page, word| {
+            mirror.read(page, word)
+        })(&self.vm.backend)
+    }
+
+    /// The device writes a word.
+    pub fn write(self, at: impl Word, value: u64) -> Result<(), AccessRefused> {
+        let write = move |mirror: &mut MirrorDevice, page, word| mirror.write(page, word, value);
+        access(self.slot, at.place(), write)(&self.vm.backend)
+    }
+
+    /// The device adds to a word, atomically towards CPUs and devices. Returns what the word was.
+    pub fn add(self, at: impl Word, value: u64) -> Result<u64, AccessRefused> {
+        let add = move |mirror: &mut MirrorDevice, page, word| mirror.add(page, word, value);
+        access(self.slot, at.place(), add)(&self.vm.backend)
+    }
+
+    /// The device adds to a word in two steps, with exclusive access to the page
+    /// ([`hmm_backend::Mirror::fault_exclusive`]). Returns what the word was. It keeps the page until somebody else wants
+    /// it.
+    pub fn exclusive_add(self, at: impl Word, value: u64) -> Result<u64, AccessRefused> {
+        let add =
+            move |mirror: &mut MirrorDevice, page, word| mirror.exclusive_add(page, word, value);
+        access(self.slot, at.place(), add)(&self.vm.backend)
+    }
+
+    /// The device reads a word in the background, where a gate may hold it.
+    pub fn begin_read(self, at: impl Word) -> Task<'vm, Result<u64, AccessRefused>> {
+        let (page, index) = at.place();
+        let what = format!(
+            "read of page {page:#x}, word {index} by device {}",
+            self.index
+        );
+        let read = access(self.slot, (page, index), |mirror, page, word| {
+            mirror.read(page, word)
+        });
+        self.vm.background(&what, read)
     }
 
     /// The accelerator, for its figures. Panics if the device is none.
@@ -143,6 +192,30 @@ impl<'vm> Device<'vm> {
             &format!("unplug of device {}", self.index),
             move |backend| backend.detach(id),
         )
+    }
+}
+
+/// An access by a device, one at a time for each.
+fn access<R, F>(
+    slot: &Slot,
+    (page, word): (u32, u32),
+    act: F,
+) -> impl FnOnce(&Arc<Backend>) -> Result<R, AccessRefused> + use<R, F>
+where
+    F: FnOnce(&mut MirrorDevice, Page, usize) -> Result<R, AccessRefused>,
+{
+    let (device, mirror) = (slot.id, slot.mirror.clone());
+    move |backend| {
+        let mut mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
+        let mirror = match &mut *mirror {
+            Some(mirror) => mirror,
+            none => {
+                let made = MirrorDevice::new(backend, device);
+                let made = made.map_err(|error| AccessRefused::Failed(error.to_string()))?;
+                none.insert(made)
+            }
+        };
+        act(mirror, Page(page), word as usize)
     }
 }
 

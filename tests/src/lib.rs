@@ -33,7 +33,7 @@
 //! |---|---|
 //! | a machine and how to wait for it | [`TestVm`], [`Builder`] |
 //! | what a vCPU can be told to do, and its answer | [`Vcpu`], [`Pending`], [`Adding`], [`GuestError`] |
-//! | holding a device's driver, making it fail, unplugging it | [`Device`], [`Gate`], [`WayPoint`], [`Arrival`] |
+//! | a device's own accesses, holding its driver, making it fail, unplugging it | [`Device`], [`Gate`], [`WayPoint`], [`Arrival`] |
 //! | migrations and the like on another thread | [`Task`] |
 //! | both engines | [`each_engine`], [`machine::both_engines`] |
 //! | a driver that checks the contract | [`ScriptedDriver`] |
@@ -65,6 +65,7 @@ pub mod watchdog;
 
 pub use asm::{Asm, Reg};
 pub use builder::Builder;
+pub use conformance::AccessRefused;
 pub use device::{Device, Gate};
 pub use driver::ScriptedDriver;
 pub use elf::{Segment, elf};

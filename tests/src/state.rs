@@ -50,6 +50,7 @@ impl fmt::Debug for TestVm {
         for page in (0..self.pages).map(Page) {
             let place = match self.word(page).residency() {
                 Residency::Device { device, .. } => format!("{device:?}"),
+                Residency::Coherent { device, .. } => format!("{device:?}, coherent"),
                 other => format!("{other:?}"),
             };
             let ranges = places.entry(place).or_default();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Backend, Event, Page, Residency, Stats};
+use hmm_backend::{Backend, Event, Page, PageRange, Residency, Stats};
 use hmmvisor::End;
 use hmmvisor::ending::Ending;
 use hmmvisor::vm::Vm;
@@ -14,7 +14,7 @@ use crate::builder::Builder;
 use crate::device::{Device, Kind, Slot};
 use crate::doorbell::Doorbell;
 use crate::pending::Task;
-use crate::place::{Pages, Word};
+use crate::place::{Pages, Word, pages};
 use crate::vcpu::{Desk, Vcpu};
 use crate::{Output, word};
 
@@ -28,6 +28,7 @@ pub struct TestVm {
     pub(crate) desks: Vec<Desk>,
     pub(crate) devices: Vec<Slot>,
     pub(crate) pages: u32,
+    pub(crate) shared: u32,
     pub(crate) output: Output,
     /// Taken out of the rings and not asked for yet.
     pub(crate) events: Mutex<Vec<Event>>,
@@ -72,6 +73,11 @@ impl TestVm {
         self.pages
     }
 
+    /// The last of these pages, which are shared memory ([`Builder::shared`]).
+    pub fn shared(&self) -> PageRange {
+        pages(self.pages - self.shared..self.pages)
+    }
+
     /// The memory.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
@@ -103,7 +109,13 @@ impl TestVm {
     /// [`Self::to_device`]; with gates, [`Self::begin_to_system`].
     pub fn to_system(&self, pages: impl Pages) {
         let range = pages.range();
-        let away = |page| matches!(self.word(page).residency(), Residency::Device { .. });
+        let away = |page| {
+            let residency = self.word(page).residency();
+            matches!(
+                residency,
+                Residency::Device { .. } | Residency::Coherent { .. }
+            )
+        };
         self.wait_until(&format!("{range:?} in system memory"), || {
             let moved = self.backend.migrate_to_system(range);
             moved.expect("the range is in managed memory");

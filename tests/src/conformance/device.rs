@@ -78,6 +78,31 @@ impl MirrorDevice {
         })
     }
 
+    /// Adds to a word in two steps, with exclusive access to the page: nobody else comes between them. Returns what the
+    /// word was.
+    pub fn exclusive_add(
+        &mut self,
+        page: Page,
+        word: usize,
+        value: u64,
+    ) -> Result<u64, AccessRefused> {
+        loop {
+            let guard = self.mirror.lock();
+            if let Some(mapping) = guard.0.get(&page)
+                && mapping.exclusive
+            {
+                let old = cell(mapping, word).load(Ordering::SeqCst);
+                std::thread::yield_now();
+                cell(mapping, word).store(old.wrapping_add(value), Ordering::SeqCst);
+                return Ok(old);
+            }
+            drop(guard);
+            self.mirror.fault_exclusive(page, |table, mapping| {
+                table.0.insert(mapping.page, mapping);
+            })?;
+        }
+    }
+
     fn with<R>(
         &mut self,
         page: Page,
