@@ -3,6 +3,7 @@
 //! `docs/conformance.md` says what stands for what.
 
 mod access;
+mod document;
 mod exclusive;
 mod folios;
 mod gaps;
