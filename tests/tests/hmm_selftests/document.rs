@@ -83,21 +83,19 @@ fn rows(document: &str) -> Vec<Row<'_>> {
 }
 
 /// Names of the functions marked as tests in all sources below, and what kind of test they are.
-fn tests_in(folder: &Path, found: &mut BTreeMap<String, &'static str>) {
+fn tests_in(folder: &Path, kind: &'static str, found: &mut BTreeMap<String, &'static str>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
-            tests_in(&path, found);
+            let kind = match &*name {
+                "src" => "unit",
+                "residency_model" => "model",
+                _ => kind,
+            };
+            tests_in(&path, kind, found);
         } else if name.ends_with(".rs") {
             let text = fs::read_to_string(&path).unwrap();
-            let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
-            let below = |name: &str| parts.iter().any(|part| part == name);
-            let kind = match below("src") {
-                true if below("residency_model") => "model",
-                true => "unit",
-                false => "",
-            };
             for after in text.split("#[test]").skip(1) {
                 // Other attributes may come between.
                 let mut lines = after.lines().map(str::trim);
@@ -113,10 +111,8 @@ fn tests_in(folder: &Path, found: &mut BTreeMap<String, &'static str>) {
 
 fn tests_in_workspace() -> BTreeMap<String, &'static str> {
     let mut found = BTreeMap::new();
-    tests_in(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
-        &mut found,
-    );
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    tests_in(&workspace, "", &mut found);
     found
 }
 
