@@ -14,6 +14,30 @@ pub const TIME_NS: u64 = 0x20;
 /// Write, from the firmware only: the vCPU took a CPU exception that the guest cannot handle. The
 /// value is the vector; `rsp` points at what the firmware saved.
 pub const EXCEPTION: u64 = 0x28;
+/// Write: so many more operations have been checked.
+pub const CHECKED: u64 = 0x30;
+/// Write: a round of the workload begins; its number.
+pub const ROUND: u64 = 0x38;
+/// Write: guest-physical address of the pages that the guest shares with the host's chaos.
+pub const CHAOS_BASE: u64 = 0x40;
+/// Write: how many of these pages are the guest's; [`chaos::PAGES`] more follow. The chaos may begin.
+pub const CHAOS_SHARED: u64 = 0x48;
+
+/// The pages by which the host's chaos and workload `torture` check on each other.
+///
+/// Managed pages from the first to the last of these are there to be migrated; the guest frees none of those from
+/// [`CHAOS_BASE`] on, so they may also be pinned.
+pub mod chaos {
+    /// Pages whose first word both sides add to: the guest in the lower half, the host, by a device with
+    /// exclusive access, in the upper half. All other words hold their guest-physical address, for ever.
+    pub const COUNTERS: u64 = 16;
+    /// Then pages all of whose words hold their guest-physical address. Nobody writes them.
+    pub const CONSTANT: u64 = 16;
+    /// Then pages that the host may free at any time: what the guest wrote last is there, or zeros.
+    pub const VOLATILE: u64 = 16;
+    /// All of them.
+    pub const PAGES: u64 = COUNTERS + CONSTANT + VOLATILE;
+}
 
 /// Exit code of a guest whose verification found wrong data.
 pub const EXIT_WRONG_DATA: u32 = 1;

@@ -34,3 +34,19 @@ pub fn progress(thousandths: u64) {
 pub fn time_ns() -> u64 {
     CONTROL.read(control::TIME_NS)
 }
+
+/// Reports operations that were checked since the last call.
+pub fn checked(operations: u64) {
+    CONTROL.write(control::CHECKED, operations);
+}
+
+/// Says which round begins.
+pub fn round(number: u64) {
+    CONTROL.write(control::ROUND, number);
+}
+
+/// Tells the host which pages it may disturb; see `hmmvisor_abi::control::chaos`.
+pub fn chaos(base: u64, shared_pages: u64) {
+    CONTROL.write(control::CHAOS_BASE, base);
+    CONTROL.write(control::CHAOS_SHARED, shared_pages);
+}

@@ -4,6 +4,12 @@
 //! only that vCPU writes and everybody reads. What they must hold is kept in boot memory, which never
 //! migrates: [`ADDED`] and [`WRITTEN`]. Each vCPU also has *scratch* areas, which it fills, copies,
 //! adds, frees and checks on both sides.
+//!
+//! What is called *checked* is counted exactly: each word that was read and compared, and each write or addition
+//! to a word of its own, because that word is compared in the end. A sum that an accelerator made counts one.
+
+mod host_pages;
+mod rounds;
 
 use super::report;
 use crate::catalog::TORTURE_PAGES_MAX;
@@ -32,8 +38,8 @@ const BATCH: u64 = 64;
 const AREAS: usize = 4;
 /// Words of an area: whole pages.
 const AREA_WORDS: u64 = 4 * PAGE_WORDS;
-/// Operations between two looks at the clock.
-const CLOCK_OPS: u64 = 16;
+/// Operations between two reports of progress.
+const PROGRESS_OPS: u64 = 16;
 
 /// What was added to each counter.
 static ADDED: [AtomicU64; (TORTURE_PAGES_MAX * COUNTERS) as usize] =
@@ -45,44 +51,28 @@ static WRITTEN: [AtomicU32; (TORTURE_PAGES_MAX * MAX_VCPUS) as usize] =
 const _: () = assert!(SLOTS >= COUNTERS && SLOTS + MAX_VCPUS <= PAGE_WORDS);
 
 pub fn run(cpu: &Cpu) {
-    let (ops, pages, seconds) = (cpu.param("ops"), cpu.param("pages"), cpu.param("seconds"));
+    if cpu.param("seconds") > 0 {
+        return rounds::run(cpu);
+    }
+    let (ops, pages) = (cpu.param("ops"), cpu.param("pages"));
     let shared = cpu.broadcast(|| alloc("shared pages", pages * PAGE_WORDS));
-    let mut torture = Torture {
-        cpu,
-        shared,
-        pages,
-        indices: alloc("index lists", BATCH),
-        areas: [(); AREAS].map(|()| alloc("scratch areas", AREA_WORDS)),
-        contents: [Pattern::ZERO; AREAS],
-        random: cpu.random(),
-    };
-    let begin = cpu.broadcast(control::time_ns);
+    let mut torture = Torture::new(cpu, shared, AREA_WORDS);
     let own_ops = share(ops, 1, cpu.count(), cpu.index);
-    let (goal, limit) = if seconds == 0 {
-        (own_ops.end - own_ops.start, u64::MAX)
-    } else {
-        (u64::MAX, seconds * 1_000_000_000)
-    };
-    let mut done = 0;
-    while done < goal {
-        if done % CLOCK_OPS == 0 {
-            let elapsed = control::time_ns() - begin;
-            if elapsed >= limit {
-                break;
-            }
-            if seconds == 0 {
-                cpu.progress(done, goal)
-            } else {
-                cpu.progress(elapsed, limit)
-            }
+    let goal = own_ops.end - own_ops.start;
+    for done in 0..goal {
+        if done % PROGRESS_OPS == 0 {
+            cpu.progress(done, goal);
         }
         torture.operation();
-        done += 1;
     }
     cpu.barrier();
     torture.check_everything();
-    let done = cpu.sum(done);
-    report!(cpu, "{done} operations checked, on {pages} shared pages");
+    control::checked(torture.checked);
+    let checked = cpu.sum(torture.checked);
+    report!(
+        cpu,
+        "{ops} operations on {pages} shared pages, {checked} operations checked"
+    );
 }
 
 struct Torture<'a> {
@@ -94,19 +84,41 @@ struct Torture<'a> {
     areas: [Words; AREAS],
     contents: [Pattern; AREAS],
     random: Random,
+    /// Operations of this vCPU that were or will be checked.
+    checked: u64,
 }
 
-impl Torture<'_> {
+impl<'a> Torture<'a> {
+    /// With empty scratch areas of so many words, whole pages. `shared` is all the shared pages.
+    fn new(cpu: &'a Cpu, shared: Words, area_words: u64) -> Self {
+        Torture {
+            cpu,
+            shared,
+            pages: shared.len() / PAGE_WORDS,
+            indices: alloc("index lists", BATCH),
+            areas: [(); AREAS].map(|()| alloc("scratch areas", area_words)),
+            contents: [Pattern::ZERO; AREAS],
+            random: cpu.random(),
+            checked: 0,
+        }
+    }
+
     fn operation(&mut self) {
         match self.random.below(16) {
-            0..=3 => self.add(),
-            4..=5 => self.add_on_device(),
-            6..=7 => self.write_slot(),
-            8 => self.read_slot(self.cpu.index),
-            9..=10 => {
-                let vcpu = self.random.below(self.cpu.count());
-                self.read_slot(vcpu);
+            0..=3 => {
+                let counter = self.any_counter();
+                self.add(counter);
             }
+            4..=5 => self.add_on_device(),
+            6..=7 => {
+                let page = self.random.below(self.pages);
+                self.write_slot(page);
+            }
+            8 => {
+                let page = self.random.below(self.pages);
+                self.read_slot(page, self.cpu.index);
+            }
+            9..=10 => self.read_any_slot(),
             11 => self.migrate(),
             12..=13 => self.change_area(),
             14 => self.check_area(),
@@ -122,8 +134,9 @@ impl Torture<'_> {
         self.random.below(self.pages * COUNTERS)
     }
 
-    fn add(&mut self) {
-        let (counter, value) = (self.any_counter(), self.random.next());
+    fn add(&mut self, counter: u64) {
+        self.checked += 1;
+        let value = self.random.next();
         self.shared
             .word(counter_word(counter))
             .fetch_add(value, Ordering::Relaxed);
@@ -133,6 +146,7 @@ impl Torture<'_> {
     fn add_on_device(&mut self) {
         let mut counters = [0; BATCH as usize];
         let count = 1 + self.random.below(BATCH);
+        self.checked += count;
         let counters = &mut counters[..count as usize];
         for (index, counter) in (0..).zip(counters.iter_mut()) {
             *counter = self.any_counter();
@@ -148,8 +162,9 @@ impl Torture<'_> {
         }
     }
 
-    fn write_slot(&mut self) {
-        let (page, vcpu) = (self.random.below(self.pages), self.cpu.index);
+    fn write_slot(&mut self, page: u64) {
+        self.checked += 1;
+        let vcpu = self.cpu.index;
         let writes = WRITTEN[written(page, vcpu)]
             .fetch_add(1, Ordering::SeqCst)
             .wrapping_add(1);
@@ -158,9 +173,17 @@ impl Torture<'_> {
             .store(slot_value(page, vcpu, writes), Ordering::SeqCst);
     }
 
+    fn read_any_slot(&mut self) {
+        let (page, vcpu) = (
+            self.random.below(self.pages),
+            self.random.below(self.cpu.count()),
+        );
+        self.read_slot(page, vcpu);
+    }
+
     /// A slot holds the value of its last write; while its vCPU is writing also that of the one before.
-    fn read_slot(&mut self, vcpu: u64) {
-        let page = self.random.below(self.pages);
+    fn read_slot(&mut self, page: u64, vcpu: u64) {
+        self.checked += 1;
         let writes = || WRITTEN[written(page, vcpu)].load(Ordering::SeqCst);
         let before = writes();
         let found = self
@@ -209,7 +232,7 @@ impl Torture<'_> {
         let device = self.any_device();
         self.contents[to] = match self.random.below(5) {
             0 => {
-                self.areas[to].fill(0..AREA_WORDS, |i| pattern.at(i));
+                self.areas[to].fill(0..self.areas[to].len(), |i| pattern.at(i));
                 pattern
             }
             1 => {
@@ -235,14 +258,16 @@ impl Torture<'_> {
     }
 
     fn any_part_of_area(&mut self) -> (usize, Range<u64>) {
-        let start = self.random.below(AREA_WORDS);
-        let len = 1 + self.random.below(AREA_WORDS - start);
+        let words = self.areas[0].len();
+        let start = self.random.below(words);
+        let len = 1 + self.random.below(words - start);
         (self.random.below(AREAS as u64) as usize, start..start + len)
     }
 
     fn check_area(&mut self) {
         let (area, part) = self.any_part_of_area();
         let contents = self.contents[area];
+        self.checked += part.end - part.start;
         verify::words("a scratch area", self.areas[area], part, |i| contents.at(i));
     }
 
@@ -251,6 +276,7 @@ impl Torture<'_> {
         let expected = self.contents[area]
             .from(part.start)
             .sum(part.end - part.start);
+        self.checked += 1;
         let sum = devices::run(self.any_device(), reduce(self.areas[area].slice(part)));
         verify::value("an accelerator's sum of a scratch area", expected, sum);
     }
@@ -258,17 +284,20 @@ impl Torture<'_> {
     /// When all vCPUs are done.
     fn check_everything(&mut self) {
         for area in 0..AREAS {
+            let words = self.areas[area].len();
+            self.checked += words;
             verify::words(
                 "a scratch area at the end",
                 self.areas[area],
-                0..AREA_WORDS,
+                0..words,
                 |i| self.contents[area].at(i),
             );
         }
         let mut sum: u64 = 0;
         for page in share(self.pages, 1, self.cpu.count(), self.cpu.index) {
+            self.checked += PAGE_WORDS;
             verify::words(
-                "shared page at the end",
+                "a shared page at the end",
                 self.shared,
                 page * PAGE_WORDS..(page + 1) * PAGE_WORDS,
                 |index| {
