@@ -271,7 +271,7 @@ pub static WORKLOADS: &[Workload] = &[
             },
             number(
                 "corrupt",
-                "for tests: the host flips a bit in each round from this one on; 0 for none",
+                "for tests: the host flips a bit when this round begins; 0 for never",
                 0,
                 0,
                 1 << 40,

@@ -504,7 +504,6 @@ mod tests {
                 9 => Op::Free(b),
                 10 => Op::SetReadOnly {
                     lock: b,
-                    page: a,
                     value: c > 3,
                 },
                 11 => Op::Mark(a),

@@ -1,7 +1,7 @@
 //! The control device: how a guest ends, waits, and tells what it is doing.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Instant;
 
@@ -11,6 +11,16 @@ use crate::bus::{Device, Next};
 use crate::ending::{End, Ending};
 use crate::failure::Failure;
 
+/// Who wants to know what a guest says about its rounds. Called by the vCPU that says it, which waits.
+pub trait Watch: Send + Sync {
+    /// This round begins.
+    fn round(&self, round: u64);
+    /// What was written to [`control::CHAOS_BASE`].
+    fn chaos_base(&self, base: u64);
+    /// What was written to [`control::CHAOS_SHARED`].
+    fn chaos_shared(&self, pages: u64);
+}
+
 /// The registers are in `hmmvisor_abi::control`.
 pub struct Control {
     ending: Arc<Ending>,
@@ -18,6 +28,11 @@ pub struct Control {
     active: AtomicU32,
     /// In thousandths.
     progress: AtomicU32,
+    checked: AtomicU64,
+    /// The last round that began, plus 1; 0 for none.
+    round_plus_1: AtomicU64,
+    rounds: AtomicU64,
+    watch: OnceLock<Arc<dyn Watch>>,
     since: Instant,
 }
 
@@ -28,6 +43,10 @@ impl Control {
             ending,
             active: AtomicU32::new(vcpus),
             progress: AtomicU32::new(0),
+            checked: AtomicU64::new(0),
+            round_plus_1: AtomicU64::new(0),
+            rounds: AtomicU64::new(0),
+            watch: OnceLock::new(),
             since: Instant::now(),
         }
     }
@@ -35,6 +54,37 @@ impl Control {
     /// How much of its work the guest says it has done, in thousandths.
     pub fn progress(&self) -> u32 {
         self.progress.load(Ordering::Relaxed)
+    }
+
+    /// How many operations the guest says were checked, and those of [`Self::add_checked`].
+    pub fn checked(&self) -> u64 {
+        self.checked.load(Ordering::Relaxed)
+    }
+
+    /// The host has checked some, too.
+    pub fn add_checked(&self, operations: u64) {
+        self.checked.fetch_add(operations, Ordering::Relaxed);
+    }
+
+    /// The round that began last, if the guest's work has rounds.
+    pub fn round(&self) -> Option<u64> {
+        self.round_plus_1.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// How many rounds have begun.
+    pub fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
+    }
+
+    /// Tells somebody about rounds; the first to ask wins.
+    pub fn watch(&self, watch: Arc<dyn Watch>) {
+        let _ = self.watch.set(watch);
+    }
+
+    fn tell(&self, what: impl FnOnce(&dyn Watch)) {
+        if let Some(watch) = self.watch.get() {
+            what(&**watch);
+        }
     }
 }
 
@@ -65,6 +115,15 @@ impl Device for Control {
             control::PROGRESS => self
                 .progress
                 .store(value.min(1000) as u32, Ordering::Relaxed),
+            control::CHECKED => self.add_checked(value),
+            control::ROUND => {
+                self.round_plus_1
+                    .store(value.saturating_add(1), Ordering::Relaxed);
+                self.rounds.fetch_add(1, Ordering::Relaxed);
+                self.tell(|watch| watch.round(value));
+            }
+            control::CHAOS_BASE => self.tell(|watch| watch.chaos_base(value)),
+            control::CHAOS_SHARED => self.tell(|watch| watch.chaos_shared(value)),
             control::YIELD => thread::yield_now(),
             control::PARK => {
                 // The last one to park would leave nobody to end the run.

@@ -105,6 +105,9 @@ pub enum Failure {
         /// The vCPU.
         vcpu: u32,
     },
+    /// The host found wrong data or wrong books while or after it tortured the guest.
+    #[error("torture: {0}")]
+    Torture(String),
     /// The event loop failed.
     #[error("waiting for the guest: {0}")]
     EventLoop(String),

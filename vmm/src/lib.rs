@@ -16,11 +16,13 @@
 //! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
 //! | `memory_errors`, `machine_check` | pages that cannot be supplied: telling the vCPU, telling the guest |
 //! | `bus`, `slots`, `control`, `console`, `interrupts` | devices |
+//! | `chaos` | what the host does to a guest that runs `torture` |
 //! | `ending`, `failure`, `event_loop`, `signals`, `progress` | how a run ends and who waits for it |
 //! | `cpus`, `process_memory` | small questions to the system |
 
 pub mod boot;
 pub mod bus;
+mod chaos;
 pub mod check;
 pub mod config;
 pub mod console;
@@ -53,6 +55,7 @@ pub mod vcpu;
 pub mod vcpu_threads;
 pub mod vm;
 
+pub use chaos::ChaosFigures;
 pub use config::Config;
 pub use ending::End;
 pub use failure::Failure;

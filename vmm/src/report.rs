@@ -7,6 +7,7 @@ use hmm_backend::{Cause, Engine, Latency, Stats};
 use hmmvisor_abi::control;
 use serde::Serialize;
 
+use crate::chaos::ChaosFigures;
 use crate::ending::End;
 use crate::size::Size;
 
@@ -39,6 +40,23 @@ pub struct Report {
     pub first_instruction: Option<Duration>,
     /// Resident bytes of the process that are no guest or device memory, at the end.
     pub overhead: Option<u64>,
+    /// Operations whose outcome was compared with what it must be, as far as the guest counts them.
+    pub operations_checked: u64,
+    /// Rounds that the guest began, if its work has rounds.
+    pub rounds: u64,
+    /// What the host did to the guest, if it tortured it.
+    pub chaos: Option<ChaosFigures>,
+    /// How to see a torture's failure again.
+    pub replay: Option<Replay>,
+}
+
+/// A round that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// Its number.
+    pub round: u64,
+    /// The command that starts with it.
+    pub command: String,
 }
 
 impl Report {
@@ -60,6 +78,17 @@ impl Report {
 
     /// What went wrong, in words; none if everything was verified.
     pub fn error(&self) -> Option<String> {
+        let error = self.end_error()?;
+        Some(match &self.replay {
+            None => error,
+            Some(Replay { round, command }) => format!(
+                "{error}\nseed {}, round {round}, engine {}, policy {}; the same draws again, with the machine's own timing:\n  {command}",
+                self.seed, self.engine, self.policy
+            ),
+        })
+    }
+
+    fn end_error(&self) -> Option<String> {
         match &self.end {
             End::Exit(0) => None,
             End::Exit(code) => {
@@ -116,6 +145,9 @@ impl Report {
             fault_latency_us: stats.fault_latency.into(),
             device_fault_latency_us: stats.device_fault_latency.into(),
             counters: &stats.other,
+            operations_checked: self.operations_checked,
+            rounds: self.rounds,
+            chaos: self.chaos.as_ref(),
             elapsed_s: self.elapsed.as_secs_f64(),
             first_instruction_ms: self.first_instruction.map(|time| time.as_secs_f64() * 1e3),
             vmm_overhead_bytes: self.overhead,
@@ -153,6 +185,9 @@ struct Json<'a> {
     fault_latency_us: JsonLatency,
     device_fault_latency_us: JsonLatency,
     counters: &'a BTreeMap<&'static str, u64>,
+    operations_checked: u64,
+    rounds: u64,
+    chaos: Option<&'a ChaosFigures>,
     elapsed_s: f64,
     first_instruction_ms: Option<f64>,
     vmm_overhead_bytes: Option<u64>,

@@ -10,6 +10,7 @@ use hmm_backend::{Backend, BackendConfig};
 use hmmvisor_guest_images::{self as guest_images, CatalogError};
 use thiserror::Error;
 
+use crate::chaos::{self, Chaos, TortureOptions};
 use crate::config::{Config, ConfigError, DeviceKind};
 use crate::ending::End;
 use crate::event_loop;
@@ -19,7 +20,7 @@ use crate::image::{self, ImageError};
 use crate::placement::Placement;
 use crate::process_memory;
 use crate::progress::Progress;
-use crate::report::Report;
+use crate::report::{Replay, Report};
 use crate::signals::Signals;
 use crate::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig, VmError};
 
@@ -91,12 +92,16 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     } = guest(config)?;
     let placement = Placement::new(config, &host.cpus);
 
+    let torture = TortureOptions::of(config);
+    let policy = torture.as_ref().and_then(|it| it.policy(config.seed));
+    let policy = policy.unwrap_or_else(|| Arc::new(config.policy.spec.clone()));
     let backend = Backend::new(BackendConfig {
         engine: config.engine.kind,
         shards: config.engine.shards,
-        policy: Arc::new(config.policy.spec.clone()),
+        policy,
         ..BackendConfig::new(config.machine.memory.0)
     })?;
+    let mut chaos = torture.map(|options| Chaos::new(options, config.seed, &backend));
     let device = |cpu| DeviceConfig {
         memory: config.devices.memory.0,
         coherent: config.devices.kind == DeviceKind::Coherent,
@@ -116,7 +121,10 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         cmdline: &cmdline,
         seed: config.seed,
         console: options.console,
-        hooks: Hooks::default(),
+        hooks: Hooks {
+            driver: chaos.as_ref().and_then(Chaos::wrap_driver),
+            ..Hooks::default()
+        },
     })
     .map_err(|error| match (error, &config.guest) {
         (VmError::Image(error), Some(path)) => RunError::Guest {
@@ -126,27 +134,47 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         (error, _) => RunError::Vm(error),
     })?;
 
+    if let Some(chaos) = &mut chaos {
+        chaos.start(&vm).map_err(|error| VmError::System {
+            what: "the chaos thread",
+            error,
+        })?;
+    }
     let begin = Instant::now();
     vm.start()?;
     let progress = options
         .progress
         .as_ref()
         .map(|progress| (progress, &**vm.control()));
-    let end = event_loop::wait(vm.ending(), options.signals.as_ref(), progress);
+    let mut end = event_loop::wait(vm.ending(), options.signals.as_ref(), progress);
     let elapsed = begin.elapsed();
     if let (End::Signal(_), Some(signals)) = (&end, &options.signals) {
         signals.unblock();
     }
     // While everything is still there.
     let overhead = process_memory::overhead(&backend.host_ranges());
+    let (round, rounds) = (vm.control().round(), vm.control().rounds());
+    let timed = chaos.is_some();
+    let chaos = chaos.and_then(|chaos| chaos.finish(&mut vm, &mut end));
     vm.stop();
+    let replay = match (timed, round, &end) {
+        (false, ..) | (_, None, _) | (_, _, End::Exit(0) | End::Signal(_)) => None,
+        (true, Some(round), _) => Some(Replay {
+            round,
+            command: chaos::replay(config, backend.engine(), round),
+        }),
+    };
 
     Ok(Report {
+        operations_checked: vm.control().checked(),
+        rounds,
+        chaos,
+        replay,
         end,
         workload,
         guest: config.guest.as_ref().map(|path| path.display().to_string()),
         engine: backend.engine(),
-        policy: config.policy.spec.to_string(),
+        policy: backend.policy_name(),
         vcpus: config.machine.vcpus,
         devices: config.devices.count,
         memory: config.machine.memory,

@@ -77,6 +77,39 @@ impl fmt::Display for Summary<'_> {
             "frees",
             format!("{freed} pages reported by the guest, {calls} page_free calls to drivers"),
         )?;
+        if report.operations_checked > 0 {
+            let checked = grouped(report.operations_checked);
+            let rounds = match report.rounds {
+                0 => String::new(),
+                rounds => format!(", in {}", count(rounds, "round")),
+            };
+            line(f, "checked", format!("{checked} operations{rounds}"))?;
+        }
+        if let Some(chaos) = &report.chaos {
+            line(
+                f,
+                "chaos",
+                format!(
+                    "{} calls, {} of {} devices detached, {} failures of drivers, {} folios declined",
+                    grouped(chaos.calls),
+                    chaos.detached,
+                    chaos.attached,
+                    grouped(chaos.failures_injected),
+                    grouped(chaos.folios_declined)
+                ),
+            )?;
+            line(
+                f,
+                "",
+                format!(
+                    "{} pages pinned, {} read-only for a while, {} freed, {} exclusive additions",
+                    grouped(chaos.pinned),
+                    grouped(chaos.protected),
+                    grouped(chaos.freed),
+                    grouped(chaos.exclusive_adds)
+                ),
+            )?;
+        }
         if let Some(overhead) = report.overhead {
             line(
                 f,

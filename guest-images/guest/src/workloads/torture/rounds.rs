@@ -48,7 +48,7 @@ impl Draws {
             area_pages: 1 + random.below(AREA_PAGES),
             ops: 64 + random.below(512),
             weights,
-            burst: 64 << random.below(7),
+            burst: 256 << random.below(7),
             burst_pages: 1 + random.below(8),
             clear_on_device: random.one_in(2),
         }
