@@ -169,7 +169,9 @@ impl Torture<'_> {
         }
         self.contents = [Pattern::ZERO; AREAS];
         for page in share(self.pages, 1, self.cpu.count(), self.cpu.index) {
-            let words = self.shared.slice(page * PAGE_WORDS..(page + 1) * PAGE_WORDS);
+            let words = self
+                .shared
+                .slice(page * PAGE_WORDS..(page + 1) * PAGE_WORDS);
             if draws.clear_on_device {
                 let device = self.any_device();
                 devices::run(device, fill(words, Pattern::ZERO));
