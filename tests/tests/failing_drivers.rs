@@ -76,6 +76,10 @@ fn report(end: End) -> Report {
         elapsed: Default::default(),
         first_instruction: None,
         overhead: None,
+        operations_checked: 0,
+        rounds: 0,
+        chaos: None,
+        replay: None,
     }
 }
 

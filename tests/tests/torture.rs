@@ -7,8 +7,10 @@ use hmmvisor_testkit::{ENGINES, Output, Watchdog};
 use serde_json::Value;
 
 fn config(engine: Engine, seed: u64, params: &[(&str, &str)]) -> Config {
-    let mut config = Config::default();
-    config.seed = seed;
+    let mut config = Config {
+        seed,
+        ..Config::default()
+    };
     config.machine.vcpus = 2;
     config.machine.memory = Size(16 << 20);
     config.devices.count = 2;
