@@ -2,7 +2,8 @@
 //! pages and lets devices come and go, drivers that fail, policies that advise nonsense. And what it
 //! checks, because the guest cannot: books of folios, words that devices read, additions with exclusive access.
 //!
-//! All choices are drawn from the run's seed and the round's number; what meets what is the machine's timing.
+//! The thread's choices are drawn from the run's seed and the round's number; those of drivers and policies from the seed,
+//! in the order in which they are called. What meets what is the machine's timing.
 
 mod device;
 mod driver;
