@@ -238,14 +238,20 @@ fn whoever_gets_a_page_keeps_it_for_the_timeslice() -> Result<(), GuestError> {
             .policy("on-demand+timeslice:min=20ms")
             .scripted(N)
             .start();
+        let put_off = || vm.stats().other["faults_deferred"];
         let mut rounds = 0;
-        // On a busy machine the time may be over before the CPU comes.
-        vm.wait_until("a fault that is put off", || {
+        let (mut devices, mut cpus) = (0, 0);
+        // On a busy machine the time may be over before the other one comes.
+        vm.wait_until("faults of both that are put off", || {
+            let before = put_off();
             assert_eq!(vm.device(0).add(0, 1), Ok(2 * rounds));
+            let between = put_off();
             let old = vm.vcpu(0).fetch_add(0, 1).wait();
             assert_eq!(old, Ok(2 * rounds + 1));
+            devices += between - before;
+            cpus += put_off() - between;
             rounds += 1;
-            vm.stats().other["faults_deferred"] > 0
+            devices > 0 && cpus > 0
         });
         Ok(())
     })

@@ -3,16 +3,19 @@
 use std::os::unix::fs::FileExt;
 
 use hmm_backend::Error;
-use hmmvisor_testkit::{Engine, GuestError, Residency, TestVm, each_engine, snapshot};
+use hmmvisor_testkit::accel::OP_FILL;
+use hmmvisor_testkit::{
+    Engine, GuestError, Residency, TestVm, WayPoint, address, each_engine, snapshot,
+};
 
 use crate::{
     Kind, LARGE, N, START, WORDS, device_verifies, each_kind, filled, guest_copies, migrate, seen,
 };
 
-/// Shared memory, two devices of private memory.
+/// Shared memory, two scripted devices and an accelerator of private memory.
 fn sharing(engine: Engine) -> TestVm {
     let builder = TestVm::builder().engine(engine).shared(LARGE);
-    builder.scripted(N).scripted(N).start()
+    builder.scripted(N).scripted(N).accelerator(N).start()
 }
 
 /// A word of shared memory as another process sees it, through the file.
@@ -68,6 +71,17 @@ fn t07_anon_write_child_shared() -> Result<(), GuestError> {
             assert_eq!(vm.device(0).read((page, 1)), Ok(7));
             assert_eq!(through_file(&vm, page, 2), filled(first, page, 2));
         }
+        // A real accelerator, whose queue is in shared memory, too.
+        let (target, n) = (address(first + 8), 8 * 512);
+        vm.vcpu(1)
+            .submit(2, OP_FILL, &[target, n, START, 1])
+            .wait()?;
+        vm.vcpu(0).verify(first + 8..first + 16, START).wait()?;
+        assert_eq!(
+            through_file(&vm, first + 9, 3),
+            filled(first + 8, first + 9, 3)
+        );
+        assert_eq!(vm.stats().pages_to_device(), 0);
         Ok(())
     })
 }
@@ -133,11 +147,7 @@ fn t16_migrate_shared() -> Result<(), GuestError> {
         vm.vcpu(0).fill(shared, START).wait()?;
         for device in [0, 1] {
             assert_eq!(migrate(&vm, device, shared.start.0..shared.end.0), 0);
-            assert_eq!(
-                vm.device(device)
-                    .reached(hmmvisor_testkit::WayPoint::ToDeviceEntry),
-                0
-            );
+            assert_eq!(vm.device(device).reached(WayPoint::ToDeviceEntry), 0);
             assert_eq!(
                 vm.snapshot(device, shared),
                 vec![snapshot::WRITE; LARGE as usize]
