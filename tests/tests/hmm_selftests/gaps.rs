@@ -113,6 +113,34 @@ fn a_free_during_a_migration_waits_and_comes_once() -> Result<(), GuestError> {
     })
 }
 
+#[test]
+fn a_cpu_touches_a_hole_that_is_being_migrated() -> Result<(), GuestError> {
+    each_kind(|engine, kind| {
+        let vm = kind.machine(engine, N);
+        for point in [
+            WayPoint::ToDeviceBeforeCopy,
+            WayPoint::ToDeviceAfterCopy,
+            WayPoint::ToDeviceAfterCommit,
+        ] {
+            let gate = vm.device(0).hold(point);
+            let moving = vm.begin_to_device(0, 0..8);
+            gate.wait_arrived();
+            let add = vm.vcpu(0).fetch_add(3, 5);
+            // Whether it gets its page now or later, the page is filled once.
+            let early = add.is_done();
+            assert!(!early || kind == Kind::Coherent, "{point:?}");
+            gate.release();
+            assert_eq!((moving.wait(), add.wait()?), (8, 0), "{point:?}");
+            assert_eq!(vm.device(0).add(3, 1), Ok(5));
+            assert_eq!(vm.vcpu(1).read(3).wait()?, 6);
+            assert_eq!(vm.device(0).read(4), Ok(0));
+            assert_eq!(vm.vcpu(0).free(0..8).wait()?, 8);
+        }
+        assert_eq!(vm.device(0).script().live(), 0);
+        Ok(())
+    })
+}
+
 /// Knows the cookie of each of its frames.
 #[derive(Default)]
 struct Books {
