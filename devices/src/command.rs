@@ -207,6 +207,7 @@ pub fn decode(command: &Command, managed: &Managed) -> Result<Operation, Command
         }
         accel::OP_EXCLUSIVE_ADD => {
             let [addr, n, value, ..] = args;
+            require(n <= accel::MAX_EXCLUSIVE_ADDS)?;
             let Words { addr, .. } = words(addr, 1)?;
             Operation::ExclusiveAdd { addr, n, value }
         }

@@ -71,6 +71,14 @@ fn malformed_commands_get_their_status_and_touch_nothing() {
             (OP_FREE, &[a + 8, PAGE_SIZE], STATUS_ARGUMENT, 0),
             (OP_FREE, &[a, PAGE_SIZE - 8], STATUS_ARGUMENT, 0),
             (OP_FREE, &[a, !4095], STATUS_ADDRESS, END),
+            (OP_EXCLUSIVE_ADD, &[a + 4, 1, 1], STATUS_ARGUMENT, 0),
+            (
+                OP_EXCLUSIVE_ADD,
+                &[a, MAX_EXCLUSIVE_ADDS + 1, 1],
+                STATUS_ARGUMENT,
+                0,
+            ),
+            (OP_EXCLUSIVE_ADD, &[END, 1, 1], STATUS_ADDRESS, END),
         ];
         for (opcode, args, status, address) in cases {
             let answer = rig.run(*opcode, args);
@@ -109,7 +117,7 @@ fn any_64_bytes_are_answered() {
                     5 => at(FIRST + random.below(u64::from(PAGES) - FIRST)),
                     _ => random.below(300),
                 });
-                let opcode = random.below(16) as u32;
+                let opcode = random.below(17) as u32;
                 // These would have the device at work for years; how to end that is another test.
                 if opcode == OP_CHASE && args[2] > 1 << 20 {
                     continue;

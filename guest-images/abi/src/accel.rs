@@ -165,6 +165,8 @@ pub const OP_FREE: u32 = 14;
 /// `addr, n, value`: `n` times, adds `value` to the word, wrapping, while the device has the page for itself: for
 /// devices whose atomic operations are not atomic towards CPUs. Result = what the word held before.
 pub const OP_EXCLUSIVE_ADD: u32 = 15;
+/// The largest `n` of [`OP_EXCLUSIVE_ADD`].
+pub const MAX_EXCLUSIVE_ADDS: u64 = 1 << 20;
 
 /// [`OP_MIGRATE`]: into this accelerator's memory.
 pub const TO_DEVICE: u64 = 1;
