@@ -283,11 +283,12 @@ impl PageSet {
 
 /// The bits of bitmap word `i` whose index is in `range`.
 fn word_mask(i: usize, range: &Range<usize>) -> u64 {
-    let below = |end: usize| match end.saturating_sub(i * 64) {
-        n if n < 64 => (1u64 << n) - 1,
-        _ => u64::MAX,
-    };
-    below(range.end) & !below(range.start)
+    let low = range.start.clamp(i * 64, i * 64 + 64) - i * 64;
+    let high = range.end.clamp(i * 64, i * 64 + 64) - i * 64;
+    if low >= high {
+        return 0;
+    }
+    (u64::MAX >> (64 - (high - low))) << low
 }
 
 impl FromIterator<usize> for PageSet {

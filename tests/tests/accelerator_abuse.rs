@@ -34,7 +34,7 @@ fn malformed_commands_get_their_status_and_touch_nothing() {
         rig.fill(42, [0, 1, 9, 2]);
         rig.fill(20, (0..4096).map(|i| i * 3));
         let cases: &[(u32, &[u64], u32, u64)] = &[
-            (15, &[], STATUS_OPCODE, 0),
+            (16, &[], STATUS_OPCODE, 0),
             (u32::MAX, &[a, a, a], STATUS_OPCODE, 0),
             (OP_FILL, &[a + 4, 1], STATUS_ARGUMENT, 0),
             (OP_FILL, &[0, 1], STATUS_ADDRESS, 0),
