@@ -2,12 +2,17 @@
 
 mod common;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use std::time::Duration;
 
 use common::{Rig, both_engines};
 use hmm_backend::{Error, MirrorError, Page, Residency, Target, snapshot};
 
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
 const NO_HOLD: &str = "on-demand+timeslice:min=0us";
 
 /// A thread writes a word of a read-only page. Returns what the service says; the thread sleeps until the page is
@@ -16,12 +21,18 @@ fn forbidden_write(rig: &Rig, page: u32, value: u64) {
     let seen = rig.fatal.lock().unwrap().len();
     std::thread::scope(|scope| {
         scope.spawn(|| rig.cpu(page, 0).store(value, SeqCst));
-        let mut fatal = rig.fatal.lock().unwrap();
-        while fatal.len() == seen {
-            fatal = rig.fatal_seen.wait(fatal).unwrap();
-        }
-        let fault = fatal.last().unwrap().clone();
+        let fatal = rig.fatal.lock().unwrap();
+        let (fatal, _) = rig
+            .fatal_seen
+            .wait_timeout_while(fatal, PATIENCE, |fatal| fatal.len() == seen)
+            .unwrap();
+        let fault = fatal.get(seen).cloned();
         drop(fatal);
+        let fault = fault.unwrap_or_else(|| {
+            // Whoever may still sleep is not to sleep for ever.
+            rig.backend.abandon_faults();
+            panic!("page {page} was written although it is read-only");
+        });
         assert_eq!(fault.page, Page(page));
         assert!(fault.cause.to_string().contains("read-only"), "{fault:?}");
         rig.backend
@@ -149,12 +160,17 @@ fn no_cpu_comes_between_a_device_s_exclusive_operation() {
                     }
                 });
             }
+            let mut added = Ok(());
             for _ in 0..rounds {
-                device
-                    .add_exclusively(3, 5, 1000, std::thread::yield_now)
-                    .unwrap();
+                let add = || device.add_exclusively(3, 5, 1000, std::thread::yield_now);
+                // The others must end in any case.
+                added = catch_unwind(AssertUnwindSafe(add)).map(Result::unwrap);
+                if added.is_err() {
+                    break;
+                }
             }
             stop.store(true, SeqCst);
+            added.unwrap();
         });
         let expected = added.load(SeqCst) + rounds * 1000;
         assert_eq!(rig.cpu(3, 5).load(SeqCst), expected);

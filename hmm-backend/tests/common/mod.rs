@@ -187,7 +187,8 @@ impl Device {
         between: impl Fn(),
     ) -> Result<(), MirrorError> {
         let page = Page(page);
-        loop {
+        for round in 0.. {
+            assert!(round < 100_000, "{page:?} never becomes exclusive");
             let guard = self.mirror.lock();
             if let Some(mapping) = guard.0.get(&page)
                 && mapping.exclusive
@@ -203,6 +204,7 @@ impl Device {
                 table.0.insert(mapping.page, mapping);
             })?;
         }
+        Ok(())
     }
 
     /// Where its table says the page is, if it has a translation.
