@@ -386,6 +386,10 @@ fn shared_memory_is_mirrored_in_place_and_never_moves() {
         ] {
             assert!(matches!(refused, Err(Error::Shared(_))), "{refused:?}");
         }
+        // Not even where nothing would have to be copied.
+        let coherent = rig.coherent_device(600);
+        let moved = rig.backend.migrate_to_device(coherent.id, shared);
+        assert_eq!(moved.unwrap(), 0);
         drop(rig.backend.pin(rig.range(600..602)).unwrap());
         rig.backend.guest_freed(shared).unwrap();
         assert_eq!((through_file(600), device.read(600, 0)), (0, Ok(0)));
