@@ -108,6 +108,7 @@ impl Guest {
             .start_service(
                 ServiceConfig {
                     threads: vec![None],
+                    ..ServiceConfig::default()
                 },
                 |fault| {
                     // A guest must not be able to cause this; and whoever faulted would sleep for ever.
@@ -307,6 +308,7 @@ fn reach(operation: &Operation) -> (Vec<Words>, Option<PageRange>) {
         Operation::BfsStep { row, col, dist, .. } => vec![row, at(col), dist],
         Operation::AtomicAdd { base, idx, .. } => vec![base, idx],
         Operation::Chase { base, .. } => vec![base],
+        Operation::ExclusiveAdd { addr, .. } => vec![Words { addr, len: 1 }],
         Operation::Migrate { pages, .. } | Operation::Free { pages } => {
             return (vec![], Some(pages));
         }
