@@ -1,6 +1,7 @@
 //! The backend: managed memory, its devices and the calls that are not about faults.
 
 use std::fs::File;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub struct Backend {
     pub(crate) guest: Arc<GuestMemory>,
     /// Where pages are while one device has exclusive access: each at its own offset.
     pub(crate) exclusive: DeviceMemory,
+    /// How many pages are there.
+    pub(crate) exclusive_pages: AtomicU32,
     devices: [OnceLock<Arc<Device>>; MAX_DEVICES],
     attaching: Mutex<usize>,
     pub(crate) mirrors: RwLock<Vec<Arc<dyn Invalidate>>>,
@@ -105,6 +108,7 @@ impl Backend {
         Ok(Arc::new(Backend {
             table,
             exclusive: guest.device_memory(config.memory)?,
+            exclusive_pages: AtomicU32::new(0),
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             attaching: Mutex::new(0),
             mirrors: RwLock::new(Vec::new()),

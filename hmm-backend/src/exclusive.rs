@@ -5,6 +5,8 @@
 //! or another device's, *revokes*: the device's translation is invalidated, which waits until it is not in use, and the page
 //! goes back. The policy's hold gives the device a minimum time, so that both sides make progress.
 
+use std::sync::atomic::Ordering;
+
 use crate::backend::Backend;
 use crate::driver::{DeviceId, Frame};
 use crate::folio_lock::FolioLock;
@@ -46,6 +48,8 @@ impl Backend {
                 continue;
             }
             self.guest.take_commit(run);
+            // Counted before it can be found.
+            self.exclusive_pages.fetch_add(1, Ordering::AcqRel);
             lock.publish_pages(|word| word.to_exclusive(device, until));
             self.recorder.add(Counter::ExclusiveGrants, 1);
             taken = true;
@@ -65,6 +69,7 @@ impl Backend {
         }
         self.exclusive.forget(run.frame, run.pages);
         lock.publish_pages(|word| word.to_system(Tick::default()));
+        self.exclusive_pages.fetch_sub(1, Ordering::AcqRel);
         self.recorder.add(Counter::ExclusiveRevocations, 1);
         Ok(())
     }
@@ -75,11 +80,17 @@ impl Backend {
         let run = run(&lock);
         self.exclusive.forget(run.frame, run.pages);
         lock.publish_pages(word);
+        self.exclusive_pages.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Revokes exclusive access to the pages of a range that `whose` says yes to. Pages that somebody is
     /// at work on are left to them.
     pub(crate) fn end_exclusive_access(&self, range: PageRange, whose: impl Fn(DeviceId) -> bool) {
+        // Looking at each page costs as much as the rest of a large migration. Who becomes exclusive after this
+        // look came after the caller.
+        if self.exclusive_pages.load(Ordering::Acquire) == 0 {
+            return;
+        }
         for page in range.pages() {
             let Residency::Exclusive(device) = self.table.word(page).residency() else {
                 continue;
