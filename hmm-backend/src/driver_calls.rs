@@ -21,14 +21,24 @@ pub(crate) struct SlowCall {
     pub(crate) since: Duration,
 }
 
-/// One entry for each call, a few at most: calls do not nest.
+/// Calls that can be watched at a time; calls do not nest, so that is a number of threads.
+const WATCHED: usize = 32;
+
+/// The calls, each with whether it was reported. In place: after a move of pages has flushed the TLB, each more page of
+/// memory that book-keeping touches costs.
+type Calls = [Option<(SlowCall, bool)>; WATCHED];
+
 #[derive(Default)]
 pub(crate) struct DriverCalls {
-    calls: Mutex<Vec<(SlowCall, bool)>>,
+    calls: Mutex<Calls>,
+}
+
+thread_local! {
+    static THIS_THREAD: ThreadId = std::thread::current().id();
 }
 
 impl DriverCalls {
-    fn calls(&self) -> MutexGuard<'_, Vec<(SlowCall, bool)>> {
+    fn calls(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -37,6 +47,7 @@ impl DriverCalls {
         let mut calls = self.calls();
         let slow = calls
             .iter_mut()
+            .flatten()
             .filter(|(call, reported)| !reported && now.saturating_sub(call.since) >= limit);
         slow.map(|(call, reported)| {
             *reported = true;
@@ -48,18 +59,19 @@ impl DriverCalls {
     /// Whether this thread is in a call that was reported as slow.
     pub(crate) fn is_slow(&self, thread: ThreadId) -> bool {
         let calls = self.calls();
-        calls
-            .iter()
-            .any(|(call, slow)| call.thread == thread && *slow)
+        let mut calls = calls.iter().flatten();
+        calls.any(|(call, slow)| call.thread == thread && *slow)
     }
 }
 
-/// Ends the entry also when the driver panics.
-struct Entry<'a>(&'a DriverCalls, ThreadId);
+/// The place of a call, unless all were taken. Given back also when the driver panics.
+struct Entry<'a>(&'a DriverCalls, Option<usize>);
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.0.calls().retain(|(call, _)| call.thread != self.1);
+        if let Some(place) = self.1 {
+            self.0.calls()[place] = None;
+        }
     }
 }
 
@@ -71,15 +83,19 @@ impl Backend {
         page: Page,
         call: impl FnOnce(&dyn Driver) -> R,
     ) -> R {
-        let thread = std::thread::current().id();
-        let entry = SlowCall {
+        let this = SlowCall {
             device: device.id,
             page,
-            thread,
+            thread: THIS_THREAD.with(|id| *id),
             since: self.clock.now(),
         };
-        self.driver_calls.calls().push((entry, false));
-        let _entry = Entry(&self.driver_calls, thread);
+        let mut calls = self.driver_calls.calls();
+        let place = calls.iter().position(Option::is_none);
+        if let Some(place) = place {
+            calls[place] = Some((this, false));
+        }
+        drop(calls);
+        let _entry = Entry(&self.driver_calls, place);
         call(&*device.driver)
     }
 

@@ -186,21 +186,26 @@ impl Word {
         Word(self.successor(SYSTEM) | u64::from(held_until.0) << VALUE_SHIFT)
     }
 
+    /// The word of the page with index `i` of a folio of this order whose first frame is `first`.
+    pub(crate) fn in_device_folio(
+        device: DeviceId,
+        coherent: bool,
+        first: Frame,
+        order: u8,
+    ) -> impl Fn(usize, Word) -> Word + Copy {
+        let state = if coherent { COHERENT } else { DEVICE };
+        // All that is the same for the 512 pages of a large folio is put together once.
+        let place = state
+            | u64::from(device.0) << AUX_SHIFT
+            | u64::from(order) << ORDER_SHIFT
+            | u64::from(first.0) << VALUE_SHIFT;
+        move |i, word| Word(word.successor(place + ((i as u64) << VALUE_SHIFT)))
+    }
+
+    /// One page in a device's private memory.
+    #[cfg(any(test, feature = "fuzzing", feature = "measure"))]
     pub(crate) fn to_device(self, device: DeviceId, frame: Frame, order: u8) -> Word {
-        self.to_frame(DEVICE, device, frame, order)
-    }
-
-    pub(crate) fn to_coherent(self, device: DeviceId, frame: Frame, order: u8) -> Word {
-        self.to_frame(COHERENT, device, frame, order)
-    }
-
-    fn to_frame(self, state: u64, device: DeviceId, frame: Frame, order: u8) -> Word {
-        Word(
-            self.successor(state)
-                | u64::from(device.0) << AUX_SHIFT
-                | u64::from(order) << ORDER_SHIFT
-                | u64::from(frame.0) << VALUE_SHIFT,
-        )
+        Word::in_device_folio(device, false, frame, order)(0, self)
     }
 
     pub(crate) fn to_exclusive(self, device: DeviceId, held_until: Tick) -> Word {

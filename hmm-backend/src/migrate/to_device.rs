@@ -313,16 +313,9 @@ fn take_locks<'b>(locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b
 fn make_resident<'b>(target: Target<'b>, device: &Device, until: Tick) -> FolioLock<'b> {
     device.hold(target.allocation.folio.frame, until);
     let folio = target.allocation.into_resident();
-    // By value: what is behind a reference would be loaded again for each of 512 pages.
-    let (id, frame, order) = (device.id, folio.frame.0, folio.order);
-    let coherent = device.memory.is_none();
-    FolioLock::merge(target.locks, order, move |i, word| {
-        let frame = Frame(frame + i as u32);
-        match coherent {
-            true => word.to_coherent(id, frame, order),
-            false => word.to_device(id, frame, order),
-        }
-    })
+    let (coherent, order) = (device.memory.is_none(), folio.order);
+    let word = Word::in_device_folio(device.id, coherent, folio.frame, order);
+    FolioLock::merge(target.locks, order, word)
 }
 
 impl Drop for CopiedToDevice<'_> {
