@@ -177,7 +177,9 @@ fn print<const N: usize>(names: &[&str], times: &[Vec<f64>; N]) {
 
 fn calibrate() -> f64 {
     let (start, from) = (std::time::Instant::now(), tsc());
-    std::thread::sleep(Duration::from_millis(100));
+    while start.elapsed() < Duration::from_millis(100) {
+        std::hint::spin_loop();
+    }
     (tsc() - from) as f64 / (start.elapsed().as_nanos() as f64 / 1000.0)
 }
 

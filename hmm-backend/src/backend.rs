@@ -22,6 +22,10 @@ use crate::stats::{Cause, Counter, Recorder, Stats};
 use crate::time::{Clock, Tick};
 use crate::word::{AUX_MAX, Residency, Word};
 
+/// Blocks that migrate together when somebody asks for a range. Moving pages empties the TLB, and doing the
+/// book-keeping for several blocks fills it once; but CPUs that touch one of the pages wait for all of them.
+const MOST_BLOCKS: u32 = 8;
+
 /// How to make a [`Backend`].
 pub struct BackendConfig {
     /// Bytes of managed memory, a multiple of 2 MiB.
@@ -309,14 +313,16 @@ impl Backend {
         self.settle(range)?;
         let device = self.device(device)?;
         let mut moved = 0;
-        for part in range.split_by_block() {
-            let pages = set_of(part);
+        let mut left = range;
+        while !left.is_empty() {
+            // Where room is short, block by block: the next may need the frames of the one before.
+            let short = device.free_frames() < MOST_BLOCKS * BLOCK_PAGES as u32;
+            let part = left.take_blocks(if short { 1 } else { MOST_BLOCKS });
             // The words are counted only where room could be short.
             if device.free_frames() < part.len() {
                 self.make_room(device, self.movable(part).min(device.capacity()));
             }
-            moved +=
-                self.migrate_block(device, part.start.block(), &pages, Reason::of(Cause::User));
+            moved += self.migrate_with(device, sets_of(part), Reason::of(Cause::User));
         }
         Ok(moved)
     }
@@ -334,19 +340,18 @@ impl Backend {
         part.pages().filter(movable).count() as u32
     }
 
-    /// Migrates what can be of one block's pages through the driver. Returns how many moved.
-    pub(crate) fn migrate_block(
+    /// Migrates what can be of these pages of ascending blocks through the driver. Returns how many moved.
+    pub(crate) fn migrate_with(
         &self,
         device: &Device,
-        block: Block,
-        pages: &PageSet,
+        wanted: impl IntoIterator<Item = (Block, PageSet)>,
         reason: Reason,
     ) -> u64 {
-        let Some(migration) = ToDevice::collect(self, device, block, pages, reason) else {
+        let Some(migration) = ToDevice::collect(self, device, wanted, reason) else {
             return 0;
         };
         // An error has rolled everything back: to the caller, nothing moved.
-        let first = block.page(pages.first().unwrap_or_default());
+        let first = migration.folios().next().map_or(Page(0), |f| f.page);
         self.call_driver(device, first, |driver| driver.migrate_to_device(migration))
             .map_or(0, |done| done.pages.into())
     }
@@ -356,10 +361,11 @@ impl Backend {
     pub fn migrate_to_system(&self, range: PageRange) -> Result<u64, Error> {
         self.settle(range)?;
         let mut moved = 0;
-        for part in range.split_by_block() {
+        let mut left = range;
+        while !left.is_empty() {
+            let part = left.take_blocks(MOST_BLOCKS);
             self.end_exclusive_access(part, |_| true);
-            let groups = collect_to_system(self, part.start.block(), &set_of(part), false);
-            for (device, sources) in groups {
+            for (device, sources) in collect_to_system(self, sets_of(part), false) {
                 let reason = Reason::of(Cause::User);
                 moved += self
                     .send_back(device, sources, reason, None)
@@ -458,6 +464,13 @@ pub(crate) fn count_in(set: &PageSet, part: PageRange) -> u32 {
 pub(crate) fn set_of(part: PageRange) -> PageSet {
     let start = part.start.index_in_block();
     PageSet::from_range(start..start + part.len() as usize)
+}
+
+/// The pages of a range, block by block.
+fn sets_of(range: PageRange) -> impl Iterator<Item = (Block, PageSet)> {
+    range
+        .split_by_block()
+        .map(|part| (part.start.block(), set_of(part)))
 }
 
 fn check_size(what: &'static str, bytes: u64, unit: u64, max: u64) -> Result<(), Error> {

@@ -263,7 +263,7 @@ impl Backend {
         reason: Reason,
         unresolved: &mut Vec<(Page, Unresolved)>,
     ) {
-        for (device, sources) in collect_to_system(self, block, pages, false) {
+        for (device, sources) in collect_to_system(self, [(block, *pages)], false) {
             let faulting: Vec<Page> = sources
                 .iter()
                 .flat_map(|s| s.lock.range().pages())
@@ -315,8 +315,8 @@ impl Backend {
         if !untouched.is_empty() {
             self.populate(block, &untouched, access, Duration::ZERO, &mut ignored);
         }
-        for (device, sources) in collect_to_system(self, block, &pages.difference(&untouched), true)
-        {
+        let on_devices = pages.difference(&untouched);
+        for (device, sources) in collect_to_system(self, [(block, on_devices)], true) {
             let reason = Reason::of(Cause::Prefetch);
             let _ = self.send_back(device, sources, reason, None);
         }

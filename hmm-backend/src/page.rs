@@ -127,18 +127,22 @@ impl PageRange {
         (self.start.0..self.end.0).map(Page)
     }
 
+    /// Takes the pages of the first `n` blocks away from the range.
+    pub fn take_blocks(&mut self, n: u32) -> PageRange {
+        let end = self
+            .start
+            .block()
+            .0
+            .saturating_add(n)
+            .saturating_mul(BLOCK_PAGES as u32);
+        let taken = PageRange::new(self.start, Page(end).min(self.end));
+        self.start = taken.end;
+        taken
+    }
+
     /// Cuts the range at block boundaries.
-    pub fn split_by_block(self) -> impl Iterator<Item = PageRange> {
-        let mut at = self.start;
-        std::iter::from_fn(move || {
-            if at >= self.end {
-                return None;
-            }
-            let block_end = at.block().first_page().plus(BLOCK_PAGES as u32);
-            let part = PageRange::new(at, block_end.min(self.end));
-            at = part.end;
-            Some(part)
-        })
+    pub fn split_by_block(mut self) -> impl Iterator<Item = PageRange> {
+        std::iter::from_fn(move || (!self.is_empty()).then(|| self.take_blocks(1)))
     }
 }
 

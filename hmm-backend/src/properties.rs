@@ -95,7 +95,7 @@ proptest! {
         read_only in any::<bool>(), flags in 0u64..8, pins in 0u64..63,
     ) {
         let old = Word(old);
-        let next = old.generation().wrapping_add(1);
+        let next = old.generation().wrapping_add(1) & 0x7fff;
         for new in [
             old.to_untouched(),
             old.to_poisoned(),

@@ -97,18 +97,6 @@ impl ResidencyTable {
         }
     }
 
-    /// Fetches the words of these pages into the cache: they are about to change. To be called before the kernel
-    /// moves the pages, whose own work keeps them out otherwise.
-    pub(crate) fn expect(&self, range: PageRange) {
-        const WORDS_IN_LINE: usize = 8;
-        #[cfg(target_arch = "x86_64")]
-        for word in (range.start.0 as usize..range.end.0 as usize).step_by(WORDS_IN_LINE) {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a hint; the address is not accessed.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const self.words[word]).cast()) };
-        }
-    }
-
     fn exchange(&self, page: Page, from: Word, to: Word) -> bool {
         self.words[page.0 as usize]
             .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed)

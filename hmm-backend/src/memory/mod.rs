@@ -32,7 +32,15 @@ pub use kernel::{KernelAnswers, KernelCall, MadeUpAnswer};
 pub(crate) use ranged::EngineError;
 use recycle::Recycler;
 
-/// Neighbouring pages and the neighbouring frames they go to or come from, within one block.
+/// What one kernel call can be about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reach {
+    /// Pages of one block: the next may belong to another userfaultfd.
+    Block,
+    Everywhere,
+}
+
+/// Neighbouring pages and the neighbouring frames they go to or come from, for one kernel call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Run {
     pub(crate) page: Page,
@@ -198,6 +206,14 @@ impl GuestMemory {
         DeviceMemory::new(bytes, self.engine)
     }
 
+    /// How far a [`Run`] may extend.
+    pub(crate) fn reach(&self) -> Reach {
+        match self.shards.len() {
+            1 => Reach::Everywhere,
+            _ => Reach::Block,
+        }
+    }
+
     /// The page at a faulting host address.
     pub(crate) fn page_at(&self, address: u64) -> Page {
         Page(((address - self.mapping.start()) / PAGE_SIZE) as u32)
@@ -220,9 +236,11 @@ impl GuestMemory {
         mut failed: impl FnMut(u32, EngineError),
     ) {
         let uffd = self.shard(range.start);
-        let fill = |at: u32, n: u32| {
+        let fill = |at: u32, left: u32| {
+            // There are no more zeros than for a block.
+            let n = left.min(BLOCK_PAGES as u32);
             let (start, len) = (self.address(range.start.plus(at)), kernel::bytes(n));
-            // SAFETY: the pages are locked by the caller and untouched; the zeros are a whole block.
+            // SAFETY: the pages are locked by the caller and untouched; there are that many zeros.
             unsafe {
                 match fill {
                     Fill::ZeroPage => uffd.zeropage(start, len),

@@ -16,8 +16,8 @@ pub use watch::{Step, Watch};
 
 use crate::backend::count_in;
 use crate::driver::Frame;
-use crate::memory::Run;
-use crate::page::{PageRange, PageSet};
+use crate::memory::{Reach, Run};
+use crate::page::{Page, PageRange, PageSet};
 use crate::stats::Cause;
 use crate::word::Word;
 
@@ -68,8 +68,17 @@ impl Reason {
     }
 }
 
-/// Joins neighbouring pieces of pages in neighbouring frames of one block with the same permission into runs.
-fn runs(pieces: impl Iterator<Item = (PageRange, Frame, Word)>) -> impl Iterator<Item = Run> {
+/// How many of a few pages are in the range.
+fn count_of(pages: &[Page], range: PageRange) -> u32 {
+    pages.iter().filter(|page| range.contains(**page)).count() as u32
+}
+
+/// Joins neighbouring pieces of pages in neighbouring frames with the same permission into runs, as far as one
+/// kernel call reaches.
+fn runs(
+    reach: Reach,
+    pieces: impl Iterator<Item = (PageRange, Frame, Word)>,
+) -> impl Iterator<Item = Run> {
     let mut pieces = pieces.map(|(pages, frame, word)| Run {
         page: pages.start,
         frame,
@@ -83,7 +92,7 @@ fn runs(pieces: impl Iterator<Item = (PageRange, Frame, Word)>) -> impl Iterator
             let joins = piece.page == run.page.plus(run.pages)
                 && piece.frame.0 == run.frame.0 + run.pages
                 && piece.read_only == run.read_only
-                && piece.page.block() == run.page.block();
+                && (reach == Reach::Everywhere || piece.page.block() == run.page.block());
             if !joins {
                 next = Some(piece);
                 break;
@@ -97,7 +106,6 @@ fn runs(pieces: impl Iterator<Item = (PageRange, Frame, Word)>) -> impl Iterator
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page::Page;
 
     #[test]
     fn runs_break_at_gaps_blocks_and_permissions() {
@@ -113,9 +121,19 @@ mod tests {
             let word = Word(0).with_read_only(p == 2);
             (PageRange::with_len(Page(p), n), Frame(f), word)
         };
-        let runs = runs(pieces.into_iter().map(piece));
-        let found: Vec<_> = runs.map(|r| (r.page.0, r.frame.0, r.pages)).collect();
-        let expected = [(0, 7, 2), (2, 9, 2), (4, 12, 1), (511, 13, 1), (512, 14, 1)];
-        assert_eq!(found, expected);
+        let found = |reach| {
+            let runs = runs(reach, pieces.into_iter().map(piece));
+            runs.map(|r| (r.page.0, r.frame.0, r.pages))
+                .collect::<Vec<_>>()
+        };
+        let alike = [(0, 7, 2), (2, 9, 2), (4, 12, 1)];
+        assert_eq!(
+            found(Reach::Block),
+            [&alike[..], &[(511, 13, 1), (512, 14, 1)]].concat()
+        );
+        assert_eq!(
+            found(Reach::Everywhere),
+            [&alike[..], &[(511, 13, 2)]].concat()
+        );
     }
 }

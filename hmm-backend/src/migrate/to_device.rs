@@ -1,9 +1,9 @@
-//! Migration from system memory (or from nothing) into a device's memory, one block at a time.
+//! Migration from system memory (or from nothing) into a device's memory.
 
 use std::sync::Arc;
 
 use super::watch::{tell, tell_finalized, told};
-use super::{Finalized, Reason, Step, Watch, runs};
+use super::{Finalized, Reason, Step, Watch, count_of, runs};
 use crate::backend::{Backend, count_in, set_of};
 use crate::device::{Allocation, Device};
 use crate::driver::{DeviceFolio, DeviceId, Frame};
@@ -58,14 +58,6 @@ impl<'b> Target<'b> {
     }
 }
 
-/// The runs of pages with (or without) contents.
-fn runs_of<'a>(
-    targets: &'a [Target<'_>],
-    with_contents: bool,
-) -> impl Iterator<Item = Run> + use<'a> {
-    runs(targets.iter().flat_map(move |t| t.pieces(with_contents)))
-}
-
 /// Phase *collected*: source pages are locked, frames allocated; nothing has moved.
 pub struct ToDevice<'b> {
     backend: &'b Backend,
@@ -88,32 +80,33 @@ pub struct CommittedToDevice<'b> {
 }
 
 impl<'b> ToDevice<'b> {
-    /// Locks what can be migrated of `pages` and allocates frames for it, in folios as large as alignment
-    /// and free memory permit. Skipped: pages somebody works on, pinned and held pages, pages that are
-    /// not in system memory, and what finds no frame. `None` if nothing is left.
+    /// Locks what can be migrated of these pages of ascending blocks and allocates frames for it, in folios as
+    /// large as alignment and free memory permit. Skipped: pages somebody works on, pinned and held pages,
+    /// pages that are not in system memory, and what finds no frame. `None` if nothing is left.
     pub(crate) fn collect(
         backend: &'b Backend,
         device: &'b Device,
-        block: Block,
-        pages: &PageSet,
+        wanted: impl IntoIterator<Item = (Block, PageSet)>,
         reason: Reason,
     ) -> Option<ToDevice<'b>> {
-        let mut locks: Vec<FolioLock<'b>> = Vec::new();
-        let mut left = *pages;
-        while let Some(index) = left.first() {
-            left.remove(index);
-            if let Some(lock) = backend.lock_for_device(block.page(index), reason.cause) {
-                left = left.difference(&set_of(lock.range()));
-                lock.carve(&|range| count_in(pages, range), &mut locks);
-            }
-        }
         let mut targets = Vec::new();
-        // A folio has one permission.
-        let read_only: Vec<_> = locks.extract_if(.., |l| l.word().read_only()).collect();
-        allocate(backend, device, block, locks, &mut targets);
-        if !read_only.is_empty() {
-            allocate(backend, device, block, read_only, &mut targets);
-            targets.sort_by_key(|t| t.allocation.folio.page);
+        for (block, pages) in wanted {
+            let mut locks: Vec<FolioLock<'b>> = Vec::new();
+            let mut left = pages;
+            while let Some(index) = left.first() {
+                left.remove(index);
+                if let Some(lock) = backend.lock_for_device(block.page(index), reason.cause) {
+                    left = left.difference(&set_of(lock.range()));
+                    lock.carve(&|range| count_in(&pages, range), &mut locks);
+                }
+            }
+            // A folio has one permission.
+            let read_only: Vec<_> = locks.extract_if(.., |l| l.word().read_only()).collect();
+            allocate(backend, device, block, locks, &mut targets);
+            if !read_only.is_empty() {
+                allocate(backend, device, block, read_only, &mut targets);
+                targets.sort_by_key(|t| t.allocation.folio.page);
+            }
         }
         (!targets.is_empty()).then_some(ToDevice {
             backend,
@@ -157,6 +150,15 @@ impl<'b> ToDevice<'b> {
         self.watch = Some(watch);
     }
 
+    /// The runs of pages with (or without) contents.
+    fn runs(&self, with_contents: bool) -> impl Iterator<Item = Run> + '_ {
+        let pieces = self.targets.iter();
+        runs(
+            self.backend.guest.reach(),
+            pieces.flat_map(move |t| t.pieces(with_contents)),
+        )
+    }
+
     fn tell(&self, step: Step) -> Result<(), MigrateError> {
         tell(&self.watch, step, self.targets.iter().map(Target::range))
             .map_err(|error| MigrateError::Device(error.to_string()))
@@ -173,20 +175,19 @@ impl<'b> ToDevice<'b> {
         self.tell(Step::BeforeCopy)?;
         let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
         self.backend.invalidate_mirrors(locks);
-        let mut failed = PageSet::EMPTY;
+        let mut failed = Vec::new();
         let guest = &self.backend.guest;
-        let mut fail = |run: Run, at| failed.insert(run.page.plus(at).index_in_block());
+        let mut fail = |run: Run, at| failed.push(run.page.plus(at));
         if let Some(memory) = &self.device.memory {
-            for run in runs_of(&self.targets, true) {
-                self.backend.table.expect(run.range());
+            for run in self.runs(true) {
                 guest.take(run, memory, |at, _| fail(run, at));
             }
-            for run in runs_of(&self.targets, false) {
+            for run in self.runs(false) {
                 memory.fill_zero(run.frame, run.pages, |at, _| fail(run, at));
             }
         } else {
             // Coherent: CPUs keep reaching the page, so only holes have to be filled.
-            for run in runs_of(&self.targets, false) {
+            for run in self.runs(false) {
                 let fill = match run.read_only {
                     true => Fill::ReadOnly,
                     false => Fill::Memory,
@@ -197,7 +198,7 @@ impl<'b> ToDevice<'b> {
         if !failed.is_empty() {
             self.backend
                 .recorder
-                .add(Counter::PagesSkippedBusy, failed.count() as u64);
+                .add(Counter::PagesSkippedBusy, failed.len() as u64);
             self.leave_behind(&failed);
         }
         // From here on an error rolls back.
@@ -207,12 +208,12 @@ impl<'b> ToDevice<'b> {
     }
 
     /// Drops the failed pages, splitting the folios they were meant for.
-    fn leave_behind(&mut self, failed: &PageSet) {
+    fn leave_behind(&mut self, failed: &[Page]) {
         let mut todo: Vec<_> = std::mem::take(&mut self.targets);
         todo.reverse();
         while let Some(mut target) = todo.pop() {
             let range = target.range();
-            match count_in(failed, range) {
+            match count_of(failed, range) {
                 0 => self.targets.push(target),
                 _ if range.len() == 1 => drop(target),
                 _ => {
@@ -234,7 +235,7 @@ impl<'b> CopiedToDevice<'b> {
     /// Makes the frames the pages' place.
     pub fn commit(mut self) -> CommittedToDevice<'b> {
         if self.0.device.memory.is_some() {
-            for run in runs_of(&self.0.targets, true) {
+            for run in self.0.runs(true) {
                 self.0.backend.guest.take_commit(run);
             }
         }
@@ -334,10 +335,10 @@ impl Drop for CopiedToDevice<'_> {
             }
             return;
         };
-        let mut stuck = PageSet::EMPTY;
-        for run in runs_of(&self.0.targets, true) {
+        let mut stuck = Vec::new();
+        for run in self.0.runs(true) {
             self.0.backend.guest.take_rollback(run, memory, |at| {
-                stuck.insert(run.page.plus(at).index_in_block());
+                stuck.push(run.page.plus(at));
             });
         }
         // The host has no memory to take a page back: its contents are safe in the frame, so the frame is
@@ -346,7 +347,7 @@ impl Drop for CopiedToDevice<'_> {
         let mut todo = targets;
         while let Some(mut target) = todo.pop() {
             let range = target.range();
-            match count_in(&stuck, range) {
+            match count_of(&stuck, range) {
                 // Dropping the target unlocks the pages and frees the frames.
                 0 => target.allocation.dirty = true,
                 n if n == range.len() => drop(make_resident(target, self.0.device, until)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::watch::{tell, tell_finalized, told};
-use super::{Finalized, Reason, Step, Watch, runs};
+use super::{Finalized, Reason, Step, Watch, count_of, runs};
 use crate::backend::{Backend, count_in, set_of};
 use crate::device::Device;
 use crate::driver::{DeviceFolio, DeviceId};
@@ -71,15 +71,30 @@ pub struct CopiedToSystem<'b>(ToSystem<'b>);
 /// Phase *committed*: CPUs find the pages in system memory; they are still locked.
 pub struct CommittedToSystem<'b>(ToSystem<'b>);
 
-/// Locks the folios of `pages` (of one block) that are in device memory, cut so that nothing else moves
-/// with them, grouped by device. Skips folios that somebody works on, and held ones if `respect_holds`.
+/// Folios in one device's memory, locked.
+type Group<'b> = (&'b Arc<Device>, Vec<Source<'b>>);
+
+/// Locks the folios of these pages that are in device memory, cut so that nothing else moves with them,
+/// grouped by device. Skips folios that somebody works on, and held ones if `respect_holds`.
 pub(crate) fn collect_to_system<'b>(
+    backend: &'b Backend,
+    wanted: impl IntoIterator<Item = (Block, PageSet)>,
+    respect_holds: bool,
+) -> Vec<Group<'b>> {
+    let mut groups = Vec::new();
+    for (block, pages) in wanted {
+        collect_block(backend, block, &pages, respect_holds, &mut groups);
+    }
+    groups
+}
+
+fn collect_block<'b>(
     backend: &'b Backend,
     block: Block,
     pages: &PageSet,
     respect_holds: bool,
-) -> Vec<(&'b Arc<Device>, Vec<Source<'b>>)> {
-    let mut groups: Vec<(&'b Arc<Device>, Vec<Source<'b>>)> = Vec::new();
+    groups: &mut Vec<Group<'b>>,
+) {
     let mut left = *pages;
     while let Some(index) = left.first() {
         left.remove(index);
@@ -106,7 +121,6 @@ pub(crate) fn collect_to_system<'b>(
         };
         source.carve(backend, device, &|range| count_in(pages, range), group);
     }
-    groups
 }
 
 impl<'b> ToSystem<'b> {
@@ -195,8 +209,8 @@ impl<'b> CopiedToSystem<'b> {
         let piece = |s: &Source<'_>| (s.lock.range(), s.folio.frame, s.lock.word());
         // Coherent memory is where CPUs reach it already.
         if let Some(memory) = &this.device.memory {
-            for run in runs(this.sources.iter().map(piece)) {
-                this.backend.table.expect(run.range());
+            let reach = this.backend.guest.reach();
+            for run in runs(reach, this.sources.iter().map(piece)) {
                 this.backend.guest.give(run, memory, |at, error| {
                     failed.push((run.page.plus(at), error));
                 });
@@ -208,10 +222,8 @@ impl<'b> CopiedToSystem<'b> {
             this.backend
                 .recorder
                 .add(Counter::PagesSkippedBusy, failed.len() as u64);
-            let moves = |range: PageRange| {
-                let stay = failed.iter().filter(|(page, _)| range.contains(*page));
-                range.len() - stay.count() as u32
-            };
+            let failed: Vec<Page> = failed.iter().map(|(page, _)| *page).collect();
+            let moves = |range: PageRange| range.len() - count_of(&failed, range);
             let mut moved = Vec::new();
             for source in std::mem::take(&mut this.sources) {
                 source.carve(this.backend, this.device, &moves, &mut moved);

@@ -290,7 +290,7 @@ impl<M: DeviceMmu> Mirror<M> {
             faulting,
             hold: advice.hold,
         };
-        backend.migrate_block(&self.device, block, &pages, reason);
+        backend.migrate_with(&self.device, [(block, pages)], reason);
         false
     }
 

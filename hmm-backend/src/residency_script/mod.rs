@@ -4,6 +4,11 @@
 //! The model keeps a plain record for each page. Flags of a folio are kept with each of its pages, so that
 //! the one thing that the table does cleverly (they are in the head's word only) is not repeated here.
 
+mod op;
+mod plain;
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, Mutex};
 
 use crate::driver::{DeviceId, Frame};
@@ -13,98 +18,11 @@ use crate::residency::{PinError, ResidencyTable, TryLock, WakeFaults};
 use crate::time::Tick;
 use crate::word::{AUX_MAX, Residency, Word};
 
+pub use op::Op;
+use plain::{Plain, UNTOUCHED};
+
 /// Pages of the table. Fewer under Miri, which is slow.
 pub const PAGES: u32 = if cfg!(miri) { 8 } else { 32 };
-
-/// One step. Numbers are taken modulo what there is; what is not possible just now is skipped.
-#[derive(Clone, Debug)]
-#[cfg_attr(feature = "fuzzing", derive(arbitrary::Arbitrary))]
-#[allow(missing_docs)]
-pub enum Op {
-    /// Locks the folio of a page.
-    Lock(u8),
-    /// Drops a lock.
-    Unlock(u8),
-    /// Cuts a locked folio in two.
-    Halve(u8),
-    /// Cuts a locked folio until only `len` pages from `from` are left.
-    Carve {
-        lock: u8,
-        from: u8,
-        len: u8,
-    },
-    /// Locks all that is single in an aligned group and makes one device folio of it.
-    ToDevice {
-        page: u8,
-        order: u8,
-        device: u8,
-        frame: u32,
-    },
-    /// Publishes a locked folio as one in system memory.
-    ToSystem {
-        lock: u8,
-        until: u32,
-    },
-    /// Publishes a locked folio as single pages in system memory.
-    ToSystemPages {
-        lock: u8,
-        until: u32,
-    },
-    /// Publishes a locked folio as freed pages.
-    Free(u8),
-    /// Publishes a locked folio as lost pages.
-    Poison(u8),
-    /// Changes the permission of a locked folio.
-    SetReadOnly {
-        lock: u8,
-        value: bool,
-    },
-    /// Notes that no translation is left.
-    ClearMirrored(u8),
-    /// Notes a translation.
-    Mark(u8),
-    Pin(u8),
-    Unpin(u8),
-    /// A CPU announces itself.
-    Announce(u8),
-}
-
-/// What the model knows of a page.
-#[derive(Clone, Debug)]
-struct Plain {
-    residency: Residency,
-    order: u8,
-    generation: u16,
-    pins: u64,
-    read_only: bool,
-    until: Option<u32>,
-    // Of its folio:
-    locked: bool,
-    waiters: bool,
-    mirrored: bool,
-}
-
-const UNTOUCHED: Plain = Plain {
-    residency: Residency::Untouched,
-    order: 0,
-    generation: 0,
-    pins: 0,
-    read_only: false,
-    until: None,
-    locked: false,
-    waiters: false,
-    mirrored: false,
-};
-
-impl Plain {
-    fn become_(&mut self, residency: Residency, order: u8) {
-        self.residency = residency;
-        self.order = order;
-        self.generation = self.generation.wrapping_add(1);
-        self.until = None;
-        self.mirrored = false;
-    }
-}
 
 #[derive(Clone, Default)]
 struct Woken(Arc<Mutex<Vec<PageRange>>>);
@@ -435,91 +353,6 @@ impl Script<'_> {
             let expected = if head { folio } else { (false, false, false) };
             assert_eq!(flags, expected, "{}", context());
             assert_eq!(self.table.locked(Page(page)), plain.locked, "{}", context());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn op() -> impl Strategy<Value = Op> {
-        let page = || 0..PAGES as u8;
-        let lock = || 0u8..8;
-        prop_oneof![
-            4 => page().prop_map(Op::Lock),
-            2 => lock().prop_map(Op::Unlock),
-            2 => lock().prop_map(Op::Halve),
-            2 => (lock(), page(), 0..PAGES as u8)
-                .prop_map(|(lock, from, len)| Op::Carve { lock, from, len }),
-            4 => (page(), 0u8..6, 0u8..64, any::<u32>()).prop_map(|(page, order, device, frame)| {
-                Op::ToDevice { page, order, device, frame }
-            }),
-            2 => (lock(), any::<u32>()).prop_map(|(lock, until)| Op::ToSystem { lock, until }),
-            2 => (lock(), any::<u32>()).prop_map(|(lock, until)| Op::ToSystemPages { lock, until }),
-            1 => lock().prop_map(Op::Free),
-            1 => lock().prop_map(Op::Poison),
-            1 => (lock(), any::<bool>())
-                .prop_map(|(lock, value)| Op::SetReadOnly { lock, value }),
-            1 => lock().prop_map(Op::ClearMirrored),
-            2 => page().prop_map(Op::Mark),
-            3 => page().prop_map(Op::Pin),
-            1 => page().prop_map(Op::Unpin),
-            2 => page().prop_map(Op::Announce),
-        ]
-    }
-
-    /// A short script without proptest, whose own work would take Miri minutes.
-    #[test]
-    fn a_fixed_script_agrees() {
-        let mut state = 1u64;
-        let mut draw = |below: u64| {
-            // xorshift64
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            ((state >> 20) % below) as u8
-        };
-        let mut ops = Vec::new();
-        for _ in 0..if cfg!(miri) { 150 } else { 5000 } {
-            let (a, b, c) = (draw(PAGES.into()), draw(8), draw(PAGES.into()));
-            ops.push(match draw(15) {
-                0 | 1 => Op::Lock(a),
-                2 => Op::Unlock(b),
-                3 => Op::Halve(b),
-                4 => Op::Carve {
-                    lock: b,
-                    from: a,
-                    len: c,
-                },
-                5 | 6 => Op::ToDevice {
-                    page: a,
-                    order: b,
-                    device: c,
-                    frame: 100,
-                },
-                7 => Op::ToSystem { lock: b, until: 5 },
-                8 => Op::ToSystemPages { lock: b, until: 6 },
-                9 => Op::Free(b),
-                10 => Op::SetReadOnly {
-                    lock: b,
-                    value: c > 3,
-                },
-                11 => Op::Mark(a),
-                12 => Op::Pin(a),
-                13 => Op::Unpin(a),
-                _ => Op::Announce(a),
-            });
-        }
-        run(&ops);
-    }
-
-    proptest! {
-        #[test]
-        #[cfg_attr(miri, ignore = "slow there; the fixed script stands in")]
-        fn the_table_agrees_with_plain_records(ops in prop::collection::vec(op(), 1..120)) {
-            run(&ops);
         }
     }
 }

@@ -1,0 +1,54 @@
+//! Random sequences of the backend's calls, CPU accesses and device accesses on real userfaultfd, beside a model
+//! of what every page holds and may be. `PROPTEST_CASES` sets the number of sequences.
+
+mod check;
+#[path = "../common/mod.rs"]
+mod common;
+mod cpu;
+mod op;
+mod world;
+
+use hmm_backend::{Engine, snapshot};
+use op::case;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+use world::run;
+
+fn config() -> ProptestConfig {
+    let mut config = ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/proptest-regressions/backend.txt"
+        )))),
+        max_shrink_time: 60_000,
+        ..ProptestConfig::default()
+    };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 100;
+    }
+    config
+}
+
+#[test]
+fn the_model_agrees_under_remap() {
+    proptest!(config(), |((sizes, policy, ops) in case())| run(Engine::Remap, sizes, policy, &ops));
+}
+
+#[test]
+fn the_model_agrees_under_copy() {
+    proptest!(config(), |((sizes, policy, ops) in case())| run(Engine::Copy, sizes, policy, &ops));
+}
+
+#[test]
+fn the_snapshot_bytes_are_what_they_are_documented_to_be() {
+    use snapshot::*;
+    let bytes = [NONE, READ, WRITE, LARGE, DEVICE_LOCAL, DEVICE_REMOTE, ERROR];
+    assert_eq!(bytes, [0, 1, 2, 4, 0x20, 0x30, 0xff]);
+    let bytes = [
+        COHERENT_LOCAL,
+        COHERENT_REMOTE,
+        EXCLUSIVE_LOCAL,
+        EXCLUSIVE_REMOTE,
+    ];
+    assert_eq!(bytes, [0x40, 0x50, 0x60, 0x70]);
+}
