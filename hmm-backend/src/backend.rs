@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
+use crate::advisor::Advisor;
 use crate::device::Device;
 use crate::driver::{DeviceId, Driver};
 use crate::driver_calls::DriverCalls;
@@ -12,11 +13,12 @@ use crate::engine::{Engine, EngineChoice};
 use crate::error::Error;
 use crate::events::Events;
 use crate::folio_lock::FolioLock;
+use crate::link::LinkModel;
 use crate::memory::{DeviceMemory, GuestMemory, KernelAnswers};
 use crate::migrate::{Reason, ToDevice, collect_to_system};
 use crate::mirror::Invalidate;
 use crate::page::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange, PageSet};
-use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, PolicyFactory, PolicySpec};
+use crate::policy::{PolicyFactory, PolicySpec};
 use crate::residency::{ResidencyTable, TryLock};
 use crate::stats::{Cause, Counter, Recorder, Stats};
 use crate::time::{Clock, Tick};
@@ -46,6 +48,8 @@ pub struct BackendConfig {
     pub kernel: Option<Arc<dyn KernelAnswers>>,
     /// What to migrate and evict.
     pub policy: Arc<dyn PolicyFactory>,
+    /// What a migration costs on the hardware that is modelled: for policies to look at.
+    pub link: LinkModel,
     /// Events kept for each thread until they are drained; 0 for none.
     pub events: usize,
 }
@@ -61,6 +65,7 @@ impl BackendConfig {
             recycled: DEFAULT_RECYCLED,
             kernel: None,
             policy: Arc::new(PolicySpec::default()),
+            link: LinkModel::default(),
             events: 0,
         }
     }
@@ -85,7 +90,8 @@ pub struct Backend {
     devices: [OnceLock<Arc<Device>>; MAX_DEVICES],
     attaching: Mutex<usize>,
     pub(crate) mirrors: RwLock<Vec<Arc<dyn Invalidate>>>,
-    policies: Vec<Mutex<Box<dyn FaultPolicy>>>,
+    pub(crate) advisors: Box<[Mutex<Advisor>]>,
+    pub(crate) link: LinkModel,
     factory: Arc<dyn PolicyFactory>,
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
@@ -102,7 +108,7 @@ impl Backend {
             check_size("shared memory", config.shared, unit, config.memory)?;
         }
         let guest = Arc::new(GuestMemory::new(&config)?);
-        let policy = |_| Mutex::new(config.policy.fault_policy());
+        let advisor = |_| Mutex::new(Advisor::new(config.policy.fault_policy()));
         let table =
             ResidencyTable::new((config.memory / PAGE_SIZE) as u32, Box::new(guest.clone()));
         // Shared memory is there from the start: its first touch is nobody's business.
@@ -116,7 +122,8 @@ impl Backend {
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             attaching: Mutex::new(0),
             mirrors: RwLock::new(Vec::new()),
-            policies: (0..config.shards).map(policy).collect(),
+            advisors: (0..config.shards).map(advisor).collect(),
+            link: config.link,
             factory: config.policy,
             clock: Clock::start(),
             recorder: Recorder::new(config.events),
@@ -247,23 +254,6 @@ impl Backend {
             .pages()
             .map(|p| self.table.word(p))
             .collect()
-    }
-
-    fn policy(&self, block: Block) -> MutexGuard<'_, Box<dyn FaultPolicy>> {
-        let shard = block.0 as usize % self.policies.len();
-        self.policies[shard]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Asks the policy, and cuts what it says to what is possible.
-    pub(crate) fn advise(&self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
-        let advice = self.policy(fault.block).advise(fault, view);
-        let (advice, cut) = advice.validated(fault, view);
-        if cut {
-            self.recorder.add(Counter::AdviceCut, 1);
-        }
-        advice
     }
 
     /// How long a system page still stays where it is.

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::driver::DeviceId;
-use crate::page::Page;
+use crate::page::{Page, PageRange};
+use crate::policy::Access;
 use crate::stats::Cause;
 
 /// What happened.
@@ -27,6 +28,12 @@ pub enum EventKind {
     Deferred,
     /// A page could not be supplied.
     Fatal,
+    /// A page was accessed where it could be: live, a device got a translation of a page that was there; in access
+    /// traces, any access.
+    Access,
+    /// The policy was asked about `page` and had `pages` more brought along, to `device`'s memory or the system's;
+    /// `latency` is how long they are to stay.
+    Advice,
     /// A driver's call about this page takes longer than the service's limit; `latency` is how long so far.
     SlowDriver,
 }
@@ -49,8 +56,29 @@ pub struct Event {
     pub device: Option<DeviceId>,
     /// For migrations.
     pub cause: Option<Cause>,
+    /// For faults and accesses.
+    pub access: Option<Access>,
+    /// For CPU faults: the thread that sleeps in it, as the kernel numbers it; 0 where that is not known.
+    pub thread: u32,
     /// For faults.
     pub latency: Duration,
+}
+
+impl Event {
+    /// An event with nothing known but this.
+    pub fn new(time: Duration, kind: EventKind, pages: PageRange) -> Event {
+        Event {
+            time,
+            kind,
+            page: pages.start,
+            pages: pages.len(),
+            device: None,
+            cause: None,
+            access: None,
+            thread: 0,
+            latency: Duration::ZERO,
+        }
+    }
 }
 
 /// Events taken out of the rings.
@@ -107,15 +135,7 @@ mod tests {
     #[test]
     fn a_full_ring_counts_what_it_drops() {
         let mut ring = Ring::new(2);
-        let event = |kind| Event {
-            time: Duration::ZERO,
-            kind,
-            page: Page(0),
-            pages: 1,
-            device: None,
-            cause: None,
-            latency: Duration::ZERO,
-        };
+        let event = |kind| Event::new(Duration::ZERO, kind, PageRange::single(Page(0)));
         for kind in [
             EventKind::Freed,
             EventKind::CpuFault,

@@ -11,7 +11,7 @@ use crate::fatal::FatalCause;
 use crate::memory::{EngineError, Fill};
 use crate::migrate::{Reason, collect_to_system};
 use crate::page::{Block, Page, PageRange, PageSet};
-use crate::policy::{Access, Advice, BlockFault, BlockView, Place};
+use crate::policy::{Access, Advice, BlockFault, Place};
 use crate::residency::TryLock;
 use crate::stats::{Cause, Counter};
 use crate::time::Tick;
@@ -85,12 +85,7 @@ impl Backend {
             to: Place::System,
             now: self.clock.now(),
         };
-        let view = BlockView {
-            words: &words,
-            free_frames: u32::MAX,
-            capacity: u32::MAX,
-        };
-        let advice = self.advise(&fault, &view);
+        let advice = self.advise(&fault, &words, None);
         let needed = if patient {
             self.put_off(&fault, &advice, &words, &mut served)
         } else {
@@ -373,13 +368,9 @@ impl Backend {
         latency: Duration,
     ) {
         self.recorder.event(|| Event {
-            time: self.clock.now(),
-            kind,
-            page,
-            pages: 1,
             device,
-            cause: None,
             latency,
+            ..Event::new(self.clock.now(), kind, PageRange::single(page))
         });
     }
 }

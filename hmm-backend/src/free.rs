@@ -1,7 +1,5 @@
 //! Frees: the guest needs the contents of pages no longer.
 
-use std::time::Duration;
-
 use crate::backend::{Backend, set_of};
 use crate::error::Error;
 use crate::events::{Event, EventKind};
@@ -24,15 +22,8 @@ impl Backend {
             .map(|part| self.free_in_block(part))
             .sum();
         self.recorder.add(Counter::PagesFreed, freed);
-        self.recorder.event(|| Event {
-            time: self.clock.now(),
-            kind: EventKind::Freed,
-            page: range.start,
-            pages: range.len(),
-            device: None,
-            cause: None,
-            latency: Duration::ZERO,
-        });
+        self.recorder
+            .event(|| Event::new(self.clock.now(), EventKind::Freed, range));
         Ok(freed)
     }
 

@@ -28,6 +28,7 @@
 //!
 //! `examples/process.rs` is a whole process with a driver and a device of its own.
 
+mod advisor;
 mod backend;
 mod buddy;
 mod device;
@@ -43,6 +44,7 @@ mod fault;
 mod fault_queue;
 mod folio_lock;
 mod free;
+mod link;
 mod mapping;
 #[cfg(feature = "measure")]
 #[doc(hidden)]
@@ -79,6 +81,7 @@ pub use engine::{Engine, EngineChoice};
 pub use error::{Error, FaultError, MigrateError, MirrorError};
 pub use events::{Event, EventKind, Events};
 pub use fatal::{FatalCause, FatalFault};
+pub use link::LinkModel;
 pub use memory::{KernelAnswers, KernelCall, MadeUpAnswer};
 pub use migrate::{
     CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Finalized, Step,
@@ -88,8 +91,9 @@ pub use mirror::{DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, Target};
 pub use page::{BLOCK_PAGES, Block, MAX_ORDER, PAGE_SIZE, Page, PageRange, PageSet};
 pub use pin::Pinned;
 pub use policy::{
-    Access, Advice, BlockFault, BlockView, Density, EvictionPolicy, FaultPolicy, Lru, OnDemand,
-    Place, PolicyError, PolicyFactory, PolicyInfo, PolicyParam, PolicySpec, policies,
+    Access, Advice, BlockFault, BlockView, Density, EvictionPolicy, FaultPolicy, Hint, Lru,
+    OnDemand, Place, PolicyError, PolicyFactory, PolicyInfo, PolicyParam, PolicySpec, Recent, Seen,
+    Wish, policies,
 };
 pub use service::{FaultService, ServiceConfig};
 pub use stats::{Cause, Latency, Stats};

@@ -54,11 +54,7 @@ fn decision(policy: &str, n: u32) {
         _ => Word(0).to_device(DeviceId(0), Frame(i), 0),
     };
     let words: Vec<Word> = (0..BLOCK_PAGES as u32).map(word).collect();
-    let view = BlockView {
-        words: &words,
-        free_frames: u32::MAX,
-        capacity: u32::MAX,
-    };
+    let view = BlockView::of(&words);
     for i in 0..n {
         let fault = BlockFault {
             block: Block(0),

@@ -215,11 +215,11 @@ proptest! {
             _ => Word(0).to_device(DeviceId(1), Frame(i as u32), 0),
         };
         let words: Vec<Word> = states.iter().take(len).enumerate().map(word).collect();
-        let view = BlockView { words: &words, free_frames: 9, capacity: 99 };
+        let view = BlockView { free_frames: 9, capacity: 99, ..BlockView::of(&words) };
         let to = if to_device { Place::Device(DeviceId(0)) } else { Place::System };
         let fault = BlockFault { block: Block(3), pages: set(&faulting), access: Access::Read, to, now: Duration::ZERO };
         let ms = Duration::from_millis;
-        let given = Advice { stay, prefetch: set(&prefetch), hold: ms(hold_ms), throttle: ms(throttle_ms) };
+        let given = Advice { stay, prefetch: set(&prefetch), hold: ms(hold_ms), throttle: ms(throttle_ms), migrate: Vec::new() };
         let (advice, cut) = given.clone().validated(&fault, &view);
         let there = if to_device { 2 } else { 1 };
         for (i, state) in states.iter().enumerate() {
@@ -245,7 +245,7 @@ proptest! {
             _ => Word(0).to_device(DeviceId(0), Frame(i as u32), 0),
         };
         let words: Vec<Word> = states.iter().take(len).enumerate().map(word).collect();
-        let view = BlockView { words: &words, free_frames: 9, capacity: 99 };
+        let view = BlockView { free_frames: 9, capacity: 99, ..BlockView::of(&words) };
         let to = if to_device { Place::Device(DeviceId(0)) } else { Place::System };
         let spec: PolicySpec = format!("density:threshold={threshold},min_faults={min_faults}").parse().unwrap();
         let mut policy = crate::policy::PolicyFactory::fault_policy(&spec);

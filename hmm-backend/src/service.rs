@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::backend::Backend;
 use crate::error::Error;
-use crate::events::EventKind;
+use crate::events::{Event, EventKind};
 use crate::fatal::{FatalCause, FatalFault};
 use crate::fault::{Attempts, Unresolved};
 use crate::fault_queue::{Deferred, Fault, sort_and_deduplicate};
@@ -280,8 +280,12 @@ impl Worker {
     fn resolved(&self, fault: &Fault, now: Duration) {
         let latency = now.saturating_sub(fault.since);
         self.backend.recorder.latency(Toucher::Cpu, latency);
-        self.backend
-            .fault_event(EventKind::CpuFault, fault.page, None, latency);
+        self.backend.recorder.event(|| Event {
+            access: Some(access_of(fault.write)),
+            thread: fault.thread,
+            latency,
+            ..Event::new(now, EventKind::CpuFault, PageRange::single(fault.page))
+        });
     }
 
     fn put_off(

@@ -379,13 +379,9 @@ impl CommittedToDevice<'_> {
                 recorder.migrated(Direction::ToDevice, cause, n);
             }
             recorder.event(|| Event {
-                time: self.backend.clock.now(),
-                kind: EventKind::ToDevice,
-                page: range.start,
-                pages: range.len(),
                 device: Some(self.device),
                 cause: self.reason.causes(range).next().map(|(cause, _)| cause),
-                latency: std::time::Duration::ZERO,
+                ..Event::new(self.backend.clock.now(), EventKind::ToDevice, range)
             });
         }
         tell_finalized(&self.watch, &told);

@@ -1,7 +1,6 @@
 //! Migration from a device's memory into system memory: CPU faults, eviction, detach, hints.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::watch::{tell, tell_finalized, told};
 use super::{Finalized, Reason, Step, Watch, count_of, runs};
@@ -280,13 +279,9 @@ impl CommittedToSystem<'_> {
             let read_only = lock.word().read_only();
             lock.publish_folio(move |word| word.to_system(until));
             recorder.event(|| Event {
-                time: now,
-                kind: EventKind::ToSystem,
-                page: range.start,
-                pages: range.len(),
                 device: Some(device.id),
                 cause,
-                latency: Duration::ZERO,
+                ..Event::new(now, EventKind::ToSystem, range)
             });
             empty.push((folio, read_only));
         }

@@ -6,12 +6,12 @@ use super::{DeviceMmu, HostPage, InFlight, Mapping, Mirror, Target};
 use crate::backend::set_of;
 use crate::driver::Frame;
 use crate::error::MirrorError;
-use crate::events::EventKind;
+use crate::events::{Event, EventKind};
 use crate::fatal::FatalCause;
 use crate::fault::{Attempts, Unresolved};
 use crate::migrate::Reason;
 use crate::page::{Page, PageRange, PageSet};
-use crate::policy::{Access, Advice, BlockFault, BlockView, Place};
+use crate::policy::{Access, Advice, BlockFault, Place};
 use crate::stats::{Cause, Counter, Toucher};
 use crate::time::Tick;
 use crate::word::{Residency, Word};
@@ -104,13 +104,23 @@ impl<M: DeviceMmu> Mirror<M> {
             drop(guard);
             rounds += 1;
         }
+        let latency = started.elapsed();
         if serviced {
-            let latency = started.elapsed();
             self.backend.recorder.latency(Toucher::Device, latency);
-            let device = Some(self.device.id);
-            self.backend
-                .fault_event(EventKind::DeviceFault, range.start, device, latency);
         }
+        self.backend.recorder.event(|| Event {
+            device: Some(self.device.id),
+            access: Some(want.access()),
+            latency,
+            ..Event::new(
+                self.backend.clock.now(),
+                match serviced {
+                    true => EventKind::DeviceFault,
+                    false => EventKind::Access,
+                },
+                range,
+            )
+        });
         Ok(())
     }
 
@@ -306,12 +316,7 @@ impl<M: DeviceMmu> Mirror<M> {
             to: Place::Device(self.device.id),
             now: backend.now(),
         };
-        let view = BlockView {
-            words: &words,
-            free_frames: self.device.free_frames(),
-            capacity: self.device.capacity(),
-        };
-        backend.advise(&fault, &view)
+        backend.advise(&fault, &words, Some(&self.device))
     }
 
     /// Waits as long as the page is held or the policy throttles; nobody is throttled twice. False if that took

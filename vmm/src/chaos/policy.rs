@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::{
-    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Frame, PageSet, PolicyFactory,
-    PolicySpec,
+    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Frame, Page, PageRange, PageSet,
+    Place, PolicyFactory, PolicySpec, Wish,
 };
 
 use super::random::Random;
@@ -83,6 +83,24 @@ impl FaultPolicy for ChaoticFaults {
             prefetch: PageSet::from_range(start..start + len),
             hold: time(random),
             throttle: time(random),
+            migrate: match random.below(16) {
+                0 => vec![self.wish(fault)],
+                _ => Vec::new(),
+            },
+        }
+    }
+}
+
+impl ChaoticFaults {
+    /// Some pages, of any length, on either side of the end of memory; to somewhere.
+    fn wish(&self, fault: &BlockFault) -> Wish {
+        let first = fault.block.first_page().0 + self.random.below(2048) as u32;
+        Wish {
+            pages: PageRange::with_len(Page(first), self.random.below(1 << 13) as u32),
+            to: match self.random.one_in(2) {
+                true => Place::System,
+                false => fault.to,
+            },
         }
     }
 }

@@ -1,0 +1,102 @@
+//! What a policy says, and what of it is possible.
+
+use std::time::Duration;
+
+use super::{BlockFault, BlockView, Place};
+use crate::page::{PageRange, PageSet};
+use crate::time::MAX_HOLD;
+
+/// Most wishes in one advice, and most pages in one wish: a policy cannot keep the service busy for long.
+pub(crate) const MAX_WISHES: usize = 8;
+pub(crate) const MAX_WISH: u32 = 4096;
+
+/// Pages anywhere in guest memory that should move when nothing more urgent is to be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wish {
+    /// Which pages, at most 4096.
+    pub pages: PageRange,
+    /// Where to.
+    pub to: Place,
+}
+
+/// What to do about a fault beyond serving it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Advice {
+    /// A device fault on a system page: leave the page there and let the device reach it in place.
+    pub stay: bool,
+    /// Pages of the same block to bring along.
+    pub prefetch: PageSet,
+    /// How long the migrated pages stay where they go, whoever else wants them (at most
+    /// [`MAX_HOLD`]).
+    pub hold: Duration,
+    /// How long the toucher waits before it is served (at most [`MAX_HOLD`]).
+    pub throttle: Duration,
+    /// More to migrate, in this or other blocks: at most 8 wishes.
+    pub migrate: Vec<Wish>,
+}
+
+impl Advice {
+    /// The advice cut to what is possible: prefetched pages exist, are not among the faulting ones and
+    /// not at the destination already; times are bounded; CPUs cannot reach pages in place. Returns also
+    /// whether anything had to be cut.
+    pub fn validated(mut self, fault: &BlockFault, view: &BlockView<'_>) -> (Advice, bool) {
+        let given = self.clone();
+        let exist = PageSet::from_range(0..view.len());
+        self.prefetch = self.prefetch.intersection(&exist).difference(&fault.pages);
+        self.hold = self.hold.min(MAX_HOLD);
+        self.throttle = self.throttle.min(MAX_HOLD);
+        self.stay &= fault.to != Place::System;
+        self.migrate.truncate(MAX_WISHES);
+        self.migrate
+            .retain(|wish| (1..=MAX_WISH).contains(&wish.pages.len()));
+        let cut = self != given;
+        // A migration of a page to where it is would do nothing: no cause for complaint.
+        if !self.prefetch.is_empty() {
+            self.prefetch = self.prefetch.difference(&view.resident(fault.to));
+        }
+        (self, cut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_view::*;
+    use super::*;
+    use crate::page::Page;
+
+    #[test]
+    fn impossible_advice_is_cut_and_noticed() {
+        let system = PageSet::from_range(0..50);
+        let words = block(100, &system, &PageSet::EMPTY);
+        let view = view(&words);
+        let fault = fault([3], Place::System);
+        let wild = Advice {
+            stay: true,
+            prefetch: PageSet::from_range(0..512),
+            hold: Duration::from_secs(3600),
+            throttle: Duration::MAX,
+            migrate: vec![
+                Wish {
+                    pages: PageRange::with_len(Page(0), MAX_WISH + 1),
+                    to: Place::System,
+                };
+                3
+            ],
+        };
+        let (advice, cut) = wild.validated(&fault, &view);
+        assert!(cut);
+        assert_eq!(advice.prefetch, PageSet::from_range(50..100));
+        assert!(advice.migrate.is_empty());
+        assert_eq!(
+            (advice.stay, advice.hold, advice.throttle),
+            (false, MAX_HOLD, MAX_HOLD)
+        );
+        let modest = Advice {
+            prefetch: PageSet::from_range(40..60),
+            ..Advice::default()
+        };
+        let (advice, cut) = modest.validated(&fault, &view);
+        assert!(!cut);
+        assert_eq!(advice.prefetch, PageSet::from_range(50..60));
+    }
+}
