@@ -1,0 +1,9 @@
+//! What researchers do with migration policies: record what a guest did ([`trace`]), replay it under other policies
+//! without a VM ([`replay`]), sweep over policies and sizes ([`sweep`]), and look at the outcome ([`report`]).
+//!
+//! Knows no KVM: everything here works on traces and on the backend's model engine.
+
+pub mod replay;
+pub mod report;
+pub mod sweep;
+pub mod trace;

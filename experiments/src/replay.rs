@@ -1,0 +1,1 @@
+//! Replays a trace under a policy.

@@ -1,0 +1,1 @@
+//! Pages with plots about runs and sweeps.

@@ -1,0 +1,1 @@
+//! Migration policies as Luau scripts, sandboxed and bounded.
