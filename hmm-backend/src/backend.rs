@@ -18,6 +18,7 @@ use crate::memory::{DeviceMemory, GuestMemory, KernelAnswers};
 use crate::migrate::{Reason, ToDevice, collect_to_system};
 use crate::mirror::Invalidate;
 use crate::page::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange, PageSet};
+use crate::pause::Pauses;
 use crate::policy::{PolicyFactory, PolicySpec};
 use crate::residency::{ResidencyTable, TryLock};
 use crate::stats::{Cause, Counter, Recorder, Stats};
@@ -96,6 +97,7 @@ pub struct Backend {
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
     pub(crate) driver_calls: DriverCalls,
+    pub(crate) pauses: Pauses,
 }
 
 impl Backend {
@@ -128,6 +130,7 @@ impl Backend {
             clock: Clock::start(),
             recorder: Recorder::new(config.events),
             driver_calls: DriverCalls::default(),
+            pauses: Pauses::default(),
             guest,
         }))
     }

@@ -229,15 +229,14 @@ impl Device {
         }
     }
 
-    /// Waits until frames come back to the pool, at most this long. Returns how many are in use.
-    pub(crate) fn wait_for_frames(&self, timeout: Duration) -> u32 {
+    /// Waits until fewer frames than `before` are in use, at most this long. Returns how many are.
+    pub(crate) fn wait_for_frames(&self, before: u32, timeout: Duration) -> u32 {
         let mut pool = self.pool();
         let used = |pool: &Pool| self.capacity() - pool.buddy.free_frames();
-        let before = used(&pool);
         pool.waiting += 1;
         let (mut pool, _) = self
             .freed
-            .wait_timeout_while(pool, timeout, |p| used(p) > 0 && used(p) == before)
+            .wait_timeout_while(pool, timeout, |p| used(p) >= before)
             .unwrap_or_else(PoisonError::into_inner);
         pool.waiting -= 1;
         used(&pool)

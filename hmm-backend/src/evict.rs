@@ -87,29 +87,30 @@ impl Backend {
     pub fn detach(&self, id: DeviceId) -> Result<(), Error> {
         let device = self.any_device(id)?;
         device.start_detaching();
+        self.pauses.look_again();
         // Between two looks at the frames, whoever holds pages lets go of them.
         const PATIENCE: Duration = Duration::from_millis(10);
         let mut attempts = Attempts::default();
-        while device.used_frames() > 0 {
-            let mut moved = 0;
+        // No frame is given out any more: this only falls.
+        let mut used = device.used_frames();
+        while used > 0 {
             let mut unresolved = Unresolved::Retry;
             for victims in device.folios().chunks(BATCH as usize) {
-                match self.evict(device, victims, Cause::Detach) {
-                    Ok(pages) => moved += pages,
-                    Err(error) => unresolved = error,
+                if let Err(error) = self.evict(device, victims, Cause::Detach) {
+                    unresolved = error;
                 }
             }
-            if moved > 0 {
+            let before = std::mem::replace(&mut used, device.used_frames());
+            if used == before {
+                let wait = attempts.next(&unresolved).map_err(|cause| Error::Detach {
+                    device: id,
+                    left: used,
+                    cause: cause.to_string(),
+                })?;
+                used = device.wait_for_frames(before, PATIENCE + wait);
+            }
+            if used < before {
                 attempts = Attempts::default();
-            } else if device.wait_for_frames(PATIENCE) > 0 {
-                attempts
-                    .next(&unresolved)
-                    .map(std::thread::sleep)
-                    .map_err(|cause| Error::Detach {
-                        device: id,
-                        left: device.used_frames(),
-                        cause: cause.to_string(),
-                    })?;
             }
         }
         // What it has for itself goes back to everybody. Whoever is at work on such a page while it is looked at

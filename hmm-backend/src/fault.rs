@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::backend::Backend;
+use crate::device::Device;
 use crate::driver::DeviceId;
 use crate::error::FaultError;
 use crate::events::{Event, EventKind};
@@ -318,19 +319,29 @@ impl Backend {
     }
 
     /// Makes one page present in system memory on behalf of the calling thread, which sleeps as long as
-    /// that takes. Used where no userfaultfd message stands for the access: pins, and devices that want a
-    /// foreign device's page.
-    pub(crate) fn fault_in(&self, page: Page, access: Access) -> Result<(), FatalCause> {
+    /// that takes. Used where no userfaultfd message stands for the access: pins, and devices (`asker`) that want a
+    /// foreign device's page. If the asker is detached meanwhile, returns without the page.
+    pub(crate) fn fault_in(
+        &self,
+        page: Page,
+        access: Access,
+        asker: Option<&Device>,
+    ) -> Result<(), FatalCause> {
         let mut attempts = Attempts::default();
         let mut patient = true;
+        let leaves = |device: Option<&Device>| device.is_some_and(Device::detaching);
         loop {
+            if leaves(asker) {
+                return Ok(());
+            }
             if self.table.locked(page) {
                 self.table.wait(page);
                 continue;
             }
             let pages = PageSet::from_iter([page.index_in_block()]);
             let mut unresolved = Vec::new();
-            match self.table.word(page).residency() {
+            let residency = self.table.word(page).residency();
+            match residency {
                 Residency::System => return Ok(()),
                 Residency::Poisoned => return Err(FatalCause::ContentsLost),
                 // No CPU's fault would bring it here.
@@ -350,12 +361,18 @@ impl Backend {
                 }
             }
             for (_, unresolved) in unresolved {
+                // A device that goes away holds nothing any more; but that a page could not be moved is no
+                // better then, and there are only so many attempts.
+                let is_hold = matches!(unresolved, Unresolved::Wait(_));
                 match attempts.next(&unresolved) {
-                    // A moment is waited for, not an event: the end of a hold, or of a pause after a failure.
-                    Ok(wait) => std::thread::sleep(wait),
+                    Ok(wait) => {
+                        let holder = residency.device().filter(|_| is_hold);
+                        let holder = holder.map(|id| &**self.device_of(id));
+                        self.pauses.pause(wait, || leaves(asker) || leaves(holder));
+                    }
                     Err(cause) => return Err(cause),
                 }
-                patient = !matches!(unresolved, Unresolved::Wait(_));
+                patient = !is_hold;
             }
         }
     }

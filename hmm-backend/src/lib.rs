@@ -53,6 +53,7 @@ mod memory;
 mod migrate;
 mod mirror;
 mod page;
+mod pause;
 mod permission;
 mod pin;
 mod poison;

@@ -41,7 +41,7 @@ impl Backend {
                 Err(PinError::InFolio) => self.single_out(page),
                 // Between fault-in and pin the page may leave again: then once more.
                 Err(PinError::NotNow) => self
-                    .fault_in(page, Access::Write)
+                    .fault_in(page, Access::Write, None)
                     .map_err(|cause| Error::Fatal { page, cause })?,
             }
         }

@@ -52,6 +52,16 @@ impl Residency {
     pub fn reached_by_cpus(self) -> bool {
         matches!(self, Residency::System | Residency::Coherent { .. })
     }
+
+    /// The device that has the page, in its memory or for itself.
+    pub(crate) fn device(self) -> Option<DeviceId> {
+        match self {
+            Residency::Device { device, .. }
+            | Residency::Coherent { device, .. }
+            | Residency::Exclusive(device) => Some(device),
+            Residency::Untouched | Residency::System | Residency::Poisoned => None,
+        }
+    }
 }
 
 const STATE: u64 = 0b111;

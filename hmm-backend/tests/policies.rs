@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::Rig;
 use hmm_backend::{
-    Advice, BlockFault, BlockView, Engine, EvictionPolicy, FaultPolicy, Frame, Lru, Place,
-    PolicyFactory,
+    Advice, BlockFault, BlockView, Engine, EvictionPolicy, FaultPolicy, Frame, Lru, MirrorError,
+    Place, PolicyFactory,
 };
 
 /// Policies made by functions.
@@ -84,6 +84,29 @@ fn nonsense_victims_hurt_nobody() {
         for page in 0..20 {
             assert_eq!(rig.cpu(page, 0).load(SeqCst), u64::from(page));
         }
+    }
+}
+
+/// Throttled for a second each, these rounds would take a minute if nobody let go of the devices' threads.
+#[test]
+fn a_device_that_is_throttled_can_be_detached_at_once() {
+    let throttled = |fault: &BlockFault| Advice {
+        throttle: match fault.to {
+            Place::System => Duration::ZERO,
+            Place::Device(_) => Duration::from_secs(1),
+        },
+        ..Advice::default()
+    };
+    let rig = with_policies(throttled, |_| None);
+    for round in 1..=60 {
+        let mut device = rig.device(4);
+        let id = device.id;
+        std::thread::scope(|scope| {
+            let access = scope.spawn(move || device.read(7, 0));
+            rig.wait_for(|s| s.other["faults_deferred"] == round);
+            rig.backend.detach(id).unwrap();
+            assert_eq!(access.join().unwrap(), Err(MirrorError::Detached));
+        });
     }
 }
 

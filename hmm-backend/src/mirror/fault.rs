@@ -145,6 +145,7 @@ impl<M: DeviceMmu> Mirror<M> {
         let mut patient = true;
         let mut busy = Attempts::default();
         let access = want.access();
+        let asker = Some(&*self.device);
         // A device with coherent memory leaves pages where they are: it and the CPUs reach each other's.
         in_place |= self.device.memory.is_none();
         loop {
@@ -186,14 +187,14 @@ impl<M: DeviceMmu> Mirror<M> {
                 }
                 if !self.take_exclusively(page, word, &mut patient) {
                     let wait = busy.next(&Unresolved::Retry).map_err(fatal)?;
-                    std::thread::sleep(wait);
+                    self.pause(wait);
                 }
             } else if want == Want::Exclusive {
-                backend.fault_in(page, access).map_err(fatal)?;
+                backend.fault_in(page, access, asker).map_err(fatal)?;
             } else if foreign || in_place {
                 // Another device's private memory: back through its driver first. Or an untouched page for
                 // which there is no room in device memory.
-                backend.fault_in(page, access).map_err(fatal)?;
+                backend.fault_in(page, access, asker).map_err(fatal)?;
             } else {
                 in_place = self.migrate_here(page, access, word, &mut patient);
             }
@@ -335,9 +336,14 @@ impl<M: DeviceMmu> Mirror<M> {
             return true;
         }
         backend.recorder.add(Counter::FaultsDeferred, 1);
-        // A moment is waited for, not an event: nothing ends a hold early but its time.
-        std::thread::sleep(wait);
+        self.pause(wait);
         false
+    }
+
+    /// Lets time pass, as long as the device is there.
+    fn pause(&self, time: Duration) {
+        let pauses = &self.backend.pauses;
+        pauses.pause(time, || self.device.detaching());
     }
 }
 
