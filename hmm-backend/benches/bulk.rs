@@ -279,6 +279,7 @@ impl BareRig {
                         libc::madvise(system as *mut _, PIECE as usize, libc::MADV_DONTNEED);
                     }
                 }
+                (Engine::Model, _) => unreachable!("nothing to move"),
                 (Engine::Copy, false) => {
                     self.ioctl(UFFDIO_COPY, &mut [system, device, PIECE, 0, 0])
                 }

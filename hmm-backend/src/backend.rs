@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::advisor::Advisor;
 use crate::device::Device;
@@ -127,7 +127,10 @@ impl Backend {
             advisors: (0..config.shards).map(advisor).collect(),
             link: config.link,
             factory: config.policy,
-            clock: Clock::start(),
+            clock: match guest.engine() {
+                Engine::Model => Clock::Model(0.into()),
+                _ => Clock::Real(Instant::now()),
+            },
             recorder: Recorder::new(config.events),
             driver_calls: DriverCalls::default(),
             pauses: Pauses::default(),
@@ -366,6 +369,15 @@ impl Backend {
             }
         }
         Ok(moved)
+    }
+
+    /// Lets this much time pass, or ends early when that is `pointless` ([`Pauses::pause`]). In a replay, it has
+    /// passed at once.
+    pub(crate) fn let_pass(&self, time: Duration, pointless: impl FnMut() -> bool) {
+        match &self.clock {
+            Clock::Real(_) => self.pauses.pause(time, pointless),
+            Clock::Model(_) => self.clock.advance_to(self.clock.now() + time),
+        }
     }
 
     /// Locks a page's folio, sleeping as long as somebody else works on it. The caller must hold no other

@@ -14,6 +14,8 @@ pub enum Engine {
     Remap,
     /// Copies contents.
     Copy,
+    /// Moves nothing: there are no contents, only the books. For replays; no guest can run on it.
+    Model,
 }
 
 impl Engine {
@@ -22,6 +24,7 @@ impl Engine {
         match self {
             Engine::Remap => "remap",
             Engine::Copy => "copy",
+            Engine::Model => "model",
         }
     }
 }
@@ -73,6 +76,7 @@ impl EngineChoice {
             }
         };
         match self {
+            EngineChoice::Only(Engine::Model) => Ok(Engine::Model),
             EngineChoice::Auto if support.remap && support.write_protect => Ok(Engine::Remap),
             // Both engines protect read-only pages.
             EngineChoice::Only(Engine::Remap) if support.write_protect => need(

@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 use crate::backend::Backend;
 use crate::driver::{DeviceId, Frame};
 use crate::folio_lock::FolioLock;
-use crate::memory::{DeviceMemory, EngineError, Run};
-use crate::page::{PAGE_SIZE, Page, PageRange};
+use crate::memory::{EngineError, Run};
+use crate::page::{Page, PageRange};
 use crate::residency::TryLock;
 use crate::stats::Counter;
 use crate::time::Tick;
@@ -102,17 +102,5 @@ impl Backend {
                 let _ = self.revoke(lock);
             }
         }
-    }
-}
-
-impl DeviceMemory {
-    /// The contents of these pages are dead, or have been copied: their memory goes back to the host.
-    pub(crate) fn forget(&self, frame: Frame, frames: u32) {
-        let (offset, len) = (
-            u64::from(frame.0) * PAGE_SIZE,
-            u64::from(frames) * PAGE_SIZE,
-        );
-        // SAFETY: the caller, who holds the pages' lock, says so.
-        unsafe { self.mapping().discard(offset, len) };
     }
 }

@@ -368,7 +368,7 @@ impl Backend {
                     Ok(wait) => {
                         let holder = residency.device().filter(|_| is_hold);
                         let holder = holder.map(|id| &**self.device_of(id));
-                        self.pauses.pause(wait, || leaves(asker) || leaves(holder));
+                        self.let_pass(wait, || leaves(asker) || leaves(holder));
                     }
                     Err(cause) => return Err(cause),
                 }

@@ -52,6 +52,7 @@ pub mod measure;
 mod memory;
 mod migrate;
 mod mirror;
+mod model;
 mod page;
 mod pause;
 mod permission;
@@ -89,6 +90,7 @@ pub use migrate::{
     ToDevice, ToSystem, Watch,
 };
 pub use mirror::{DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, Target};
+pub use model::ModelBackend;
 pub use page::{BLOCK_PAGES, Block, MAX_ORDER, PAGE_SIZE, Page, PageRange, PageSet};
 pub use pin::Pinned;
 pub use policy::{

@@ -1,6 +1,7 @@
 //! Time as the backend keeps it: a monotonic duration since the backend was made, and 32-bit ticks where
 //! it has to fit into a word.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Length of a tick.
@@ -37,16 +38,28 @@ impl Tick {
 }
 
 /// The backend's clock.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Instant);
+#[derive(Debug)]
+pub(crate) enum Clock {
+    /// The machine's, from this moment.
+    Real(Instant),
+    /// Nanoseconds of a replay: only goes on when told to.
+    Model(AtomicU64),
+}
 
 impl Clock {
-    pub(crate) fn start() -> Clock {
-        Clock(Instant::now())
+    pub(crate) fn now(&self) -> Duration {
+        match self {
+            Clock::Real(start) => start.elapsed(),
+            Clock::Model(now) => Duration::from_nanos(now.load(Ordering::Relaxed)),
+        }
     }
 
-    pub(crate) fn now(&self) -> Duration {
-        self.0.elapsed()
+    /// Lets a replay's time go on to this point, if it is not there yet.
+    pub(crate) fn advance_to(&self, time: Duration) {
+        if let Clock::Model(now) = self {
+            let nanoseconds = time.as_nanos().min(u64::MAX.into()) as u64;
+            now.fetch_max(nanoseconds, Ordering::Relaxed);
+        }
     }
 }
 

@@ -51,7 +51,7 @@ const COPY_MODE_WP: u64 = 2;
 pub(crate) const BATCH: usize = 64;
 
 /// What the kernel must offer for this project, beyond missing-page faults.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct UffdSupport {
     /// How the descriptor was obtained.
     pub via: &'static str,

@@ -349,6 +349,7 @@ impl BareLoop {
                 let page = message[2] & !4095;
                 let from = stock + (page - start);
                 match engine {
+                    Engine::Model => unreachable!("no guest runs on it"),
                     Engine::Remap => ioctl(&fd, UFFDIO_MOVE, &mut [page, from, 4096, 0, 0]),
                     Engine::Copy => ioctl(&fd, UFFDIO_COPY, &mut [page, from, 4096, 0, 0]),
                 }

@@ -10,6 +10,7 @@ use crate::uffd::Uffd;
 
 /// One device's memory.
 pub(crate) struct DeviceMemory {
+    engine: Engine,
     mapping: Mapping,
     /// Engine `remap`: frames are filled by moves, which need a registered destination.
     pub(super) uffd: Option<Uffd>,
@@ -19,14 +20,18 @@ impl DeviceMemory {
     pub(super) fn new(bytes: u64, engine: Engine) -> Result<Self, Error> {
         let mapping = Mapping::new(bytes, "hmm-device")?;
         let uffd = match engine {
-            Engine::Copy => None,
+            Engine::Copy | Engine::Model => None,
             Engine::Remap => {
                 let uffd = Uffd::for_device_memory()?;
                 uffd.register(mapping.start(), bytes, false)?;
                 Some(uffd)
             }
         };
-        Ok(DeviceMemory { mapping, uffd })
+        Ok(DeviceMemory {
+            engine,
+            mapping,
+            uffd,
+        })
     }
 
     pub(crate) fn address(&self, frame: Frame) -> u64 {
@@ -45,6 +50,7 @@ impl DeviceMemory {
         failed: impl FnMut(u32, EngineError),
     ) {
         match &self.uffd {
+            None if self.engine == Engine::Model => {}
             None => {
                 // SAFETY: the frames are inside the mapping and the caller's alone.
                 unsafe {
@@ -63,16 +69,23 @@ impl DeviceMemory {
         }
     }
 
+    /// The contents of these pages are dead, or have been copied: their memory goes back to the host.
+    pub(crate) fn forget(&self, frame: Frame, frames: u32) {
+        if self.engine == Engine::Model {
+            return;
+        }
+        let (offset, len) = (
+            u64::from(frame.0) * PAGE_SIZE,
+            u64::from(frames) * PAGE_SIZE,
+        );
+        // SAFETY: the caller, who holds the pages' lock, says so.
+        unsafe { self.mapping.discard(offset, len) };
+    }
+
     /// The contents of these frames are dead; makes them ready for reuse.
     pub(crate) fn scrub(&self, frame: Frame, frames: u32) {
         if self.uffd.is_some() {
-            // SAFETY: the caller says that the contents are dead.
-            unsafe {
-                self.mapping.discard(
-                    u64::from(frame.0) * PAGE_SIZE,
-                    u64::from(frames) * PAGE_SIZE,
-                )
-            };
+            self.forget(frame, frames);
         }
     }
 }

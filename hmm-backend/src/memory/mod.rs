@@ -19,12 +19,12 @@ use std::sync::Arc;
 
 use crate::backend::BackendConfig;
 use crate::driver::Frame;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineChoice};
 use crate::error::Error;
 use crate::mapping::Mapping;
 use crate::page::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 use crate::residency::WakeFaults;
-use crate::uffd::{Uffd, probe_userfaultfd};
+use crate::uffd::{Uffd, UffdSupport, probe_userfaultfd};
 
 pub(crate) use frames::DeviceMemory;
 use kernel::Kernel;
@@ -103,7 +103,11 @@ impl GuestMemory {
             recycled,
             ..
         } = *config;
-        let support = probe_userfaultfd()?;
+        // Replays need neither userfaultfd nor the permission for it.
+        let support = match config.engine {
+            EngineChoice::Only(Engine::Model) => UffdSupport::default(),
+            _ => probe_userfaultfd()?,
+        };
         let engine = config.engine.resolve(&support)?;
         if shards == 0 || shards > 64 {
             return Err(Error::BadShards(shards));
@@ -116,7 +120,8 @@ impl GuestMemory {
                 Some((mapping.share_tail(len, "hmm-shared")?, first))
             }
         };
-        let shards = (0..shards)
+        let real_shards = if engine == Engine::Model { 0 } else { shards };
+        let shards = (0..real_shards)
             .map(|_| Uffd::for_faults())
             .collect::<Result<Vec<_>, _>>()?;
         let recycler = match engine {
@@ -134,7 +139,9 @@ impl GuestMemory {
             shared,
         };
         // Write protection is for read-only pages, and for the copy engine's migrations.
-        guest.each_shard_range(|uffd, start, len| uffd.register(start, len, true))?;
+        if engine != Engine::Model {
+            guest.each_shard_range(|uffd, start, len| uffd.register(start, len, true))?;
+        }
         Ok(guest)
     }
 
@@ -181,6 +188,9 @@ impl GuestMemory {
 
     /// Stops catching faults; whoever sleeps in one goes on with zeros.
     pub(crate) fn stop_catching_faults(&self) {
+        if self.engine == Engine::Model {
+            return;
+        }
         // Fails only for ranges that are not registered, which is what is wanted.
         let _ = self.each_shard_range(|uffd, start, len| uffd.unregister(start, len));
     }
@@ -209,7 +219,7 @@ impl GuestMemory {
     /// How far a [`Run`] may extend.
     pub(crate) fn reach(&self) -> Reach {
         match self.shards.len() {
-            1 => Reach::Everywhere,
+            0 | 1 => Reach::Everywhere,
             _ => Reach::Block,
         }
     }
@@ -235,6 +245,9 @@ impl GuestMemory {
         fill: Fill,
         mut failed: impl FnMut(u32, EngineError),
     ) {
+        if self.engine == Engine::Model {
+            return;
+        }
         let uffd = self.shard(range.start);
         let fill = |at: u32, left: u32| {
             // There are no more zeros than for a block.
@@ -267,6 +280,9 @@ impl GuestMemory {
         device: &DeviceMemory,
         mut failed: impl FnMut(u32, EngineError),
     ) {
+        if self.engine == Engine::Model {
+            return;
+        }
         if let Some(recycler) = &self.recycler {
             // SAFETY: the caller holds the pages' locks and has just allocated the frames.
             unsafe {
@@ -352,6 +368,9 @@ impl GuestMemory {
     /// Keeps CPUs from writing these pages of one block, or lets them again and wakes the writers. The pages are
     /// present.
     pub(crate) fn protect(&self, range: PageRange, protect: bool) -> io::Result<()> {
+        if self.engine == Engine::Model {
+            return Ok(());
+        }
         let (start, len) = (self.address(range.start), kernel::bytes(range.len()));
         self.shard(range.start).write_protect(start, len, protect)
     }
@@ -365,6 +384,9 @@ impl GuestMemory {
         device: &DeviceMemory,
         mut failed: impl FnMut(u32, EngineError),
     ) {
+        if self.engine == Engine::Model {
+            return;
+        }
         let uffd = self.shard(run.page);
         let recycled = match &self.recycler {
             // A move could not protect the pages in the same step.
@@ -398,6 +420,9 @@ impl GuestMemory {
 
     /// The guest needs the contents of these system pages no longer: their memory goes back to the host.
     pub(crate) fn discard(&self, range: PageRange) {
+        if self.engine == Engine::Model {
+            return;
+        }
         let (offset, len) = (range.start.offset(), u64::from(range.len()) * PAGE_SIZE);
         // SAFETY: the caller holds the pages' locks and the guest has declared the contents dead.
         unsafe {
@@ -410,6 +435,9 @@ impl GuestMemory {
 
     /// Wakes CPUs that sleep in faults on these pages of one block; they re-execute the access.
     pub(crate) fn wake_range(&self, range: PageRange) {
+        if self.engine == Engine::Model {
+            return;
+        }
         let len = u64::from(range.len()) * PAGE_SIZE;
         self.wake(self.shard(range.start), self.address(range.start), len);
     }

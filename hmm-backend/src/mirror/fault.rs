@@ -1,6 +1,6 @@
 //! Device faults: how a page gets to where the device can reach it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{DeviceMmu, HostPage, InFlight, Mapping, Mirror, Target};
 use crate::backend::set_of;
@@ -86,7 +86,7 @@ impl<M: DeviceMmu> Mirror<M> {
             let first = range.start.max(Page(self.backend.pages()));
             return Err(MirrorError::OutOfRange(first));
         }
-        let started = Instant::now();
+        let started = self.backend.clock.now();
         let mut serviced = false;
         let mut rounds = 0;
         loop {
@@ -104,7 +104,7 @@ impl<M: DeviceMmu> Mirror<M> {
             drop(guard);
             rounds += 1;
         }
-        let latency = started.elapsed();
+        let latency = self.backend.clock.now().saturating_sub(started);
         if serviced {
             self.backend.recorder.latency(Toucher::Device, latency);
         }
@@ -342,8 +342,7 @@ impl<M: DeviceMmu> Mirror<M> {
 
     /// Lets time pass, as long as the device is there.
     fn pause(&self, time: Duration) {
-        let pauses = &self.backend.pauses;
-        pauses.pause(time, || self.device.detaching());
+        self.backend.let_pass(time, || self.device.detaching());
     }
 }
 

@@ -1,0 +1,93 @@
+//! A backend without contents: the same page states, policies and decisions, driven by a replay instead of faults.
+//!
+//! Everything that makes a system call is left out ([`Engine::Model`]), and time is what the replay says. One thread
+//! at a time drives it; so what happens depends on the calls alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::{Backend, BackendConfig};
+use crate::engine::{Engine, EngineChoice};
+use crate::error::Error;
+use crate::events::{Event, EventKind};
+use crate::fatal::FatalCause;
+use crate::fault::{Attempts, Unresolved};
+use crate::page::{Page, PageRange, PageSet};
+use crate::policy::Access;
+use crate::stats::Counter;
+
+/// Managed memory of which only the books are kept.
+pub struct ModelBackend(Arc<Backend>);
+
+impl ModelBackend {
+    /// With this configuration, whatever engine it names. Needs no userfaultfd and no permission.
+    pub fn new(mut config: BackendConfig) -> Result<ModelBackend, Error> {
+        config.engine = EngineChoice::Only(Engine::Model);
+        Ok(ModelBackend(Backend::new(config)?))
+    }
+
+    /// The backend: devices are attached to it, mirrors made, pages freed and statistics read as on a live one.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.0
+    }
+
+    /// Lets time go on to this point; never back.
+    pub fn advance_to(&self, time: Duration) {
+        self.0.clock.advance_to(time);
+    }
+
+    /// Whether a CPU's access to this page, which must exist, would fault.
+    #[inline]
+    pub fn cpu_faults(&self, page: Page, access: Access) -> bool {
+        let word = self.0.table.word(page);
+        !word.reached_by_cpus() || (access == Access::Write && word.read_only())
+    }
+
+    /// A CPU's fault on a page, served as the service threads serve it, and then what the policy wants prefetched,
+    /// before anything else happens.
+    pub fn serve_cpu_fault(&self, page: Page, access: Access) -> Result<(), FatalCause> {
+        let backend = &*self.0;
+        let since = backend.clock.now();
+        let block = page.block();
+        let pages = PageSet::from_iter([page.index_in_block()]);
+        let writes = match access {
+            Access::Read => PageSet::EMPTY,
+            Access::Write => pages,
+        };
+        backend.recorder.add(Counter::CpuFaults, 1);
+        let mut attempts = Attempts::default();
+        let mut patient = true;
+        loop {
+            let served = backend.serve_cpu_faults(block, &pages, access, &writes, patient);
+            backend
+                .recorder
+                .add(Counter::FirstTouchFaults, served.first_touches);
+            if !served.prefetch.is_empty() {
+                backend.prefetch_to_system(block, &served.prefetch, access);
+            }
+            let Some((_, unresolved)) = served.unresolved.first() else {
+                break;
+            };
+            let wait = attempts.next(unresolved)?;
+            let counter = match unresolved {
+                Unresolved::Wait(_) => {
+                    patient = false;
+                    Counter::FaultsDeferred
+                }
+                _ => Counter::FaultsRetried,
+            };
+            backend.recorder.add(counter, 1);
+            backend.let_pass(wait, || false);
+        }
+        backend.recorder.event(|| Event {
+            access: Some(access),
+            latency: backend.clock.now() - since,
+            ..Event::new(
+                backend.clock.now(),
+                EventKind::CpuFault,
+                PageRange::single(page),
+            )
+        });
+        Ok(())
+    }
+}
