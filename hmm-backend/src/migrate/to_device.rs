@@ -132,6 +132,12 @@ impl<'b> ToDevice<'b> {
         self.targets.iter().map(|t| t.allocation.folio)
     }
 
+    /// The source pages that have contents, in page order; the others are untouched and become zeros.
+    pub fn contents(&self) -> impl Iterator<Item = PageRange> + '_ {
+        let pieces = self.targets.iter().flat_map(|t| t.pieces(true));
+        pieces.map(|(pages, ..)| pages)
+    }
+
     /// Gives each folio its cookie.
     pub fn set_cookies(&mut self, mut cookie: impl FnMut(DeviceFolio) -> u64) {
         for target in &mut self.targets {

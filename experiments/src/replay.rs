@@ -1,1 +1,0 @@
-//! Replays a trace under a policy.

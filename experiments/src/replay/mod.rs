@@ -1,0 +1,437 @@
+//! Replays accesses under a policy, without a VM: the backend's own page states, policies and migrations, driven
+//! by a trace. Deterministic: the same events and configuration give the same outcome.
+//!
+//! An access that finds its page where it can be reached costs a look at a table; anything else goes through the same
+//! code as a fault of a live guest.
+
+mod ledger;
+mod optimal;
+mod page_table;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hmm_backend::{
+    Access, Backend, BackendConfig, Cause, DeviceId, Event, EventKind, LinkModel, Mirror,
+    MirrorError, ModelBackend, PAGE_SIZE, Page, PageRange, PolicyFactory,
+};
+use serde::Serialize;
+
+use ledger::Ledger;
+pub use optimal::{Optimal, OptimalError};
+use optimal::{Step, Steps};
+use page_table::PageTable;
+
+/// Where a replay's time comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Time {
+    /// From the events: for traces of live runs, whose times hold everything that happened.
+    Trace,
+    /// From the costs of what happens: for access traces, which know no time.
+    Modelled,
+}
+
+/// What things cost, besides the transfers of the link model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Costs {
+    /// Of one access, wherever the page is.
+    pub access: Duration,
+    /// Of one fault, without its transfers.
+    pub fault: Duration,
+}
+
+impl Default for Costs {
+    /// 4 ns for an access, and 20 µs for a fault, which is about what a GPU fault takes (`docs/policies.md`).
+    fn default() -> Self {
+        Costs {
+            access: Duration::from_nanos(4),
+            fault: Duration::from_micros(20),
+        }
+    }
+}
+
+/// How to replay.
+#[derive(Clone)]
+pub struct ReplayConfig {
+    /// What decides.
+    pub policy: Arc<dyn PolicyFactory>,
+    /// Bytes of managed memory; rounded up to 2 MiB.
+    pub memory: u64,
+    /// Bytes of each device's memory, a multiple of the page size.
+    pub device_memory: u64,
+    /// How many devices there are.
+    pub devices: u8,
+    /// What transfers cost.
+    pub link: LinkModel,
+    /// What else costs.
+    pub costs: Costs,
+    /// Whose time policies see.
+    pub time: Time,
+    /// Whether to compare with [`Optimal`]: keeps 12 bytes for each access.
+    pub optimal: bool,
+    /// Whether to keep the migrations.
+    pub moves: bool,
+}
+
+/// Why a replay could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The configuration is not possible.
+    #[error(transparent)]
+    Backend(#[from] hmm_backend::Error),
+    /// The trace accesses a page that is not in memory.
+    #[error(
+        "event {event}: page {page} is beyond the {pages} pages of managed memory; replay with more"
+    )]
+    OutOfMemory {
+        /// The event's number, from 0.
+        event: u64,
+        /// The page.
+        page: u32,
+        /// Pages there are.
+        pages: u32,
+    },
+    /// The trace names a device that is not there.
+    #[error("event {event}: device {device} is not among the {devices} devices of the replay")]
+    NoDevice {
+        /// The event's number, from 0.
+        event: u64,
+        /// The device.
+        device: u8,
+        /// Devices there are.
+        devices: u8,
+    },
+    /// A fault could not be resolved.
+    #[error("event {event}: the fault on page {page} cannot be resolved: {cause}")]
+    Fatal {
+        /// The event's number, from 0.
+        event: u64,
+        /// The page.
+        page: u32,
+        /// Why.
+        cause: String,
+    },
+    /// There is nothing to compare with.
+    #[error(transparent)]
+    Optimal(#[from] OptimalError),
+}
+
+/// What came of a replay.
+#[derive(Clone, Debug, Serialize)]
+pub struct Replayed {
+    /// The policy, with all its parameters.
+    pub policy: String,
+    /// Pages accessed, each access counted.
+    pub accesses: u64,
+    /// Faults of CPUs.
+    pub cpu_faults: u64,
+    /// Faults of devices.
+    pub device_faults: u64,
+    /// Times a device was given a translation of a system page in place.
+    pub mapped_in_place: u64,
+    /// Pages that migrated to devices; first touches there count.
+    pub pages_to_device: u64,
+    /// Pages that migrated to system memory.
+    pub pages_to_system: u64,
+    /// Bytes that crossed the link towards devices: without first touches, which have no contents.
+    pub bytes_to_device: u64,
+    /// Bytes that crossed the link towards system memory.
+    pub bytes_to_system: u64,
+    /// Pages that left device memory because it was short.
+    pub evicted: u64,
+    /// Pages that migrated because the policy brought them along.
+    pub prefetched: u64,
+    /// Those among all migrated pages that left again before anybody accessed them.
+    pub unused: u64,
+    /// Pages that went to a device three times or more.
+    pub thrashing_pages: u64,
+    /// Pages of advice that had to be cut.
+    pub advice_cut: u64,
+    /// Transfers, each of one migration call.
+    pub transfers: u64,
+    /// Nanoseconds: all accesses, faults and transfers, one after the other; in modelled time also the waits that the
+    /// policy asked for.
+    pub modelled_ns: u64,
+    /// The least that was possible, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optimal: Option<Optimal>,
+    /// The migrations in order, if asked for.
+    #[serde(skip)]
+    pub moves: Vec<Event>,
+}
+
+/// Events between two looks at what migrated, if migrations are kept.
+const KEPT: usize = 1 << 16;
+
+/// Replays these events.
+pub fn replay(
+    events: impl IntoIterator<Item = Event>,
+    config: &ReplayConfig,
+) -> Result<Replayed, ReplayError> {
+    let mut replay = Replay::new(config)?;
+    for (number, event) in events.into_iter().enumerate() {
+        replay.event(number as u64, &event)?;
+    }
+    replay.finish()
+}
+
+struct Device {
+    mirror: Mirror<PageTable>,
+    pages: PageTable,
+}
+
+/// What the modelled time does not hold yet.
+#[derive(Default)]
+struct Uncharged {
+    /// Accesses since.
+    accesses: u32,
+    /// Transfers and their pages, until then.
+    transfers: u64,
+    pages: u64,
+}
+
+struct Replay<'c> {
+    config: &'c ReplayConfig,
+    model: ModelBackend,
+    ledger: Arc<Ledger>,
+    devices: Vec<Device>,
+    pages: u32,
+    accesses: u64,
+    steps: Steps,
+    moves: Vec<Event>,
+    uncharged: Uncharged,
+}
+
+impl<'c> Replay<'c> {
+    fn new(config: &'c ReplayConfig) -> Result<Self, ReplayError> {
+        let unit = hmm_backend::BLOCK_PAGES * PAGE_SIZE;
+        let mut backend = BackendConfig::new(config.memory.next_multiple_of(unit));
+        backend.policy = config.policy.clone();
+        backend.link = config.link;
+        backend.events = if config.moves { KEPT } else { 0 };
+        let model = ModelBackend::new(backend)?;
+        let pages = model.backend().pages();
+        let ledger = Arc::new(Ledger::new(pages));
+        let mut devices = Vec::new();
+        for _ in 0..config.devices {
+            let id = model
+                .backend()
+                .attach(config.device_memory, ledger.clone())?;
+            let pages = PageTable::new(pages);
+            let mirror = model.backend().mirror(id, pages.clone())?;
+            devices.push(Device { mirror, pages });
+        }
+        Ok(Replay {
+            config,
+            model,
+            ledger,
+            devices,
+            pages,
+            accesses: 0,
+            steps: Steps::default(),
+            moves: Vec::new(),
+            uncharged: Uncharged::default(),
+        })
+    }
+
+    fn backend(&self) -> &Arc<Backend> {
+        self.model.backend()
+    }
+
+    fn event(&mut self, number: u64, event: &Event) -> Result<(), ReplayError> {
+        let range = PageRange::with_len(event.page, event.pages);
+        let explicit = event.cause == Some(Cause::User);
+        match event.kind {
+            EventKind::Access | EventKind::CpuFault | EventKind::DeviceFault => {}
+            EventKind::Freed => {}
+            EventKind::ToDevice | EventKind::ToSystem if explicit => {}
+            // What the policy of that time did.
+            _ => return Ok(()),
+        }
+        if range.end.0 > self.pages {
+            return Err(ReplayError::OutOfMemory {
+                event: number,
+                page: range.end.0.saturating_sub(1),
+                pages: self.pages,
+            });
+        }
+        if self.config.time == Time::Trace {
+            // Faults are noted when they have been served.
+            self.model
+                .advance_to(event.time.saturating_sub(event.latency));
+        }
+        let access = event.access.unwrap_or(Access::Read);
+        match (event.kind, event.device) {
+            (EventKind::Freed, _) => {
+                self.backend().guest_freed(range)?;
+                self.note(range, Step::Freed);
+            }
+            (EventKind::ToDevice, Some(device)) => {
+                self.backend().migrate_to_device(device, range)?;
+            }
+            (EventKind::ToSystem, _) => {
+                self.backend().migrate_to_system(range)?;
+            }
+            (_, None) => self.cpu(number, range, access)?,
+            (_, Some(device)) => self.device(number, device, range, access)?,
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, range: PageRange, step: Step) {
+        if self.config.optimal {
+            range.pages().for_each(|page| self.steps.push(page, step));
+        }
+    }
+
+    fn cpu(&mut self, number: u64, range: PageRange, access: Access) -> Result<(), ReplayError> {
+        self.note(range, Step::Cpu);
+        for page in range.pages() {
+            self.accesses += 1;
+            self.uncharged.accesses += 1;
+            if self.model.cpu_faults(page, access) {
+                self.pass_accesses();
+                self.model
+                    .serve_cpu_fault(page, access)
+                    .map_err(|cause| fatal(number, page, &cause))?;
+                self.pass_fault();
+            }
+            self.ledger.used(page);
+        }
+        Ok(())
+    }
+
+    fn device(
+        &mut self,
+        number: u64,
+        id: DeviceId,
+        range: PageRange,
+        access: Access,
+    ) -> Result<(), ReplayError> {
+        self.note(range, Step::Device);
+        self.accesses += u64::from(range.len());
+        self.uncharged.accesses += range.len();
+        let reached =
+            |device: &Device| range.pages().all(|page| device.pages.permits(page, access));
+        if self.devices.get(usize::from(id.0)).is_some_and(reached) {
+            range.pages().for_each(|page| self.ledger.used(page));
+            return Ok(());
+        }
+        self.pass_accesses();
+        let devices = self.devices.len() as u8;
+        let Some(device) = self.devices.get_mut(usize::from(id.0)) else {
+            return Err(ReplayError::NoDevice {
+                event: number,
+                device: id.0,
+                devices,
+            });
+        };
+        let pages = &device.pages;
+        device
+            .mirror
+            .fault_range(range, access, |_, mappings| {
+                mappings.iter().for_each(|mapping| pages.map(mapping));
+            })
+            .map_err(|error| match error {
+                MirrorError::Fatal { page, cause } => fatal(number, page, &cause),
+                other => fatal(number, range.start, &other),
+            })?;
+        self.pass_fault();
+        range.pages().for_each(|page| self.ledger.used(page));
+        Ok(())
+    }
+
+    /// Accesses take their time; policies see it when they are asked.
+    fn pass_accesses(&mut self) {
+        if self.config.time == Time::Modelled {
+            let new = std::mem::take(&mut self.uncharged.accesses);
+            let time = self.config.costs.access.saturating_mul(new);
+            self.model.advance_to(self.backend().now() + time);
+        }
+    }
+
+    /// Lets the time of a fault and what was transferred for it pass.
+    fn pass_fault(&mut self) {
+        if self.config.moves {
+            self.keep_moves();
+        }
+        if self.config.time == Time::Modelled {
+            let (transfers, pages) = self.ledger.transferred();
+            let link = self.link_time(
+                transfers - self.uncharged.transfers,
+                pages - self.uncharged.pages,
+            );
+            (self.uncharged.transfers, self.uncharged.pages) = (transfers, pages);
+            self.model
+                .advance_to(self.backend().now() + self.config.costs.fault + link);
+        }
+    }
+
+    fn link_time(&self, transfers: u64, pages: u64) -> Duration {
+        let LinkModel { latency, .. } = self.config.link;
+        let bytes = self.config.link.time(pages * PAGE_SIZE) - latency;
+        bytes + latency * transfers.min(u32::MAX.into()) as u32
+    }
+
+    fn keep_moves(&mut self) {
+        let moved = |e: &Event| matches!(e.kind, EventKind::ToDevice | EventKind::ToSystem);
+        let events = self.backend().drain_events().events;
+        self.moves.extend(events.into_iter().filter(moved));
+    }
+
+    fn finish(mut self) -> Result<Replayed, ReplayError> {
+        self.pass_accesses();
+        if self.config.moves {
+            self.keep_moves();
+        }
+        let stats = self.backend().stats();
+        let of = |map: &std::collections::BTreeMap<Cause, u64>, cause| {
+            map.get(&cause).copied().unwrap_or_default()
+        };
+        let other = |name| stats.other.get(name).copied().unwrap_or_default();
+        let (transfers, pages) = self.ledger.transferred();
+        let (to_device, to_system) = self.ledger.bytes();
+        let costs = &self.config.costs;
+        let faults = stats.cpu_faults + stats.device_faults;
+        let accesses = costs.access.as_nanos() as u64 * self.accesses;
+        let serving = costs.fault.as_nanos() as u64 * faults;
+        let link = self.link_time(transfers, pages).as_nanos() as u64;
+        let frames = self.config.device_memory / PAGE_SIZE;
+        let optimal = match self.config.optimal {
+            true => Some(self.steps.optimal(frames, self.config.devices)?),
+            false => None,
+        };
+        Ok(Replayed {
+            policy: self.config.policy.name(),
+            accesses: self.accesses,
+            cpu_faults: stats.cpu_faults,
+            device_faults: stats.device_faults,
+            mapped_in_place: other("mapped_in_place"),
+            pages_to_device: stats.pages_to_device(),
+            pages_to_system: stats.pages_to_system(),
+            bytes_to_device: to_device,
+            bytes_to_system: to_system,
+            evicted: of(&stats.to_system, Cause::Eviction),
+            prefetched: of(&stats.to_device, Cause::Prefetch)
+                + of(&stats.to_system, Cause::Prefetch),
+            unused: self.ledger.unused(),
+            thrashing_pages: self.ledger.thrashing(),
+            advice_cut: other("advice_cut"),
+            transfers,
+            modelled_ns: match self.config.time {
+                Time::Modelled => self.backend().now().as_nanos() as u64,
+                Time::Trace => accesses + serving + link,
+            },
+            optimal,
+            moves: std::mem::take(&mut self.moves),
+        })
+    }
+}
+
+fn fatal(event: u64, page: Page, cause: &impl ToString) -> ReplayError {
+    ReplayError::Fatal {
+        event,
+        page: page.0,
+        cause: cause.to_string(),
+    }
+}

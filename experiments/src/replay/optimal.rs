@@ -1,0 +1,236 @@
+//! The least that any policy could have migrated to the device: Belady's MIN (1966), for a device whose pages the CPUs
+//! take back when they touch them.
+//!
+//! MIN fetches a page when the device accesses it and, where memory is short, gives up the page whose next device
+//! access is farthest away. Here a page that a CPU touches next, or that is freed, leaves anyhow: it counts as never
+//! accessed again. So no policy that migrates on access has fewer arrivals. One that maps pages in place may.
+//!
+//! With prefetching the number of *faults* can be lower, not the number of pages: a fault on a 2 MiB block brings
+//! at most 512 pages, so there are at least a 512th as many faults.
+
+use std::collections::BinaryHeap;
+
+use hmm_backend::{BLOCK_PAGES, PAGE_SIZE, Page};
+use serde::Serialize;
+
+/// What happens to a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    Cpu,
+    Device,
+    Freed,
+}
+
+/// Everything that happens, four bytes each.
+#[derive(Default)]
+pub(super) struct Steps(Vec<u32>);
+
+/// Why there is no optimum to compare with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum OptimalError {
+    /// Several devices.
+    #[error("the optimum is known for one device only, and the replay has {0}")]
+    Devices(u8),
+}
+
+/// The least possible.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Optimal {
+    /// Pages that arrive in device memory, first touches there included.
+    pub pages_to_device: u64,
+    /// Pages that leave it with contents that are still needed.
+    pub pages_to_system: u64,
+    /// A bound for the number of device faults with prefetching inside 2 MiB blocks.
+    pub device_faults: u64,
+}
+
+/// A page number fits beside the kind: managed memory has at most 2^30 pages.
+const KIND_BITS: u32 = 2;
+const NEVER: u32 = u32::MAX;
+
+impl Steps {
+    pub(super) fn push(&mut self, page: Page, step: Step) {
+        let packed = page.0 << KIND_BITS | step as u32;
+        // The same again changes nothing.
+        if self.0.last() != Some(&packed) {
+            self.0.push(packed);
+        }
+    }
+
+    fn get(&self, i: usize) -> (usize, Step) {
+        let packed = self.0[i];
+        let step = match packed & 3 {
+            0 => Step::Cpu,
+            1 => Step::Device,
+            _ => Step::Freed,
+        };
+        ((packed >> KIND_BITS) as usize, step)
+    }
+
+    pub(super) fn optimal(&self, frames: u64, devices: u8) -> Result<Optimal, OptimalError> {
+        if devices != 1 {
+            return Err(OptimalError::Devices(devices));
+        }
+        let page = |packed: &u32| (packed >> KIND_BITS) as usize;
+        let pages = self.0.iter().map(page).max().map_or(0, |last| last + 1);
+        let next = self.next_uses(pages);
+        let mut resident = vec![NOT_THERE; pages];
+        // The farthest next use first; entries of the past are skipped.
+        let mut farthest: BinaryHeap<(u32, u32)> = BinaryHeap::new();
+        let mut used = 0;
+        let mut least = Optimal {
+            pages_to_device: 0,
+            pages_to_system: 0,
+            device_faults: 0,
+        };
+        for (i, next) in next.iter().enumerate() {
+            let (page, step) = self.get(i);
+            let there = resident[page] != NOT_THERE;
+            match step {
+                Step::Cpu if there => {
+                    resident[page] = NOT_THERE;
+                    used -= 1;
+                    least.pages_to_system += 1;
+                }
+                Step::Freed if there => {
+                    resident[page] = NOT_THERE;
+                    used -= 1;
+                }
+                Step::Device => {
+                    if !there {
+                        least.pages_to_device += 1;
+                        if used == frames {
+                            evict(&mut farthest, &mut resident);
+                            used -= 1;
+                            least.pages_to_system += 1;
+                        }
+                        used += 1;
+                    }
+                    resident[page] = *next;
+                    farthest.push((*next, page as u32));
+                }
+                Step::Cpu | Step::Freed => {}
+            }
+        }
+        least.device_faults = least.pages_to_device.div_ceil(BLOCK_PAGES);
+        Ok(least)
+    }
+
+    /// For each step, the number of the next one if that is the device's, on the same page.
+    fn next_uses(&self, pages: usize) -> Vec<u32> {
+        let mut upcoming = vec![NEVER; pages];
+        let mut next = vec![NEVER; self.0.len()];
+        for i in (0..self.0.len()).rev() {
+            let (page, step) = self.get(i);
+            next[i] = upcoming[page];
+            upcoming[page] = match step {
+                Step::Device => i as u32,
+                Step::Cpu | Step::Freed => NEVER,
+            };
+        }
+        next
+    }
+}
+
+/// Marks pages that are not in device memory: no step has this number as its next use, except as never.
+const NOT_THERE: u32 = u32::MAX - 1;
+
+/// Gives up the page that is needed last.
+fn evict(farthest: &mut BinaryHeap<(u32, u32)>, resident: &mut [u32]) {
+    while let Some((next, page)) = farthest.pop() {
+        let entry = &mut resident[page as usize];
+        if *entry == next {
+            *entry = NOT_THERE;
+            return;
+        }
+    }
+}
+
+impl Optimal {
+    /// Bytes both ways.
+    pub fn bytes(&self) -> u64 {
+        (self.pages_to_device + self.pages_to_system) * PAGE_SIZE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn steps(list: &[(u32, Step)]) -> Steps {
+        let mut steps = Steps::default();
+        for (page, step) in list {
+            steps.push(Page(*page), *step);
+        }
+        steps
+    }
+
+    fn arrivals(list: &[(u32, Step)], frames: u64) -> u64 {
+        steps(list).optimal(frames, 1).unwrap().pages_to_device
+    }
+
+    #[test]
+    fn the_textbook_sequence_has_nine_faults_with_three_frames() {
+        // Silberschatz: 7 0 1 2 0 3 0 4 2 3 0 3 2 1 2 0 1 7 0 1.
+        let pages = [7, 0, 1, 2, 0, 3, 0, 4, 2, 3, 0, 3, 2, 1, 2, 0, 1, 7, 0, 1];
+        assert_eq!(arrivals(&pages.map(|p| (p, Step::Device)), 3), 9);
+    }
+
+    #[test]
+    fn pages_that_the_cpu_takes_are_given_up_first() {
+        use Step::{Cpu, Device, Freed};
+        // Page 0 is taken back before the device needs it again: page 1 stays.
+        let list = [
+            (0, Device),
+            (1, Device),
+            (2, Device),
+            (0, Cpu),
+            (1, Device),
+            (0, Device),
+        ];
+        assert_eq!(arrivals(&list, 2), 4);
+        let freed = [(0, Device), (0, Freed), (0, Device), (0, Cpu), (0, Device)];
+        let least = steps(&freed).optimal(9, 1).unwrap();
+        assert_eq!((least.pages_to_device, least.pages_to_system), (3, 1));
+        assert_eq!(steps(&freed).optimal(9, 2), Err(OptimalError::Devices(2)));
+    }
+
+    /// Tries every choice of victims.
+    fn brute_force(list: &[(u32, Step)], frames: usize, there: &mut Vec<u32>) -> u64 {
+        let Some(((page, step), rest)) = list.split_first() else {
+            return 0;
+        };
+        match step {
+            Step::Device if !there.contains(page) => {
+                let mut best = u64::MAX;
+                if there.len() < frames {
+                    let mut next = there.clone();
+                    next.push(*page);
+                    best = brute_force(rest, frames, &mut next);
+                } else {
+                    for victim in 0..there.len() {
+                        let mut next = there.clone();
+                        next[victim] = *page;
+                        best = best.min(brute_force(rest, frames, &mut next));
+                    }
+                }
+                best + 1
+            }
+            Step::Device => brute_force(rest, frames, there),
+            Step::Cpu | Step::Freed => {
+                there.retain(|p| p != page);
+                brute_force(rest, frames, there)
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_does_better(list in prop::collection::vec((0u32..5, 0u8..5), 0..14), frames in 1usize..4) {
+            let kinds = [Step::Device, Step::Device, Step::Device, Step::Cpu, Step::Freed];
+            let list: Vec<_> = list.into_iter().map(|(p, k)| (p, kinds[k as usize])).collect();
+            prop_assert_eq!(arrivals(&list, frames as u64), brute_force(&list, frames, &mut Vec::new()));
+        }
+    }
+}
