@@ -39,7 +39,41 @@ pub enum EventKind {
 }
 
 /// Number of kinds.
-const KINDS: usize = EventKind::SlowDriver as usize + 1;
+const KINDS: usize = EventKind::ALL.len();
+
+impl EventKind {
+    /// All kinds, in the order of their numbers.
+    pub const ALL: [EventKind; 11] = [
+        EventKind::CpuFault,
+        EventKind::DeviceFault,
+        EventKind::ToDevice,
+        EventKind::ToSystem,
+        EventKind::MappedInPlace,
+        EventKind::Freed,
+        EventKind::Deferred,
+        EventKind::Fatal,
+        EventKind::Access,
+        EventKind::Advice,
+        EventKind::SlowDriver,
+    ];
+
+    /// The name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            EventKind::CpuFault => "cpu-fault",
+            EventKind::DeviceFault => "device-fault",
+            EventKind::ToDevice => "to-device",
+            EventKind::ToSystem => "to-system",
+            EventKind::MappedInPlace => "mapped-in-place",
+            EventKind::Freed => "freed",
+            EventKind::Deferred => "deferred",
+            EventKind::Fatal => "fatal",
+            EventKind::Access => "access",
+            EventKind::Advice => "advice",
+            EventKind::SlowDriver => "slow-driver",
+        }
+    }
+}
 
 /// Something that happened to `pages` pages from `page`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,6 +165,13 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_is_listed_at_its_number() {
+        for (index, kind) in EventKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, index, "{}", kind.name());
+        }
+    }
 
     #[test]
     fn a_full_ring_counts_what_it_drops() {

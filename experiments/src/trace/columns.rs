@@ -1,0 +1,215 @@
+//! Events as columns: alike things beside each other compress well.
+//!
+//! A payload is eight columns, each preceded by its length in bytes: kinds, flags, devices, times, pages, page counts, threads, latencies. Numbers are varints (seven bits a byte,
+//! the lowest first); times, pages and threads are differences to the event before, signed ones as zigzag. Columns of
+//! devices, threads and latencies have entries only for the events whose flags say so.
+
+use std::time::Duration;
+
+use hmm_backend::{Access, Cause, DeviceId, Event, EventKind, Page};
+
+// An event's flags: the low three bits are its cause, 0 for none, then two for the access, then what else it has.
+const ACCESS_SHIFT: u32 = 3;
+const HAS_DEVICE: u8 = 1 << 5;
+const HAS_LATENCY: u8 = 1 << 6;
+const OTHER_THREAD: u8 = 1 << 7;
+
+const COLUMNS: usize = 8;
+
+/// The number of a kind in files. Never changes and is never used again for another one.
+fn kind_code(kind: EventKind) -> u8 {
+    match kind {
+        EventKind::CpuFault => 0,
+        EventKind::DeviceFault => 1,
+        EventKind::ToDevice => 2,
+        EventKind::ToSystem => 3,
+        EventKind::MappedInPlace => 4,
+        EventKind::Freed => 5,
+        EventKind::Deferred => 6,
+        EventKind::Fatal => 7,
+        EventKind::Access => 8,
+        EventKind::Advice => 9,
+        EventKind::SlowDriver => 10,
+    }
+}
+
+fn kind_of(code: u8) -> Option<EventKind> {
+    EventKind::ALL
+        .into_iter()
+        .find(|kind| kind_code(*kind) == code)
+}
+
+fn cause_code(cause: Option<Cause>) -> u8 {
+    match cause {
+        None => 0,
+        Some(Cause::Demand) => 1,
+        Some(Cause::Prefetch) => 2,
+        Some(Cause::Eviction) => 3,
+        Some(Cause::User) => 4,
+        Some(Cause::Detach) => 5,
+    }
+}
+
+fn access_code(access: Option<Access>) -> u8 {
+    match access {
+        None => 0,
+        Some(Access::Read) => 1,
+        Some(Access::Write) => 2,
+    }
+}
+
+/// Appends the payload for events.
+pub fn encode(events: &[Event], out: &mut Vec<u8>) {
+    let mut columns: [Vec<u8>; COLUMNS] = [const { Vec::new() }; COLUMNS];
+    let [
+        kinds,
+        flags,
+        devices,
+        times,
+        pages,
+        counts,
+        threads,
+        latencies,
+    ] = &mut columns;
+    let (mut time, mut page, mut thread) = (0, 0, 0);
+    for event in events {
+        kinds.push(kind_code(event.kind));
+        let mut flag = cause_code(event.cause) | access_code(event.access) << ACCESS_SHIFT;
+        if let Some(device) = event.device {
+            flag |= HAS_DEVICE;
+            devices.push(device.0);
+        }
+        let now = nanos(event.time);
+        put(times, zigzag(now.wrapping_sub(time) as i64));
+        time = now;
+        put(pages, zigzag(i64::from(event.page.0) - i64::from(page)));
+        page = event.page.0;
+        put(counts, event.pages.into());
+        if event.thread != thread {
+            flag |= OTHER_THREAD;
+            put(threads, event.thread.into());
+            thread = event.thread;
+        }
+        if !event.latency.is_zero() {
+            flag |= HAS_LATENCY;
+            put(latencies, nanos(event.latency));
+        }
+        flags.push(flag);
+    }
+    for column in &columns {
+        put(out, column.len() as u64);
+        out.extend_from_slice(column);
+    }
+}
+
+/// The reverse; none if no writer writes this.
+pub fn decode(payload: &[u8], count: u32) -> Option<Vec<Event>> {
+    let mut rest = payload;
+    let mut columns: [&[u8]; COLUMNS] = [&[]; COLUMNS];
+    for column in &mut columns {
+        let length = usize::try_from(get(&mut rest)?).ok()?;
+        (*column, rest) = rest.split_at_checked(length)?;
+    }
+    let [
+        kinds,
+        flags,
+        devices,
+        times,
+        pages,
+        counts,
+        threads,
+        latencies,
+    ] = &mut columns;
+    // Before there is room for as many as the header says.
+    if kinds.len() != count as usize {
+        return None;
+    }
+    let mut events = Vec::with_capacity(count as usize);
+    let (mut time, mut page, mut thread) = (0u64, 0u32, 0u32);
+    for _ in 0..count {
+        let kind = kind_of(take(kinds)?)?;
+        let flag = take(flags)?;
+        time = time.wrapping_add(unzigzag(get(times)?) as u64);
+        let difference = unzigzag(get(pages)?);
+        page = u32::try_from(i64::from(page).checked_add(difference)?).ok()?;
+        let pages = u32::try_from(get(counts)?).ok()?;
+        if flag & OTHER_THREAD != 0 {
+            thread = u32::try_from(get(threads)?).ok()?;
+        }
+        events.push(Event {
+            time: Duration::from_nanos(time),
+            kind,
+            page: Page(page),
+            pages,
+            device: match flag & HAS_DEVICE {
+                0 => None,
+                _ => Some(DeviceId(take(devices)?)),
+            },
+            cause: match flag & 7 {
+                0 => None,
+                code => Some(
+                    Cause::ALL
+                        .into_iter()
+                        .find(|cause| cause_code(Some(*cause)) == code)?,
+                ),
+            },
+            access: match flag >> ACCESS_SHIFT & 3 {
+                0 => None,
+                1 => Some(Access::Read),
+                2 => Some(Access::Write),
+                _ => return None,
+            },
+            thread,
+            latency: match flag & HAS_LATENCY {
+                0 => Duration::ZERO,
+                _ => Duration::from_nanos(get(latencies)?),
+            },
+        });
+    }
+    let all_used = rest.is_empty() && columns.iter().all(|column| column.is_empty());
+    all_used.then_some(events)
+}
+
+/// 584 years are enough.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn zigzag(number: i64) -> u64 {
+    (number << 1 ^ number >> 63) as u64
+}
+
+fn unzigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
+}
+
+fn put(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn take(bytes: &mut &[u8]) -> Option<u8> {
+    let (first, rest) = bytes.split_first()?;
+    *bytes = rest;
+    Some(*first)
+}
+
+fn get(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0u64;
+    for shift in (0..64).step_by(7) {
+        let byte = take(bytes)?;
+        let bits = u64::from(byte & 0x7f);
+        // The tenth byte has room for one bit only.
+        if shift == 63 && bits > 1 {
+            return None;
+        }
+        number |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}

@@ -1,0 +1,70 @@
+//! What can be wrong with a trace file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Why a trace cannot be written or read.
+#[derive(Debug, Error)]
+pub enum TraceError {
+    /// The system refused.
+    #[error("{what} trace {}: {error}", path.display())]
+    Io {
+        /// What was attempted, like `reading`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Something else than a trace.
+    #[error(
+        "{} is not a trace of Hmmvisor: it does not begin with `HMMTRACE`; other programs' traces become one by `hmmvisor trace import`",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Written by a later version.
+    #[error(
+        "trace {} has format version {version}, this program reads up to version {}; use the program that wrote it, or a later one",
+        path.display(),
+        super::format::VERSION
+    )]
+    Future {
+        /// The file.
+        path: PathBuf,
+        /// The version it says it has.
+        version: u32,
+    },
+    /// Ends within its header: there is nothing in it yet.
+    #[error(
+        "trace {} ends at offset {length}, before its header does: its recording was stopped at the very beginning; record it again",
+        path.display()
+    )]
+    NoHeader {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// Bytes that no writer writes.
+    #[error("trace {} is corrupt at offset {offset}: {why}; what comes before is good", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where the damaged block begins, in bytes.
+        offset: u64,
+        /// What is wrong there.
+        why: &'static str,
+    },
+}
+
+impl TraceError {
+    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TraceError {
+        let path = path.to_owned();
+        move |error| TraceError::Io { what, path, error }
+    }
+}

@@ -1,0 +1,68 @@
+//! What a trace says about itself.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What kind of events a trace holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TraceKind {
+    /// The events of a run with migrating memory; times are real.
+    #[default]
+    Live,
+    /// A program's accesses in program order; an event's time counts the accesses before it, one nanosecond each.
+    Access,
+}
+
+/// What a trace's header says: where the events come from. Readers ignore keys they do not know, and absent ones
+/// have defaults, so that keys may be added without another format version.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TraceMeta {
+    /// What kind of events.
+    pub kind: TraceKind,
+    /// The version of the program that wrote it.
+    pub hmmvisor: String,
+    /// The workload, or the imported program.
+    pub workload: Option<String>,
+    /// The workload's parameters.
+    pub params: BTreeMap<String, String>,
+    /// The guest's file, if it was not the embedded one.
+    pub guest: Option<String>,
+    /// The seed of all pseudo-random choices.
+    pub seed: u64,
+    /// What migrated when; empty for access traces.
+    pub policy: String,
+    /// How pages migrated; empty for access traces.
+    pub engine: String,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Number of accelerators.
+    pub devices: u32,
+    /// Managed memory in bytes; pages are numbered within it.
+    pub memory: u64,
+    /// Memory of each accelerator in bytes; 0 for access traces.
+    pub device_memory: u64,
+    /// `private` or `coherent`; empty for access traces.
+    pub device_kind: String,
+    /// Where an imported trace comes from, and what it is called there.
+    pub source: Option<String>,
+}
+
+/// Events that were lost because they came faster than they were written, by the name of their kind.
+pub type Dropped = BTreeMap<String, u64>;
+
+/// What is only known when a trace ends.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TraceTotals {
+    /// Events in the file.
+    pub events: u64,
+    /// Events lost.
+    pub dropped: Dropped,
+    /// Which vCPU a host thread ran: the numbers in [`hmm_backend::Event::thread`] to vCPUs' numbers.
+    pub threads: BTreeMap<u32, u32>,
+    /// For imported traces, which addresses the pages had: `(first page, pages, first address)`, by page.
+    pub mapping: Vec<(u32, u32, u64)>,
+}

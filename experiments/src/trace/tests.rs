@@ -1,0 +1,287 @@
+//! Round trips, damaged files, and any bytes at all.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hmm_backend::{Access, Cause, DeviceId, Event, EventKind, Page};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::format::BLOCK_EVENTS;
+use super::*;
+
+fn place() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.hmmtrace");
+    (folder, path)
+}
+
+fn meta() -> TraceMeta {
+    TraceMeta {
+        workload: Some("vecadd".to_owned()),
+        memory: 1 << 30,
+        seed: 7,
+        ..TraceMeta::default()
+    }
+}
+
+/// An event that differs from its neighbours in everything.
+fn event(i: u32) -> Event {
+    Event {
+        time: Duration::from_nanos(u64::from(i) * 1000),
+        kind: EventKind::ALL[i as usize % EventKind::ALL.len()],
+        page: Page(i.wrapping_mul(0x9e37_79b9)),
+        pages: i % 513,
+        device: (!i.is_multiple_of(3)).then_some(DeviceId(i as u8)),
+        cause: [
+            None,
+            Some(Cause::Demand),
+            Some(Cause::Prefetch),
+            Some(Cause::Eviction),
+            Some(Cause::User),
+            Some(Cause::Detach),
+        ][i as usize % 6],
+        access: [None, Some(Access::Read), Some(Access::Write)][i as usize % 3],
+        thread: i / 10,
+        latency: Duration::from_nanos(u64::from(i % 2) * 777),
+    }
+}
+
+fn read(reader: TraceReader) -> (Vec<Event>, Option<TraceError>) {
+    let mut events = Vec::new();
+    for event in reader {
+        match event {
+            Ok(event) => events.push(event),
+            Err(error) => return (events, Some(error)),
+        }
+    }
+    (events, None)
+}
+
+/// A trace of three blocks with a note; the blocks' ends.
+fn three_blocks(path: &std::path::Path) -> (Vec<Event>, Vec<u64>) {
+    let events: Vec<_> = (0..300).map(event).collect();
+    let mut writer = TraceWriter::create(path, &meta()).unwrap();
+    let mut ends = vec![writer.length()];
+    for part in events.chunks(100) {
+        writer.write(part).unwrap();
+        writer.flush().unwrap();
+        ends.push(writer.length());
+    }
+    writer.finish().unwrap();
+    (events, ends)
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let (_folder, path) = place();
+    let events: Vec<_> = (0..3 * BLOCK_EVENTS as u32 + 17).map(event).collect();
+    let mut writer = TraceWriter::create(&path, &meta()).unwrap();
+    writer.threads(BTreeMap::from([(1234, 0)]));
+    for part in events.chunks(1001) {
+        writer.write(part).unwrap();
+    }
+    writer.dropped(EventKind::Access, 5);
+    writer.dropped(EventKind::Access, 2);
+    let totals = writer.finish().unwrap();
+    let reader = TraceReader::open(&path).unwrap();
+    assert_eq!(reader.tail(), Tail::Complete);
+    assert_eq!(reader.meta(), &meta());
+    assert_eq!(reader.totals(), &totals);
+    assert_eq!(totals.events, events.len() as u64);
+    assert_eq!(totals.dropped, BTreeMap::from([("access".to_owned(), 7)]));
+    assert_eq!(totals.threads, BTreeMap::from([(1234, 0)]));
+    let (found, error) = read(reader);
+    assert!(error.is_none());
+    assert!(found == events);
+}
+
+#[test]
+fn what_was_flushed_is_there_when_the_writer_is_not() {
+    let (_folder, path) = place();
+    let events: Vec<_> = (0..100).map(event).collect();
+    let mut writer = TraceWriter::create(&path, &meta()).unwrap();
+    writer.write(&events[..60]).unwrap();
+    writer.threads(BTreeMap::from([(9, 1)]));
+    writer.dropped(EventKind::Fatal, 3);
+    writer.flush().unwrap();
+    writer.write(&events[60..]).unwrap();
+    // As if killed: nothing is done on the way out.
+    std::mem::forget(writer);
+    let reader = TraceReader::open(&path).unwrap();
+    assert_eq!(reader.tail(), Tail::Unfinished);
+    assert_eq!(reader.totals().events, 60);
+    assert_eq!(reader.totals().dropped["fatal"], 3);
+    assert_eq!(reader.totals().threads[&9], 1);
+    let (found, error) = read(reader);
+    assert!(error.is_none() && found == events[..60]);
+}
+
+#[test]
+fn a_truncated_file_gives_its_complete_blocks_and_says_what_is_missing() {
+    let (_folder, path) = place();
+    let (events, ends) = three_blocks(&path);
+    let bytes = fs::read(&path).unwrap();
+    for length in 0..bytes.len() as u64 {
+        fs::write(&path, &bytes[..length as usize]).unwrap();
+        let reader = match TraceReader::open(&path) {
+            Ok(reader) => reader,
+            Err(error) => {
+                assert!(length < ends[0]);
+                assert!(matches!(error, TraceError::NoHeader { .. }), "{error}");
+                continue;
+            }
+        };
+        let complete = ends.iter().rposition(|end| *end <= length).unwrap();
+        let tail = reader.tail();
+        match tail {
+            Tail::Unfinished => assert_eq!(length, ends[complete]),
+            Tail::Truncated {
+                offset,
+                present,
+                missing,
+            } => {
+                assert_eq!((offset, present), (ends[complete], length - offset));
+                let end = ends
+                    .get(complete + 1)
+                    .copied()
+                    .unwrap_or(bytes.len() as u64);
+                let known = present >= super::format::BLOCK_HEADER as u64;
+                assert!(length + missing == end || !known && length + missing < end);
+            }
+            other => panic!("{other:?} at {length}"),
+        }
+        let (found, error) = read(reader);
+        assert!(error.is_none(), "{length}: {error:?}");
+        assert!(found == events[..complete * 100]);
+    }
+}
+
+#[test]
+fn a_changed_byte_is_noticed_where_it_is() {
+    let (_folder, path) = place();
+    let (events, ends) = three_blocks(&path);
+    let good = fs::read(&path).unwrap();
+    for at in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x10;
+        fs::write(&path, &bytes).unwrap();
+        let reader = match TraceReader::open(&path) {
+            Ok(reader) => reader,
+            Err(_) => {
+                assert!((at as u64) < ends[0]);
+                continue;
+            }
+        };
+        assert!(at as u64 >= ends[0], "a changed header, byte {at}");
+        let before = ends.iter().rposition(|end| *end <= at as u64).unwrap();
+        let tail = reader.tail();
+        let (found, error) = read(reader);
+        assert!(found == events[..before * 100], "byte {at}");
+        // A length that has grown looks like a file that was cut off.
+        let noticed = match (&error, tail) {
+            (Some(TraceError::Corrupt { offset, .. }), _) => *offset,
+            (None, Tail::Truncated { offset, .. }) => offset,
+            other => panic!("byte {at}: {other:?}"),
+        };
+        assert_eq!(noticed, ends[before], "byte {at}");
+    }
+}
+
+#[test]
+fn other_files_are_told_apart() {
+    let (_folder, path) = place();
+    let message = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        TraceReader::open(&path).err().unwrap().to_string()
+    };
+    assert!(message(b"\x7fELF and so on, long enough").contains("is not a trace of Hmmvisor"));
+    assert!(message(b"x").contains("is not a trace"));
+    assert!(message(b"").contains("ends at offset 0"));
+    assert!(message(b"HMMT").contains("ends at offset 4"));
+    let mut future = b"HMMTRACE".to_vec();
+    future.extend([9, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']);
+    let text = message(&future);
+    assert!(
+        text.contains("version 9") && text.contains("up to version 1"),
+        "{text}"
+    );
+    let missing = TraceReader::open(&path.join("nosuch")).err().unwrap();
+    assert!(missing.to_string().contains("nosuch"));
+}
+
+#[test]
+fn a_later_writers_description_is_understood() {
+    let (_folder, path) = place();
+    let json = br#"{"workload":"x","novelty":[1,{}]}"#;
+    let mut bytes = b"HMMTRACE\x01\0\0\0".to_vec();
+    bytes.extend((json.len() as u32).to_le_bytes());
+    bytes.extend(crc32fast::hash(json).to_le_bytes());
+    bytes.extend(json);
+    fs::write(&path, bytes).unwrap();
+    let reader = TraceReader::open(&path).unwrap();
+    assert_eq!(reader.meta().workload.as_deref(), Some("x"));
+    assert_eq!(reader.tail(), Tail::Unfinished);
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let cause = prop::sample::select(Cause::ALL.to_vec());
+    let access = prop::sample::select(vec![Access::Read, Access::Write]);
+    (
+        (any::<u64>(), prop::sample::select(EventKind::ALL.to_vec())),
+        (any::<u32>(), any::<u32>(), any::<u32>(), any::<u64>()),
+        prop::option::of(any::<u8>()),
+        prop::option::of(cause),
+        prop::option::of(access),
+    )
+        .prop_map(
+            |((time, kind), (page, pages, thread, latency), device, cause, access)| Event {
+                time: Duration::from_nanos(time),
+                kind,
+                page: Page(page),
+                pages,
+                device: device.map(DeviceId),
+                cause,
+                access,
+                thread,
+                latency: Duration::from_nanos(latency),
+            },
+        )
+}
+
+proptest! {
+    #[test]
+    fn any_events_survive(events in prop::collection::vec(any_event(), 0..200)) {
+        let mut payload = Vec::new();
+        columns::encode(&events, &mut payload);
+        prop_assert_eq!(columns::decode(&payload, events.len() as u32), Some(events));
+    }
+
+    #[test]
+    fn any_payload_is_refused_or_read(payload in prop::collection::vec(any::<u8>(), 0..300), count in 0..40u32) {
+        let _ = columns::decode(&payload, count);
+    }
+
+    #[test]
+    fn any_bytes_are_refused_or_read(
+        garbage in prop::collection::vec(any::<u8>(), 0..200),
+        at in any::<prop::sample::Index>(),
+        keep in 0..400usize,
+    ) {
+        // Somewhere in a good file, so that what is behind its checks is reached, too.
+        let (_folder, path) = place();
+        three_blocks(&path);
+        let mut bytes = fs::read(&path).unwrap();
+        let at = at.index(bytes.len());
+        let keep = bytes.split_off((at + keep).min(bytes.len()));
+        bytes.truncate(at);
+        bytes.extend(garbage);
+        bytes.extend(keep);
+        fs::write(&path, bytes).unwrap();
+        if let Ok(reader) = TraceReader::open(&path) {
+            let _ = read(reader);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Writing a trace.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use hmm_backend::{Event, EventKind};
+use serde::Serialize;
+
+use super::columns;
+use super::error::TraceError;
+use super::format::{
+    BLOCK_EVENTS, BlockHeader, BlockKind, MAGIC, META_LIMIT, PAYLOAD_LIMIT, VERSION,
+};
+use super::meta::{TraceMeta, TraceTotals};
+
+/// Fast, and the columns are already small.
+const LEVEL: i32 = 1;
+
+/// Writes a trace file. What was flushed is in the file for good: if the process dies, a reader gets all
+/// of it. What was not ended by [`TraceWriter::finish`] is recognized as unfinished.
+pub struct TraceWriter {
+    file: File,
+    path: PathBuf,
+    /// The file is good up to here.
+    length: u64,
+    compressor: zstd::bulk::Compressor<'static>,
+    /// Events of the next block.
+    pending: Vec<Event>,
+    /// Whether the totals say more than the last note.
+    noteworthy: bool,
+    raw: Vec<u8>,
+    block: Vec<u8>,
+    totals: TraceTotals,
+}
+
+impl TraceWriter {
+    /// Creates the file, replacing one that is there, and writes its header.
+    pub fn create(path: &Path, meta: &TraceMeta) -> Result<TraceWriter, TraceError> {
+        let failed = |error| TraceError::io("creating", path)(error);
+        let json = json(meta);
+        if json.len() > META_LIMIT as usize {
+            return Err(failed(io::Error::other(
+                "its description is longer than 1 MiB",
+            )));
+        }
+        let mut file = File::create(path).map_err(failed)?;
+        let mut header = Vec::from(MAGIC);
+        header.extend(VERSION.to_le_bytes());
+        header.extend((json.len() as u32).to_le_bytes());
+        header.extend(crc32fast::hash(&json).to_le_bytes());
+        header.extend(&json);
+        file.write_all(&header).map_err(failed)?;
+        Ok(TraceWriter {
+            file,
+            path: path.to_owned(),
+            length: header.len() as u64,
+            compressor: zstd::bulk::Compressor::new(LEVEL).map_err(failed)?,
+            pending: Vec::new(),
+            noteworthy: false,
+            raw: Vec::new(),
+            block: Vec::new(),
+            totals: TraceTotals::default(),
+        })
+    }
+
+    /// Adds events. They are in the file after [`TraceWriter::flush`], or when there are enough for a block.
+    pub fn write(&mut self, events: &[Event]) -> Result<(), TraceError> {
+        let mut rest = events;
+        while !rest.is_empty() {
+            let room = BLOCK_EVENTS - self.pending.len();
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.pending.extend_from_slice(now);
+            rest = later;
+            if self.pending.len() == BLOCK_EVENTS {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts events that were lost; in the file with the next flush.
+    pub fn dropped(&mut self, kind: EventKind, count: u64) {
+        if count > 0 {
+            let name = kind.name().to_owned();
+            *self.totals.dropped.entry(name).or_default() += count;
+            self.noteworthy = true;
+        }
+    }
+
+    /// Says which vCPUs the threads ran that events name; in the file with the next flush.
+    pub fn threads(&mut self, threads: BTreeMap<u32, u32>) {
+        self.noteworthy |= self.totals.threads != threads;
+        self.totals.threads = threads;
+    }
+
+    /// Says which addresses an imported trace's pages had; written at the end. See [`TraceTotals::mapping`].
+    pub fn mapping(&mut self, mapping: Vec<(u32, u32, u64)>) {
+        self.totals.mapping = mapping;
+    }
+
+    /// Writes what has been added so far. After an error the events concerned count as lost, and one may go on.
+    pub fn flush(&mut self) -> Result<(), TraceError> {
+        if self.noteworthy {
+            let note = json(&self.totals);
+            self.put(BlockKind::Note, 0, &note)?;
+            self.noteworthy = false;
+        }
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let mut raw = std::mem::take(&mut self.raw);
+        raw.clear();
+        columns::encode(&self.pending, &mut raw);
+        let result = self.put(BlockKind::Events, self.pending.len() as u32, &raw);
+        self.raw = raw;
+        let events = std::mem::take(&mut self.pending);
+        match &result {
+            Ok(()) => self.totals.events += events.len() as u64,
+            Err(_) => events.iter().for_each(|event| self.dropped(event.kind, 1)),
+        }
+        // Keeps its memory.
+        self.pending = events;
+        self.pending.clear();
+        result
+    }
+
+    /// Events written and lost so far, without those that wait to be flushed.
+    pub fn totals(&self) -> &TraceTotals {
+        &self.totals
+    }
+
+    /// Bytes of the file so far.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Writes the rest and the end. Returns what the file holds.
+    pub fn finish(mut self) -> Result<TraceTotals, TraceError> {
+        self.flush()?;
+        let mut end = json(&self.totals);
+        if end.len() > PAYLOAD_LIMIT as usize {
+            // Only addresses can be so many.
+            self.totals.mapping.clear();
+            end = json(&self.totals);
+        }
+        self.put(BlockKind::End, 0, &end)?;
+        Ok(self.totals)
+    }
+
+    fn put(&mut self, kind: BlockKind, events: u32, raw: &[u8]) -> Result<(), TraceError> {
+        let payload = self
+            .compressor
+            .compress(raw)
+            .map_err(TraceError::io("compressing", &self.path))?;
+        let header = BlockHeader::new(kind, events, raw.len() as u32, &payload);
+        self.block.clear();
+        self.block.extend(header.encode());
+        self.block.extend(&payload);
+        let result = self.file.write_all(&self.block);
+        match result {
+            Ok(()) => {
+                self.length += self.block.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                // Half a block would only be in the way of a later one. If this fails, too, readers find a
+                // truncated file, which is what it is.
+                let _ = self.file.set_len(self.length);
+                let _ = self.file.seek(SeekFrom::Start(self.length));
+                Err(TraceError::io("writing", &self.path)(error))
+            }
+        }
+    }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("numbers, strings and maps with keys that are")
+}
