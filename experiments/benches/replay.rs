@@ -31,7 +31,7 @@ fn main() {
     let turns = |i: u32| {
         (
             i / 32 % PAGES,
-            if i / (32 * PAGES) % 2 == 0 {
+            if (i / (32 * PAGES)).is_multiple_of(2) {
                 None
             } else {
                 DEVICE

@@ -1,5 +1,7 @@
 //! What the way between system memory and a device's memory costs, on the hardware that is modelled.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// A link as an affine function: each transfer takes `latency` and its bytes at `bandwidth`.
@@ -26,5 +28,93 @@ impl LinkModel {
     pub fn time(&self, bytes: u64) -> Duration {
         let nanoseconds = u128::from(bytes) * 1_000_000_000 / u128::from(self.bandwidth.max(1));
         self.latency + Duration::from_nanos(nanoseconds.min(u64::MAX.into()) as u64)
+    }
+}
+
+impl fmt::Display for LinkModel {
+    /// As it is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (latency, bandwidth) = (self.latency.as_nanos(), self.bandwidth);
+        write!(f, "latency={latency}ns,bandwidth={bandwidth}")
+    }
+}
+
+impl FromStr for LinkModel {
+    type Err = String;
+
+    /// `latency=10us,bandwidth=25G`: a time in ns, us or ms, and bytes per second with K, M or G for powers of
+    /// a thousand. What is not named takes its default.
+    fn from_str(text: &str) -> Result<LinkModel, String> {
+        let mut link = LinkModel::default();
+        for part in text.split(',') {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            let digits = value.len() - value.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+            let (number, unit) = value.split_at(digits);
+            let number: Option<u64> = number.parse().ok();
+            let scaled = |scale: u64| number.and_then(|n| n.checked_mul(scale));
+            match (name.trim(), unit.trim()) {
+                ("latency", "ns" | "us" | "ms") => {
+                    let scale = match unit.trim() {
+                        "ns" => 1,
+                        "us" => 1000,
+                        _ => 1_000_000,
+                    };
+                    link.latency = scaled(scale)
+                        .map(Duration::from_nanos)
+                        .filter(|time| *time <= Duration::from_secs(1))
+                        .ok_or_else(|| format!("link latency '{value}' is not a time up to 1 s"))?;
+                }
+                ("bandwidth", "" | "K" | "M" | "G") => {
+                    let scale = match unit.trim() {
+                        "" => 1,
+                        "K" => 1000,
+                        "M" => 1_000_000,
+                        _ => 1_000_000_000,
+                    };
+                    link.bandwidth = scaled(scale).filter(|n| *n > 0).ok_or_else(|| {
+                        format!("link bandwidth '{value}' is not a number of bytes per second")
+                    })?;
+                }
+                ("latency", _) => {
+                    return Err(format!("link latency '{value}' is not a time such as 10us"));
+                }
+                ("bandwidth", _) => {
+                    return Err(format!(
+                        "link bandwidth '{value}' is not a number of bytes per second such as 25G"
+                    ));
+                }
+                (other, _) => {
+                    return Err(format!(
+                        "a link has no '{other}'; it has: latency, bandwidth, like latency=10us,bandwidth=25G"
+                    ));
+                }
+            }
+        }
+        Ok(link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_printed_as_they_are_parsed() {
+        let link: LinkModel = "latency=2us,bandwidth=12G".parse().unwrap();
+        assert_eq!(link.to_string().parse(), Ok(link));
+        assert_eq!(link.time(12_000), Duration::from_micros(3));
+        assert_eq!("bandwidth=25G".parse(), Ok(LinkModel::default()));
+        for (text, message) in [
+            ("latency=2", "not a time"),
+            ("latency=2s", "not a time"),
+            ("latency=2000ms", "up to 1 s"),
+            ("bandwidth=0", "not a number"),
+            ("bandwidth=99999999999G", "not a number"),
+            ("speed=3", "has no 'speed'"),
+            ("", "has no ''"),
+        ] {
+            let error = text.parse::<LinkModel>().unwrap_err();
+            assert!(error.contains(message), "{text}: {error}");
+        }
     }
 }

@@ -9,6 +9,8 @@ use hmmvisor::OnMemoryError;
 use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::size::Size;
 
+use crate::replay_command::ReplayArgs;
+
 /// Runs guests whose memory pages migrate between system memory and the memory of emulated
 /// accelerators, on /dev/kvm.
 ///
@@ -42,6 +44,11 @@ pub enum Command {
     Workloads,
     /// List the migration policies and their parameters
     Policies,
+    /// Drive a policy with a recorded trace, without a guest
+    ///
+    /// Nothing is measured: the same policy and page states as in a run decide what would have migrated, and a model
+    /// of the link says how long that would have taken. The same trace and options give the same output.
+    Replay(ReplayArgs),
     /// Find out whether this machine can run guests, and what to do if not
     Check,
 }

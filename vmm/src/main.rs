@@ -1,6 +1,7 @@
 //! The `hmmvisor` command.
 
 mod cli;
+mod replay_command;
 
 use std::fs;
 use std::io::{self, Write};
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run_guest(*args, started, signals),
         Command::Workloads => Ok(list_workloads()),
         Command::Policies => Ok(list_policies()),
+        Command::Replay(args) => replay_command::run(args).map(|text| print(&text)),
         Command::Check => Ok(print_check()),
     };
     result.unwrap_or_else(|error| {

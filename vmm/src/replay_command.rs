@@ -1,0 +1,197 @@
+//! `hmmvisor replay`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+use clap::Args;
+use hmm_backend::{LinkModel, PolicySpec};
+use hmmvisor::size::Size;
+use hmmvisor_experiments::replay::{Costs, ReplayConfig, Replayed, Time, replay};
+use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
+
+/// Options of `replay`.
+#[derive(Args)]
+pub struct ReplayArgs {
+    /// The trace, of a live run (`run --record`) or of accesses (`trace generate`, `trace import`)
+    trace: PathBuf,
+    /// What migrates when, like `density:threshold=60+lru` [default: as in the trace]
+    #[arg(long, value_name = "SPEC")]
+    policy: Option<PolicySpec>,
+    /// Memory of each accelerator [default: as in the trace]
+    #[arg(long, value_name = "SIZE")]
+    device_memory: Option<Size>,
+    /// What a transfer costs, like latency=10us,bandwidth=25G (a PCIe 4.0 link of 16 lanes)
+    #[arg(long, value_name = "LINK", default_value_t = LinkModel::default())]
+    link: LinkModel,
+    /// Do not compute the least that was possible (Belady's MIN): saves 12 bytes an access
+    #[arg(long)]
+    no_optimal: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Replays; returns the outcome as text.
+pub fn run(args: ReplayArgs) -> Result<String> {
+    let mut reader = TraceReader::open(&args.trace)?;
+    let meta = reader.meta().clone();
+    let mut warning = String::new();
+    match reader.tail() {
+        Tail::Complete => {}
+        Tail::Unfinished => {
+            warning = "it was not finished; what its blocks hold is replayed".into()
+        }
+        Tail::Truncated { missing, .. } => {
+            warning = format!(
+                "at least {missing} bytes are missing at its end; what is there is replayed"
+            );
+        }
+        // Reading it up to there says what and where.
+        Tail::Corrupt { .. } => {}
+    }
+    let config = config(&args, &meta)?;
+    let mut broken = None;
+    let events = std::iter::from_fn(|| match reader.next()? {
+        Ok(event) => Some(event),
+        Err(error) => {
+            broken = Some(error);
+            None
+        }
+    });
+    let outcome = replay(events, &config);
+    if let Some(error) = broken {
+        return Err(error.into());
+    }
+    let outcome = outcome.map_err(|error| anyhow!("{}: {error}", args.trace.display()))?;
+    if !warning.is_empty() {
+        eprintln!("hmmvisor: {}: {warning}", args.trace.display());
+    }
+    Ok(match args.json {
+        true => serde_json::to_string(&outcome)? + "\n",
+        false => Summary {
+            outcome: &outcome,
+            config: &config,
+            meta: &meta,
+        }
+        .to_string(),
+    })
+}
+
+fn config(args: &ReplayArgs, meta: &TraceMeta) -> Result<ReplayConfig> {
+    let missing = |option: &str, what: &str| {
+        anyhow!(
+            "{}: the trace names no {what}; give one with {option}",
+            args.trace.display()
+        )
+    };
+    let policy = match &args.policy {
+        Some(policy) => policy.clone(),
+        None if meta.policy.is_empty() => return Err(missing("--policy", "policy")),
+        None => meta.policy.parse::<PolicySpec>()?,
+    };
+    let device_memory = match args.device_memory {
+        Some(Size(bytes)) => bytes,
+        None if meta.device_memory == 0 => return Err(missing("--device-memory", "device memory")),
+        None => meta.device_memory,
+    };
+    let devices = meta.devices.clamp(1, 64) as u8;
+    Ok(ReplayConfig {
+        policy: Arc::new(policy),
+        memory: meta.memory,
+        device_memory,
+        devices,
+        link: args.link,
+        costs: Costs::default(),
+        time: match meta.kind {
+            TraceKind::Live => Time::Trace,
+            TraceKind::Access => Time::Modelled,
+        },
+        optimal: !args.no_optimal && devices == 1,
+        moves: false,
+    })
+}
+
+/// The outcome for people.
+struct Summary<'a> {
+    outcome: &'a Replayed,
+    config: &'a ReplayConfig,
+    meta: &'a TraceMeta,
+}
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Summary {
+            outcome,
+            config,
+            meta,
+        } = self;
+        let name = meta.workload.as_deref().unwrap_or("a guest");
+        let kind = match meta.kind {
+            TraceKind::Live => {
+                "the faults of a live run: accesses between them are not in the trace"
+            }
+            TraceKind::Access => "all accesses",
+        };
+        writeln!(f, "trace           {name}, {kind}")?;
+        writeln!(f, "policy          {}", outcome.policy)?;
+        writeln!(
+            f,
+            "device memory   {} KiB of {} KiB",
+            config.device_memory >> 10,
+            config.memory >> 10
+        )?;
+        writeln!(f, "link            {}", config.link)?;
+        writeln!(f, "accesses        {}", outcome.accesses)?;
+        writeln!(
+            f,
+            "faults          {} by CPUs, {} by devices",
+            outcome.cpu_faults, outcome.device_faults
+        )?;
+        writeln!(
+            f,
+            "migrated        {} pages to devices, {} back; {} prefetched, {} moved for nothing",
+            outcome.pages_to_device, outcome.pages_to_system, outcome.prefetched, outcome.unused
+        )?;
+        writeln!(f, "evicted         {} pages", outcome.evicted)?;
+        writeln!(
+            f,
+            "in place        {} pages mapped",
+            outcome.mapped_in_place
+        )?;
+        writeln!(
+            f,
+            "thrashing       {} pages went to a device three times or more",
+            outcome.thrashing_pages
+        )?;
+        let kib = |bytes: u64| bytes >> 10;
+        writeln!(
+            f,
+            "link traffic    {} KiB to devices, {} KiB back, in {} transfers",
+            kib(outcome.bytes_to_device),
+            kib(outcome.bytes_to_system),
+            outcome.transfers
+        )?;
+        writeln!(
+            f,
+            "modelled time   {:.3} ms",
+            outcome.modelled_ns as f64 / 1e6
+        )?;
+        if let Some(least) = &outcome.optimal {
+            let times = |have: u64, least: u64| match least {
+                0 => "-".to_owned(),
+                least => format!("{:.2} x", have as f64 / least as f64),
+            };
+            writeln!(
+                f,
+                "optimal (MIN)   {} pages to the device, {} back; this policy moved {} and {} of that",
+                least.pages_to_device,
+                least.pages_to_system,
+                times(outcome.pages_to_device, least.pages_to_device),
+                times(outcome.pages_to_system, least.pages_to_system)
+            )?;
+        }
+        Ok(())
+    }
+}
