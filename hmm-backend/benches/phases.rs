@@ -313,6 +313,7 @@ fn bare_round(engine: Engine) -> Vec<[u64; 4]> {
             let request = match engine {
                 Engine::Remap => UFFDIO_MOVE,
                 Engine::Copy => UFFDIO_COPY,
+                Engine::Model => unreachable!("no memory to fault on"),
             };
             ioctl(&fd, request, &mut [at, from, PAGE_SIZE, 0, 0]);
             serving.set(page, At::Moved);

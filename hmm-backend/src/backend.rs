@@ -45,6 +45,10 @@ pub struct BackendConfig {
     /// in pages that have been used before. 0: none, and pages are copied in place, as on kernels
     /// without `UFFDIO_MOVE`. Engine `remap` needs none.
     pub recycled: u64,
+    /// What the policy wants prefetched for a CPU fault is there before the CPU goes on, instead of when nothing more
+    /// urgent is to be done. Slower, but what migrates then depends on the accesses alone, not on who is faster: a
+    /// replay of a single CPU's faults makes the same migrations.
+    pub lockstep: bool,
     /// For tests: answers that the kernel gives only now and then.
     pub kernel: Option<Arc<dyn KernelAnswers>>,
     /// What to migrate and evict.
@@ -64,6 +68,7 @@ impl BackendConfig {
             engine: EngineChoice::Auto,
             shards: 1,
             recycled: DEFAULT_RECYCLED,
+            lockstep: false,
             kernel: None,
             policy: Arc::new(PolicySpec::default()),
             link: LinkModel::default(),
@@ -93,6 +98,7 @@ pub struct Backend {
     pub(crate) mirrors: RwLock<Vec<Arc<dyn Invalidate>>>,
     pub(crate) advisors: Box<[Mutex<Advisor>]>,
     pub(crate) link: LinkModel,
+    pub(crate) lockstep: bool,
     factory: Arc<dyn PolicyFactory>,
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
@@ -126,6 +132,7 @@ impl Backend {
             mirrors: RwLock::new(Vec::new()),
             advisors: (0..config.shards).map(advisor).collect(),
             link: config.link,
+            lockstep: config.lockstep,
             factory: config.policy,
             clock: match guest.engine() {
                 Engine::Model => Clock::Model(0.into()),

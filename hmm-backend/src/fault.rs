@@ -92,6 +92,12 @@ impl Backend {
         } else {
             needed
         };
+        let mut prefetch = advice.prefetch;
+        if self.lockstep && !needed.is_empty() {
+            // Before the faulting pages: with them, the CPU goes on.
+            self.prefetch_to_system(block, &prefetch, access);
+            prefetch = PageSet::EMPTY;
+        }
         let is_device = |i: &usize| matches!(words[*i].residency(), Residency::Device { .. });
         let on_device: PageSet = needed.iter().filter(is_device).collect();
         let is_exclusive = |i: &usize| matches!(words[*i].residency(), Residency::Exclusive(_));
@@ -121,11 +127,11 @@ impl Backend {
             }
         }
         if !on_device.is_empty() {
-            let demand = with_whole_folios(&on_device, &advice.prefetch, &words, block);
+            let demand = with_whole_folios(&on_device, &prefetch, &words, block);
             self.bring_back(block, &demand, reason, &mut served.unresolved);
         }
         self.check_resolved(block, &needed, &words, &mut served);
-        served.prefetch = advice.prefetch;
+        served.prefetch = prefetch;
         served
     }
 

@@ -23,6 +23,7 @@ impl ModelBackend {
     /// With this configuration, whatever engine it names. Needs no userfaultfd and no permission.
     pub fn new(mut config: BackendConfig) -> Result<ModelBackend, Error> {
         config.engine = EngineChoice::Only(Engine::Model);
+        config.lockstep = true;
         Ok(ModelBackend(Backend::new(config)?))
     }
 
@@ -43,8 +44,7 @@ impl ModelBackend {
         !word.reached_by_cpus() || (access == Access::Write && word.read_only())
     }
 
-    /// A CPU's fault on a page, served as the service threads serve it, and then what the policy wants prefetched,
-    /// before anything else happens.
+    /// A CPU's fault on a page, served as the service threads serve it in lockstep.
     pub fn serve_cpu_fault(&self, page: Page, access: Access) -> Result<(), FatalCause> {
         let backend = &*self.0;
         let since = backend.clock.now();
@@ -62,9 +62,6 @@ impl ModelBackend {
             backend
                 .recorder
                 .add(Counter::FirstTouchFaults, served.first_touches);
-            if !served.prefetch.is_empty() {
-                backend.prefetch_to_system(block, &served.prefetch, access);
-            }
             let Some((_, unresolved)) = served.unresolved.first() else {
                 break;
             };

@@ -105,6 +105,8 @@ pub struct EngineConfig {
     pub kind: EngineChoice,
     /// Number of userfaultfds that managed memory is spread over.
     pub shards: usize,
+    /// Prefetched pages arrive before the vCPU that faulted goes on: for runs that a replay is compared with.
+    pub lockstep: bool,
 }
 
 /// `[policy]`
@@ -192,6 +194,7 @@ impl Default for EngineConfig {
         EngineConfig {
             kind: EngineChoice::Auto,
             shards: 1,
+            lockstep: false,
         }
     }
 }

@@ -98,6 +98,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let backend = Backend::new(BackendConfig {
         engine: config.engine.kind,
         shards: config.engine.shards,
+        lockstep: config.engine.lockstep,
         policy,
         ..BackendConfig::new(config.machine.memory.0)
     })?;

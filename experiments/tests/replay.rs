@@ -1,0 +1,206 @@
+//! Replays of hand-made traces, whose outcome can be said beforehand, and of random ones, where nothing may beat the
+//! optimum.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hmm_backend::{
+    Access, Cause, DeviceId, Event, EventKind, LinkModel, Page, PageRange, PolicySpec,
+};
+use hmmvisor_experiments::replay::{Costs, ReplayConfig, ReplayError, Replayed, Time, replay};
+use proptest::prelude::*;
+
+const DEVICE: Option<DeviceId> = Some(DeviceId(0));
+const CPU: Option<DeviceId> = None;
+
+fn config(policy: &str, device_pages: u64) -> ReplayConfig {
+    ReplayConfig {
+        policy: Arc::new(policy.parse::<PolicySpec>().unwrap()),
+        memory: 4 << 20,
+        device_memory: device_pages * 4096,
+        devices: 1,
+        link: LinkModel {
+            latency: Duration::from_micros(1),
+            bandwidth: 4096 * 1_000_000,
+        },
+        costs: Costs {
+            access: Duration::from_nanos(10),
+            fault: Duration::from_micros(100),
+        },
+        time: Time::Modelled,
+        optimal: true,
+        moves: true,
+    }
+}
+
+fn access(device: Option<DeviceId>, page: u32, access: Access) -> Event {
+    Event {
+        device,
+        access: Some(access),
+        ..Event::new(
+            Duration::ZERO,
+            EventKind::Access,
+            PageRange::single(Page(page)),
+        )
+    }
+}
+
+fn write(device: Option<DeviceId>, page: u32) -> Event {
+    access(device, page, Access::Write)
+}
+
+const PLAIN: &str = "on-demand+lru+timeslice:min=0us";
+
+#[test]
+fn a_page_that_goes_to_the_device_and_back_costs_two_transfers() {
+    let trace = [
+        write(CPU, 7),
+        write(DEVICE, 7),
+        write(DEVICE, 7),
+        write(CPU, 7),
+    ];
+    let done = replay(trace, &config(PLAIN, 16)).unwrap();
+    assert_eq!(
+        (done.accesses, done.cpu_faults, done.device_faults),
+        (4, 2, 1)
+    );
+    assert_eq!((done.pages_to_device, done.pages_to_system), (1, 1));
+    assert_eq!((done.bytes_to_device, done.bytes_to_system), (4096, 4096));
+    assert_eq!(
+        (done.transfers, done.unused, done.thrashing_pages),
+        (2, 0, 0)
+    );
+    // 4 accesses, 3 faults, 2 transfers of 1 + 1 µs.
+    assert_eq!(done.modelled_ns, 4 * 10 + 3 * 100_000 + 2 * 2_000);
+    let least = done.optimal.unwrap();
+    assert_eq!((least.pages_to_device, least.pages_to_system), (1, 1));
+}
+
+#[test]
+fn a_sweep_over_too_much_memory_evicts_all_of_it_under_lru_and_little_at_best() {
+    let pages = 64;
+    let trace: Vec<_> = (0..4 * pages).map(|i| write(DEVICE, i % pages)).collect();
+    let done = replay(trace, &config(PLAIN, 48)).unwrap();
+    assert_eq!(done.pages_to_device, u64::from(4 * pages));
+    assert_eq!(done.thrashing_pages, u64::from(pages));
+    // Each round after the first misses what did not fit.
+    let least = done.optimal.unwrap();
+    assert!(
+        (64 + 3 * 16..64 + 3 * 32).contains(&least.pages_to_device),
+        "{least:?}"
+    );
+}
+
+#[test]
+fn freed_pages_do_not_cross_the_link() {
+    let freed = Event::new(
+        Duration::ZERO,
+        EventKind::Freed,
+        PageRange::new(Page(0), Page(8)),
+    );
+    let mut trace: Vec<_> = (0..8).map(|page| write(DEVICE, page)).collect();
+    trace.push(freed);
+    trace.extend((0..8).map(|page| write(CPU, page)));
+    let done = replay(trace, &config(PLAIN, 16)).unwrap();
+    assert_eq!((done.bytes_to_device, done.bytes_to_system), (0, 0));
+    assert_eq!((done.pages_to_device, done.pages_to_system), (8, 0));
+}
+
+#[test]
+fn prefetched_pages_that_nobody_uses_are_counted() {
+    // The CPU's first touch of a page brings 16; the device takes one of them back and forth.
+    let policy = "density+lru+timeslice:min=0us";
+    let mut trace: Vec<_> = (0..16).map(|page| write(CPU, page)).collect();
+    trace.push(write(DEVICE, 0));
+    trace.push(write(CPU, 0));
+    let done = replay(trace, &config(policy, 64)).unwrap();
+    assert_eq!((done.pages_to_device, done.pages_to_system), (16, 16));
+    // 15 went to the device for nothing; those that came back have not left again.
+    assert_eq!(done.unused, 15);
+}
+
+#[test]
+fn what_somebody_asked_for_is_done_and_what_the_policy_did_then_is_not() {
+    let range = PageRange::new(Page(0), Page(4));
+    let to_device = |cause| Event {
+        device: DEVICE,
+        cause: Some(cause),
+        ..Event::new(Duration::ZERO, EventKind::ToDevice, range)
+    };
+    let trace = [
+        to_device(Cause::Demand),
+        to_device(Cause::User),
+        write(CPU, 0),
+    ];
+    let done = replay(trace, &config(PLAIN, 16)).unwrap();
+    assert_eq!((done.pages_to_device, done.cpu_faults), (4, 1));
+    let moves: Vec<_> = done
+        .moves
+        .iter()
+        .map(|e| (e.kind, e.page.0, e.pages))
+        .collect();
+    assert_eq!(
+        moves.iter().filter(|m| m.0 == EventKind::ToDevice).count(),
+        1
+    );
+}
+
+#[test]
+fn traces_that_do_not_fit_are_refused() {
+    let error = |event| replay([write(CPU, 0), event], &config(PLAIN, 16)).unwrap_err();
+    let beyond = error(write(CPU, 5000));
+    assert!(
+        matches!(
+            beyond,
+            ReplayError::OutOfMemory {
+                event: 1,
+                page: 5000,
+                pages: 1024
+            }
+        ),
+        "{beyond}"
+    );
+    let other = error(write(Some(DeviceId(3)), 0));
+    assert!(
+        matches!(
+            other,
+            ReplayError::NoDevice {
+                event: 1,
+                device: 3,
+                devices: 1
+            }
+        ),
+        "{other}"
+    );
+}
+
+fn json(done: &Replayed) -> String {
+    serde_json::to_string(done).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever is accessed: the same outcome each time, and no policy that migrates on access has fewer arrivals
+    /// than the optimum.
+    #[test]
+    fn replays_are_repeatable_and_never_better_than_the_optimum(
+        list in prop::collection::vec((0u32..96, 0u8..8), 1..400), frames in 8u64..64,
+        policy in prop::sample::select(vec![PLAIN, "density+lru+timeslice:min=0us", "on-demand", "density:threshold=20"]),
+    ) {
+        let trace = list.iter().map(|(page, kind)| match kind {
+            0 => Event::new(Duration::ZERO, EventKind::Freed, PageRange::single(Page(*page))),
+            1 | 2 => write(CPU, *page),
+            3 => access(CPU, *page, Access::Read),
+            4 => access(DEVICE, *page, Access::Read),
+            _ => write(DEVICE, *page),
+        });
+        let config = config(policy, frames);
+        let done = replay(trace.clone(), &config).unwrap();
+        prop_assert_eq!(json(&done), json(&replay(trace, &config).unwrap()));
+        let least = done.optimal.unwrap();
+        // A page that could not get room in time is reached in place: one arrival less.
+        prop_assert!(done.pages_to_device + done.mapped_in_place >= least.pages_to_device, "{}", json(&done));
+        prop_assert!(done.cpu_faults + done.device_faults <= done.accesses);
+    }
+}
