@@ -101,6 +101,45 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// All words that the operation names. Of arrays whose length is only known when the command runs, the start: a
+    /// run of no words.
+    pub fn runs(&self) -> Vec<Words> {
+        let start = |addr| Words { addr, len: 0 };
+        match *self {
+            Operation::Nop | Operation::Migrate { .. } | Operation::Free { .. } => vec![],
+            Operation::Fill { dst, .. } => vec![dst],
+            Operation::Copy { dst, src } => vec![dst, src],
+            Operation::VectorAdd { c, a, b }
+            | Operation::Triad { a, b, c, .. }
+            | Operation::Matmul { c, a, b, .. } => vec![a, b, c],
+            Operation::Reduce { src } => vec![src],
+            Operation::Gather { dst, src, idx } | Operation::Scatter { dst, src, idx } => {
+                vec![dst, src, idx]
+            }
+            Operation::Spmv {
+                y,
+                row,
+                col,
+                val,
+                x,
+            } => vec![y, row, start(col), start(val), x],
+            Operation::BfsStep { row, col, dist, .. } => vec![row, start(col), dist],
+            Operation::AtomicAdd { base, idx, .. } => vec![base, idx],
+            Operation::Chase { base, .. } => vec![base],
+            Operation::ExclusiveAdd { addr, .. } => vec![Words { addr, len: 1 }],
+        }
+    }
+
+    /// The pages that the operation names as pages: to migrate or to free.
+    pub fn pages(&self) -> Option<PageRange> {
+        match *self {
+            Operation::Migrate { pages, .. } | Operation::Free { pages } => Some(pages),
+            _ => None,
+        }
+    }
+}
+
 /// Decodes a command and checks everything that can be checked without reading memory.
 pub fn decode(command: &Command, managed: &Managed) -> Result<Operation, CommandError> {
     if command.flags & !accel::FLAG_INTERRUPT != 0 {
@@ -344,49 +383,18 @@ mod tests {
                 continue;
             };
             accepted[opcode as usize] += 1;
-            for run in runs(&operation) {
+            for run in operation.runs() {
                 assert!(run.addr.is_multiple_of(8), "{operation:?}");
                 assert!(
                     MANAGED.contains(run.addr, run.len.checked_mul(8).unwrap()),
                     "{operation:?}"
                 );
             }
-            if let Operation::Migrate { pages, .. } | Operation::Free { pages } = operation {
+            if let Some(pages) = operation.pages() {
                 assert!(pages.end.offset() <= MANAGED.bytes, "{operation:?}");
             }
         }
         assert!(accepted[..16].iter().all(|n| *n > 0), "{accepted:?}");
         assert_eq!(accepted[16], 0);
-    }
-
-    fn runs(operation: &Operation) -> Vec<Words> {
-        match *operation {
-            Operation::Nop | Operation::Migrate { .. } | Operation::Free { .. } => vec![],
-            Operation::Fill { dst, .. } => vec![dst],
-            Operation::Copy { dst, src } => vec![dst, src],
-            Operation::VectorAdd { c, a, b }
-            | Operation::Triad { a, b, c, .. }
-            | Operation::Matmul { c, a, b, .. } => vec![a, b, c],
-            Operation::Reduce { src } => vec![src],
-            Operation::Gather { dst, src, idx } | Operation::Scatter { dst, src, idx } => {
-                vec![dst, src, idx]
-            }
-            Operation::Spmv {
-                y,
-                row,
-                col,
-                val,
-                x,
-            } => {
-                let start = |addr| Words { addr, len: 0 };
-                vec![y, row, start(col), start(val), x]
-            }
-            Operation::BfsStep { row, col, dist, .. } => {
-                vec![row, Words { addr: col, len: 0 }, dist]
-            }
-            Operation::AtomicAdd { base, idx, .. } => vec![base, idx],
-            Operation::Chase { base, .. } => vec![base],
-            Operation::ExclusiveAdd { addr, .. } => vec![Words { addr, len: 1 }],
-        }
     }
 }

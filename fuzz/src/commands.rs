@@ -8,8 +8,8 @@ use arbitrary::{Arbitrary, Unstructured};
 use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, Page, PageRange, Residency, ServiceConfig};
 use hmmvisor_abi::accel::{self, Command};
 use hmmvisor_abi::map::MANAGED;
-use hmmvisor_devices::command::{Operation, decode};
-use hmmvisor_devices::managed::{Managed, WORD, Words};
+use hmmvisor_devices::command::decode;
+use hmmvisor_devices::managed::{Managed, WORD};
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt};
 
 /// One block.
@@ -272,46 +272,14 @@ fn check_decode(command: &Command) {
     let Ok(operation) = decode(command, &managed) else {
         return;
     };
-    let (runs, pages) = reach(&operation);
-    for run in runs {
+    for run in operation.runs() {
         let bytes = run.len.checked_mul(WORD).expect("no run wraps");
         assert!(
             run.addr.is_multiple_of(WORD) && managed.contains(run.addr, bytes),
             "{operation:?}"
         );
     }
-    if let Some(pages) = pages {
+    if let Some(pages) = operation.pages() {
         assert!(pages.end.0 <= PAGES as u32, "{operation:?}");
     }
-}
-
-/// All memory that an operation names.
-fn reach(operation: &Operation) -> (Vec<Words>, Option<PageRange>) {
-    let at = |addr| Words { addr, len: 0 };
-    let runs = match *operation {
-        Operation::Nop => vec![],
-        Operation::Fill { dst, .. } => vec![dst],
-        Operation::Copy { dst, src } => vec![dst, src],
-        Operation::VectorAdd { c, a, b } | Operation::Triad { a, b, c, .. } => vec![a, b, c],
-        Operation::Matmul { c, a, b, .. } => vec![a, b, c],
-        Operation::Reduce { src } => vec![src],
-        Operation::Gather { dst, src, idx } | Operation::Scatter { dst, src, idx } => {
-            vec![dst, src, idx]
-        }
-        Operation::Spmv {
-            y,
-            row,
-            col,
-            val,
-            x,
-        } => vec![y, row, at(col), at(val), x],
-        Operation::BfsStep { row, col, dist, .. } => vec![row, at(col), dist],
-        Operation::AtomicAdd { base, idx, .. } => vec![base, idx],
-        Operation::Chase { base, .. } => vec![base],
-        Operation::ExclusiveAdd { addr, .. } => vec![Words { addr, len: 1 }],
-        Operation::Migrate { pages, .. } | Operation::Free { pages } => {
-            return (vec![], Some(pages));
-        }
-    };
-    (runs, None)
 }
