@@ -40,6 +40,23 @@ pub enum WayPoint {
 }
 
 impl WayPoint {
+    /// The way-points of a migration to a device, in order.
+    pub const TO_DEVICE: [WayPoint; 5] = [
+        WayPoint::ToDeviceEntry,
+        WayPoint::ToDeviceBeforeCopy,
+        WayPoint::ToDeviceAfterCopy,
+        WayPoint::ToDeviceAfterCommit,
+        WayPoint::ToDeviceAfterFinalize,
+    ];
+    /// The way-points of a migration to system memory, in order.
+    pub const TO_SYSTEM: [WayPoint; 5] = [
+        WayPoint::ToSystemEntry,
+        WayPoint::ToSystemBeforeCopy,
+        WayPoint::ToSystemAfterCopy,
+        WayPoint::ToSystemAfterCommit,
+        WayPoint::ToSystemAfterFinalize,
+    ];
+
     fn can_fail(self) -> bool {
         !matches!(self, WayPoint::PageFree | WayPoint::FolioSplit)
     }

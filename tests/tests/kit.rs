@@ -13,22 +13,6 @@ use hmmvisor_testkit::{
     each_engine, pages, snapshot,
 };
 
-/// The way-points of migrations, towards the device first.
-const TO_DEVICE: [WayPoint; 5] = [
-    WayPoint::ToDeviceEntry,
-    WayPoint::ToDeviceBeforeCopy,
-    WayPoint::ToDeviceAfterCopy,
-    WayPoint::ToDeviceAfterCommit,
-    WayPoint::ToDeviceAfterFinalize,
-];
-const TO_SYSTEM: [WayPoint; 5] = [
-    WayPoint::ToSystemEntry,
-    WayPoint::ToSystemBeforeCopy,
-    WayPoint::ToSystemAfterCopy,
-    WayPoint::ToSystemAfterCommit,
-    WayPoint::ToSystemAfterFinalize,
-];
-
 /// Device 0 is an accelerator, device 1 scripted.
 fn machine(engine: Engine) -> TestVm {
     TestVm::builder()
@@ -167,7 +151,7 @@ fn a_migration_is_held_at_each_way_point() -> Result<(), GuestError> {
         let vm = machine(engine);
         for (index, device) in [vm.device(0), vm.device(1)].into_iter().enumerate() {
             vm.vcpu(0).write(3, 70).wait()?;
-            for point in TO_DEVICE {
+            for point in WayPoint::TO_DEVICE {
                 let gate = device.hold(point);
                 let moving = vm.begin_to_device(index, 3);
                 let arrival = gate.wait_arrived();
@@ -197,7 +181,7 @@ fn a_migration_is_held_at_each_way_point() -> Result<(), GuestError> {
                 assert_eq!(moving.wait(), 1);
                 assert_eq!(vm.vcpu(1).read(3).wait()?, 70, "{point:?} of {index}");
             }
-            for point in TO_SYSTEM {
+            for point in WayPoint::TO_SYSTEM {
                 vm.to_device(index, 3);
                 let gate = device.hold(point);
                 let read = vm.vcpu(0).read(3);
@@ -232,7 +216,7 @@ fn a_driver_fails_at_each_way_point() -> Result<(), GuestError> {
         let vm = machine(engine);
         for (index, device) in [vm.device(0), vm.device(1)].into_iter().enumerate() {
             vm.vcpu(0).fill(0..8, 90).wait()?;
-            for point in TO_DEVICE {
+            for point in WayPoint::TO_DEVICE {
                 device.fail(point, 1, FaultError::Fatal("no".into()));
                 let moved = vm.backend().migrate_to_device(device.id(), pages(0..8));
                 // After the commit it is too late.
@@ -245,7 +229,7 @@ fn a_driver_fails_at_each_way_point() -> Result<(), GuestError> {
                 assert_eq!(device.failed(point), 1);
                 vm.vcpu(1).verify(0..8, 90).wait()?;
             }
-            for point in TO_SYSTEM {
+            for point in WayPoint::TO_SYSTEM {
                 for error in [FaultError::Retry, FaultError::OutOfMemory] {
                     vm.to_device(index, 0..8);
                     device.fail(point, 2, error);

@@ -8,21 +8,6 @@ use hmmvisor_testkit::{FaultError, GuestError, Residency, TestVm, WayPoint, each
 
 use crate::{N, START, device_verifies, each_kind, filled, migrate};
 
-const TO_DEVICE: [WayPoint; 5] = [
-    WayPoint::ToDeviceEntry,
-    WayPoint::ToDeviceBeforeCopy,
-    WayPoint::ToDeviceAfterCopy,
-    WayPoint::ToDeviceAfterCommit,
-    WayPoint::ToDeviceAfterFinalize,
-];
-const TO_SYSTEM: [WayPoint; 5] = [
-    WayPoint::ToSystemEntry,
-    WayPoint::ToSystemBeforeCopy,
-    WayPoint::ToSystemAfterCopy,
-    WayPoint::ToSystemAfterCommit,
-    WayPoint::ToSystemAfterFinalize,
-];
-
 #[test]
 fn a_failed_copy_is_a_defined_fault() -> Result<(), GuestError> {
     each_engine(|engine| {
@@ -51,7 +36,7 @@ fn a_driver_fails_at_each_way_point_of_each_kind() -> Result<(), GuestError> {
         let vm = kind.machine(engine, N);
         let device = vm.device(0);
         vm.vcpu(0).fill(0..8, START).wait()?;
-        for point in TO_DEVICE {
+        for point in WayPoint::TO_DEVICE {
             device.fail(point, 1, FaultError::Fatal("no".into()));
             assert_eq!(migrate(&vm, 0, 0..8), 0);
             let there = point >= WayPoint::ToDeviceAfterCommit;
@@ -61,7 +46,7 @@ fn a_driver_fails_at_each_way_point_of_each_kind() -> Result<(), GuestError> {
             vm.to_system(0..8);
             assert_eq!((device.failed(point), device.script().live()), (1, 0));
         }
-        for point in TO_SYSTEM {
+        for point in WayPoint::TO_SYSTEM {
             for error in [FaultError::Retry, FaultError::OutOfMemory] {
                 vm.to_device(0, 0..8);
                 device.fail(point, 2, error);
@@ -125,7 +110,7 @@ fn an_eviction_without_free_memory_loses_nothing() -> Result<(), GuestError> {
 #[test]
 fn a_device_is_unplugged_in_the_middle_of_a_migration() -> Result<(), GuestError> {
     each_kind(|engine, kind| {
-        for point in TO_DEVICE.into_iter().chain(TO_SYSTEM) {
+        for point in WayPoint::TO_DEVICE.into_iter().chain(WayPoint::TO_SYSTEM) {
             let vm = kind.machine(engine, N);
             let device = vm.device(0);
             vm.vcpu(0).fill(0..N, START).wait()?;
