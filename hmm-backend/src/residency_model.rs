@@ -10,6 +10,7 @@
 //! kernel does it: a faulting CPU is queued before anybody can read its message, looks once more whether the page
 //! is there, and sleeps until a wake-up for its page; filling a page wakes its sleepers.
 
+mod crowd;
 mod races;
 
 use std::sync::Mutex as Books;

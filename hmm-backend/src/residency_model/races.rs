@@ -119,25 +119,6 @@ fn two_faults_a_migration_a_free_and_an_eviction_take_turns_on_two_pages() {
     });
 }
 
-/// Everybody at once on one page.
-#[test]
-#[ignore = "takes many minutes"]
-fn two_faults_a_migration_a_free_and_an_eviction_race_for_one_page() {
-    model(1, |world| {
-        let cpu = meanwhile(&world, |w| w.cpu(1, 0));
-        let device = meanwhile(&world, |w| w.to_device(0));
-        let free = meanwhile(&world, |w| w.free(0));
-        let evictor = meanwhile(&world, |w| w.evict(0));
-        world.cpu(0, 0);
-        for other in [cpu, device, free, evictor] {
-            other.join().unwrap();
-        }
-        // The free came before both increments, between them, or after them.
-        assert!(world.contents(0) <= 2, "{}", world.contents(0));
-        assert_eq!(world.contents(1), 11);
-    });
-}
-
 #[test]
 fn a_fault_a_migration_and_an_eviction_race_for_one_page() {
     model(2, |world| {
@@ -147,24 +128,6 @@ fn a_fault_a_migration_and_an_eviction_race_for_one_page() {
         device.join().unwrap();
         evictor.join().unwrap();
         assert_eq!((world.contents(0), world.contents(1)), (11, 11));
-    });
-}
-
-/// Everybody at once on the two pages of one folio.
-#[test]
-#[ignore = "takes minutes"]
-fn two_faults_a_migration_a_free_and_an_eviction_race_for_two_pages() {
-    model(1, |world| {
-        let cpu = meanwhile(&world, |w| w.cpu(1, 1));
-        let device = meanwhile(&world, |w| w.to_device(1));
-        let free = meanwhile(&world, |w| w.free(0));
-        let evictor = meanwhile(&world, |w| w.evict(0));
-        world.cpu(0, 0);
-        for other in [cpu, device, free, evictor] {
-            other.join().unwrap();
-        }
-        assert!(world.contents(0) <= 1, "{}", world.contents(0));
-        assert_eq!(world.contents(1), 12);
     });
 }
 
