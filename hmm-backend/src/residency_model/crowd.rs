@@ -1,6 +1,7 @@
 //! Two faults, a migration, a free and an eviction at once, a thread each. With so many threads each further preemption
 //! multiplies the interleavings by some hundreds; so the bounds are lower than in `races`: all five without
-//! preemptions, each four of them with one.
+//! preemptions, each four of them with one. Without preemptions hardly anybody finds a page locked: those races try the
+//! orders in which the five come, and an unlock that wakes nobody is found by those of four.
 //!
 //! Loom has five threads, so one part is played by the thread that starts the others. Without a preemption it plays it
 //! to the end, or until it must wait, before anybody else comes: who that is matters.
