@@ -87,6 +87,8 @@ struct InFlight {
 struct Tables<M> {
     mmu: M,
     in_flight: InFlight,
+    /// Whether the device waits for invalidations: waking nobody would cost a system call for each.
+    waiting: bool,
 }
 
 struct Shared<M> {
@@ -117,8 +119,11 @@ impl<M: DeviceMmu> Invalidate for Shared<M> {
             .is_some_and(|found| found.overlap(pages) > 0);
         tables.mmu.invalidate(pages);
         self.wanted.fetch_sub(1, Ordering::SeqCst);
+        let waiting = tables.waiting;
         drop(tables);
-        self.no_longer_wanted.notify_all();
+        if waiting {
+            self.no_longer_wanted.notify_all();
+        }
     }
 }
 
@@ -169,6 +174,7 @@ impl Backend {
             tables: Mutex::new(Tables {
                 mmu,
                 in_flight: InFlight::default(),
+                waiting: false,
             }),
             wanted: AtomicU32::new(0),
             no_longer_wanted: Condvar::new(),
@@ -193,10 +199,12 @@ impl<M: DeviceMmu> Mirror<M> {
         let mut tables = shared.tables();
         // A mutex alone would let a busy device win against a waiting invalidation for ever.
         while shared.wanted.load(Ordering::SeqCst) > 0 {
+            tables.waiting = true;
             tables = shared
                 .no_longer_wanted
                 .wait(tables)
                 .unwrap_or_else(PoisonError::into_inner);
+            tables.waiting = false;
         }
         MirrorGuard {
             tables,
