@@ -80,6 +80,7 @@ fn report(end: End) -> Report {
         rounds: 0,
         chaos: None,
         replay: None,
+        recording: None,
     }
 }
 

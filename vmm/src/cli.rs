@@ -101,6 +101,9 @@ pub struct RunArgs {
     /// error
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
+    /// Write a trace of all faults, migrations and frees; `hmmvisor trace` reads it
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
 }
 
 impl RunArgs {
@@ -132,6 +135,7 @@ impl RunArgs {
         config.workload.name = self.workload.or(config.workload.name);
         config.guest = self.guest.or(config.guest);
         config.json = self.json.or(config.json);
+        config.record = self.record.or(config.record);
         set(&mut config.policy.spec, self.policy);
         set(&mut config.engine.kind, self.engine);
         set(&mut config.machine.vcpus, self.vcpus);

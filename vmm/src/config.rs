@@ -4,7 +4,7 @@ mod check;
 mod error;
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -30,6 +30,8 @@ pub struct Config {
     pub guest: Option<PathBuf>,
     /// Where to write the figures as JSON; `-` is standard output.
     pub json: Option<PathBuf>,
+    /// Where to write the run's trace.
+    pub record: Option<PathBuf>,
     /// Processors and memory.
     pub machine: MachineConfig,
     /// Accelerators.
@@ -80,6 +82,15 @@ pub enum DeviceKind {
     Private,
     /// CPUs reach it in place: pages move only when the guest asks for it.
     Coherent,
+}
+
+impl Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DeviceKind::Private => "private",
+            DeviceKind::Coherent => "coherent",
+        })
+    }
 }
 
 impl FromStr for DeviceKind {
@@ -158,6 +169,7 @@ impl Default for Config {
             seed: 1,
             guest: None,
             json: None,
+            record: None,
             machine: MachineConfig::default(),
             devices: DevicesConfig::default(),
             engine: EngineConfig::default(),
@@ -279,6 +291,7 @@ mod tests {
             seed = 7
             guest = "guest.elf"
             json = "-"
+            record = "run.hmmtrace"
             [machine]
             vcpus = 4
             memory = "1G"
@@ -309,6 +322,7 @@ mod tests {
             (config.machine.memory, config.devices.memory),
             (Size(1 << 30), Size(32 << 20))
         );
+        assert_eq!(config.record.as_deref(), Some(Path::new("run.hmmtrace")));
         assert_eq!(config.machine.on_memory_error, OnMemoryError::End);
         assert_eq!((config.engine.shards, config.service.threads), (3, Some(2)));
         assert_eq!(config.placement.vcpu_cpus, Some(vec![0, 1]));

@@ -8,6 +8,7 @@
 //! | `run` | from a configuration to a report |
 //! | `config`, `size`, `file`, `placement` | what to run, checked; on which host CPUs |
 //! | `report`, `summary` | the figures, for programs and for people |
+//! | `recording` | events into a trace |
 //! | `check`, `kvm`, `host` | what this host offers |
 //! | `vm` | a virtual machine put together |
 //! | `machine` | the part of it that is KVM's: memory slots, vCPUs |
@@ -43,6 +44,7 @@ pub mod memory_errors;
 pub mod placement;
 mod process_memory;
 pub mod progress;
+mod recording;
 pub mod registers;
 pub mod report;
 pub mod ring0;
@@ -60,5 +62,6 @@ pub use config::Config;
 pub use ending::End;
 pub use failure::Failure;
 pub use memory_errors::OnMemoryError;
+pub use recording::RecordingFigures;
 pub use report::Report;
 pub use run::{Options, RunError, run};

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::chaos::ChaosFigures;
 use crate::ending::End;
+use crate::recording::RecordingFigures;
 use crate::size::Size;
 
 /// A run's outcome and figures. There is one as soon as a guest has been started, however it ended.
@@ -48,6 +49,8 @@ pub struct Report {
     pub chaos: Option<ChaosFigures>,
     /// How to see a torture's failure again.
     pub replay: Option<Replay>,
+    /// The trace, if one was recorded.
+    pub recording: Option<RecordingFigures>,
 }
 
 /// A round that failed.
@@ -65,9 +68,11 @@ impl Report {
         self.end == End::Exit(0)
     }
 
-    /// The exit code for a process that did nothing but this run: 0 only if everything was verified.
+    /// The exit code for a process that did nothing but this run: 0 only if everything was verified, and
+    /// recorded if it was to be.
     pub fn exit_code(&self) -> u8 {
         match self.end {
+            End::Exit(0) if self.recording_error().is_some() => 1,
             End::Exit(0) => 0,
             // Codes from 126 on have meanings of their own in shells.
             End::Exit(code @ 1..=125) => code as u8,
@@ -76,9 +81,18 @@ impl Report {
         }
     }
 
-    /// What went wrong, in words; none if everything was verified.
+    /// What went wrong, in words; none if everything was verified and recorded.
     pub fn error(&self) -> Option<String> {
-        let error = self.end_error()?;
+        let recording = self
+            .recording_error()
+            .map(|error| format!("{error}; the run went on, the trace is good up to there"));
+        let Some(error) = self.end_error() else {
+            return recording;
+        };
+        let error = match recording {
+            Some(recording) => format!("{error}\n{recording}"),
+            None => error,
+        };
         Some(match &self.replay {
             None => error,
             Some(Replay { round, command }) => format!(
@@ -86,6 +100,10 @@ impl Report {
                 self.seed, self.engine, self.policy
             ),
         })
+    }
+
+    fn recording_error(&self) -> Option<&str> {
+        self.recording.as_ref()?.error.as_deref()
     }
 
     fn end_error(&self) -> Option<String> {
@@ -148,6 +166,7 @@ impl Report {
             operations_checked: self.operations_checked,
             rounds: self.rounds,
             chaos: self.chaos.as_ref(),
+            recording: self.recording.as_ref(),
             elapsed_s: self.elapsed.as_secs_f64(),
             first_instruction_ms: self.first_instruction.map(|time| time.as_secs_f64() * 1e3),
             vmm_overhead_bytes: self.overhead,
@@ -188,6 +207,7 @@ struct Json<'a> {
     operations_checked: u64,
     rounds: u64,
     chaos: Option<&'a ChaosFigures>,
+    recording: Option<&'a RecordingFigures>,
     elapsed_s: f64,
     first_instruction_ms: Option<f64>,
     vmm_overhead_bytes: Option<u64>,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hmm_backend::{Backend, BackendConfig};
+use hmmvisor_experiments::trace::{TraceError, TraceKind, TraceMeta};
 use hmmvisor_guest_images::{self as guest_images, CatalogError};
 use thiserror::Error;
 
@@ -20,6 +21,7 @@ use crate::image::{self, ImageError};
 use crate::placement::Placement;
 use crate::process_memory;
 use crate::progress::Progress;
+use crate::recording::{self, Recording};
 use crate::report::{Replay, Report};
 use crate::signals::Signals;
 use crate::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig, VmError};
@@ -76,6 +78,9 @@ pub enum RunError {
     /// Managed memory.
     #[error("making managed memory: {0}")]
     Backend(#[from] hmm_backend::Error),
+    /// The trace.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     /// The virtual machine.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -100,6 +105,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         shards: config.engine.shards,
         lockstep: config.engine.lockstep,
         policy,
+        events: config.record.as_ref().map_or(0, |_| recording::RING),
         ..BackendConfig::new(config.machine.memory.0)
     })?;
     let mut chaos = torture.map(|options| Chaos::new(options, config.seed, &backend));
@@ -135,6 +141,14 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         (error, _) => RunError::Vm(error),
     })?;
 
+    // Not before: a run that cannot start leaves no trace.
+    let recording = match &config.record {
+        None => None,
+        Some(path) => {
+            let meta = trace_meta(config, &backend, &cmdline, workload.clone());
+            Some(Recording::start(path, &meta, &backend, vm.thread_ids())?)
+        }
+    };
     if let Some(chaos) = &mut chaos {
         chaos.start(&vm).map_err(|error| VmError::System {
             what: "the chaos thread",
@@ -158,6 +172,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let timed = chaos.is_some();
     let chaos = chaos.and_then(|chaos| chaos.finish(&mut vm, &mut end));
     vm.stop();
+    let recording = recording.map(Recording::finish);
     let replay = match (timed, round, &end) {
         (false, ..) | (_, None, _) | (_, _, End::Exit(0) | End::Signal(_)) => None,
         (true, Some(round), _) => Some(Replay {
@@ -171,6 +186,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         rounds,
         chaos,
         replay,
+        recording,
         end,
         workload,
         guest: config.guest.as_ref().map(|path| path.display().to_string()),
@@ -187,6 +203,37 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
             .map(|exit| exit.duration_since(options.started)),
         overhead,
     })
+}
+
+fn trace_meta(
+    config: &Config,
+    backend: &Backend,
+    cmdline: &str,
+    workload: Option<String>,
+) -> TraceMeta {
+    // All of them, also those that have their defaults.
+    let params = cmdline
+        .split_whitespace()
+        .filter_map(|word| word.split_once('='));
+    let params = params.filter(|(name, _)| *name != "workload");
+    TraceMeta {
+        kind: TraceKind::Live,
+        hmmvisor: env!("CARGO_PKG_VERSION").to_owned(),
+        workload,
+        params: params
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
+        guest: config.guest.as_ref().map(|path| path.display().to_string()),
+        seed: config.seed,
+        policy: backend.policy_name(),
+        engine: backend.engine().to_string(),
+        vcpus: config.machine.vcpus,
+        devices: config.devices.count,
+        memory: config.machine.memory.0,
+        device_memory: config.devices.memory.0,
+        device_kind: config.devices.kind.to_string(),
+        source: None,
+    }
 }
 
 /// What to load and what to tell it.

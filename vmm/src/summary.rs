@@ -6,6 +6,7 @@ use std::fmt;
 use hmm_backend::{Cause, Latency, PAGE_SIZE};
 
 use crate::ending::End;
+use crate::recording::RecordingFigures;
 use crate::report::Report;
 
 /// Shows a report in about a dozen lines.
@@ -110,6 +111,9 @@ impl fmt::Display for Summary<'_> {
                 ),
             )?;
         }
+        if let Some(recording) = &report.recording {
+            line(f, "trace", trace(recording))?;
+        }
         if let Some(overhead) = report.overhead {
             line(
                 f,
@@ -194,6 +198,31 @@ fn bytes(number: u64) -> String {
         0x10_0000..0x4000_0000 => format!("{:.1} MiB", scaled(1 << 20)),
         _ => format!("{:.1} GiB", scaled(1 << 30)),
     }
+}
+
+fn trace(recording: &RecordingFigures) -> String {
+    let dropped: u64 = recording.dropped.values().sum();
+    let dropped = match dropped {
+        0 => "none dropped".to_owned(),
+        _ => {
+            let each = recording.dropped.iter();
+            let each: Vec<_> = each
+                .map(|(kind, n)| format!("{kind} {}", grouped(*n)))
+                .collect();
+            format!("{} DROPPED ({})", grouped(dropped), each.join(", "))
+        }
+    };
+    format!(
+        "{} events, {dropped}, {} in {}{}",
+        grouped(recording.events),
+        bytes(recording.bytes),
+        recording.path.display(),
+        if recording.error.is_some() {
+            ", NOT complete"
+        } else {
+            ""
+        }
+    )
 }
 
 fn latency(latency: &Latency) -> String {

@@ -1,5 +1,6 @@
 //! The threads that run vCPUs: started together, stopped at any moment.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -44,6 +45,12 @@ impl ThreadIds {
             .iter()
             .position(|id| id.load(Ordering::Acquire) == thread);
         position.map(|index| index as u32)
+    }
+
+    /// The threads' ids and their vCPUs, as far as the threads have started.
+    pub fn all(&self) -> BTreeMap<u32, u32> {
+        let ids = self.0.iter().map(|id| id.load(Ordering::Acquire));
+        ids.zip(0..).filter(|(id, _)| *id != 0).collect()
     }
 
     fn enter(&self, vcpu: u32) {

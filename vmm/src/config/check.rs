@@ -69,7 +69,15 @@ impl Config {
                 return Err(ConfigError::Param(format!("{name}={value}")));
             }
         }
-        self.check_json()
+        // A run may take hours; a wrong path should not only show at its end.
+        let json = self.json.as_deref().filter(|path| path.as_os_str() != "-");
+        for (what, path) in [
+            ("the JSON report", json),
+            ("the trace", self.record.as_deref()),
+        ] {
+            path.map_or(Ok(()), |path| check_output(what, path))?;
+        }
+        Ok(())
     }
 
     fn check_sizes(&self, host: &Host) -> Result<(), ConfigError> {
@@ -121,29 +129,27 @@ impl Config {
         }
         Ok(())
     }
+}
 
-    /// A run may take hours; a wrong path should not only show at its end.
-    fn check_json(&self) -> Result<(), ConfigError> {
-        let Some(path) = self.json.as_ref().filter(|path| path.as_os_str() != "-") else {
-            return Ok(());
-        };
-        let refuse = |why: &str| {
-            Err(ConfigError::Json {
-                path: path.clone(),
-                why: why.to_owned(),
-            })
-        };
-        let folder = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        if path.is_dir() {
-            refuse("it is a folder; name a file in it")
-        } else if !folder.is_dir() {
-            refuse("its folder does not exist; make it first")
-        } else {
-            Ok(())
-        }
+/// Whether a file can be written there, as far as that shows without writing it.
+fn check_output(what: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let refuse = |why: &str| {
+        Err(ConfigError::Output {
+            what,
+            path: path.to_owned(),
+            why: why.to_owned(),
+        })
+    };
+    let folder = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    if path.is_dir() {
+        refuse("it is a folder; name a file in it")
+    } else if !folder.is_dir() {
+        refuse("its folder does not exist; make it first")
+    } else {
+        Ok(())
     }
 }
 
@@ -198,6 +204,10 @@ mod tests {
         assert!(complaint(|config| config.json = Some("/".into())).contains("folder"));
         assert!(
             complaint(|config| config.json = Some("/nosuch/x".into())).contains("does not exist")
+        );
+        assert!(
+            complaint(|config| config.record = Some("/nosuch/x".into()))
+                .contains("writing the trace to /nosuch/x: its folder does not exist")
         );
         for (name, value) in [
             ("a b", "1"),

@@ -89,9 +89,11 @@ pub enum ConfigError {
         "parameter `{0}`: names and values must not be empty or contain spaces, and names no `=`"
     )]
     Param(String),
-    /// The report could not be written.
-    #[error("writing the JSON report to {}: {why}", path.display())]
-    Json {
+    /// The report or the trace could not be written.
+    #[error("writing {what} to {}: {why}", path.display())]
+    Output {
+        /// What: `the JSON report`, `the trace`.
+        what: &'static str,
         /// Where to.
         path: PathBuf,
         /// Why not.

@@ -1,0 +1,146 @@
+//! `--record`: a thread that takes events out of the backend's rings and writes them into a trace.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use hmm_backend::{Backend, EventKind};
+use hmmvisor_experiments::trace::{Dropped, TraceError, TraceMeta, TraceWriter};
+use serde::Serialize;
+
+use crate::vcpu_threads::ThreadIds;
+
+/// Events that each of the backend's threads keeps until they are taken: what a thread can produce in many
+/// times [`DRAIN`]. 72 bytes each, reserved as needed.
+pub const RING: usize = 1 << 16;
+
+/// How often the rings are emptied.
+const DRAIN: Duration = Duration::from_millis(10);
+
+/// How much of the end a killed run may lose: events are in the file after this and [`DRAIN`].
+const FLUSH: Duration = Duration::from_millis(80);
+
+/// What became of a recording.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RecordingFigures {
+    /// The trace.
+    pub path: PathBuf,
+    /// Events in it.
+    pub events: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// Events that are not in it, by kind: because they came too fast, or could not be written.
+    pub dropped: Dropped,
+    /// Why the trace is not complete, if the system refused to write it.
+    pub error: Option<String>,
+}
+
+/// A recording in progress.
+pub struct Recording {
+    /// Dropped to end the thread.
+    stop: Sender<()>,
+    thread: JoinHandle<RecordingFigures>,
+    path: PathBuf,
+}
+
+impl Recording {
+    /// Creates the trace and starts the thread.
+    pub fn start(
+        path: &Path,
+        meta: &TraceMeta,
+        backend: &Arc<Backend>,
+        threads: &ThreadIds,
+    ) -> Result<Recording, TraceError> {
+        let writer = TraceWriter::create(path, meta)?;
+        let (stop, stopped) = mpsc::channel();
+        let recorder = Recorder {
+            writer,
+            backend: backend.clone(),
+            threads: threads.clone(),
+            error: None,
+        };
+        let named = path.to_owned();
+        let thread = thread::Builder::new()
+            .name("recorder".to_owned())
+            .spawn(move || recorder.run(named, &stopped))
+            .map_err(|error| TraceError::Io {
+                what: "starting a thread that writes",
+                path: path.to_owned(),
+                error,
+            })?;
+        Ok(Recording {
+            stop,
+            thread,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Takes the last events and closes the trace. To be called when everything that makes events has stopped.
+    pub fn finish(self) -> RecordingFigures {
+        drop(self.stop);
+        self.thread.join().unwrap_or_else(|_| RecordingFigures {
+            error: Some(format!(
+                "the thread that writes trace {} panicked",
+                self.path.display()
+            )),
+            path: self.path,
+            ..RecordingFigures::default()
+        })
+    }
+}
+
+struct Recorder {
+    writer: TraceWriter,
+    backend: Arc<Backend>,
+    threads: ThreadIds,
+    /// The first failure.
+    error: Option<TraceError>,
+}
+
+impl Recorder {
+    fn run(mut self, path: PathBuf, stopped: &Receiver<()>) -> RecordingFigures {
+        let mut flushed = Instant::now();
+        while stopped.recv_timeout(DRAIN) == Err(RecvTimeoutError::Timeout) {
+            self.drain();
+            if flushed.elapsed() >= FLUSH {
+                self.writer.threads(self.threads.all());
+                let result = self.writer.flush();
+                self.note(result);
+                flushed = Instant::now();
+            }
+        }
+        self.drain();
+        self.writer.threads(self.threads.all());
+        let result = self.writer.flush();
+        self.note(result);
+        let totals = self.writer.totals().clone();
+        let finished = self.writer.finish().map(drop);
+        let error = self.error.or(finished.err());
+        RecordingFigures {
+            bytes: fs::metadata(&path).map_or(0, |data| data.len()),
+            path,
+            events: totals.events,
+            dropped: totals.dropped,
+            error: error.map(|error| error.to_string()),
+        }
+    }
+
+    fn drain(&mut self) {
+        let events = self.backend.drain_events();
+        for kind in EventKind::ALL {
+            self.writer.dropped(kind, events.dropped(kind));
+        }
+        let result = self.writer.write(&events.events);
+        self.note(result);
+    }
+
+    /// A full disk is no reason to end the run: what cannot be written counts as lost, and the run's end says so.
+    fn note(&mut self, result: Result<(), TraceError>) {
+        if let Err(error) = result {
+            self.error.get_or_insert(error);
+        }
+    }
+}
