@@ -299,9 +299,10 @@ impl<'d> Allocation<'d> {
     /// Residency words name the frames now.
     pub(crate) fn into_resident(self) -> DeviceFolio {
         let this = std::mem::ManuallyDrop::new(self);
-        this.device
-            .eviction()
-            .allocated(this.folio.frame, this.folio.order);
+        let DeviceFolio {
+            frame, order, page, ..
+        } = this.folio;
+        this.device.eviction().allocated(frame, order, page);
         this.folio
     }
 }

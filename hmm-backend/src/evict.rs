@@ -44,8 +44,8 @@ impl Backend {
         }
     }
 
-    /// Migrates the folios that start at these frames to system memory. Those that cannot go now count as used,
-    /// so that others are proposed next.
+    /// Migrates the folios that start at these frames to system memory. The policy hears of those that cannot
+    /// go now, so that others are proposed next.
     fn evict(
         &self,
         device: &Arc<Device>,
@@ -62,7 +62,7 @@ impl Backend {
             let held = device.held(*frame, self.clock.now()).is_some();
             match same {
                 Some((_, source)) if !held => sources.push(source),
-                _ => device.eviction().touched(*frame),
+                _ => device.eviction().refused(*frame),
             }
         }
         if sources.is_empty() {
@@ -75,7 +75,7 @@ impl Backend {
         // Whatever the driver says: what is still there is not to be proposed again at once.
         for frame in victims {
             if device.page_of(frame).is_some() {
-                device.eviction().touched(frame);
+                device.eviction().refused(frame);
             }
         }
         result.map(|done| done.pages).map_err(Unresolved::from)

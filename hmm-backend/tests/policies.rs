@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::Rig;
 use hmm_backend::{
     Advice, BlockFault, BlockView, Engine, EvictionPolicy, FaultPolicy, Frame, Lru, MirrorError,
-    Place, PolicyFactory,
+    Page, Place, PolicyFactory,
 };
 
 /// Policies made by functions.
@@ -29,8 +29,8 @@ impl FaultPolicy for Advises {
 struct Victims(Lru, u32, fn(frames: u32) -> Option<Vec<Frame>>);
 
 impl EvictionPolicy for Victims {
-    fn allocated(&mut self, head: Frame, order: u8) {
-        self.0.allocated(head, order);
+    fn allocated(&mut self, head: Frame, order: u8, page: Page) {
+        self.0.allocated(head, order, page);
     }
     fn touched(&mut self, head: Frame) {
         self.0.touched(head);

@@ -1,184 +1,83 @@
 //! Least recently used: evicts the folio whose last migration or device fault is longest ago.
-//!
-//! A doubly linked list threaded through two arrays indexed by frame, so every notice costs constant
-//! time and no allocation.
 
 use super::EvictionPolicy;
+use super::lists::Lists;
 use crate::driver::Frame;
-
-/// No frame. Frames are kept as one more than their number, so that an unused list is all zeros and costs
-/// no memory.
-const NIL: u32 = 0;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Links {
-    prev: u32,
-    next: u32,
-    /// Number of frames in the folio that starts here; 0 if none does.
-    frames: u32,
-}
-
-const FREE: Links = Links {
-    prev: NIL,
-    next: NIL,
-    frames: 0,
-};
+use crate::page::Page;
 
 /// The least-recently-used policy.
 #[derive(Debug)]
-pub struct Lru {
-    links: Box<[Links]>,
-    oldest: u32,
-    newest: u32,
-}
+pub struct Lru(Lists<1>);
 
 impl Lru {
     /// For a device with this many frames.
     pub fn new(frames: u32) -> Lru {
-        // SAFETY: zeros are three valid integers, a free frame's.
-        let links = unsafe { Box::<[Links]>::new_zeroed_slice(frames as usize).assume_init() };
-        Lru {
-            links,
-            oldest: NIL,
-            newest: NIL,
-        }
-    }
-
-    fn at(&mut self, frame: u32) -> &mut Links {
-        &mut self.links[frame as usize - 1]
-    }
-
-    /// Puts `frame` behind `prev`, or first if that is [`NIL`].
-    fn link_behind(&mut self, prev: u32, frame: u32) {
-        let next = if prev == NIL {
-            self.oldest
-        } else {
-            self.at(prev).next
-        };
-        let links = self.at(frame);
-        (links.prev, links.next) = (prev, next);
-        match prev {
-            NIL => self.oldest = frame,
-            p => self.at(p).next = frame,
-        }
-        match next {
-            NIL => self.newest = frame,
-            n => self.at(n).prev = frame,
-        }
-    }
-
-    fn unlink(&mut self, frame: u32) {
-        let Links { prev, next, .. } = *self.at(frame);
-        match prev {
-            NIL => self.oldest = next,
-            p => self.at(p).next = next,
-        }
-        match next {
-            NIL => self.newest = prev,
-            n => self.at(n).prev = prev,
-        }
+        Lru(Lists::new(frames))
     }
 }
 
 impl EvictionPolicy for Lru {
-    fn allocated(&mut self, head: Frame, order: u8) {
-        let frame = head.0 + 1;
-        debug_assert_eq!(*self.at(frame), FREE);
-        self.at(frame).frames = 1 << order;
-        self.link_behind(self.newest, frame);
+    fn allocated(&mut self, head: Frame, order: u8, _: Page) {
+        self.0.push(0, head, order);
     }
 
     fn touched(&mut self, head: Frame) {
-        let frame = head.0 + 1;
-        // A device's notice may be late: the folio may be gone by now.
-        if self.at(frame).frames != 0 && self.newest != frame {
-            self.unlink(frame);
-            self.link_behind(self.newest, frame);
+        if self.0.holds(head) {
+            self.0.move_to(0, head);
         }
     }
 
     fn split(&mut self, head: Frame, upper: Frame, order: u8) {
-        self.at(head.0 + 1).frames = 1 << order;
-        self.at(upper.0 + 1).frames = 1 << order;
-        self.link_behind(head.0 + 1, upper.0 + 1);
+        self.0.split(head, upper, order);
     }
 
     fn freed(&mut self, head: Frame) {
-        let frame = head.0 + 1;
-        debug_assert_ne!(self.at(frame).frames, 0);
-        self.unlink(frame);
-        *self.at(frame) = FREE;
+        self.0.remove(head);
     }
 
     fn victims(&mut self, frames: u32) -> Vec<Frame> {
-        let mut victims = Vec::new();
-        let mut sum = 0;
-        let mut at = self.oldest;
-        while at != NIL && sum < frames {
-            victims.push(Frame(at - 1));
-            sum += self.at(at).frames;
-            at = self.at(at).next;
-        }
-        victims
+        self.0.first(0, frames)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::eviction_model::{Folio, Model, check};
     use super::*;
     use proptest::prelude::*;
+
+    /// A vector in order of use.
+    #[derive(Default)]
+    struct Naive(Vec<Folio>);
+
+    impl Model for Naive {
+        fn allocated(&mut self, folio: Folio) {
+            self.0.push(folio);
+        }
+        fn touched(&mut self, head: u32) {
+            if let Some(at) = self.0.iter().position(|f| f.head == head) {
+                let folio = self.0.remove(at);
+                self.0.push(folio);
+            }
+        }
+        fn split(&mut self, head: u32) {
+            let at = self.0.iter().position(|f| f.head == head).unwrap();
+            let upper = self.0[at].halve();
+            self.0.insert(at + 1, upper);
+        }
+        fn freed(&mut self, head: u32) {
+            self.0.retain(|f| f.head != head);
+        }
+        fn victims(&mut self, frames: u32) -> Vec<u32> {
+            super::super::eviction_model::until(self.0.iter().copied(), frames)
+        }
+    }
 
     proptest! {
         /// Against a plain vector in order of use.
         #[test]
-        fn agrees_with_a_vector(ops in prop::collection::vec((0u8..5, any::<u16>()), 1..300)) {
-            let mut lru = Lru::new(64);
-            let mut model: Vec<(u32, u8)> = Vec::new();
-            for (op, pick) in ops {
-                let chosen = (!model.is_empty()).then(|| pick as usize % model.len());
-                match (op, chosen) {
-                    (0, _) => {
-                        // Folios of order 2 at multiples of 4, if free.
-                        let head = u32::from(pick) % 16 * 4;
-                        if model.iter().all(|(f, _)| f / 4 != head / 4) {
-                            lru.allocated(Frame(head), 2);
-                            model.push((head, 2));
-                        }
-                    }
-                    (1, Some(i)) => {
-                        let folio = model.remove(i);
-                        lru.touched(Frame(folio.0));
-                        model.push(folio);
-                    }
-                    (1, None) => {
-                        // A notice that comes after the folio has gone.
-                        lru.touched(Frame(u32::from(pick) % 64));
-                    }
-                    (2, Some(i)) => {
-                        lru.freed(Frame(model.remove(i).0));
-                    }
-                    (3, Some(i)) if model[i].1 > 0 => {
-                        let (head, order) = (model[i].0, model[i].1 - 1);
-                        let upper = head + (1 << order);
-                        lru.split(Frame(head), Frame(upper), order);
-                        model[i].1 = order;
-                        model.insert(i + 1, (upper, order));
-                    }
-                    _ => {
-                        let mut sum = 0;
-                        let expected: Vec<_> = model
-                            .iter()
-                            .take_while(|(_, order)| {
-                                let more = sum < u32::from(pick % 70);
-                                sum += 1 << order;
-                                more
-                            })
-                            .map(|(f, _)| Frame(*f))
-                            .collect();
-                        prop_assert_eq!(lru.victims(u32::from(pick % 70)), expected);
-                    }
-                }
-            }
+        fn agrees_with_a_vector(ops in super::super::eviction_model::ops()) {
+            check(Lru::new(64), Naive::default(), ops)?;
         }
     }
 }

@@ -5,23 +5,37 @@
 //! ([`Advice::validated`]) and stays correct whatever it says.
 
 mod advice;
+mod by_migration;
+mod clock;
 mod density;
+#[cfg(test)]
+mod eviction_model;
+mod fifo;
+mod ghost;
+mod lfu;
+mod lists;
 mod lru;
 mod on_demand;
+mod s3_fifo;
 mod spec;
 mod view;
 
 use std::time::Duration;
 
 pub use advice::{Advice, Wish};
+pub use by_migration::ByMigration;
+pub use clock::Clock;
 pub use density::Density;
+pub use fifo::Fifo;
+pub use lfu::Lfu;
 pub use lru::Lru;
 pub use on_demand::OnDemand;
+pub use s3_fifo::S3Fifo;
 pub use spec::{PolicyError, PolicyInfo, PolicyParam, PolicySpec, policies};
 pub use view::{Access, BlockFault, BlockView, Place, Recent, Seen};
 
 use crate::driver::{DeviceId, Frame};
-use crate::page::{BLOCK_PAGES, PageRange, PageSet};
+use crate::page::{BLOCK_PAGES, Page, PageRange, PageSet};
 
 /// What the guest, or whoever configures it, says about pages; the same as NVIDIA UVM's hints.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,10 +84,14 @@ pub trait FaultPolicy: Send {
 
 /// Decides about victims. One instance serves one device; it is told of every folio there.
 pub trait EvictionPolicy: Send {
-    /// `1 << order` frames from `head` hold pages now.
-    fn allocated(&mut self, head: Frame, order: u8);
-    /// The device used the folio, or it could not be evicted when it was proposed.
+    /// `1 << order` frames from `head` hold as many pages from `page` now.
+    fn allocated(&mut self, head: Frame, order: u8, page: Page);
+    /// The device used the folio. The notice may be late: the folio may be gone.
     fn touched(&mut self, head: Frame);
+    /// The folio was proposed and could not be evicted: others are to be proposed next. It may be gone by now.
+    fn refused(&mut self, head: Frame) {
+        self.touched(head);
+    }
     /// A folio has been cut into halves of this order; the upper half starts at `upper`.
     fn split(&mut self, head: Frame, upper: Frame, order: u8);
     /// The folio is no longer there.

@@ -112,12 +112,16 @@ struct ChaoticEviction {
 }
 
 impl EvictionPolicy for ChaoticEviction {
-    fn allocated(&mut self, head: Frame, order: u8) {
-        self.inner.allocated(head, order);
+    fn allocated(&mut self, head: Frame, order: u8, page: Page) {
+        self.inner.allocated(head, order, page);
     }
 
     fn touched(&mut self, head: Frame) {
         self.inner.touched(head);
+    }
+
+    fn refused(&mut self, head: Frame) {
+        self.inner.refused(head);
     }
 
     fn split(&mut self, head: Frame, upper: Frame, order: u8) {
