@@ -94,9 +94,10 @@ pub use model::ModelBackend;
 pub use page::{BLOCK_PAGES, Block, MAX_ORDER, PAGE_SIZE, Page, PageRange, PageSet};
 pub use pin::Pinned;
 pub use policy::{
-    Access, Advice, BlockFault, BlockView, ByMigration, Clock, Density, EvictionPolicy,
-    FaultPolicy, Fifo, Hint, Lfu, Lru, OnDemand, Place, PolicyError, PolicyFactory, PolicyInfo,
-    PolicyParam, PolicySpec, Recent, S3Fifo, Seen, Wish, policies,
+    Accepts, Access, AccessCounter, Advice, BlockFault, BlockView, ByMigration, Clock, Density,
+    EvictionPolicy, FaultPolicy, Fifo, FirstTouch, Hint, Lfu, Lru, OnDemand, Place, PlacementError,
+    PolicyError, PolicyFactory, PolicyInfo, PolicyParam, PolicySpec, Recent, S3Fifo, Seen,
+    Sequential, Wish, policies,
 };
 pub use service::{FaultService, ServiceConfig};
 pub use stats::{Cause, Latency, Stats};

@@ -11,7 +11,7 @@ use crate::fatal::FatalCause;
 use crate::fault::{Attempts, Unresolved};
 use crate::fault_queue::{Deferred, Fault, sort_and_deduplicate};
 use crate::page::{BLOCK_PAGES, Block, MAX_ORDER, Page, PageRange, PageSet};
-use crate::policy::{Access, Advice, BlockFault, BlockView, Place, PolicySpec};
+use crate::policy::{Access, Advice, BlockFault, BlockView, Hint, Place, PolicySpec};
 use crate::time::{MAX_HOLD, Tick};
 use crate::word::{LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
 
@@ -233,31 +233,55 @@ proptest! {
         prop_assert!(!advice.clone().validated(&fault, &view).1, "cutting twice cuts nothing");
     }
 
-    /// Both policies, over any block: what they advise can be validated, and never panics.
+    /// Any composition, over any block: what they advise is possible, and they never panic.
     #[test]
     fn policies_answer_everything(
-        len in 1usize..=512, states in prop::collection::vec(0u8..3, 512), faults in prop::collection::vec(0usize..512, 1..5),
-        threshold in 1u32..=100, min_faults in 1u32..=3, to_device in any::<bool>(),
+        len in 1usize..=512, states in prop::collection::vec(0u8..4, 512),
+        faults in prop::collection::vec((0usize..512, any::<bool>(), 0u64..2000, 0u8..20), 1..40),
+        faulting in prop::sample::select(vec!["density:min_faults=2", "density:threshold=1", "sequential:min_run=1,window=512",
+            "first-touch", "access-counter", "on-demand"]),
+        modifiers in prop::sample::select(vec!["", "+hints", "+thrash:threshold=1,pin_threshold=1", "+hints+thrash:nap=0us,pin=1ms"]),
     ) {
         let word = |(i, state): (usize, &u8)| match state {
             0 => Word(0),
             1 => Word(0).to_system(Tick(0)),
-            _ => Word(0).to_device(DeviceId(0), Frame(i as u32), 0),
+            _ => Word(0).to_device(DeviceId(state - 2), Frame(i as u32), 0),
         };
         let words: Vec<Word> = states.iter().take(len).enumerate().map(word).collect();
-        let view = BlockView { free_frames: 9, capacity: 99, ..BlockView::of(&words) };
-        let to = if to_device { Place::Device(DeviceId(0)) } else { Place::System };
-        let spec: PolicySpec = format!("density:threshold={threshold},min_faults={min_faults}").parse().unwrap();
+        let view = BlockView { free_frames: 9, capacity: 99, pages: 2048, ..BlockView::of(&words) };
+        let spec: PolicySpec = format!("{faulting}{modifiers}").parse().unwrap();
         let mut policy = crate::policy::PolicyFactory::fault_policy(&spec);
-        for page in faults {
-            let fault = BlockFault { block: Block(0), pages: PageSet::from_iter([page % len]), access: Access::Write, to, now: Duration::ZERO };
-            let (advice, cut) = policy.advise(&fault, &view).validated(&fault, &view);
-            prop_assert!(!cut, "the built-in policies advise what is possible: {advice:?}");
+        let mut now = Duration::ZERO;
+        for (page, to_device, after, what) in faults {
+            now += Duration::from_micros(after);
+            let device = Place::Device(DeviceId(0));
+            let to = if to_device { device } else { Place::System };
+            let fault = BlockFault { block: Block(0), pages: PageSet::from_iter([page % len]), access: Access::Write, to, now };
+            let range = PageRange::with_len(Page(page as u32), 40);
+            match what {
+                0 => policy.hinted(range, Hint::PreferredLocation(Some(to))),
+                1 => policy.hinted(range, Hint::ReadMostly(to_device)),
+                2 => policy.hinted(range, Hint::AccessedBy(DeviceId(0), to_device)),
+                3 => policy.freed(range),
+                4 => for wish in policy.tick(now, Default::default()) {
+                    prop_assert!((1..=4096).contains(&wish.pages.len()));
+                },
+                5 => {
+                    let seen = BlockFault { to: device, ..fault };
+                    let hot = policy.remote_accesses(&seen, 256, &view);
+                    prop_assert!(hot.difference(&view.resident(Place::System)).is_empty());
+                }
+                _ => {
+                    let (advice, cut) = policy.advise(&fault, &view).validated(&fault, &view);
+                    prop_assert!(!cut, "the built-in policies advise what is possible: {advice:?}");
+                    prop_assert!(advice.migrate.iter().all(|wish| wish.pages.end.0 <= 2048));
+                }
+            }
         }
     }
 
     #[test]
-    fn any_text_is_a_policy_or_an_error(text in "(density|on-demand|lru|timeslice|[a-z+:=,0-9 µ]{0,9})([:+=,](threshold|min|min_faults|lru|[0-9]{0,21}(us|ms|s)?|.{0,3})){0,6}") {
+    fn any_text_is_a_policy_or_an_error(text in "(density|on-demand|lru|timeslice|thrash|fifo|hints|[a-z+:=,0-9 µ]{0,9})([:+=,](threshold|min|min_faults|lru|pin|[0-9]{0,21}(us|ms|s)?|.{0,3})){0,6}") {
         if let Ok(spec) = text.parse::<PolicySpec>() {
             let again = spec.to_string().parse::<PolicySpec>();
             prop_assert_eq!(again.as_ref().ok(), Some(&spec), "{} is printed differently", text);

@@ -133,12 +133,13 @@ fn explanation(param: &Param) -> String {
 
 fn list_policies() -> ExitCode {
     let mut text =
-        "Join parts with `+`, one of each kind: --policy density:threshold=60+lru\n\n".to_owned();
+        "Join one for faults, one for eviction and any modifiers with `+`: --policy density:threshold=60+thrash+lru\n\n"
+            .to_owned();
     for policy in policies() {
-        text += &format!("{:<11}{:<11}{}\n", policy.name, policy.kind, policy.summary);
+        text += &format!("{:<16}{:<10}{}\n", policy.name, policy.kind, policy.summary);
         for param in policy.params {
             text += &format!(
-                "  {:<20}{}\n",
+                "  {:<24}{}\n",
                 format!("{}={}", param.name, param.default),
                 param.summary
             );

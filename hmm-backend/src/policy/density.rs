@@ -5,7 +5,8 @@
 //! is at the destination or wanted is brought along. Sequential access doubles the region with
 //! nearly every fault; scattered access costs at most 64 KiB each.
 //!
-//! Left out, because nothing here has it yet: preferred locations, range groups and thrashing pages.
+//! Preferred locations and thrashing pages are what the modifiers `hints` and `thrash` take out of its prefetch sets. Left
+//! out: range groups, which nothing here has, and that UVM does not fill a 64 KiB group with a thrashing page in it.
 
 use std::collections::HashMap;
 

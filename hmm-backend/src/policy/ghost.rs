@@ -35,7 +35,7 @@ impl Ghost {
     fn bucket(&self, page: u32) -> usize {
         // Fibonacci hashing: the upper bits are mixed best.
         let hash = page.wrapping_mul(0x9e37_79b9);
-        (u64::from(hash) * self.buckets.len() as u64 >> 32) as usize
+        ((u64::from(hash) * self.buckets.len() as u64) >> 32) as usize
     }
 
     /// Inserts a page that is not there; the oldest one makes room.

@@ -4,34 +4,54 @@
 //! code runs under a live guest and over a recorded trace. The backend validates all advice
 //! ([`Advice::validated`]) and stays correct whatever it says.
 
+mod access_counter;
 mod advice;
 mod by_migration;
+mod catalogue;
 mod clock;
 mod density;
 #[cfg(test)]
 mod eviction_model;
 mod fifo;
+mod first_touch;
 mod ghost;
+mod hints;
 mod lfu;
 mod lists;
 mod lru;
+mod modifier;
 mod on_demand;
+mod params;
+mod placement;
 mod s3_fifo;
+mod sequential;
 mod spec;
+mod thrash;
+#[cfg(test)]
+mod thrash_tests;
 mod view;
 
 use std::time::Duration;
 
+pub use access_counter::AccessCounter;
 pub use advice::{Advice, Wish};
 pub use by_migration::ByMigration;
+pub use catalogue::policies;
 pub use clock::Clock;
 pub use density::Density;
 pub use fifo::Fifo;
+pub use first_touch::FirstTouch;
+pub use hints::Hints;
 pub use lfu::Lfu;
 pub use lru::Lru;
+use modifier::Timeslice;
 pub use on_demand::OnDemand;
+pub use params::{Accepts, PolicyInfo, PolicyParam};
+pub use placement::{PlacementError, Static};
 pub use s3_fifo::S3Fifo;
-pub use spec::{PolicyError, PolicyInfo, PolicyParam, PolicySpec, policies};
+pub use sequential::Sequential;
+pub use spec::{PolicyError, PolicySpec};
+pub use thrash::{Thrash, ThrashParams};
 pub use view::{Access, BlockFault, BlockView, Place, Recent, Seen};
 
 use crate::driver::{DeviceId, Frame};
@@ -52,6 +72,12 @@ pub enum Hint {
 pub trait FaultPolicy: Send {
     /// Called once for the faults on one block. The faulting pages are served in any case.
     fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice;
+
+    /// How many accesses of a device to a 64 KiB group in place, in system memory, make [`Self::remote_accesses`]
+    /// be called; never if `None`.
+    fn remote_access_threshold(&self) -> Option<u32> {
+        None
+    }
 
     /// The device `seen.to` has used these pages of a block in place, in system memory, `count` times each or more
     /// since they got there. Returns those that should migrate to it.

@@ -1,90 +1,21 @@
-//! Policies by name: `density:threshold=60+lru+timeslice:min=200us`.
+//! Policies by name: `density:threshold=60+lru+thrash:pin=100ms`.
 //!
 //! A specification is a list of components separated by `+`, each a name with optional parameters. One
-//! component decides about faults, one about eviction, and `timeslice` adds a minimum residency; what
+//! component decides about faults, one about eviction, and modifiers change what these say; what
 //! is not named takes its default.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 
+use super::catalogue::{EVICTION, FAULTS, MODIFIER, POLICIES};
+use super::modifier::Modified;
+use super::params::{Component, names};
+use super::placement::PlacementError;
 use super::{
-    Advice, BlockFault, BlockView, Density, EvictionPolicy, FaultPolicy, Lru, OnDemand,
-    PolicyFactory,
+    AccessCounter, ByMigration, Clock, Density, EvictionPolicy, FaultPolicy, Fifo, FirstTouch,
+    Hints, Lfu, Lru, OnDemand, PolicyFactory, S3Fifo, Sequential, Static, Thrash, ThrashParams,
+    Timeslice,
 };
-use crate::time::MAX_HOLD;
-
-/// A policy component, for people who choose one.
-#[derive(Debug)]
-pub struct PolicyInfo {
-    /// Its name.
-    pub name: &'static str,
-    /// What it decides: `faults`, `eviction` or `residency`.
-    pub kind: &'static str,
-    /// One line.
-    pub summary: &'static str,
-    /// Its parameters.
-    pub params: &'static [PolicyParam],
-}
-
-/// A parameter of a policy component.
-#[derive(Debug)]
-pub struct PolicyParam {
-    /// Its name.
-    pub name: &'static str,
-    /// One line, with the range.
-    pub summary: &'static str,
-    /// The default.
-    pub default: &'static str,
-}
-
-static POLICIES: [PolicyInfo; 4] = [
-    PolicyInfo {
-        name: "on-demand",
-        kind: "faults",
-        summary: "migrate the faulting page only",
-        params: &[],
-    },
-    PolicyInfo {
-        name: "density",
-        kind: "faults",
-        summary: "bring along the largest surrounding region that is dense enough (NVIDIA UVM's tree)",
-        params: &[
-            PolicyParam {
-                name: "threshold",
-                summary: "percent of a region that must be exceeded, 1 to 100",
-                default: "51",
-            },
-            PolicyParam {
-                name: "min_faults",
-                summary: "faults on a 2 MiB block before anything is prefetched, 1 to 512",
-                default: "1",
-            },
-        ],
-    },
-    PolicyInfo {
-        name: "lru",
-        kind: "eviction",
-        summary: "evict what was migrated or faulted on by the device longest ago",
-        params: &[],
-    },
-    PolicyInfo {
-        name: "timeslice",
-        kind: "residency",
-        summary: "a page stays where it was migrated on demand for a minimum time, against ping-pong",
-        params: &[PolicyParam {
-            name: "min",
-            summary: "the minimum time, 0 to 1s (us, ms, s)",
-            default: "100us",
-        }],
-    },
-];
-
-/// All policy components there are.
-pub fn policies() -> &'static [PolicyInfo] {
-    &POLICIES
-}
 
 /// What is wrong with a policy specification.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -117,7 +48,25 @@ pub enum PolicyError {
         /// What was given.
         value: String,
         /// What was expected.
-        expected: &'static str,
+        expected: String,
+    },
+    /// A parameter that has no default.
+    #[error("policy '{policy}' needs parameter '{param}': write {policy}:{param}=...")]
+    Missing {
+        /// The component.
+        policy: &'static str,
+        /// The parameter.
+        param: &'static str,
+    },
+    /// A file that a parameter names.
+    #[error("policy '{policy}', placement file {file}: {error}")]
+    File {
+        /// The component.
+        policy: &'static str,
+        /// The file.
+        file: String,
+        /// What is wrong with it, and where.
+        error: PlacementError,
     },
     /// Two components for one decision.
     #[error("policies '{first}' and '{second}' both decide about {kind}; name one of them")]
@@ -129,19 +78,36 @@ pub enum PolicyError {
         /// What both decide.
         kind: &'static str,
     },
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Faults {
-    OnDemand,
-    Density { threshold: u32, min_faults: u32 },
+    /// A modifier twice.
+    #[error("policy '{0}' is named twice; name it once, with all its parameters")]
+    Repeated(&'static str),
 }
 
 /// A parsed specification. The default is `density+lru+timeslice`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PolicySpec {
-    faults: Faults,
-    timeslice: Duration,
+    /// In the catalogue's order: one for faults, one for eviction, then modifiers, each of which goes round those
+    /// before it, but `timeslice` round all.
+    components: Vec<Component>,
+}
+
+/// What is there also when it is not named.
+const DEFAULTS: [&str; 3] = ["density", "lru", "timeslice"];
+
+impl PolicySpec {
+    /// Whether it has a component of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    fn find(&self, name: &str) -> Option<&Component> {
+        self.components.iter().find(|c| c.info.name == name)
+    }
+
+    fn of_kind(&self, kind: &str) -> &Component {
+        let found = self.components.iter().find(|c| c.info.kind == kind);
+        found.expect("every specification has one of each")
+    }
 }
 
 impl Default for PolicySpec {
@@ -154,14 +120,7 @@ impl FromStr for PolicySpec {
     type Err = PolicyError;
 
     fn from_str(spec: &str) -> Result<Self, PolicyError> {
-        let mut chosen: BTreeMap<&str, &'static PolicyInfo> = BTreeMap::new();
-        let mut parsed = PolicySpec {
-            faults: Faults::Density {
-                threshold: 51,
-                min_faults: 1,
-            },
-            timeslice: Duration::from_micros(100),
-        };
+        let mut components: Vec<Component> = Vec::new();
         for component in spec.split('+') {
             let (name, params) = component.split_once(':').unwrap_or((component, ""));
             let info = POLICIES
@@ -171,187 +130,99 @@ impl FromStr for PolicySpec {
                     name: name.trim().into(),
                     known: names(POLICIES.iter().map(|p| p.name)),
                 })?;
-            if let Some(first) = chosen.insert(info.kind, info) {
-                return Err(PolicyError::Twice {
-                    first: first.name,
-                    second: info.name,
-                    kind: info.kind,
-                });
-            }
-            let params = Params::parse(info, params)?;
-            match info.name {
-                "on-demand" => parsed.faults = Faults::OnDemand,
-                "density" => {
-                    parsed.faults = Faults::Density {
-                        threshold: params.integer(
-                            "threshold",
-                            1,
-                            100,
-                            "a whole number from 1 to 100",
-                        )?,
-                        min_faults: params.integer(
-                            "min_faults",
-                            1,
-                            512,
-                            "a whole number from 1 to 512",
-                        )?,
-                    }
+            let rival = |c: &&Component| match info.kind {
+                MODIFIER => c.info.name == info.name,
+                kind => c.info.kind == kind,
+            };
+            match components.iter().find(rival).map(|c| c.info) {
+                Some(_) if info.kind == MODIFIER => return Err(PolicyError::Repeated(info.name)),
+                Some(first) => {
+                    return Err(PolicyError::Twice {
+                        first: first.name,
+                        second: info.name,
+                        kind: info.kind,
+                    });
                 }
-                "timeslice" => parsed.timeslice = params.time("min")?,
-                _ => {}
+                None => components.push(Component::parse(info, params)?),
             }
         }
-        Ok(parsed)
+        for info in POLICIES.iter().filter(|p| DEFAULTS.contains(&p.name)) {
+            let there = |c: &Component| match info.kind {
+                MODIFIER => c.info.name == info.name,
+                kind => c.info.kind == kind,
+            };
+            if !components.iter().any(there) {
+                components.push(Component::parse(info, "")?);
+            }
+        }
+        let place = |c: &Component| POLICIES.iter().position(|p| p.name == c.info.name);
+        components.sort_by_key(place);
+        Ok(PolicySpec { components })
     }
 }
 
 impl fmt::Display for PolicySpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.faults {
-            Faults::OnDemand => f.write_str("on-demand")?,
-            Faults::Density {
-                threshold: 51,
-                min_faults: 1,
-            } => f.write_str("density")?,
-            Faults::Density {
-                threshold,
-                min_faults,
-            } => write!(f, "density:threshold={threshold},min_faults={min_faults}")?,
+        for (i, component) in self.components.iter().enumerate() {
+            let plus = if i > 0 { "+" } else { "" };
+            write!(f, "{plus}{component}")?;
         }
-        f.write_str("+lru")?;
-        match self.timeslice.as_micros() {
-            100 => f.write_str("+timeslice"),
-            us => write!(f, "+timeslice:min={us}us"),
-        }
+        Ok(())
     }
 }
 
 impl PolicyFactory for PolicySpec {
     fn fault_policy(&self) -> Box<dyn FaultPolicy> {
-        let inner: Box<dyn FaultPolicy> = match self.faults {
-            Faults::OnDemand => Box::new(OnDemand),
-            Faults::Density {
-                threshold,
-                min_faults,
-            } => Box::new(Density::new(threshold, min_faults)),
+        let faults = self.of_kind(FAULTS);
+        let mut policy: Box<dyn FaultPolicy> = match faults.info.name {
+            "on-demand" => Box::new(OnDemand),
+            "sequential" => Box::new(Sequential::new(
+                faults.integer("window"),
+                faults.integer("min_run"),
+            )),
+            "first-touch" => Box::new(FirstTouch),
+            "access-counter" => Box::new(AccessCounter::new(faults.integer("threshold"))),
+            "static" => Box::new(Static::new(faults.placement("file"), faults.time("hold"))),
+            _ => Box::new(Density::new(
+                faults.integer("threshold"),
+                faults.integer("min_faults"),
+            )),
         };
-        Box::new(Timeslice {
-            min: self.timeslice,
-            inner,
-        })
+        if self.has("hints") {
+            policy = Modified::boxed(Hints::default(), policy);
+        }
+        if let Some(thrash) = self.find("thrash") {
+            let params = ThrashParams {
+                threshold: thrash.integer("threshold") as u8,
+                lapse: thrash.time("lapse"),
+                nap: thrash.time("nap"),
+                pin: thrash.time("pin"),
+                pin_threshold: thrash.integer("pin_threshold") as u8,
+                max_resets: thrash.integer("max_resets"),
+                epoch: thrash.time("epoch"),
+            };
+            policy = Modified::boxed(Thrash::new(params), policy);
+        }
+        match self.find("timeslice") {
+            Some(slice) => Modified::boxed(Timeslice(slice.time("min")), policy),
+            None => policy,
+        }
     }
 
     fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy> {
-        Box::new(Lru::new(frames))
+        match self.of_kind(EVICTION).info.name {
+            "fifo" => Box::new(Fifo::new(frames)),
+            "clock" => Box::new(Clock::new(frames)),
+            "lfu" => Box::new(Lfu::new(frames)),
+            "s3-fifo" => Box::new(S3Fifo::new(frames)),
+            "by-migration" => Box::new(ByMigration::new(frames)),
+            _ => Box::new(Lru::new(frames)),
+        }
     }
 
     fn name(&self) -> String {
         self.to_string()
     }
-}
-
-/// Minimum residency: what another policy advises, and pages stay at least this long. Xe's timeslice
-/// (`drm_pagemap`), here for both directions: the side that got a page makes progress with it
-/// before the other side can take it away again.
-struct Timeslice {
-    min: Duration,
-    inner: Box<dyn FaultPolicy>,
-}
-
-impl FaultPolicy for Timeslice {
-    fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
-        let mut advice = self.inner.advise(fault, view);
-        advice.hold = advice.hold.max(self.min);
-        advice
-    }
-}
-
-/// The parameters given for one component.
-struct Params<'a> {
-    policy: &'static PolicyInfo,
-    given: BTreeMap<&'static str, &'a str>,
-}
-
-impl<'a> Params<'a> {
-    fn parse(policy: &'static PolicyInfo, text: &'a str) -> Result<Self, PolicyError> {
-        let mut given = BTreeMap::new();
-        for pair in text.split(',').filter(|p| !p.trim().is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let param = policy
-                .params
-                .iter()
-                .find(|p| p.name == name.trim())
-                .ok_or_else(|| PolicyError::UnknownParam {
-                    policy: policy.name,
-                    param: name.trim().into(),
-                    known: match policy.params {
-                        [] => "none".into(),
-                        params => names(params.iter().map(|p| p.name)),
-                    },
-                })?;
-            given.insert(param.name, value.trim());
-        }
-        Ok(Params { policy, given })
-    }
-
-    fn value(&self, name: &'static str) -> &'a str {
-        let default = || {
-            self.policy
-                .params
-                .iter()
-                .find(|p| p.name == name)
-                .map_or("", |p| p.default)
-        };
-        self.given.get(name).copied().unwrap_or_else(default)
-    }
-
-    fn bad(&self, param: &'static str, expected: &'static str) -> PolicyError {
-        PolicyError::BadValue {
-            policy: self.policy.name,
-            param,
-            value: self.value(param).into(),
-            expected,
-        }
-    }
-
-    fn integer(
-        &self,
-        name: &'static str,
-        min: u32,
-        max: u32,
-        expected: &'static str,
-    ) -> Result<u32, PolicyError> {
-        let value = self
-            .value(name)
-            .parse()
-            .ok()
-            .filter(|v| (min..=max).contains(v));
-        value.ok_or_else(|| self.bad(name, expected))
-    }
-
-    fn time(&self, name: &'static str) -> Result<Duration, PolicyError> {
-        let text = self.value(name);
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = match &text[digits.len()..] {
-            "us" => Some(1),
-            "ms" => Some(1000),
-            "s" => Some(1_000_000),
-            "" if digits == "0" => Some(1),
-            _ => None,
-        };
-        digits
-            .parse::<u64>()
-            .ok()
-            .zip(unit)
-            .and_then(|(n, unit)| n.checked_mul(unit))
-            .map(Duration::from_micros)
-            .filter(|t| *t <= MAX_HOLD)
-            .ok_or_else(|| self.bad(name, "a time from 0 to 1s, such as 100us or 2ms"))
-    }
-}
-
-fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    names.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -364,28 +235,51 @@ mod tests {
             "density+lru+timeslice",
             "on-demand+lru+timeslice:min=0us",
             "density:threshold=75,min_faults=4+lru+timeslice:min=2000us",
+            "density:min_faults=4+s3-fifo+timeslice+hints+thrash:threshold=2,pin=0us",
+            "access-counter:threshold=16+by-migration+timeslice",
+            "sequential:window=64+clock+timeslice",
+            "first-touch+lfu+timeslice+thrash",
         ] {
             assert_eq!(spec.parse::<PolicySpec>().unwrap().to_string(), spec);
         }
-        let short: PolicySpec = "on-demand".parse().unwrap();
-        assert_eq!(short.to_string(), "on-demand+lru+timeslice");
-        assert_eq!(
-            "timeslice:min=2ms".parse::<PolicySpec>().unwrap().timeslice,
-            Duration::from_millis(2)
-        );
+        for (spec, printed) in [
+            ("on-demand", "on-demand+lru+timeslice"),
+            ("timeslice:min=2ms", "density+lru+timeslice:min=2000us"),
+            ("fifo", "density+fifo+timeslice"),
+            ("thrash + on-demand", "on-demand+lru+timeslice+thrash"),
+            // Defaults that are written out.
+            (
+                "density+thrash:pin=150ms+lru",
+                "density+lru+timeslice+thrash",
+            ),
+        ] {
+            assert_eq!(spec.parse::<PolicySpec>().unwrap().to_string(), printed);
+        }
+    }
+
+    #[test]
+    fn every_component_has_usable_defaults_and_is_made() {
+        for info in &POLICIES {
+            let Ok(spec) = info.name.parse::<PolicySpec>() else {
+                assert_eq!(info.name, "static");
+                continue;
+            };
+            assert!(spec.has(info.name));
+            spec.fault_policy();
+            spec.eviction_policy(100);
+        }
     }
 
     #[test]
     fn mistakes_are_named() {
         let message = |spec: &str| spec.parse::<PolicySpec>().unwrap_err().to_string();
+        let known = "there are: on-demand, density, sequential, first-touch, access-counter, static, lru, fifo, clock, \
+                     lfu, s3-fifo, by-migration, timeslice, hints, thrash";
         assert_eq!(
             message("densty"),
-            "unknown policy 'densty'; there are: on-demand, density, lru, timeslice"
+            format!("unknown policy 'densty'; {known}")
         );
-        assert_eq!(
-            message(""),
-            "unknown policy ''; there are: on-demand, density, lru, timeslice"
-        );
+        assert_eq!(message(""), format!("unknown policy ''; {known}"));
         assert_eq!(
             message("density:treshold=3"),
             "policy 'density' has no parameter 'treshold'; it has: threshold, min_faults"
@@ -403,11 +297,28 @@ mod tests {
             );
         }
         assert!(message("timeslice:min=5").contains("is not a time"));
-        assert!(message("timeslice:min=2s").contains("is not a time"));
+        assert!(message("timeslice:min=2s").contains("is not a time from 0 to 1s, such as"));
         assert!(message("timeslice:min=99999999999999999999s").contains("is not a time"));
+        assert!(message("thrash:lapse=1us").contains("is not a time from 5us to 500ms, such as"));
         assert_eq!(
             message("density+on-demand"),
             "policies 'density' and 'on-demand' both decide about faults; name one of them"
+        );
+        assert_eq!(
+            message("fifo+lru"),
+            "policies 'fifo' and 'lru' both decide about eviction; name one of them"
+        );
+        assert_eq!(
+            message("thrash+lru+thrash:pin=1s"),
+            "policy 'thrash' is named twice; name it once, with all its parameters"
+        );
+        assert_eq!(
+            message("static"),
+            "policy 'static' needs parameter 'file': write static:file=..."
+        );
+        assert!(
+            message("static:file=/no/such")
+                .starts_with("policy 'static', placement file /no/such: cannot be read: No such")
         );
     }
 }

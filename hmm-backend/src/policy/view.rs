@@ -70,6 +70,8 @@ pub struct BlockView<'a> {
     pub free_frames: u32,
     /// All frames of the destination device; unlimited for the system.
     pub capacity: u32,
+    /// All pages of guest memory; unlimited if that is not known.
+    pub pages: u32,
     /// The last faults in this shard of guest memory, the newest last.
     pub recent: &'a [Recent],
     /// What a migration costs.
@@ -85,6 +87,7 @@ impl<'a> BlockView<'a> {
             words,
             free_frames: u32::MAX,
             capacity: u32::MAX,
+            pages: u32::MAX,
             recent: &[],
             link: LinkModel::default(),
             seen: Seen::default(),

@@ -1,0 +1,114 @@
+//! Modifiers: policies that change what another one says.
+
+use std::time::Duration;
+
+use super::{Advice, BlockFault, BlockView, FaultPolicy, Hint, Seen, Wish};
+use crate::page::{PageRange, PageSet};
+
+/// Changes another policy's advice.
+pub(super) trait Modifier: Send {
+    /// What becomes of this advice.
+    fn modify(&mut self, advice: Advice, fault: &BlockFault, view: &BlockView<'_>) -> Advice;
+
+    /// Which of these pages, that would migrate because they are used often, may.
+    fn permitted(&mut self, pages: PageSet, seen: &BlockFault) -> PageSet {
+        let _ = seen;
+        pages
+    }
+
+    fn hinted(&mut self, pages: PageRange, hint: Hint) {
+        let _ = (pages, hint);
+    }
+
+    fn freed(&mut self, pages: PageRange) {
+        let _ = pages;
+    }
+
+    fn tick_interval(&self) -> Option<Duration> {
+        None
+    }
+
+    fn tick(&mut self, now: Duration) -> Vec<Wish> {
+        let _ = now;
+        Vec::new()
+    }
+}
+
+/// A policy with a modifier round it.
+pub(super) struct Modified<M> {
+    modifier: M,
+    inner: Box<dyn FaultPolicy>,
+    /// When each of them wants its next tick: they may want them at different intervals.
+    due: [Duration; 2],
+}
+
+impl<M: Modifier + 'static> Modified<M> {
+    pub(super) fn boxed(modifier: M, inner: Box<dyn FaultPolicy>) -> Box<dyn FaultPolicy> {
+        Box::new(Modified {
+            modifier,
+            inner,
+            due: [Duration::ZERO; 2],
+        })
+    }
+}
+
+impl<M: Modifier> FaultPolicy for Modified<M> {
+    fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
+        let advice = self.inner.advise(fault, view);
+        self.modifier.modify(advice, fault, view)
+    }
+
+    fn remote_access_threshold(&self) -> Option<u32> {
+        self.inner.remote_access_threshold()
+    }
+
+    fn remote_accesses(&mut self, seen: &BlockFault, count: u32, view: &BlockView<'_>) -> PageSet {
+        let pages = self.inner.remote_accesses(seen, count, view);
+        self.modifier.permitted(pages, seen)
+    }
+
+    fn hinted(&mut self, pages: PageRange, hint: Hint) {
+        self.modifier.hinted(pages, hint);
+        self.inner.hinted(pages, hint);
+    }
+
+    fn freed(&mut self, pages: PageRange) {
+        self.modifier.freed(pages);
+        self.inner.freed(pages);
+    }
+
+    fn tick_interval(&self) -> Option<Duration> {
+        let both = [self.modifier.tick_interval(), self.inner.tick_interval()];
+        both.into_iter().flatten().min()
+    }
+
+    fn tick(&mut self, now: Duration, seen: Seen) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        let [modifier, inner] = &mut self.due;
+        if let Some(interval) = self.modifier.tick_interval()
+            && *modifier <= now
+        {
+            *modifier = now + interval;
+            wishes = self.modifier.tick(now);
+        }
+        if let Some(interval) = self.inner.tick_interval()
+            && *inner <= now
+        {
+            *inner = now + interval;
+            wishes.extend(self.inner.tick(now, seen));
+        }
+        wishes
+    }
+}
+
+/// Minimum residency: what another policy advises, and pages stay at least this long. Xe's timeslice
+/// (`drm_pagemap`), here for both directions: the side that got a page makes progress with it
+/// before the other side can take it away again.
+pub(super) struct Timeslice(pub(super) Duration);
+
+impl Modifier for Timeslice {
+    fn modify(&mut self, mut advice: Advice, _: &BlockFault, _: &BlockView<'_>) -> Advice {
+        advice.hold = advice.hold.max(self.0);
+        advice
+    }
+}

@@ -1,0 +1,219 @@
+//! Parameters of policy components: what they accept, and how they are read and printed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::placement::Placement;
+use super::spec::PolicyError;
+
+/// A policy component, for people who choose one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PolicyInfo {
+    /// Its name.
+    pub name: &'static str,
+    /// What it decides: `faults` or `eviction`, of which there is one each; or it is a `modifier` of what the others
+    /// say.
+    pub kind: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// Its parameters.
+    pub params: &'static [PolicyParam],
+}
+
+/// A parameter of a policy component.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PolicyParam {
+    /// Its name.
+    pub name: &'static str,
+    /// One line, with the range.
+    pub summary: &'static str,
+    /// The default; empty if it must be given.
+    pub default: &'static str,
+    /// What it can be.
+    pub accepts: Accepts,
+}
+
+/// What a parameter can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepts {
+    /// A whole number.
+    Integer {
+        /// The smallest.
+        min: u32,
+        /// The largest.
+        max: u32,
+    },
+    /// A time with its unit.
+    Time {
+        /// The shortest.
+        min: Duration,
+        /// The longest.
+        max: Duration,
+    },
+    /// A file with placements.
+    Placement,
+}
+
+/// The value of a parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    Integer(u32),
+    Time(Duration),
+    Placement(Arc<Placement>),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Integer(n) => n.fmt(f),
+            Value::Time(time) => write!(f, "{}us", time.as_micros()),
+            Value::Placement(placement) => f.write_str(placement.file()),
+        }
+    }
+}
+
+/// A component with values for all its parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Component {
+    pub(super) info: &'static PolicyInfo,
+    values: Vec<Value>,
+}
+
+impl Component {
+    /// Reads `name=value,name=value`; what is not given has its default.
+    pub(super) fn parse(info: &'static PolicyInfo, text: &str) -> Result<Component, PolicyError> {
+        let mut given = BTreeMap::new();
+        for pair in text.split(',').filter(|p| !p.trim().is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let param = info
+                .params
+                .iter()
+                .find(|p| p.name == name.trim())
+                .ok_or_else(|| PolicyError::UnknownParam {
+                    policy: info.name,
+                    param: name.trim().into(),
+                    known: match info.params {
+                        [] => "none".into(),
+                        params => names(params.iter().map(|p| p.name)),
+                    },
+                })?;
+            given.insert(param.name, value.trim());
+        }
+        let value = |param: &'static PolicyParam| {
+            let text = given.get(param.name).copied().unwrap_or(param.default);
+            parse_value(info, param, text)
+        };
+        let values = info.params.iter().map(value).collect::<Result<_, _>>()?;
+        Ok(Component { info, values })
+    }
+
+    fn value(&self, name: &str) -> &Value {
+        let at = self.info.params.iter().position(|p| p.name == name);
+        &self.values[at.expect("policies ask for parameters they have")]
+    }
+
+    pub(super) fn integer(&self, name: &str) -> u32 {
+        match self.value(name) {
+            Value::Integer(n) => *n,
+            other => unreachable!("{name} is {other:?}"),
+        }
+    }
+
+    pub(super) fn time(&self, name: &str) -> Duration {
+        match self.value(name) {
+            Value::Time(time) => *time,
+            other => unreachable!("{name} is {other:?}"),
+        }
+    }
+
+    pub(super) fn placement(&self, name: &str) -> Arc<Placement> {
+        match self.value(name) {
+            Value::Placement(placement) => placement.clone(),
+            other => unreachable!("{name} is {other:?}"),
+        }
+    }
+}
+
+impl fmt::Display for Component {
+    /// With the parameters that are not at their defaults.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.info.name)?;
+        let mut separator = ':';
+        for (param, value) in self.info.params.iter().zip(&self.values) {
+            let default = parse_value(self.info, param, param.default);
+            if default.as_ref() != Ok(value) {
+                write!(f, "{separator}{}={value}", param.name)?;
+                separator = ',';
+            }
+        }
+        Ok(())
+    }
+}
+
+fn parse_value(
+    policy: &'static PolicyInfo,
+    param: &'static PolicyParam,
+    text: &str,
+) -> Result<Value, PolicyError> {
+    let bad = |expected| PolicyError::BadValue {
+        policy: policy.name,
+        param: param.name,
+        value: text.into(),
+        expected,
+    };
+    match param.accepts {
+        Accepts::Integer { min, max } => {
+            let value = text.parse().ok().filter(|v| (min..=max).contains(v));
+            value
+                .map(Value::Integer)
+                .ok_or_else(|| bad(format!("a whole number from {min} to {max}")))
+        }
+        Accepts::Time { min, max } => {
+            let value = parse_time(text).filter(|t| (min..=max).contains(t));
+            value.map(Value::Time).ok_or_else(|| {
+                let (min, max) = (short(min), short(max));
+                bad(format!("a time from {min} to {max}, such as 100us or 2ms"))
+            })
+        }
+        Accepts::Placement if text.is_empty() => Err(PolicyError::Missing {
+            policy: policy.name,
+            param: param.name,
+        }),
+        Accepts::Placement => Placement::read(text)
+            .map(|placement| Value::Placement(Arc::new(placement)))
+            .map_err(|error| PolicyError::File {
+                policy: policy.name,
+                file: text.into(),
+                error,
+            }),
+    }
+}
+
+fn parse_time(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "us" => 1,
+        "ms" => 1000,
+        "s" => 1_000_000,
+        "" if digits == "0" => 1,
+        _ => return None,
+    };
+    let number: u64 = digits.parse().ok()?;
+    number.checked_mul(unit).map(Duration::from_micros)
+}
+
+/// A time in the largest unit that is exact.
+fn short(time: Duration) -> String {
+    match time.as_micros() {
+        0 => "0".into(),
+        us if us % 1_000_000 == 0 => format!("{}s", us / 1_000_000),
+        us if us % 1000 == 0 => format!("{}ms", us / 1000),
+        us => format!("{us}us"),
+    }
+}
+
+pub(super) fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
+}
