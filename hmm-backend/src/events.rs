@@ -36,6 +36,10 @@ pub enum EventKind {
     Advice,
     /// A driver's call about this page takes longer than the service's limit; `latency` is how long so far.
     SlowDriver,
+    /// Pages were brought into system memory and stay there.
+    Pinned,
+    /// Pages are about to be let go of that were pinned.
+    Unpinned,
 }
 
 /// Number of kinds.
@@ -43,7 +47,7 @@ const KINDS: usize = EventKind::ALL.len();
 
 impl EventKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [EventKind; 11] = [
+    pub const ALL: [EventKind; 13] = [
         EventKind::CpuFault,
         EventKind::DeviceFault,
         EventKind::ToDevice,
@@ -55,6 +59,8 @@ impl EventKind {
         EventKind::Access,
         EventKind::Advice,
         EventKind::SlowDriver,
+        EventKind::Pinned,
+        EventKind::Unpinned,
     ];
 
     /// The name in files.
@@ -71,6 +77,8 @@ impl EventKind {
             EventKind::Access => "access",
             EventKind::Advice => "advice",
             EventKind::SlowDriver => "slow-driver",
+            EventKind::Pinned => "pinned",
+            EventKind::Unpinned => "unpinned",
         }
     }
 }

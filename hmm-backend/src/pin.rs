@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::error::Error;
+use crate::events::{Event, EventKind};
 use crate::page::{PAGE_SIZE, Page, PageRange};
 use crate::policy::Access;
 use crate::residency::PinError;
@@ -30,6 +31,8 @@ impl Backend {
             self.pin_page(page)?;
             pinned.range.end = page.plus(1);
         }
+        self.recorder
+            .event(|| Event::new(self.clock.now(), EventKind::Pinned, range));
         Ok(pinned)
     }
 
@@ -79,6 +82,10 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        let backend = &self.backend;
+        backend
+            .recorder
+            .event(|| Event::new(backend.clock.now(), EventKind::Unpinned, self.range));
         self.range
             .pages()
             .for_each(|page| self.backend.table.unpin(page));

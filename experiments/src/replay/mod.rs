@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use hmm_backend::{
     Access, Backend, BackendConfig, Cause, DeviceId, Event, EventKind, LinkModel, Mirror,
-    MirrorError, ModelBackend, PAGE_SIZE, Page, PageRange, PolicyFactory,
+    MirrorError, ModelBackend, PAGE_SIZE, Page, PageRange, Pinned, PolicyFactory,
 };
 use serde::Serialize;
 
@@ -199,6 +199,7 @@ struct Replay<'c> {
     accesses: u64,
     steps: Steps,
     moves: Vec<Event>,
+    pinned: Vec<Pinned>,
     uncharged: Uncharged,
 }
 
@@ -230,6 +231,7 @@ impl<'c> Replay<'c> {
             accesses: 0,
             steps: Steps::default(),
             moves: Vec::new(),
+            pinned: Vec::new(),
             uncharged: Uncharged::default(),
         })
     }
@@ -243,7 +245,7 @@ impl<'c> Replay<'c> {
         let explicit = event.cause == Some(Cause::User);
         match event.kind {
             EventKind::Access | EventKind::CpuFault | EventKind::DeviceFault => {}
-            EventKind::Freed => {}
+            EventKind::Freed | EventKind::Pinned | EventKind::Unpinned => {}
             EventKind::ToDevice | EventKind::ToSystem if explicit => {}
             // What the policy of that time did.
             _ => return Ok(()),
@@ -265,6 +267,11 @@ impl<'c> Replay<'c> {
             (EventKind::Freed, _) => {
                 self.backend().guest_freed(range)?;
                 self.note(range, Step::Freed);
+            }
+            (EventKind::Pinned, _) => self.pinned.push(self.backend().pin(range)?),
+            (EventKind::Unpinned, _) => {
+                let same = self.pinned.iter().position(|pin| pin.range() == range);
+                same.map(|i| self.pinned.swap_remove(i));
             }
             (EventKind::ToDevice, Some(device)) => {
                 self.backend().migrate_to_device(device, range)?;

@@ -30,6 +30,8 @@ fn kind_code(kind: EventKind) -> u8 {
         EventKind::Access => 8,
         EventKind::Advice => 9,
         EventKind::SlowDriver => 10,
+        EventKind::Pinned => 11,
+        EventKind::Unpinned => 12,
     }
 }
 
