@@ -54,6 +54,9 @@ impl Backend {
     ) -> Result<u32, Unresolved> {
         let mut sources = Vec::new();
         for frame in frames {
+            if let (true, Some(page)) = (self.lockstep, device.page_of(*frame)) {
+                self.table.settle(page);
+            }
             let locked = device
                 .page_of(*frame)
                 .and_then(|page| self.lock_device_folio(page));

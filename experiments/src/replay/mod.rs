@@ -4,6 +4,7 @@
 //! An access that finds its page where it can be reached costs a look at a table; anything else goes through the same
 //! code as a fault of a live guest.
 
+mod in_order;
 mod ledger;
 mod optimal;
 mod page_table;
@@ -17,6 +18,7 @@ use hmm_backend::{
 };
 use serde::Serialize;
 
+use in_order::{InOrder, began};
 use ledger::Ledger;
 pub use optimal::{Optimal, OptimalError};
 use optimal::{Step, Steps};
@@ -169,10 +171,34 @@ pub fn replay(
     config: &ReplayConfig,
 ) -> Result<Replayed, ReplayError> {
     let mut replay = Replay::new(config)?;
-    for (number, event) in events.into_iter().enumerate() {
-        replay.event(number as u64, &event)?;
+    let events = events.into_iter().filter(is_input).enumerate();
+    match config.time {
+        Time::Modelled => {
+            for (number, event) in events {
+                replay.event(number as u64, &event)?;
+            }
+        }
+        Time::Trace => {
+            for (number, event) in InOrder::new(events) {
+                replay.event(number as u64, &event)?;
+            }
+        }
     }
     replay.finish()
+}
+
+/// Whether somebody did this, rather than the policy of that time.
+fn is_input(event: &Event) -> bool {
+    match event.kind {
+        EventKind::Access
+        | EventKind::CpuFault
+        | EventKind::DeviceFault
+        | EventKind::Freed
+        | EventKind::Pinned
+        | EventKind::Unpinned => true,
+        EventKind::ToDevice | EventKind::ToSystem => event.cause == Some(Cause::User),
+        _ => false,
+    }
 }
 
 struct Device {
@@ -242,14 +268,6 @@ impl<'c> Replay<'c> {
 
     fn event(&mut self, number: u64, event: &Event) -> Result<(), ReplayError> {
         let range = PageRange::with_len(event.page, event.pages);
-        let explicit = event.cause == Some(Cause::User);
-        match event.kind {
-            EventKind::Access | EventKind::CpuFault | EventKind::DeviceFault => {}
-            EventKind::Freed | EventKind::Pinned | EventKind::Unpinned => {}
-            EventKind::ToDevice | EventKind::ToSystem if explicit => {}
-            // What the policy of that time did.
-            _ => return Ok(()),
-        }
         if range.end.0 > self.pages {
             return Err(ReplayError::OutOfMemory {
                 event: number,
@@ -258,9 +276,7 @@ impl<'c> Replay<'c> {
             });
         }
         if self.config.time == Time::Trace {
-            // Faults are noted when they have been served.
-            self.model
-                .advance_to(event.time.saturating_sub(event.latency));
+            self.model.advance_to(began(event));
         }
         let access = event.access.unwrap_or(Access::Read);
         match (event.kind, event.device) {

@@ -10,7 +10,7 @@ use crate::events::{Event, EventKind};
 use crate::fatal::FatalCause;
 use crate::fault::{Attempts, Unresolved};
 use crate::migrate::Reason;
-use crate::page::{Page, PageRange, PageSet};
+use crate::page::{BLOCK_PAGES, Page, PageRange, PageSet};
 use crate::policy::{Access, Advice, BlockFault, Place};
 use crate::stats::{Cause, Counter, Toucher};
 use crate::time::Tick;
@@ -281,6 +281,13 @@ impl<M: DeviceMmu> Mirror<M> {
         let backend = &*self.backend;
         let block = page.block();
         let faulting = PageSet::from_iter([page.index_in_block()]);
+        if backend.lockstep {
+            // A CPU goes on a moment before whoever served it lets go of the page; that is not to be seen.
+            let mut at = block.first_page();
+            while at < block.first_page().plus(BLOCK_PAGES as u32) && at.0 < backend.pages() {
+                at = backend.table.settle(at);
+            }
+        }
         let advice = self.ask(page, access);
         if advice.stay {
             return true;
