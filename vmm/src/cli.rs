@@ -1,5 +1,7 @@
 //! The command line.
 
+mod trace;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -49,6 +51,9 @@ pub enum Command {
     /// Nothing is measured: the same policy and page states as in a run decide what would have migrated, and a model
     /// of the link says how long that would have taken. The same trace and options give the same output.
     Replay(ReplayArgs),
+    /// Look into recorded traces, write them for other programs
+    #[command(subcommand)]
+    Trace(trace::TraceCommand),
     /// Find out whether this machine can run guests, and what to do if not
     Check,
 }
@@ -112,7 +117,7 @@ impl RunArgs {
         let mut config = match &self.config {
             // More likely a mistyped command than a file.
             Some(path) if path.extension().is_none() && !path.exists() => bail!(
-                "there is no configuration file `{0}`; if `{0}` was meant as a command: those are run, workloads, policies and check, and come first",
+                "there is no configuration file `{0}`; if `{0}` was meant as a command: those are run, workloads, policies, trace and check, and come first",
                 path.display()
             ),
             Some(path) => Config::read(path)?,

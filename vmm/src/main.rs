@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::Workloads => Ok(list_workloads()),
         Command::Policies => Ok(list_policies()),
         Command::Replay(args) => replay_command::run(args).map(|text| print(&text)),
+        Command::Trace(command) => command.run(),
         Command::Check => Ok(print_check()),
     };
     result.unwrap_or_else(|error| {

@@ -52,7 +52,10 @@ fn bad_options_are_refused() {
         (&["--guest", "/"], "it is a folder"),
         (&["--guest", "/dev/null"], "not a regular file"),
         (&["--guest", "/nosuch"], "No such file"),
-        (&["nosuch"], "those are run, workloads, policies and check"),
+        (
+            &["nosuch"],
+            "those are run, workloads, policies, trace and check",
+        ),
         (&["nosuch.toml"], "reading configuration file nosuch.toml"),
         (&["/dev/zero"], "not a regular file"),
         (&["--nosuch"], "--nosuch"),

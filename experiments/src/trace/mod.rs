@@ -9,7 +9,9 @@
 
 mod columns;
 mod error;
+pub mod export;
 mod format;
+mod info;
 mod meta;
 mod reader;
 #[cfg(test)]
@@ -17,6 +19,7 @@ mod tests;
 mod writer;
 
 pub use error::TraceError;
+pub use info::{KindInfo, TraceInfo};
 pub use meta::{Dropped, TraceKind, TraceMeta, TraceTotals};
 pub use reader::{Tail, TraceReader};
 pub use writer::TraceWriter;

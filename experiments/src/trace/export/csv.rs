@@ -1,0 +1,32 @@
+//! CSV: a line with the columns' names, then one for each event.
+
+use std::fs::File;
+use std::io::{self, BufWriter};
+
+use super::row::{COLUMNS, Row};
+use super::{Written, each_event};
+use crate::trace::TraceReader;
+
+pub fn write(trace: &mut TraceReader, file: File) -> Written {
+    let threads = trace.totals().threads.clone();
+    let mut out = csv::Writer::from_writer(BufWriter::with_capacity(1 << 18, file));
+    out.write_record(COLUMNS).map_err(io::Error::from)?;
+    let written = each_event(trace, |event| {
+        let row = Row::new(event, &threads);
+        out.serialize((
+            row.time,
+            row.kind,
+            row.page,
+            row.pages,
+            row.device,
+            row.cause,
+            row.access,
+            row.thread,
+            row.vcpu,
+            row.latency,
+        ))
+        .map_err(io::Error::from)
+    })?;
+    out.flush()?;
+    Ok(written)
+}
