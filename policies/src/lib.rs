@@ -1,1 +1,38 @@
 //! Migration policies as Luau scripts, sandboxed and bounded.
+//!
+//! [`PolicyChoice`] is what a user names: built-in policies or a script. [`Scripts`] is a script as a
+//! [`PolicyFactory`](hmm_backend::PolicyFactory): each shard of guest memory, and each device whose evictions it
+//! decides, has an interpreter of its own. A script that fails is replaced by the default policy, event by event and
+//! finally until it is reloaded; the guest never notices. `docs/policy-scripts.md` is the reference for people who
+//! write scripts.
+//!
+//! | module | what |
+//! |---|---|
+//! | `choice` | what a user names, parsed |
+//! | `scripts` | the file: loaded, reloaded, counted |
+//! | `policy`, `eviction` | a script in the place of the backend's policies |
+//! | `regions` | different policies for parts of guest memory |
+//! | `script`, `answer` | one instance: calls, and what they return |
+//! | `sandbox`, `budget`, `limits`, `page_sets` | what it runs in |
+//! | `watch` | notices that the file has changed |
+
+mod answer;
+mod budget;
+mod choice;
+mod error;
+mod eviction;
+mod limits;
+mod page_sets;
+mod policy;
+mod regions;
+mod sandbox;
+mod script;
+mod scripts;
+mod watch;
+
+pub use choice::{Chosen, PolicyChoice, ScriptSpec};
+pub use error::ScriptError;
+pub use limits::Limits;
+pub use regions::{Region, Regions};
+pub use scripts::{Log, ScriptFigures, Scripts};
+pub use watch::FileWatch;

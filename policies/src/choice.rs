@@ -1,0 +1,209 @@
+//! What a user names as the policy: built-in components, or a script with others beside it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use hmm_backend::{PolicyFactory, PolicySpec, policies};
+
+use crate::error::ScriptError;
+use crate::limits::Limits;
+use crate::scripts::{Log, Scripts};
+
+/// `density+lru`, or `file.luau:param=value+lru+timeslice:min=1ms`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PolicyChoice {
+    /// Built-in policies.
+    BuiltIn(PolicySpec),
+    /// A script decides about faults.
+    Script(ScriptSpec),
+}
+
+/// A script's file with its parameters, and what stands beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScriptSpec {
+    /// The file.
+    pub path: PathBuf,
+    /// Parameters that the script finds in `hmm.params`.
+    pub params: Vec<(String, String)>,
+    /// Built-in components that do not decide about faults, joined by `+`.
+    rest: String,
+}
+
+/// A policy ready to be used.
+pub struct Chosen {
+    /// For the backend.
+    pub factory: Arc<dyn PolicyFactory>,
+    /// The scripts in it, to be reloaded and asked how they are doing.
+    pub scripts: Vec<Arc<Scripts>>,
+}
+
+impl ScriptSpec {
+    /// A script without parameters and with the defaults beside it.
+    pub fn file(path: PathBuf) -> ScriptSpec {
+        ScriptSpec {
+            path,
+            params: Vec::new(),
+            rest: String::new(),
+        }
+    }
+
+    /// What is beside the script, `eviction` being what the script asks for.
+    pub(crate) fn beside(&self, eviction: Option<&str>) -> Result<PolicySpec, ScriptError> {
+        let mut text = "on-demand".to_owned();
+        if !self.rest.is_empty() {
+            text = format!("{text}+{}", self.rest);
+        }
+        // What the user says counts more than what the script says.
+        if let Some(eviction) = eviction
+            && !self
+                .rest
+                .split('+')
+                .any(|part| kind(part) == Some("eviction"))
+        {
+            if kind(eviction) != Some("eviction") {
+                return Err(ScriptError::Script(format!(
+                    "{}:1: `eviction` is '{eviction}', which is no eviction policy",
+                    self.path.display()
+                )));
+            }
+            text = format!("{text}+{eviction}");
+        }
+        Ok(text.parse()?)
+    }
+}
+
+/// What a built-in component decides.
+fn kind(component: &str) -> Option<&'static str> {
+    let name = component.split(':').next().unwrap_or_default().trim();
+    policies()
+        .iter()
+        .find(|policy| policy.name == name)
+        .map(|policy| policy.kind)
+}
+
+/// Whether a component names a script.
+fn is_script(component: &str) -> bool {
+    let name = component.split(':').next().unwrap_or_default().trim();
+    name.ends_with(".luau") || name.contains('/')
+}
+
+impl PolicyChoice {
+    /// Loads the script, if it is one.
+    pub fn load(&self, limits: Limits, log: Log) -> Result<Chosen, ScriptError> {
+        Ok(match self {
+            PolicyChoice::BuiltIn(spec) => Chosen {
+                factory: Arc::new(spec.clone()),
+                scripts: Vec::new(),
+            },
+            PolicyChoice::Script(spec) => {
+                let scripts = Scripts::with(spec.clone(), limits, log)?;
+                Chosen {
+                    factory: scripts.clone(),
+                    scripts: vec![scripts],
+                }
+            }
+        })
+    }
+}
+
+impl Default for PolicyChoice {
+    fn default() -> PolicyChoice {
+        PolicyChoice::BuiltIn(PolicySpec::default())
+    }
+}
+
+impl FromStr for PolicyChoice {
+    type Err = ScriptError;
+
+    fn from_str(text: &str) -> Result<PolicyChoice, ScriptError> {
+        let (scripts, others): (Vec<_>, Vec<_>) = text.split('+').partition(|part| is_script(part));
+        let wrong = |why: String| ScriptError::Spec {
+            spec: text.to_owned(),
+            why,
+        };
+        let script = match scripts[..] {
+            [] => return Ok(PolicyChoice::BuiltIn(text.parse()?)),
+            [script] => script,
+            _ => return Err(wrong("it names two scripts; name one of them".to_owned())),
+        };
+        if let Some(other) = others.iter().find(|part| kind(part) == Some("faults")) {
+            return Err(wrong(format!(
+                "the script and '{other}' both decide about faults; name one of them"
+            )));
+        }
+        let (path, params) = script.split_once(':').unwrap_or((script, ""));
+        let params = params.split(',').filter(|pair| !pair.trim().is_empty());
+        let params = params.map(|pair| match pair.split_once('=') {
+            Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
+            None => Err(wrong(format!(
+                "'{pair}' is no parameter of a script; write it as name=value"
+            ))),
+        });
+        let spec = ScriptSpec {
+            path: path.trim().into(),
+            params: params.collect::<Result<_, _>>()?,
+            rest: others.join("+"),
+        };
+        // Mistakes in the rest are to be found before there is a script.
+        spec.beside(None)?;
+        Ok(PolicyChoice::Script(spec))
+    }
+}
+
+impl fmt::Display for ScriptSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        for (i, (name, value)) in self.params.iter().enumerate() {
+            let before = if i == 0 { ':' } else { ',' };
+            write!(f, "{before}{name}={value}")?;
+        }
+        if !self.rest.is_empty() {
+            write!(f, "+{}", self.rest)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for PolicyChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PolicyChoice::BuiltIn(spec) => spec.fmt(f),
+            PolicyChoice::Script(spec) => spec.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_are_told_from_built_in_policies() {
+        for text in [
+            "density+lru+timeslice",
+            "stride.luau",
+            "./noext",
+            "a/b.luau:window=4,x=y+lru+timeslice:min=1ms",
+        ] {
+            let choice: PolicyChoice = text.parse().unwrap();
+            assert_eq!(choice.to_string(), text);
+            let script = matches!(choice, PolicyChoice::Script(_));
+            assert_eq!(script, text != "density+lru+timeslice", "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let message = |text: &str| text.parse::<PolicyChoice>().unwrap_err().to_string();
+        assert_eq!(
+            message("a.luau+density"),
+            "policy 'a.luau+density': the script and 'density' both decide about faults; name one of them"
+        );
+        assert!(message("a.luau+b.luau").contains("names two scripts"));
+        assert!(message("a.luau:x").contains("'x' is no parameter of a script"));
+        assert!(message("a.luau+lru:x=1").contains("no parameter 'x'"));
+        assert!(message("a.luau+nothing").contains("unknown policy 'nothing'"));
+    }
+}

@@ -1,0 +1,32 @@
+//! The bounds that scripts run in.
+
+use std::time::Duration;
+
+/// Bounds of one instance of a script.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Loops and calls in one event: about 10 ns each.
+    pub steps: u32,
+    /// Time of one event. What counts is a CPU's time, once the clock says that it was too long.
+    pub time: Duration,
+    /// Bytes of memory, all that the script keeps included.
+    pub memory: usize,
+    /// After so many failures in a row the script is not asked again until it is reloaded.
+    pub failures: u32,
+}
+
+impl Limits {
+    /// Steps that loading a script may take, for each step of an event: it may make tables.
+    pub(crate) const LOADING: u32 = 100;
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            steps: 50_000,
+            time: Duration::from_millis(5),
+            memory: 16 << 20,
+            failures: 16,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Page sets for scripts: the pages of one block as a bitmap in a 64-byte buffer, with the operations that would be
+//! slow in the interpreter. They are plain C functions, a third as expensive as closures.
+
+use std::ffi::c_int;
+
+use hmm_backend::{BLOCK_PAGES, PageSet};
+use mlua::ffi::{self, lua_State};
+use mlua::{Lua, Table};
+
+/// Bytes of a set.
+pub(crate) const BYTES: usize = BLOCK_PAGES as usize / 8;
+const PAGES: usize = BLOCK_PAGES as usize;
+
+pub(crate) type Bits = [u64; BYTES / 8];
+
+/// The set as a script has it.
+pub(crate) fn to_bytes(set: &PageSet) -> [u8; BYTES] {
+    let mut bits = Bits::default();
+    for run in set.runs() {
+        each_word(&mut bits, run.start, run.end, |word, mask| *word |= mask);
+    }
+    bytes_of(&bits)
+}
+
+fn bytes_of(bits: &Bits) -> [u8; BYTES] {
+    let mut bytes = [0; BYTES];
+    for (chunk, word) in bytes.chunks_exact_mut(8).zip(bits) {
+        chunk.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+fn bits_of(bytes: &[u8; BYTES]) -> Bits {
+    let mut bits = Bits::default();
+    for (word, chunk) in bits.iter_mut().zip(bytes.as_chunks().0) {
+        *word = u64::from_le_bytes(*chunk);
+    }
+    bits
+}
+
+/// The set that a script has made.
+pub(crate) fn from_bytes(bytes: &[u8; BYTES]) -> PageSet {
+    let bits = bits_of(bytes);
+    let mut set = PageSet::EMPTY;
+    let mut at = 0;
+    while let Some(start) = next_where(&bits, at, |word| word) {
+        at = next_where(&bits, start, |word| !word).unwrap_or(PAGES);
+        set.insert_range(start..at);
+    }
+    set
+}
+
+/// The lowest index from `at` whose bit is set in what `view` makes of the words.
+fn next_where(bits: &Bits, at: usize, view: impl Fn(u64) -> u64) -> Option<usize> {
+    let mut ignore = (1u64 << (at % 64)) - 1;
+    for (i, word) in bits.iter().enumerate().skip(at / 64) {
+        let left = view(*word) & !ignore;
+        if left != 0 {
+            return Some(i * 64 + left.trailing_zeros() as usize);
+        }
+        ignore = 0;
+    }
+    None
+}
+
+/// Calls `f` for the words that `start..end` touches, with the mask of the indices that are in it.
+fn each_word(bits: &mut Bits, start: usize, end: usize, mut f: impl FnMut(&mut u64, u64)) {
+    let mut at = start;
+    while at < end {
+        let (word, low) = (at / 64, at % 64);
+        let high = (end - word * 64).min(64);
+        f(&mut bits[word], (u64::MAX >> (64 - (high - low))) << low);
+        at = word * 64 + high;
+    }
+}
+
+fn count_in(bits: &mut Bits, start: usize, end: usize) -> u32 {
+    let mut count = 0;
+    each_word(bits, start, end, |word, mask| {
+        count += (*word & mask).count_ones()
+    });
+    count
+}
+
+/// The table `pages`, without what the prelude adds.
+pub(crate) fn table(lua: &Lua) -> mlua::Result<Table> {
+    let functions: [(&str, ffi::lua_CFunction); 10] = [
+        ("count", count),
+        ("fill", fill),
+        ("clear", clear),
+        ("has", has),
+        ("next", next),
+        ("around", around),
+        ("copy", copy),
+        ("union", union),
+        ("intersect", intersect),
+        ("subtract", subtract),
+    ];
+    let table = lua.create_table()?;
+    for (name, function) in functions {
+        // SAFETY: each of them checks its arguments, keeps to the few stack slots every C function has, and owns
+        // nothing that an error would leak.
+        table.set(name, unsafe { lua.create_c_function(function)? })?;
+    }
+    Ok(table)
+}
+
+/// The set that is argument `n`. Raises an error if that is no set.
+///
+/// # Safety
+///
+/// Only in a C function that the interpreter has called.
+unsafe fn set(state: *mut lua_State, n: c_int) -> *mut [u8; BYTES] {
+    let mut len = 0;
+    // SAFETY: looks at an argument; anything but a buffer gives null.
+    let buffer = unsafe { ffi::lua_tobuffer(state, n, &mut len) };
+    if buffer.is_null() || len != BYTES {
+        // SAFETY: this function owns nothing.
+        unsafe { ffi::luaL_argerror(state, n, c"a page set is expected".as_ptr()) };
+    }
+    buffer.cast()
+}
+
+/// A copy of the set that is argument `n`.
+///
+/// # Safety
+///
+/// As for [`set`].
+unsafe fn bits(state: *mut lua_State, n: c_int) -> Bits {
+    // SAFETY: the buffer has this size and lives while it is an argument.
+    bits_of(unsafe { &*set(state, n) })
+}
+
+/// Argument `n` as a whole number, cut to what indices can be.
+///
+/// # Safety
+///
+/// As for [`set`].
+unsafe fn index(state: *mut lua_State, n: c_int) -> usize {
+    // SAFETY: raises an error if it is no number. Conversion saturates, and makes 0 of what is none.
+    (unsafe { ffi::luaL_checknumber(state, n) } as usize).min(PAGES)
+}
+
+/// Arguments 2 and 3, first index and number, as a range within the block.
+///
+/// # Safety
+///
+/// As for [`set`].
+unsafe fn range(state: *mut lua_State) -> (usize, usize) {
+    // SAFETY: as the caller promises.
+    let (start, n) = unsafe { (index(state, 2), index(state, 3)) };
+    (start, (start + n).min(PAGES))
+}
+
+unsafe extern "C-unwind" fn count(state: *mut lua_State) -> c_int {
+    // SAFETY: called by the interpreter; one result.
+    unsafe {
+        let mut bits = bits(state, 1);
+        let (start, end) = range(state);
+        ffi::lua_pushnumber(state, count_in(&mut bits, start, end).into());
+    }
+    1
+}
+
+unsafe extern "C-unwind" fn fill(state: *mut lua_State) -> c_int {
+    // SAFETY: called by the interpreter; the buffer is an argument and nobody else looks at it meanwhile.
+    unsafe {
+        let set = set(state, 1);
+        let (start, end) = range(state);
+        let mut bits = bits_of(&*set);
+        each_word(&mut bits, start, end, |word, mask| *word |= mask);
+        *set = bytes_of(&bits);
+    }
+    0
+}
+
+unsafe extern "C-unwind" fn clear(state: *mut lua_State) -> c_int {
+    // SAFETY: as in `fill`.
+    unsafe {
+        let set = set(state, 1);
+        let (start, end) = range(state);
+        let mut bits = bits_of(&*set);
+        each_word(&mut bits, start, end, |word, mask| *word &= !mask);
+        *set = bytes_of(&bits);
+    }
+    0
+}
+
+unsafe extern "C-unwind" fn has(state: *mut lua_State) -> c_int {
+    // SAFETY: called by the interpreter; one result.
+    unsafe {
+        let bits = bits(state, 1);
+        let at = index(state, 2);
+        let has = bits.get(at / 64).is_some_and(|w| w >> (at % 64) & 1 != 0);
+        ffi::lua_pushboolean(state, has.into());
+    }
+    1
+}
+
+unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
+    // SAFETY: called by the interpreter; one result.
+    unsafe {
+        let bits = bits(state, 1);
+        match next_where(&bits, index(state, 2), |word| word) {
+            Some(at) => ffi::lua_pushnumber(state, at as f64),
+            None => ffi::lua_pushnil(state),
+        }
+    }
+    1
+}
+
+/// How many pages of the set are in the aligned group of 2, 4, ... 512 pages around an index: nine results.
+unsafe extern "C-unwind" fn around(state: *mut lua_State) -> c_int {
+    // SAFETY: called by the interpreter; every C function has room for 20 results.
+    unsafe {
+        let mut bits = bits(state, 1);
+        let at = index(state, 2).min(PAGES - 1);
+        for order in 1..=9 {
+            let start = at >> order << order;
+            let count = count_in(&mut bits, start, start + (1 << order));
+            ffi::lua_pushnumber(state, count.into());
+        }
+    }
+    9
+}
+
+/// Changes the set that is argument 1 by the one that is argument 2.
+///
+/// # Safety
+///
+/// As for [`set`].
+unsafe fn combine(state: *mut lua_State, f: impl Fn(u64, u64) -> u64) {
+    // SAFETY: as in `fill`; the other set is copied first, it may be the same.
+    unsafe {
+        let set = set(state, 1);
+        let other = bits(state, 2);
+        let mut bits = bits_of(&*set);
+        for (word, other) in bits.iter_mut().zip(other) {
+            *word = f(*word, other);
+        }
+        *set = bytes_of(&bits);
+    }
+}
+
+unsafe extern "C-unwind" fn copy(state: *mut lua_State) -> c_int {
+    // SAFETY: called by the interpreter.
+    unsafe { combine(state, |_, other| other) };
+    0
+}
+
+unsafe extern "C-unwind" fn union(state: *mut lua_State) -> c_int {
+    // SAFETY: called by the interpreter.
+    unsafe { combine(state, |word, other| word | other) };
+    0
+}
+
+unsafe extern "C-unwind" fn intersect(state: *mut lua_State) -> c_int {
+    // SAFETY: called by the interpreter.
+    unsafe { combine(state, |word, other| word & other) };
+    0
+}
+
+unsafe extern "C-unwind" fn subtract(state: *mut lua_State) -> c_int {
+    // SAFETY: called by the interpreter.
+    unsafe { combine(state, |word, other| word & !other) };
+    0
+}

@@ -1,0 +1,110 @@
+//! A script in the place of a built-in policy.
+
+use std::time::Duration;
+
+use hmm_backend::{
+    Advice, BlockFault, BlockView, FaultPolicy, Hint, PageRange, PageSet, Seen, Wish,
+};
+
+use crate::script::device_number;
+use crate::scripts::Instance;
+
+/// What a script decides, on top of what stands beside it (minimum residency, for example); and what decides when the
+/// script fails.
+pub(crate) struct ScriptPolicy {
+    instance: Instance,
+    beside: Box<dyn FaultPolicy>,
+    default: Box<dyn FaultPolicy>,
+}
+
+impl ScriptPolicy {
+    pub(crate) fn new(
+        instance: Instance,
+        beside: Box<dyn FaultPolicy>,
+        default: Box<dyn FaultPolicy>,
+    ) -> ScriptPolicy {
+        ScriptPolicy {
+            instance,
+            beside,
+            default,
+        }
+    }
+}
+
+/// Both: the longer times, all pages.
+fn merge(into: &mut Advice, other: Advice) {
+    into.stay |= other.stay;
+    into.prefetch = into.prefetch.union(&other.prefetch);
+    into.hold = into.hold.max(other.hold);
+    into.throttle = into.throttle.max(other.throttle);
+    into.migrate.extend(other.migrate);
+}
+
+impl FaultPolicy for ScriptPolicy {
+    fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
+        let mut advice = self.beside.advise(fault, view);
+        let answer = self.instance.ask(|script| match script.decides_faults() {
+            true => script.on_fault(fault, view),
+            false => Ok(None),
+        });
+        match answer {
+            Some(answer) => {
+                merge(&mut advice, answer.advice);
+                if answer.default_prefetch {
+                    let default = self.default.advise(fault, view);
+                    advice.prefetch = advice.prefetch.union(&default.prefetch);
+                }
+            }
+            None => merge(&mut advice, self.default.advise(fault, view)),
+        }
+        advice
+    }
+
+    fn remote_accesses(&mut self, seen: &BlockFault, count: u32, view: &BlockView<'_>) -> PageSet {
+        let beside = self.beside.remote_accesses(seen, count, view);
+        let answer = self
+            .instance
+            .ask(|script| script.on_remote_accesses(seen, count, view));
+        match answer {
+            Some(pages) => beside.union(&pages),
+            None => beside.union(&self.default.remote_accesses(seen, count, view)),
+        }
+    }
+
+    fn hinted(&mut self, pages: PageRange, hint: Hint) {
+        self.beside.hinted(pages, hint);
+        self.default.hinted(pages, hint);
+        let (name, value, on) = match hint {
+            Hint::PreferredLocation(place) => (
+                "preferred_location",
+                place.and_then(device_number).map(f64::from),
+                place.is_some(),
+            ),
+            Hint::AccessedBy(device, on) => ("accessed_by", Some(f64::from(device.0)), on),
+            Hint::ReadMostly(on) => ("read_mostly", None, on),
+        };
+        self.instance
+            .ask(|script| script.on_hint(pages, name, value, on));
+    }
+
+    fn freed(&mut self, pages: PageRange) {
+        self.beside.freed(pages);
+        self.default.freed(pages);
+        self.instance.ask(|script| script.on_free(pages));
+    }
+
+    fn tick_interval(&self) -> Option<Duration> {
+        let beside = self.beside.tick_interval();
+        [beside, self.instance.tick_interval()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn tick(&mut self, now: Duration, seen: Seen) -> Vec<Wish> {
+        let mut wishes = self.beside.tick(now, seen);
+        let asked = self.instance.ask(|script| script.on_tick(now, seen));
+        wishes.extend(asked.unwrap_or_default());
+        wishes
+    }
+}

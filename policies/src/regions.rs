@@ -1,0 +1,131 @@
+//! Different policies for different parts of guest memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hmm_backend::{
+    Advice, Block, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Hint, PageRange, PageSet,
+    PolicyFactory, Seen, Wish,
+};
+
+/// Whole blocks with a policy of their own.
+pub struct Region {
+    /// The first block.
+    pub first: Block,
+    /// How many.
+    pub blocks: u32,
+    /// Decides about faults there.
+    pub policy: Arc<dyn PolicyFactory>,
+}
+
+impl Region {
+    fn contains(&self, block: Block) -> bool {
+        (self.first.0..self.first.0.saturating_add(self.blocks)).contains(&block.0)
+    }
+}
+
+/// Policies by region. Where regions overlap the first one counts. Devices belong to no region: evictions are the
+/// common policy's.
+pub struct Regions {
+    /// Everywhere else.
+    pub common: Arc<dyn PolicyFactory>,
+    /// The exceptions.
+    pub regions: Vec<Region>,
+}
+
+impl PolicyFactory for Regions {
+    fn fault_policy(&self) -> Box<dyn FaultPolicy> {
+        let mut policies = vec![Due::new(self.common.fault_policy())];
+        let mut ranges = Vec::new();
+        for region in &self.regions {
+            policies.push(Due::new(region.policy.fault_policy()));
+            ranges.push(Region {
+                policy: region.policy.clone(),
+                ..*region
+            });
+        }
+        Box::new(RegionPolicy { policies, ranges })
+    }
+
+    fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy> {
+        self.common.eviction_policy(frames)
+    }
+
+    fn name(&self) -> String {
+        let regions = self.regions.iter().map(|region| {
+            let end = region.first.0.saturating_add(region.blocks);
+            format!(
+                "; blocks {}..{end}: {}",
+                region.first.0,
+                region.policy.name()
+            )
+        });
+        self.common.name() + &regions.collect::<String>()
+    }
+}
+
+/// A policy and when its next tick is due.
+struct Due {
+    policy: Box<dyn FaultPolicy>,
+    next: Duration,
+}
+
+impl Due {
+    fn new(policy: Box<dyn FaultPolicy>) -> Due {
+        let next = policy.tick_interval().unwrap_or_default();
+        Due { policy, next }
+    }
+}
+
+struct RegionPolicy {
+    /// The common one, then one for each range.
+    policies: Vec<Due>,
+    ranges: Vec<Region>,
+}
+
+impl RegionPolicy {
+    fn of(&mut self, block: Block) -> &mut dyn FaultPolicy {
+        let range = self.ranges.iter().position(|range| range.contains(block));
+        &mut *self.policies[range.map_or(0, |i| i + 1)].policy
+    }
+}
+
+impl FaultPolicy for RegionPolicy {
+    fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
+        self.of(fault.block).advise(fault, view)
+    }
+
+    fn remote_accesses(&mut self, seen: &BlockFault, count: u32, view: &BlockView<'_>) -> PageSet {
+        self.of(seen.block).remote_accesses(seen, count, view)
+    }
+
+    fn hinted(&mut self, pages: PageRange, hint: Hint) {
+        for part in pages.split_by_block() {
+            self.of(part.start.block()).hinted(part, hint);
+        }
+    }
+
+    fn freed(&mut self, pages: PageRange) {
+        for part in pages.split_by_block() {
+            self.of(part.start.block()).freed(part);
+        }
+    }
+
+    fn tick_interval(&self) -> Option<Duration> {
+        let intervals = self.policies.iter().map(|due| due.policy.tick_interval());
+        intervals.flatten().min()
+    }
+
+    fn tick(&mut self, now: Duration, seen: Seen) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        for due in &mut self.policies {
+            if let Some(interval) = due.policy.tick_interval()
+                && due.next <= now
+            {
+                due.next = now + interval;
+                wishes.extend(due.policy.tick(now, seen));
+            }
+        }
+        wishes
+    }
+}

@@ -1,0 +1,138 @@
+//! The interpreter a script runs in: no files, no processes, no other code, read-only globals, bounded memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use mlua::chunk::Compiler;
+use mlua::{Buffer, Lua, LuaOptions, LuaString, StdLib, Table, Value};
+
+use crate::budget;
+use crate::limits::Limits;
+use crate::page_sets;
+
+/// What of a fault's surroundings a script wants to be told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs(u32);
+
+impl Needs {
+    pub(crate) const RESIDENT: u32 = 1;
+    pub(crate) const TOUCHED: u32 = 2;
+    pub(crate) const UNTOUCHED: u32 = 4;
+    pub(crate) const RECENT: u32 = 8;
+    pub(crate) const NUMBERS: u32 = 16;
+
+    pub(crate) fn has(self, what: u32) -> bool {
+        self.0 & what != 0
+    }
+
+    fn named(name: &str) -> u32 {
+        match name {
+            "resident" => Needs::RESIDENT,
+            "touched" => Needs::TOUCHED,
+            "untouched" => Needs::UNTOUCHED,
+            "recent" => Needs::RECENT,
+            _ => Needs::NUMBERS,
+        }
+    }
+}
+
+/// The buffers that a fault's surroundings are written to.
+pub(crate) struct Surroundings {
+    pub(crate) resident: Buffer,
+    pub(crate) touched: Buffer,
+    pub(crate) untouched: Buffer,
+    pub(crate) recent: Buffer,
+    pub(crate) numbers: Buffer,
+    needs: Arc<AtomicU32>,
+    closed: Arc<AtomicBool>,
+}
+
+/// Faults in `recent`, at most.
+pub(crate) const RECENT: usize = 16;
+
+impl Surroundings {
+    /// Ends the time in which a script can say what it needs.
+    pub(crate) fn close(&self) -> Needs {
+        self.closed.store(true, Ordering::Relaxed);
+        Needs(self.needs.load(Ordering::Relaxed))
+    }
+}
+
+/// Where a script's `print` goes.
+pub(crate) type Print = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Makes an interpreter.
+pub(crate) fn new(
+    params: &[(String, String)],
+    limits: &Limits,
+    print: Print,
+) -> mlua::Result<(Lua, Surroundings)> {
+    let libraries = StdLib::MATH | StdLib::STRING | StdLib::TABLE | StdLib::BIT | StdLib::BUFFER;
+    let lua = Lua::new_with(libraries, LuaOptions::default())?;
+    lua.set_compiler(Compiler::new().set_optimization_level(2).set_debug_level(1));
+    let (needs, closed) = <(Arc<AtomicU32>, Arc<AtomicBool>)>::default();
+    let surroundings = Surroundings {
+        resident: lua.create_buffer([0; page_sets::BYTES])?,
+        touched: lua.create_buffer([0; page_sets::BYTES])?,
+        untouched: lua.create_buffer([0; page_sets::BYTES])?,
+        recent: lua.create_buffer([0; 8 + 24 * RECENT])?,
+        numbers: lua.create_buffer([0; 8 * 5])?,
+        needs: needs.clone(),
+        closed: closed.clone(),
+    };
+    let host = lua.create_table()?;
+    let need = lua.create_function(move |_, what: String| {
+        if closed.load(Ordering::Relaxed) {
+            return Err(mlua::Error::runtime(format!(
+                "hmm.{what}() has to be called while the script is loaded, outside of functions"
+            )));
+        }
+        needs.fetch_or(Needs::named(&what), Ordering::Relaxed);
+        Ok(())
+    })?;
+    host.set("need", need)?;
+    host.set(
+        "print",
+        lua.create_function(move |_, line: LuaString| {
+            print(&line.to_string_lossy());
+            Ok(())
+        })?,
+    )?;
+    host.set("pages", page_sets::table(&lua)?)?;
+    host.set("params", params_table(&lua, params)?)?;
+    host.set("resident", &surroundings.resident)?;
+    host.set("touched", &surroundings.touched)?;
+    host.set("untouched", &surroundings.untouched)?;
+    host.set("recent", &surroundings.recent)?;
+    host.set("numbers", &surroundings.numbers)?;
+    lua.load(include_str!("prelude.luau"))
+        .set_name("=prelude")
+        .call::<()>(host)?;
+    for name in ["hmm", "pages"] {
+        let table: Table = lua.globals().get(name)?;
+        table.set_readonly(true);
+    }
+    lua.sandbox(true)?;
+    // SAFETY: gives the interpreter a callback that lives for ever.
+    unsafe {
+        lua.exec_raw::<()>((), |state| {
+            (*mlua::ffi::lua_callbacks(state)).interrupt = Some(budget::interrupt);
+        })?;
+    }
+    lua.set_memory_limit(limits.memory)?;
+    Ok((lua, surroundings))
+}
+
+/// Parameters as a script finds them: numbers where they are ones.
+fn params_table(lua: &Lua, params: &[(String, String)]) -> mlua::Result<Table> {
+    let table = lua.create_table()?;
+    for (name, value) in params {
+        let value = match value.parse::<f64>() {
+            Ok(number) => Value::Number(number),
+            Err(_) => Value::String(lua.create_string(value)?),
+        };
+        table.set(name.as_str(), value)?;
+    }
+    table.set_readonly(true);
+    Ok(table)
+}

@@ -1,0 +1,441 @@
+//! One instance of a script: its interpreter, its functions, and how they are called.
+
+use std::time::Duration;
+
+use hmm_backend::{BlockFault, BlockView, PageRange, PageSet, Place, Residency, Seen, Wish};
+use mlua::{Function, IntoLuaMulti, Lua, Table, Value};
+
+use crate::answer::{self, Answer};
+use crate::budget::{self, Budget, Overrun};
+use crate::limits::Limits;
+use crate::page_sets;
+use crate::sandbox::{self, Needs, Print, RECENT, Surroundings};
+
+/// What a script is made from.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// The file's name, as errors give it.
+    pub(crate) name: String,
+    pub(crate) text: String,
+    pub(crate) params: Vec<(String, String)>,
+}
+
+/// A function of the script.
+#[derive(Debug)]
+struct Handler {
+    name: &'static str,
+    function: Function,
+    /// Where it is defined.
+    line: usize,
+}
+
+/// Names of the functions a script may have.
+const HANDLERS: [&str; 6] = [
+    "on_fault",
+    "on_remote_accesses",
+    "on_hint",
+    "on_free",
+    "on_tick",
+    "victims",
+];
+const ON_FAULT: usize = 0;
+const ON_REMOTE_ACCESSES: usize = 1;
+const ON_HINT: usize = 2;
+const ON_FREE: usize = 3;
+const ON_TICK: usize = 4;
+const VICTIMS: usize = 5;
+
+/// A folio that could be evicted.
+pub(crate) struct Candidate {
+    pub(crate) frame: u32,
+    pub(crate) pages: u32,
+    pub(crate) uses: u32,
+    pub(crate) age: u64,
+}
+
+/// A loaded script.
+pub(crate) struct Script {
+    lua: Lua,
+    file: String,
+    limits: Limits,
+    handlers: [Option<Handler>; HANDLERS.len()],
+    surroundings: Surroundings,
+    needs: Needs,
+    pub(crate) tick_interval: Option<Duration>,
+    pub(crate) eviction: Option<String>,
+}
+
+/// Why an event failed: one line with file and line.
+pub(crate) type Failure = String;
+
+impl Script {
+    /// Compiles the script and runs its top level, which must return a table of functions.
+    pub(crate) fn load(source: &Source, limits: &Limits, print: Print) -> Result<Script, Failure> {
+        let file = &source.name;
+        let whole = |error: mlua::Error| describe(file, 1, &error);
+        let (lua, surroundings) = sandbox::new(&source.params, limits, print).map_err(whole)?;
+        let budget = Budget {
+            steps: limits.steps.saturating_mul(Limits::LOADING),
+            time: limits.time.saturating_mul(Limits::LOADING),
+        };
+        let chunk = lua.load(&source.text).set_name(format!("={file}"));
+        let (result, overrun) = budget::within(budget, || chunk.eval::<Value>());
+        let table = match (result, overrun) {
+            (Ok(Value::Table(table)), _) => table,
+            (Ok(other), _) => {
+                return Err(format!(
+                    "{file}:1: the script returns a {}; it must return a table of functions such as on_fault",
+                    other.type_name()
+                ));
+            }
+            (Err(error), overrun) => return Err(explain(file, 1, &error, overrun)),
+        };
+        let needs = surroundings.close();
+        let mut script = Script {
+            lua,
+            file: file.clone(),
+            limits: *limits,
+            handlers: [const { None }; HANDLERS.len()],
+            surroundings,
+            needs,
+            tick_interval: None,
+            eviction: None,
+        };
+        script.read(&table)?;
+        Ok(script)
+    }
+
+    fn read(&mut self, table: &Table) -> Result<(), Failure> {
+        let file = &self.file;
+        for pair in table.pairs::<Value, Value>() {
+            let (key, value) = pair.map_err(|error| describe(file, 1, &error))?;
+            let name = match &key {
+                Value::String(name) => name.to_string_lossy(),
+                other => format!("({})", other.type_name()),
+            };
+            let wrong = |expected: &str| {
+                Err(format!(
+                    "{file}:1: `{name}` is a {}; {expected}",
+                    value.type_name()
+                ))
+            };
+            match (name.as_str(), &value) {
+                ("tick_interval", Value::Number(us)) if *us >= 1.0 && *us <= 1e12 => {
+                    self.tick_interval = Some(Duration::from_secs_f64(us / 1e6));
+                }
+                ("tick_interval", Value::Integer(us)) if *us >= 1 => {
+                    self.tick_interval = Some(Duration::from_micros(*us as u64));
+                }
+                ("tick_interval", _) => return wrong("it must be a time in microseconds, from 1"),
+                ("eviction", Value::String(spec)) => {
+                    self.eviction = Some(spec.to_string_lossy());
+                }
+                ("eviction", _) => return wrong("it must be the name of an eviction policy"),
+                (_, Value::Function(function)) => {
+                    let Some(i) = HANDLERS.iter().position(|known| *known == name) else {
+                        return Err(self.unknown(&name));
+                    };
+                    self.handlers[i] = Some(Handler {
+                        name: HANDLERS[i],
+                        line: function.info().line_defined.unwrap_or(1),
+                        function: function.clone(),
+                    });
+                }
+                _ if HANDLERS.contains(&name.as_str()) => return wrong("it must be a function"),
+                _ => return Err(self.unknown(&name)),
+            }
+        }
+        if self.handlers.iter().all(Option::is_none) && self.eviction.is_none() {
+            return Err(format!(
+                "{file}:1: the script decides nothing; it may return: {}",
+                known()
+            ));
+        }
+        Ok(())
+    }
+
+    fn unknown(&self, name: &str) -> Failure {
+        format!(
+            "{}:1: the script returns something called `{name}`; it may return: {}",
+            self.file,
+            known()
+        )
+    }
+
+    pub(crate) fn decides_faults(&self) -> bool {
+        self.handlers[ON_FAULT].is_some()
+    }
+
+    pub(crate) fn decides_victims(&self) -> bool {
+        self.handlers[VICTIMS].is_some()
+    }
+
+    /// Calls a function, if the script has it, within its bounds; makes something of what it returns.
+    fn call<T>(
+        &self,
+        which: usize,
+        args: impl IntoLuaMulti,
+        read: impl FnOnce(answer::Returned) -> Result<T, String>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(handler) = &self.handlers[which] else {
+            return Ok(None);
+        };
+        let budget = Budget {
+            steps: self.limits.steps,
+            time: self.limits.time,
+        };
+        let (result, overrun) =
+            budget::within(budget, || handler.function.call::<answer::Returned>(args));
+        match result {
+            // It has caught the error, and ended before the next loop. What it returns is worth nothing.
+            Ok(_) if overrun.is_some() => Err(self.stopped(handler, overrun)),
+            Ok(returned) => read(returned).map(Some).map_err(|what| {
+                format!(
+                    "{}:{}: {} returned {what}",
+                    self.file, handler.line, handler.name
+                )
+            }),
+            Err(error) => {
+                if overrun.is_none() {
+                    // What made it fail may be memory; the next event shall have some.
+                    let _ = self.lua.gc_collect();
+                }
+                let message = explain(&self.file, handler.line, &error, overrun);
+                Err(format!("{message} (in {})", handler.name))
+            }
+        }
+    }
+
+    fn stopped(&self, handler: &Handler, overrun: Option<Overrun>) -> Failure {
+        let (file, line) = (&self.file, handler.line);
+        format!(
+            "{file}:{line}: stopped: {} (in {})",
+            reason(overrun),
+            handler.name
+        )
+    }
+
+    /// Writes what the script needs of a fault's surroundings to its buffers.
+    fn look(&self, fault: &BlockFault, view: &BlockView<'_>) {
+        let (needs, to) = (self.needs, &self.surroundings);
+        if needs.has(Needs::RESIDENT) {
+            let set = view.resident(fault.to);
+            to.resident.write_bytes(0, &page_sets::to_bytes(&set));
+        }
+        if needs.has(Needs::TOUCHED) {
+            to.touched
+                .write_bytes(0, &page_sets::to_bytes(&fault.pages));
+        }
+        if needs.has(Needs::UNTOUCHED) {
+            let untouched = |i| view.residency(i) == Residency::Untouched;
+            let set = PageSet::from_fn(view.len(), untouched);
+            to.untouched.write_bytes(0, &page_sets::to_bytes(&set));
+        }
+        if needs.has(Needs::RECENT) {
+            let last = view.recent.iter().rev().take(RECENT);
+            to.recent.write_bytes(0, &(last.len() as f64).to_le_bytes());
+            for (i, recent) in last.enumerate() {
+                let values = [
+                    f64::from(recent.page.0),
+                    device_number(recent.to).map_or(-1.0, f64::from),
+                    micros(recent.time),
+                ];
+                to.recent.write_bytes(8 + i * 24, &floats::<3, 24>(values));
+            }
+        }
+        if needs.has(Needs::NUMBERS) {
+            let (link, seen) = (view.link, view.seen);
+            let values = [
+                micros(link.latency),
+                link.bandwidth as f64 / 1e6,
+                seen.cpu_faults as f64,
+                seen.device_faults as f64,
+                seen.prefetched as f64,
+            ];
+            to.numbers.write_bytes(0, &floats::<5, 40>(values));
+        }
+    }
+
+    /// What to do about a fault; nothing if the script does not decide that.
+    pub(crate) fn on_fault(
+        &self,
+        fault: &BlockFault,
+        view: &BlockView<'_>,
+    ) -> Result<Option<Answer>, Failure> {
+        self.look(fault, view);
+        let args = (
+            first_page(fault),
+            fault.access == hmm_backend::Access::Write,
+            device_number(fault.to),
+            micros(fault.now),
+            fault.pages.count() as f64,
+            frames(view.free_frames),
+            view.len() as f64,
+            frames(view.capacity),
+        );
+        self.call(ON_FAULT, args, |returned| answer::advice(returned, fault))
+    }
+
+    /// Which of the pages that a device has used in place should migrate to it.
+    pub(crate) fn on_remote_accesses(
+        &self,
+        seen: &BlockFault,
+        count: u32,
+        view: &BlockView<'_>,
+    ) -> Result<Option<PageSet>, Failure> {
+        if self.handlers[ON_REMOTE_ACCESSES].is_none() {
+            return Ok(None);
+        }
+        self.look(seen, view);
+        let args = (
+            first_page(seen),
+            device_number(seen.to),
+            f64::from(count),
+            micros(seen.now),
+            seen.pages.count() as f64,
+            frames(view.free_frames),
+            view.len() as f64,
+        );
+        self.call(ON_REMOTE_ACCESSES, args, |returned| {
+            answer::remote(returned, seen)
+        })
+    }
+
+    pub(crate) fn on_hint(
+        &self,
+        pages: PageRange,
+        hint: &'static str,
+        value: Option<f64>,
+        on: bool,
+    ) -> Result<Option<()>, Failure> {
+        let args = (
+            f64::from(pages.start.0),
+            f64::from(pages.len()),
+            hint,
+            value,
+            on,
+        );
+        self.call(ON_HINT, args, |_| Ok(()))
+    }
+
+    pub(crate) fn on_free(&self, pages: PageRange) -> Result<Option<()>, Failure> {
+        let args = (f64::from(pages.start.0), f64::from(pages.len()));
+        self.call(ON_FREE, args, |_| Ok(()))
+    }
+
+    pub(crate) fn on_tick(&self, now: Duration, seen: Seen) -> Result<Option<Vec<Wish>>, Failure> {
+        let args = (
+            micros(now),
+            seen.cpu_faults as f64,
+            seen.device_faults as f64,
+            seen.prefetched as f64,
+        );
+        self.call(ON_TICK, args, answer::wishes)
+    }
+
+    /// Which candidates to evict, as indices into them, first to last.
+    pub(crate) fn victims(
+        &self,
+        want: u32,
+        candidates: &[Candidate],
+    ) -> Result<Option<Vec<usize>>, Failure> {
+        let table = || -> mlua::Result<Table> {
+            let list = self.lua.create_table_with_capacity(candidates.len(), 0)?;
+            for candidate in candidates {
+                let entry = self.lua.create_table_with_capacity(0, 4)?;
+                entry.raw_set("frame", candidate.frame)?;
+                entry.raw_set("pages", candidate.pages)?;
+                entry.raw_set("uses", candidate.uses)?;
+                entry.raw_set("age", candidate.age as f64)?;
+                list.raw_push(entry)?;
+            }
+            Ok(list)
+        };
+        let table = table().map_err(|error| describe(&self.file, 1, &error))?;
+        self.call(VICTIMS, (f64::from(want), table), |returned| {
+            answer::indices(returned, candidates.len())
+        })
+    }
+}
+
+fn known() -> String {
+    format!("{}, tick_interval, eviction", HANDLERS.join(", "))
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+fn frames(n: u32) -> f64 {
+    match n {
+        u32::MAX => f64::INFINITY,
+        n => n.into(),
+    }
+}
+
+fn first_page(fault: &BlockFault) -> f64 {
+    let first = fault.pages.first().unwrap_or_default();
+    f64::from(fault.block.page(first).0)
+}
+
+pub(crate) fn device_number(place: Place) -> Option<u8> {
+    match place {
+        Place::System => None,
+        Place::Device(device) => Some(device.0),
+    }
+}
+
+fn floats<const N: usize, const BYTES: usize>(values: [f64; N]) -> [u8; BYTES] {
+    let mut bytes = [0; BYTES];
+    for (chunk, value) in bytes.chunks_exact_mut(8).zip(values) {
+        chunk.copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
+}
+
+fn reason(overrun: Option<Overrun>) -> String {
+    match overrun {
+        Some(Overrun::Time(time)) => format!("more than {} ms", time.as_millis()),
+        Some(Overrun::Steps(steps)) => format!("more than {steps} loops and calls"),
+        None => "it takes too long".into(),
+    }
+}
+
+/// One line about an error; what the script ran out of instead of the interpreter's words for it.
+fn explain(file: &str, line: usize, error: &mlua::Error, overrun: Option<Overrun>) -> String {
+    let text = describe(file, line, error);
+    match overrun {
+        Some(_) => text.replace(
+            "stopped: it takes too long",
+            &format!("stopped: {}", reason(overrun)),
+        ),
+        None => text,
+    }
+}
+
+/// One line about an error, beginning with file and line: the error's own, or where the function is.
+fn describe(file: &str, line: usize, error: &mlua::Error) -> String {
+    let text = match error {
+        mlua::Error::SyntaxError { message, .. } => message.clone(),
+        mlua::Error::RuntimeError(message) | mlua::Error::MemoryError(message) => message.clone(),
+        // An error raised by a function of ours: its own words come first, where it was called after them.
+        mlua::Error::CallbackError { traceback, cause } => {
+            let place = traceback.lines().map(str::trim).find_map(|l| {
+                let number = l.strip_prefix(file)?.strip_prefix(':')?;
+                number
+                    .split(|c: char| !c.is_ascii_digit())
+                    .next()?
+                    .parse()
+                    .ok()
+            });
+            return describe(file, place.unwrap_or(line), cause);
+        }
+        other => other.to_string(),
+    };
+    let first = text.lines().next().unwrap_or_default();
+    let first = first.strip_prefix("runtime error: ").unwrap_or(first);
+    match first.starts_with(&format!("{file}:")) {
+        true => first.to_owned(),
+        false => format!("{file}:{line}: {first}"),
+    }
+}

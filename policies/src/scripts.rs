@@ -1,0 +1,329 @@
+//! A script's file: read, checked, reloaded, and what became of its decisions.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hmm_backend::{Density, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec};
+
+use crate::choice::ScriptSpec;
+use crate::error::ScriptError;
+use crate::eviction::ScriptEviction;
+use crate::limits::Limits;
+use crate::policy::ScriptPolicy;
+use crate::sandbox::Print;
+use crate::script::{Failure, Script, Source};
+
+/// A script is no larger than this.
+const FILE_LIMIT: u64 = 1 << 20;
+/// Lines that a script may print.
+const MOST_LINES: u32 = 200;
+
+/// Who hears what there is to say about scripts: one line at a time.
+pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// How a script has been doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ScriptFigures {
+    /// Events that it decided.
+    pub decisions: u64,
+    /// Events in which it failed, and the default policy decided.
+    pub failures: u64,
+    /// How often its file was loaded again.
+    pub reloads: u64,
+    /// Instances that are not asked any more because they failed too often in a row.
+    pub off: u32,
+}
+
+/// A version of the script.
+#[derive(Debug)]
+pub(crate) struct Version {
+    source: Source,
+    /// Whether a failure has been reported.
+    said: AtomicBool,
+}
+
+/// What all instances of a script share.
+pub(crate) struct Shared {
+    current: Mutex<Arc<Version>>,
+    /// Changes with `current`: a look at it costs nothing.
+    version: AtomicU64,
+    pub(crate) limits: Limits,
+    log: Log,
+    lines: AtomicU32,
+    decisions: AtomicU64,
+    failures: AtomicU64,
+    reloads: AtomicU64,
+    off: AtomicU32,
+}
+
+impl Shared {
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    fn current(&self) -> Arc<Version> {
+        let current = self.current.lock();
+        current.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn load(self: &Arc<Self>, version: &Version) -> Result<Script, Failure> {
+        let shared = self.clone();
+        let name = version.source.name.clone();
+        let print: Print =
+            Arc::new(
+                move |line| match shared.lines.fetch_add(1, Ordering::Relaxed) {
+                    0..MOST_LINES => (shared.log)(&format!("{name}: {line}")),
+                    MOST_LINES => (shared.log)(&format!("{name}: no more than {MOST_LINES} lines")),
+                    _ => {
+                        shared.lines.store(MOST_LINES + 1, Ordering::Relaxed);
+                    }
+                },
+            );
+        Script::load(&version.source, &self.limits, print)
+    }
+}
+
+/// One interpreter with the current version of the script, unless that is broken.
+pub(crate) struct Instance {
+    shared: Arc<Shared>,
+    version: u64,
+    current: Arc<Version>,
+    script: Option<Script>,
+    in_a_row: u32,
+    off: bool,
+}
+
+impl Instance {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Instance {
+        let mut instance = Instance {
+            shared: shared.clone(),
+            version: shared.version(),
+            current: shared.current(),
+            script: None,
+            in_a_row: 0,
+            off: false,
+        };
+        instance.load();
+        instance
+    }
+
+    fn load(&mut self) {
+        self.in_a_row = 0;
+        match self.shared.load(&self.current) {
+            Ok(script) => self.script = Some(script),
+            Err(failure) => {
+                self.script = None;
+                self.failed(&failure);
+                self.turn_off();
+            }
+        }
+    }
+
+    fn turn_off(&mut self) {
+        self.off = true;
+        self.shared.off.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The script, in its newest version; none after too many failures.
+    pub(crate) fn script(&mut self) -> Option<&Script> {
+        let version = self.shared.version();
+        if version != self.version {
+            (self.version, self.current) = (version, self.shared.current());
+            if std::mem::take(&mut self.off) {
+                self.shared.off.fetch_sub(1, Ordering::Relaxed);
+            }
+            self.load();
+        }
+        if self.off { None } else { self.script.as_ref() }
+    }
+
+    /// How often the script wants to hear of the time.
+    pub(crate) fn tick_interval(&self) -> Option<std::time::Duration> {
+        self.script.as_ref()?.tick_interval
+    }
+
+    /// Asks the script. None if it does not decide this, or fails.
+    pub(crate) fn ask<T>(
+        &mut self,
+        question: impl FnOnce(&Script) -> Result<Option<T>, Failure>,
+    ) -> Option<T> {
+        match question(self.script()?) {
+            Ok(answer) => {
+                if answer.is_some() {
+                    self.in_a_row = 0;
+                    self.shared.decisions.fetch_add(1, Ordering::Relaxed);
+                }
+                answer
+            }
+            Err(failure) => {
+                self.failed(&failure);
+                self.in_a_row += 1;
+                if self.in_a_row >= self.shared.limits.failures {
+                    self.turn_off();
+                    (self.shared.log)(&format!(
+                        "{}: failed {} times in a row: not asked again until it is reloaded",
+                        self.current.source.name, self.in_a_row
+                    ));
+                }
+                None
+            }
+        }
+    }
+
+    fn failed(&self, failure: &str) {
+        self.shared.failures.fetch_add(1, Ordering::Relaxed);
+        if !self.current.said.swap(true, Ordering::Relaxed) {
+            (self.shared.log)(&format!(
+                "{failure}; the default policy decides instead (further failures are only counted)"
+            ));
+        }
+    }
+}
+
+/// A script and its instances.
+pub struct Scripts {
+    spec: ScriptSpec,
+    /// What is beside the script: it decides about faults in its place.
+    beside: PolicySpec,
+    decides_victims: bool,
+    shared: Arc<Shared>,
+}
+
+impl Scripts {
+    /// Reads and checks a script, with the default bounds; what there is to say goes to standard error.
+    pub fn load(path: impl Into<PathBuf>) -> Result<Arc<Scripts>, ScriptError> {
+        let spec = ScriptSpec::file(path.into());
+        Scripts::with(spec, Limits::default(), to_stderr())
+    }
+
+    /// Reads and checks the script of a specification.
+    pub fn with(spec: ScriptSpec, limits: Limits, log: Log) -> Result<Arc<Scripts>, ScriptError> {
+        let version = Arc::new(read(&spec)?);
+        let shared = Arc::new(Shared {
+            current: Mutex::new(version.clone()),
+            version: AtomicU64::new(0),
+            limits,
+            log,
+            lines: AtomicU32::new(0),
+            decisions: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            reloads: AtomicU64::new(0),
+            off: AtomicU32::new(0),
+        });
+        let script = shared.load(&version).map_err(ScriptError::Script)?;
+        let beside = spec.beside(script.eviction.as_deref())?;
+        Ok(Arc::new(Scripts {
+            spec,
+            beside,
+            decides_victims: script.decides_victims(),
+            shared,
+        }))
+    }
+
+    /// The script's file.
+    pub fn path(&self) -> &Path {
+        &self.spec.path
+    }
+
+    /// Reads the file again. All instances use the new version from their next event on, each beginning with an empty
+    /// state. On an error the old version stays.
+    pub fn reload(&self) -> Result<(), ScriptError> {
+        let version = Arc::new(read(&self.spec)?);
+        self.shared.load(&version).map_err(ScriptError::Script)?;
+        *self
+            .shared
+            .current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = version;
+        self.shared.version.fetch_add(1, Ordering::Release);
+        self.shared.reloads.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Reads the file again and says what came of it.
+    pub fn reload_and_say(&self) {
+        let name = self.path().display();
+        match self.reload() {
+            Ok(()) => (self.shared.log)(&format!("{name}: reloaded")),
+            Err(error) => (self.shared.log)(&format!("{error}; the version before stays in use")),
+        }
+    }
+
+    /// How the script has been doing.
+    pub fn figures(&self) -> ScriptFigures {
+        ScriptFigures {
+            decisions: self.shared.decisions.load(Ordering::Relaxed),
+            failures: self.shared.failures.load(Ordering::Relaxed),
+            reloads: self.shared.reloads.load(Ordering::Relaxed),
+            off: self.shared.off.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl PolicyFactory for Scripts {
+    fn fault_policy(&self) -> Box<dyn FaultPolicy> {
+        Box::new(ScriptPolicy::new(
+            Instance::new(&self.shared),
+            self.beside.fault_policy(),
+            Box::new(Density::default()),
+        ))
+    }
+
+    fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy> {
+        let inner = self.beside.eviction_policy(frames);
+        match self.decides_victims {
+            true => Box::new(ScriptEviction::new(Instance::new(&self.shared), inner)),
+            false => inner,
+        }
+    }
+
+    fn name(&self) -> String {
+        self.spec.to_string()
+    }
+}
+
+fn to_stderr() -> Log {
+    Arc::new(|line| eprintln!("hmmvisor: policy script {line}"))
+}
+
+fn read(spec: &ScriptSpec) -> Result<Version, ScriptError> {
+    let path = &spec.path;
+    let error = |error| ScriptError::Read {
+        path: path.clone(),
+        error,
+    };
+    let file = File::open(path).map_err(error)?;
+    let mut bytes = Vec::new();
+    // Whatever the file says of its size: it may be a device.
+    file.take(FILE_LIMIT + 1)
+        .read_to_end(&mut bytes)
+        .map_err(error)?;
+    if bytes.len() as u64 > FILE_LIMIT {
+        return Err(ScriptError::TooLarge {
+            path: path.clone(),
+            size: bytes.len() as u64,
+            limit: FILE_LIMIT,
+        });
+    }
+    let text = String::from_utf8(bytes).map_err(|wrong| {
+        let valid = wrong.utf8_error().valid_up_to();
+        let lines = wrong.as_bytes()[..valid].iter().filter(|b| **b == b'\n');
+        ScriptError::Script(format!(
+            "{}:{}: is not text (UTF-8)",
+            path.display(),
+            lines.count() + 1
+        ))
+    })?;
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    Ok(Version {
+        source: Source {
+            name: name.to_string_lossy().into_owned(),
+            text,
+            params: spec.params.clone(),
+        },
+        said: AtomicBool::new(false),
+    })
+}

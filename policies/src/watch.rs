@@ -1,0 +1,79 @@
+//! Notices that a file has changed, also when an editor puts a new one in its place.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A watch on one file's folder.
+pub struct FileWatch {
+    events: File,
+    name: OsString,
+}
+
+/// Bytes of an event before its name: watch, mask, cookie, length.
+const HEADER: usize = 16;
+
+impl FileWatch {
+    /// Watches a file, which need not be there.
+    pub fn new(path: &Path) -> io::Result<FileWatch> {
+        let name = path
+            .file_name()
+            .ok_or_else(|| io::Error::other("not the name of a file"))?;
+        let folder = match path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let folder = CString::new(folder.as_os_str().as_bytes())?;
+        // SAFETY: makes a new descriptor.
+        let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new, open and nobody else's.
+        let events = unsafe { File::from_raw_fd(fd) };
+        let mask = libc::IN_CLOSE_WRITE | libc::IN_MOVED_TO;
+        // SAFETY: the kernel reads a string that ends with a zero.
+        if unsafe { libc::inotify_add_watch(fd, folder.as_ptr(), mask) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(FileWatch {
+            events,
+            name: name.to_owned(),
+        })
+    }
+
+    /// Whether the file has changed since the last time.
+    pub fn take(&self) -> bool {
+        let mut changed = false;
+        let mut buffer = [0; 4096];
+        while let Ok(n) = (&self.events).read(&mut buffer) {
+            if n == 0 {
+                break;
+            }
+            changed |= names(&buffer[..n]).any(|name| name == self.name);
+        }
+        changed
+    }
+}
+
+/// The names in a buffer of events.
+fn names(mut events: &[u8]) -> impl Iterator<Item = &OsStr> {
+    std::iter::from_fn(move || {
+        let length = events.get(12..HEADER)?.try_into().ok()?;
+        let end = HEADER + u32::from_ne_bytes(length) as usize;
+        let name = events.get(HEADER..end)?;
+        events = &events[end..];
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        Some(OsStr::from_bytes(name))
+    })
+}
+
+impl AsRawFd for FileWatch {
+    /// Readable when something in the file's folder has changed.
+    fn as_raw_fd(&self) -> RawFd {
+        self.events.as_raw_fd()
+    }
+}
