@@ -5,5 +5,6 @@
 
 pub mod replay;
 pub mod report;
+pub mod size;
 pub mod sweep;
 pub mod trace;

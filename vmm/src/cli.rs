@@ -5,13 +5,14 @@ mod trace;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use hmm_backend::{EngineChoice, PolicySpec};
 use hmmvisor::OnMemoryError;
 use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::size::Size;
 
 use crate::replay_command::ReplayArgs;
+use crate::sweep_cmd::SweepArgs;
 
 /// Runs guests whose memory pages migrate between system memory and the memory of emulated
 /// accelerators, on /dev/kvm.
@@ -56,6 +57,8 @@ pub enum Command {
     Trace(trace::TraceCommand),
     /// Find out whether this machine can run guests, and what to do if not
     Check,
+    /// Run workloads or replay traces under many policies and sizes, and tabulate the results
+    Sweep(SweepArgs),
 }
 
 /// Options of `run`. Each overrides its key in the configuration file.
@@ -111,14 +114,22 @@ pub struct RunArgs {
     record: Option<PathBuf>,
 }
 
+/// The commands' names.
+fn commands() -> String {
+    let command = Cli::command();
+    let names: Vec<_> = command.get_subcommands().map(|c| c.get_name()).collect();
+    names.join(", ")
+}
+
 impl RunArgs {
     /// The configuration file, or the defaults, with the options on top.
     pub fn config(self) -> Result<Config> {
         let mut config = match &self.config {
             // More likely a mistyped command than a file.
             Some(path) if path.extension().is_none() && !path.exists() => bail!(
-                "there is no configuration file `{0}`; if `{0}` was meant as a command: those are run, workloads, policies, trace and check, and come first",
-                path.display()
+                "there is no configuration file `{0}`; if `{0}` was meant as a command: there are {1}, and they come first",
+                path.display(),
+                commands()
             ),
             Some(path) => Config::read(path)?,
             None => Config::default(),

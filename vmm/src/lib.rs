@@ -6,7 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | `run` | from a configuration to a report |
-//! | `config`, `size`, `file`, `placement` | what to run, checked; on which host CPUs |
+//! | `config`, `file`, `placement` | what to run, checked; on which host CPUs |
 //! | `report`, `summary` | the figures, for programs and for people |
 //! | `recording` | events into a trace |
 //! | `check`, `kvm`, `host` | what this host offers |
@@ -50,7 +50,6 @@ pub mod report;
 pub mod ring0;
 mod run;
 pub mod signals;
-pub mod size;
 mod slots;
 pub mod summary;
 pub mod vcpu;
@@ -61,6 +60,7 @@ pub use chaos::ChaosFigures;
 pub use config::Config;
 pub use ending::End;
 pub use failure::Failure;
+pub use hmmvisor_experiments::size;
 pub use memory_errors::OnMemoryError;
 pub use recording::RecordingFigures;
 pub use report::Report;

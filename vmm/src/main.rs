@@ -2,6 +2,7 @@
 
 mod cli;
 mod replay_command;
+mod sweep_cmd;
 
 use std::fs;
 use std::io::{self, Write};
@@ -37,6 +38,13 @@ fn main() -> ExitCode {
         Command::Replay(args) => replay_command::run(args).map(|text| print(&text)),
         Command::Trace(command) => command.run(),
         Command::Check => Ok(print_check()),
+        Command::Sweep(args) => {
+            // A sweep is stopped by being killed: what is finished is on the disk.
+            if let Ok(signals) = &signals {
+                signals.unblock();
+            }
+            sweep_cmd::sweep(args)
+        }
     };
     result.unwrap_or_else(|error| {
         print_error(&describe(&error));

@@ -54,7 +54,7 @@ fn bad_options_are_refused() {
         (&["--guest", "/nosuch"], "No such file"),
         (
             &["nosuch"],
-            "those are run, workloads, policies, trace and check",
+            "if `nosuch` was meant as a command: there are run, workloads,",
         ),
         (&["nosuch.toml"], "reading configuration file nosuch.toml"),
         (&["/dev/zero"], "not a regular file"),

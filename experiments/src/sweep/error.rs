@@ -1,0 +1,152 @@
+//! What can be wrong with a sweep.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::Shard;
+
+/// Why a sweep or a merge was not done, or not finished. Whatever was finished before is kept.
+#[derive(Debug, Error)]
+pub enum SweepError {
+    /// The file cannot be read.
+    #[error("reading sweep file {}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The file is not TOML or has something unknown in it; the error shows where.
+    #[error("in sweep file {}: {error}", path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        error: Box<toml::de::Error>,
+    },
+    /// The file names something that does not exist or cannot be.
+    #[error("{}:{line}:{column}: {what}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+        /// What is wrong, and what there is.
+        what: String,
+    },
+    /// A file of the sweep's folder cannot be used.
+    #[error("{doing} {}: {error}", path.display())]
+    File {
+        /// What was attempted.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// The disk is full, or something else keeps results from being stored.
+    #[error(
+        "writing {}: {error}; the {finished} finished runs are kept, and `--resume` goes on from there", path.display()
+    )]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        error: io::Error,
+        /// Runs that are safe.
+        finished: usize,
+    },
+    /// There are results already.
+    #[error(
+        "{} has the results of {finished} runs already; add --resume to go on with them, or choose another folder with -o", path.display()
+    )]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+        /// How many.
+        finished: usize,
+    },
+    /// The journal is of something else.
+    #[error(
+        "{} is the journal of another sweep ({theirs}, this is {ours}): the sweep file, a trace, a script, the shard or the version of Hmmvisor has changed since; choose another folder with -o", path.display()
+    )]
+    Other {
+        /// The journal.
+        path: PathBuf,
+        /// What it is of.
+        theirs: String,
+        /// What this sweep is.
+        ours: String,
+    },
+    /// The journal is damaged elsewhere than at its end.
+    #[error("{}, line {line}: {what}", path.display())]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// Another process is at work on the folder.
+    #[error("{} is in use by another `hmmvisor sweep`", path.display())]
+    Busy {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// Two folders have the same shard.
+    #[error("shard {shard} is in both {} and {}; name each shard once", first.display(), second.display())]
+    Overlap {
+        /// Which.
+        shard: Shard,
+        /// Where.
+        first: PathBuf,
+        /// And where else.
+        second: PathBuf,
+    },
+    /// The folders are not of the same sweep.
+    #[error("{} and {} are not parts of one sweep: {what}", first.display(), second.display())]
+    Mixed {
+        /// The first folder.
+        first: PathBuf,
+        /// The one that does not fit.
+        second: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// Folders were not named.
+    #[error("shards {missing} are missing")]
+    Missing {
+        /// Which.
+        missing: String,
+    },
+    /// A shard is not finished.
+    #[error(
+        "{}: shard {shard} is not finished, {missing} of {share} runs are missing; go on with it with --resume", path.display()
+    )]
+    Unfinished {
+        /// The folder.
+        path: PathBuf,
+        /// Which shard.
+        shard: Shard,
+        /// Runs that are missing.
+        missing: usize,
+        /// Runs of the shard.
+        share: usize,
+    },
+    /// Nothing to merge.
+    #[error("no folders to merge")]
+    Nothing,
+    /// A table cannot be made.
+    #[error("writing {}: {what}", path.display())]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+    },
+}

@@ -1,0 +1,293 @@
+//! The journal: finished runs, one JSON object a line, each on the disk before the next is waited for.
+//!
+//! The first line says of which sweep and shard. A kill can leave half a line at the end, which is cut off when the
+//! journal is opened again; damage elsewhere is an error. A run that failed is written down, too, and done again after
+//! `--resume`; its last line counts.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::SweepError;
+use super::row::Row;
+use super::shard::Shard;
+
+/// Which sweep, and which part of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Header {
+    /// Of this file format.
+    pub format: u32,
+    /// Stands for everything that the results depend on.
+    pub sweep: String,
+    /// The sweep's title.
+    pub title: String,
+    /// What it is to answer.
+    pub question: String,
+    /// Of Hmmvisor.
+    pub version: String,
+    /// Runs of the whole sweep.
+    pub runs: usize,
+    /// Which part.
+    pub shard: Shard,
+}
+
+/// The number of this file format.
+pub const FORMAT: u32 = 1;
+
+/// A journal as it was read.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    /// Of what.
+    pub header: Header,
+    /// The runs, by their number in the sweep.
+    pub rows: BTreeMap<usize, Row>,
+}
+
+impl Journal {
+    /// Reads a journal.
+    ///
+    /// # Errors
+    /// It cannot be read, is none, or is damaged elsewhere than in its last line.
+    pub fn read(path: &Path) -> Result<Journal, SweepError> {
+        let mut file = File::open(path).map_err(|error| SweepError::File {
+            doing: "opening journal",
+            path: path.to_owned(),
+            error,
+        })?;
+        let (journal, _) = read(path, &mut file)?;
+        journal.ok_or_else(|| wrong(path, 1, "the file is empty; it is no journal of a sweep"))
+    }
+
+    /// The rows in order.
+    pub fn into_rows(self) -> Vec<Row> {
+        self.rows.into_values().collect()
+    }
+}
+
+fn wrong(path: &Path, line: usize, what: impl Into<String>) -> SweepError {
+    SweepError::Journal {
+        path: path.to_owned(),
+        line,
+        what: what.into(),
+    }
+}
+
+/// Reads a journal, if there is a whole first line, and how many bytes of the file are whole lines.
+fn read(path: &Path, file: &mut File) -> Result<(Option<Journal>, u64), SweepError> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)
+        .map_err(|error| SweepError::File {
+            doing: "reading journal",
+            path: path.to_owned(),
+            error,
+        })?;
+    // What comes after the last line feed was cut off by a kill.
+    let whole = bytes
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |end| end + 1);
+    let mut lines = bytes[..whole].split(|byte| *byte == b'\n');
+    let header = match lines.next() {
+        Some(line) if whole > 0 => header(path, line)?,
+        _ => return Ok((None, 0)),
+    };
+    let mut rows = BTreeMap::new();
+    for (number, line) in lines.enumerate().filter(|(_, line)| !line.is_empty()) {
+        let wrong = |what: String| wrong(path, number + 2, what);
+        let row: Row = serde_json::from_slice(line).map_err(|error| {
+            wrong(format!(
+                "damaged: {error}; delete this line to repeat its run"
+            ))
+        })?;
+        let index = row.run.and_then(|run| usize::try_from(run).ok());
+        let index = index.filter(|index| *index < header.runs && header.shard.has(*index));
+        let index = index.ok_or_else(|| wrong("a run that is not in this shard".to_owned()))?;
+        rows.insert(index, row);
+    }
+    Ok((Some(Journal { header, rows }), whole as u64))
+}
+
+fn header(path: &Path, line: &[u8]) -> Result<Header, SweepError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let none = |error| wrong(path, 1, format!("this is no journal of a sweep: {error}"));
+    let Format { format } = serde_json::from_slice(line).map_err(none)?;
+    if format != FORMAT {
+        let what =
+            format!("a journal of format {format}; this version of Hmmvisor knows format {FORMAT}");
+        return Err(wrong(path, 1, what));
+    }
+    let header: Header = serde_json::from_slice(line).map_err(none)?;
+    match (1..=header.shard.of).contains(&header.shard.number) {
+        true => Ok(header),
+        false => Err(wrong(
+            path,
+            1,
+            format!("there is no shard {}", header.shard),
+        )),
+    }
+}
+
+/// A journal that is being written. No two processes write one.
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    file: File,
+    /// Bytes that are whole lines.
+    whole: u64,
+    finished: usize,
+}
+
+impl Writer {
+    /// Opens the journal of exactly this sweep and shard, or makes it, and returns what it has already.
+    ///
+    /// # Errors
+    /// There are results and `resume` is not set; it is of something else; it is damaged; another process uses it.
+    pub fn open(
+        path: &Path,
+        header: &Header,
+        resume: bool,
+    ) -> Result<(Writer, BTreeMap<usize, Row>), SweepError> {
+        let failed = |doing: &'static str| {
+            move |error| SweepError::File {
+                doing,
+                path: path.to_owned(),
+                error,
+            }
+        };
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|error| SweepError::File {
+                doing: "making folder",
+                path: folder.to_owned(),
+                error,
+            })?;
+        }
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(failed("opening journal"))?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => SweepError::Busy {
+                path: path.to_owned(),
+            },
+            TryLockError::Error(error) => failed("locking journal")(error),
+        })?;
+        let (old, whole) = read(path, &mut file)?;
+        let mut writer = Writer {
+            path: path.to_owned(),
+            file,
+            whole,
+            finished: 0,
+        };
+        let rows = match old {
+            None => {
+                writer.append_lines([header])?;
+                // The file's name must survive, too.
+                if let Some(folder) = path.parent() {
+                    let folder = if folder.as_os_str().is_empty() {
+                        Path::new(".")
+                    } else {
+                        folder
+                    };
+                    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+                }
+                BTreeMap::new()
+            }
+            Some(old) => {
+                let name =
+                    |header: &Header| format!("sweep {}, shard {}", header.sweep, header.shard);
+                if old.header != *header {
+                    return Err(SweepError::Other {
+                        path: path.to_owned(),
+                        theirs: name(&old.header),
+                        ours: name(header),
+                    });
+                }
+                if !resume && !old.rows.is_empty() {
+                    return Err(SweepError::Exists {
+                        path: path.parent().unwrap_or(path).to_owned(),
+                        finished: old.rows.len(),
+                    });
+                }
+                writer.cut_off()?;
+                writer.finished = old.rows.len();
+                old.rows
+            }
+        };
+        Ok((writer, rows))
+    }
+
+    /// Adds a finished run. When this returns, it is on the disk.
+    ///
+    /// # Errors
+    /// It could not be written, for example because the disk is full. What was written before stays readable.
+    pub fn append(&mut self, row: &Row) -> Result<(), SweepError> {
+        self.append_all([row])
+    }
+
+    /// Adds finished runs, all or none of them.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn append_all<'a>(
+        &mut self,
+        rows: impl IntoIterator<Item = &'a Row>,
+    ) -> Result<(), SweepError> {
+        self.finished += self.append_lines(rows)?;
+        Ok(())
+    }
+
+    /// Adds lines and returns how many.
+    fn append_lines<T: Serialize>(
+        &mut self,
+        values: impl IntoIterator<Item = T>,
+    ) -> Result<usize, SweepError> {
+        let mut lines = Vec::new();
+        let mut number = 0;
+        for value in values {
+            serde_json::to_writer(&mut lines, &value).expect("numbers and strings");
+            lines.push(b'\n');
+            number += 1;
+        }
+        let written = self
+            .file
+            .seek(SeekFrom::Start(self.whole))
+            .and_then(|_| self.file.write_all(&lines))
+            .and_then(|()| self.file.sync_data());
+        match written {
+            Ok(()) => {
+                self.whole += lines.len() as u64;
+                Ok(number)
+            }
+            Err(error) => {
+                // If this fails, too, the next reader cuts it off.
+                let _ = self.file.set_len(self.whole);
+                Err(SweepError::Write {
+                    path: self.path.clone(),
+                    error,
+                    finished: self.finished,
+                })
+            }
+        }
+    }
+
+    /// Removes the half line that a kill may have left.
+    fn cut_off(&mut self) -> Result<(), SweepError> {
+        self.file
+            .set_len(self.whole)
+            .map_err(|error| SweepError::File {
+                doing: "cutting the unfinished end off journal",
+                path: self.path.clone(),
+                error,
+            })
+    }
+}

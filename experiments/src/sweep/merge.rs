@@ -1,0 +1,103 @@
+//! Shards put together.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::error::SweepError;
+use super::journal::{Header, Journal, Writer};
+use super::row::Row;
+use super::shard::Shard;
+use super::{JOURNAL, run};
+
+/// Puts the shards of one sweep together: a journal and tables as if the sweep had been done in one piece. Returns the
+/// number of runs.
+///
+/// # Errors
+/// The folders are of different sweeps, one shard is there twice, is missing or is not finished; the output folder has
+/// results or cannot be written.
+pub fn merge(folders: &[PathBuf], out: &Path) -> Result<usize, SweepError> {
+    let shards = folders
+        .iter()
+        .map(|folder| Ok((folder, Journal::read(&folder.join(JOURNAL))?)))
+        .collect::<Result<Vec<_>, SweepError>>()?;
+    let (first_folder, first) = shards.first().ok_or(SweepError::Nothing)?;
+    for (index, (folder, journal)) in shards.iter().enumerate() {
+        let mixed = |what| SweepError::Mixed {
+            first: first_folder.to_path_buf(),
+            second: folder.to_path_buf(),
+            what,
+        };
+        let (ours, theirs) = (&first.header, &journal.header);
+        if (ours.sweep != theirs.sweep) || ours.runs != theirs.runs {
+            return Err(mixed(format!(
+                "{} of version {} and {} of version {}",
+                ours.sweep, ours.version, theirs.sweep, theirs.version
+            )));
+        }
+        if ours.shard.of != theirs.shard.of {
+            return Err(mixed(format!(
+                "one is split into {} shards, the other one into {}",
+                ours.shard.of, theirs.shard.of
+            )));
+        }
+        let same = |(_, other): &&(&PathBuf, Journal)| other.header.shard == theirs.shard;
+        if let Some((other, _)) = shards[..index].iter().find(same) {
+            return Err(SweepError::Overlap {
+                shard: theirs.shard,
+                first: other.to_path_buf(),
+                second: folder.to_path_buf(),
+            });
+        }
+    }
+    complete(&shards)?;
+
+    let header = Header {
+        shard: Shard::WHOLE,
+        ..first.header.clone()
+    };
+    let rows: BTreeMap<usize, Row> = shards
+        .into_iter()
+        .flat_map(|(_, journal)| journal.rows)
+        .collect();
+    let (mut journal, _) = Writer::open(&out.join(JOURNAL), &header, false)?;
+    let written = journal
+        .append_all(rows.values())
+        .and_then(|()| run::write_tables(out, &rows));
+    if written.is_err() {
+        // The shards have everything; half a merge is of no use to anybody.
+        let _ = fs::remove_file(out.join(JOURNAL));
+    }
+    written.map(|()| rows.len())
+}
+
+fn complete(shards: &[(&PathBuf, Journal)]) -> Result<(), SweepError> {
+    let of = shards
+        .first()
+        .map_or(0, |(_, journal)| journal.header.shard.of);
+    let missing: Vec<String> = (1..=of)
+        .filter(|number| {
+            let has = |(_, journal): &(&PathBuf, Journal)| journal.header.shard.number == *number;
+            !shards.iter().any(has)
+        })
+        .map(|number| format!("{number}/{of}"))
+        .collect();
+    if !missing.is_empty() {
+        return Err(SweepError::Missing {
+            missing: missing.join(", "),
+        });
+    }
+    for (folder, journal) in shards {
+        let Header { shard, runs, .. } = journal.header;
+        let share = shard.share(runs);
+        if journal.rows.len() < share {
+            return Err(SweepError::Unfinished {
+                path: folder.to_path_buf(),
+                shard,
+                missing: share - journal.rows.len(),
+                share,
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Matrices of runs: workloads or traces × policies × device-memory sizes × link models × seeds.
+//!
+//! [`Sweep::read`] turns a TOML file into a list of [`Run`]s, checking every name in it; [`Sweep::start`] does them, in
+//! parallel, each through a [`Runner`]. A finished run is a [`Row`], and its first place is the [`journal`]: it
+//! outlives a kill at any moment. Tables ([`table`]) are made from the journal, by [`Sweep::start`] for one sweep and by
+//! [`merge`] for shards.
+
+mod config;
+mod error;
+pub mod journal;
+mod merge;
+mod plan;
+mod row;
+mod run;
+mod schedule;
+mod shard;
+pub mod table;
+
+pub use error::SweepError;
+pub use merge::merge;
+pub use plan::{Link, Policy, Run, Source, Sweep, TraceSource, Workload};
+pub use row::{COLUMNS, Column, Measured, Row};
+pub use run::{Done, Settings};
+pub use schedule::Parallel;
+pub use shard::Shard;
+
+/// Does single runs, and knows what there is. Sweeps know neither KVM nor policies nor trace files.
+pub trait Runner: Sync {
+    /// Whether there is such a policy. Returns its exact specification, with all defaults, and for scripts with what
+    /// identifies their text: it is written into the results and must change when the policy does.
+    ///
+    /// # Errors
+    /// What is wrong, and what there is instead.
+    fn policy(&self, spec: &str) -> Result<String, String>;
+
+    /// Whether there is such a workload with such parameters.
+    ///
+    /// # Errors
+    /// What is wrong, and what there is instead.
+    fn workload(&self, workload: &Workload) -> Result<(), String>;
+
+    /// Whether the trace can be opened. Returns the bytes of guest memory that it is about.
+    ///
+    /// # Errors
+    /// What is wrong.
+    fn trace(&self, trace: &TraceSource) -> Result<u64, String>;
+
+    /// Does one run. Called from several threads at a time.
+    ///
+    /// # Errors
+    /// Why it failed; the sweep goes on with the others.
+    fn run(&self, run: &Run) -> Result<Measured, String>;
+}
+
+/// The name of the file with the finished runs.
+pub const JOURNAL: &str = "journal.jsonl";
+/// The names of the tables.
+pub const TABLES: [&str; 2] = ["results.csv", "results.parquet"];

@@ -1,0 +1,205 @@
+//! A sweep: the list of its runs.
+
+use std::path::PathBuf;
+
+use hmm_backend::LinkModel;
+
+use super::row::Row;
+use super::shard::Shard;
+
+/// A workload of the embedded guest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Workload {
+    /// Its name.
+    pub name: String,
+    /// Its parameters, as given.
+    pub params: Vec<(String, String)>,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Number of accelerators.
+    pub devices: u32,
+    /// `auto`, `remap` or `copy`.
+    pub engine: String,
+    /// Guest memory in bytes.
+    pub memory: u64,
+}
+
+/// A trace file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TraceSource {
+    /// What it is called in results.
+    pub name: String,
+    /// As the sweep's file says it.
+    pub file: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Stands for its content.
+    pub digest: u64,
+}
+
+/// What is run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// The workload in a guest.
+    Live(Workload),
+    /// The workload's page accesses, made without a VM and replayed.
+    Model(Workload),
+    /// A trace, replayed.
+    Trace(TraceSource),
+}
+
+impl Source {
+    /// `live`, `model` or `trace`.
+    pub fn mode(&self) -> &'static str {
+        match self {
+            Source::Live(_) => "live",
+            Source::Model(_) => "model",
+            Source::Trace(_) => "trace",
+        }
+    }
+
+    /// Guest memory in bytes.
+    pub fn memory(&self) -> u64 {
+        match self {
+            Source::Live(workload) | Source::Model(workload) => workload.memory,
+            Source::Trace(trace) => trace.memory,
+        }
+    }
+}
+
+/// A policy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// As the sweep's file says it.
+    pub spec: String,
+    /// With all defaults.
+    pub exact: String,
+}
+
+/// A link model with a name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// Its name in results.
+    pub name: String,
+    /// What it costs.
+    pub model: LinkModel,
+}
+
+/// One run of a sweep.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// Its number, from 0.
+    pub index: usize,
+    /// What is run.
+    pub source: Source,
+    /// What migrates when.
+    pub policy: Policy,
+    /// Memory of each device, in bytes.
+    pub device_memory: u64,
+    /// What transfers cost; a live run has none.
+    pub link: Option<Link>,
+    /// Of all pseudo-random choices.
+    pub seed: u64,
+}
+
+/// A sweep, checked: everything that it names exists.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sweep {
+    /// Its title.
+    pub title: String,
+    /// What it is to answer.
+    pub question: String,
+    /// How many live runs at a time; by default half of the cores.
+    pub live_at_a_time: Option<usize>,
+    /// In order.
+    pub runs: Vec<Run>,
+}
+
+/// Hmmvisor's version. Results of different versions do not mix.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+impl Sweep {
+    /// Stands for everything that the results depend on: title, all runs, the version.
+    pub fn id(&self) -> String {
+        let mut hash = Fnv::new();
+        hash.add(VERSION.as_bytes());
+        hash.add(self.title.as_bytes());
+        for run in &self.runs {
+            // The debug format names every field.
+            hash.add(format!("{run:?}").as_bytes());
+        }
+        format!("{:016x}", hash.0)
+    }
+
+    /// The runs of a part.
+    pub fn part(&self, shard: Shard) -> impl Iterator<Item = &Run> {
+        self.runs.iter().filter(move |run| shard.has(run.index))
+    }
+
+    /// A row with the configuration of this run.
+    pub(super) fn row(&self, id: &str, run: &Run) -> Row {
+        let workload = match &run.source {
+            Source::Live(workload) | Source::Model(workload) => Some(workload),
+            Source::Trace(_) => None,
+        };
+        let live = match &run.source {
+            Source::Live(workload) => Some(workload),
+            _ => None,
+        };
+        let (source, params) = match &run.source {
+            Source::Live(workload) | Source::Model(workload) => {
+                let params = workload
+                    .params
+                    .iter()
+                    .map(|(name, value)| format!("{name}={value}"));
+                (workload.name.clone(), params.collect::<Vec<_>>().join(" "))
+            }
+            Source::Trace(trace) => (trace.name.clone(), trace.file.clone()),
+        };
+        let link = run.link.as_ref();
+        Row {
+            sweep: Some(id.to_owned()),
+            title: Some(self.title.clone()),
+            version: Some(VERSION.to_owned()),
+            run: Some(run.index as u64),
+            mode: Some(run.source.mode().to_owned()),
+            source: Some(source),
+            params: Some(params),
+            engine: live.map(|it| it.engine.clone()),
+            vcpus: workload.map(|it| it.vcpus.into()),
+            devices: workload.map(|it| it.devices.into()),
+            memory_bytes: Some(run.source.memory()),
+            policy: Some(run.policy.spec.clone()),
+            policy_exact: Some(run.policy.exact.clone()),
+            device_memory_bytes: Some(run.device_memory),
+            link: link.map(|it| it.name.clone()),
+            link_latency_ns: link.map(|it| it.model.latency.as_nanos() as u64),
+            link_bandwidth: link.map(|it| it.model.bandwidth),
+            seed: Some(run.seed),
+            ..Row::default()
+        }
+    }
+}
+
+/// The FNV-1a hash: the same everywhere and for ever, which the standard library's does not promise.
+pub(super) struct Fnv(pub(super) u64);
+
+impl Fnv {
+    pub(super) fn new() -> Fnv {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+
+    /// Adds the bytes and where they end.
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.add_part(bytes);
+        self.add_part(&(bytes.len() as u64).to_le_bytes());
+    }
+
+    pub(super) fn add_part(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}

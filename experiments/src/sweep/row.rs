@@ -1,0 +1,146 @@
+//! The results' columns.
+
+use serde::{Deserialize, Serialize};
+
+/// What a column holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Column {
+    /// UTF-8.
+    Text,
+    /// A whole number.
+    Integer,
+    /// A floating-point number.
+    Number,
+}
+
+trait Typed {
+    const COLUMN: Column;
+}
+impl Typed for String {
+    const COLUMN: Column = Column::Text;
+}
+impl Typed for u64 {
+    const COLUMN: Column = Column::Integer;
+}
+impl Typed for f64 {
+    const COLUMN: Column = Column::Number;
+}
+
+macro_rules! columns {
+    (
+        configuration { $($(#[$conf_doc:meta])* $conf:ident: $conf_type:ty,)* }
+        measured { $($(#[$doc:meta])* $name:ident: $type:ty,)* }
+    ) => {
+        /// What a run has shown. What a kind of run cannot know stays empty.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Measured { $($(#[$doc])* pub $name: Option<$type>,)* }
+
+        /// One run: its exact configuration and what it has shown.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Row {
+            $($(#[$conf_doc])* pub $conf: Option<$conf_type>,)*
+            $($(#[$doc])* pub $name: Option<$type>,)*
+        }
+
+        /// The names and types of the columns, in order.
+        pub const COLUMNS: &[(&str, Column)] = &[
+            $((stringify!($conf), <$conf_type as Typed>::COLUMN),)*
+            $((stringify!($name), <$type as Typed>::COLUMN),)*
+        ];
+
+        impl Row {
+            /// This row with what was measured.
+            pub fn with(self, measured: Measured) -> Row {
+                Row { $($name: measured.$name,)* ..self }
+            }
+        }
+    };
+}
+
+columns! {
+    configuration {
+        /// Which sweep: a number that stands for everything the sweep's file says.
+        sweep: String,
+        /// The sweep's title.
+        title: String,
+        /// Of Hmmvisor.
+        version: String,
+        /// The run's number in the sweep, from 0.
+        run: u64,
+        /// `live`, `model` (a workload's accesses, replayed) or `trace`.
+        mode: String,
+        /// The workload's or the trace's name.
+        source: String,
+        /// The workload's parameters, `n=1 rounds=2`; the trace's file.
+        params: String,
+        /// The migration engine of a live run.
+        engine: String,
+        /// vCPUs of a live run.
+        vcpus: u64,
+        /// Accelerators of a live run.
+        devices: u64,
+        /// Guest memory whose pages migrate, in bytes.
+        memory_bytes: u64,
+        /// As the sweep's file says it.
+        policy: String,
+        /// With all defaults.
+        policy_exact: String,
+        /// Memory of each device, in bytes.
+        device_memory_bytes: u64,
+        /// The link model's name.
+        link: String,
+        /// Of a transfer, in nanoseconds.
+        link_latency_ns: u64,
+        /// In bytes per second.
+        link_bandwidth: u64,
+        /// Of all pseudo-random choices.
+        seed: u64,
+    }
+    measured {
+        /// Accesses that were replayed.
+        accesses: u64,
+        /// Faults of CPUs.
+        cpu_faults: u64,
+        /// Faults of devices.
+        device_faults: u64,
+        /// Accesses of devices to system memory in place.
+        mapped_in_place: u64,
+        /// Pages migrated to devices.
+        pages_to_device: u64,
+        /// Pages migrated to system memory.
+        pages_to_system: u64,
+        /// Bytes migrated to devices.
+        bytes_to_device: u64,
+        /// Bytes migrated to system memory.
+        bytes_to_system: u64,
+        /// Pages evicted.
+        evicted: u64,
+        /// Pages brought along by the policy.
+        prefetched: u64,
+        /// Those among them that nobody used before they left.
+        prefetched_unused: u64,
+        /// Pages that went to and fro again and again.
+        thrashing_pages: u64,
+        /// What the faults and transfers would take on the modelled hardware, in nanoseconds.
+        modelled_ns: u64,
+        /// Pages that the best possible eviction (Belady's MIN) would bring to the device.
+        optimal_pages: u64,
+        /// Wall-clock time of a live run, in seconds.
+        elapsed_s: f64,
+        /// Half of the CPU faults were faster, in microseconds; live.
+        fault_p50_us: f64,
+        /// 99 of 100 were faster, in microseconds; live.
+        fault_p99_us: f64,
+        /// Why the run failed; empty if it did not.
+        error: String,
+    }
+}
+
+impl Row {
+    /// Bytes migrated both ways.
+    pub fn bytes_moved(&self) -> Option<u64> {
+        Some(self.bytes_to_device?.saturating_add(self.bytes_to_system?))
+    }
+}

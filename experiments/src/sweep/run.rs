@@ -1,0 +1,144 @@
+//! From a sweep to its tables.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::error::SweepError;
+use super::journal::{FORMAT, Header, Journal, Writer};
+use super::plan::{Sweep, VERSION};
+use super::row::Row;
+use super::schedule::{self, Parallel};
+use super::shard::Shard;
+use super::{JOURNAL, Runner, table};
+
+/// How a sweep is done.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the journal and the tables go.
+    pub folder: PathBuf,
+    /// Which part of it.
+    pub shard: Shard,
+    /// Go on where another process has stopped.
+    pub resume: bool,
+    /// How many runs at a time.
+    pub parallel: Parallel,
+    /// Show a progress bar if standard error is a terminal.
+    pub progress: bool,
+}
+
+/// What has been done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Runs done now.
+    pub runs: usize,
+    /// Runs that were in the journal already.
+    pub skipped: usize,
+    /// Runs whose last attempt failed; each has an `error` in the tables.
+    pub failed: Vec<String>,
+}
+
+impl Sweep {
+    /// Does the runs of a shard that are not in its journal, then writes the tables. Replays give the same tables
+    /// however many are done at a time.
+    ///
+    /// # Errors
+    /// The folder cannot be used, belongs to another sweep, or has no room. Finished runs are in the journal.
+    pub fn start(&self, settings: &Settings, runner: &dyn Runner) -> Result<Done, SweepError> {
+        let header = Header {
+            format: FORMAT,
+            sweep: self.id(),
+            title: self.title.clone(),
+            question: self.question.clone(),
+            version: VERSION.to_owned(),
+            runs: self.runs.len(),
+            shard: settings.shard,
+        };
+        let path = settings.folder.join(JOURNAL);
+        let (mut journal, mut rows) = Writer::open(&path, &header, settings.resume)?;
+        let finished: Vec<usize> = rows
+            .iter()
+            .filter(|(_, row)| row.error.is_none())
+            .map(|(index, _)| *index)
+            .collect();
+        let skipped = finished.len();
+        let left: Vec<_> = self
+            .part(settings.shard)
+            .filter(|run| finished.binary_search(&run.index).is_err())
+            .collect();
+        let bar = progress_bar(settings, left.len());
+
+        let runs = left.len();
+        let result = schedule::run_all(left.into_iter(), runner, settings.parallel, |receiver| {
+            for finished in receiver {
+                let row = self.row(&header.sweep, finished.run);
+                let row = match finished.outcome {
+                    Ok(measured) => row.with(measured),
+                    Err(error) => Row {
+                        error: Some(error),
+                        ..row
+                    },
+                };
+                journal.append(&row)?;
+                rows.insert(finished.run.index, row);
+                bar.inc(1);
+            }
+            Ok(())
+        });
+        bar.finish_and_clear();
+        result?;
+
+        write_tables(&settings.folder, &rows)?;
+        let failed = rows
+            .values()
+            .filter_map(|row| Some(failure(row, row.error.as_deref()?)))
+            .collect();
+        Ok(Done {
+            runs,
+            skipped,
+            failed,
+        })
+    }
+}
+
+fn failure(row: &Row, error: &str) -> String {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    format!(
+        "run {} ({}, {}, device memory {}, seed {}): {error}",
+        row.run.unwrap_or_default(),
+        text(&row.source),
+        text(&row.policy),
+        crate::size::Size(row.device_memory_bytes.unwrap_or_default()),
+        row.seed.unwrap_or_default(),
+    )
+}
+
+/// Writes both tables of a folder.
+pub(super) fn write_tables(folder: &Path, rows: &BTreeMap<usize, Row>) -> Result<(), SweepError> {
+    let rows: Vec<&Row> = rows.values().collect();
+    table::write_csv(&folder.join(super::TABLES[0]), &rows)?;
+    table::write_parquet(&folder.join(super::TABLES[1]), &rows)
+}
+
+/// The results in a sweep's folder, or of a journal.
+pub(crate) fn read_results(path: &Path) -> Result<Journal, SweepError> {
+    match path.is_dir() {
+        true => Journal::read(&path.join(JOURNAL)),
+        false => Journal::read(path),
+    }
+}
+
+fn progress_bar(settings: &Settings, runs: usize) -> ProgressBar {
+    // Draws nothing where standard error is no terminal.
+    let target = match settings.progress {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let bar = ProgressBar::with_draw_target(Some(runs as u64), target);
+    let template = "{elapsed} {wide_bar} {pos}/{len} runs, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}

@@ -1,0 +1,120 @@
+//! Which run is done when.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
+
+use super::Runner;
+use super::plan::{Run, Source};
+use super::row::Measured;
+
+/// How many runs at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Parallel {
+    /// In all.
+    pub jobs: usize,
+    /// Live ones among them. They measure wall-clock time, and each has threads of its own.
+    pub live: usize,
+}
+
+/// A run that is over.
+pub(super) struct Finished<'a> {
+    pub(super) run: &'a Run,
+    pub(super) outcome: Result<Measured, String>,
+}
+
+/// Does all runs, and gives `collect` what comes of them, in the order in which they finish. Stops early, after the
+/// runs that have begun, when it returns an error.
+pub(super) fn run_all<'a, E>(
+    runs: impl Iterator<Item = &'a Run>,
+    runner: &dyn Runner,
+    parallel: Parallel,
+    collect: impl FnOnce(Receiver<Finished<'a>>) -> Result<(), E>,
+) -> Result<(), E> {
+    let (live, replayed) = runs.partition(|run| matches!(run.source, Source::Live(_)));
+    let queue = Queue {
+        state: Mutex::new(State {
+            live,
+            replayed,
+            live_running: 0,
+        }),
+        freed: Condvar::new(),
+        live_limit: parallel.live.max(1),
+    };
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        for _ in 0..parallel.jobs.max(1) {
+            let (queue, sender) = (&queue, sender.clone());
+            scope.spawn(move || {
+                while let Some(run) = queue.take() {
+                    let outcome = runner.run(run);
+                    queue.done(run);
+                    // Nobody listens any more: the sweep has been given up.
+                    if sender.send(Finished { run, outcome }).is_err() {
+                        queue.clear();
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let result = collect(receiver);
+        // Nothing left to do unless there was an error.
+        queue.clear();
+        result
+    })
+}
+
+struct State<'a> {
+    live: VecDeque<&'a Run>,
+    replayed: VecDeque<&'a Run>,
+    live_running: usize,
+}
+
+struct Queue<'a> {
+    state: Mutex<State<'a>>,
+    freed: Condvar,
+    live_limit: usize,
+}
+
+impl<'a> Queue<'a> {
+    /// The next run; live ones first, because fewer of them can run at a time.
+    fn take(&self) -> Option<&'a Run> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if state.live_running < self.live_limit
+                && let Some(run) = state.live.pop_front()
+            {
+                state.live_running += 1;
+                return Some(run);
+            }
+            if let Some(run) = state.replayed.pop_front() {
+                return Some(run);
+            }
+            if state.live.is_empty() {
+                return None;
+            }
+            state = self
+                .freed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn done(&self, run: &Run) {
+        if matches!(run.source, Source::Live(_)) {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.live_running -= 1;
+            drop(state);
+            self.freed.notify_all();
+        }
+    }
+
+    fn clear(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.live.clear();
+        state.replayed.clear();
+        drop(state);
+        self.freed.notify_all();
+    }
+}

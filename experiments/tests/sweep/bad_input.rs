@@ -1,0 +1,83 @@
+use super::*;
+
+#[test]
+fn mistakes_are_shown_with_file_line_and_what_there_is() {
+    let folder = Folder::new();
+    for (from, to, line, what) in [
+        (
+            "\"on-demand\"",
+            "\"on-demnad\"",
+            5,
+            "unknown policy 'on-demnad'; there are: on-demand, density, lru",
+        ),
+        ("\"on-demand\"", "\"density+lru\"", 5, "the same as"),
+        (
+            "\"bfs\"",
+            "\"bsf\"",
+            13,
+            "unknown workload `bsf`; there are bfs, pingpong",
+        ),
+        ("\"16M\"", "\"16X\"", 6, "is not a size"),
+        ("\"16M\"", "\"8M\"", 6, "named twice"),
+        ("\"16M\"", "\"1000\"", 6, "multiple of 4 KiB"),
+        ("\"16M\"", "\"1G\"", 6, "more than guest memory (256 MiB)"),
+        ("[\"8M\", \"16M\"]", "[]", 6, "device_memory is empty"),
+        ("seeds = 3", "seeds = 0", 4, "at least one seed"),
+        ("seeds = 3", "seeds = [1, 2, 1]", 4, "seed 1 is named twice"),
+        (
+            "seeds = 3",
+            "seeds = \"x\"",
+            4,
+            "a number of seeds, or a list of seeds",
+        ),
+        ("seeds = 3", "seeds = 900000", 4, "more than 1000000 runs"),
+        ("seeds = 3", "seeds = 3\nsed = 1", 5, "unknown field `sed`"),
+        ("10us", "10 parsecs", 10, "is not a latency"),
+        ("25GB/s", "25", 11, "is not a bandwidth"),
+        (
+            "\"live\"",
+            "\"life\"",
+            20,
+            "unknown mode `life`; there are: live",
+        ),
+        ("\"64K\"", "[1]", 16, "must be a number or a word"),
+        (
+            "[[link]]",
+            "[[trace]]\nfile = \"no.trace\"\n[[link]]",
+            9,
+            "No such file",
+        ),
+        ("[[link]]", "[[link", 8, "TOML"),
+    ] {
+        assert!(SWEEP.contains(from));
+        let message = folder.sweep(&SWEEP.replacen(from, to, 1)).unwrap_err();
+        assert!(message.contains("sweep.toml"), "{message}");
+        let place = [
+            format!("sweep.toml:{line}:"),
+            format!("at line {line}, column "),
+        ];
+        assert!(
+            place.iter().any(|place| message.contains(place)),
+            "line {line}: {message}"
+        );
+        if what != "TOML" {
+            assert!(message.contains(what), "{what}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_sweep_needs_something_to_run() {
+    let text = SWEEP.split("[[workload]]").next().unwrap();
+    let message = Folder::new().sweep(text).unwrap_err();
+    assert!(
+        message.contains("add a [[workload]] or a [[trace]]"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Sweep::read(Path::new("/nosuch.toml"), &Fake::default()).unwrap_err();
+    assert!(error.to_string().contains("/nosuch.toml"), "{error}");
+}

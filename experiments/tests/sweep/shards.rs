@@ -1,0 +1,91 @@
+use super::*;
+
+use hmmvisor_experiments::sweep::merge;
+
+/// Does these shards, each into a folder of its own.
+fn shards(folder: &Folder, text: &str, names: &[&str]) -> Vec<PathBuf> {
+    let sweep = folder.sweep(text).unwrap();
+    let shard = |name: &&str| {
+        let out = tempfile::tempdir_in(folder.temp.path()).unwrap().keep();
+        let settings = Settings {
+            shard: name.parse().unwrap(),
+            ..settings(&out)
+        };
+        sweep.start(&settings, &Fake::default()).unwrap();
+        out
+    };
+    names.iter().map(shard).collect()
+}
+
+#[test]
+fn merged_shards_are_the_whole() {
+    let folder = Folder::new();
+    let sweep = folder.sweep(SWEEP).unwrap();
+    let whole = folder.path("whole");
+    sweep.start(&settings(&whole), &Fake::default()).unwrap();
+    let parts = shards(&folder, SWEEP, &["3/3", "1/3", "2/3"]);
+    let out = folder.path("merged");
+    assert_eq!(merge(&parts, &out).unwrap(), 24);
+    for table in ["results.csv", "results.parquet"] {
+        assert_eq!(read(&out.join(table)), read(&whole.join(table)), "{table}");
+    }
+    // And it is a finished sweep like any other.
+    let resume = Settings {
+        resume: true,
+        ..settings(&out)
+    };
+    assert_eq!(sweep.start(&resume, &Fake::default()).unwrap().runs, 0);
+}
+
+#[test]
+fn shards_that_do_not_fit_are_refused() {
+    let folder = Folder::new();
+    let parts = shards(&folder, SWEEP, &["1/3", "2/3", "3/3", "2/3", "1/2"]);
+    let other = shards(&folder, &SWEEP.replace("64K", "32K"), &["3/3"]);
+    let refused = |folders: &[&PathBuf], what: &str| {
+        let out = folder.path("refused");
+        let folders: Vec<_> = folders.iter().map(|it| (*it).clone()).collect();
+        let error = merge(&folders, &out).unwrap_err().to_string();
+        assert!(error.contains(what), "{what}: {error}");
+        assert!(!out.exists(), "something was written");
+        error
+    };
+    refused(&[], "no folders");
+    refused(&[&parts[0]], "shards 2/3, 3/3 are missing");
+    let overlap = refused(
+        &[&parts[0], &parts[1], &parts[3], &parts[2]],
+        "shard 2/3 is in both",
+    );
+    for path in [&parts[1], &parts[3]] {
+        assert!(overlap.contains(&path.display().to_string()), "{overlap}");
+    }
+    refused(
+        &[&parts[0], &parts[4]],
+        "split into 3 shards, the other one into 2",
+    );
+    refused(
+        &[&parts[0], &parts[1], &other[0]],
+        "are not parts of one sweep",
+    );
+    refused(&[&folder.path("nosuch")], "nosuch");
+
+    let journal = parts[1].join("journal.jsonl");
+    let text = String::from_utf8(read(&journal)).unwrap();
+    let shorter: String = text.split_inclusive('\n').take(7).collect();
+    std::fs::write(&journal, shorter).unwrap();
+    refused(
+        &[&parts[0], &parts[1], &parts[2]],
+        "2 of 8 runs are missing; go on with it with --resume",
+    );
+}
+
+#[test]
+fn a_merge_overwrites_nothing() {
+    let folder = Folder::new();
+    let parts = shards(&folder, SWEEP, &["1/2", "2/2"]);
+    let error = merge(&parts, &parts[0]).unwrap_err().to_string();
+    assert!(
+        error.contains("another sweep") || error.contains("already"),
+        "{error}"
+    );
+}

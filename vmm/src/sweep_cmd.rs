@@ -1,0 +1,191 @@
+//! `hmmvisor sweep`.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use hmm_backend::{PAGE_SIZE, PolicySpec};
+use hmmvisor_experiments::sweep::{
+    Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceSource, Workload,
+    merge,
+};
+use hmmvisor_guest_images as guest_images;
+use serde_json::Value;
+
+/// Options of `sweep`.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct SweepArgs {
+    #[command(subcommand)]
+    command: Option<SweepCommand>,
+    /// What to run; docs/sweeps.md describes the file
+    #[arg(value_name = "FILE.toml", required = true)]
+    file: Option<PathBuf>,
+    /// Where the results go [default: the file's name without .toml]
+    #[arg(short, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// How many runs at a time [default: the number of cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    jobs: Option<u16>,
+    /// Only this part of the sweep, such as 2/8
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+    /// Go on where an earlier `sweep` into the same folder was stopped
+    #[arg(long)]
+    resume: bool,
+}
+
+#[derive(Subcommand)]
+enum SweepCommand {
+    /// Put the shards of a sweep together
+    Merge {
+        /// The folders of all shards
+        #[arg(value_name = "DIR", required = true)]
+        folders: Vec<PathBuf>,
+        /// Where the whole goes
+        #[arg(short, value_name = "OUT")]
+        out: PathBuf,
+    },
+}
+
+/// Does what the arguments say.
+pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
+    if let Some(SweepCommand::Merge { folders, out }) = args.command {
+        let runs = merge(&folders, &out)?;
+        println!("{runs} runs in {}", out.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Some(file) = args.file else {
+        bail!("no sweep file given");
+    };
+    let runner = CommandRunner {
+        program: std::env::current_exe()?,
+    };
+    let sweep = Sweep::read(&file, &runner)?;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let settings = Settings {
+        folder: args.out.unwrap_or_else(|| file.with_extension("")),
+        shard: args.shard.unwrap_or(Shard::WHOLE),
+        resume: args.resume,
+        parallel: Parallel {
+            jobs: args.jobs.map_or(cores, usize::from),
+            live: sweep.live_at_a_time.unwrap_or((cores / 2).max(1)),
+        },
+        progress: true,
+    };
+    let done = sweep.start(&settings, &runner)?;
+    let again = match done.skipped {
+        0 => String::new(),
+        skipped => format!(", {skipped} were done before"),
+    };
+    println!(
+        "{} runs done{again}: {} and {} in {}",
+        done.runs,
+        TABLES[0],
+        TABLES[1],
+        settings.folder.display()
+    );
+    if done.failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    bail!(
+        "{} runs failed; --resume tries them again\n  {}",
+        done.failed.len(),
+        done.failed.join("\n  ")
+    )
+}
+
+/// Does live runs in processes of their own: they measure their own memory and threads, and one that crashes takes no
+/// other with it.
+struct CommandRunner {
+    program: PathBuf,
+}
+
+impl Runner for CommandRunner {
+    fn policy(&self, spec: &str) -> Result<String, String> {
+        let spec: PolicySpec = spec.parse().map_err(|error| format!("{error}"))?;
+        Ok(spec.to_string())
+    }
+
+    fn workload(&self, workload: &Workload) -> Result<(), String> {
+        guest_images::find(&workload.name)
+            .and_then(|found| found.cmdline(&workload.params))
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
+    fn trace(&self, _: &TraceSource) -> Result<u64, String> {
+        Err("this version of Hmmvisor cannot replay traces".to_owned())
+    }
+
+    fn run(&self, run: &Run) -> Result<Measured, String> {
+        match &run.source {
+            Source::Live(workload) => self.live(workload, run),
+            Source::Model(_) | Source::Trace(_) => {
+                Err("this version of Hmmvisor cannot replay traces".to_owned())
+            }
+        }
+    }
+}
+
+impl CommandRunner {
+    fn live(&self, workload: &Workload, run: &Run) -> Result<Measured, String> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["run", "--json", "-"])
+            .args(["--workload", &workload.name])
+            .args(["--policy", &run.policy.spec])
+            .args(["--engine", &workload.engine])
+            .arg(format!("--vcpus={}", workload.vcpus))
+            .arg(format!("--devices={}", workload.devices))
+            .arg(format!("--memory={}", workload.memory))
+            .arg(format!("--device-memory={}", run.device_memory))
+            .arg(format!("--seed={}", run.seed));
+        for (name, value) in &workload.params {
+            command.arg(format!("--param={name}={value}"));
+        }
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| format!("starting {}: {error}", self.program.display()))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            // Before its error, a run says what the guest has said.
+            let error = errors
+                .rsplit("hmmvisor: error: ")
+                .next()
+                .unwrap_or_default();
+            return Err(format!("{}: {}", output.status, error.trim()));
+        }
+        let json: Value = serde_json::from_slice(&output.stdout)
+            .map_err(|error| format!("its JSON report: {error}"))?;
+        Ok(measured(&json))
+    }
+}
+
+/// The figures of a run's JSON report.
+fn measured(json: &Value) -> Measured {
+    let integer = |path: &str| json.pointer(path).and_then(Value::as_u64);
+    let number = |path: &str| json.pointer(path).and_then(Value::as_f64);
+    // What never happened is left out of the counters.
+    let counter = |name: &str| Some(integer(&format!("/counters/{name}")).unwrap_or(0));
+    let bytes = |pages: Option<u64>| pages.map(|pages| pages * PAGE_SIZE);
+    let (to_device, to_system) = (integer("/pages_to_device"), integer("/pages_to_system"));
+    Measured {
+        cpu_faults: integer("/cpu_faults"),
+        device_faults: integer("/device_faults"),
+        mapped_in_place: counter("mapped_in_place"),
+        pages_to_device: to_device,
+        pages_to_system: to_system,
+        bytes_to_device: bytes(to_device),
+        bytes_to_system: bytes(to_system),
+        evicted: integer("/migrations/eviction"),
+        prefetched: integer("/migrations/prefetch"),
+        elapsed_s: number("/elapsed_s"),
+        fault_p50_us: number("/fault_latency_us/p50"),
+        fault_p99_us: number("/fault_latency_us/p99"),
+        ..Measured::default()
+    }
+}
