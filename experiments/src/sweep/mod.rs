@@ -20,6 +20,7 @@ pub use error::SweepError;
 pub use merge::merge;
 pub use plan::{Link, Policy, Run, Source, Sweep, TraceSource, Workload};
 pub use row::{COLUMNS, Column, Measured, Row};
+pub(crate) use run::read_results;
 pub use run::{Done, Settings};
 pub use schedule::Parallel;
 pub use shard::Shard;

@@ -1,1 +1,0 @@
-//! Pages with plots about runs and sweeps.

@@ -1,0 +1,234 @@
+//! Policies against each other, by the size of device memory.
+
+use super::axis::{Frame, Scale, Unit, number};
+use super::legend::legend;
+use super::page::Page;
+use super::results::{Group, Metric};
+use super::statistics::Estimate;
+use super::style::Look;
+use super::svg::{Anchor, Svg, text_width};
+use crate::size::Size;
+
+const WHISKERS: &str = "The marker is the mean over the seeds, the whiskers its 95 % confidence interval (Student's t); \
+                        where whiskers overlap, the seeds do not tell the policies apart. Without whiskers, all seeds gave the same or there was one.";
+
+/// A policy's estimates, one for each size.
+struct Series {
+    look: Look,
+    name: String,
+    estimates: Vec<Option<Estimate>>,
+}
+
+pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str], metric: Metric, title: &str) {
+    let series: Vec<Series> = policies
+        .iter()
+        .enumerate()
+        .map(|(index, policy)| Series {
+            look: Look(index),
+            name: (*policy).to_owned(),
+            estimates: group
+                .sizes
+                .iter()
+                .map(|size| group.cell(*size, policy)?.estimate(metric))
+                .collect(),
+        })
+        .filter(|series| series.estimates.iter().any(Option::is_some))
+        .collect();
+    let values: Vec<f64> = series
+        .iter()
+        .flat_map(|series| series.estimates.iter().flatten())
+        .flat_map(|estimate| [estimate.mean, estimate.high()])
+        .collect();
+    if values.is_empty() {
+        return;
+    }
+    let unit = metric.unit(values.iter().copied().fold(0.0, f64::max));
+    let name = match metric {
+        Metric::Time if group.live => "elapsed time",
+        Metric::Time => "modelled time",
+        Metric::Bytes => "data moved",
+        Metric::Faults => "faults",
+    };
+    match group.sizes.len() {
+        1 => dots(page, title, &series, &values, (name, unit), group.sizes[0]),
+        _ => lines(page, title, &series, &values, (name, unit), &group.sizes),
+    }
+}
+
+/// `name (unit)`, and whether the axis is logarithmic.
+fn axis_label((name, unit): (&str, Unit), scale: Scale) -> String {
+    let parts: Vec<&str> = [unit.name, if scale.is_log() { "log" } else { "" }]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect();
+    match parts.is_empty() {
+        true => name.to_owned(),
+        false => format!("{name} ({})", parts.join(", ")),
+    }
+}
+
+fn lines(
+    page: &mut Page,
+    title: &str,
+    series: &[Series],
+    values: &[f64],
+    quantity: (&str, Unit),
+    sizes: &[u64],
+) {
+    let mut svg = Svg::new(900.0, 400.0);
+    let frame = Frame {
+        left: 90.0,
+        top: 10.0,
+        right: 885.0,
+        bottom: 340.0,
+    };
+    let y = Scale::fitting(values, quantity.1, frame.bottom, frame.top);
+    frame.y_axis(&mut svg, y, quantity.1, &axis_label(quantity, y));
+    let step = frame.width() / sizes.len() as f64;
+    for (index, size) in sizes.iter().enumerate() {
+        let x = frame.left + (index as f64 + 0.5) * step;
+        svg.line(
+            (x, frame.bottom),
+            (x, frame.bottom + 4.0),
+            r#"class="tick""#,
+        );
+        svg.text(
+            (x, frame.bottom + 17.0),
+            Anchor::Middle,
+            "number",
+            &Size(*size).to_string(),
+        );
+    }
+    let middle = (frame.left + frame.right) / 2.0;
+    svg.text(
+        (middle, frame.bottom + 37.0),
+        Anchor::Middle,
+        "label",
+        "device memory",
+    );
+    // Side by side, so that whiskers do not hide each other.
+    let spread = (step * 0.6 / series.len() as f64).min(14.0);
+    let centre = (series.len() as f64 - 1.0) / 2.0;
+    for (index, series) in series.iter().enumerate() {
+        let shift = (index as f64 - centre) * spread;
+        let place = |at: usize| frame.left + (at as f64 + 0.5) * step + shift;
+        let points: Vec<(f64, f64)> = series
+            .estimates
+            .iter()
+            .enumerate()
+            .filter_map(|(at, estimate)| Some((place(at), y.at(estimate.as_ref()?.mean))))
+            .collect();
+        svg.polyline(&points, &series.look.stroke());
+        for (at, estimate) in series.estimates.iter().enumerate() {
+            let Some(estimate) = estimate else { continue };
+            upright_whisker(&mut svg, place(at), y, estimate, series.look);
+            series
+                .look
+                .marker(&mut svg, (place(at), y.at(estimate.mean)));
+        }
+    }
+    frame.outline(&mut svg);
+    let names: Vec<String> = series.iter().map(|series| series.name.clone()).collect();
+    legend(&mut svg, frame.left, &names, |svg, index, (x, y)| {
+        let look = series[index].look;
+        svg.line((x - 13.0, y), (x + 13.0, y), &look.stroke());
+        look.marker(svg, (x, y));
+    });
+    page.figure(
+        title,
+        svg,
+        &format!(
+            "Lower is better. {WHISKERS} Markers of one size stand side by side for legibility."
+        ),
+    );
+}
+
+fn upright_whisker(svg: &mut Svg, x: f64, y: Scale, estimate: &Estimate, look: Look) {
+    if estimate.error.is_some_and(|error| error > 0.0) {
+        let (low, high) = (y.at(estimate.low()), y.at(estimate.high()));
+        let attributes = format!(r#"stroke="{}" stroke-width="1.3""#, look.colour());
+        svg.line((x, low), (x, high), &attributes);
+        for end in [low, high] {
+            svg.line((x - 4.0, end), (x + 4.0, end), &attributes);
+        }
+    }
+}
+
+fn dots(
+    page: &mut Page,
+    title: &str,
+    series: &[Series],
+    values: &[f64],
+    quantity: (&str, Unit),
+    size: u64,
+) {
+    const ROW: f64 = 26.0;
+    let widest = series
+        .iter()
+        .map(|series| text_width(&series.name))
+        .fold(0.0, f64::max);
+    let left = (widest + 24.0).clamp(90.0, 380.0);
+    let bottom = 10.0 + ROW * series.len() as f64;
+    let mut svg = Svg::new(900.0, bottom + 48.0);
+    let frame = Frame {
+        left,
+        top: 10.0,
+        right: 800.0,
+        bottom,
+    };
+    let x = Scale::fitting(values, quantity.1, frame.left, frame.right);
+    for (index, series) in series.iter().enumerate() {
+        let y = frame.top + (index as f64 + 0.5) * ROW;
+        svg.line((frame.left, y), (frame.right, y), r#"class="grid""#);
+        svg.text(
+            (frame.left - 8.0, y + 4.0),
+            Anchor::End,
+            "number",
+            &shortened(&series.name, left - 12.0),
+        );
+        let Some(estimate) = &series.estimates[0] else {
+            continue;
+        };
+        let (low, high) = (x.at(estimate.low()), x.at(estimate.high()));
+        if estimate.error.is_some_and(|error| error > 0.0) {
+            let attributes = format!(r#"stroke="{}" stroke-width="1.3""#, series.look.colour());
+            svg.line((low, y), (high, y), &attributes);
+            for end in [low, high] {
+                svg.line((end, y - 4.0), (end, y + 4.0), &attributes);
+            }
+        }
+        series.look.marker(&mut svg, (x.at(estimate.mean), y));
+        let text = number(estimate.mean / quantity.1.factor);
+        svg.text(
+            (frame.right + 8.0, y + 4.0),
+            Anchor::Start,
+            "number",
+            &format!("{text} {}", quantity.1.name),
+        );
+    }
+    frame.outline(&mut svg);
+    frame.x_axis(&mut svg, x, quantity.1, &axis_label(quantity, x));
+    page.figure(
+        title,
+        svg,
+        &format!(
+            "With {} of device memory. Further left is better. {WHISKERS}",
+            Size(size)
+        ),
+    );
+}
+
+/// The text, or as much of its beginning as there is room for.
+fn shortened(text: &str, room: f64) -> String {
+    if text_width(text) <= room {
+        return text.to_owned();
+    }
+    let mut short = String::new();
+    for c in text.chars() {
+        if text_width(&short) + 14.0 > room {
+            break;
+        }
+        short.push(c);
+    }
+    short + "…"
+}

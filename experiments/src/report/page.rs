@@ -1,0 +1,119 @@
+//! The page around the plots: one file, nothing to load, no scripts.
+
+use super::style::Fill;
+use super::svg::{Svg, escape};
+
+const STYLE: &str = "
+:root{color-scheme:light}
+body{font:15px/1.45 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;color:#111;background:#fff;max-width:62rem;margin:0 auto;padding:1.5rem}
+h1{font-size:1.7rem;margin:0 0 .3rem}h2{font-size:1.25rem;margin:2.2rem 0 .4rem;border-bottom:1px solid #999}
+h3{font-size:1rem;margin:1.2rem 0 .2rem}
+p.lead{margin:.2rem 0 1rem;font-size:1.05rem}
+figure{margin:.4rem 0 1.2rem;break-inside:avoid}figcaption{color:#333;margin-top:.3rem;max-width:52rem}
+svg{display:block;width:100%;height:auto}svg.definitions{position:absolute;width:0;height:0}
+svg text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;fill:#111}
+svg text.label{font-size:13px}svg text.panel{font-size:13px;font-weight:600}
+.outline{fill:none;stroke:#444;stroke-width:1}.grid{stroke:#ccc;stroke-width:.7}.tick{stroke:#444;stroke-width:1}
+.zero{stroke:#222;stroke-width:1}.mark{stroke:#111;stroke-width:1.2;stroke-dasharray:5 3}.front{stroke:#666;stroke-width:1.2;stroke-dasharray:3 3}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-variant-numeric:tabular-nums;font-size:.88rem}
+th,td{padding:.22rem .6rem;text-align:right;border-bottom:1px solid #ccc;white-space:nowrap}
+th{border-bottom:1.5px solid #444;vertical-align:bottom}th.text,td.text{text-align:left;white-space:normal}
+tr.best td{font-weight:700}
+footer{margin-top:2rem;color:#444;font-size:.85rem}
+@media print{@page{margin:14mm}body{max-width:none;padding:0;font-size:10pt;-webkit-print-color-adjust:exact;print-color-adjust:exact}
+h2,h3{break-after:avoid}thead{display:table-header-group}tr{break-inside:avoid}.scroll{overflow:visible}table{font-size:8pt}}
+";
+
+/// A page that is being put together.
+pub(super) struct Page {
+    title: String,
+    body: String,
+}
+
+impl Page {
+    pub(super) fn new(title: &str, lead: &str) -> Page {
+        let (title, lead) = (escape(title), escape(lead));
+        Page {
+            body: format!("<h1>{title}</h1>\n<p class=\"lead\">{lead}</p>\n"),
+            title,
+        }
+    }
+
+    pub(super) fn heading(&mut self, text: &str) {
+        self.body += &format!("<h2>{}</h2>\n", escape(text));
+    }
+
+    pub(super) fn paragraph(&mut self, text: &str) {
+        self.body += &format!("<p>{}</p>\n", escape(text));
+    }
+
+    /// A plot with its title, and a sentence that says how to read it.
+    pub(super) fn figure(&mut self, title: &str, svg: Svg, how_to_read: &str) {
+        self.body += &format!(
+            "<figure><h3>{}</h3>\n{}\n<figcaption>{}</figcaption></figure>\n",
+            escape(title),
+            svg.finish(title),
+            escape(how_to_read)
+        );
+    }
+
+    pub(super) fn table(&mut self, table: Table) {
+        self.body += &table.finish();
+    }
+
+    pub(super) fn finish(self) -> String {
+        let Page { title, body } = self;
+        let definitions = Fill::definitions();
+        let version = env!("CARGO_PKG_VERSION");
+        format!(
+            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <link rel=\"icon\" href=\"data:,\">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n\
+             <body>\n{definitions}\n{body}<footer>Made by Hmmvisor {version}.</footer>\n</body>\n</html>\n"
+        )
+    }
+}
+
+/// A table; columns whose name begins with `<` are text.
+pub(super) struct Table {
+    columns: Vec<&'static str>,
+    rows: String,
+}
+
+impl Table {
+    pub(super) fn new(columns: &[&'static str]) -> Table {
+        Table {
+            columns: columns.to_vec(),
+            rows: String::new(),
+        }
+    }
+
+    pub(super) fn row(&mut self, cells: &[String], best: bool) {
+        self.rows += if best { "<tr class=\"best\">" } else { "<tr>" };
+        for (cell, column) in cells.iter().zip(&self.columns) {
+            let class = if column.starts_with('<') {
+                " class=\"text\""
+            } else {
+                ""
+            };
+            self.rows += &format!("<td{class}>{}</td>", escape(cell));
+        }
+        self.rows += "</tr>\n";
+    }
+
+    fn finish(self) -> String {
+        let head: String = self
+            .columns
+            .iter()
+            .map(|column| match column.strip_prefix('<') {
+                Some(text) => format!("<th class=\"text\">{}</th>", escape(text)),
+                None => format!("<th>{}</th>", escape(column)),
+            })
+            .collect();
+        format!(
+            "<div class=\"scroll\"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{}</tbody></table></div>\n",
+            self.rows
+        )
+    }
+}

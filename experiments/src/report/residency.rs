@@ -1,0 +1,361 @@
+//! Where pages were over time: the heat map.
+
+use hmm_backend::{Event, EventKind};
+
+use super::axis::{Frame, Scale, Unit};
+use super::page::Page;
+use super::style::viridis;
+use super::svg::{Anchor, Svg};
+use super::timeline::{BINS, Clock, fold};
+
+const SYSTEM: u8 = 1;
+const DEVICE: u8 = 2;
+/// Areas of memory that are told apart while events are read.
+const AREAS: usize = 1024;
+/// Rows of the plot.
+const ROWS: usize = 64;
+/// Steps of the colour scale.
+const LEVELS: usize = 12;
+
+/// Pages of an area, and how long they were where.
+#[derive(Clone)]
+struct Area {
+    system: u32,
+    device: u32,
+    /// Until when this is in the bins.
+    counted: u64,
+    /// Page-nanoseconds in system and device memory.
+    bins: Vec<[f64; 2]>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Share([f64; 2]);
+
+impl std::ops::AddAssign for Share {
+    fn add_assign(&mut self, other: Share) {
+        self.0[0] += other.0[0];
+        self.0[1] += other.0[1];
+    }
+}
+
+/// Follows every page. Takes a byte for each, and a bounded rest.
+pub(super) struct Residency {
+    pages: Vec<u8>,
+    pages_per_area: usize,
+    areas: Vec<Option<Area>>,
+    clock: Clock,
+    now: u64,
+    peak: u64,
+    in_device: u64,
+}
+
+impl Residency {
+    pub(super) fn new(pages: usize) -> Residency {
+        let pages_per_area = pages.div_ceil(AREAS).max(1);
+        Residency {
+            pages: vec![0; pages],
+            pages_per_area,
+            areas: vec![None; pages.div_ceil(pages_per_area)],
+            clock: Clock::new(),
+            now: 0,
+            peak: 0,
+            in_device: 0,
+        }
+    }
+
+    /// The most pages that were in device memory at a time.
+    pub(super) fn peak(&self) -> u64 {
+        self.peak
+    }
+
+    /// `time` is in nanoseconds from the first event and never decreases.
+    pub(super) fn add(&mut self, event: &Event, time: u64) {
+        self.advance(time);
+        let to = match event.kind {
+            EventKind::ToDevice => DEVICE,
+            EventKind::ToSystem | EventKind::CpuFault | EventKind::MappedInPlace => SYSTEM,
+            EventKind::Freed => 0,
+            _ => return,
+        };
+        // A fault says only that there is something now; where, the migration says.
+        let only_new = matches!(event.kind, EventKind::CpuFault | EventKind::MappedInPlace);
+        let first = (event.page.0 as usize).min(self.pages.len());
+        let end = (first + event.pages as usize).min(self.pages.len());
+        for page in first..end {
+            let was = self.pages[page];
+            if was == to || (only_new && was != 0) {
+                continue;
+            }
+            self.pages[page] = to;
+            let width = self.clock.width;
+            let area = self.areas[page / self.pages_per_area].get_or_insert_with(|| Area {
+                system: 0,
+                device: 0,
+                counted: time,
+                bins: vec![[0.0; 2]; BINS],
+            });
+            area.count(time, width);
+            for (state, sign) in [(was, -1), (to, 1)] {
+                match state {
+                    SYSTEM => area.system = area.system.saturating_add_signed(sign),
+                    DEVICE => {
+                        area.device = area.device.saturating_add_signed(sign);
+                        self.in_device = self.in_device.saturating_add_signed(sign.into());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.peak = self.peak.max(self.in_device);
+    }
+
+    fn advance(&mut self, time: u64) {
+        self.now = time;
+        let width = self.clock.width;
+        let folds = self.clock.reach(time);
+        if folds == 0 {
+            return;
+        }
+        for area in self.areas.iter_mut().flatten() {
+            // With the old width, as far as its bins reach.
+            area.count(time.min(width * BINS as u64), width);
+            for _ in 0..folds {
+                area.fold();
+            }
+        }
+    }
+
+    /// Share of device pages by row and bin; `None` where nothing was.
+    fn rows(&self) -> Rows {
+        let mut areas = self.areas.clone();
+        for area in areas.iter_mut().flatten() {
+            area.count(self.now, self.clock.width);
+        }
+        let used = |area: &Option<Area>| area.is_some();
+        let first = areas.iter().position(used).unwrap_or(0);
+        let last = areas.iter().rposition(used).unwrap_or(0);
+        let per_row = (last + 1 - first).div_ceil(ROWS);
+        let bins = self.clock.bin(self.now.saturating_sub(1)) + 1;
+        let cells = areas[first..=last.min(areas.len() - 1)]
+            .chunks(per_row)
+            .map(|areas| {
+                let share = |bin: usize| {
+                    let mut sum = Share::default();
+                    for area in areas.iter().flatten() {
+                        sum += Share(area.bins[bin]);
+                    }
+                    let [system, device] = sum.0;
+                    (system + device > 0.0).then(|| device / (system + device))
+                };
+                (0..bins).map(share).collect()
+            })
+            .collect();
+        Rows {
+            cells,
+            first_page: first * self.pages_per_area,
+            pages_per_row: per_row * self.pages_per_area,
+        }
+    }
+
+    pub(super) fn draw(&self, page: &mut Page, base: u64) {
+        if self.areas.iter().all(Option::is_none) {
+            page.paragraph("No page was ever used, so there is no map of residency.");
+            return;
+        }
+        let rows = self.rows();
+        let count = rows.cells.len();
+        let row_height = (380.0 / count as f64).clamp(5.0, 24.0);
+        let mut svg = Svg::new(900.0, row_height * count as f64 + 66.0);
+        let frame = Frame {
+            left: 130.0,
+            top: 12.0,
+            right: 775.0,
+            bottom: 12.0 + row_height * count as f64,
+        };
+        let time = Scale::linear(0.0, self.now.max(1) as f64, frame.left, frame.right);
+        rows.draw_cells(&mut svg, frame, row_height, time, self.clock.width);
+        frame.outline(&mut svg);
+        let unit = Unit::time(self.now as f64);
+        frame.x_axis(
+            &mut svg,
+            time,
+            unit,
+            &format!("time since the first event ({})", unit.name),
+        );
+        rows.draw_addresses(&mut svg, frame, row_height, base);
+        draw_colours(&mut svg, frame);
+        page.figure(
+            "Where pages were",
+            svg,
+            "Each row is a piece of guest memory, each column a moment. The colour says which share of the piece's pages was in \
+             device memory then: dark is system memory, bright is device memory, white was not in use. A row that changes \
+             between dark and bright again and again is memory that both sides want.",
+        );
+    }
+}
+
+impl Area {
+    /// Brings the bins up to `time`.
+    fn count(&mut self, time: u64, width: u64) {
+        while self.counted < time {
+            let bin = (self.counted / width) as usize;
+            let end = ((bin as u64 + 1) * width).min(time);
+            let duration = (end - self.counted) as f64;
+            if let Some(cell) = self.bins.get_mut(bin) {
+                cell[0] += f64::from(self.system) * duration;
+                cell[1] += f64::from(self.device) * duration;
+            }
+            self.counted = end;
+        }
+    }
+
+    fn fold(&mut self) {
+        let mut shares: Vec<Share> = self.bins.iter().map(|bin| Share(*bin)).collect();
+        fold(&mut shares);
+        self.bins = shares.into_iter().map(|share| share.0).collect();
+    }
+}
+
+struct Rows {
+    cells: Vec<Vec<Option<f64>>>,
+    first_page: usize,
+    pages_per_row: usize,
+}
+
+impl Rows {
+    /// One path for each colour: a tenth of the size of rectangles.
+    fn draw_cells(&self, svg: &mut Svg, frame: Frame, height: f64, time: Scale, width: u64) {
+        let mut paths = vec![String::new(); LEVELS];
+        for (row, cells) in self.cells.iter().enumerate() {
+            let level = |cell: &Option<f64>| {
+                cell.map(|share| (share * (LEVELS - 1) as f64).round() as usize)
+            };
+            let mut start = 0;
+            while start < cells.len() {
+                let this = level(&cells[start]);
+                let run = cells[start..]
+                    .iter()
+                    .take_while(|cell| level(cell) == this)
+                    .count();
+                if let Some(level) = this {
+                    let left = time.at(start as f64 * width as f64);
+                    let right = time.at((start + run) as f64 * width as f64);
+                    let y = frame.top + row as f64 * height;
+                    paths[level] += &format!("M{left:.1} {y:.1}H{right:.1}v{height:.1}H{left:.1}z");
+                }
+                start += run;
+            }
+        }
+        for (level, path) in paths
+            .iter()
+            .enumerate()
+            .filter(|(_, path)| !path.is_empty())
+        {
+            let colour = viridis(level as f64 / (LEVELS - 1) as f64);
+            svg.path(
+                path,
+                &format!(r#"fill="{colour}" shape-rendering="crispEdges""#),
+            );
+        }
+    }
+
+    fn draw_addresses(&self, svg: &mut Svg, frame: Frame, height: f64, base: u64) {
+        let count = self.cells.len();
+        let every = ((28.0 / height).ceil() as usize).max(1);
+        for row in (0..=count).step_by(every) {
+            let y = frame.top + row as f64 * height;
+            let page = self.first_page + row * self.pages_per_row;
+            let address = base + page as u64 * hmm_backend::PAGE_SIZE;
+            svg.line((frame.left - 4.0, y), (frame.left, y), r#"class="tick""#);
+            svg.text(
+                (frame.left - 7.0, y + 4.0),
+                Anchor::End,
+                "number",
+                &format!("{address:#x}"),
+            );
+        }
+        svg.upright(
+            (frame.left - 112.0, (frame.top + frame.bottom) / 2.0),
+            "guest-physical address",
+        );
+    }
+}
+
+fn draw_colours(svg: &mut Svg, frame: Frame) {
+    let height = frame.height().min(170.0);
+    let step = height / LEVELS as f64;
+    let left = frame.right + 22.0;
+    for level in 0..LEVELS {
+        let y = frame.top + height - (level + 1) as f64 * step;
+        let colour = viridis(level as f64 / (LEVELS - 1) as f64);
+        svg.rect(
+            (left, y),
+            (16.0, step + 0.3),
+            &format!(r#"fill="{colour}""#),
+        );
+    }
+    svg.rect((left, frame.top), (16.0, height), r#"class="outline""#);
+    let right = left + 21.0;
+    svg.text((right, frame.top + 10.0), Anchor::Start, "number", "100 %");
+    svg.text(
+        (right, frame.top + height / 2.0 + 4.0),
+        Anchor::Start,
+        "number",
+        "50 %",
+    );
+    svg.text((right, frame.top + height), Anchor::Start, "number", "0 %");
+    if frame.height() >= 190.0 {
+        for (line, text) in ["of pages in", "device memory"].into_iter().enumerate() {
+            svg.text(
+                (left - 4.0, frame.top + height + 18.0 + 15.0 * line as f64),
+                Anchor::Start,
+                "number",
+                text,
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hmm_backend::{Page as GuestPage, PageRange};
+    use std::time::Duration;
+
+    fn event(kind: EventKind, page: u32, pages: u32) -> Event {
+        Event::new(
+            Duration::ZERO,
+            kind,
+            PageRange::with_len(GuestPage(page), pages),
+        )
+    }
+
+    #[test]
+    fn shares_are_weighted_by_time() {
+        let mut map = Residency::new(2048);
+        // Two pages in one area of two: both in system memory, then one of them in the device's.
+        map.add(&event(EventKind::CpuFault, 0, 2), 0);
+        map.add(&event(EventKind::ToDevice, 1, 1), 64 * 200);
+        map.add(&event(EventKind::Freed, 0, 2), 64 * 256 * 16);
+        map.add(&event(EventKind::Fatal, 0, 1), 64 * 256 * 32);
+        let rows = map.rows();
+        assert_eq!((rows.cells.len(), rows.pages_per_row), (1, 2));
+        let cells = &rows.cells[0];
+        // A bin is 4096 ns now, and the change was an eighth into the fourth.
+        assert_eq!(map.clock.width, 64 * 64);
+        assert_eq!(cells[..3], [Some(0.0); 3]);
+        let part = cells[3].unwrap();
+        assert!((part - 0.875 / 2.0).abs() < 1e-9, "{part}");
+        assert_eq!(cells[4..64], [Some(0.5); 60]);
+        assert_eq!(cells[64..], [None; 64]);
+        assert_eq!(map.peak(), 1);
+    }
+
+    #[test]
+    fn pages_beyond_memory_are_left_out() {
+        let mut map = Residency::new(4);
+        map.add(&event(EventKind::ToDevice, 2, 100), 0);
+        map.add(&event(EventKind::ToDevice, u32::MAX, u32::MAX), 1);
+        assert_eq!(map.peak(), 2);
+    }
+}
