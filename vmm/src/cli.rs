@@ -12,6 +12,7 @@ use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::size::Size;
 
 use crate::replay_command::ReplayArgs;
+use crate::report_cmd::ReportArgs;
 use crate::sweep_cmd::SweepArgs;
 
 /// Runs guests whose memory pages migrate between system memory and the memory of emulated
@@ -59,6 +60,8 @@ pub enum Command {
     Check,
     /// Run workloads or replay traces under many policies and sizes, and tabulate the results
     Sweep(SweepArgs),
+    /// Make a page with plots about a run or a sweep
+    Report(ReportArgs),
 }
 
 /// Options of `run`. Each overrides its key in the configuration file.

@@ -2,6 +2,7 @@
 
 mod cli;
 mod replay_command;
+mod report_cmd;
 mod sweep_cmd;
 
 use std::fs;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
             }
             sweep_cmd::sweep(args)
         }
+        Command::Report(args) => report_cmd::report(&args),
     };
     result.unwrap_or_else(|error| {
         print_error(&describe(&error));

@@ -10,7 +10,7 @@ use super::svg::{Anchor, Svg, text_width};
 use crate::size::Size;
 
 const WHISKERS: &str = "The marker is the mean over the seeds, the whiskers its 95 % confidence interval (Student's t); \
-                        where whiskers overlap, the seeds do not tell the policies apart. Without whiskers, all seeds gave the same or there was one.";
+                        policies whose whiskers do not overlap differ by more than the seeds do. Without whiskers, all seeds gave the same or there was one.";
 
 /// A policy's estimates, one for each size.
 struct Series {

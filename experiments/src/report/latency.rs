@@ -112,7 +112,7 @@ impl Latencies {
         page.figure(
             "How long faults took",
             svg,
-            "Both axes are logarithmic: bars a step to the right are slower faults, a bar twice as high is many times as many. \
+            "Both axes are logarithmic, so that a few very slow faults show beside many quick ones: the same step is the same factor. \
              Half of the faults are left of the median's line, all but one of a hundred left of the other one.",
         );
         let mut table = Table::new(&["<", "faults", "median", "99 %", "99.9 %", "slowest"]);

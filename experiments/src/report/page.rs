@@ -16,13 +16,14 @@ svg text.label{font-size:13px}svg text.panel{font-size:13px;font-weight:600}
 .outline{fill:none;stroke:#444;stroke-width:1}.grid{stroke:#ccc;stroke-width:.7}.tick{stroke:#444;stroke-width:1}
 .zero{stroke:#222;stroke-width:1}.mark{stroke:#111;stroke-width:1.2;stroke-dasharray:5 3}.front{stroke:#666;stroke-width:1.2;stroke-dasharray:3 3}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-variant-numeric:tabular-nums;font-size:.88rem}
-th,td{padding:.22rem .6rem;text-align:right;border-bottom:1px solid #ccc;white-space:nowrap}
-th{border-bottom:1.5px solid #444;vertical-align:bottom}th.text,td.text{text-align:left;white-space:normal}
+table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-variant-numeric:tabular-nums;font-size:.84rem}
+th,td{padding:.22rem .5rem;text-align:right;border-bottom:1px solid #ccc}td{white-space:nowrap}
+th{border-bottom:1.5px solid #444;vertical-align:bottom}th.text,td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
+td.text{min-width:8rem}tr.part td{font-weight:600;text-align:left;background:#f0f0f0;border-top:1px solid #444}
 tr.best td{font-weight:700}
 footer{margin-top:2rem;color:#444;font-size:.85rem}
 @media print{@page{margin:14mm}body{max-width:none;padding:0;font-size:10pt;-webkit-print-color-adjust:exact;print-color-adjust:exact}
-h2,h3{break-after:avoid}thead{display:table-header-group}tr{break-inside:avoid}.scroll{overflow:visible}table{font-size:8pt}}
+h2,h3{break-after:avoid}thead{display:table-header-group}tr{break-inside:avoid}.scroll{overflow:visible}table{font-size:7.5pt}th,td{padding:.15rem .3rem}}
 ";
 
 /// A page that is being put together.
@@ -78,42 +79,72 @@ impl Page {
 /// A table; columns whose name begins with `<` are text.
 pub(super) struct Table {
     columns: Vec<&'static str>,
-    rows: String,
+    rows: Vec<Line>,
 }
+
+enum Line {
+    /// Its cells, and whether it stands out.
+    Cells(Vec<String>, bool),
+    /// What the following rows are about.
+    Part(String),
+}
+
+/// A cell without a value. Columns that have nothing else are left out.
+pub(super) const NOTHING: &str = "–";
 
 impl Table {
     pub(super) fn new(columns: &[&'static str]) -> Table {
         Table {
             columns: columns.to_vec(),
-            rows: String::new(),
+            rows: Vec::new(),
         }
     }
 
     pub(super) fn row(&mut self, cells: &[String], best: bool) {
-        self.rows += if best { "<tr class=\"best\">" } else { "<tr>" };
-        for (cell, column) in cells.iter().zip(&self.columns) {
-            let class = if column.starts_with('<') {
-                " class=\"text\""
-            } else {
-                ""
-            };
-            self.rows += &format!("<td{class}>{}</td>", escape(cell));
-        }
-        self.rows += "</tr>\n";
+        self.rows.push(Line::Cells(cells.to_vec(), best));
+    }
+
+    pub(super) fn part(&mut self, title: &str) {
+        self.rows.push(Line::Part(title.to_owned()));
     }
 
     fn finish(self) -> String {
-        let head: String = self
-            .columns
-            .iter()
-            .map(|column| match column.strip_prefix('<') {
-                Some(text) => format!("<th class=\"text\">{}</th>", escape(text)),
-                None => format!("<th>{}</th>", escape(column)),
+        let has_values = |column: &usize| {
+            self.rows.iter().any(|line| match line {
+                Line::Cells(cells, _) => cells[*column] != NOTHING,
+                Line::Part(_) => false,
             })
-            .collect();
+        };
+        let shown: Vec<usize> = (0..self.columns.len()).filter(has_values).collect();
+        let head = self.cells("th", &shown, |column| {
+            self.columns[column].trim_start_matches('<')
+        });
+        let mut rows = String::new();
+        for line in &self.rows {
+            rows += &match line {
+                Line::Cells(cells, best) => format!(
+                    "<tr{}>{}</tr>\n",
+                    if *best { " class=\"best\"" } else { "" },
+                    self.cells("td", &shown, |column| &cells[column])
+                ),
+                Line::Part(title) => format!(
+                    "<tr class=\"part\"><td colspan=\"{}\">{}</td></tr>\n",
+                    shown.len(),
+                    escape(title)
+                ),
+            };
+        }
         format!(
-            "<div class=\"scroll\"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{}</tbody></table></div>\n",
-            self.rows
+            "<div class=\"scroll\"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n"
         )
+    }
+
+    fn cells<'t>(&self, tag: &str, shown: &[usize], text: impl Fn(usize) -> &'t str) -> String {
+        let cell = |column: &usize| {
+            let is_text = self.columns[*column].starts_with('<');
+            let class = if is_text { " class=\"text\"" } else { "" };
+            format!("<{tag}{class}>{}</{tag}>", escape(text(*column)))
+        };
+        shown.iter().map(cell).collect()
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::axis::number;
-use super::page::{Page, Table};
+use super::page::{NOTHING, Page, Table};
 use super::results::{Group, Metric, Results};
 use super::statistics::Estimate;
 use super::{comparison, pareto};
@@ -91,7 +91,7 @@ fn facts(page: &mut Page, header: &Header, results: &Results, rows: usize) {
 
 fn with_error(estimate: Option<Estimate>, metric: Metric) -> String {
     let Some(estimate) = estimate else {
-        return "–".to_owned();
+        return NOTHING.to_owned();
     };
     let unit = metric.unit(estimate.mean);
     let mean = number(estimate.mean / unit.factor);
@@ -114,7 +114,6 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
         "modelled time"
     };
     let mut table = Table::new(&[
-        "device memory",
         "<policy",
         "seeds",
         time,
@@ -132,6 +131,9 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
             .iter()
             .filter_map(|policy| Some((policy, group.cell(*size, policy)?)))
             .collect();
+        if group.sizes.len() > 1 {
+            table.part(&format!("{} of device memory", Size(*size)));
+        }
         let times = cells
             .iter()
             .filter_map(|(_, cell)| cell.estimate(Metric::Time));
@@ -140,7 +142,7 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
             let time = cell.estimate(Metric::Time);
             let ratio = time.map(|time| time.mean / fastest);
             let mean =
-                |value: Option<Estimate>| value.map_or("–".to_owned(), |it| number(it.mean));
+                |value: Option<Estimate>| value.map_or(NOTHING.to_owned(), |it| number(it.mean));
             let over = cell.mean(|row| {
                 let optimal = row.optimal_pages.filter(|pages| *pages > 0)?;
                 Some(row.pages_to_device? as f64 / optimal as f64)
@@ -150,20 +152,19 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
                 .map_or(0, |it| it.count);
             table.row(
                 &[
-                    Size(*size).to_string(),
                     (*policy).to_string(),
                     count.to_string(),
                     with_error(time, Metric::Time),
                     ratio
                         .filter(|it| it.is_finite())
-                        .map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
+                        .map_or(NOTHING.to_owned(), |ratio| format!("{ratio:.2}")),
                     with_error(cell.estimate(Metric::Bytes), Metric::Bytes),
                     with_error(cell.estimate(Metric::Faults), Metric::Faults),
                     mean(cell.mean(|row| row.evicted.map(|n| n as f64))),
                     mean(cell.mean(|row| row.prefetched.map(|n| n as f64))),
                     mean(cell.mean(|row| row.prefetched_unused.map(|n| n as f64))),
                     mean(cell.mean(|row| row.thrashing_pages.map(|n| n as f64))),
-                    over.map_or("–".to_owned(), |it| format!("{:.2} ×", it.mean)),
+                    over.map_or(NOTHING.to_owned(), |it| format!("{:.2} ×", it.mean)),
                 ],
                 ratio == Some(1.0),
             );
