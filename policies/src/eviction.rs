@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use hmm_backend::{EvictionPolicy, Frame};
+use hmm_backend::{EvictionPolicy, Frame, Page};
 
 use crate::script::Candidate;
 use crate::scripts::Instance;
@@ -39,7 +39,7 @@ impl ScriptEviction {
 }
 
 impl EvictionPolicy for ScriptEviction {
-    fn allocated(&mut self, head: Frame, order: u8) {
+    fn allocated(&mut self, head: Frame, order: u8, page: Page) {
         self.now += 1;
         let folio = Folio {
             order,
@@ -47,7 +47,7 @@ impl EvictionPolicy for ScriptEviction {
             since: self.now,
         };
         self.folios.insert(head.0, folio);
-        self.inner.allocated(head, order);
+        self.inner.allocated(head, order, page);
     }
 
     fn touched(&mut self, head: Frame) {

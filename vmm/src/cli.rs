@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod replay;
 mod trace;
 
 use std::path::PathBuf;
@@ -11,9 +12,9 @@ use hmmvisor::OnMemoryError;
 use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::size::Size;
 
-use crate::replay_command::ReplayArgs;
 use crate::report_cmd::ReportArgs;
 use crate::sweep_cmd::SweepArgs;
+use replay::ReplayArgs;
 
 /// Runs guests whose memory pages migrate between system memory and the memory of emulated
 /// accelerators, on /dev/kvm.

@@ -1,7 +1,6 @@
 //! The `hmmvisor` command.
 
 mod cli;
-mod replay_command;
 mod report_cmd;
 mod sweep_cmd;
 
@@ -36,7 +35,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run_guest(*args, started, signals),
         Command::Workloads => Ok(list_workloads()),
         Command::Policies => Ok(list_policies()),
-        Command::Replay(args) => replay_command::run(args).map(|text| print(&text)),
+        Command::Replay(args) => cli::replay::run(args).map(|text| print(&text)),
         Command::Trace(command) => command.run(),
         Command::Check => Ok(print_check()),
         Command::Sweep(args) => {
