@@ -16,6 +16,9 @@ use crate::stats::Counters;
 /// is to stop.
 const VISITS_PER_GUARD: usize = 1024;
 
+/// Words that one access to system memory in place fetches: 64 bytes.
+const LINE: usize = 8;
+
 /// Exclusive additions under one guard: few, so that whoever wants the page back need not wait for long.
 const ADDS_PER_GUARD: u64 = 64;
 
@@ -57,6 +60,10 @@ impl GuestMemory {
             let start = (run.addr % PAGE_SIZE / WORD) as usize;
             let len = run.len.min((words.len() - start) as u64) as usize;
             *run = step(&words[start..start + len]);
+            if guard.last_was_remote {
+                let last = (start + len - 1) / LINE;
+                guard.remote.count(page, (last - start / LINE + 1) as u32);
+            }
             // Looked at only after a visit: a guard is always good for some progress.
             if run.is_empty() || guard.wanted() {
                 break;
@@ -64,13 +71,25 @@ impl GuestMemory {
         }
         self.counters.tlb_hits.set(guard.tlb_hits);
         self.counters.tlb_misses.set(guard.tlb_misses);
+        let hot = guard.remote.take_hot();
+        drop(guard);
+        if let Some((groups, count)) = hot {
+            for group in groups {
+                // The pages exist: they had translations.
+                let _ = self.mirror.used_in_place(group, count);
+            }
+        }
         missing
     }
 
     fn fault(&mut self, page: Page, access: Access) -> Result<(), CommandError> {
         self.counters.faults.add(1);
+        let threshold = self.mirror.remote_access_threshold();
         self.mirror
-            .fault(page, access, |mmu, mapping| mmu.map(mapping))
+            .fault(page, access, |mmu, mapping| {
+                mmu.remote.set_threshold(threshold);
+                mmu.map(mapping);
+            })
             .map_err(|error| self.refused(page, error))
     }
 

@@ -2,16 +2,17 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hmm_backend::{Access, BLOCK_PAGES, DeviceMmu, Mapping, PAGE_SIZE, Page, PageRange};
+use hmm_backend::{Access, BLOCK_PAGES, DeviceMmu, Mapping, PAGE_SIZE, Page, PageRange, Target};
 
 use crate::managed::WORD;
+use crate::remote::RemoteCounters;
 
 /// Words in a page.
 pub const PAGE_WORDS: usize = (PAGE_SIZE / WORD) as usize;
 const TLB_SLOTS: usize = 256;
 
 /// A page-table entry: the host address of a page, bit 0 set if the page is writable, bit 1 if it is the
-/// device's alone; null if there is no translation.
+/// device's alone, bit 2 if it is in system memory, in place; null if there is no translation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry(*mut u8);
 
@@ -23,12 +24,20 @@ impl Entry {
     const NONE: Entry = Entry(std::ptr::null_mut());
     const WRITABLE: usize = 1;
     const EXCLUSIVE: usize = 2;
+    const REMOTE: usize = 4;
+    const BITS: usize = Entry::WRITABLE | Entry::EXCLUSIVE | Entry::REMOTE;
 
-    fn new(host: *mut u8, writable: bool, exclusive: bool) -> Entry {
+    fn new(host: *mut u8, writable: bool, exclusive: bool, remote: bool) -> Entry {
         debug_assert!(host.addr().is_multiple_of(PAGE_SIZE as usize));
         let bit = |set, bit| if set { bit } else { 0 };
-        let bits = bit(writable, Entry::WRITABLE) | bit(exclusive, Entry::EXCLUSIVE);
+        let bits = bit(writable, Entry::WRITABLE)
+            | bit(exclusive, Entry::EXCLUSIVE)
+            | bit(remote, Entry::REMOTE);
         Entry(host.map_addr(|addr| addr | bits))
+    }
+
+    fn remote(self) -> bool {
+        self.0.addr() & Entry::REMOTE != 0
     }
 
     fn permits(self, access: Access) -> bool {
@@ -39,8 +48,7 @@ impl Entry {
     }
 
     fn host(self) -> *mut u8 {
-        let bits = Entry::WRITABLE | Entry::EXCLUSIVE;
-        self.0.map_addr(|addr| addr & !bits)
+        self.0.map_addr(|addr| addr & !Entry::BITS)
     }
 }
 
@@ -63,6 +71,10 @@ type BlockTable = Box<[Entry; BLOCK_PAGES as usize]>;
 pub struct Mmu {
     blocks: Vec<Option<BlockTable>>,
     tlb: Box<[TlbSlot; TLB_SLOTS]>,
+    /// Accesses to system memory in place.
+    pub remote: RemoteCounters,
+    /// Whether the last translation was one to system memory in place.
+    pub last_was_remote: bool,
     /// Translations that the TLB had.
     pub tlb_hits: u64,
     /// Translations that it had not.
@@ -76,6 +88,8 @@ impl Mmu {
         Mmu {
             blocks: (0..blocks).map(|_| None).collect(),
             tlb: Box::new([TlbSlot::EMPTY; TLB_SLOTS]),
+            remote: RemoteCounters::new(pages),
+            last_was_remote: false,
             tlb_hits: 0,
             tlb_misses: 0,
         }
@@ -83,10 +97,11 @@ impl Mmu {
 
     /// Takes a translation into the page table: what a device fault ends with.
     pub fn map(&mut self, mapping: Mapping) {
-        self.insert(
-            mapping.page,
-            Entry::new(mapping.host.as_ptr(), mapping.writable, mapping.exclusive),
-        );
+        // A page that the device has for itself is where it asked for it.
+        let remote = mapping.target == Target::System && !mapping.exclusive;
+        let host = mapping.host.as_ptr();
+        let entry = Entry::new(host, mapping.writable, mapping.exclusive, remote);
+        self.insert(mapping.page, entry);
     }
 
     fn insert(&mut self, page: Page, entry: Entry) {
@@ -117,6 +132,7 @@ impl Mmu {
             *slot = TlbSlot { page, entry };
             entry
         };
+        self.last_was_remote = entry.remote();
         // SAFETY: entries come from mappings that the backend handed out, so they point at the 4096
         // mapped bytes of a page, aligned to a page. `self` lives in the mirror and can only be borrowed
         // under its guard, and the backend does not take the page away before `invalidate`, which needs
@@ -140,6 +156,7 @@ impl Mmu {
 
 impl DeviceMmu for Mmu {
     fn invalidate(&mut self, pages: PageRange) {
+        self.remote.forget(pages);
         for part in pages.split_by_block() {
             let Some(block) = self.blocks.get_mut(part.start.block().0 as usize) else {
                 break;
@@ -199,7 +216,7 @@ mod tests {
         fn map(&mut self, page: u32, host: usize, writable: bool) {
             let host = (&raw mut self.host.0[host]).cast();
             self.mmu
-                .insert(Page(page), Entry::new(host, writable, false));
+                .insert(Page(page), Entry::new(host, writable, false, false));
         }
 
         fn read(&mut self, page: u32) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! The backend: managed memory, its devices and the calls that are not about faults.
 
 use std::fs::File;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use crate::policy::{PolicyFactory, PolicySpec};
 use crate::residency::{ResidencyTable, TryLock};
 use crate::stats::{Cause, Counter, Recorder, Stats};
 use crate::time::{Clock, Tick};
+use crate::wishes::Wishes;
 use crate::word::{AUX_MAX, Residency, Word};
 
 /// Blocks that migrate together when somebody asks for a range. Moving pages empties the TLB, and doing the
@@ -97,6 +98,10 @@ pub struct Backend {
     attaching: Mutex<usize>,
     pub(crate) mirrors: RwLock<Vec<Arc<dyn Invalidate>>>,
     pub(crate) advisors: Box<[Mutex<Advisor>]>,
+    /// What policies want to migrate when there is time.
+    pub(crate) wishes: Wishes,
+    /// Accesses in place that policies want to hear of; 0 for none.
+    pub(crate) remote_access_threshold: AtomicU32,
     pub(crate) link: LinkModel,
     pub(crate) lockstep: bool,
     factory: Arc<dyn PolicyFactory>,
@@ -116,7 +121,14 @@ impl Backend {
             check_size("shared memory", config.shared, unit, config.memory)?;
         }
         let guest = Arc::new(GuestMemory::new(&config)?);
-        let advisor = |_| Mutex::new(Advisor::new(config.policy.fault_policy()));
+        let threshold = AtomicU32::new(0);
+        let advisor = |_| {
+            let policy = config.policy.fault_policy();
+            let remote = policy.remote_access_threshold().unwrap_or(0);
+            threshold.store(remote, Ordering::Relaxed);
+            Mutex::new(Advisor::new(policy))
+        };
+        let advisors: Box<[_]> = (0..config.shards).map(advisor).collect();
         let table =
             ResidencyTable::new((config.memory / PAGE_SIZE) as u32, Box::new(guest.clone()));
         // Shared memory is there from the start: its first touch is nobody's business.
@@ -130,7 +142,9 @@ impl Backend {
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             attaching: Mutex::new(0),
             mirrors: RwLock::new(Vec::new()),
-            advisors: (0..config.shards).map(advisor).collect(),
+            remote_access_threshold: threshold,
+            wishes: Wishes::new()?,
+            advisors,
             link: config.link,
             lockstep: config.lockstep,
             factory: config.policy,
@@ -331,16 +345,19 @@ impl Backend {
     }
 
     /// How many pages of the range could go to a device now.
-    fn movable(&self, part: PageRange) -> u32 {
-        let movable = |page: &Page| {
-            let word = self.table.word(*page);
-            match word.residency() {
-                Residency::Untouched => true,
-                Residency::System => word.pins() == 0 && !self.guest.is_shared(*page),
-                _ => false,
-            }
-        };
-        part.pages().filter(movable).count() as u32
+    pub(crate) fn movable(&self, part: PageRange) -> u32 {
+        let movable = part.pages().filter(|page| self.is_movable(*page));
+        movable.count() as u32
+    }
+
+    /// Whether the page could go to a device now.
+    pub(crate) fn is_movable(&self, page: Page) -> bool {
+        let word = self.table.word(page);
+        match word.residency() {
+            Residency::Untouched => true,
+            Residency::System => word.pins() == 0 && !self.guest.is_shared(page),
+            _ => false,
+        }
     }
 
     /// Migrates what can be of these pages of ascending blocks through the driver. Returns how many moved.

@@ -17,10 +17,11 @@ impl Backend {
     /// is in motion. Returns the number of pages that had contents.
     pub fn guest_freed(&self, range: PageRange) -> Result<u64, Error> {
         self.check_range(range)?;
-        let freed: u64 = range
-            .split_by_block()
-            .map(|part| self.free_in_block(part))
-            .sum();
+        let mut freed = 0;
+        for part in range.split_by_block() {
+            freed += self.free_in_block(part);
+            self.with_policy(part.start.block(), |policy| policy.freed(part));
+        }
         self.recorder.add(Counter::PagesFreed, freed);
         self.recorder
             .event(|| Event::new(self.clock.now(), EventKind::Freed, range));

@@ -75,6 +75,7 @@ mod sync;
 mod time;
 mod uffd;
 mod wait;
+mod wishes;
 mod word;
 
 pub use backend::{Backend, BackendConfig};

@@ -174,6 +174,7 @@ impl Worker {
             revents: 0,
         };
         let mut fds: Vec<_> = shards.iter().map(|s| poll_in(s.as_raw_fd())).collect();
+        fds.push(poll_in(self.backend.wishes.fd()));
         fds.push(poll_in(self.stop.as_raw_fd()));
         let mut messages = Vec::with_capacity(BATCH);
         loop {
@@ -357,7 +358,7 @@ impl Worker {
         self.speculation.push_back(speculation);
     }
 
-    /// A bounded piece of prefetching, the newest wish first.
+    /// A bounded piece of prefetching, the newest first, and what the guest waits for before wishes.
     fn speculate(&mut self) {
         let Some(Speculation {
             block,
@@ -365,6 +366,7 @@ impl Worker {
             access,
         }) = self.speculation.pop_back()
         else {
+            self.backend.serve_wish();
             return;
         };
         let now: PageSet = pages.iter().take(SPECULATION_PAGES).collect();

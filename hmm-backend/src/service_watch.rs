@@ -1,4 +1,5 @@
-//! Watches over the service threads: a driver that does not return is reported and costs nobody else service.
+//! Watches over the service threads: a driver that does not return is reported and costs nobody else service. The
+//! watching thread is also the clock of policies that want one.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
@@ -104,7 +105,7 @@ impl ServiceWatch {
             {
                 break;
             }
-            threads = shared.wait(threads);
+            threads = shared.wait(threads, None);
         }
         drop(threads);
         if let Some(watcher) = self.watcher.take() {
@@ -118,11 +119,16 @@ impl Shared {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something changes, but looks at the drivers several times within the limit.
-    fn wait<'a>(&self, threads: MutexGuard<'a, Threads>) -> MutexGuard<'a, Threads> {
+    /// Waits until something changes, at most this long; but looks at the drivers several times within the limit.
+    fn wait<'a>(
+        &self,
+        threads: MutexGuard<'a, Threads>,
+        most: Option<Duration>,
+    ) -> MutexGuard<'a, Threads> {
+        let look = self.limit / 4;
         let (threads, _) = self
             .changed
-            .wait_timeout(threads, self.limit / 4)
+            .wait_timeout(threads, most.map_or(look, |most| most.min(look)))
             .unwrap_or_else(PoisonError::into_inner);
         threads
     }
@@ -157,7 +163,13 @@ impl Shared {
                     }
                 }
             }
-            threads = self.wait(threads);
+            // A policy may take its time: nobody is to wait for it with the threads locked.
+            drop(threads);
+            let next_tick = self.spawner.backend.tick_policies();
+            threads = self.threads();
+            if !threads.stopping {
+                threads = self.wait(threads, next_tick);
+            }
         }
     }
 

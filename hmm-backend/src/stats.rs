@@ -71,6 +71,10 @@ counters! {
     // Faults put off because the page could not be moved yet.
     FaultsRetried = "faults_retried",
     AdviceCut = "advice_cut",
+    // Decisions that took a policy too long.
+    AdviceLate = "advice_late",
+    // Wishes that others had no room for in the queue.
+    WishesDropped = "wishes_dropped",
     PrefetchDropped = "prefetch_dropped",
     // Device accesses to system pages in place.
     MappedInPlace = "mapped_in_place",

@@ -192,6 +192,24 @@ impl Backend {
 }
 
 impl<M: DeviceMmu> Mirror<M> {
+    /// How many accesses in place, in system memory, to the 16 pages of an aligned 64 KiB group the device is to report
+    /// with [`Self::used_in_place`]; `None` if nobody wants to know. It may change.
+    pub fn remote_access_threshold(&self) -> Option<u32> {
+        let threshold = &self.backend.remote_access_threshold;
+        match threshold.load(Ordering::Relaxed) {
+            0 => None,
+            n => Some(n),
+        }
+    }
+
+    /// The device has used these pages in place `count` times each or more since their translations were made, or since
+    /// it last said so. The policy may have them migrate, a little later.
+    pub fn used_in_place(&mut self, pages: PageRange, count: u32) -> Result<(), Error> {
+        self.backend.check_range(pages)?;
+        self.backend.used_in_place(&self.device, pages, count);
+        Ok(())
+    }
+
     /// The device's translations. Waits for invalidations, which go first. With the guard held, call nothing
     /// else of the backend: whatever migrates waits for the guard.
     pub fn lock(&mut self) -> MirrorGuard<'_, M> {

@@ -35,6 +35,7 @@ use std::time::Duration;
 
 pub use access_counter::AccessCounter;
 pub use advice::{Advice, Wish};
+pub(crate) use advice::{MAX_WISH, MAX_WISHES};
 pub use by_migration::ByMigration;
 pub use catalogue::policies;
 pub use clock::Clock;

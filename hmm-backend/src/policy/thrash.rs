@@ -406,7 +406,7 @@ impl Modifier for Thrash {
         let mut wishes: Vec<Wish> = Vec::new();
         while let Some(&(end, page)) = self.pins.front()
             && end <= now
-            && wishes.len() < super::advice::MAX_WISHES
+            && wishes.len() < super::MAX_WISHES
         {
             self.pins.pop_front();
             let Some(state) = self.blocks.get_mut(&page.block()) else {

@@ -207,6 +207,11 @@ impl Device {
         Ok(())
     }
 
+    /// The mirror itself.
+    pub fn mirror(&mut self) -> &mut Mirror<Table> {
+        &mut self.mirror
+    }
+
     /// Where its table says the page is, if it has a translation.
     pub fn target(&mut self, page: u32) -> Option<hmm_backend::Target> {
         self.mirror.lock().0.get(&Page(page)).map(|m| m.target)
