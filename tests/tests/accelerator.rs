@@ -215,3 +215,58 @@ fn hints_and_frees_do_what_they_say() {
         rig.check_contract();
     });
 }
+
+/// Every command with policies that leave pages in place, migrate behind the device's back and pin.
+#[test]
+fn policies_of_all_kinds_keep_every_result_right() {
+    for policy in [
+        "access-counter:threshold=8+clock+timeslice:min=0us",
+        "density+thrash:lapse=100ms,nap=50us,pin=1ms,pin_threshold=1,threshold=1+s3-fifo",
+        "sequential:min_run=1,window=64+lfu",
+        "first-touch+by-migration",
+    ] {
+        both_engines(policy, |engine| {
+            let mut rig = Rig::new(engine, policy, 100);
+            let mut random = Random(7);
+            rig.amid_migrations(3, |rig| integers(rig, &mut random));
+            let stats = rig.accelerator.stats();
+            assert_eq!((stats.commands, stats.errors), (rig.sent, 0));
+        });
+    }
+}
+
+#[test]
+fn what_the_accelerator_uses_often_comes_to_it() {
+    both_engines("access counters", |engine| {
+        let policy = "access-counter:threshold=200+timeslice:min=0us";
+        let mut rig = Rig::new(engine, policy, 100);
+        let prefetched = |rig: &Rig| {
+            let to_device = rig.backend.stats().to_device;
+            to_device
+                .get(&hmm_backend::Cause::Prefetch)
+                .copied()
+                .unwrap_or(0)
+        };
+        // 16 pages in one group of 64 KiB, and one in the next.
+        rig.fill(32, (0..16 * 512 + 8).map(|i| i % 5));
+        let sum = |n: u64| (0..n).map(|i| i % 5).sum::<u64>();
+        // Three pages are 192 accesses of 64 bytes: not enough.
+        assert_eq!(rig.result(OP_REDUCE, &[at(32), 3 * 512]), sum(3 * 512));
+        assert_eq!(prefetched(&rig), 0);
+        assert_eq!(rig.backend.stats().other["mapped_in_place"], 3);
+        // One page more is: the group migrates, and nothing else. Who waits for it is nobody.
+        assert_eq!(rig.result(OP_REDUCE, &[at(32), 512]), sum(512));
+        while prefetched(&rig) < 16 {
+            std::thread::yield_now();
+        }
+        rig.backend.settle(pages(32..49)).unwrap();
+        for page in 32..49 {
+            let residency = rig.backend.word(Page(page)).unwrap().residency();
+            let here = matches!(residency, Residency::Device { .. });
+            assert_eq!(here, page < 48, "page {page}: {residency:?}");
+        }
+        let n = 16 * 512 + 8;
+        assert_eq!(rig.result(OP_REDUCE, &[at(32), n]), sum(n));
+        assert_eq!(prefetched(&rig), 16);
+    });
+}

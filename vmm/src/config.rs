@@ -11,7 +11,7 @@ use std::str::FromStr;
 use crate::file;
 use crate::memory_errors::OnMemoryError;
 use crate::size::Size;
-use hmm_backend::{EngineChoice, PolicySpec};
+use hmm_backend::{EngineChoice, Hint, PAGE_SIZE, Page, PageRange, PolicySpec};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -40,6 +40,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// What migrates when.
     pub policy: PolicyConfig,
+    /// What is known about parts of managed memory, for policies that listen.
+    pub hint: Vec<HintConfig>,
     /// The program in the guest.
     pub workload: WorkloadConfig,
     /// Threads that serve CPU faults.
@@ -129,6 +131,27 @@ pub struct PolicyConfig {
     pub spec: PolicySpec,
 }
 
+/// `[[hint]]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HintConfig {
+    /// Where the pages start, from the start of managed memory.
+    pub start: Size,
+    /// How much memory they are.
+    pub bytes: Size,
+    /// `preferred:system`, `preferred:deviceN`, `accessed-by:deviceN`, `read-mostly`, or what takes one back.
+    #[serde(deserialize_with = "from_str")]
+    pub hint: Hint,
+}
+
+impl HintConfig {
+    /// The pages.
+    pub fn pages(&self) -> PageRange {
+        let page = |bytes| Page((bytes / PAGE_SIZE) as u32);
+        PageRange::new(page(self.start.0), page(self.start.0 + self.bytes.0))
+    }
+}
+
 /// `[workload]`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -174,6 +197,7 @@ impl Default for Config {
             devices: DevicesConfig::default(),
             engine: EngineConfig::default(),
             policy: PolicyConfig::default(),
+            hint: Vec::new(),
             workload: WorkloadConfig::default(),
             service: ServiceConfig::default(),
             placement: PlacementConfig::default(),
@@ -311,6 +335,14 @@ mod tests {
             pin = false
             vcpu_cpus = [0, 1]
             device_cpus = [1]
+            [[hint]]
+            start = 8192
+            bytes = "1M"
+            hint = "preferred:device1"
+            [[hint]]
+            start = "0"
+            bytes = "4K"
+            hint = "read-mostly"
             "#,
         )
         .unwrap();
@@ -326,6 +358,17 @@ mod tests {
         assert_eq!(config.machine.on_memory_error, OnMemoryError::End);
         assert_eq!((config.engine.shards, config.service.threads), (3, Some(2)));
         assert_eq!(config.placement.vcpu_cpus, Some(vec![0, 1]));
+        let hints: Vec<_> = config.hint.iter().map(|h| (h.pages(), h.hint)).collect();
+        let pages = |start, end| PageRange::new(Page(start), Page(end));
+        let device =
+            Hint::PreferredLocation(Some(hmm_backend::Place::Device(hmm_backend::DeviceId(1))));
+        assert_eq!(
+            hints,
+            [
+                (pages(2, 258), device),
+                (pages(0, 1), Hint::ReadMostly(true))
+            ]
+        );
         let params: Vec<_> = config
             .workload
             .params
@@ -351,6 +394,12 @@ mod tests {
                 2,
                 "`stop` is neither machine-check nor end",
             ),
+            (
+                "[[hint]]\nstart = 0\nbytes = 4096\nhint = \"preferred:gpu\"\n",
+                4,
+                "unknown hint 'preferred:gpu'; there are: preferred:system",
+            ),
+            ("[[hint]]\nstart = 0\n", 1, "missing field `bytes`"),
             ("seed = -1", 1, "expected u64"),
             ("[machine", 1, "unclosed table"),
             (

@@ -149,6 +149,10 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
             Some(Recording::start(path, &meta, &backend, vm.thread_ids())?)
         }
     };
+    // Before the guest touches anything, and with the devices there.
+    for hint in &config.hint {
+        backend.hint(hint.pages(), hint.hint)?;
+    }
     if let Some(chaos) = &mut chaos {
         chaos.start(&vm).map_err(|error| VmError::System {
             what: "the chaos thread",

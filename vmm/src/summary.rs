@@ -78,6 +78,16 @@ impl fmt::Display for Summary<'_> {
             "frees",
             format!("{freed} pages reported by the guest, {calls} page_free calls to drivers"),
         )?;
+        let other = |name| stats.other.get(name).copied().unwrap_or(0);
+        let [cut, late, dropped] = ["advice_cut", "advice_late", "wishes_dropped"].map(other);
+        if [cut, late, dropped] != [0; 3] {
+            let [cut, late, dropped] = [cut, late, dropped].map(grouped);
+            line(
+                f,
+                "policy",
+                format!("advice cut {cut} times, late {late} times; {dropped} wishes dropped"),
+            )?;
+        }
         if report.operations_checked > 0 {
             let checked = grouped(report.operations_checked);
             let rounds = match report.rounds {

@@ -11,12 +11,16 @@ use hmm_backend::{
 use super::random::Random;
 
 /// What `random` draws from; the chaotic policy is one more.
-const SPECS: [&str; 5] = [
+const SPECS: [&str; 9] = [
     "on-demand+timeslice:min=0us",
     "on-demand+timeslice:min=300us",
     "density+timeslice:min=0us",
     "density:threshold=1+timeslice:min=50us",
     "density:threshold=90,min_faults=4",
+    "density+thrash:lapse=5ms,nap=100us,pin=2ms,pin_threshold=2+s3-fifo",
+    "access-counter:threshold=8+hints+clock",
+    "sequential:min_run=1+lfu+thrash:threshold=1,pin_threshold=1+timeslice:min=0us",
+    "first-touch+by-migration",
 ];
 
 /// The policy that the seed draws.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hmm_backend::PAGE_SIZE;
+use hmm_backend::{DeviceId, Hint, PAGE_SIZE, Place};
 use hmmvisor_abi::map;
 
 use super::{Config, ConfigError};
@@ -39,6 +39,7 @@ impl Config {
             range("the number of service threads", threads as u64, 64)?;
         }
         self.check_sizes(host)?;
+        self.check_hints()?;
 
         let lists = [
             ("[service] cpus", &self.service.cpus),
@@ -129,6 +130,47 @@ impl Config {
         }
         Ok(())
     }
+
+    fn check_hints(&self) -> Result<(), ConfigError> {
+        for (i, it) in self.hint.iter().enumerate() {
+            let refuse = |why| {
+                let (number, hint) = (i + 1, it.hint);
+                Err(ConfigError::Hint { number, hint, why })
+            };
+            let memory = self.machine.memory;
+            let (start, bytes) = (it.start.0, it.bytes.0);
+            if bytes == 0 || !start.is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {
+                return refuse("start and bytes must be whole pages of 4 KiB, at least one".into());
+            }
+            if start.checked_add(bytes).is_none_or(|end| end > memory.0) {
+                return refuse(format!("it goes beyond the end of guest memory ({memory})"));
+            }
+            let (Hint::PreferredLocation(Some(Place::Device(DeviceId(device))))
+            | Hint::AccessedBy(DeviceId(device), _)) = it.hint
+            else {
+                continue;
+            };
+            let count = self.devices.count;
+            if u32::from(device) >= count {
+                return refuse(format!(
+                    "there is no such device; the last is device{}",
+                    count - 1
+                ));
+            }
+        }
+        let spec = &self.policy.spec;
+        if let Some(first) = self.hint.first()
+            && !spec.has("hints")
+            && !spec.has("thrash")
+        {
+            return Err(ConfigError::Hint {
+                number: 1,
+                hint: first.hint,
+                why: format!("policy {spec} does not listen to hints; add `+hints`"),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Whether a file can be written there, as far as that shows without writing it.
@@ -156,6 +198,7 @@ fn check_output(what: &'static str, path: &Path) -> Result<(), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::HintConfig;
 
     fn host() -> Host {
         Host {
@@ -208,6 +251,29 @@ mod tests {
         assert!(
             complaint(|config| config.record = Some("/nosuch/x".into()))
                 .contains("writing the trace to /nosuch/x: its folder does not exist")
+        );
+        let hint = |start, bytes, hint: &str| {
+            let hint = HintConfig {
+                start: Size(start),
+                bytes: Size(bytes),
+                hint: hint.parse().unwrap(),
+            };
+            complaint(|config| config.hint = vec![hint])
+        };
+        assert_eq!(
+            hint(4096, 4096, "read-mostly"),
+            "[[hint]] number 1, `read-mostly`: policy density+lru+timeslice does not listen to hints; add `+hints`"
+        );
+        assert!(hint(1, 4096, "read-mostly").contains("whole pages"));
+        assert!(hint(0, 0, "read-mostly").contains("whole pages"));
+        assert!(
+            hint(4096, 256 << 20, "read-mostly")
+                .contains("beyond the end of guest memory (256 MiB)")
+        );
+        assert!(hint(0, u64::MAX - 4095, "read-mostly").contains("beyond the end"));
+        assert!(
+            hint(0, 4096, "accessed-by:device1")
+                .ends_with("there is no such device; the last is device0")
         );
         for (name, value) in [
             ("a b", "1"),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use hmm_backend::Hint;
 use thiserror::Error;
 
 use crate::file::FileError;
@@ -89,6 +90,16 @@ pub enum ConfigError {
         "parameter `{0}`: names and values must not be empty or contain spaces, and names no `=`"
     )]
     Param(String),
+    /// A hint that cannot be followed.
+    #[error("[[hint]] number {number}, `{hint}`: {why}")]
+    Hint {
+        /// Which, from 1.
+        number: usize,
+        /// What it says.
+        hint: Hint,
+        /// Why not.
+        why: String,
+    },
     /// The report or the trace could not be written.
     #[error("writing {what} to {}: {why}", path.display())]
     Output {
