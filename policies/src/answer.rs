@@ -29,10 +29,12 @@ enum Pages {
     Range(f64, f64),
 }
 
-fn kind(value: &Value) -> String {
+/// What a value is, in words.
+pub(crate) fn kind(value: &Value) -> String {
     match value {
         Value::Number(n) => format!("the number {n}"),
         Value::Integer(n) => format!("the number {n}"),
+        Value::Nil => "nothing".into(),
         other => format!("a {}", other.type_name()),
     }
 }

@@ -113,6 +113,8 @@ pub(crate) fn new(
         table.set_readonly(true);
     }
     lua.sandbox(true)?;
+    // The one table that is there to be changed.
+    lua.globals().set("state", lua.create_table()?)?;
     // SAFETY: gives the interpreter a callback that lives for ever.
     unsafe {
         lua.exec_raw::<()>((), |state| {

@@ -84,8 +84,8 @@ impl Script {
             (Ok(Value::Table(table)), _) => table,
             (Ok(other), _) => {
                 return Err(format!(
-                    "{file}:1: the script returns a {}; it must return a table of functions such as on_fault",
-                    other.type_name()
+                    "{file}:1: the script returns {}; it must return a table of functions such as on_fault",
+                    answer::kind(&other)
                 ));
             }
             (Err(error), overrun) => return Err(explain(file, 1, &error, overrun)),
@@ -115,8 +115,8 @@ impl Script {
             };
             let wrong = |expected: &str| {
                 Err(format!(
-                    "{file}:1: `{name}` is a {}; {expected}",
-                    value.type_name()
+                    "{file}:1: `{name}` is {}; {expected}",
+                    answer::kind(&value)
                 ))
             };
             match (name.as_str(), &value) {

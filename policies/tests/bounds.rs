@@ -1,0 +1,506 @@
+//! Broken and hostile scripts: errors name file and line, runaways are stopped, the default policy decides instead.
+
+mod views;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use hmm_backend::{Advice, BlockFault, BlockView, MAX_HOLD, PolicyFactory, PolicySpec};
+use hmmvisor_policies::{FileWatch, Limits, Log, ScriptError, ScriptFigures, ScriptSpec, Scripts};
+use views::each_view;
+
+/// What the scripts' log was told.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Lines {
+    fn log(&self) -> Log {
+        let lines = self.0.clone();
+        Arc::new(move |line| lines.lock().unwrap().push(line.to_owned()))
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+fn load_at(path: &Path, text: &str, lines: &Lines) -> Result<Arc<Scripts>, ScriptError> {
+    std::fs::write(path, text).unwrap();
+    Scripts::with(
+        ScriptSpec::file(path.to_owned()),
+        Limits::default(),
+        lines.log(),
+    )
+}
+
+fn load(text: &str, lines: &Lines) -> Result<Arc<Scripts>, ScriptError> {
+    let folder = tempfile::tempdir().unwrap();
+    load_at(&folder.path().join("bad.luau"), text, lines)
+}
+
+fn error(text: &str) -> String {
+    load(text, &Lines::default()).err().unwrap().to_string()
+}
+
+/// Asks `n` times about one real fault. Also returns what the default policy says.
+fn ask(scripts: &Arc<Scripts>, n: usize) -> (Vec<Advice>, Advice) {
+    let mut policy = scripts.fault_policy();
+    let mut default = PolicySpec::default().fault_policy();
+    let (said, heard) = mpsc::channel();
+    each_view(1, 5, move |fault: &BlockFault, view: &BlockView<'_>| {
+        let advice: Vec<_> = (0..n).map(|_| policy.advise(fault, view)).collect();
+        said.send((advice, default.advise(fault, view))).unwrap();
+    });
+    heard.recv().unwrap()
+}
+
+/// The function `on_fault` with this body.
+fn on_fault(body: &str) -> String {
+    format!("return {{ on_fault = function(page)\n{body}\nend }}")
+}
+
+#[test]
+fn a_script_that_cannot_be_used_is_refused_with_file_and_line() {
+    for (text, expected) in [
+        ("local x = = 1", "bad.luau:1: "),
+        ("\n\nreturn {", "bad.luau:3: "),
+        ("error('no')", "bad.luau:1: no"),
+        ("local t = nil\nt.x = 1", "bad.luau:2: attempt to index nil"),
+        ("return 5", "bad.luau:1: the script returns the number 5"),
+        ("", "bad.luau:1: the script returns nothing"),
+        ("return {}", "bad.luau:1: the script decides nothing"),
+        (
+            "return { on_fualt = function() end }",
+            "called `on_fualt`; it may return: on_fault",
+        ),
+        (
+            "return { on_fault = 5 }",
+            "`on_fault` is the number 5; it must be a function",
+        ),
+        (
+            "return { eviction = 'mru' }",
+            "'mru', which is no eviction policy",
+        ),
+        (
+            "return { eviction = 'density' }",
+            "which is no eviction policy",
+        ),
+        (
+            "return { tick_interval = 0, on_tick = print }",
+            "`tick_interval` is the number 0; it must be a time",
+        ),
+        (
+            "\nwhile true do end",
+            "bad.luau:2: stopped: more than 5000000 loops and calls",
+        ),
+        (
+            "string.rep = nil",
+            "bad.luau:1: attempt to modify a readonly table",
+        ),
+        (
+            "hmm.params.x = 1",
+            "bad.luau:1: attempt to modify a readonly table",
+        ),
+        ("require('x')", "bad.luau:1: attempt to call a nil value"),
+    ] {
+        let error = error(text);
+        assert!(error.starts_with("policy script "), "{error}");
+        assert!(error.contains("bad.luau:"), "{error}");
+        assert!(error.contains(expected), "{text}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let missing = Scripts::load(folder.path().join("none.luau"))
+        .err()
+        .unwrap();
+    assert!(
+        missing.to_string().contains("none.luau: No such file"),
+        "{missing}"
+    );
+    let binary = folder.path().join("binary.luau");
+    std::fs::write(&binary, b"return\n\xff").unwrap();
+    let binary = Scripts::load(&binary).err().unwrap().to_string();
+    assert!(binary.contains("binary.luau:2: is not text"), "{binary}");
+    let endless = Scripts::load("/dev/zero").err().unwrap().to_string();
+    assert!(endless.contains("a script has at most"), "{endless}");
+}
+
+/// No files, no processes, no other code: nothing of the kind has a name.
+#[test]
+fn there_is_no_way_out() {
+    for name in [
+        "io",
+        "os",
+        "debug",
+        "package",
+        "require",
+        "dofile",
+        "loadfile",
+        "loadstring",
+        "load",
+        "getfenv",
+        "setfenv",
+        "collectgarbage",
+        "gcinfo",
+        "newproxy",
+        "coroutine",
+    ] {
+        let text = format!(
+            "if {name} ~= nil then error('there is {name}') end\nreturn {{ on_fault = print }}"
+        );
+        assert!(load(&text, &Lines::default()).is_ok(), "{name}");
+    }
+}
+
+/// Each of these fails in an event, and the default policy decides in its place; the time is bounded.
+#[test]
+fn failures_fall_back_to_the_default_policy() {
+    for (body, expected) in [
+        (
+            "while true do end",
+            "bad.luau:2: stopped: more than 50000 loops and calls",
+        ),
+        (
+            "while true do pcall(function() while true do end end) end",
+            "stopped: more than",
+        ),
+        (
+            "pcall(function() while true do end end)",
+            "stopped: more than",
+        ),
+        (
+            "xpcall(function() while true do end end, function() while true do end end)",
+            "bad.luau:",
+        ),
+        (
+            "local s = string.rep('a', 200000) return string.find(s, string.rep('a-', 200) .. 'b')",
+            "bad.luau:",
+        ),
+        (
+            "local t = {} for i = 1, 1e9 do t[i] = {} end",
+            "bad.luau:",
+        ),
+        ("return string.rep('x', 2^27)", "bad.luau:"),
+        ("return buffer.create(2^30)", "not enough memory"),
+        ("return table.create(1e9)", "bad.luau:"),
+        (
+            "state.big = (state.big or '') .. string.rep('x', 2^24)",
+            "not enough memory",
+        ),
+        (
+            "local function f(n) return 1 + f(n + 1) end return f(0)",
+            "bad.luau:2: stack overflow",
+        ),
+        (
+            "local t = setmetatable({}, {}) getmetatable(t).__index = function(t, k) return t[k + 1] end return t[1]",
+            "bad.luau:",
+        ),
+        (
+            "table.move({}, 1, 2e9, 2)",
+            "bad.luau:2: table.move: more than 65536 elements",
+        ),
+        (
+            "string.rep('', 2^31 - 1)",
+            "bad.luau:2: string.rep: more than",
+        ),
+        ("error({})", "bad.luau:"),
+        ("error('my own words')", "bad.luau:2: my own words"),
+        (
+            "return nil + 1",
+            "bad.luau:2: attempt to perform arithmetic",
+        ),
+        (
+            "return 'page'",
+            "bad.luau:1: on_fault returned a string where a page",
+        ),
+        (
+            "return 0 / 0",
+            "bad.luau:1: on_fault returned the number NaN",
+        ),
+        ("return page, 'many'", "a string as the number of pages"),
+        ("return page, 1, {}", "a table as the time to hold"),
+        (
+            "return page, 1, 0, true",
+            "a boolean as the time to throttle",
+        ),
+        ("return page, 1, 0, 0, 1", "the number 1 for `stay`"),
+        (
+            "return buffer.create(8)",
+            "a buffer where a page, a page set",
+        ),
+        ("return { migrate = 5 }", "the number 5 where a list"),
+        ("return { migrate = { 5 } }", "the number 5 in a list"),
+        (
+            "return { migrate = { { 1, 1, 'gpu' } } }",
+            "a string as the device of a wish",
+        ),
+        ("return pages.count({}, 0, 1)", "bad.luau:"),
+        (
+            "return hmm.resident()",
+            "hmm.resident() has to be called while the script is loaded",
+        ),
+        ("pages.fill = nil", "attempt to modify a readonly table"),
+    ] {
+        let lines = Lines::default();
+        let scripts = load(&on_fault(body), &lines).unwrap();
+        let started = Instant::now();
+        let (advice, default) = ask(&scripts, 3);
+        eprintln!("{:>9.1?} {body}: {:?}", started.elapsed() / 3, lines.0.lock().unwrap());
+        assert_eq!(advice, vec![default; 3], "{body}");
+        let figures = scripts.figures();
+        assert_eq!((figures.decisions, figures.failures), (0, 3), "{body}");
+        // Said once, in one line.
+        let said = lines.take();
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains(expected), "{body}: {said:?}");
+        assert!(
+            said[0].contains("the default policy decides instead"),
+            "{said:?}"
+        );
+        assert_eq!(said[0].lines().count(), 1, "{said:?}");
+    }
+}
+
+/// An overrun that the script hides is one all the same, and afterwards the script is well again.
+#[test]
+fn a_script_recovers_from_what_made_it_fail() {
+    let text = "local n = 0
+        return { on_fault = function(page)
+            n += 1
+            if n == 1 then while true do end end
+            if n == 2 then pcall(function() while true do end end) return page + 1, 2 end
+            if n == 3 then local t = {} for i = 1, 1e9 do t[i] = {} end end
+            return page + 1, 2
+        end }";
+    let lines = Lines::default();
+    let scripts = load(text, &lines).unwrap();
+    let (advice, default) = ask(&scripts, 5);
+    assert_eq!(advice[..3], vec![default.clone(); 3]);
+    assert_ne!(advice[3], default);
+    assert_eq!(advice[3].prefetch.count(), 2);
+    assert_eq!(advice[3], advice[4]);
+    assert_eq!(
+        (scripts.figures().decisions, scripts.figures().failures),
+        (2, 3)
+    );
+}
+
+#[test]
+fn after_failures_in_a_row_the_script_is_left_alone_until_it_is_reloaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.luau");
+    let lines = Lines::default();
+    let scripts = load_at(&path, &on_fault("error('broken')"), &lines).unwrap();
+    let watch = FileWatch::new(&path).unwrap();
+    assert!(!watch.take());
+    let mut policy = scripts.fault_policy();
+    let (asked, reloading, said) = (scripts.clone(), path.clone(), lines.clone());
+    each_view(1, 5, move |fault, view| {
+        for _ in 0..40 {
+            policy.advise(fault, view);
+        }
+        assert_eq!(
+            asked.figures(),
+            ScriptFigures {
+                decisions: 0,
+                failures: 16,
+                reloads: 0,
+                off: 1
+            }
+        );
+        let lines = said.take();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[1].contains("failed 16 times in a row"), "{lines:?}");
+
+        // A broken new version: the old one stays.
+        std::fs::write(&reloading, "return {").unwrap();
+        assert!(watch.take());
+        asked.reload_and_say();
+        let lines = said.take();
+        assert!(
+            lines[0].contains("bad.luau:1: ") && lines[0].contains("the version before stays"),
+            "{lines:?}"
+        );
+        assert_eq!(asked.figures().reloads, 0);
+
+        // A good one, put in the old one's place as editors do.
+        let new = reloading.with_extension("new");
+        std::fs::write(&new, on_fault("return page + 1, 3")).unwrap();
+        watch.take();
+        std::fs::rename(&new, &reloading).unwrap();
+        assert!(watch.take());
+        asked.reload_and_say();
+        assert!(said.take()[0].contains("reloaded"));
+        let advice = policy.advise(fault, view);
+        assert_eq!(advice.prefetch.count(), 3);
+        assert_eq!(
+            asked.figures(),
+            ScriptFigures {
+                decisions: 1,
+                failures: 16,
+                reloads: 1,
+                off: 0
+            }
+        );
+    });
+}
+
+/// A failure now and then does not turn the script off.
+#[test]
+fn failures_count_in_a_row_only() {
+    let text = "local n = 0 return { on_fault = function() n += 1 if n % 2 == 0 then error('even') end end }";
+    let scripts = load(text, &Lines::default()).unwrap();
+    ask(&scripts, 100);
+    assert_eq!(
+        scripts.figures(),
+        ScriptFigures {
+            decisions: 50,
+            failures: 50,
+            reloads: 0,
+            off: 0
+        }
+    );
+}
+
+#[test]
+fn advice_out_of_range_is_cut() {
+    let cases: [(&str, fn(&Advice)); 6] = [
+        ("return -10, 12", |it| assert_eq!(it.prefetch.count(), 1)),
+        ("return 0, 1e300", |it| {
+            assert!(it.migrate.is_empty() && it.prefetch.count() > 300)
+        }),
+        ("return page, -5", |it| {
+            assert_eq!(
+                *it,
+                Advice {
+                    hold: it.hold,
+                    ..Advice::default()
+                }
+            )
+        }),
+        ("return nil, nil, 1e300, 1e18", |it| {
+            assert_eq!((it.hold, it.throttle), (MAX_HOLD, MAX_HOLD))
+        }),
+        ("return nil, nil, -1, -1, true", |it| {
+            assert_eq!(
+                (it.hold, it.throttle, it.stay),
+                (Duration::from_micros(100), Duration::ZERO, false)
+            );
+        }),
+        (
+            "local m = {} for i = 1, 500 do m[i] = { i * 1e6, 1e9, 200 } end return { migrate = m }",
+            |it| {
+                assert!(it.migrate.is_empty());
+            },
+        ),
+    ];
+    for (body, check) in cases {
+        let scripts = load(&on_fault(body), &Lines::default()).unwrap();
+        let mut policy = scripts.fault_policy();
+        let (said, heard) = mpsc::channel();
+        each_view(1, 5, move |fault, view| {
+            said.send(policy.advise(fault, view).validated(fault, view))
+                .unwrap();
+        });
+        let (advice, _) = heard.recv().unwrap();
+        check(&advice);
+        assert_eq!(scripts.figures().failures, 0, "{body}");
+    }
+}
+
+/// What else a script hears, and what it is given.
+#[test]
+fn all_events_reach_the_script_with_what_they_say() {
+    use hmm_backend::{DeviceId, Hint, Page, PageRange, Place, Seen, Wish};
+    let text = r#"
+        local recent, link, counters = hmm.recent(), hmm.link(), hmm.counters()
+        local touched, untouched, resident = hmm.touched(), hmm.untouched(), hmm.resident()
+        print("loaded", BLOCK)
+        return {
+            tick_interval = 250,
+            on_fault = function(page, write, device, now, n, free, len, capacity)
+                assert(write and device == nil and n == 1 and len == 512 and now > 0)
+                assert(free == math.huge and capacity == math.huge)
+                assert(pages.count(touched, 0, 512) == 1 and pages.has(touched, page % 512))
+                assert(pages.next(touched, 0) == page % 512 and pages.next(touched, page % 512 + 1) == nil)
+                assert(not pages.has(resident, page % 512))
+                local latency, bandwidth = link()
+                assert(latency == 10 and bandwidth == 25000)
+                assert(counters() == 0 and recent(1) == nil)
+                state.faults = (state.faults or 0) + 1
+                return true
+            end,
+            on_remote_accesses = function(page, device, count) return device == 1 and count == 7 end,
+            on_hint = function(first, count, name, value, on) print(first, count, name, value, on) end,
+            on_free = function(first, count) print("free", first, count, state.faults) end,
+            on_tick = function(now, cpu) print("tick", now, cpu) return { { 5, 3 }, { 600, 1, 2 } } end,
+        }"#;
+    let lines = Lines::default();
+    let scripts = load(text, &lines).unwrap();
+    let mut policy = scripts.fault_policy();
+    lines.take();
+    let said = lines.clone();
+    each_view(1, 5, move |fault, view| {
+        let mut default = PolicySpec::default().fault_policy();
+        assert_eq!(policy.advise(fault, view), default.advise(fault, view));
+        let device = |to| BlockFault {
+            to: Place::Device(DeviceId(to)),
+            ..*fault
+        };
+        assert_eq!(policy.remote_accesses(&device(1), 7, view), fault.pages);
+        assert!(policy.remote_accesses(&device(1), 6, view).is_empty());
+        let range = PageRange::with_len(Page(7), 2);
+        policy.hinted(
+            range,
+            Hint::PreferredLocation(Some(Place::Device(DeviceId(3)))),
+        );
+        policy.hinted(range, Hint::PreferredLocation(Some(Place::System)));
+        policy.hinted(range, Hint::PreferredLocation(None));
+        policy.hinted(range, Hint::AccessedBy(DeviceId(4), false));
+        policy.hinted(range, Hint::ReadMostly(true));
+        policy.freed(range);
+        assert_eq!(policy.tick_interval(), Some(Duration::from_micros(250)));
+        let seen = Seen {
+            cpu_faults: 9,
+            ..Seen::default()
+        };
+        let wish = |first, n, to| Wish {
+            pages: PageRange::with_len(Page(first), n),
+            to,
+        };
+        assert_eq!(
+            policy.tick(Duration::from_millis(2), seen),
+            [
+                wish(5, 3, Place::System),
+                wish(600, 1, Place::Device(DeviceId(2)))
+            ]
+        );
+        let lines: Vec<_> = said.take();
+        assert_eq!(
+            lines,
+            [
+                "bad.luau: 7 2 preferred_location 3 true",
+                "bad.luau: 7 2 preferred_location nil true",
+                "bad.luau: 7 2 preferred_location nil false",
+                "bad.luau: 7 2 accessed_by 4 false",
+                "bad.luau: 7 2 read_mostly nil true",
+                "bad.luau: free 7 2 1",
+                "bad.luau: tick 2000 9",
+            ]
+        );
+    });
+    let figures = scripts.figures();
+    assert_eq!((figures.decisions, figures.failures), (10, 0));
+}
+
+/// A script that prints in every event does not fill the disk.
+#[test]
+fn printing_is_bounded() {
+    let lines = Lines::default();
+    let scripts = load(&on_fault("print(page)"), &lines).unwrap();
+    ask(&scripts, 1000);
+    let said = lines.take();
+    assert_eq!(said.len(), 201);
+    assert!(said[200].ends_with("no more than 200 lines"));
+}

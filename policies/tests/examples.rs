@@ -1,0 +1,304 @@
+//! Every example script is loaded, asked, and does what its comment says.
+
+mod views;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use hmm_backend::{
+    Advice, BlockFault, BlockView, DeviceId, FaultPolicy, Frame, Page, PageRange, Place,
+    PolicyFactory, PolicySpec, Seen,
+};
+use hmmvisor_policies::{Limits, PolicyChoice, Scripts};
+use views::{Random, each_view};
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// A script that must not fail.
+fn load(spec: &str) -> Arc<Scripts> {
+    let text = format!("{}/{spec}", env!("CARGO_MANIFEST_DIR"));
+    let choice: PolicyChoice = text.parse().unwrap();
+    let chosen = choice
+        .load(Limits::default(), Arc::new(|line| eprintln!("{line}")))
+        .unwrap();
+    chosen.scripts[0].clone()
+}
+
+/// Asks at real faults, in `blocks` blocks.
+fn ask<T: Send + 'static>(
+    blocks: u32,
+    mut question: impl FnMut(&BlockFault, &BlockView<'_>) -> T + Send + 'static,
+) -> Vec<T> {
+    let (said, heard) = mpsc::channel();
+    each_view(blocks, 42, move |fault, view| {
+        said.send(question(fault, view)).unwrap();
+    });
+    heard.into_iter().collect()
+}
+
+/// Asks once, at a fault on one page towards a place.
+fn decide(
+    policy: &mut dyn FaultPolicy,
+    at: (u32, Place, Duration),
+    (fault, view): (&BlockFault, &BlockView<'_>),
+) -> Advice {
+    let page = Page(at.0);
+    let fault = BlockFault {
+        block: page.block(),
+        pages: [page.index_in_block()].into_iter().collect(),
+        to: at.1,
+        now: at.2,
+        ..*fault
+    };
+    policy.advise(&fault, view)
+}
+
+const DEVICE: Place = Place::Device(DeviceId(0));
+
+#[test]
+fn there_is_a_test_for_every_example() {
+    let text = std::fs::read_to_string(path("tests/examples.rs")).unwrap();
+    let mut examples = 0;
+    for entry in std::fs::read_dir(path("")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".luau") && !name.ends_with(".d.luau") {
+            examples += 1;
+            assert!(text.contains(&format!("(\"{name}\"")), "{name}");
+        }
+    }
+    assert!(examples >= 6);
+}
+
+/// Thousands of random blocks and faults: one page and several, both directions, all thresholds.
+#[test]
+fn density_decides_as_the_built_in_does() {
+    for (script, built_in) in [
+        ("density.luau", "density"),
+        ("density.luau:threshold=1", "density:threshold=1"),
+        ("density.luau:threshold=80", "density:threshold=80"),
+        ("density.luau:threshold=100", "density:threshold=100"),
+        ("density.luau:min_faults=4", "density:min_faults=4"),
+    ] {
+        let scripts = if script == "density.luau" {
+            load("density.luau")
+        } else {
+            load(script)
+        };
+        let spec: PolicySpec = built_in.parse().unwrap();
+        let (mut ours, mut theirs) = (scripts.fault_policy(), spec.fault_policy());
+        let mut random = Random(7);
+        let results = ask(24, move |fault, view| {
+            (0..100)
+                .map(|_| {
+                    let several = if random.below(3) == 0 {
+                        1 + random.below(40)
+                    } else {
+                        1
+                    };
+                    let pages = (0..several).map(|_| random.below(512) as usize);
+                    let fault = BlockFault {
+                        pages: pages.collect(),
+                        to: if random.below(2) == 0 {
+                            Place::System
+                        } else {
+                            DEVICE
+                        },
+                        ..*fault
+                    };
+                    let (ours, cut) = ours.advise(&fault, view).validated(&fault, view);
+                    let (theirs, _) = theirs.advise(&fault, view).validated(&fault, view);
+                    assert_eq!(ours, theirs, "{fault:?}");
+                    assert!(!cut);
+                    !ours.prefetch.is_empty()
+                })
+                .filter(|something| *something)
+                .count()
+        });
+        assert_eq!(results.len(), 24, "{script}");
+        assert!(
+            results.iter().sum::<usize>() > 100 || script.contains("100"),
+            "{script}"
+        );
+        let figures = scripts.figures();
+        assert_eq!((figures.decisions, figures.failures), (2400, 0), "{script}");
+    }
+}
+
+#[test]
+fn on_demand_brings_nothing_along() {
+    let scripts = load("on_demand.luau");
+    let mut policy = scripts.fault_policy();
+    let advice = ask(4, move |fault, view| policy.advise(fault, view));
+    assert_eq!(advice.len(), 4);
+    for advice in advice {
+        assert!(advice.prefetch.is_empty() && advice.migrate.is_empty());
+        // What stands beside the script.
+        assert_eq!(advice.hold, Duration::from_micros(100));
+    }
+    assert_eq!(scripts.figures().decisions, 4);
+}
+
+#[test]
+fn stride_finds_sequences_and_strides() {
+    let scripts = load("stride.luau");
+    let mut policy = scripts.fault_policy();
+    let found = ask(1, move |fault, view| {
+        let mut at = |page, to| decide(&mut *policy, (page, to, fault.now), (fault, view));
+        let mut last = Vec::new();
+        for page in [100, 101, 102] {
+            last.push(at(page, Place::System));
+        }
+        // The device's stream is its own.
+        for page in [0, 8, 16] {
+            last.push(at(page, DEVICE));
+        }
+        // It goes on beyond the block.
+        last.push(at(510, Place::System));
+        last.push(at(511, Place::System));
+        last.push(at(512, Place::System));
+        last
+    });
+    let found = &found[0];
+    let runs = |advice: &Advice| advice.prefetch.runs().collect::<Vec<_>>();
+    assert!(found[0].prefetch.is_empty() && found[1].prefetch.is_empty());
+    assert_eq!(runs(&found[2]), [103..119]);
+    assert_eq!(found[5].prefetch, (1..=16).map(|i| 16 + 8 * i).collect());
+    // 408 pages further on is too far for the window: a new stream.
+    assert!(found[6].prefetch.is_empty(), "{:?}", found[6]);
+    assert_eq!(runs(&found[8]), [1..17]);
+    assert_eq!(scripts.figures().failures, 0);
+}
+
+#[test]
+fn markov_learns_what_comes_next() {
+    let scripts = load("markov.luau");
+    let mut policy = scripts.fault_policy();
+    let wishes = ask(1, move |fault, view| {
+        let mut wishes = Vec::new();
+        for round in 0..4 {
+            for page in [32, 900, 5000] {
+                let advice = decide(&mut *policy, (page, DEVICE, fault.now), (fault, view));
+                assert!(advice.prefetch.count() == 15);
+                if round == 3 {
+                    wishes.extend(advice.migrate);
+                }
+            }
+        }
+        policy.freed(PageRange::with_len(Page(32), 1));
+        let freed = decide(&mut *policy, (32, DEVICE, fault.now), (fault, view));
+        (wishes, freed.migrate.len())
+    });
+    let (wishes, freed) = &wishes[0];
+    let starts: Vec<_> = wishes
+        .iter()
+        .map(|w| (w.pages.start.0, w.pages.len(), w.to))
+        .collect();
+    assert_eq!(
+        starts,
+        [(896, 16, DEVICE), (4992, 16, DEVICE), (32, 16, DEVICE)]
+    );
+    assert_eq!(*freed, 0);
+    assert_eq!(scripts.figures().failures, 0);
+}
+
+#[test]
+fn learned_brings_more_along_where_more_is_there() {
+    let scripts = load("learned.luau");
+    let mut policy = scripts.fault_policy();
+    let results = ask(32, move |fault, view| {
+        let index = fault.pages.first().unwrap();
+        let start = index / 64 * 64;
+        let near = view.resident(fault.to).count_in(start..start + 64);
+        (near, policy.advise(fault, view).prefetch.count())
+    });
+    let wide = |(_, n): &&(usize, usize)| *n > 16;
+    let (dense, sparse): (Vec<_>, Vec<_>) = results.iter().partition(|(near, _)| *near > 40);
+    assert!(dense.iter().any(|it| wide(&it)), "{results:?}");
+    assert!(
+        !sparse
+            .iter()
+            .filter(|(near, _)| *near == 0)
+            .any(|it| wide(&it)),
+        "{results:?}"
+    );
+    assert_eq!(scripts.figures().failures, 0);
+}
+
+#[test]
+fn thrash_guard_stops_ping_pong() {
+    let scripts = load("thrash_guard.luau");
+    let mut policy = scripts.fault_policy();
+    let results = ask(1, move |fault, view| {
+        let mut results = Vec::new();
+        for i in 0..8 {
+            let to = if i % 2 == 0 { Place::System } else { DEVICE };
+            let now = Duration::from_micros(i * 100);
+            results.push(decide(&mut *policy, (50, to, now), (fault, view)));
+        }
+        results
+    });
+    let results = &results[0];
+    // The third change of side is the device's: it works in place; the sixth is a CPU's... and so on.
+    assert!(results.iter().any(|advice| advice.stay));
+    assert!(!results[0].stay && !results[1].stay);
+    // What the default policy says of the first faults.
+    assert!(!results[0].prefetch.is_empty() || !results[1].prefetch.is_empty());
+    assert_eq!(scripts.figures().failures, 0);
+
+    // Slow enough, it is no thrashing.
+    let mut policy = scripts.fault_policy();
+    let results = ask(1, move |fault, view| {
+        (0..8)
+            .map(|i| {
+                let to = if i % 2 == 0 { Place::System } else { DEVICE };
+                let now = Duration::from_millis(i * 100);
+                decide(&mut *policy, (50, to, now), (fault, view))
+            })
+            .any(|advice| advice.stay || advice.hold > Duration::from_millis(1))
+    });
+    assert_eq!(results, [false]);
+}
+
+#[test]
+fn hot_cold_fetches_hot_blocks_and_evicts_the_least_used() {
+    let scripts = load("hot_cold.luau");
+    let mut policy = scripts.fault_policy();
+    assert_eq!(policy.tick_interval(), Some(Duration::from_millis(50)));
+    let results = ask(1, move |fault, view| {
+        let mut counts = Vec::new();
+        for _ in 0..8 {
+            let advice = decide(&mut *policy, (70, Place::System, fault.now), (fault, view));
+            counts.push(advice.prefetch.count());
+        }
+        for _ in 0..8 {
+            policy.tick(fault.now, Seen::default());
+        }
+        let advice = decide(&mut *policy, (70, Place::System, fault.now), (fault, view));
+        counts.push(advice.prefetch.count());
+        counts
+    });
+    assert_eq!(results, [[0, 0, 0, 0, 0, 0, 0, 63, 0]]);
+
+    let mut eviction = scripts.eviction_policy(64);
+    for frame in 0..16 {
+        eviction.allocated(Frame(frame), 0);
+    }
+    for frame in [0, 1, 2, 3] {
+        eviction.touched(Frame(frame));
+    }
+    // Those in use are the newest for LRU, too: 4 of 16 candidates, in order.
+    assert_eq!(eviction.victims(2), [Frame(4), Frame(5)]);
+    for frame in 4..15 {
+        eviction.touched(Frame(frame));
+        eviction.touched(Frame(frame));
+    }
+    // LRU would begin with 15 and 0; of the candidates (15, 0, 1, 2, 3, 4, 5, 6) the least used come first.
+    assert_eq!(eviction.victims(3), [Frame(15), Frame(0), Frame(1)]);
+    eviction.freed(Frame(15));
+    assert_eq!(eviction.victims(1), [Frame(0)]);
+    assert_eq!(scripts.figures().failures, 0);
+}
