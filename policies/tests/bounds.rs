@@ -177,10 +177,7 @@ fn failures_fall_back_to_the_default_policy() {
             "local s = string.rep('a', 200000) return string.find(s, string.rep('a-', 200) .. 'b')",
             "bad.luau:",
         ),
-        (
-            "local t = {} for i = 1, 1e9 do t[i] = {} end",
-            "bad.luau:",
-        ),
+        ("local t = {} for i = 1, 1e9 do t[i] = {} end", "bad.luau:"),
         ("return string.rep('x', 2^27)", "bad.luau:"),
         ("return buffer.create(2^30)", "not enough memory"),
         ("return table.create(1e9)", "bad.luau:"),
@@ -246,7 +243,11 @@ fn failures_fall_back_to_the_default_policy() {
         let scripts = load(&on_fault(body), &lines).unwrap();
         let started = Instant::now();
         let (advice, default) = ask(&scripts, 3);
-        eprintln!("{:>9.1?} {body}: {:?}", started.elapsed() / 3, lines.0.lock().unwrap());
+        eprintln!(
+            "{:>9.1?} {body}: {:?}",
+            started.elapsed() / 3,
+            lines.0.lock().unwrap()
+        );
         assert_eq!(advice, vec![default; 3], "{body}");
         let figures = scripts.figures();
         assert_eq!((figures.decisions, figures.failures), (0, 3), "{body}");

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use hmm_backend::{EngineChoice, PolicySpec};
+use hmm_backend::EngineChoice;
 use hmmvisor::OnMemoryError;
 use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::size::Size;
+use hmmvisor_policies::PolicyChoice;
 
 use crate::report_cmd::ReportArgs;
 use crate::sweep_cmd::SweepArgs;
@@ -77,9 +78,9 @@ pub struct RunArgs {
     /// Parameter of the workload; may be given several times
     #[arg(long = "param", value_name = "K=V", value_parser = param)]
     params: Vec<(String, String)>,
-    /// What migrates when, like `density:threshold=60+lru`; `hmmvisor policies` lists the parts
+    /// What migrates when, like `density:threshold=60+lru`; `hmmvisor policies` lists the parts; or a script's file, like `stride.luau:window=32+lru`
     #[arg(long, value_name = "SPEC")]
-    policy: Option<PolicySpec>,
+    policy: Option<PolicyChoice>,
     /// How pages migrate: auto, remap (moves them, Linux 6.8 or later) or copy [default: auto]
     #[arg(long, value_name = "ENGINE")]
     engine: Option<EngineChoice>,

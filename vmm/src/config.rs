@@ -11,7 +11,8 @@ use std::str::FromStr;
 use crate::file;
 use crate::memory_errors::OnMemoryError;
 use crate::size::Size;
-use hmm_backend::{EngineChoice, Hint, PAGE_SIZE, Page, PageRange, PolicySpec};
+use hmm_backend::{EngineChoice, Hint, PAGE_SIZE, Page, PageRange};
+use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -126,9 +127,24 @@ pub struct EngineConfig {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyConfig {
-    /// For example `density:threshold=60+lru`; `hmmvisor policies` lists what there is.
+    /// For example `density:threshold=60+lru`; `hmmvisor policies` lists what there is. Or a script's file.
     #[serde(deserialize_with = "from_str")]
-    pub spec: PolicySpec,
+    pub spec: PolicyChoice,
+    /// Parts of managed memory with another policy for faults.
+    pub region: Vec<RegionConfig>,
+}
+
+/// `[[policy.region]]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionConfig {
+    /// Where it begins in managed memory, a multiple of 2 MiB.
+    pub start: Size,
+    /// Its size, a multiple of 2 MiB.
+    pub size: Size,
+    /// As `[policy] spec`; what it says of evictions does not count.
+    #[serde(deserialize_with = "from_str")]
+    pub spec: PolicyChoice,
 }
 
 /// `[[hint]]`

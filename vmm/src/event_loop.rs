@@ -1,15 +1,17 @@
 //! What the main thread does while the guest runs: wait for its end, for signals, for the time to show
-//! progress.
+//! progress, for policy scripts to change.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use hmmvisor_policies::FileWatch;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::control::Control;
 use crate::ending::{End, Ending};
 use crate::failure::Failure;
+use crate::policy_scripts::Script;
 use crate::progress::Progress;
 use crate::signals::Signals;
 
@@ -21,14 +23,17 @@ const TICK: Duration = Duration::from_millis(100);
 const ENDED: u32 = 0;
 const SIGNAL: u32 = 1;
 const TIMER: u32 = 2;
+/// The first script's file; the others follow.
+const SCRIPTS: u32 = 3;
 
 /// Waits until the run has ended, whatever ends it, and returns why.
 pub fn wait(
     ending: &Arc<Ending>,
     signals: Option<&Signals>,
     progress: Option<(&Progress, &Control)>,
+    scripts: &[Script],
 ) -> End {
-    if let Err(error) = try_wait(ending, signals, progress) {
+    if let Err(error) = try_wait(ending, signals, progress, scripts) {
         ending.set(End::Failed(Failure::EventLoop(error)));
     }
     if let Some((progress, _)) = progress {
@@ -41,6 +46,7 @@ fn try_wait(
     ending: &Arc<Ending>,
     signals: Option<&Signals>,
     progress: Option<(&Progress, &Control)>,
+    scripts: &[Script],
 ) -> Result<(), String> {
     let timer = match progress {
         Some(_) => {
@@ -58,6 +64,7 @@ fn try_wait(
         signals,
         progress,
         timer,
+        scripts,
         error: None,
     });
     while ending.get().is_none() {
@@ -71,6 +78,7 @@ struct Waiter<'a> {
     signals: Option<&'a Signals>,
     progress: Option<(&'a Progress, &'a Control)>,
     timer: Option<TimerFd>,
+    scripts: &'a [Script],
     error: Option<event_manager::Error>,
 }
 
@@ -86,6 +94,9 @@ impl MutEventSubscriber for Waiter<'_> {
         add(Some(self.ending.as_ref()), ENDED);
         add(self.signals.map(|signals| signals as _), SIGNAL);
         add(self.timer.as_ref().map(|timer| timer as _), TIMER);
+        for (script, what) in self.scripts.iter().zip(SCRIPTS..) {
+            add(script.watch.as_ref().map(|watch| watch as _), what);
+        }
         if let Some(error) = self.error.take() {
             // Nothing would ever wake the loop.
             self.ending
@@ -95,16 +106,26 @@ impl MutEventSubscriber for Waiter<'_> {
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
         match events.data() {
-            SIGNAL => {
-                if let Some(signal) = self.signals.and_then(Signals::take) {
-                    self.ending.set(End::Signal(signal));
+            SIGNAL => match self.signals.and_then(Signals::take) {
+                Some(libc::SIGHUP) if !self.scripts.is_empty() => {
+                    let scripts = self.scripts.iter();
+                    scripts.for_each(|script| script.scripts.reload_and_say());
                 }
-            }
+                Some(signal) => self.ending.set(End::Signal(signal)),
+                None => {}
+            },
             TIMER => {
                 // Only to make it unreadable until the next tick.
                 let _ = self.timer.as_mut().map(TimerFd::wait);
                 if let Some((progress, control)) = self.progress {
                     progress.show(control.progress());
+                }
+            }
+            what @ SCRIPTS.. => {
+                if let Some(script) = self.scripts.get((what - SCRIPTS) as usize)
+                    && script.watch.as_ref().is_some_and(FileWatch::take)
+                {
+                    script.scripts.reload_and_say();
                 }
             }
             // The run has ended: the loop looks for itself.

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `run` | from a configuration to a report |
 //! | `config`, `file`, `placement` | what to run, checked; on which host CPUs |
+//! | `policy_scripts` | scripts among the policies, reloaded when they change |
 //! | `report`, `summary` | the figures, for programs and for people |
 //! | `recording` | events into a trace |
 //! | `check`, `kvm`, `host` | what this host offers |
@@ -42,6 +43,7 @@ pub mod machine;
 mod machine_check;
 pub mod memory_errors;
 pub mod placement;
+mod policy_scripts;
 mod process_memory;
 pub mod progress;
 mod recording;

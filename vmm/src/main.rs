@@ -66,7 +66,7 @@ fn describe(error: &anyhow::Error) -> String {
 
 fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> Result<ExitCode> {
     let config = args.config()?;
-    let signals = signals.context("blocking SIGINT and SIGTERM")?;
+    let signals = signals.context("blocking SIGINT, SIGTERM and SIGHUP")?;
     // Standard output is for JSON alone if that is where it goes.
     let json_only = config.json.as_deref() == Some(Path::new("-"));
     let output = || -> Box<dyn Write + Send> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hmm_backend::{Cause, Engine, Latency, Stats};
 use hmmvisor_abi::control;
+use hmmvisor_policies::ScriptFigures;
 use serde::Serialize;
 
 use crate::chaos::ChaosFigures;
@@ -25,6 +26,8 @@ pub struct Report {
     pub engine: Engine,
     /// What migrated when.
     pub policy: String,
+    /// How the policy scripts did; none if there were none.
+    pub scripts: Option<ScriptFigures>,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Number of accelerators.
@@ -138,6 +141,7 @@ impl Report {
             guest: self.guest.as_deref(),
             engine: self.engine.to_string(),
             policy: &self.policy,
+            scripts: self.scripts.map(JsonScripts::from),
             vcpus: self.vcpus,
             devices: self.devices,
             memory_bytes: self.memory.0,
@@ -182,6 +186,7 @@ struct Json<'a> {
     guest: Option<&'a str>,
     engine: String,
     policy: &'a str,
+    scripts: Option<JsonScripts>,
     vcpus: u32,
     devices: u32,
     memory_bytes: u64,
@@ -214,6 +219,25 @@ struct Json<'a> {
 }
 
 #[derive(Serialize)]
+struct JsonScripts {
+    decisions: u64,
+    failures: u64,
+    reloads: u64,
+    instances_off: u32,
+}
+
+impl From<ScriptFigures> for JsonScripts {
+    fn from(figures: ScriptFigures) -> JsonScripts {
+        JsonScripts {
+            decisions: figures.decisions,
+            failures: figures.failures,
+            reloads: figures.reloads,
+            instances_off: figures.off,
+        }
+    }
+}
+
+#[derive(Serialize)]
 struct JsonLatency {
     p50: f64,
     p99: f64,
@@ -243,6 +267,7 @@ fn signal_name(signal: i32) -> String {
     match signal {
         libc::SIGINT => "SIGINT".to_owned(),
         libc::SIGTERM => "SIGTERM".to_owned(),
+        libc::SIGHUP => "SIGHUP".to_owned(),
         other => format!("signal {other}"),
     }
 }

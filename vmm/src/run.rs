@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use hmm_backend::{Backend, BackendConfig};
 use hmmvisor_experiments::trace::{TraceError, TraceKind, TraceMeta};
 use hmmvisor_guest_images::{self as guest_images, CatalogError};
+use hmmvisor_policies::ScriptError;
 use thiserror::Error;
 
 use crate::chaos::{self, Chaos, TortureOptions};
@@ -19,6 +19,7 @@ use crate::file::{self, FileError};
 use crate::host::Host;
 use crate::image::{self, ImageError};
 use crate::placement::Placement;
+use crate::policy_scripts::Policies;
 use crate::process_memory;
 use crate::progress::Progress;
 use crate::recording::{self, Recording};
@@ -75,6 +76,9 @@ pub enum RunError {
         /// Why not.
         error: ImageError,
     },
+    /// A policy script.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
     /// Managed memory.
     #[error("making managed memory: {0}")]
     Backend(#[from] hmm_backend::Error),
@@ -99,7 +103,8 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
 
     let torture = TortureOptions::of(config);
     let policy = torture.as_ref().and_then(|it| it.policy(config.seed));
-    let policy = policy.unwrap_or_else(|| Arc::new(config.policy.spec.clone()));
+    let policies = Policies::load(&config.policy)?;
+    let policy = policy.unwrap_or_else(|| policies.factory.clone());
     let backend = Backend::new(BackendConfig {
         engine: config.engine.kind,
         shards: config.engine.shards,
@@ -165,7 +170,12 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         .progress
         .as_ref()
         .map(|progress| (progress, &**vm.control()));
-    let mut end = event_loop::wait(vm.ending(), options.signals.as_ref(), progress);
+    let mut end = event_loop::wait(
+        vm.ending(),
+        options.signals.as_ref(),
+        progress,
+        &policies.scripts,
+    );
     let elapsed = begin.elapsed();
     if let (End::Signal(_), Some(signals)) = (&end, &options.signals) {
         signals.unblock();
@@ -196,6 +206,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         guest: config.guest.as_ref().map(|path| path.display().to_string()),
         engine: backend.engine(),
         policy: backend.policy_name(),
+        scripts: policies.figures(),
         vcpus: config.machine.vcpus,
         devices: config.devices.count,
         memory: config.machine.memory,

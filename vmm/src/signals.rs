@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM as events, so that they end a run cleanly.
+//! SIGINT, SIGTERM and SIGHUP as events, so that they end a run cleanly; or, in the case of SIGHUP, have its policy
+//! scripts reloaded.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,8 +7,8 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::ptr;
 
-/// The signals that end a run.
-const SIGNALS: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
+/// The signals that mean something to a run.
+const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
 /// The blocked signals, to be read as events.
 pub struct Signals(File);

@@ -49,6 +49,19 @@ impl fmt::Display for Summary<'_> {
             "time",
             format!("{:.3} s{first}", report.elapsed.as_secs_f64()),
         )?;
+        if let Some(scripts) = report.scripts {
+            let off = match scripts.off {
+                0 => String::new(),
+                n => format!("; {} given up", count(n.into(), "instance")),
+            };
+            let text = format!(
+                "{} decisions, {} failures (the default policy decided), {}{off}",
+                grouped(scripts.decisions),
+                grouped(scripts.failures),
+                count(scripts.reloads, "reload"),
+            );
+            line(f, "policy scripts", text)?;
+        }
         let first_touches = grouped(stats.first_touch_faults);
         line(
             f,

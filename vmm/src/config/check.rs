@@ -4,6 +4,7 @@ use std::path::Path;
 
 use hmm_backend::{DeviceId, Hint, PAGE_SIZE, Place};
 use hmmvisor_abi::map;
+use hmmvisor_policies::PolicyChoice;
 
 use super::{Config, ConfigError};
 use crate::host::Host;
@@ -40,6 +41,7 @@ impl Config {
         }
         self.check_sizes(host)?;
         self.check_hints()?;
+        self.check_regions()?;
 
         let lists = [
             ("[service] cpus", &self.service.cpus),
@@ -131,6 +133,35 @@ impl Config {
         Ok(())
     }
 
+    fn check_regions(&self) -> Result<(), ConfigError> {
+        for region in &self.policy.region {
+            let (start, size) = (region.start, region.size);
+            let multiple = |what, given: Size, aligned: bool| match aligned {
+                true => Ok(()),
+                false => Err(ConfigError::Multiple {
+                    what,
+                    given,
+                    unit: Size(BLOCK),
+                }),
+            };
+            let what = "[[policy.region]] start";
+            multiple(what, start, start.0.is_multiple_of(BLOCK))?;
+            let whole = size.0 != 0 && size.0.is_multiple_of(BLOCK);
+            multiple("[[policy.region]] size", size, whole)?;
+            let end = Size(start.0.saturating_add(size.0));
+            if end.0 > self.machine.memory.0 {
+                return Err(ConfigError::TooLarge {
+                    what: "[[policy.region]] start and size",
+                    given: end,
+                    limit_of: "guest memory",
+                    limit: self.machine.memory,
+                    remedy: "end the region earlier",
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn check_hints(&self) -> Result<(), ConfigError> {
         for (i, it) in self.hint.iter().enumerate() {
             let refuse = |why| {
@@ -160,8 +191,9 @@ impl Config {
         }
         let spec = &self.policy.spec;
         if let Some(first) = self.hint.first()
-            && !spec.has("hints")
-            && !spec.has("thrash")
+            && let PolicyChoice::BuiltIn(parts) = spec
+            && !parts.has("hints")
+            && !parts.has("thrash")
         {
             return Err(ConfigError::Hint {
                 number: 1,
