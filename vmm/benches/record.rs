@@ -17,16 +17,16 @@ fn main() {
     }
     let folder = tempfile::tempdir().unwrap();
     println!("median of {ROUNDS} pairs of runs (p10–p90), with recording / without");
-    for (engine, policy) in [
-        ("remap", "on-demand+timeslice:min=0us"),
-        ("copy", "on-demand+timeslice:min=0us"),
-        ("remap", "density+timeslice:min=0us"),
+    for (engine, policy, turns) in [
+        ("remap", "on-demand+timeslice:min=0us", "10"),
+        ("copy", "on-demand+timeslice:min=0us", "10"),
+        ("remap", "density+timeslice:min=0us", "150"),
     ] {
         let mut config = Config::default();
         config.workload.name = Some("pingpong".to_owned());
         config.workload.params = vec![
             ("pages".to_owned(), "1024".to_owned()),
-            ("rounds".to_owned(), "10".to_owned()),
+            ("rounds".to_owned(), turns.to_owned()),
         ];
         config.engine.kind = engine.parse().unwrap();
         config.policy.spec = policy.parse().unwrap();

@@ -11,6 +11,7 @@ mod columns;
 mod error;
 pub mod export;
 mod format;
+mod generate;
 mod info;
 mod meta;
 mod reader;
@@ -19,6 +20,7 @@ mod tests;
 mod writer;
 
 pub use error::TraceError;
+pub use generate::{GenerateError, generate};
 pub use info::{KindInfo, TraceInfo};
 pub use meta::{Dropped, TraceKind, TraceMeta, TraceTotals};
 pub use reader::{Tail, TraceReader};

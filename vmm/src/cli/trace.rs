@@ -1,13 +1,15 @@
 //! `hmmvisor trace …`
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+use hmmvisor::size::Size;
+use hmmvisor_accesses::Settings;
 use hmmvisor_experiments::trace::export::{Format, export};
-use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader};
+use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
 
 /// What can be done with traces.
 #[derive(Subcommand)]
@@ -21,6 +23,8 @@ pub enum TraceCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Write every access of a built-in workload to a page, without a virtual machine
+    Generate(GenerateArgs),
     /// Write a trace for other programs: csv, parquet (DuckDB, Polars, pandas) or perfetto (ui.perfetto.dev)
     Export {
         /// The trace
@@ -33,6 +37,57 @@ pub enum TraceCommand {
         #[arg(long, short, value_name = "FILE")]
         output: PathBuf,
     },
+}
+
+/// Options of `trace generate`.
+#[derive(Args)]
+pub struct GenerateArgs {
+    /// The workload; `hmmvisor workloads` lists them
+    #[arg(value_name = "WORKLOAD")]
+    workload: String,
+    /// Parameter of the workload; may be given several times
+    #[arg(long = "param", value_name = "K=V", value_parser = super::param)]
+    params: Vec<(String, String)>,
+    /// Number of vCPUs, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    vcpus: u32,
+    /// Number of accelerators, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    devices: u32,
+    /// Guest memory, like 64M or 1G
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    memory: Size,
+    /// Seed of the workload's pseudo-random numbers
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Where to
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+}
+
+impl GenerateArgs {
+    fn run(self) -> Result<ExitCode> {
+        let settings = Settings {
+            workload: self.workload,
+            params: self.params,
+            vcpus: self.vcpus,
+            devices: self.devices,
+            memory: self.memory.0,
+            seed: self.seed,
+        };
+        let totals = generate(&settings, &self.output)?;
+        Ok(written(totals.events, &self.output, ""))
+    }
+}
+
+fn written(events: u64, output: &Path, note: &str) -> ExitCode {
+    // Whoever closed the pipe does not want to read it.
+    let _ = writeln!(
+        io::stdout(),
+        "{events} events written to {}{note}",
+        output.display()
+    );
+    ExitCode::SUCCESS
 }
 
 impl TraceCommand {
@@ -49,6 +104,7 @@ impl TraceCommand {
                 let _ = io::stdout().write_all(text.as_bytes());
                 error.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
             }
+            TraceCommand::Generate(args) => args.run(),
             TraceCommand::Export {
                 file,
                 format,
@@ -63,12 +119,7 @@ impl TraceCommand {
                         "; the trace was not finished, see `hmmvisor trace info`"
                     }
                 };
-                let _ = writeln!(
-                    io::stdout(),
-                    "{events} events written to {}{note}",
-                    output.display()
-                );
-                Ok(ExitCode::SUCCESS)
+                Ok(written(events, &output, note))
             }
         }
     }

@@ -8,7 +8,10 @@
 //! What is called *checked* is counted exactly: each word that was read and compared, and each write or addition
 //! to a word of its own, because that word is compared in the end. A sum that an accelerator made counts one.
 
+// Said because `guest-images/accesses` compiles this file from elsewhere.
+#[path = "torture/host_pages.rs"]
 mod host_pages;
+#[path = "torture/rounds.rs"]
 mod rounds;
 
 use super::report;

@@ -1,0 +1,53 @@
+//! The embedded guest's workloads without a virtual machine: which pages they access, in which order.
+//!
+//! This crate compiles the guest's own sources, all but the few that touch hardware, and runs them in this process.
+//! What takes their place here is [`mmio`] (devices), [`memory`] (managed memory, each access to which is told) and
+//! [`exit`]. Accelerators' commands are executed by the accelerator's own kernels. So a trace cannot differ from what the
+//! guest does because somebody forgot to change a model of it; and a workload verifies its results here, too.
+//!
+//! One vCPU runs at a time, until it waits for another one: the same parameters always give the same trace.
+
+#[path = "../../guest/src/accel.rs"]
+#[allow(dead_code, reason = "some workloads do not run here")]
+mod accel;
+#[path = "../../src/catalog.rs"]
+#[allow(dead_code, reason = "some workloads do not run here")]
+mod catalog;
+#[path = "../../guest/src/cmdline.rs"]
+mod cmdline;
+#[path = "../../guest/src/command.rs"]
+#[allow(dead_code, reason = "some workloads do not run here")]
+mod command;
+#[path = "../../guest/src/console.rs"]
+#[allow(dead_code, reason = "failures are reported otherwise here")]
+mod console;
+#[path = "../../guest/src/control.rs"]
+#[allow(dead_code, reason = "some workloads do not run here")]
+mod control;
+#[path = "../../guest/src/cpu.rs"]
+mod cpu;
+#[path = "../../guest/src/csr.rs"]
+mod csr;
+#[path = "../../guest/src/devices.rs"]
+#[allow(dead_code, reason = "some workloads do not run here")]
+mod devices;
+mod exit;
+mod machine;
+mod memory;
+mod mmio;
+#[path = "../../guest/src/pages.rs"]
+mod pages;
+#[path = "../../guest/src/pattern.rs"]
+mod pattern;
+#[path = "../../guest/src/random.rs"]
+mod random;
+mod run;
+#[path = "../../guest/src/sync.rs"]
+#[allow(dead_code, reason = "some workloads do not run here")]
+mod sync;
+mod turns;
+#[path = "../../guest/src/verify.rs"]
+mod verify;
+mod workloads;
+
+pub use run::{AccessError, Settings, check, generate};

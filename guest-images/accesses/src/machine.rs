@@ -1,0 +1,201 @@
+//! The machine around the workloads: memory, devices, and the ear that hears each access.
+//!
+//! There is one at a time in a process, because the guest's sources have statics. Only the vCPU whose turn it is
+//! touches it.
+
+mod accelerator;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use hmm_backend::{Access, DeviceId, Event, EventKind, PAGE_SIZE, Page, PageRange};
+use hmmvisor_abi::{control, map};
+
+use crate::turns::{Turns, this_vcpu};
+use accelerator::Accelerator;
+
+/// Whose turn it is.
+pub static TURNS: Turns = Turns::new();
+
+/// The words of managed memory; replaced for each run.
+static MEMORY: RwLock<&'static [AtomicU64]> = RwLock::new(&[]);
+
+/// What the accesses are told to, and what the devices hold.
+static MACHINE: Mutex<Option<Machine>> = Mutex::new(None);
+
+/// The access before, see [`key`], and how many accesses there were.
+static LAST: AtomicU64 = AtomicU64::new(NOTHING);
+static ACCESSES: AtomicU64 = AtomicU64::new(0);
+const NOTHING: u64 = u64::MAX;
+
+/// Who accesses memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// The vCPU whose turn it is.
+    Cpu,
+    /// An accelerator.
+    Device(u8),
+}
+
+struct Machine {
+    sink: Box<dyn FnMut(Event) + Send>,
+    accelerators: Vec<Accelerator>,
+    /// Pages accessed since they were freed.
+    touched: Vec<bool>,
+    console: Vec<u8>,
+}
+
+/// Sets up a machine; `sink` gets the events.
+pub fn start(memory: u64, sink: Box<dyn FnMut(Event) + Send>) {
+    let words = (0..memory / 8)
+        .map(|_| AtomicU64::new(0))
+        .collect::<Box<[_]>>();
+    *MEMORY.write().unwrap_or_else(PoisonError::into_inner) = Box::leak(words);
+    LAST.store(NOTHING, Ordering::Relaxed);
+    ACCESSES.store(0, Ordering::Relaxed);
+    *lock() = Some(Machine {
+        sink,
+        // All there can be: the guest's statics may know more than this run has, and disables them.
+        accelerators: (0..map::MAX_ACCELS)
+            .map(|_| Accelerator::default())
+            .collect(),
+        touched: vec![false; (memory / PAGE_SIZE) as usize],
+        console: Vec::new(),
+    });
+}
+
+/// Takes it apart; what the workload printed.
+pub fn stop() -> String {
+    let machine = lock().take();
+    let words = std::mem::take(&mut *MEMORY.write().unwrap_or_else(PoisonError::into_inner));
+    if !words.is_empty() {
+        // SAFETY: `start` leaked exactly this box. All vCPUs have ended, and nobody else has had references to the
+        // words: those that `access` gives out are used at once, and only by vCPUs.
+        drop(unsafe { Box::from_raw(std::ptr::from_ref(words).cast_mut()) });
+    }
+    machine.map_or_else(String::new, |machine| {
+        String::from_utf8_lossy(&machine.console).into_owned()
+    })
+}
+
+fn lock() -> MutexGuard<'static, Option<Machine>> {
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn with<R>(work: impl FnOnce(&mut Machine) -> R) -> R {
+    work(
+        lock()
+            .as_mut()
+            .expect("vCPUs run only while there is a machine"),
+    )
+}
+
+fn words() -> &'static [AtomicU64] {
+    *MEMORY.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells of an access to a word, which is the answer.
+pub fn access(who: Who, address: u64, access: Access) -> &'static AtomicU64 {
+    let offset = address - map::MANAGED;
+    tell(who, Page((offset / PAGE_SIZE) as u32), access);
+    &words()[(offset / 8) as usize]
+}
+
+/// Tells of an access, unless it is like the one before: by the same one to the same page, and no write after a read.
+pub fn tell(who: Who, page: Page, access: Access) {
+    let time = ACCESSES.fetch_add(1, Ordering::Relaxed);
+    let (device, vcpu) = match who {
+        Who::Cpu => (None, this_vcpu()),
+        Who::Device(device) => (Some(DeviceId(device)), 0),
+    };
+    let toucher = device.map_or(vcpu, |device| 1 << 16 | u64::from(device.0));
+    let key = |access| u64::from(page.0) << 24 | toucher << 1 | u64::from(access == Access::Write);
+    let last = LAST.load(Ordering::Relaxed);
+    if last == key(Access::Write) || last == key(access) {
+        return;
+    }
+    LAST.store(key(access), Ordering::Relaxed);
+    with(|machine| {
+        machine.touched[page.0 as usize] = true;
+        (machine.sink)(Event {
+            device,
+            access: Some(access),
+            // The number of a vCPU's thread; 0 would be nobody's.
+            thread: if device.is_none() { vcpu as u32 + 1 } else { 0 },
+            ..Event::new(
+                Duration::from_nanos(time),
+                EventKind::Access,
+                PageRange::single(page),
+            )
+        });
+    });
+}
+
+/// Forgets the contents of pages; returns how many had any.
+pub fn free(device: u8, pages: PageRange) -> u64 {
+    LAST.store(NOTHING, Ordering::Relaxed);
+    let range = |scale: u64| {
+        (u64::from(pages.start.0) * scale) as usize..(u64::from(pages.end.0) * scale) as usize
+    };
+    for word in &words()[range(PAGE_SIZE / 8)] {
+        word.store(0, Ordering::Relaxed);
+    }
+    with(|machine| {
+        let touched = &mut machine.touched[range(1)];
+        let count = touched.iter().filter(|touched| **touched).count() as u64;
+        touched.fill(false);
+        (machine.sink)(Event {
+            device: Some(DeviceId(device)),
+            ..Event::new(
+                Duration::from_nanos(ACCESSES.load(Ordering::Relaxed)),
+                EventKind::Freed,
+                pages,
+            )
+        });
+        count
+    })
+}
+
+/// A device register is read.
+pub fn read(address: u64) -> u64 {
+    /// Line status: the transmitter is empty.
+    const LINE_STATUS: u64 = map::SERIAL + 5;
+    match address {
+        LINE_STATUS => 1 << 5,
+        _ => match accelerator(address) {
+            Some((index, register)) => with(|machine| machine.accelerators[index].read(register)),
+            None => panic!("there is no register to read at {address:#x}"),
+        },
+    }
+}
+
+/// A device register is written.
+pub fn write(address: u64, value: u64) {
+    const CONTROL_END: u64 = map::CONTROL + 0xfff;
+    const SERIAL_END: u64 = map::SERIAL + 7;
+    match address {
+        map::SERIAL => with(|machine| machine.console.push(value as u8)),
+        map::SERIAL..=SERIAL_END => {}
+        map::CONTROL..=CONTROL_END if address - map::CONTROL == control::YIELD => TURNS.pass(),
+        // Progress and counts of what was checked.
+        map::CONTROL..=CONTROL_END => {}
+        _ => match accelerator(address) {
+            Some((index, register)) => {
+                // Not while it is in the machine: executing commands tells of accesses.
+                let mut accelerator =
+                    with(|machine| std::mem::take(&mut machine.accelerators[index]));
+                accelerator.write(index as u8, register, value);
+                with(|machine| machine.accelerators[index] = accelerator);
+            }
+            None => panic!("there is no register to write at {address:#x}"),
+        },
+    }
+}
+
+/// Which accelerator's register an address is.
+fn accelerator(address: u64) -> Option<(usize, u64)> {
+    let offset = address.checked_sub(map::ACCEL)?;
+    let index = (offset / map::ACCEL_STRIDE) as usize;
+    (index < map::MAX_ACCELS as usize).then_some((index, offset % map::ACCEL_STRIDE))
+}

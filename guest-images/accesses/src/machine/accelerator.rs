@@ -1,0 +1,143 @@
+//! An accelerator as far as workloads see it: its queue, and the commands, which the real one's kernels execute.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hmm_backend::{Access, PAGE_SIZE, PageRange};
+use hmmvisor_abi::accel::*;
+use hmmvisor_abi::map;
+use hmmvisor_devices::command::{Direction, decode};
+use hmmvisor_devices::error::CommandError;
+use hmmvisor_devices::kernels;
+use hmmvisor_devices::managed::{Managed, Words};
+use hmmvisor_devices::memory::Memory;
+
+use super::{Who, tell, words};
+
+/// Registers, and how far it is.
+#[derive(Default)]
+pub struct Accelerator {
+    base: u64,
+    entries: u64,
+    enabled: bool,
+    completed: u64,
+}
+
+impl Accelerator {
+    pub fn read(&self, register: u64) -> u64 {
+        match register {
+            REG_ID => ID_VALUE,
+            REG_VERSION => 1,
+            REG_QUEUE_BASE => self.base,
+            REG_QUEUE_ENTRIES => self.entries,
+            REG_ENABLE => self.enabled.into(),
+            REG_COMPLETED => self.completed,
+            REG_ERROR => ERR_NONE,
+            _ => panic!("the workloads read no register {register:#x}"),
+        }
+    }
+
+    pub fn write(&mut self, index: u8, register: u64, value: u64) {
+        match register {
+            REG_QUEUE_BASE => self.base = value,
+            REG_QUEUE_ENTRIES => self.entries = value,
+            REG_ENABLE => {
+                self.enabled = value != 0;
+                self.completed = 0;
+                if self.enabled {
+                    self.word(1).store(0, Ordering::Relaxed);
+                }
+            }
+            REG_DOORBELL => self.execute(index),
+            // There is nothing to wait for; nobody gets interrupts.
+            REG_IRQ | REG_WAIT => {}
+            _ => panic!("the workloads write no register {register:#x}"),
+        }
+    }
+
+    /// A word of the queue. The real one has it pinned and reaches it in place, so this is no access that could make a
+    /// page migrate.
+    fn word(&self, index: u64) -> &'static AtomicU64 {
+        &words()[((self.base - map::MANAGED) / 8 + index) as usize]
+    }
+
+    fn execute(&mut self, index: u8) {
+        let submitted = self.word(0).load(Ordering::Relaxed);
+        while self.enabled && self.completed < submitted {
+            let slot = self.completed % self.entries;
+            let at = commands_offset() / 8 + slot * (size_of::<Command>() / 8) as u64;
+            let word = |offset| self.word(at + offset).load(Ordering::Relaxed);
+            let command = Command {
+                opcode: word(0) as u32,
+                flags: (word(0) >> 32) as u32,
+                tag: word(1),
+                args: std::array::from_fn(|arg| word(2 + arg as u64)),
+            };
+            let mut memory = DeviceMemory {
+                index,
+                managed: Managed {
+                    base: map::MANAGED,
+                    bytes: words().len() as u64 * 8,
+                },
+            };
+            let result = decode(&command, &memory.managed)
+                .and_then(|operation| kernels::execute(operation, &mut memory));
+            let (status, result, address) = match result {
+                Ok(result) => (STATUS_OK, result, 0),
+                Err(error) => (error.status(), 0, error.address()),
+            };
+            let at =
+                completions_offset(self.entries) / 8 + slot * (size_of::<Completion>() / 8) as u64;
+            for (offset, value) in (0..).zip([command.tag, status.into(), result, address]) {
+                self.word(at + offset).store(value, Ordering::Relaxed);
+            }
+            self.completed += 1;
+            self.word(1).store(self.completed, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Guest memory as the kernels see it.
+struct DeviceMemory {
+    index: u8,
+    managed: Managed,
+}
+
+impl Memory for DeviceMemory {
+    fn managed(&self) -> Managed {
+        self.managed
+    }
+
+    fn visit(
+        &mut self,
+        access: Access,
+        first: Words,
+        mut step: impl FnMut(&[AtomicU64]) -> Words,
+    ) -> Result<(), CommandError> {
+        let mut run = first;
+        while !run.is_empty() {
+            self.managed.words(run.addr, run.len)?;
+            tell(Who::Device(self.index), self.managed.page(run.addr), access);
+            let start = ((run.addr - self.managed.base) / 8) as usize;
+            let in_page = (PAGE_SIZE - run.addr % PAGE_SIZE) / 8;
+            run = step(&words()[start..start + run.len.min(in_page) as usize]);
+        }
+        Ok(())
+    }
+
+    fn add_exclusively(&mut self, addr: u64, n: u64, value: u64) -> Result<u64, CommandError> {
+        let word = self.managed.words(addr, 1)?;
+        let page = self.managed.page(word.addr);
+        tell(Who::Device(self.index), page, Access::Write);
+        let word = &words()[((addr - self.managed.base) / 8) as usize];
+        Ok(word.fetch_add(value.wrapping_mul(n), Ordering::Relaxed))
+    }
+
+    /// A hint; nothing is anywhere here, so nothing moves.
+    fn migrate(&mut self, _: PageRange, _: Direction) -> Result<u64, CommandError> {
+        Ok(0)
+    }
+
+    fn free(&mut self, pages: PageRange) -> Result<u64, CommandError> {
+        Ok(super::free(self.index, pages))
+    }
+}

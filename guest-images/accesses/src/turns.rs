@@ -1,0 +1,106 @@
+//! One vCPU runs at a time: that is what makes a trace the same every time.
+
+use std::cell::Cell;
+use std::panic;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Whose turn it is.
+pub struct Turns {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    current: u64,
+    /// vCPUs that still run, by number.
+    running: Vec<bool>,
+    failed: bool,
+}
+
+thread_local! {
+    /// The vCPU that this thread runs.
+    static VCPU: Cell<u64> = const { Cell::new(0) };
+}
+
+/// What a vCPU stops with because another one has failed.
+pub struct Stopped;
+
+impl Turns {
+    pub const fn new() -> Turns {
+        Turns {
+            state: Mutex::new(State {
+                current: 0,
+                running: Vec::new(),
+                failed: false,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So many vCPUs are about to begin, the first one first.
+    pub fn reset(&self, vcpus: u64) {
+        *self.lock() = State {
+            current: 0,
+            running: vec![true; vcpus as usize],
+            failed: false,
+        };
+    }
+
+    /// This thread is a vCPU: waits for its first turn.
+    pub fn begin(&self, vcpu: u64) {
+        VCPU.set(vcpu);
+        self.wait(self.lock());
+    }
+
+    /// Lets the next vCPU run until this one's turn comes again.
+    pub fn pass(&self) {
+        let mut state = self.lock();
+        state.next();
+        self.changed.notify_all();
+        self.wait(state);
+    }
+
+    /// This vCPU is done, or has failed, which stops all others.
+    pub fn end(&self, failed: bool) {
+        let mut state = self.lock();
+        state.failed |= failed;
+        state.running[VCPU.get() as usize] = false;
+        if state.current == VCPU.get() {
+            state.next();
+        }
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, mut state: MutexGuard<'_, State>) {
+        while state.current != VCPU.get() && !state.failed {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.failed {
+            drop(state);
+            panic::resume_unwind(Box::new(Stopped));
+        }
+    }
+}
+
+/// The vCPU that this thread runs.
+pub fn this_vcpu() -> u64 {
+    VCPU.get()
+}
+
+impl State {
+    /// The next one that runs; the same if there is no other.
+    fn next(&mut self) {
+        let count = self.running.len() as u64;
+        let others = (1..=count).map(|step| (self.current + step) % count);
+        if let Some(next) = others.into_iter().find(|vcpu| self.running[*vcpu as usize]) {
+            self.current = next;
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! The guest's programs, without those that need a virtual machine to make sense.
+
+#[path = "../../guest/src/workloads/bfs.rs"]
+mod bfs;
+#[path = "../../guest/src/workloads/chase.rs"]
+mod chase;
+#[path = "../../guest/src/workloads/churn.rs"]
+mod churn;
+#[path = "../../guest/src/workloads/gather.rs"]
+mod gather;
+#[path = "../../guest/src/workloads/matmul.rs"]
+mod matmul;
+#[path = "../../guest/src/workloads/pingpong.rs"]
+mod pingpong;
+#[path = "../../guest/src/workloads/spmv.rs"]
+mod spmv;
+#[path = "../../guest/src/workloads/stream.rs"]
+mod stream;
+#[path = "../../guest/src/workloads/torture.rs"]
+mod torture;
+#[path = "../../guest/src/workloads/vecadd.rs"]
+mod vecadd;
+
+use crate::catalog::Kind;
+use crate::cpu::Cpu;
+
+/// The program, or why there is none here.
+pub fn program(kind: Kind) -> Result<fn(&Cpu), &'static str> {
+    Ok(match kind {
+        Kind::VecAdd => vecadd::run,
+        Kind::Stream => stream::run,
+        Kind::PingPong => pingpong::run,
+        Kind::Gather => gather::run,
+        Kind::Chase => chase::run,
+        Kind::Bfs => bfs::run,
+        Kind::MatMul => matmul::run,
+        Kind::SpMv => spmv::run,
+        Kind::Churn => churn::run,
+        Kind::Torture => torture::run,
+        Kind::Recover => return Err("it is about pages that a real machine loses"),
+        Kind::SelfTest => return Err("it is about commands that a real accelerator refuses"),
+        Kind::Agent => return Err("it does what a test tells it"),
+        Kind::Crash => return Err("it crashes"),
+    })
+}
+
+/// Prints the line that says what was found right; by the leader, when all vCPUs are done. Collective.
+macro_rules! report {
+    ($cpu:expr, $($text:tt)*) => {
+        $cpu.barrier();
+        if $cpu.is_leader() {
+            $crate::console::say!("{}: {}", $cpu.params.workload.name, format_args!($($text)*));
+        }
+    };
+}
+use report;
