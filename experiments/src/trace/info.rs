@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{BLOCK_PAGES, Event, PAGE_SIZE, Page, PageRange};
+use hmm_backend::{BLOCK_PAGES, Event, Page, PageRange};
 use serde::Serialize;
 
 use super::error::TraceError;
@@ -56,7 +56,7 @@ impl TraceInfo {
             last_ns: 0,
         };
         let mut pages = Pages {
-            limit: u32::try_from(info.meta.memory / PAGE_SIZE).unwrap_or(u32::MAX),
+            limit: info.meta.pages(),
             blocks: BTreeMap::new(),
             count: 0,
         };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hmm_backend::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
 
 /// What kind of events a trace holds.
@@ -53,6 +54,33 @@ pub struct TraceMeta {
 /// Events that were lost because they came faster than they were written, by the name of their kind.
 pub type Dropped = BTreeMap<String, u64>;
 
+impl TraceMeta {
+    /// Pages that there can be: more than that many need not be kept account of.
+    pub fn pages(&self) -> u32 {
+        // An imported trace that was not finished does not know.
+        let memory = if self.memory == 0 {
+            MEMORY_MAX
+        } else {
+            self.memory
+        };
+        u32::try_from(memory.min(MEMORY_MAX) / PAGE_SIZE).unwrap_or(u32::MAX)
+    }
+}
+
+/// No machine has more memory, no imported trace more addresses.
+const MEMORY_MAX: u64 = 1 << 44;
+
+/// What of its [`TraceMeta`] an imported trace knows only at its end; it counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Machine {
+    /// Bytes of memory, in whole blocks of 2 MiB.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Number of accelerators.
+    pub devices: u32,
+}
+
 /// What is only known when a trace ends.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -63,6 +91,10 @@ pub struct TraceTotals {
     pub dropped: Dropped,
     /// Which vCPU a host thread ran: the numbers in [`hmm_backend::Event::thread`] to vCPUs' numbers.
     pub threads: BTreeMap<u32, u32>,
+    /// For imported traces, what the header could not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
     /// For imported traces, which addresses the pages had: `(first page, pages, first address)`, by page.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mapping: Vec<(u32, u32, u64)>,
 }

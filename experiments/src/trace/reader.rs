@@ -140,6 +140,11 @@ impl TraceReader {
             }
         }
         self.totals.events = events;
+        if let Some(machine) = self.totals.machine {
+            self.meta.memory = machine.memory;
+            self.meta.vcpus = machine.vcpus;
+            self.meta.devices = machine.devices;
+        }
         self.end = self.offset;
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::error::TraceError;
 use super::format::{
     BLOCK_EVENTS, BlockHeader, BlockKind, MAGIC, META_LIMIT, PAYLOAD_LIMIT, VERSION,
 };
-use super::meta::{TraceMeta, TraceTotals};
+use super::meta::{Machine, TraceMeta, TraceTotals};
 
 /// Fast, and the columns are already small.
 const LEVEL: i32 = 1;
@@ -95,6 +95,12 @@ impl TraceWriter {
         self.totals.threads = threads;
     }
 
+    /// Says what of an imported trace the header could not say; written with the next flush.
+    pub fn machine(&mut self, machine: Machine) {
+        self.noteworthy = true;
+        self.totals.machine = Some(machine);
+    }
+
     /// Says which addresses an imported trace's pages had; written at the end. See [`TraceTotals::mapping`].
     pub fn mapping(&mut self, mapping: Vec<(u32, u32, u64)>) {
         self.totals.mapping = mapping;
@@ -103,7 +109,7 @@ impl TraceWriter {
     /// Writes what has been added so far. After an error the events concerned count as lost, and one may go on.
     pub fn flush(&mut self) -> Result<(), TraceError> {
         if self.noteworthy {
-            let note = json(&self.totals);
+            let note = self.note();
             self.put(BlockKind::Note, 0, &note)?;
             self.noteworthy = false;
         }
@@ -139,14 +145,19 @@ impl TraceWriter {
     /// Writes the rest and the end. Returns what the file holds.
     pub fn finish(mut self) -> Result<TraceTotals, TraceError> {
         self.flush()?;
-        let mut end = json(&self.totals);
-        if end.len() > PAYLOAD_LIMIT as usize {
-            // Only addresses can be so many.
-            self.totals.mapping.clear();
-            end = json(&self.totals);
-        }
+        let end = self.note();
         self.put(BlockKind::End, 0, &end)?;
         Ok(self.totals)
+    }
+
+    fn note(&mut self) -> Vec<u8> {
+        let note = json(&self.totals);
+        if note.len() <= PAYLOAD_LIMIT as usize {
+            return note;
+        }
+        // Only addresses can be so many.
+        self.totals.mapping.clear();
+        json(&self.totals)
     }
 
     fn put(&mut self, kind: BlockKind, events: u32, raw: &[u8]) -> Result<(), TraceError> {

@@ -1,14 +1,16 @@
 //! `hmmvisor trace …`
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings;
 use hmmvisor_experiments::trace::export::{Format, export};
+use hmmvisor_experiments::trace::import;
 use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
 
 /// What can be done with traces.
@@ -25,6 +27,8 @@ pub enum TraceCommand {
     },
     /// Write every access of a built-in workload to a page, without a virtual machine
     Generate(GenerateArgs),
+    /// Make a trace of another program's memory accesses: valgrind's lackey, or CSV (docs/traces.md)
+    Import(ImportArgs),
     /// Write a trace for other programs: csv, parquet (DuckDB, Polars, pandas) or perfetto (ui.perfetto.dev)
     Export {
         /// The trace
@@ -80,6 +84,46 @@ impl GenerateArgs {
     }
 }
 
+/// Options of `trace import`.
+#[derive(Args)]
+pub struct ImportArgs {
+    /// What the other program wrote; - for standard input
+    #[arg(value_name = "FILE")]
+    input: PathBuf,
+    /// lackey (valgrind --tool=lackey --trace-mem=yes) or csv
+    #[arg(long, value_name = "FORMAT")]
+    format: import::Format,
+    /// Of lackey's trace, leave out what was accessed because it is program text
+    #[arg(long)]
+    no_instructions: bool,
+    /// Where to
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+}
+
+impl ImportArgs {
+    fn run(self) -> Result<ExitCode> {
+        let format = match (self.format, self.no_instructions) {
+            (import::Format::Lackey { .. }, no) => import::Format::Lackey { instructions: !no },
+            (import::Format::Csv, false) => import::Format::Csv,
+            (import::Format::Csv, true) => bail!("--no-instructions is for --format lackey"),
+        };
+        let name = self.input.display().to_string();
+        let input: Box<dyn Read> = match name.as_str() {
+            "-" => Box::new(io::stdin()),
+            _ => Box::new(File::open(&self.input).with_context(|| format!("opening {name}"))?),
+        };
+        if let (Ok(input), Ok(output)) = (self.input.canonicalize(), self.output.canonicalize())
+            && input == output
+        {
+            bail!("{name} is input and output; name another file");
+        }
+        let input = BufReader::with_capacity(1 << 18, input);
+        let totals = import::import(input, &name, format, &self.output)?;
+        Ok(written(totals.events, &self.output, ""))
+    }
+}
+
 fn written(events: u64, output: &Path, note: &str) -> ExitCode {
     // Whoever closed the pipe does not want to read it.
     let _ = writeln!(
@@ -105,6 +149,7 @@ impl TraceCommand {
                 error.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
             }
             TraceCommand::Generate(args) => args.run(),
+            TraceCommand::Import(args) => args.run(),
             TraceCommand::Export {
                 file,
                 format,

@@ -24,7 +24,7 @@ pub fn write(trace: &mut TraceReader, file: File) -> Written {
     let mut export = Export {
         tracks: Tracks::default(),
         threads: trace.totals().threads.clone(),
-        residency: Residency::new(trace.meta().memory),
+        residency: Residency::new(trace.meta().pages()),
         busy_until: BTreeMap::new(),
         shown: BTreeMap::new(),
         moved: [0; 2],

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use hmm_backend::{BLOCK_PAGES, Block, DeviceId, Event, EventKind, PAGE_SIZE, Page, PageRange};
+use hmm_backend::{BLOCK_PAGES, Block, DeviceId, Event, EventKind, Page, PageRange};
 
 /// Nobody's page.
 const SYSTEM: u16 = u16::MAX;
@@ -16,10 +16,10 @@ pub struct Residency {
 }
 
 impl Residency {
-    /// Nothing is on a device yet, of memory of so many bytes.
-    pub fn new(memory: u64) -> Residency {
+    /// Nothing is on a device yet, of so many pages.
+    pub fn new(pages: u32) -> Residency {
         Residency {
-            limit: u32::try_from(memory / PAGE_SIZE).unwrap_or(u32::MAX),
+            limit: pages,
             blocks: HashMap::new(),
             pages: BTreeMap::new(),
         }

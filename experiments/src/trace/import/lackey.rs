@@ -1,0 +1,90 @@
+//! The memory trace of valgrind's tool lackey: a line for each instruction fetch (`I`), load (` L`), store (` S`) or
+//! both (` M`), with address in hexadecimal and size in bytes. Valgrind's own messages, between `==`, are skipped.
+
+use std::io::BufRead;
+
+use hmm_backend::Access;
+
+use super::{Failure, Importer};
+
+pub fn read(
+    mut input: impl BufRead,
+    instructions: bool,
+    importer: &mut Importer,
+) -> Result<(), Failure> {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        // A line without an end would not be a line of any trace: do not hold it.
+        let length = std::io::Read::take(&mut input, LONGEST)
+            .read_until(b'\n', &mut line)
+            .map_err(Failure::Input)?;
+        if length == 0 {
+            break;
+        }
+        let wrong = |why: String| Failure::Line(number, why);
+        let access = match parse(&line) {
+            Some(Line::Access(access)) => access,
+            Some(Line::Message) => continue,
+            None => {
+                let text = String::from_utf8_lossy(&line[..line.len().min(60)]).into_owned();
+                return Err(wrong(format!(
+                    "`{}` is no line of `valgrind --tool=lackey --trace-mem=yes`; let it write to a file of its own with --log-file",
+                    text.trim_end()
+                )));
+            }
+        };
+        if access.fetch && !instructions {
+            continue;
+        }
+        let pages = importer
+            .addresses
+            .pages(access.address, access.size)
+            .map_err(wrong)?;
+        for page in pages.into_iter().flatten() {
+            importer.access(page, access.access, None, 1, None)?;
+        }
+    }
+    importer.threads.insert(1, 0);
+    Ok(())
+}
+
+/// Longer than any line.
+const LONGEST: u64 = 4096;
+
+enum Line {
+    Access(Fetched),
+    Message,
+}
+
+struct Fetched {
+    /// Of an instruction.
+    fetch: bool,
+    access: Access,
+    address: u64,
+    size: u64,
+}
+
+fn parse(line: &[u8]) -> Option<Line> {
+    let line = line.trim_ascii_end();
+    if line.is_empty() || line.starts_with(b"==") || line.starts_with(b"--") {
+        return Some(Line::Message);
+    }
+    let (kind, rest) = line.split_at_checked(3)?;
+    let (fetch, access) = match kind {
+        b"I  " => (true, Access::Read),
+        b" L " => (false, Access::Read),
+        // What is loaded and stored again is written.
+        b" S " | b" M " => (false, Access::Write),
+        _ => return None,
+    };
+    let comma = rest.iter().position(|byte| *byte == b',')?;
+    let number =
+        |digits: &[u8], radix| u64::from_str_radix(str::from_utf8(digits).ok()?, radix).ok();
+    Some(Line::Access(Fetched {
+        fetch,
+        access,
+        address: number(&rest[..comma], 16)?,
+        size: number(&rest[comma + 1..], 10)?,
+    }))
+}

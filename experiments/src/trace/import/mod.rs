@@ -1,0 +1,243 @@
+//! Memory traces of other programs become access traces.
+
+mod addresses;
+mod csv;
+mod lackey;
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead};
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use hmm_backend::{Access, DeviceId, Event, EventKind, PageRange};
+use thiserror::Error;
+
+use self::addresses::Addresses;
+use super::error::TraceError;
+use super::meta::{Machine, TraceKind, TraceMeta, TraceTotals};
+use super::writer::TraceWriter;
+
+/// What other programs write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// `valgrind --tool=lackey --trace-mem=yes`.
+    Lackey {
+        /// Whether instruction fetches count as reads.
+        instructions: bool,
+    },
+    /// A table with a line of column names, see `docs/traces.md`.
+    Csv,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Format, String> {
+        match text {
+            "lackey" => Ok(Format::Lackey { instructions: true }),
+            "csv" => Ok(Format::Csv),
+            _ => Err(format!("unknown format `{text}`; there are lackey and csv")),
+        }
+    }
+}
+
+/// Why nothing was imported, or not all of it. The output holds what comes before, without an end.
+#[derive(Debug, Error)]
+pub enum ImportError {
+    /// The output.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// The input cannot be read.
+    #[error("reading {source_name}: {error}")]
+    Input {
+        /// The input.
+        source_name: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The input is not what it should be.
+    #[error("{source_name}, line {line}: {why}")]
+    Line {
+        /// The input.
+        source_name: String,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There are no accesses in the input.
+    #[error("{source_name} has no accesses; {hint}")]
+    Empty {
+        /// The input.
+        source_name: String,
+        /// How to make one that has some.
+        hint: &'static str,
+    },
+}
+
+/// Reads a program's memory trace, called `source`, and writes it as an access trace. Holds one block of it in memory
+/// and a table of the 2 MiB blocks of addresses.
+pub fn import(
+    input: impl BufRead,
+    source: &str,
+    format: Format,
+    output: &Path,
+) -> Result<TraceTotals, ImportError> {
+    let meta = TraceMeta {
+        kind: TraceKind::Access,
+        hmmvisor: env!("CARGO_PKG_VERSION").to_owned(),
+        source: Some(source.to_owned()),
+        ..TraceMeta::default()
+    };
+    let mut importer = Importer {
+        writer: TraceWriter::create(output, &meta)?,
+        addresses: Addresses::default(),
+        last: None,
+        accesses: 0,
+        threads: BTreeMap::new(),
+        devices: 0,
+        pages: 0,
+    };
+    let result = match format {
+        Format::Lackey { instructions } => lackey::read(input, instructions, &mut importer),
+        Format::Csv => csv::read(input, &mut importer),
+    };
+    let source_name = source.to_owned();
+    let result = result.map_err(|failure| match failure {
+        Failure::Trace(error) => ImportError::Trace(error),
+        Failure::Input(error) => ImportError::Input { source_name, error },
+        Failure::Line(line, why) => ImportError::Line {
+            source_name,
+            line,
+            why,
+        },
+    });
+    importer.describe();
+    if result.is_err() {
+        importer.writer.flush()?;
+    }
+    result?;
+    if importer.last.is_none() {
+        return Err(ImportError::Empty {
+            source_name: source.to_owned(),
+            hint: match format {
+                Format::Lackey { .. } => {
+                    "make it with `valgrind --tool=lackey --trace-mem=yes --log-file=FILE PROGRAM`"
+                }
+                Format::Csv => "it needs a line for each access",
+            },
+        });
+    }
+    Ok(importer.writer.finish()?)
+}
+
+/// What goes wrong on the way.
+enum Failure {
+    Trace(TraceError),
+    Input(io::Error),
+    /// Number of the line, and why.
+    Line(u64, String),
+}
+
+impl From<TraceError> for Failure {
+    fn from(error: TraceError) -> Failure {
+        Failure::Trace(error)
+    }
+}
+
+/// Makes events of accesses.
+struct Importer {
+    writer: TraceWriter,
+    addresses: Addresses,
+    last: Option<Event>,
+    /// Accesses so far.
+    accesses: u64,
+    /// Threads' numbers to vCPUs'.
+    threads: BTreeMap<u32, u32>,
+    /// One more than the highest device.
+    devices: u32,
+    /// One more than the highest page.
+    pages: u64,
+}
+
+impl Importer {
+    /// An access to pages; merged with the one before if that is by the same one to the same page, unless it is a write
+    /// after reads. Without a time it is as late as there were accesses before.
+    fn access(
+        &mut self,
+        pages: PageRange,
+        access: Access,
+        device: Option<u8>,
+        thread: u32,
+        time: Option<u64>,
+    ) -> Result<(), TraceError> {
+        let event = Event {
+            device: device.map(DeviceId),
+            access: Some(access),
+            thread,
+            ..Event::new(
+                Duration::from_nanos(time.unwrap_or(self.accesses)),
+                EventKind::Access,
+                pages,
+            )
+        };
+        self.accesses += 1;
+        let merged = self.last.is_some_and(|last| {
+            last.kind == EventKind::Access
+                && (last.page, last.pages) == (event.page, event.pages)
+                && (last.device, last.thread) == (event.device, event.thread)
+                && (last.access == event.access || last.access == Some(Access::Write))
+        });
+        match merged {
+            true => Ok(()),
+            false => self.put(event),
+        }
+    }
+
+    /// Pages are freed.
+    fn freed(
+        &mut self,
+        pages: PageRange,
+        device: Option<u8>,
+        thread: u32,
+        time: Option<u64>,
+    ) -> Result<(), TraceError> {
+        self.put(Event {
+            device: device.map(DeviceId),
+            thread,
+            ..Event::new(
+                Duration::from_nanos(time.unwrap_or(self.accesses)),
+                EventKind::Freed,
+                pages,
+            )
+        })
+    }
+
+    fn put(&mut self, event: Event) -> Result<(), TraceError> {
+        self.last = Some(event);
+        self.pages = self
+            .pages
+            .max(u64::from(event.page.0) + u64::from(event.pages));
+        let device = event.device.map_or(0, |device| u32::from(device.0) + 1);
+        self.devices = self.devices.max(device);
+        self.writer.write(&[event])
+    }
+
+    /// Tells the writer what is known only now.
+    fn describe(&mut self) {
+        let vcpus = self
+            .threads
+            .values()
+            .max()
+            .map_or(1, |vcpu| vcpu.saturating_add(1));
+        let memory = addresses::whole_blocks(self.pages);
+        self.writer.threads(std::mem::take(&mut self.threads));
+        self.writer.machine(Machine {
+            memory,
+            vcpus,
+            devices: self.devices,
+        });
+        self.writer.mapping(self.addresses.mapping());
+    }
+}
