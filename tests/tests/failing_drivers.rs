@@ -81,6 +81,7 @@ fn report(end: End) -> Report {
         chaos: None,
         replay: None,
         recording: None,
+        scripts: None,
     }
 }
 

@@ -69,7 +69,7 @@ pub struct ReplayConfig {
     pub costs: Costs,
     /// Whose time policies see.
     pub time: Time,
-    /// Whether to compare with [`Optimal`]: keeps 12 bytes for each access.
+    /// Whether to compare with [`Optimal`]: keeps 12 bytes for each access. Says something only of access traces.
     pub optimal: bool,
     /// Whether to keep the migrations.
     pub moves: bool,
@@ -143,8 +143,10 @@ pub struct Replayed {
     pub evicted: u64,
     /// Pages that migrated because the policy brought them along.
     pub prefetched: u64,
-    /// Those among all migrated pages that left again before anybody accessed them.
-    pub unused: u64,
+    /// Those among all migrated pages that left again before anybody accessed them. Only known of access traces: those of
+    /// live runs do not hold accesses that needed no service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unused: Option<u64>,
     /// Pages that went to a device three times or more.
     pub thrashing_pages: u64,
     /// Pages of advice that had to be cut.
@@ -437,7 +439,7 @@ impl<'c> Replay<'c> {
             evicted: of(&stats.to_system, Cause::Eviction),
             prefetched: of(&stats.to_device, Cause::Prefetch)
                 + of(&stats.to_system, Cause::Prefetch),
-            unused: self.ledger.unused(),
+            unused: (self.config.time == Time::Modelled).then(|| self.ledger.unused()),
             thrashing_pages: self.ledger.thrashing(),
             advice_cut: other("advice_cut"),
             transfers,

@@ -6,19 +6,20 @@ use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
-use hmm_backend::{LinkModel, PolicySpec};
+use hmm_backend::LinkModel;
 use hmmvisor::size::Size;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Replayed, Time, replay};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
+use hmmvisor_policies::{Limits, PolicyChoice};
 
 /// Options of `replay`.
 #[derive(Args)]
 pub struct ReplayArgs {
     /// The trace, of a live run (`run --record`) or of accesses (`trace generate`, `trace import`)
     trace: PathBuf,
-    /// What migrates when, like `density:threshold=60+lru` [default: as in the trace]
+    /// What migrates when, like `density:threshold=60+lru` or a script's file [default: as in the trace]
     #[arg(long, value_name = "SPEC")]
-    policy: Option<PolicySpec>,
+    policy: Option<PolicyChoice>,
     /// Memory of each accelerator [default: as in the trace]
     #[arg(long, value_name = "SIZE")]
     device_memory: Option<Size>,
@@ -89,16 +90,17 @@ fn config(args: &ReplayArgs, meta: &TraceMeta) -> Result<ReplayConfig> {
     let policy = match &args.policy {
         Some(policy) => policy.clone(),
         None if meta.policy.is_empty() => return Err(missing("--policy", "policy")),
-        None => meta.policy.parse::<PolicySpec>()?,
+        None => meta.policy.parse::<PolicyChoice>()?,
     };
     let device_memory = match args.device_memory {
         Some(Size(bytes)) => bytes,
         None if meta.device_memory == 0 => return Err(missing("--device-memory", "device memory")),
         None => meta.device_memory,
     };
+    let log = Arc::new(|line: &str| eprintln!("hmmvisor: policy script {line}"));
     let devices = meta.devices.clamp(1, 64) as u8;
     Ok(ReplayConfig {
-        policy: Arc::new(policy),
+        policy: policy.load(Limits::default(), log)?.factory,
         memory: meta.memory,
         device_memory,
         devices,
@@ -108,7 +110,7 @@ fn config(args: &ReplayArgs, meta: &TraceMeta) -> Result<ReplayConfig> {
             TraceKind::Live => Time::Trace,
             TraceKind::Access => Time::Modelled,
         },
-        optimal: !args.no_optimal && devices == 1,
+        optimal: !args.no_optimal && devices == 1 && meta.kind == TraceKind::Access,
         moves: false,
     })
 }
@@ -151,9 +153,15 @@ impl fmt::Display for Summary<'_> {
         )?;
         writeln!(
             f,
-            "migrated        {} pages to devices, {} back; {} prefetched, {} moved for nothing",
-            outcome.pages_to_device, outcome.pages_to_system, outcome.prefetched, outcome.unused
+            "migrated        {} pages to devices, {} back; {} prefetched",
+            outcome.pages_to_device, outcome.pages_to_system, outcome.prefetched
         )?;
+        if let Some(unused) = outcome.unused {
+            writeln!(
+                f,
+                "for nothing     {unused} pages moved on before anybody used them"
+            )?;
+        }
         writeln!(f, "evicted         {} pages", outcome.evicted)?;
         writeln!(
             f,
