@@ -285,7 +285,7 @@ fn hot_cold_fetches_hot_blocks_and_evicts_the_least_used() {
 
     let mut eviction = scripts.eviction_policy(64);
     for frame in 0..16 {
-        eviction.allocated(Frame(frame), 0);
+        eviction.allocated(Frame(frame), 0, Page(frame));
     }
     for frame in [0, 1, 2, 3] {
         eviction.touched(Frame(frame));
