@@ -12,12 +12,13 @@
 //! | `scripts` | the file: loaded, reloaded, counted |
 //! | `policy`, `eviction` | a script in the place of the backend's policies |
 //! | `regions` | different policies for parts of guest memory |
-//! | `script`, `answer` | one instance: calls, and what they return |
+//! | `script`, `calls`, `answer` | one instance: calls, and what they return |
 //! | `sandbox`, `budget`, `limits`, `page_sets` | what it runs in |
 //! | `watch` | notices that the file has changed |
 
 mod answer;
 mod budget;
+mod calls;
 mod choice;
 mod error;
 mod eviction;

@@ -6,7 +6,7 @@ use hmm_backend::{
     Advice, BlockFault, BlockView, FaultPolicy, Hint, PageRange, PageSet, Seen, Wish,
 };
 
-use crate::script::device_number;
+use crate::script::{ACCESSED_BY, PREFERRED_LOCATION, READ_MOSTLY, device_number};
 use crate::scripts::Instance;
 
 /// What a script decides, on top of what stands beside it (minimum residency, for example); and what decides when the
@@ -76,12 +76,12 @@ impl FaultPolicy for ScriptPolicy {
         self.default.hinted(pages, hint);
         let (name, value, on) = match hint {
             Hint::PreferredLocation(place) => (
-                "preferred_location",
+                PREFERRED_LOCATION,
                 place.and_then(device_number).map(f64::from),
                 place.is_some(),
             ),
-            Hint::AccessedBy(device, on) => ("accessed_by", Some(f64::from(device.0)), on),
-            Hint::ReadMostly(on) => ("read_mostly", None, on),
+            Hint::AccessedBy(device, on) => (ACCESSED_BY, Some(f64::from(device.0)), on),
+            Hint::ReadMostly(on) => (READ_MOSTLY, None, on),
         };
         self.instance
             .ask(|script| script.on_hint(pages, name, value, on));

@@ -82,13 +82,12 @@ pub(crate) fn new(
     };
     let host = lua.create_table()?;
     let need = lua.create_function(move |_, what: String| {
-        if closed.load(Ordering::Relaxed) {
-            return Err(mlua::Error::runtime(format!(
-                "hmm.{what}() has to be called while the script is loaded, outside of functions"
-            )));
+        // Errors of Rust functions are no text; the prelude raises one.
+        let open = !closed.load(Ordering::Relaxed);
+        if open {
+            needs.fetch_or(Needs::named(&what), Ordering::Relaxed);
         }
-        needs.fetch_or(Needs::named(&what), Ordering::Relaxed);
-        Ok(())
+        Ok(open)
     })?;
     host.set("need", need)?;
     host.set(

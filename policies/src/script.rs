@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use hmm_backend::{BlockFault, BlockView, PageRange, PageSet, Place, Residency, Seen, Wish};
-use mlua::{Function, IntoLuaMulti, Lua, Table, Value};
+use mlua::{Function, Lua, Table, Value};
 
 use crate::answer::{self, Answer};
 use crate::budget::{self, Budget, Overrun};
+use crate::calls::{Arg, Calls};
 use crate::limits::Limits;
 use crate::page_sets;
 use crate::sandbox::{self, Needs, Print, RECENT, Surroundings};
@@ -38,6 +39,11 @@ const HANDLERS: [&str; 6] = [
     "on_tick",
     "victims",
 ];
+/// What `on_hint` calls the hints.
+const HINTS: [&str; 3] = ["preferred_location", "accessed_by", "read_mostly"];
+pub(crate) const PREFERRED_LOCATION: usize = 0;
+pub(crate) const ACCESSED_BY: usize = 1;
+pub(crate) const READ_MOSTLY: usize = 2;
 const ON_FAULT: usize = 0;
 const ON_REMOTE_ACCESSES: usize = 1;
 const ON_HINT: usize = 2;
@@ -59,6 +65,8 @@ pub(crate) struct Script {
     file: String,
     limits: Limits,
     handlers: [Option<Handler>; HANDLERS.len()],
+    /// Has the handlers in their order, then the names of hints.
+    calls: Calls,
     surroundings: Surroundings,
     needs: Needs,
     pub(crate) tick_interval: Option<Duration>,
@@ -92,6 +100,7 @@ impl Script {
         };
         let needs = surroundings.close();
         let mut script = Script {
+            calls: Calls::new(&lua, Vec::new()).map_err(whole)?,
             lua,
             file: file.clone(),
             limits: *limits,
@@ -102,6 +111,17 @@ impl Script {
             eviction: None,
         };
         script.read(&table)?;
+        let function = |handler: &Option<Handler>| match handler {
+            Some(handler) => Value::Function(handler.function.clone()),
+            None => Value::Nil,
+        };
+        let mut kept: Vec<Value> = script.handlers.iter().map(function).collect();
+        for name in HINTS {
+            kept.push(Value::String(
+                script.lua.create_string(name).map_err(whole)?,
+            ));
+        }
+        script.calls = Calls::new(&script.lua, kept).map_err(whole)?;
         Ok(script)
     }
 
@@ -171,10 +191,20 @@ impl Script {
     }
 
     /// Calls a function, if the script has it, within its bounds; makes something of what it returns.
-    fn call<T>(
+    fn call<T, const N: usize>(
         &self,
         which: usize,
-        args: impl IntoLuaMulti,
+        args: [Arg; N],
+        read: impl FnOnce(answer::Returned) -> Result<T, String>,
+    ) -> Result<Option<T>, Failure> {
+        self.call_by(which, |_| self.calls.call(&self.lua, which, args), read)
+    }
+
+    /// Calls a function in some way.
+    fn call_by<T>(
+        &self,
+        which: usize,
+        call: impl FnOnce(&Function) -> mlua::Result<answer::Returned>,
         read: impl FnOnce(answer::Returned) -> Result<T, String>,
     ) -> Result<Option<T>, Failure> {
         let Some(handler) = &self.handlers[which] else {
@@ -184,8 +214,7 @@ impl Script {
             steps: self.limits.steps,
             time: self.limits.time,
         };
-        let (result, overrun) =
-            budget::within(budget, || handler.function.call::<answer::Returned>(args));
+        let (result, overrun) = budget::within(budget, || call(&handler.function));
         match result {
             // It has caught the error, and ended before the next loop. What it returns is worth nothing.
             Ok(_) if overrun.is_some() => Err(self.stopped(handler, overrun)),
@@ -263,16 +292,16 @@ impl Script {
         view: &BlockView<'_>,
     ) -> Result<Option<Answer>, Failure> {
         self.look(fault, view);
-        let args = (
-            first_page(fault),
-            fault.access == hmm_backend::Access::Write,
-            device_number(fault.to),
-            micros(fault.now),
-            fault.pages.count() as f64,
-            frames(view.free_frames),
-            view.len() as f64,
-            frames(view.capacity),
-        );
+        let args = [
+            Arg::from(first_page(fault)),
+            Arg::from(fault.access == hmm_backend::Access::Write),
+            Arg::from(device_number(fault.to)),
+            Arg::from(micros(fault.now)),
+            Arg::from(fault.pages.count() as f64),
+            Arg::from(frames(view.free_frames)),
+            Arg::from(view.len() as f64),
+            Arg::from(frames(view.capacity)),
+        ];
         self.call(ON_FAULT, args, |returned| answer::advice(returned, fault))
     }
 
@@ -287,49 +316,53 @@ impl Script {
             return Ok(None);
         }
         self.look(seen, view);
-        let args = (
-            first_page(seen),
-            device_number(seen.to),
-            f64::from(count),
-            micros(seen.now),
-            seen.pages.count() as f64,
-            frames(view.free_frames),
-            view.len() as f64,
-        );
+        let args = [
+            Arg::from(first_page(seen)),
+            Arg::from(device_number(seen.to)),
+            Arg::from(f64::from(count)),
+            Arg::from(micros(seen.now)),
+            Arg::from(seen.pages.count() as f64),
+            Arg::from(frames(view.free_frames)),
+            Arg::from(view.len() as f64),
+        ];
         self.call(ON_REMOTE_ACCESSES, args, |returned| {
             answer::remote(returned, seen)
         })
     }
 
+    /// `hint` as a place in [`HINTS`].
     pub(crate) fn on_hint(
         &self,
         pages: PageRange,
-        hint: &'static str,
+        hint: usize,
         value: Option<f64>,
         on: bool,
     ) -> Result<Option<()>, Failure> {
-        let args = (
-            f64::from(pages.start.0),
-            f64::from(pages.len()),
-            hint,
-            value,
-            on,
-        );
+        let args = [
+            Arg::from(f64::from(pages.start.0)),
+            Arg::from(f64::from(pages.len())),
+            Arg::Kept(HANDLERS.len() + hint),
+            Arg::from(value),
+            Arg::from(on),
+        ];
         self.call(ON_HINT, args, |_| Ok(()))
     }
 
     pub(crate) fn on_free(&self, pages: PageRange) -> Result<Option<()>, Failure> {
-        let args = (f64::from(pages.start.0), f64::from(pages.len()));
+        let args = [
+            Arg::from(f64::from(pages.start.0)),
+            Arg::from(f64::from(pages.len())),
+        ];
         self.call(ON_FREE, args, |_| Ok(()))
     }
 
     pub(crate) fn on_tick(&self, now: Duration, seen: Seen) -> Result<Option<Vec<Wish>>, Failure> {
-        let args = (
-            micros(now),
-            seen.cpu_faults as f64,
-            seen.device_faults as f64,
-            seen.prefetched as f64,
-        );
+        let args = [
+            Arg::from(micros(now)),
+            Arg::from(seen.cpu_faults as f64),
+            Arg::from(seen.device_faults as f64),
+            Arg::from(seen.prefetched as f64),
+        ];
         self.call(ON_TICK, args, answer::wishes)
     }
 
@@ -352,9 +385,11 @@ impl Script {
             Ok(list)
         };
         let table = table().map_err(|error| describe(&self.file, 1, &error))?;
-        self.call(VICTIMS, (f64::from(want), table), |returned| {
-            answer::indices(returned, candidates.len())
-        })
+        self.call_by(
+            VICTIMS,
+            |victims| victims.call((f64::from(want), table)),
+            |returned| answer::indices(returned, candidates.len()),
+        )
     }
 }
 

@@ -1,0 +1,164 @@
+//! Calls of a script's functions without the detours of a general binding: they come with every fault.
+//!
+//! The functions lie at the bottom of the stack of a Luau thread of their own. A call pushes a copy and plain values, and
+//! looks at plain results in place; only other results, such as tables, go the general way.
+
+use std::ffi::c_int;
+
+use mlua::ffi::{self, lua_State};
+use mlua::{Lua, Value};
+
+use crate::answer::Returned;
+
+/// Values a function returns.
+const RESULTS: c_int = 5;
+
+/// An argument that needs no memory of the interpreter.
+#[derive(Clone, Copy)]
+pub(crate) enum Arg {
+    Nil,
+    Flag(bool),
+    Number(f64),
+    /// One of the values given to [`Calls::new`], by its place.
+    Kept(usize),
+}
+
+impl From<bool> for Arg {
+    fn from(flag: bool) -> Arg {
+        Arg::Flag(flag)
+    }
+}
+
+impl From<f64> for Arg {
+    fn from(number: f64) -> Arg {
+        Arg::Number(number)
+    }
+}
+
+impl<T: Into<f64>> From<Option<T>> for Arg {
+    fn from(number: Option<T>) -> Arg {
+        number.map_or(Arg::Nil, |n| Arg::Number(n.into()))
+    }
+}
+
+/// A Luau thread with what is called at the bottom of its stack.
+pub(crate) struct Calls {
+    thread: *mut lua_State,
+    kept: c_int,
+}
+
+// SAFETY: the Luau thread belongs to an interpreter that moves together with this (see `Calls::new`), and all uses of it
+// have a caller that has the interpreter to itself.
+unsafe impl Send for Calls {}
+
+/// Arguments of one call, at most.
+const MOST_ARGS: usize = 8;
+
+impl Calls {
+    /// Keeps these values for as long as the interpreter lives. The caller must not use the result longer, nor give
+    /// others access to the interpreter.
+    pub(crate) fn new(lua: &Lua, values: Vec<Value>) -> mlua::Result<Calls> {
+        let kept = values.len() as c_int;
+        let mut thread = std::ptr::null_mut();
+        // SAFETY: runs protected, with the values on the stack; makes a thread, which the registry keeps alive, moves
+        // them there, and leaves nothing.
+        unsafe {
+            lua.exec_raw::<()>(mlua::Variadic::from_iter(values), |state| {
+                thread = ffi::lua_newthread(state);
+                ffi::lua_ref(state, -1);
+                ffi::lua_settop(state, -2);
+                ffi::luaL_checkstack(thread, kept + 32, c"calls".as_ptr());
+                ffi::lua_xmove(state, thread, kept);
+            })?;
+        }
+        Ok(Calls { thread, kept })
+    }
+
+    /// Calls the function that was kept at `place`.
+    pub(crate) fn call<const N: usize>(
+        &self,
+        lua: &Lua,
+        place: usize,
+        args: [Arg; N],
+    ) -> mlua::Result<Returned> {
+        const { assert!(N <= MOST_ARGS) };
+        let thread = self.thread;
+        // SAFETY: the thread lives as long as the interpreter, and nobody else uses that meanwhile: `Script` owns both
+        // and hands out neither. There is room on the stack; pushing such values needs no memory, so nothing is raised
+        // outside of the protected call.
+        unsafe {
+            ffi::lua_pushvalue(thread, place as c_int + 1);
+            for arg in args {
+                match arg {
+                    Arg::Nil => ffi::lua_pushnil(thread),
+                    Arg::Flag(flag) => ffi::lua_pushboolean(thread, flag.into()),
+                    Arg::Number(number) => ffi::lua_pushnumber(thread, number),
+                    Arg::Kept(at) => ffi::lua_pushvalue(thread, at as c_int + 1),
+                }
+            }
+            let status = ffi::lua_pcall(thread, N as c_int, RESULTS, 0);
+            let result = match status {
+                ffi::LUA_OK => self.results(lua),
+                _ => Err(self.error(status)),
+            };
+            ffi::lua_settop(thread, self.kept);
+            result
+        }
+    }
+
+    /// The results on the stack.
+    ///
+    /// # Safety
+    ///
+    /// Only right after a call that returned.
+    unsafe fn results(&self, lua: &Lua) -> mlua::Result<Returned> {
+        let thread = self.thread;
+        let plain = |i: c_int| {
+            let at = self.kept + 1 + i;
+            // SAFETY: one of the results.
+            unsafe {
+                Some(match ffi::lua_type(thread, at) {
+                    ffi::LUA_TNIL => Value::Nil,
+                    ffi::LUA_TBOOLEAN => Value::Boolean(ffi::lua_toboolean(thread, at) != 0),
+                    ffi::LUA_TNUMBER => Value::Number(ffi::lua_tonumber(thread, at)),
+                    _ => return None,
+                })
+            }
+        };
+        let all = || Some((plain(0)?, plain(1)?, plain(2)?, plain(3)?, plain(4)?));
+        match all() {
+            Some(returned) => Ok(returned),
+            // SAFETY: moves them to where the binding finds them.
+            None => unsafe {
+                lua.exec_raw::<Returned>((), |state| {
+                    ffi::luaL_checkstack(state, RESULTS, c"results".as_ptr());
+                    ffi::lua_xmove(thread, state, RESULTS);
+                })
+            },
+        }
+    }
+
+    /// The error on the stack.
+    ///
+    /// # Safety
+    ///
+    /// Only right after a call that failed.
+    unsafe fn error(&self, status: c_int) -> mlua::Error {
+        let mut len = 0;
+        // SAFETY: a string is not converted, and lives while it is on the stack; only whether it is one is asked first.
+        let text = unsafe {
+            match ffi::lua_type(self.thread, -1) {
+                ffi::LUA_TSTRING => {
+                    let start = ffi::lua_tolstring(self.thread, -1, &mut len);
+                    let bytes = std::slice::from_raw_parts(start.cast::<u8>(), len);
+                    String::from_utf8_lossy(bytes).into_owned()
+                }
+                _ => "an error that is no text".to_owned(),
+            }
+        };
+        match status {
+            ffi::LUA_ERRMEM => mlua::Error::MemoryError(text),
+            _ => mlua::Error::RuntimeError(text),
+        }
+    }
+}
