@@ -112,7 +112,7 @@ impl Element for f64 {
 }
 
 #[cfg(test)]
-pub mod testing {
+pub(crate) mod testing {
     //! Plain memory for the kernels' tests.
 
     use super::*;

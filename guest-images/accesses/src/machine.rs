@@ -173,11 +173,11 @@ pub fn read(address: u64) -> u64 {
 /// A device register is written.
 pub fn write(address: u64, value: u64) {
     const CONTROL_END: u64 = map::CONTROL + 0xfff;
-    const SERIAL_NEXT: u64 = map::SERIAL + 1;
+    const SERIAL_OTHERS: u64 = map::SERIAL + 1;
     const SERIAL_END: u64 = map::SERIAL + 7;
     match address {
         map::SERIAL => with(|machine| machine.console.push(value as u8)),
-        SERIAL_NEXT..=SERIAL_END => {}
+        SERIAL_OTHERS..=SERIAL_END => {}
         map::CONTROL..=CONTROL_END if address - map::CONTROL == control::YIELD => TURNS.pass(),
         // Progress and counts of what was checked.
         map::CONTROL..=CONTROL_END => {}
