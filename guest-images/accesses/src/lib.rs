@@ -1,8 +1,8 @@
 //! The embedded guest's workloads without a virtual machine: which pages they access, in which order.
 //!
 //! This crate compiles the guest's own sources, all but the few that touch hardware, and runs them in this process.
-//! What takes their place here is [`mmio`] (devices), [`memory`] (managed memory, each access to which is told) and
-//! [`exit`]. Accelerators' commands are executed by the accelerator's own kernels. So a trace cannot differ from what the
+//! What takes their place here is `mmio` (devices), `memory` (managed memory, each access to which is told) and
+//! `exit`. Accelerators' commands are executed by the accelerator's own kernels. So a trace cannot differ from what the
 //! guest does because somebody forgot to change a model of it; and a workload verifies its results here, too.
 //!
 //! One vCPU runs at a time, until it waits for another one: the same parameters always give the same trace.
