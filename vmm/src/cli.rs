@@ -1,6 +1,8 @@
 //! The command line.
 
 pub mod replay;
+pub mod report;
+pub mod sweep;
 mod trace;
 
 use std::path::PathBuf;
@@ -13,9 +15,9 @@ use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::size::Size;
 use hmmvisor_policies::PolicyChoice;
 
-use crate::report_cmd::ReportArgs;
-use crate::sweep_cmd::SweepArgs;
 use replay::ReplayArgs;
+use report::ReportArgs;
+use sweep::SweepArgs;
 
 /// Runs guests whose memory pages migrate between system memory and the memory of emulated
 /// accelerators, on /dev/kvm.

@@ -1,8 +1,6 @@
 //! The `hmmvisor` command.
 
 mod cli;
-mod report_cmd;
-mod sweep_cmd;
 
 use std::fs;
 use std::io::{self, Write};
@@ -43,9 +41,9 @@ fn main() -> ExitCode {
             if let Ok(signals) = &signals {
                 signals.unblock();
             }
-            sweep_cmd::sweep(args)
+            cli::sweep::sweep(args)
         }
-        Command::Report(args) => report_cmd::report(&args),
+        Command::Report(args) => cli::report::report(&args),
     };
     result.unwrap_or_else(|error| {
         print_error(&describe(&error));

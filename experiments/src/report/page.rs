@@ -16,8 +16,8 @@ svg text.label{font-size:13px}svg text.panel{font-size:13px;font-weight:600}
 .outline{fill:none;stroke:#444;stroke-width:1}.grid{stroke:#ccc;stroke-width:.7}.tick{stroke:#444;stroke-width:1}
 .zero{stroke:#222;stroke-width:1}.mark{stroke:#111;stroke-width:1.2;stroke-dasharray:5 3}.front{stroke:#666;stroke-width:1.2;stroke-dasharray:3 3}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-variant-numeric:tabular-nums;font-size:.84rem}
-th,td{padding:.22rem .5rem;text-align:right;border-bottom:1px solid #ccc}td{white-space:nowrap}
+table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-variant-numeric:tabular-nums;font-size:.8rem}
+th,td{padding:.22rem .4rem;text-align:right;border-bottom:1px solid #ccc}td{white-space:nowrap}
 th{border-bottom:1.5px solid #444;vertical-align:bottom}th.text,td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
 td.text{min-width:8rem}tr.part td{font-weight:600;text-align:left;background:#f0f0f0;border-top:1px solid #444}
 tr.best td{font-weight:700}

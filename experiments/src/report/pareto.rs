@@ -64,7 +64,7 @@ pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str]) {
         "What the traffic buys",
         svg,
         "Each marker is a policy, the mean over its seeds; thin lines are 95 % confidence intervals. Further left moves less, further down is faster. \
-         The dashed line joins the policies that no other one beats in both: the choice is among them. The axes of the panels differ.",
+         The dashed line joins the policies that no other one beats in both: the choice is among them. Policies that did the same lie on top of each other. The axes of the panels differ.",
     );
 }
 

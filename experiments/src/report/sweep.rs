@@ -105,7 +105,7 @@ fn with_error(estimate: Option<Estimate>, metric: Metric) -> String {
 fn table(page: &mut Page, group: &Group, policies: &[&str]) {
     page.paragraph(
         "Means over the seeds ± 95 % confidence intervals. The fastest policy of each size is bold; times are compared with it. \
-         Unused: pages that were brought along and left again before anybody touched them. Over optimal: pages brought to the device, \
+         Unused: pages that were moved and left again before anybody touched them. Over optimal: pages brought to the device, \
          compared with what evicting with knowledge of the future (Belady's MIN) would bring.",
     );
     let time = if group.live {
@@ -144,7 +144,7 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
             let mean =
                 |value: Option<Estimate>| value.map_or(NOTHING.to_owned(), |it| number(it.mean));
             let over = cell.mean(|row| {
-                let optimal = row.optimal_pages.filter(|pages| *pages > 0)?;
+                let optimal = row.optimal_pages_to_device.filter(|pages| *pages > 0)?;
                 Some(row.pages_to_device? as f64 / optimal as f64)
             });
             let count = cell
@@ -162,7 +162,7 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
                     with_error(cell.estimate(Metric::Faults), Metric::Faults),
                     mean(cell.mean(|row| row.evicted.map(|n| n as f64))),
                     mean(cell.mean(|row| row.prefetched.map(|n| n as f64))),
-                    mean(cell.mean(|row| row.prefetched_unused.map(|n| n as f64))),
+                    mean(cell.mean(|row| row.unused.map(|n| n as f64))),
                     mean(cell.mean(|row| row.thrashing_pages.map(|n| n as f64))),
                     over.map_or(NOTHING.to_owned(), |it| format!("{:.2} ×", it.mean)),
                 ],

@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
 
 use hmm_backend::{LinkModel, PAGE_SIZE};
 use serde::Deserialize;
@@ -26,15 +25,21 @@ struct Tables {
     #[serde(default)]
     question: String,
     live_at_a_time: Option<Spanned<usize>>,
-    seeds: Spanned<Seeds>,
+    #[serde(default = "yes")]
+    optimal: bool,
+    seeds: Option<Spanned<Seeds>>,
     policies: Spanned<Vec<Spanned<String>>>,
     device_memory: Spanned<Vec<Spanned<Size>>>,
     #[serde(default)]
-    link: Vec<Spanned<LinkTable>>,
+    links: BTreeMap<String, Spanned<String>>,
     #[serde(default)]
     workload: Vec<Spanned<WorkloadTable>>,
     #[serde(default)]
     trace: Vec<Spanned<TraceTable>>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// How many, from 1, or which.
@@ -43,14 +48,6 @@ struct Tables {
 enum Seeds {
     Number(u64),
     List(Vec<u64>),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LinkTable {
-    name: String,
-    latency: Spanned<String>,
-    bandwidth: Spanned<String>,
 }
 
 #[derive(Deserialize)]
@@ -69,8 +66,9 @@ struct WorkloadTable {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TraceTable {
-    file: Spanned<String>,
-    name: Option<String>,
+    name: String,
+    /// Several differ in the seed only.
+    files: Spanned<Vec<Spanned<String>>>,
 }
 
 impl Sweep {
@@ -117,9 +115,12 @@ impl Reader<'_> {
     fn sweep(&self, tables: Tables) -> Result<Sweep, SweepError> {
         let policies = self.policies(&tables.policies)?;
         let memories = self.device_memories(&tables.device_memory)?;
-        let links = self.links(&tables.link)?;
+        let links = self.links(&tables.links)?;
         let sources = self.sources(&tables)?;
-        let seeds = self.seeds(&tables.seeds)?;
+        let seeds = match &tables.seeds {
+            Some(seeds) => self.seeds(seeds)?,
+            None => vec![1],
+        };
         if let Some(number) = &tables.live_at_a_time
             && *number.get_ref() == 0
         {
@@ -132,6 +133,11 @@ impl Reader<'_> {
             let links = match source {
                 Source::Live(_) => vec![None],
                 _ => links.iter().cloned().map(Some).collect(),
+            };
+            // A trace is what came of one seed, and replays have no chances.
+            let seeds = match source {
+                Source::Trace(trace) => vec![trace.seed],
+                _ => seeds.clone(),
             };
             for device_memory in memories {
                 if device_memory.get_ref().0 > source.memory() {
@@ -147,7 +153,8 @@ impl Reader<'_> {
                         for seed in &seeds {
                             if runs.len() == MOST_RUNS {
                                 let what = format!("these are more than {MOST_RUNS} runs");
-                                return Err(self.wrong(tables.seeds.span(), what));
+                                let at = tables.seeds.as_ref().map_or(0..0, Spanned::span);
+                                return Err(self.wrong(at, what));
                             }
                             runs.push(Run {
                                 index: runs.len(),
@@ -156,6 +163,7 @@ impl Reader<'_> {
                                 device_memory: device_memory.get_ref().0,
                                 link: link.clone(),
                                 seed: *seed,
+                                optimal: tables.optimal,
                             });
                         }
                     }
@@ -227,35 +235,21 @@ impl Reader<'_> {
         }
     }
 
-    fn links(&self, tables: &[Spanned<LinkTable>]) -> Result<Vec<Link>, SweepError> {
-        let mut links: Vec<Link> = Vec::new();
-        for table in tables {
-            let LinkTable {
-                name,
-                latency,
-                bandwidth,
-            } = table.get_ref();
-            if links.iter().any(|link| link.name == *name) {
-                return Err(self.wrong(table.span(), format!("link `{name}` is named twice")));
-            }
-            let model = LinkModel {
-                latency: parse_latency(latency.get_ref())
-                    .map_err(|what| self.wrong(latency.span(), what))?,
-                bandwidth: parse_bandwidth(bandwidth.get_ref())
-                    .map_err(|what| self.wrong(bandwidth.span(), what))?,
-            };
-            links.push(Link {
+    fn links(&self, tables: &BTreeMap<String, Spanned<String>>) -> Result<Vec<Link>, SweepError> {
+        let link = |(name, spec): (&String, &Spanned<String>)| {
+            let model = spec.get_ref().parse();
+            Ok(Link {
                 name: name.clone(),
-                model,
-            });
-        }
-        if links.is_empty() {
-            links.push(Link {
+                model: model.map_err(|what: String| self.wrong(spec.span(), what))?,
+            })
+        };
+        match tables.is_empty() {
+            true => Ok(vec![Link {
                 name: "default".to_owned(),
                 model: LinkModel::default(),
-            });
+            }]),
+            false => tables.iter().map(link).collect(),
         }
-        Ok(links)
     }
 
     fn sources(&self, tables: &Tables) -> Result<Vec<Source>, SweepError> {
@@ -271,7 +265,11 @@ impl Reader<'_> {
             add(self.workload(table)?, table.span())?;
         }
         for table in &tables.trace {
-            add(Source::Trace(self.trace(table.get_ref())?), table.span())?;
+            let TraceTable { name, files } = table.get_ref();
+            self.not_empty(files, "files")?;
+            for file in files.get_ref() {
+                add(Source::Trace(self.trace(name, file)?), file.span())?;
+            }
         }
         match sources.is_empty() {
             true => Err(self.wrong(
@@ -307,40 +305,36 @@ impl Reader<'_> {
                 .as_ref()
                 .map_or(256 << 20, |size| size.get_ref().0),
         };
-        self.runner
-            .workload(&workload)
-            .map_err(|what| self.wrong(table.span(), what))?;
-        match given.mode.get_ref().as_str() {
-            "live" => Ok(Source::Live(workload)),
-            "model" => Ok(Source::Model(workload)),
-            other => Err(self.wrong(
-                given.mode.span(),
-                format!(
+        let source = match given.mode.get_ref().as_str() {
+            "live" => Source::Live(workload),
+            "model" => Source::Model(workload),
+            other => {
+                let what = format!(
                     "unknown mode `{other}`; there are: live (in a guest), model (the workload's accesses replayed, without a guest)"
-                ),
-            )),
+                );
+                return Err(self.wrong(given.mode.span(), what));
+            }
+        };
+        match self.runner.workload(&source) {
+            Ok(()) => Ok(source),
+            Err(what) => Err(self.wrong(table.span(), what)),
         }
     }
 
-    fn trace(&self, table: &TraceTable) -> Result<TraceSource, SweepError> {
-        let file = table.file.get_ref();
+    fn trace(&self, name: &str, file: &Spanned<String>) -> Result<TraceSource, SweepError> {
         let folder = self.path.parent().unwrap_or(Path::new(""));
-        let path = folder.join(file);
-        let wrong = |what: String| self.wrong(table.file.span(), what);
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let mut trace = TraceSource {
-            name: table.name.clone().unwrap_or_else(|| stem.into_owned()),
-            file: file.clone(),
-            digest: digest(&path)
-                .map_err(|error| wrong(format!("trace {}: {error}", path.display())))?,
-            path: path.clone(),
-            memory: 0,
-        };
-        trace.memory = self
-            .runner
-            .trace(&trace)
-            .map_err(|what| wrong(format!("trace {}: {what}", path.display())))?;
-        Ok(trace)
+        let path = folder.join(file.get_ref());
+        let wrong =
+            |what: String| self.wrong(file.span(), format!("trace {}: {what}", path.display()));
+        let facts = self.runner.trace(&path).map_err(&wrong)?;
+        Ok(TraceSource {
+            name: name.to_owned(),
+            file: file.get_ref().clone(),
+            digest: digest(&path).map_err(|error| wrong(error.to_string()))?,
+            memory: facts.memory,
+            seed: facts.seed,
+            path,
+        })
     }
 
     fn seeds(&self, seeds: &Spanned<Seeds>) -> Result<Vec<u64>, SweepError> {
@@ -360,35 +354,6 @@ impl Reader<'_> {
     }
 }
 
-/// A number and its unit.
-fn parse_unit(text: &str, units: &[(&str, f64)]) -> Option<f64> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = text[digits.len()..].trim();
-    let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
-    let number: f64 = digits.parse().ok()?;
-    Some(number * factor).filter(|value| value.is_finite() && *value >= 0.0)
-}
-
-fn parse_latency(text: &str) -> Result<Duration, String> {
-    const LONGEST: f64 = 1e9;
-    parse_unit(text, &[("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9)])
-        .filter(|ns| *ns <= LONGEST)
-        .map(|ns| Duration::from_nanos(ns as u64))
-        .ok_or_else(|| {
-            format!("`{text}` is not a latency; write one up to 1s, such as 800ns or 10us")
-        })
-}
-
-fn parse_bandwidth(text: &str) -> Result<u64, String> {
-    let units = [("MB/s", 1e6), ("GB/s", 1e9), ("TB/s", 1e12)];
-    parse_unit(text, &units)
-        .filter(|rate| (1e6..=1e15).contains(rate))
-        .map(|rate| rate as u64)
-        .ok_or_else(|| {
-            format!("`{text}` is not a bandwidth; write one from 1MB/s to 1000TB/s, such as 25GB/s (powers of 1000)")
-        })
-}
-
 fn digest(path: &Path) -> std::io::Result<u64> {
     let mut file = File::open(path)?;
     let mut hash = Fnv::new();
@@ -397,24 +362,6 @@ fn digest(path: &Path) -> std::io::Result<u64> {
         match file.read(&mut buffer)? {
             0 => return Ok(hash.0),
             n => hash.add_part(&buffer[..n]),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_are_read_in_decimal_units() {
-        assert_eq!(parse_latency("10us"), Ok(Duration::from_micros(10)));
-        assert_eq!(parse_latency("0.5us"), Ok(Duration::from_nanos(500)));
-        assert_eq!(parse_bandwidth("25GB/s"), Ok(25_000_000_000));
-        for bad in ["", "10", "us", "-1us", "1e99s", "2s", "10 years"] {
-            assert!(parse_latency(bad).is_err(), "{bad}");
-        }
-        for bad in ["", "25", "25G", "0GB/s", "-1GB/s", "1e9GB/s"] {
-            assert!(parse_bandwidth(bad).is_err(), "{bad}");
         }
     }
 }

@@ -5,6 +5,8 @@
 //! outlives a kill at any moment. Tables ([`table`]) are made from the journal, by [`Sweep::start`] for one sweep and by
 //! [`merge`] for shards.
 
+#[cfg(feature = "parquet")]
+mod columns;
 mod config;
 mod error;
 pub mod journal;
@@ -16,9 +18,11 @@ mod schedule;
 mod shard;
 pub mod table;
 
+use std::path::Path;
+
 pub use error::SweepError;
 pub use merge::merge;
-pub use plan::{Link, Policy, Run, Source, Sweep, TraceSource, Workload};
+pub use plan::{Link, Policy, Run, Source, Sweep, TraceFacts, TraceSource, Workload};
 pub use row::{COLUMNS, Column, Measured, Row};
 pub(crate) use run::read_results;
 pub use run::{Done, Settings};
@@ -34,17 +38,17 @@ pub trait Runner: Sync {
     /// What is wrong, and what there is instead.
     fn policy(&self, spec: &str) -> Result<String, String>;
 
-    /// Whether there is such a workload with such parameters.
+    /// Whether there is such a workload with such parameters, and whether it can be run this way; `source` is no trace.
     ///
     /// # Errors
     /// What is wrong, and what there is instead.
-    fn workload(&self, workload: &Workload) -> Result<(), String>;
+    fn workload(&self, source: &Source) -> Result<(), String>;
 
-    /// Whether the trace can be opened. Returns the bytes of guest memory that it is about.
+    /// What this trace says about itself.
     ///
     /// # Errors
-    /// What is wrong.
-    fn trace(&self, trace: &TraceSource) -> Result<u64, String>;
+    /// It cannot be opened or is damaged.
+    fn trace(&self, path: &Path) -> Result<TraceFacts, String>;
 
     /// Does one run. Called from several threads at a time.
     ///

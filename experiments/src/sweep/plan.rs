@@ -35,8 +35,19 @@ pub struct TraceSource {
     pub path: PathBuf,
     /// Guest memory in bytes.
     pub memory: u64,
+    /// Of the run that it is of.
+    pub seed: u64,
     /// Stands for its content.
     pub digest: u64,
+}
+
+/// What a trace says about itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TraceFacts {
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Of the run that it is of.
+    pub seed: u64,
 }
 
 /// What is run.
@@ -102,6 +113,8 @@ pub struct Run {
     pub link: Option<Link>,
     /// Of all pseudo-random choices.
     pub seed: u64,
+    /// Whether to compute what Belady's MIN would do, too: takes 12 bytes for each access.
+    pub optimal: bool,
 }
 
 /// A sweep, checked: everything that it names exists.

@@ -119,14 +119,18 @@ columns! {
         evicted: u64,
         /// Pages brought along by the policy.
         prefetched: u64,
-        /// Those among them that nobody used before they left.
-        prefetched_unused: u64,
-        /// Pages that went to and fro again and again.
+        /// Migrated pages that left again before anybody accessed them.
+        unused: u64,
+        /// Pages that went to a device three times or more.
         thrashing_pages: u64,
+        /// Transfers over the link.
+        transfers: u64,
         /// What the faults and transfers would take on the modelled hardware, in nanoseconds.
         modelled_ns: u64,
         /// Pages that the best possible eviction (Belady's MIN) would bring to the device.
-        optimal_pages: u64,
+        optimal_pages_to_device: u64,
+        /// Pages that it would bring back.
+        optimal_pages_to_system: u64,
         /// Wall-clock time of a live run, in seconds.
         elapsed_s: f64,
         /// Half of the CPU faults were faster, in microseconds; live.

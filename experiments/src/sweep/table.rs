@@ -1,21 +1,11 @@
 //! Rows as CSV and Parquet. Each table is written beside its place and then put there, so that there is never half a
 //! table under its name.
 
+use super::error::SweepError;
+use super::row::{COLUMNS, Row};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use parquet::basic::{Compression, ConvertedType, Repetition, Type as PhysicalType, ZstdLevel};
-use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
-use parquet::errors::ParquetError;
-use parquet::file::properties::WriterProperties;
-use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::types::Type;
-use serde_json::{Map, Value};
-
-use super::error::SweepError;
-use super::row::{COLUMNS, Column, Row};
 
 /// Writes a CSV file with a line of names. What a run does not have is empty.
 ///
@@ -35,12 +25,17 @@ pub fn write_csv(path: &Path, rows: &[&Row]) -> Result<(), SweepError> {
     })
 }
 
-/// Writes a Parquet file. What a run does not have is null.
+/// Writes a Parquet file; without the feature `parquet`, none. What a run does not have is null.
 ///
 /// # Errors
 /// The file cannot be written; nothing is left of it then.
 pub fn write_parquet(path: &Path, rows: &[&Row]) -> Result<(), SweepError> {
-    put(path, |file| parquet(file, rows).map_err(Into::into))
+    #[cfg(feature = "parquet")]
+    put(path, |file| {
+        super::columns::write(file, rows).map_err(Into::into)
+    })?;
+    let _ = (path, rows);
+    Ok(())
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -67,72 +62,4 @@ fn put(
             what: format!("{error}; the runs are safe in the journal"),
         }
     })
-}
-
-fn parquet(file: &mut (dyn Write + Send), rows: &[&Row]) -> Result<(), ParquetError> {
-    let values: Vec<Map<String, Value>> = rows
-        .iter()
-        .map(|row| match serde_json::to_value(row) {
-            Ok(Value::Object(map)) => map,
-            _ => Map::new(),
-        })
-        .collect();
-    let field = |(name, column): &(&str, Column)| {
-        let (physical, converted) = match column {
-            Column::Text => (PhysicalType::BYTE_ARRAY, ConvertedType::UTF8),
-            Column::Integer => (PhysicalType::INT64, ConvertedType::UINT_64),
-            Column::Number => (PhysicalType::DOUBLE, ConvertedType::NONE),
-        };
-        Type::primitive_type_builder(name, physical)
-            .with_repetition(Repetition::OPTIONAL)
-            .with_converted_type(converted)
-            .build()
-            .map(Arc::new)
-    };
-    let fields = COLUMNS.iter().map(field).collect::<Result<Vec<_>, _>>()?;
-    let schema = Type::group_type_builder("run")
-        .with_fields(fields)
-        .build()?;
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .build();
-    let mut writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties))?;
-    let mut group = writer.next_row_group()?;
-    for (name, column) in COLUMNS {
-        let cells = || {
-            values
-                .iter()
-                .map(|row| row.get(*name).unwrap_or(&Value::Null))
-        };
-        let present: Vec<i16> = cells().map(|cell| i16::from(!cell.is_null())).collect();
-        let Some(mut out) = group.next_column()? else {
-            return Err(ParquetError::General(format!("no place for column {name}")));
-        };
-        let levels = Some(present.as_slice());
-        match column {
-            Column::Text => {
-                let texts: Vec<ByteArray> =
-                    cells().filter_map(Value::as_str).map(Into::into).collect();
-                out.typed::<ByteArrayType>()
-                    .write_batch(&texts, levels, None)?;
-            }
-            Column::Integer => {
-                let numbers: Vec<i64> = cells()
-                    .filter_map(Value::as_u64)
-                    .map(u64::cast_signed)
-                    .collect();
-                out.typed::<Int64Type>()
-                    .write_batch(&numbers, levels, None)?;
-            }
-            Column::Number => {
-                let numbers: Vec<f64> = cells().filter_map(Value::as_f64).collect();
-                out.typed::<DoubleType>()
-                    .write_batch(&numbers, levels, None)?;
-            }
-        }
-        out.close()?;
-    }
-    group.close()?;
-    writer.close()?;
-    Ok(())
 }

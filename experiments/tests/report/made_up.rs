@@ -6,7 +6,7 @@ use std::time::Duration;
 use hmm_backend::{Cause, DeviceId, Event, EventKind, Page, PageRange};
 use hmmvisor_experiments::report::RunMeta;
 use hmmvisor_experiments::sweep::{
-    Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TraceSource, Workload,
+    Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TraceFacts,
 };
 
 /// A small generator with a period that is long enough.
@@ -169,11 +169,15 @@ impl Runner for MadeUp {
     fn policy(&self, spec: &str) -> Result<String, String> {
         Ok(spec.into())
     }
-    fn workload(&self, _: &Workload) -> Result<(), String> {
+    fn workload(&self, _: &Source) -> Result<(), String> {
         Ok(())
     }
-    fn trace(&self, _: &TraceSource) -> Result<u64, String> {
-        Ok(64 << 20)
+    fn trace(&self, path: &Path) -> Result<TraceFacts, String> {
+        std::fs::metadata(path).map_err(|error| error.to_string())?;
+        Ok(TraceFacts {
+            memory: 64 << 20,
+            seed: 7,
+        })
     }
     fn run(&self, run: &Run) -> Result<Measured, String> {
         if run.index == 3 {
@@ -198,10 +202,10 @@ impl Runner for MadeUp {
             bytes_to_system: Some(pages * 3500),
             evicted: Some(pages / 3),
             prefetched: Some(pages - faults.min(pages)),
-            prefetched_unused: (!live).then_some(pages / 20),
+            unused: (!live).then_some(pages / 20),
             thrashing_pages: (!live).then_some(policy),
             modelled_ns: (!live).then_some(time),
-            optimal_pages: (!live).then_some(3000),
+            optimal_pages_to_device: (!live).then_some(3000),
             elapsed_s: live.then_some(time as f64 / 1e9),
             ..Measured::default()
         })
@@ -213,7 +217,7 @@ pub fn sweep(folder: &Path, sizes: &[&str], seeds: u32) {
     let file = folder.join("sweep.toml");
     let text = format!(
         "title = \"A made-up sweep\"\nquestion = \"Which policy is best when device memory is short?\"\nseeds = {seeds}\npolicies = {POLICIES:?}\ndevice_memory = {sizes:?}\n\
-         [[link]]\nname = \"pcie4\"\nlatency = \"10us\"\nbandwidth = \"25GB/s\"\n\
+         [links]\npcie4 = \"latency=10us,bandwidth=25G\"\n\
          [[workload]]\nname = \"bfs\"\nmode = \"model\"\nmemory = \"64M\"\nparams = {{ vertices = \"64K\" }}\n\
          [[workload]]\nname = \"stream\"\nmode = \"live\"\nmemory = \"64M\"\n"
     );

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use hmmvisor_experiments::sweep::{
-    Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TraceSource, Workload,
+    Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TraceFacts,
 };
 use tempfile::TempDir;
 
@@ -43,7 +43,10 @@ impl Runner for Fake {
         }
     }
 
-    fn workload(&self, workload: &Workload) -> Result<(), String> {
+    fn workload(&self, source: &Source) -> Result<(), String> {
+        let (Source::Live(workload) | Source::Model(workload)) = source else {
+            panic!("{source:?}")
+        };
         match workload.name.as_str() {
             "bfs" | "pingpong" => Ok(()),
             other => Err(format!(
@@ -52,8 +55,12 @@ impl Runner for Fake {
         }
     }
 
-    fn trace(&self, _: &TraceSource) -> Result<u64, String> {
-        Ok(256 << 20)
+    fn trace(&self, path: &Path) -> Result<TraceFacts, String> {
+        std::fs::metadata(path).map_err(|error| error.to_string())?;
+        Ok(TraceFacts {
+            memory: 256 << 20,
+            seed: 7,
+        })
     }
 
     fn run(&self, run: &Run) -> Result<Measured, String> {
@@ -80,10 +87,8 @@ seeds = 3
 policies = ["on-demand", "density"]
 device_memory = ["8M", "16M"]
 
-[[link]]
-name = "pcie"
-latency = "10us"
-bandwidth = "25GB/s"
+[links]
+pcie = "latency=10us,bandwidth=25G"
 
 [[workload]]
 name = "bfs"

@@ -13,11 +13,11 @@ impl Runner for Crowd {
     fn policy(&self, spec: &str) -> Result<String, String> {
         Fake::default().policy(spec)
     }
-    fn workload(&self, workload: &Workload) -> Result<(), String> {
-        Fake::default().workload(workload)
+    fn workload(&self, source: &Source) -> Result<(), String> {
+        Fake::default().workload(source)
     }
-    fn trace(&self, trace: &TraceSource) -> Result<u64, String> {
-        Fake::default().trace(trace)
+    fn trace(&self, path: &Path) -> Result<TraceFacts, String> {
+        Fake::default().trace(path)
     }
     fn run(&self, run: &Run) -> Result<Measured, String> {
         let live = usize::from(matches!(run.source, Source::Live(_)));

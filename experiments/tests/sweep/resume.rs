@@ -72,7 +72,7 @@ fn a_journal_belongs_to_exactly_one_sweep() {
     };
     let trace = folder.path("a.trace");
     std::fs::write(&trace, "one").unwrap();
-    let with_trace = format!("{SWEEP}\n[[trace]]\nfile = \"a.trace\"\n");
+    let with_trace = format!("{SWEEP}\n[[trace]]\nname = \"a\"\nfiles = [\"a.trace\"]\n");
     folder
         .sweep(&with_trace)
         .unwrap()

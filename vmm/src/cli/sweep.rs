@@ -1,16 +1,22 @@
 //! `hmmvisor sweep`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use hmm_backend::{PAGE_SIZE, PolicySpec};
+use hmm_backend::{LinkModel, PAGE_SIZE, PolicySpec};
+use hmmvisor::config::Config;
+use hmmvisor::host::Host;
+use hmmvisor::size::Size;
+use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_experiments::sweep::{
-    Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceSource, Workload,
+    Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceFacts, Workload,
     merge,
 };
+use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 use hmmvisor_guest_images as guest_images;
 use serde_json::Value;
 
@@ -109,25 +115,116 @@ impl Runner for CommandRunner {
         Ok(spec.to_string())
     }
 
-    fn workload(&self, workload: &Workload) -> Result<(), String> {
-        guest_images::find(&workload.name)
-            .and_then(|found| found.cmdline(&workload.params))
-            .map(drop)
+    fn workload(&self, source: &Source) -> Result<(), String> {
+        let (Source::Live(workload) | Source::Model(workload)) = source else {
+            return Err("a trace is no workload".to_owned());
+        };
+        let found = guest_images::find(&workload.name).map_err(|error| error.to_string())?;
+        let cmdline = found.cmdline(&workload.params);
+        cmdline.map_err(|error| error.to_string())?;
+        if matches!(source, Source::Model(_)) {
+            return Err(NO_MODEL.to_owned());
+        }
+        let mut config = Config::default();
+        config.engine.kind = workload
+            .engine
+            .parse()
+            .map_err(|error| format!("{error}"))?;
+        config.machine.vcpus = workload.vcpus;
+        config.machine.memory = Size(workload.memory);
+        config.devices.count = workload.devices;
+        // Device memory has been, or will be, compared with guest memory.
+        config.devices.memory = Size(PAGE_SIZE);
+        config
+            .check(&Host::here())
             .map_err(|error| error.to_string())
     }
 
-    fn trace(&self, _: &TraceSource) -> Result<u64, String> {
-        Err("this version of Hmmvisor cannot replay traces".to_owned())
+    fn trace(&self, path: &Path) -> Result<TraceFacts, String> {
+        let reader = TraceReader::open(path).map_err(|error| error.to_string())?;
+        match reader.tail() {
+            Tail::Complete => Ok(TraceFacts {
+                memory: reader.meta().memory,
+                seed: reader.meta().seed,
+            }),
+            Tail::Unfinished | Tail::Truncated { .. } | Tail::Corrupt { .. } => Err(
+                "it is not complete, so that results would depend on where it ends; `hmmvisor trace info` says more"
+                    .to_owned(),
+            ),
+        }
     }
 
     fn run(&self, run: &Run) -> Result<Measured, String> {
         match &run.source {
             Source::Live(workload) => self.live(workload, run),
-            Source::Model(_) | Source::Trace(_) => {
-                Err("this version of Hmmvisor cannot replay traces".to_owned())
-            }
+            Source::Trace(trace) => replayed(&trace.path, run),
+            Source::Model(_) => Err(NO_MODEL.to_owned()),
         }
     }
+}
+
+const NO_MODEL: &str = "this version of Hmmvisor cannot replay a workload without a trace of it";
+
+/// Replays a trace.
+fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
+    let mut reader = TraceReader::open(path).map_err(|error| error.to_string())?;
+    let meta = reader.meta().clone();
+    let policy: PolicySpec = run
+        .policy
+        .spec
+        .parse()
+        .map_err(|error| format!("{error}"))?;
+    let devices = meta.devices.clamp(1, 64) as u8;
+    let config = ReplayConfig {
+        policy: Arc::new(policy),
+        memory: meta.memory,
+        device_memory: run.device_memory,
+        devices,
+        link: run
+            .link
+            .as_ref()
+            .map_or_else(LinkModel::default, |link| link.model),
+        costs: Costs::default(),
+        time: match meta.kind {
+            TraceKind::Live => Time::Trace,
+            TraceKind::Access => Time::Modelled,
+        },
+        optimal: run.optimal && devices == 1,
+        moves: false,
+    };
+    let mut broken = None;
+    let events = std::iter::from_fn(|| match reader.next()? {
+        Ok(event) => Some(event),
+        Err(error) => {
+            broken = Some(error);
+            None
+        }
+    });
+    let outcome = replay(events, &config);
+    if let Some(error) = broken {
+        return Err(error.to_string());
+    }
+    let outcome = outcome.map_err(|error| error.to_string())?;
+    let optimal = outcome.optimal.as_ref();
+    Ok(Measured {
+        accesses: Some(outcome.accesses),
+        cpu_faults: Some(outcome.cpu_faults),
+        device_faults: Some(outcome.device_faults),
+        mapped_in_place: Some(outcome.mapped_in_place),
+        pages_to_device: Some(outcome.pages_to_device),
+        pages_to_system: Some(outcome.pages_to_system),
+        bytes_to_device: Some(outcome.bytes_to_device),
+        bytes_to_system: Some(outcome.bytes_to_system),
+        evicted: Some(outcome.evicted),
+        prefetched: Some(outcome.prefetched),
+        unused: Some(outcome.unused),
+        thrashing_pages: Some(outcome.thrashing_pages),
+        transfers: Some(outcome.transfers),
+        modelled_ns: Some(outcome.modelled_ns),
+        optimal_pages_to_device: optimal.map(|least| least.pages_to_device),
+        optimal_pages_to_system: optimal.map(|least| least.pages_to_system),
+        ..Measured::default()
+    })
 }
 
 impl CommandRunner {
