@@ -217,7 +217,7 @@ fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
         bytes_to_system: Some(outcome.bytes_to_system),
         evicted: Some(outcome.evicted),
         prefetched: Some(outcome.prefetched),
-        unused: Some(outcome.unused),
+        unused: outcome.unused,
         thrashing_pages: Some(outcome.thrashing_pages),
         transfers: Some(outcome.transfers),
         modelled_ns: Some(outcome.modelled_ns),
