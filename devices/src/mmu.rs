@@ -283,6 +283,23 @@ mod tests {
     }
 
     #[test]
+    fn accesses_in_place_are_told_apart_and_forgotten_with_the_translation() {
+        let mut it = Fixture::new();
+        it.map(3, 0, true);
+        let host = (&raw mut it.host.0[1]).cast();
+        it.mmu.insert(Page(4), Entry::new(host, true, false, true));
+        for (page, remote) in [(3, false), (4, true), (3, false), (4, true)] {
+            it.read(page).unwrap();
+            assert_eq!(it.mmu.last_was_remote, remote);
+        }
+        it.mmu.remote.set_threshold(Some(2));
+        it.mmu.remote.count(Page(4), 1);
+        it.invalidate(4, 5);
+        it.mmu.remote.count(Page(4), 1);
+        assert_eq!(it.mmu.remote.take_hot(), None);
+    }
+
+    #[test]
     fn tables_of_whole_blocks_are_given_back() {
         let mut it = Fixture::new();
         it.map(512, 1, true);

@@ -177,3 +177,11 @@ fn nothing_is_lost_on_demand_without_minimum_residency() {
 fn nothing_is_lost_with_several_userfaultfds_and_threads() {
     both_engines(|engine| run(engine, "density+timeslice:min=20us", 3, 3));
 }
+
+/// Migrations that no fault asks for, translations taken away, pages pinned by the policy.
+#[test]
+fn nothing_is_lost_under_a_policy_with_wishes() {
+    const POLICY: &str = "sequential:min_run=1,window=16+s3-fifo+timeslice:min=0us\
+                          +thrash:threshold=1,lapse=500ms,nap=20us,pin=1ms,pin_threshold=1";
+    both_engines(|engine| run(engine, POLICY, 2, 2));
+}

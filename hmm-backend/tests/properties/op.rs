@@ -70,6 +70,9 @@ pub fn case() -> impl Strategy<Value = ([u32; 3], &'static str, Vec<Op>)> {
         "on-demand+timeslice:min=50us",
         "density+timeslice:min=0us",
         "density:threshold=20+timeslice:min=20us",
+        "density+thrash:threshold=1,lapse=500ms,nap=20us,pin=0,pin_threshold=1+s3-fifo+timeslice:min=0us",
+        "first-touch+lfu",
+        "density+by-migration+timeslice:min=0us",
     ]);
     let sizes = (size(), size(), size()).prop_map(|(a, b, c)| [a, b, c]);
     (sizes, policy, prop::collection::vec(op(), 1..60))
