@@ -144,3 +144,35 @@ impl Recorder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hmm_backend::{BackendConfig, Page, PageRange};
+    use hmmvisor_experiments::trace::{Tail, TraceReader};
+
+    #[test]
+    fn what_does_not_fit_is_counted_by_kind() {
+        let backend = Backend::new(BackendConfig {
+            events: 2,
+            ..BackendConfig::new(2 << 20)
+        })
+        .unwrap();
+        // This thread's ring is full before anybody empties it.
+        for _ in 0..5 {
+            backend.guest_freed(PageRange::single(Page(3))).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t");
+        let ids = ThreadIds::new(1);
+        let recording = Recording::start(&path, &TraceMeta::default(), &backend, &ids).unwrap();
+        let figures = recording.finish();
+        assert_eq!(figures.error, None);
+        assert_eq!(figures.events, 2);
+        assert_eq!(figures.dropped, Dropped::from([("freed".to_owned(), 3)]));
+        let trace = TraceReader::open(&path).unwrap();
+        assert_eq!(trace.tail(), Tail::Complete);
+        assert_eq!(trace.totals().dropped, figures.dropped);
+        assert_eq!(trace.count(), 2);
+    }
+}
