@@ -226,6 +226,18 @@ fn a_later_writers_description_is_understood() {
     assert_eq!(reader.tail(), Tail::Unfinished);
 }
 
+#[test]
+fn a_payload_holds_its_events_and_nothing_else() {
+    let events: Vec<_> = (0..10).map(event).collect();
+    let mut payload = Vec::new();
+    columns::encode(&events, &mut payload);
+    assert_eq!(columns::decode(&payload, 10).as_ref(), Some(&events));
+    assert_eq!(columns::decode(&payload, 9), None);
+    assert_eq!(columns::decode(&payload, 11), None);
+    payload.push(0);
+    assert_eq!(columns::decode(&payload, 10), None);
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let cause = prop::sample::select(Cause::ALL.to_vec());
     let access = prop::sample::select(vec![Access::Read, Access::Write]);
