@@ -1,7 +1,7 @@
 //! `--record`: the trace says what the summary says, and survives whatever ends the run or the disk.
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use hmm_backend::{Event, EventKind};
@@ -73,6 +73,16 @@ fn a_trace_says_what_the_report_says() {
     }
 }
 
+/// A process that does not outlive a test that fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Waits until a trace that is being written has events.
 fn wait_for_events(path: &Path) {
     let begin = Instant::now();
@@ -86,23 +96,25 @@ fn wait_for_events(path: &Path) {
 fn a_killed_run_leaves_its_trace() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.hmmtrace");
-    let mut child = Command::new(HMMVISOR)
-        .args([
-            "--workload",
-            "pingpong",
-            "--param",
-            "rounds=1000000",
-            "--record",
-        ])
-        .arg(&path)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = Killed(
+        Command::new(HMMVISOR)
+            .args([
+                "--workload",
+                "pingpong",
+                "--param",
+                "rounds=1000000",
+                "--record",
+            ])
+            .arg(&path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
     wait_for_events(&path);
     // SIGKILL.
-    child.kill().unwrap();
-    child.wait().unwrap();
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
     let reader = TraceReader::open(&path).unwrap();
     assert!(
         matches!(reader.tail(), Tail::Unfinished | Tail::Truncated { .. }),
@@ -121,24 +133,25 @@ fn a_killed_run_leaves_its_trace() {
 fn an_interrupted_run_closes_its_trace() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.hmmtrace");
-    let child = Command::new(HMMVISOR)
-        .args([
-            "--workload",
-            "pingpong",
-            "--param",
-            "rounds=1000000",
-            "--record",
-        ])
-        .arg(&path)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = Killed(
+        Command::new(HMMVISOR)
+            .args([
+                "--workload",
+                "pingpong",
+                "--param",
+                "rounds=1000000",
+                "--record",
+            ])
+            .arg(&path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
     wait_for_events(&path);
     // SAFETY: the child has not been waited for, so the id is its.
-    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130));
+    unsafe { libc::kill(child.0.id() as i32, libc::SIGINT) };
+    assert_eq!(child.0.wait().unwrap().code(), Some(130));
     let reader = TraceReader::open(&path).unwrap();
     assert_eq!(reader.tail(), Tail::Complete);
 }
