@@ -119,6 +119,11 @@ pub(crate) unsafe extern "C-unwind" fn interrupt(state: *mut lua_State, gc: c_in
     unsafe {
         ffi::lua_rawcheckstack(state, 3);
         ffi::luaL_where(state, 0);
+        if ffi::lua_objlen(state, -1) == 0 {
+            // In a library function that matches patterns: where it was called.
+            ffi::lua_settop(state, -2);
+            ffi::luaL_where(state, 1);
+        }
         ffi::lua_pushstring(state, c"stopped: it takes too long".as_ptr());
         ffi::lua_concat(state, 2);
         ffi::lua_error(state);

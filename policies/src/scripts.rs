@@ -248,7 +248,12 @@ impl Scripts {
         let name = self.path().display();
         match self.reload() {
             Ok(()) => (self.shared.log)(&format!("{name}: reloaded")),
-            Err(error) => (self.shared.log)(&format!("{error}; the version before stays in use")),
+            Err(error) => {
+                let error = error.to_string();
+                // The log says so already.
+                let error = error.strip_prefix("policy script ").unwrap_or(&error);
+                (self.shared.log)(&format!("{error}; the version before stays in use"));
+            }
         }
     }
 

@@ -202,6 +202,18 @@ fn failures_fall_back_to_the_default_policy() {
             "bad.luau:2: string.rep: more than",
         ),
         ("error({})", "bad.luau:"),
+        (
+            "return string.find(string.rep('x', 1e5), string.rep('.-', 20) .. 'y')",
+            "bad.luau:2: stopped: more than",
+        ),
+        (
+            "local s = string.rep('x', 1e6) while true do s = string.gsub(s, 'x', 'x') end",
+            "bad.luau:2: stopped: more than",
+        ),
+        (
+            "local t = table.create(5e5, 1) while true do table.insert(t, 1, 1) table.remove(t, 1) end",
+            "bad.luau:2: stopped: more than",
+        ),
         ("error('my own words')", "bad.luau:2: my own words"),
         (
             "return nil + 1",
@@ -366,7 +378,8 @@ fn failures_count_in_a_row_only() {
 
 #[test]
 fn advice_out_of_range_is_cut() {
-    let cases: [(&str, fn(&Advice)); 6] = [
+    type Check = fn(&Advice);
+    let cases: [(&str, Check); 6] = [
         ("return -10, 12", |it| assert_eq!(it.prefetch.count(), 1)),
         ("return 0, 1e300", |it| {
             assert!(it.migrate.is_empty() && it.prefetch.count() > 300)

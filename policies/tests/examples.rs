@@ -11,7 +11,7 @@ use hmm_backend::{
     Advice, BlockFault, BlockView, DeviceId, FaultPolicy, Frame, Page, PageRange, Place,
     PolicyFactory, PolicySpec, Seen,
 };
-use hmmvisor_policies::{Limits, PolicyChoice, Scripts};
+use hmmvisor_policies::{Limits, PolicyChoice, ScriptSpec, Scripts};
 use views::{Random, each_view};
 
 fn path(name: &str) -> PathBuf {
@@ -71,6 +71,39 @@ fn there_is_a_test_for_every_example() {
         }
     }
     assert!(examples >= 6);
+}
+
+/// Editors and readers learn of everything there is.
+#[test]
+fn definitions_and_reference_name_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("names.luau");
+    let text = "for name in pages do print('pages.' .. name) end
+        for name in hmm do print('hmm.' .. name) end
+        return { on_fault = print }";
+    std::fs::write(&script, text).unwrap();
+    let (said, heard) = mpsc::channel();
+    let said = std::sync::Mutex::new(said);
+    let log = Arc::new(move |line: &str| said.lock().unwrap().send(line.to_owned()).unwrap());
+    drop(Scripts::with(ScriptSpec::file(script), Limits::default(), log).unwrap());
+    let mut names: Vec<String> = heard
+        .iter()
+        .map(|line| line.rsplit(['.', ' ']).next().unwrap().to_owned())
+        .collect();
+    assert!(names.len() > 15);
+    names.extend(
+        "on_fault on_remote_accesses on_hint on_free on_tick victims tick_interval eviction state \
+         prefetch count hold throttle stay migrate frame pages uses age \
+         preferred_location accessed_by read_mostly"
+            .split_whitespace()
+            .map(str::to_owned),
+    );
+    for file in ["hmmvisor.d.luau", "../docs/policy-scripts.md"] {
+        let text = std::fs::read_to_string(path(file)).unwrap();
+        for name in &names {
+            assert!(text.contains(name.as_str()), "{file} does not name {name}");
+        }
+    }
 }
 
 /// Thousands of random blocks and faults: one page and several, both directions, all thresholds.
@@ -163,13 +196,12 @@ fn stride_finds_sequences_and_strides() {
         last
     });
     let found = &found[0];
-    let runs = |advice: &Advice| advice.prefetch.runs().collect::<Vec<_>>();
     assert!(found[0].prefetch.is_empty() && found[1].prefetch.is_empty());
-    assert_eq!(runs(&found[2]), [103..119]);
+    assert_eq!(found[2].prefetch, (103..119).collect());
     assert_eq!(found[5].prefetch, (1..=16).map(|i| 16 + 8 * i).collect());
     // 408 pages further on is too far for the window: a new stream.
     assert!(found[6].prefetch.is_empty(), "{:?}", found[6]);
-    assert_eq!(runs(&found[8]), [1..17]);
+    assert_eq!(found[8].prefetch, (1..17).collect());
     assert_eq!(scripts.figures().failures, 0);
 }
 

@@ -67,6 +67,7 @@ fn report(end: End) -> Report {
         workload: None,
         guest: None,
         engine: Engine::Copy,
+        scripts: None,
         policy: String::new(),
         vcpus: 2,
         devices: 1,

@@ -1,6 +1,8 @@
 //! Scripts as policies of real machines: whatever a script does, the guest's data is right.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hmm_backend::EngineChoice;
 use hmmvisor::size::Size;
@@ -189,4 +191,38 @@ fn a_script_with_a_mistake_starts_no_guest() {
     );
     let error = run(&config("gather", &[], &path)).unwrap_err().to_string();
     assert!(error.contains("policy script policy.luau:2: "), "{error}");
+}
+
+/// The file changes again and again while a guest runs: broken and good versions.
+#[test]
+fn scripts_are_reloaded_under_a_running_guest() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = "return { on_fault = function(page) return page, 4 end }";
+    let path = write(folder.path(), good);
+    let mut config = config("torture", &[("seconds", "2"), ("pages", "24")], &path);
+    for engine in ENGINES {
+        config.engine.kind = EngineChoice::Only(engine);
+        let running = AtomicBool::new(true);
+        let report = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let new = folder.path().join("new");
+                for i in 0.. {
+                    let text = if i % 2 == 0 { "return {" } else { good };
+                    std::fs::write(&new, text).unwrap();
+                    std::fs::rename(&new, &path).unwrap();
+                    if i % 2 == 1 && !running.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let report = run(&config);
+            running.store(false, Ordering::Relaxed);
+            report.unwrap()
+        });
+        assert!(report.verified(), "{:?}", report.error());
+        let scripts = report.scripts.unwrap();
+        assert!(scripts.reloads > 0 && scripts.decisions > 0, "{scripts:?}");
+        assert_eq!(scripts.failures, 0);
+    }
 }
