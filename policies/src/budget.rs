@@ -3,7 +3,7 @@
 //! The interpreter calls [`interrupt`] at every backward jump, call and return, and while it matches patterns. An event
 //! runs on one thread from begin to end, so what is left of its budget is a thread's own variable: no lock, no
 //! lookup. Once it is used up every further interrupt fails as well, so a script that catches the error gets no
-//! further than its next loop or call.
+//! further than its next loop, call or return.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
@@ -66,7 +66,7 @@ impl Event {
     }
 }
 
-/// Runs `event` within the budget. Also returns what it ran out of, if it did, whether or not it then went on.
+/// Runs `event` within the budget. Also returns what it ran out of, if it did.
 pub(crate) fn within<T>(budget: Budget, event: impl FnOnce() -> T) -> (T, Option<Overrun>) {
     STEPS_LEFT.set(budget.steps);
     EVENT.with_borrow_mut(|it| {

@@ -216,8 +216,6 @@ impl Script {
         };
         let (result, overrun) = budget::within(budget, || call(&handler.function));
         match result {
-            // It has caught the error, and ended before the next loop. What it returns is worth nothing.
-            Ok(_) if overrun.is_some() => Err(self.stopped(handler, overrun)),
             Ok(returned) => read(returned).map(Some).map_err(|what| {
                 format!(
                     "{}:{}: {} returned {what}",
@@ -233,15 +231,6 @@ impl Script {
                 Err(format!("{message} (in {})", handler.name))
             }
         }
-    }
-
-    fn stopped(&self, handler: &Handler, overrun: Option<Overrun>) -> Failure {
-        let (file, line) = (&self.file, handler.line);
-        format!(
-            "{file}:{line}: stopped: {} (in {})",
-            reason(overrun),
-            handler.name
-        )
     }
 
     /// Writes what the script needs of a fault's surroundings to its buffers.
