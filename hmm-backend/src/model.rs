@@ -16,15 +16,18 @@ use crate::page::{Page, PageRange, PageSet};
 use crate::policy::Access;
 use crate::stats::Counter;
 
-/// Managed memory of which only the books are kept.
-pub struct ModelBackend(Arc<Backend>);
+/// Managed memory of which only the books are kept; and whether its policies want to know of time.
+pub struct ModelBackend(Arc<Backend>, bool);
 
 impl ModelBackend {
     /// With this configuration, whatever engine it names. Needs no userfaultfd and no permission.
     pub fn new(mut config: BackendConfig) -> Result<ModelBackend, Error> {
         config.engine = EngineChoice::Only(Engine::Model);
         config.lockstep = true;
-        Ok(ModelBackend(Backend::new(config)?))
+        let backend = Backend::new(config)?;
+        // Taking each policy's lock for each access would be felt.
+        let ticks = backend.tick_policies().is_some();
+        Ok(ModelBackend(backend, ticks))
     }
 
     /// The backend: devices are attached to it, mirrors made, pages freed and statistics read as on a live one.
@@ -32,9 +35,12 @@ impl ModelBackend {
         &self.0
     }
 
-    /// Lets time go on to this point; never back.
+    /// Lets time go on to this point; never back. Policies that want to know of it are told.
     pub fn advance_to(&self, time: Duration) {
         self.0.clock.advance_to(time);
+        if self.1 {
+            self.0.tick_policies();
+        }
     }
 
     /// Whether a CPU's access to this page, which must exist, would fault.

@@ -366,7 +366,10 @@ impl Worker {
             access,
         }) = self.speculation.pop_back()
         else {
-            self.backend.serve_wish();
+            // In lockstep, whoever wishes sees to it.
+            if !self.backend.lockstep {
+                self.backend.serve_wish();
+            }
             return;
         };
         let now: PageSet = pages.iter().take(SPECULATION_PAGES).collect();

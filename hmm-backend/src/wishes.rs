@@ -90,12 +90,15 @@ impl Backend {
         if known && !wish.pages.is_empty() && self.wishes.push(wish).is_some() {
             self.recorder.add(Counter::WishesDropped, 1);
         }
+        // Before anything else happens.
+        while self.lockstep && self.serve_wish() {}
     }
 
-    /// Serves a bounded piece of the newest wish, if there is one. Best effort: what is in motion, held or pinned stays.
-    pub(crate) fn serve_wish(&self) {
+    /// Serves a bounded piece of the newest wish. Best effort: what is in motion, held or pinned stays. False if there
+    /// is none.
+    pub(crate) fn serve_wish(&self) -> bool {
         let Some(Wish { pages, to }) = self.wishes.take_piece() else {
-            return;
+            return false;
         };
         let block = pages.start.block();
         match to {
@@ -110,6 +113,7 @@ impl Backend {
                 }
             }
         }
+        true
     }
 
     fn prefetch_to_device(&self, device: &std::sync::Arc<Device>, pages: PageRange) {

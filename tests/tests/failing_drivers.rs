@@ -82,7 +82,6 @@ fn report(end: End) -> Report {
         chaos: None,
         replay: None,
         recording: None,
-        scripts: None,
     }
 }
 

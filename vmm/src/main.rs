@@ -141,7 +141,11 @@ fn explanation(param: &Param) -> String {
 
 fn list_policies() -> ExitCode {
     let mut text =
-        "Join one for faults, one for eviction and any modifiers with `+`: --policy density:threshold=60+thrash+lru\n\n"
+        "Join one for faults, one for eviction and any modifiers with `+`: --policy density:threshold=60+thrash+lru
+\
+         A Luau script decides about faults in place of the first kind: --policy file.luau:name=value+lru
+
+"
             .to_owned();
     for policy in policies() {
         text += &format!("{:<16}{:<10}{}\n", policy.name, policy.kind, policy.summary);
