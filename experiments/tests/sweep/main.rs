@@ -3,6 +3,7 @@
 mod bad_input;
 mod disk_full;
 mod parallel;
+mod ready;
 mod resume;
 mod shards;
 mod tables;

@@ -126,10 +126,7 @@ impl Runner for CommandRunner {
             return Err(NO_MODEL.to_owned());
         }
         let mut config = Config::default();
-        config.engine.kind = workload
-            .engine
-            .parse()
-            .map_err(|error| format!("{error}"))?;
+        config.engine.kind = workload.engine.parse()?;
         config.machine.vcpus = workload.vcpus;
         config.machine.memory = Size(workload.memory);
         config.devices.count = workload.devices;

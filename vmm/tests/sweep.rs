@@ -1,0 +1,142 @@
+//! `hmmvisor sweep` and `hmmvisor report` from end to end: live runs, a recorded trace, shards, bad input.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn hmmvisor(folder: &Path, args: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
+        .args(args.split_whitespace())
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn succeeds(folder: &Path, args: &str) {
+    let output = hmmvisor(folder, args);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args}: {message}");
+}
+
+fn fails(folder: &Path, args: &str, expected: &str) {
+    let output = hmmvisor(folder, args);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{args}: {message}");
+    assert!(message.contains(expected), "{args}: {message}");
+    assert!(!message.contains("panicked"), "{args}: {message}");
+}
+
+const LIVE: &str = r#"
+title = "Live"
+seeds = 2
+policies = ["on-demand", "density"]
+device_memory = ["1M"]
+[[workload]]
+name = "pingpong"
+mode = "live"
+memory = "16M"
+params = { pages = 16, rounds = 4 }
+"#;
+
+#[test]
+fn live_runs_are_swept_and_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("live.toml"), LIVE).unwrap();
+    succeeds(path, "sweep live.toml");
+    let mut csv = fs::read_to_string(path.join("live/results.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 5, "{csv}");
+    csv.retain(|c| c != '"');
+    let names: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+    let column = |name: &str| names.iter().position(|it| *it == name).unwrap();
+    for row in csv.lines().skip(1) {
+        let cells: Vec<&str> = row.split(',').collect();
+        // 16 pages to the device and back, four times each.
+        let moved: u64 = cells[column("pages_to_device")].parse().unwrap();
+        assert!(moved >= 64, "{row}");
+        assert!(
+            cells[column("elapsed_s")].parse::<f64>().unwrap() > 0.0,
+            "{row}"
+        );
+        assert_eq!(cells[column("error")], "", "{row}");
+    }
+    succeeds(path, "report live -o live.html");
+    let html = fs::read_to_string(path.join("live.html")).unwrap();
+    assert!(html.contains("Elapsed time by policy"));
+
+    fails(path, "sweep live.toml", "add --resume");
+    for (from, to, expected) in [
+        (
+            "pingpong",
+            "pingpang",
+            "live.toml:6:1: unknown workload `pingpang`; there are vecadd",
+        ),
+        ("pages = 16", "pagges = 16", "has no parameter `pagges`"),
+        (
+            "\"on-demand\"",
+            "\"on-demnad\"",
+            "live.toml:4:13: unknown policy 'on-demnad'; there are: on-demand",
+        ),
+        ("\"16M\"", "\"15M\"", "multiple of 2 MiB"),
+        (
+            "mode = \"live\"",
+            "mode = \"live\"\nvcpus = 65",
+            "must be from 1 to 64",
+        ),
+        (
+            "mode = \"live\"",
+            "mode = \"live\"\nengine = \"diesel\"",
+            "diesel",
+        ),
+    ] {
+        assert!(LIVE.contains(from));
+        fs::write(path.join("live.toml"), LIVE.replacen(from, to, 1)).unwrap();
+        fails(path, "sweep live.toml --resume", expected);
+    }
+}
+
+#[test]
+fn recorded_runs_are_replayed_in_shards_and_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    for seed in [1, 2] {
+        succeeds(
+            path,
+            &format!(
+                "run --workload pingpong --param pages=64 --memory 16M --device-memory 128K --seed {seed} --record {seed}.trace"
+            ),
+        );
+    }
+    let sweep = r#"
+title = "Replayed"
+policies = ["on-demand", "density"]
+device_memory = ["128K", "1M"]
+[[trace]]
+name = "pingpong"
+files = ["1.trace", "2.trace"]
+"#;
+    fs::write(path.join("r.toml"), sweep).unwrap();
+    succeeds(path, "sweep r.toml -o whole --jobs 1");
+    succeeds(path, "sweep r.toml -o a --shard 1/2");
+    fails(path, "sweep merge a -o merged", "shards 2/2 are missing");
+    succeeds(path, "sweep r.toml -o b --shard 2/2");
+    succeeds(path, "sweep merge b a -o merged");
+    for table in ["results.csv", "results.parquet"] {
+        let read = |folder: &str| fs::read(path.join(folder).join(table)).unwrap();
+        assert_eq!(read("merged"), read("whole"), "{table}");
+    }
+    succeeds(path, "report merged -o sweep.html");
+    succeeds(path, "report 1.trace -o run.html");
+    let html = fs::read_to_string(path.join("run.html")).unwrap();
+    assert!(
+        html.contains("Where pages were") && html.contains(">0x1000"),
+        "no map"
+    );
+
+    fs::write(path.join("1.trace"), "not a trace").unwrap();
+    fails(path, "sweep r.toml -o c", "r.toml:7:10: trace 1.trace: ");
+    fails(path, "report 1.trace -o no.html", "1.trace");
+    fails(path, "report nosuch -o no.html", "nosuch");
+    assert!(!path.join("no.html").exists());
+    fails(path, "report merged -o /nosuch/x.html", "/nosuch/x.html");
+}
