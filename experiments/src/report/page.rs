@@ -5,7 +5,7 @@ use super::svg::{Svg, escape};
 
 const STYLE: &str = "
 :root{color-scheme:light}
-body{font:15px/1.45 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;color:#111;background:#fff;max-width:62rem;margin:0 auto;padding:1.5rem}
+body{font:15px/1.45 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;color:#111;background:#fff;max-width:66rem;margin:0 auto;padding:1.5rem}
 h1{font-size:1.7rem;margin:0 0 .3rem}h2{font-size:1.25rem;margin:2.2rem 0 .4rem;border-bottom:1px solid #999}
 h3{font-size:1rem;margin:1.2rem 0 .2rem}
 p.lead{margin:.2rem 0 1rem;font-size:1.05rem}

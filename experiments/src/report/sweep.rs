@@ -105,7 +105,7 @@ fn with_error(estimate: Option<Estimate>, metric: Metric) -> String {
 fn table(page: &mut Page, group: &Group, policies: &[&str]) {
     page.paragraph(
         "Means over the seeds ± 95 % confidence intervals. The fastest policy of each size is bold; times are compared with it. \
-         Unused: pages that were moved and left again before anybody touched them. Over optimal: pages brought to the device, \
+         Unused: pages that were moved and left again before anybody touched them. × optimal: pages brought to the device, \
          compared with what evicting with knowledge of the future (Belady's MIN) would bring.",
     );
     let time = if group.live {
@@ -124,7 +124,7 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
         "prefetched",
         "unused",
         "thrashing",
-        "over optimal",
+        "× optimal",
     ]);
     for size in &group.sizes {
         let cells: Vec<_> = policies
@@ -164,7 +164,7 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
                     mean(cell.mean(|row| row.prefetched.map(|n| n as f64))),
                     mean(cell.mean(|row| row.unused.map(|n| n as f64))),
                     mean(cell.mean(|row| row.thrashing_pages.map(|n| n as f64))),
-                    over.map_or(NOTHING.to_owned(), |it| format!("{:.2} ×", it.mean)),
+                    over.map_or(NOTHING.to_owned(), |it| format!("{:.2}", it.mean)),
                 ],
                 ratio == Some(1.0),
             );

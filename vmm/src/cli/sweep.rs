@@ -1,8 +1,10 @@
 //! `hmmvisor sweep`.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use anyhow::{Result, bail};
@@ -11,12 +13,13 @@ use hmm_backend::{LinkModel, PAGE_SIZE, PolicySpec};
 use hmmvisor::config::Config;
 use hmmvisor::host::Host;
 use hmmvisor::size::Size;
+use hmmvisor_accesses::Settings as Accesses;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_experiments::sweep::{
     Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceFacts, Workload,
     merge,
 };
-use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
+use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader, generate};
 use hmmvisor_guest_images as guest_images;
 use serde_json::Value;
 
@@ -66,13 +69,18 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     let Some(file) = args.file else {
         bail!("no sweep file given");
     };
+    let folder = args.out.unwrap_or_else(|| file.with_extension(""));
     let runner = CommandRunner {
         program: std::env::current_exe()?,
+        traces: Traces {
+            folder: folder.join("traces"),
+            made: Mutex::default(),
+        },
     };
     let sweep = Sweep::read(&file, &runner)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let settings = Settings {
-        folder: args.out.unwrap_or_else(|| file.with_extension("")),
+        folder,
         shard: args.shard.unwrap_or(Shard::WHOLE),
         resume: args.resume,
         parallel: Parallel {
@@ -107,6 +115,7 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
 /// other with it.
 struct CommandRunner {
     program: PathBuf,
+    traces: Traces,
 }
 
 impl Runner for CommandRunner {
@@ -123,7 +132,10 @@ impl Runner for CommandRunner {
         let cmdline = found.cmdline(&workload.params);
         cmdline.map_err(|error| error.to_string())?;
         if matches!(source, Source::Model(_)) {
-            return Err(NO_MODEL.to_owned());
+            let settings = accesses(workload, 1);
+            return hmmvisor_accesses::check(&settings)
+                .map(drop)
+                .map_err(|error| error.to_string());
         }
         let mut config = Config::default();
         config.engine.kind = workload.engine.parse()?;
@@ -155,12 +167,70 @@ impl Runner for CommandRunner {
         match &run.source {
             Source::Live(workload) => self.live(workload, run),
             Source::Trace(trace) => replayed(&trace.path, run),
-            Source::Model(_) => Err(NO_MODEL.to_owned()),
+            Source::Model(workload) => replayed(&self.traces.of(workload, run.seed)?, run),
         }
     }
 }
 
-const NO_MODEL: &str = "this version of Hmmvisor cannot replay a workload without a trace of it";
+/// Access traces of workloads, each made when it is first wanted, however many runs want it.
+struct Traces {
+    folder: PathBuf,
+    made: Mutex<BTreeMap<String, Arc<Made>>>,
+}
+
+/// A trace and its number, which tells traces of one workload with other parameters apart.
+struct Made {
+    number: usize,
+    path: OnceLock<Result<PathBuf, String>>,
+}
+
+impl Traces {
+    fn of(&self, workload: &Workload, seed: u64) -> Result<PathBuf, String> {
+        let key = format!("{workload:?} {seed}");
+        let made = {
+            let mut all = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            let number = all.len();
+            let new = || {
+                Arc::new(Made {
+                    number,
+                    path: OnceLock::new(),
+                })
+            };
+            all.entry(key).or_insert_with(new).clone()
+        };
+        // Others that want it wait here; those that want another one do not.
+        let make = || {
+            fs::create_dir_all(&self.folder)
+                .map_err(|error| format!("making folder {}: {error}", self.folder.display()))?;
+            let path = self
+                .folder
+                .join(format!("{}-{seed}-{}.trace", workload.name, made.number));
+            // What a sweep that was killed has left.
+            let _ = fs::remove_file(&path);
+            generate(&accesses(workload, seed), &path).map_err(|error| error.to_string())?;
+            Ok(path)
+        };
+        made.path.get_or_init(make).clone()
+    }
+}
+
+impl Drop for Traces {
+    fn drop(&mut self) {
+        // They are made again when they are wanted again.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn accesses(workload: &Workload, seed: u64) -> Accesses {
+    Accesses {
+        workload: workload.name.clone(),
+        params: workload.params.clone(),
+        vcpus: workload.vcpus,
+        devices: workload.devices,
+        memory: workload.memory,
+        seed,
+    }
+}
 
 /// Replays a trace.
 fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
