@@ -31,7 +31,6 @@ mod mmu;
 mod processor;
 mod queue;
 mod registers;
-mod remote;
 mod stats;
 
 pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError, Interrupt};

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hmm_backend::{Access, BLOCK_PAGES, DeviceMmu, Mapping, PAGE_SIZE, Page, PageRange, Target};
+use hmm_backend::{
+    Access, BLOCK_PAGES, DeviceMmu, Mapping, PAGE_SIZE, Page, PageRange, RemoteCounters, Target,
+};
 
 use crate::managed::WORD;
-use crate::remote::RemoteCounters;
 
 /// Words in a page.
 pub const PAGE_WORDS: usize = (PAGE_SIZE / WORD) as usize;

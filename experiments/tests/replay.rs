@@ -26,6 +26,7 @@ fn config(policy: &str, device_pages: u64) -> ReplayConfig {
         costs: Costs {
             access: Duration::from_nanos(10),
             fault: Duration::from_micros(100),
+            remote: Duration::from_micros(5),
         },
         time: Time::Modelled,
         optimal: true,
@@ -143,6 +144,23 @@ fn what_somebody_asked_for_is_done_and_what_the_policy_did_then_is_not() {
         moves.iter().filter(|m| m.0 == EventKind::ToDevice).count(),
         1
     );
+}
+
+#[test]
+fn accesses_in_place_cost_more_and_bring_the_page_when_there_are_many() {
+    let trace = |n| {
+        let mut trace = vec![write(CPU, 3)];
+        trace.extend((0..n).map(|_| write(DEVICE, 3)));
+        trace
+    };
+    let policy = "access-counter:threshold=8+lru+timeslice:min=0us";
+    let done = replay(trace(7), &config(policy, 16)).unwrap();
+    assert_eq!((done.remote_accesses, done.pages_to_device), (7, 0));
+    assert_eq!(done.modelled_ns, 8 * 10 + 2 * 100_000 + 7 * 5_000);
+    let done = replay(trace(20), &config(policy, 16)).unwrap();
+    assert_eq!((done.remote_accesses, done.pages_to_device), (8, 1));
+    // Coming to the device is the policy's doing, and the next access finds no translation.
+    assert_eq!((done.prefetched, done.device_faults), (1, 1));
 }
 
 #[test]

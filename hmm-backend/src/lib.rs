@@ -90,7 +90,7 @@ pub use migrate::{
     CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Finalized, Step,
     ToDevice, ToSystem, Watch,
 };
-pub use mirror::{DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, Target};
+pub use mirror::{DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, RemoteCounters, Target};
 pub use model::ModelBackend;
 pub use page::{BLOCK_PAGES, Block, MAX_ORDER, PAGE_SIZE, Page, PageRange, PageSet};
 pub use pin::Pinned;

@@ -4,6 +4,7 @@
 //! An access that finds its page where it can be reached costs a look at a table; anything else goes through the same
 //! code as a fault of a live guest.
 
+mod file;
 mod in_order;
 mod ledger;
 mod optimal;
@@ -18,6 +19,7 @@ use hmm_backend::{
 };
 use serde::Serialize;
 
+pub use file::{FileReplay, FileReplayError};
 use in_order::{InOrder, began};
 use ledger::Ledger;
 pub use optimal::{Optimal, OptimalError};
@@ -40,14 +42,18 @@ pub struct Costs {
     pub access: Duration,
     /// Of one fault, without its transfers.
     pub fault: Duration,
+    /// What a device's access to a page of system memory in place costs on top.
+    pub remote: Duration,
 }
 
 impl Default for Costs {
-    /// 4 ns for an access, and 20 µs for a fault, which is about what a GPU fault takes (`docs/policies.md`).
+    /// 4 ns for an access, 20 µs for a fault, about what a GPU fault takes, and 1 µs for an access in place, about
+    /// one round trip over PCIe. An access of a trace may stand for several to the same page, one after the other.
     fn default() -> Self {
         Costs {
             access: Duration::from_nanos(4),
             fault: Duration::from_micros(20),
+            remote: Duration::from_micros(1),
         }
     }
 }
@@ -125,6 +131,8 @@ pub struct Replayed {
     pub policy: String,
     /// Pages accessed, each access counted.
     pub accesses: u64,
+    /// Accesses of devices to pages of system memory in place, among them.
+    pub remote_accesses: u64,
     /// Faults of CPUs.
     pub cpu_faults: u64,
     /// Faults of devices.
@@ -211,8 +219,9 @@ struct Device {
 /// What the modelled time does not hold yet.
 #[derive(Default)]
 struct Uncharged {
-    /// Accesses since.
+    /// Accesses since, and those in place among them.
     accesses: u32,
+    remote: u32,
     /// Transfers and their pages, until then.
     transfers: u64,
     pages: u64,
@@ -225,6 +234,7 @@ struct Replay<'c> {
     devices: Vec<Device>,
     pages: u32,
     accesses: u64,
+    remote_accesses: u64,
     steps: Steps,
     moves: Vec<Event>,
     pinned: Vec<Pinned>,
@@ -257,6 +267,7 @@ impl<'c> Replay<'c> {
             devices,
             pages,
             accesses: 0,
+            remote_accesses: 0,
             steps: Steps::default(),
             moves: Vec::new(),
             pinned: Vec::new(),
@@ -336,47 +347,78 @@ impl<'c> Replay<'c> {
         self.note(range, Step::Device);
         self.accesses += u64::from(range.len());
         self.uncharged.accesses += range.len();
-        let reached =
-            |device: &Device| range.pages().all(|page| device.pages.permits(page, access));
-        if self.devices.get(usize::from(id.0)).is_some_and(reached) {
-            range.pages().for_each(|page| self.ledger.used(page));
-            return Ok(());
-        }
-        self.pass_accesses();
         let devices = self.devices.len() as u8;
-        let Some(device) = self.devices.get_mut(usize::from(id.0)) else {
+        let index = usize::from(id.0);
+        let Some(device) = self.devices.get(index) else {
             return Err(ReplayError::NoDevice {
                 event: number,
                 device: id.0,
                 devices,
             });
         };
-        let pages = &device.pages;
-        device
-            .mirror
-            .fault_range(range, access, |_, mappings| {
-                mappings.iter().for_each(|mapping| pages.map(mapping));
-            })
-            .map_err(|error| match error {
-                MirrorError::Fatal { page, cause } => fatal(number, page, &cause),
-                other => fatal(number, range.start, &other),
-            })?;
-        self.pass_fault();
-        range.pages().for_each(|page| self.ledger.used(page));
+        if !range.pages().all(|page| device.pages.permits(page, access)) {
+            self.pass_accesses();
+            let Device { mirror, pages } = &mut self.devices[index];
+            let threshold = mirror.remote_access_threshold();
+            mirror
+                .fault_range(range, access, |_, mappings| {
+                    pages.remote().set_threshold(threshold);
+                    mappings.iter().for_each(|mapping| pages.map(mapping));
+                })
+                .map_err(|error| match error {
+                    MirrorError::Fatal { page, cause } => fatal(number, page, &cause),
+                    other => fatal(number, range.start, &other),
+                })?;
+            self.pass_fault();
+        }
+        let mut remote = 0;
+        for page in range.pages() {
+            self.ledger.used(page);
+            if self.devices[index].pages.is_remote(page) {
+                self.devices[index].pages.remote().count(page, 1);
+                remote += 1;
+            }
+        }
+        if remote > 0 {
+            self.remote_accesses += u64::from(remote);
+            self.uncharged.remote += remote;
+            self.report_remote_accesses(index)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the policy of groups of pages that the device uses often in place.
+    fn report_remote_accesses(&mut self, index: usize) -> Result<(), ReplayError> {
+        let hot = self.devices[index].pages.remote().take_hot();
+        if let Some((groups, count)) = hot {
+            self.pass_accesses();
+            for group in groups {
+                // Groups are of whole blocks, of which memory is made.
+                self.devices[index].mirror.used_in_place(group, count)?;
+            }
+            self.pass_transfers(Duration::ZERO);
+        }
         Ok(())
     }
 
     /// Accesses take their time; policies see it when they are asked.
     fn pass_accesses(&mut self) {
         if self.config.time == Time::Modelled {
-            let new = std::mem::take(&mut self.uncharged.accesses);
-            let time = self.config.costs.access.saturating_mul(new);
+            let costs = self.config.costs;
+            let accesses = std::mem::take(&mut self.uncharged.accesses);
+            let remote = std::mem::take(&mut self.uncharged.remote);
+            let time = costs.access.saturating_mul(accesses) + costs.remote.saturating_mul(remote);
             self.model.advance_to(self.backend().now() + time);
         }
     }
 
     /// Lets the time of a fault and what was transferred for it pass.
     fn pass_fault(&mut self) {
+        self.pass_transfers(self.config.costs.fault);
+    }
+
+    /// Lets this time and that of what was transferred pass.
+    fn pass_transfers(&mut self, time: Duration) {
         if self.config.moves {
             self.keep_moves();
         }
@@ -387,8 +429,7 @@ impl<'c> Replay<'c> {
                 pages - self.uncharged.pages,
             );
             (self.uncharged.transfers, self.uncharged.pages) = (transfers, pages);
-            self.model
-                .advance_to(self.backend().now() + self.config.costs.fault + link);
+            self.model.advance_to(self.backend().now() + time + link);
         }
     }
 
@@ -418,7 +459,8 @@ impl<'c> Replay<'c> {
         let (to_device, to_system) = self.ledger.bytes();
         let costs = &self.config.costs;
         let faults = stats.cpu_faults + stats.device_faults;
-        let accesses = costs.access.as_nanos() as u64 * self.accesses;
+        let accesses = costs.access.as_nanos() as u64 * self.accesses
+            + costs.remote.as_nanos() as u64 * self.remote_accesses;
         let serving = costs.fault.as_nanos() as u64 * faults;
         let link = self.link_time(transfers, pages).as_nanos() as u64;
         let frames = self.config.device_memory / PAGE_SIZE;
@@ -429,6 +471,7 @@ impl<'c> Replay<'c> {
         Ok(Replayed {
             policy: self.config.policy.name(),
             accesses: self.accesses,
+            remote_accesses: self.remote_accesses,
             cpu_faults: stats.cpu_faults,
             device_faults: stats.device_faults,
             mapped_in_place: other("mapped_in_place"),

@@ -1,21 +1,39 @@
 //! The translations of a replay's device: what it may do with each page without a fault. Shared with the replay, which
 //! looks at it for each access.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hmm_backend::{Access, DeviceMmu, Mapping, Page, PageRange};
+use hmm_backend::{Access, DeviceMmu, Mapping, Page, PageRange, RemoteCounters, Target};
 
 const READABLE: u8 = 1;
 const WRITABLE: u8 = 2;
+const REMOTE: u8 = 4;
 
-/// One byte for each page.
+/// One byte for each page, and how often pages of system memory were used in place.
 #[derive(Clone)]
-pub(super) struct PageTable(Arc<[AtomicU8]>);
+pub(super) struct PageTable {
+    entries: Arc<[AtomicU8]>,
+    remote: Arc<Mutex<RemoteCounters>>,
+}
 
 impl PageTable {
     pub(super) fn new(pages: u32) -> PageTable {
-        PageTable((0..pages).map(|_| AtomicU8::new(0)).collect())
+        PageTable {
+            entries: (0..pages).map(|_| AtomicU8::new(0)).collect(),
+            remote: Arc::new(Mutex::new(RemoteCounters::new(pages))),
+        }
+    }
+
+    /// The counters of accesses in place.
+    pub(super) fn remote(&self) -> MutexGuard<'_, RemoteCounters> {
+        self.remote.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the page is in system memory, and the device reaches it there.
+    pub(super) fn is_remote(&self, page: Page) -> bool {
+        let entry = self.entries.get(page.0 as usize);
+        entry.is_some_and(|entry| entry.load(Relaxed) & REMOTE != 0)
     }
 
     /// Whether the device may access the page so.
@@ -25,23 +43,27 @@ impl PageTable {
             Access::Read => READABLE,
             Access::Write => WRITABLE,
         };
-        let entry = self.0.get(page.0 as usize);
+        let entry = self.entries.get(page.0 as usize);
         entry.is_some_and(|entry| entry.load(Relaxed) & needed != 0)
     }
 
     pub(super) fn map(&self, mapping: &Mapping) {
-        let rights = match mapping.writable {
-            true => READABLE | WRITABLE,
-            false => READABLE,
-        };
-        self.0[mapping.page.0 as usize].store(rights, Relaxed);
+        let mut entry = READABLE;
+        if mapping.writable {
+            entry |= WRITABLE;
+        }
+        if mapping.target == Target::System {
+            entry |= REMOTE;
+        }
+        self.entries[mapping.page.0 as usize].store(entry, Relaxed);
     }
 }
 
 impl DeviceMmu for PageTable {
     fn invalidate(&mut self, pages: PageRange) {
-        let end = pages.end.0.min(self.0.len() as u32);
-        for entry in &self.0[pages.start.0.min(end) as usize..end as usize] {
+        self.remote().forget(pages);
+        let end = pages.end.0.min(self.entries.len() as u32);
+        for entry in &self.entries[pages.start.0.min(end) as usize..end as usize] {
             entry.store(0, Relaxed);
         }
     }

@@ -14,10 +14,13 @@
 //!   against the migration it may cause.
 
 mod fault;
+mod remote;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+pub use remote::RemoteCounters;
 
 use crate::backend::Backend;
 use crate::device::Device;

@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 use hmm_backend::LinkModel;
 use hmmvisor::size::Size;
-use hmmvisor_experiments::replay::{Costs, ReplayConfig, Replayed, Time, replay};
+use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
 use hmmvisor_policies::{Limits, PolicyChoice};
 
@@ -36,7 +36,7 @@ pub struct ReplayArgs {
 
 /// Replays; returns the outcome as text.
 pub fn run(args: ReplayArgs) -> Result<String> {
-    let mut reader = TraceReader::open(&args.trace)?;
+    let reader = TraceReader::open(&args.trace)?;
     let meta = reader.meta().clone();
     let mut warning = String::new();
     match reader.tail() {
@@ -52,20 +52,9 @@ pub fn run(args: ReplayArgs) -> Result<String> {
         // Reading it up to there says what and where.
         Tail::Corrupt { .. } => {}
     }
-    let config = config(&args, &meta)?;
-    let mut broken = None;
-    let events = std::iter::from_fn(|| match reader.next()? {
-        Ok(event) => Some(event),
-        Err(error) => {
-            broken = Some(error);
-            None
-        }
-    });
-    let outcome = replay(events, &config);
-    if let Some(error) = broken {
-        return Err(error.into());
-    }
-    let outcome = outcome.map_err(|error| anyhow!("{}: {error}", args.trace.display()))?;
+    let settings = settings(&args, &meta)?;
+    let config = settings.config(&meta);
+    let outcome = settings.run(reader)?;
     if !warning.is_empty() {
         eprintln!("hmmvisor: {}: {warning}", args.trace.display());
     }
@@ -80,7 +69,7 @@ pub fn run(args: ReplayArgs) -> Result<String> {
     })
 }
 
-fn config(args: &ReplayArgs, meta: &TraceMeta) -> Result<ReplayConfig> {
+fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<FileReplay> {
     let missing = |option: &str, what: &str| {
         anyhow!(
             "{}: the trace names no {what}; give one with {option}",
@@ -94,24 +83,17 @@ fn config(args: &ReplayArgs, meta: &TraceMeta) -> Result<ReplayConfig> {
     };
     let device_memory = match args.device_memory {
         Some(Size(bytes)) => bytes,
-        None if meta.device_memory == 0 => return Err(missing("--device-memory", "device memory")),
+        None if meta.device_memory == 0 => {
+            return Err(missing("--device-memory", "device memory"));
+        }
         None => meta.device_memory,
     };
     let log = Arc::new(|line: &str| eprintln!("hmmvisor: policy script {line}"));
-    let devices = meta.devices.clamp(1, 64) as u8;
-    Ok(ReplayConfig {
+    Ok(FileReplay {
         policy: policy.load(Limits::default(), log)?.factory,
-        memory: meta.memory,
         device_memory,
-        devices,
         link: args.link,
-        costs: Costs::default(),
-        time: match meta.kind {
-            TraceKind::Live => Time::Trace,
-            TraceKind::Access => Time::Modelled,
-        },
-        optimal: !args.no_optimal && devices == 1 && meta.kind == TraceKind::Access,
-        moves: false,
+        optimal: !args.no_optimal,
     })
 }
 
@@ -165,8 +147,8 @@ impl fmt::Display for Summary<'_> {
         writeln!(f, "evicted         {} pages", outcome.evicted)?;
         writeln!(
             f,
-            "in place        {} pages mapped",
-            outcome.mapped_in_place
+            "in place        {} pages mapped, accessed {} times",
+            outcome.mapped_in_place, outcome.remote_accesses
         )?;
         writeln!(
             f,

@@ -9,18 +9,19 @@ use std::thread;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use hmm_backend::{LinkModel, PAGE_SIZE, PolicySpec};
+use hmm_backend::{LinkModel, PAGE_SIZE};
 use hmmvisor::config::Config;
 use hmmvisor::host::Host;
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings as Accesses;
-use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
+use hmmvisor_experiments::replay::FileReplay;
 use hmmvisor_experiments::sweep::{
     Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceFacts, Workload,
     merge,
 };
-use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader, generate};
+use hmmvisor_experiments::trace::{Tail, TraceReader, generate};
 use hmmvisor_guest_images as guest_images;
+use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError, Scripts};
 use serde_json::Value;
 
 /// Options of `sweep`.
@@ -120,8 +121,21 @@ struct CommandRunner {
 
 impl Runner for CommandRunner {
     fn policy(&self, spec: &str) -> Result<String, String> {
-        let spec: PolicySpec = spec.parse().map_err(|error| format!("{error}"))?;
-        Ok(spec.to_string())
+        // Mistakes in scripts are to be found before anything runs.
+        let chosen = loaded(spec)?;
+        let name = chosen.factory.name();
+        // Another script under the same name is another policy.
+        let contents = |scripts: &Arc<Scripts>| {
+            let path = scripts.path();
+            fs::read(path).map_err(|error| format!("reading {}: {error}", path.display()))
+        };
+        match chosen.scripts.first() {
+            None => Ok(name),
+            Some(scripts) => Ok(format!(
+                "{name}#{:08x}",
+                crc32fast::hash(&contents(scripts)?)
+            )),
+        }
     }
 
     fn workload(&self, source: &Source) -> Result<(), String> {
@@ -232,46 +246,28 @@ fn accesses(workload: &Workload, seed: u64) -> Accesses {
     }
 }
 
+/// The policy, its script read if it is one.
+fn loaded(spec: &str) -> Result<Chosen, String> {
+    let choice: PolicyChoice = spec
+        .parse()
+        .map_err(|error: ScriptError| error.to_string())?;
+    let log = Arc::new(|line: &str| eprintln!("hmmvisor: policy script {line}"));
+    choice
+        .load(Limits::default(), log)
+        .map_err(|error| error.to_string())
+}
+
 /// Replays a trace.
 fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
-    let mut reader = TraceReader::open(path).map_err(|error| error.to_string())?;
-    let meta = reader.meta().clone();
-    let policy: PolicySpec = run
-        .policy
-        .spec
-        .parse()
-        .map_err(|error| format!("{error}"))?;
-    let devices = meta.devices.clamp(1, 64) as u8;
-    let config = ReplayConfig {
-        policy: Arc::new(policy),
-        memory: meta.memory,
+    let reader = TraceReader::open(path).map_err(|error| error.to_string())?;
+    let link = run.link.as_ref();
+    let settings = FileReplay {
+        policy: loaded(&run.policy.spec)?.factory,
         device_memory: run.device_memory,
-        devices,
-        link: run
-            .link
-            .as_ref()
-            .map_or_else(LinkModel::default, |link| link.model),
-        costs: Costs::default(),
-        time: match meta.kind {
-            TraceKind::Live => Time::Trace,
-            TraceKind::Access => Time::Modelled,
-        },
-        optimal: run.optimal && devices == 1,
-        moves: false,
+        link: link.map_or_else(LinkModel::default, |link| link.model),
+        optimal: run.optimal,
     };
-    let mut broken = None;
-    let events = std::iter::from_fn(|| match reader.next()? {
-        Ok(event) => Some(event),
-        Err(error) => {
-            broken = Some(error);
-            None
-        }
-    });
-    let outcome = replay(events, &config);
-    if let Some(error) = broken {
-        return Err(error.to_string());
-    }
-    let outcome = outcome.map_err(|error| error.to_string())?;
+    let outcome = settings.run(reader).map_err(|error| error.to_string())?;
     let optimal = outcome.optimal.as_ref();
     Ok(Measured {
         accesses: Some(outcome.accesses),

@@ -1,13 +1,13 @@
 //! How often a device reaches pages of system memory in place, per 64 KiB: what a policy may want to know.
 
-use hmm_backend::{Page, PageRange};
+use crate::page::{Page, PageRange};
 
 /// Pages in a group that is counted together: 64 KiB.
 const GROUP: u32 = 16;
 /// Groups that wait to be reported; more are counted anew.
 const MOST_HOT: usize = 256;
 
-/// Counters of accesses in place.
+/// Counters of accesses in place, for devices that report them ([`crate::Mirror::used_in_place`]).
 #[derive(Debug)]
 pub struct RemoteCounters {
     /// By group; empty until somebody wants to know.

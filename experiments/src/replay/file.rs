@@ -1,0 +1,77 @@
+//! Replays of trace files: what the file knows, and what is left to choose.
+
+use std::sync::Arc;
+
+use hmm_backend::{LinkModel, PolicyFactory};
+
+use super::{Costs, ReplayConfig, ReplayError, Replayed, Time, replay};
+use crate::trace::{TraceError, TraceKind, TraceMeta, TraceReader};
+
+/// What a trace file leaves to choose.
+#[derive(Clone)]
+pub struct FileReplay {
+    /// What decides.
+    pub policy: Arc<dyn PolicyFactory>,
+    /// Bytes of each device's memory, a multiple of the page size.
+    pub device_memory: u64,
+    /// What transfers cost.
+    pub link: LinkModel,
+    /// Whether to compare with the optimum, where that says something.
+    pub optimal: bool,
+}
+
+/// Why a trace file could not be replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum FileReplayError {
+    /// The file cannot be read to its end.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// What it says cannot be done.
+    #[error("{file}: {error}")]
+    Replay {
+        /// The file.
+        file: String,
+        /// Why.
+        error: ReplayError,
+    },
+}
+
+impl FileReplay {
+    /// With what the trace says about itself.
+    pub fn config(&self, meta: &TraceMeta) -> ReplayConfig {
+        let devices = meta.devices.clamp(1, 64) as u8;
+        ReplayConfig {
+            policy: self.policy.clone(),
+            memory: meta.memory,
+            device_memory: self.device_memory,
+            devices,
+            link: self.link,
+            costs: Costs::default(),
+            time: match meta.kind {
+                TraceKind::Live => Time::Trace,
+                TraceKind::Access => Time::Modelled,
+            },
+            // The trace of a live run does not hold what needed no service.
+            optimal: self.optimal && devices == 1 && meta.kind == TraceKind::Access,
+            moves: false,
+        }
+    }
+
+    /// Replays all that can be read of it.
+    pub fn run(&self, mut reader: TraceReader) -> Result<Replayed, FileReplayError> {
+        let config = self.config(reader.meta());
+        let mut broken = None;
+        let events = std::iter::from_fn(|| {
+            let event = reader.next()?;
+            event.map_err(|error| broken = Some(error)).ok()
+        });
+        let outcome = replay(events, &config);
+        match broken {
+            Some(error) => Err(error.into()),
+            None => outcome.map_err(|error| FileReplayError::Replay {
+                file: reader.path().display().to_string(),
+                error,
+            }),
+        }
+    }
+}
