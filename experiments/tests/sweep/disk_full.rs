@@ -9,16 +9,18 @@ const OUT: &str = "SWEEP_TEST_FOLDER";
 
 /// Runs a test of this file in a process whose files cannot grow beyond `blocks` blocks of 512 bytes.
 fn limited(test: &str, blocks: u32, out: &Path) {
-    let status = Command::new("sh")
+    // Its output goes through a pipe: a file would be limited, too.
+    let output = Command::new("sh")
         .arg("-c")
         .arg(format!(
             "trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" --exact {test} --ignored"
         ))
         .arg(std::env::current_exe().unwrap())
         .env(OUT, out)
-        .status()
+        .output()
         .unwrap();
-    assert!(status.success());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
 }
 
 #[test]
