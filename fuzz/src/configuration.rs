@@ -5,7 +5,14 @@ use hmmvisor::Config;
 use hmmvisor::host::Host;
 use hmmvisor_guest_images::find;
 
-use crate::cli::{Cli, Command};
+use crate::cli::run::RunArgs;
+
+/// The command line of `run`, which may be left out.
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    run: RunArgs,
+}
 
 /// The first byte says which: text of a file, or arguments, one a line.
 pub fn run(bytes: &[u8]) {
@@ -24,15 +31,10 @@ pub fn run(bytes: &[u8]) {
 }
 
 fn arguments(text: &str) {
-    let arguments = ["hmmvisor"].into_iter().chain(text.lines());
-    let cli = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
+    let options = text.strip_prefix("run\n").unwrap_or(text).lines();
+    let args = match Cli::try_parse_from(["hmmvisor"].into_iter().chain(options)) {
+        Ok(cli) => cli.run,
         Err(error) => return drop(error.to_string()),
-    };
-    let args = match cli.command {
-        None => cli.run,
-        Some(Command::Run(args)) => *args,
-        Some(_) => return,
     };
     // No file but what lies in this folder may be read: others could be devices that never end.
     if text.contains('/') {
@@ -51,6 +53,7 @@ fn check(mut config: Config) {
     };
     // Whether a folder is there is the file system's business.
     config.json = config.json.filter(|path| path.as_os_str() == "-");
+    config.record = None;
     let checked = config.check(&host);
     drop(checked.as_ref().map_err(ToString::to_string));
     let workload = find(config.workload.name.as_deref().unwrap_or("vecadd"));

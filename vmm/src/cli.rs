@@ -2,21 +2,15 @@
 
 pub mod replay;
 pub mod report;
+pub mod run;
 pub mod sweep;
 mod trace;
 
-use std::path::PathBuf;
-
-use anyhow::{Result, bail};
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use hmm_backend::EngineChoice;
-use hmmvisor::OnMemoryError;
-use hmmvisor::config::{Config, DeviceKind};
-use hmmvisor::size::Size;
-use hmmvisor_policies::PolicyChoice;
+use clap::{CommandFactory, Parser, Subcommand};
 
 use replay::ReplayArgs;
 use report::ReportArgs;
+use run::RunArgs;
 use sweep::SweepArgs;
 
 /// Runs guests whose memory pages migrate between system memory and the memory of emulated
@@ -68,59 +62,6 @@ pub enum Command {
     Report(ReportArgs),
 }
 
-/// Options of `run`. Each overrides its key in the configuration file.
-#[derive(Args)]
-pub struct RunArgs {
-    /// Configuration file; the options below override what it says
-    #[arg(value_name = "CONFIG.toml")]
-    config: Option<PathBuf>,
-    /// Program to run in the guest; `hmmvisor workloads` lists them [default: vecadd]
-    #[arg(long, value_name = "NAME")]
-    workload: Option<String>,
-    /// Parameter of the workload; may be given several times
-    #[arg(long = "param", value_name = "K=V", value_parser = param)]
-    params: Vec<(String, String)>,
-    /// What migrates when, like `density:threshold=60+lru`; `hmmvisor policies` lists the parts; or a script's file, like `stride.luau:window=32+lru`
-    #[arg(long, value_name = "SPEC")]
-    policy: Option<PolicyChoice>,
-    /// How pages migrate: auto, remap (moves them, Linux 6.8 or later) or copy [default: auto]
-    #[arg(long, value_name = "ENGINE")]
-    engine: Option<EngineChoice>,
-    /// Number of vCPUs, 1 to 64 [default: 1]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    vcpus: Option<u32>,
-    /// Guest memory whose pages migrate, like 64M or 1G [default: 256M]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    memory: Option<Size>,
-    /// When a page that a vCPU accesses cannot be supplied: machine-check (the guest is told, and may
-    /// recover) or end (of the run) [default: machine-check]
-    #[arg(long, value_name = "WHAT")]
-    on_memory_error: Option<OnMemoryError>,
-    /// Memory of each accelerator [default: 16M]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    device_memory: Option<Size>,
-    /// What that memory is: private (out of reach of vCPUs, pages migrate on faults) or coherent (reached by all in
-    /// place, pages move only when the guest asks for it) [default: private]
-    #[arg(long, value_name = "KIND")]
-    device_kind: Option<DeviceKind>,
-    /// Number of accelerators, 1 to 16 [default: 1]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    devices: Option<u32>,
-    /// Seed of the guest's pseudo-random numbers [default: 1]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    seed: Option<u64>,
-    /// Run this ELF file instead of the embedded guest; docs/guest-abi.md says what it finds
-    #[arg(long, value_name = "FILE")]
-    guest: Option<PathBuf>,
-    /// Write the figures as one JSON object; with `-` to standard output, and all else to standard
-    /// error
-    #[arg(long, value_name = "FILE|-")]
-    json: Option<PathBuf>,
-    /// Write a trace of all faults, migrations and frees; `hmmvisor trace` reads it
-    #[arg(long, value_name = "FILE")]
-    record: Option<PathBuf>,
-}
-
 /// The commands' names.
 fn commands() -> String {
     let command = Cli::command();
@@ -128,61 +69,10 @@ fn commands() -> String {
     names.join(", ")
 }
 
-impl RunArgs {
-    /// The configuration file, or the defaults, with the options on top.
-    pub fn config(self) -> Result<Config> {
-        let mut config = match &self.config {
-            // More likely a mistyped command than a file.
-            Some(path) if path.extension().is_none() && !path.exists() => bail!(
-                "there is no configuration file `{0}`; if `{0}` was meant as a command: there are {1}, and they come first",
-                path.display(),
-                commands()
-            ),
-            Some(path) => Config::read(path)?,
-            None => Config::default(),
-        };
-        fn set<T>(place: &mut T, option: Option<T>) {
-            if let Some(value) = option {
-                *place = value;
-            }
-        }
-        // Another workload has other parameters.
-        if self.workload.is_some() && self.workload != config.workload.name {
-            config.workload.params.clear();
-        }
-        config
-            .workload
-            .params
-            .retain(|(name, _)| self.params.iter().all(|(given, _)| given != name));
-        config.workload.params.extend(self.params);
-        config.workload.name = self.workload.or(config.workload.name);
-        config.guest = self.guest.or(config.guest);
-        config.json = self.json.or(config.json);
-        config.record = self.record.or(config.record);
-        set(&mut config.policy.spec, self.policy);
-        set(&mut config.engine.kind, self.engine);
-        set(&mut config.machine.vcpus, self.vcpus);
-        set(&mut config.machine.memory, self.memory);
-        set(&mut config.machine.on_memory_error, self.on_memory_error);
-        set(&mut config.devices.memory, self.device_memory);
-        set(&mut config.devices.kind, self.device_kind);
-        set(&mut config.devices.count, self.devices);
-        set(&mut config.seed, self.seed);
-        Ok(config)
-    }
-}
-
-fn param(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
-        None => Err("write it as NAME=VALUE".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
+    use hmmvisor::config::Config;
 
     fn config(args: &[&str]) -> Config {
         let args = ["hmmvisor"].iter().chain(args);

@@ -19,7 +19,8 @@ use hmmvisor::summary::Summary;
 use hmmvisor::{Options, Report};
 use hmmvisor_guest_images::{Param, workloads};
 
-use cli::{Cli, Command, RunArgs};
+use cli::run::RunArgs;
+use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     // Both first: the clock measures from here, and no thread may get a signal. (What comes before, loading

@@ -40,16 +40,20 @@ impl Advice {
     /// not at the destination already; times are bounded; CPUs cannot reach pages in place. Returns also
     /// whether anything had to be cut.
     pub fn validated(mut self, fault: &BlockFault, view: &BlockView<'_>) -> (Advice, bool) {
-        let given = self.clone();
         let exist = PageSet::from_range(0..view.len());
-        self.prefetch = self.prefetch.intersection(&exist).difference(&fault.pages);
-        self.hold = self.hold.min(MAX_HOLD);
-        self.throttle = self.throttle.min(MAX_HOLD);
-        self.stay &= fault.to != Place::System;
-        self.migrate.truncate(MAX_WISHES);
-        self.migrate
-            .retain(|wish| (1..=MAX_WISH).contains(&wish.pages.len()));
-        let cut = self != given;
+        let prefetch = self.prefetch.intersection(&exist).difference(&fault.pages);
+        let (hold, throttle) = (self.hold.min(MAX_HOLD), self.throttle.min(MAX_HOLD));
+        let stay = self.stay && fault.to != Place::System;
+        let possible = |wish: &Wish| (1..=MAX_WISH).contains(&wish.pages.len());
+        let wishes = self.migrate.len() <= MAX_WISHES && self.migrate.iter().all(possible);
+        let cut = !wishes
+            || (prefetch, hold, throttle, stay)
+                != (self.prefetch, self.hold, self.throttle, self.stay);
+        (self.prefetch, self.hold, self.throttle, self.stay) = (prefetch, hold, throttle, stay);
+        if !wishes {
+            self.migrate.truncate(MAX_WISHES);
+            self.migrate.retain(possible);
+        }
         // A migration of a page to where it is would do nothing: no cause for complaint.
         if !self.prefetch.is_empty() {
             self.prefetch = self.prefetch.difference(&view.resident(fault.to));

@@ -50,7 +50,7 @@ pub struct GenerateArgs {
     #[arg(value_name = "WORKLOAD")]
     workload: String,
     /// Parameter of the workload; may be given several times
-    #[arg(long = "param", value_name = "K=V", value_parser = super::param)]
+    #[arg(long = "param", value_name = "K=V", value_parser = super::run::param)]
     params: Vec<(String, String)>,
     /// Number of vCPUs, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 1)]
