@@ -277,9 +277,8 @@ impl Backend {
             .first_page()
             .plus(BLOCK_PAGES as u32)
             .min(Page(self.pages()));
-        PageRange::new(block.first_page(), end)
-            .pages()
-            .map(|p| self.table.word(p))
+        self.table
+            .words(PageRange::new(block.first_page(), end))
             .collect()
     }
 

@@ -63,6 +63,12 @@ impl ResidencyTable {
         Word(self.words[page.0 as usize].load(Ordering::Acquire))
     }
 
+    /// The pages' own words, in their order, each read at a moment of its own.
+    pub(crate) fn words(&self, range: PageRange) -> impl ExactSizeIterator<Item = Word> {
+        let words = &self.words[range.start.0 as usize..range.end.0 as usize];
+        words.iter().map(|word| Word(word.load(Ordering::Acquire)))
+    }
+
     /// The head of the folio that `page` belongs to, and its word.
     fn folio(&self, page: Page) -> (Page, Word) {
         loop {

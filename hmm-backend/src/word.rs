@@ -157,16 +157,22 @@ impl Word {
         (self.0 >> ORDER_SHIFT & 0xf) as u8
     }
 
-    /// Whether the contents are where CPUs reach them. These two look at the bits alone: policies ask for every
-    /// page of a block.
+    /// Whether the contents are where CPUs reach them. These three look at the bits of the lower half alone: policies ask
+    /// for every page of a block, and vectors hold twice as many halves.
     pub(crate) fn reached_by_cpus(self) -> bool {
-        self.0 & REACHED != 0
+        self.0 as u32 & REACHED as u32 != 0
+    }
+
+    /// Whether the page has no contents.
+    pub(crate) fn is_untouched(self) -> bool {
+        self.0 as u32 & STATE as u32 == UNTOUCHED as u32
     }
 
     /// Whether the contents are in the memory of this device.
     pub(crate) fn on_device(self, device: DeviceId) -> bool {
         let mask = ON_DEVICE | AUX_MASK << AUX_SHIFT;
-        self.0 & mask == DEVICE | u64::from(device.0) << AUX_SHIFT
+        let here = DEVICE | u64::from(device.0) << AUX_SHIFT;
+        self.0 as u32 & mask as u32 == here as u32
     }
 
     fn aux(self) -> u64 {
@@ -296,6 +302,7 @@ mod tests {
         );
         let system = word.to_system(Tick(7));
         assert!(system.reached_by_cpus() && !system.on_device(DeviceId(0)));
+        assert!(system.to_untouched().is_untouched() && !system.is_untouched());
         assert_eq!(system.residency(), Residency::System);
         assert_eq!(system.system_held_until(), Some(Tick(7)));
         assert!(!system.locked() && !system.mirrored() && system.read_only());

@@ -2,6 +2,8 @@
 //! one run, so that a busy machine disturbs them alike.
 //!
 //!     cargo bench -p hmmvisor-policies --bench decision
+//!
+//! With the name of a script (`-- density.luau`), only its decisions.
 
 #[path = "../tests/views/mod.rs"]
 mod views;
@@ -44,6 +46,7 @@ fn main() {
     if std::env::args().any(|arg| arg == "--test") {
         return;
     }
+    let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
     println!(
         "decision, ns: median (p10-p90) of {ROUNDS} rounds of {DECISIONS}, faults on random single pages"
     );
@@ -56,7 +59,12 @@ fn main() {
         ("thrash_guard.luau", "density"),
         ("hot_cold.luau", "on-demand"),
     ] {
-        decisions(script, built_in);
+        if only.as_ref().is_none_or(|only| only == script) {
+            decisions(script, built_in);
+        }
+    }
+    if only.is_some() {
+        return;
     }
     println!("whole fault of a thread, no VM, us: median (p10-p90); ratio: of the rounds' medians");
     for engine in [Engine::Remap, Engine::Copy] {

@@ -106,6 +106,21 @@ impl Calls {
         }
     }
 
+    /// Writes to the beginning of the buffer that was kept at `place`.
+    pub(crate) fn write<const N: usize>(&self, place: usize, bytes: &[u8; N]) {
+        let mut len = 0;
+        // SAFETY: looks at a value that stays where it is on the stack; anything but a buffer gives null. Nobody else uses
+        // the interpreter meanwhile, as in `call`.
+        unsafe {
+            let buffer = ffi::lua_tobuffer(self.thread, place as c_int + 1, &mut len);
+            assert!(
+                !buffer.is_null() && N <= len,
+                "a buffer of {N} bytes is kept"
+            );
+            buffer.cast::<[u8; N]>().write_unaligned(*bytes);
+        }
+    }
+
     /// The results on the stack.
     ///
     /// # Safety

@@ -15,11 +15,7 @@ pub(crate) type Bits = [u64; BYTES / 8];
 
 /// The set as a script has it.
 pub(crate) fn to_bytes(set: &PageSet) -> [u8; BYTES] {
-    let mut bits = Bits::default();
-    for run in set.runs() {
-        each_word(&mut bits, run.start, run.end, |word, mask| *word |= mask);
-    }
-    bytes_of(&bits)
+    bytes_of(&set.bits())
 }
 
 fn bytes_of(bits: &Bits) -> [u8; BYTES] {
@@ -40,14 +36,7 @@ fn bits_of(bytes: &[u8; BYTES]) -> Bits {
 
 /// The set that a script has made.
 pub(crate) fn from_bytes(bytes: &[u8; BYTES]) -> PageSet {
-    let bits = bits_of(bytes);
-    let mut set = PageSet::EMPTY;
-    let mut at = 0;
-    while let Some(start) = next_where(&bits, at, |word| word) {
-        at = next_where(&bits, start, |word| !word).unwrap_or(PAGES);
-        set.insert_range(start..at);
-    }
-    set
+    PageSet::from_bits(bits_of(bytes))
 }
 
 /// The lowest index from `at` whose bit is set in what `view` makes of the words.
@@ -84,13 +73,14 @@ fn count_in(bits: &mut Bits, start: usize, end: usize) -> u32 {
 
 /// The table `pages`, without what the prelude adds.
 pub(crate) fn table(lua: &Lua) -> mlua::Result<Table> {
-    let functions: [(&str, ffi::lua_CFunction); 10] = [
+    let functions: [(&str, ffi::lua_CFunction); 11] = [
         ("count", count),
         ("fill", fill),
         ("clear", clear),
         ("has", has),
         ("next", next),
         ("around", around),
+        ("densest", densest),
         ("copy", copy),
         ("union", union),
         ("intersect", intersect),
@@ -209,19 +199,82 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     1
 }
 
-/// How many pages of the set are in the aligned group of 2, 4, ... 512 pages around an index: nine results.
+/// How many pages of the set are in the aligned groups of 2, 4, ... 512 pages around an index.
+fn path_of(bits: &Bits, at: usize) -> [u32; ORDERS] {
+    // Counting the bits of a word goes by ever larger fields, and these are the groups: one count gives six of them.
+    const FIELDS: [u64; 6] = [
+        0x5555_5555_5555_5555,
+        0x3333_3333_3333_3333,
+        0x0f0f_0f0f_0f0f_0f0f,
+        0x00ff_00ff_00ff_00ff,
+        0x0000_ffff_0000_ffff,
+        0x0000_0000_ffff_ffff,
+    ];
+    let mut path = [0; ORDERS];
+    let mut word = bits[at / 64];
+    for (i, field) in FIELDS.into_iter().enumerate() {
+        word = (word & field) + (word >> (1 << i) & field);
+        let size = 2 << i;
+        let group = word >> (at % 64 / size * size);
+        // A field has room for more than the number it can hold, and the last one is the whole word.
+        path[i] = (group & (u64::MAX >> (64 - size))) as u32;
+    }
+    let counts = bits.map(u64::count_ones);
+    for (i, count) in path[FIELDS.len()..].iter_mut().enumerate() {
+        let (word, words) = (at / 64, 2 << i);
+        let start = word / words * words;
+        *count = counts[start..start + words].iter().sum();
+    }
+    path
+}
+
+/// Sizes of aligned groups, beyond the single page.
+const ORDERS: usize = 9;
+
+/// [`path_of`] an index: nine results.
 unsafe extern "C-unwind" fn around(state: *mut lua_State) -> c_int {
     // SAFETY: called by the interpreter; every C function has room for 20 results.
     unsafe {
-        let mut bits = bits(state, 1);
-        let at = index(state, 2).min(PAGES - 1);
-        for order in 1..=9 {
-            let start = at >> order << order;
-            let count = count_in(&mut bits, start, start + (1 << order));
+        let bits = bits(state, 1);
+        for count in path_of(&bits, index(state, 2).min(PAGES - 1)) {
             ffi::lua_pushnumber(state, count.into());
         }
     }
-    9
+    ORDERS as c_int
+}
+
+/// The largest aligned group around an index of which more than so many percent are in the set, as its first index and its
+/// size: the page alone if there is none. Of a block with fewer pages (argument 4), a group is what there is of it.
+unsafe extern "C-unwind" fn densest(state: *mut lua_State) -> c_int {
+    // SAFETY: called by the interpreter; two results.
+    unsafe {
+        let mut bits = bits(state, 1);
+        let at = index(state, 2).min(PAGES - 1);
+        let percent = ffi::luaL_checknumber(state, 3);
+        let len = match ffi::lua_type(state, 4) {
+            ffi::LUA_TNONE | ffi::LUA_TNIL => PAGES,
+            _ => index(state, 4).max(at + 1),
+        };
+        if len < PAGES {
+            each_word(&mut bits, len, PAGES, |word, mask| *word &= !mask);
+        }
+        let path = path_of(&bits, at);
+        let (mut start, mut n) = (at, 1);
+        for order in (1..=ORDERS).rev() {
+            let size = 1 << order;
+            let first = at / size * size;
+            let pages = size.min(len - first);
+            // Twice as large as the block is no group of its own.
+            let dense = f64::from(path[order - 1]) * 100.0 > pages as f64 * percent;
+            if size < 2 * len && dense {
+                (start, n) = (first, pages);
+                break;
+            }
+        }
+        ffi::lua_pushnumber(state, start as f64);
+        ffi::lua_pushnumber(state, n as f64);
+    }
+    2
 }
 
 /// Changes the set that is argument 1 by the one that is argument 2.
@@ -264,4 +317,25 @@ unsafe extern "C-unwind" fn subtract(state: *mut lua_State) -> c_int {
     // SAFETY: called by the interpreter.
     unsafe { combine(state, |word, other| word & !other) };
     0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_path_counts_what_each_group_holds() {
+        let dense = [u64::MAX; 8];
+        let mixed = std::array::from_fn(|i| 0x9e37_79b9_7f4a_7c15_u64.rotate_left(i as u32 * 7));
+        for bits in [dense, Bits::default(), mixed] {
+            for at in 0..PAGES {
+                let path = path_of(&bits, at);
+                for (i, count) in path.into_iter().enumerate() {
+                    let start = at >> (i + 1) << (i + 1);
+                    let expected = count_in(&mut bits.clone(), start, start + (2 << i));
+                    assert_eq!(count, expected, "page {at}, order {}", i + 1);
+                }
+            }
+        }
+    }
 }

@@ -38,11 +38,8 @@ impl Needs {
 
 /// The buffers that a fault's surroundings are written to.
 pub(crate) struct Surroundings {
-    pub(crate) resident: Buffer,
-    pub(crate) touched: Buffer,
-    pub(crate) untouched: Buffer,
-    pub(crate) recent: Buffer,
-    pub(crate) numbers: Buffer,
+    /// In the order of the places below.
+    pub(crate) buffers: [Buffer; 5],
     needs: Arc<AtomicU32>,
     closed: Arc<AtomicBool>,
 }
@@ -51,6 +48,14 @@ pub(crate) struct Surroundings {
 pub(crate) const RECENT: usize = 16;
 
 impl Surroundings {
+    pub(crate) const RESIDENT: usize = 0;
+    pub(crate) const TOUCHED: usize = 1;
+    pub(crate) const UNTOUCHED: usize = 2;
+    pub(crate) const RECENT: usize = 3;
+    pub(crate) const NUMBERS: usize = 4;
+    /// How many there are, then page, device and time of each.
+    pub(crate) const RECENT_BYTES: usize = 8 + 24 * RECENT;
+
     /// Ends the time in which a script can say what it needs.
     pub(crate) fn close(&self) -> Needs {
         self.closed.store(true, Ordering::Relaxed);
@@ -72,11 +77,13 @@ pub(crate) fn new(
     lua.set_compiler(Compiler::new().set_optimization_level(2).set_debug_level(1));
     let (needs, closed) = <(Arc<AtomicU32>, Arc<AtomicBool>)>::default();
     let surroundings = Surroundings {
-        resident: lua.create_buffer([0; page_sets::BYTES])?,
-        touched: lua.create_buffer([0; page_sets::BYTES])?,
-        untouched: lua.create_buffer([0; page_sets::BYTES])?,
-        recent: lua.create_buffer([0; 8 + 24 * RECENT])?,
-        numbers: lua.create_buffer([0; 8 * 5])?,
+        buffers: [
+            lua.create_buffer([0; page_sets::BYTES])?,
+            lua.create_buffer([0; page_sets::BYTES])?,
+            lua.create_buffer([0; page_sets::BYTES])?,
+            lua.create_buffer([0; Surroundings::RECENT_BYTES])?,
+            lua.create_buffer([0; 8 * 5])?,
+        ],
         needs: needs.clone(),
         closed: closed.clone(),
     };
@@ -99,11 +106,10 @@ pub(crate) fn new(
     )?;
     host.set("pages", page_sets::table(&lua)?)?;
     host.set("params", params_table(&lua, params)?)?;
-    host.set("resident", &surroundings.resident)?;
-    host.set("touched", &surroundings.touched)?;
-    host.set("untouched", &surroundings.untouched)?;
-    host.set("recent", &surroundings.recent)?;
-    host.set("numbers", &surroundings.numbers)?;
+    let names = ["resident", "touched", "untouched", "recent", "numbers"];
+    for (name, buffer) in names.into_iter().zip(&surroundings.buffers) {
+        host.set(name, buffer)?;
+    }
     lua.load(include_str!("prelude.luau"))
         .set_name("=prelude")
         .call::<()>(host)?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hmm_backend::{BlockFault, BlockView, PageRange, PageSet, Place, Residency, Seen, Wish};
+use hmm_backend::{BlockFault, BlockView, PageRange, PageSet, Place, Seen, Wish};
 use mlua::{Function, Lua, Table, Value};
 
 use crate::answer::{self, Answer};
@@ -50,6 +50,8 @@ const ON_HINT: usize = 2;
 const ON_FREE: usize = 3;
 const ON_TICK: usize = 4;
 const VICTIMS: usize = 5;
+/// Where [`Calls`] has the first buffer of [`Surroundings`].
+const BUFFERS: usize = HANDLERS.len() + HINTS.len();
 
 /// A folio that could be evicted.
 pub(crate) struct Candidate {
@@ -65,9 +67,8 @@ pub(crate) struct Script {
     file: String,
     limits: Limits,
     handlers: [Option<Handler>; HANDLERS.len()],
-    /// Has the handlers in their order, then the names of hints.
+    /// Has the handlers in their order, the names of hints, then the buffers.
     calls: Calls,
-    surroundings: Surroundings,
     needs: Needs,
     pub(crate) tick_interval: Option<Duration>,
     pub(crate) eviction: Option<String>,
@@ -105,7 +106,6 @@ impl Script {
             file: file.clone(),
             limits: *limits,
             handlers: [const { None }; HANDLERS.len()],
-            surroundings,
             needs,
             tick_interval: None,
             eviction: None,
@@ -121,6 +121,7 @@ impl Script {
                 script.lua.create_string(name).map_err(whole)?,
             ));
         }
+        kept.extend(surroundings.buffers.map(Value::Buffer));
         script.calls = Calls::new(&script.lua, kept).map_err(whole)?;
         Ok(script)
     }
@@ -235,31 +236,30 @@ impl Script {
 
     /// Writes what the script needs of a fault's surroundings to its buffers.
     fn look(&self, fault: &BlockFault, view: &BlockView<'_>) {
-        let (needs, to) = (self.needs, &self.surroundings);
+        let needs = self.needs;
         if needs.has(Needs::RESIDENT) {
             let set = view.resident(fault.to);
-            to.resident.write_bytes(0, &page_sets::to_bytes(&set));
+            self.write(Surroundings::RESIDENT, &page_sets::to_bytes(&set));
         }
         if needs.has(Needs::TOUCHED) {
-            to.touched
-                .write_bytes(0, &page_sets::to_bytes(&fault.pages));
+            let set = page_sets::to_bytes(&fault.pages);
+            self.write(Surroundings::TOUCHED, &set);
         }
         if needs.has(Needs::UNTOUCHED) {
-            let untouched = |i| view.residency(i) == Residency::Untouched;
-            let set = PageSet::from_fn(view.len(), untouched);
-            to.untouched.write_bytes(0, &page_sets::to_bytes(&set));
+            let set = page_sets::to_bytes(&view.untouched());
+            self.write(Surroundings::UNTOUCHED, &set);
         }
         if needs.has(Needs::RECENT) {
             let last = view.recent.iter().rev().take(RECENT);
-            to.recent.write_bytes(0, &(last.len() as f64).to_le_bytes());
-            for (i, recent) in last.enumerate() {
-                let values = [
-                    f64::from(recent.page.0),
-                    device_number(recent.to).map_or(-1.0, f64::from),
-                    micros(recent.time),
-                ];
-                to.recent.write_bytes(8 + i * 24, &floats::<3, 24>(values));
+            let mut values = [0.0; 1 + 3 * RECENT];
+            values[0] = last.len() as f64;
+            for (values, recent) in values[1..].chunks_exact_mut(3).zip(last) {
+                values[0] = f64::from(recent.page.0);
+                values[1] = device_number(recent.to).map_or(-1.0, f64::from);
+                values[2] = micros(recent.time);
             }
+            let bytes = floats::<{ 1 + 3 * RECENT }, { Surroundings::RECENT_BYTES }>(values);
+            self.write(Surroundings::RECENT, &bytes);
         }
         if needs.has(Needs::NUMBERS) {
             let (link, seen) = (view.link, view.seen);
@@ -270,8 +270,12 @@ impl Script {
                 seen.device_faults as f64,
                 seen.prefetched as f64,
             ];
-            to.numbers.write_bytes(0, &floats::<5, 40>(values));
+            self.write(Surroundings::NUMBERS, &floats::<5, 40>(values));
         }
+    }
+
+    fn write<const N: usize>(&self, buffer: usize, bytes: &[u8; N]) {
+        self.calls.write(BUFFERS + buffer, bytes);
     }
 
     /// What to do about a fault; nothing if the script does not decide that.

@@ -107,10 +107,14 @@ impl<'a> BlockView<'a> {
 
     /// The pages whose contents are at `place`.
     pub fn resident(&self, place: Place) -> PageSet {
-        let (words, len) = (self.words, self.len());
         match place {
-            Place::System => PageSet::from_fn(len, |i| words[i].reached_by_cpus()),
-            Place::Device(device) => PageSet::from_fn(len, |i| words[i].on_device(device)),
+            Place::System => PageSet::from_items(self.words, |word| word.reached_by_cpus()),
+            Place::Device(device) => PageSet::from_items(self.words, |word| word.on_device(device)),
         }
+    }
+
+    /// The pages without contents.
+    pub fn untouched(&self) -> PageSet {
+        PageSet::from_items(self.words, |word| word.is_untouched())
     }
 }
