@@ -39,23 +39,23 @@ fn interrupts_are_counted_where_they_are_routed() {
     assert!(!third.route(2), "there is no such vCPU");
     assert!(first.route(0) && third.route(1));
     for number in 1..=20 {
-        third.trigger();
+        // Interrupts may merge if the vCPU does not run in between; so wait for each. The guest ends
+        // with the last one on line 3, so those on line 0 must have come before it.
         if number % 4 == 0 {
             first.trigger();
+            wait_until("an interrupt on line 0", || {
+                counter(&vm, 0, 0) >= number / 4 || vm.ending().get().is_some()
+            });
         }
-        // Interrupts may merge if the vCPU does not run in between; so wait for each.
-        wait_until("an interrupt", || {
+        third.trigger();
+        wait_until("an interrupt on line 3", || {
             counter(&vm, 1, 3) >= number || vm.ending().get().is_some()
         });
     }
     assert_eq!(wait(&vm), End::Exit(0));
     vm.stop();
     assert_eq!(counter(&vm, 1, 3), 20);
-    assert!(
-        (1..=5).contains(&counter(&vm, 0, 0)),
-        "{}",
-        counter(&vm, 0, 0)
-    );
+    assert_eq!(counter(&vm, 0, 0), 5);
     for (vcpu, line) in [(0, 3), (1, 0), (1, 2), (1, 4)] {
         assert_eq!(counter(&vm, vcpu, line), 0, "vCPU {vcpu} line {line}");
     }
