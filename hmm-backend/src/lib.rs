@@ -42,6 +42,7 @@ mod exclusive;
 mod fatal;
 mod fault;
 mod fault_queue;
+mod find;
 mod folio_lock;
 mod free;
 mod link;

@@ -13,6 +13,7 @@
 //! | 32–63 | system, exclusive: held until (ticks); device, coherent: frame |
 
 use crate::driver::{DeviceId, Frame};
+use crate::find::Pattern;
 use crate::time::Tick;
 
 /// Where a page's contents are.
@@ -64,24 +65,24 @@ impl Residency {
     }
 }
 
-const STATE: u64 = 0b111;
-const UNTOUCHED: u64 = 0b000;
+pub(crate) const STATE: u64 = 0b111;
+pub(crate) const UNTOUCHED: u64 = 0b000;
 const SYSTEM: u64 = 0b001;
-const DEVICE: u64 = 0b010;
+pub(crate) const DEVICE: u64 = 0b010;
 const COHERENT: u64 = 0b011;
 const POISONED: u64 = 0b100;
 const EXCLUSIVE: u64 = 0b110;
 /// Set in the states in which CPUs reach the page.
-const REACHED: u64 = 0b001;
+pub(crate) const REACHED: u64 = 0b001;
 /// These bits are the same in the states in which a device's memory holds the page, and in no other.
-const ON_DEVICE: u64 = 0b110;
+pub(crate) const ON_DEVICE: u64 = 0b110;
 pub(crate) const LOCKED: u64 = 1 << 3;
 pub(crate) const WAITERS: u64 = 1 << 4;
 pub(crate) const MIRRORED: u64 = 1 << 5;
 const READ_ONLY: u64 = 1 << 6;
 const ORDER_SHIFT: u32 = 7;
-const AUX_SHIFT: u32 = 11;
-const AUX_MASK: u64 = 0x3f;
+pub(crate) const AUX_SHIFT: u32 = 11;
+pub(crate) const AUX_MASK: u64 = 0x3f;
 pub(crate) const PIN: u64 = 1 << AUX_SHIFT;
 const GENERATION_SHIFT: u32 = 17;
 const GENERATION_MASK: u64 = 0x7fff << GENERATION_SHIFT;
@@ -157,22 +158,9 @@ impl Word {
         (self.0 >> ORDER_SHIFT & 0xf) as u8
     }
 
-    /// Whether the contents are where CPUs reach them. These three look at the bits of the lower half alone: policies ask
-    /// for every page of a block, and vectors hold twice as many halves.
+    /// Whether the contents are where CPUs reach them.
     pub(crate) fn reached_by_cpus(self) -> bool {
-        self.0 as u32 & REACHED as u32 != 0
-    }
-
-    /// Whether the page has no contents.
-    pub(crate) fn is_untouched(self) -> bool {
-        self.0 as u32 & STATE as u32 == UNTOUCHED as u32
-    }
-
-    /// Whether the contents are in the memory of this device.
-    pub(crate) fn on_device(self, device: DeviceId) -> bool {
-        let mask = ON_DEVICE | AUX_MASK << AUX_SHIFT;
-        let here = DEVICE | u64::from(device.0) << AUX_SHIFT;
-        self.0 as u32 & mask as u32 == here as u32
+        Pattern::REACHED_BY_CPUS.fits(self)
     }
 
     fn aux(self) -> u64 {
@@ -296,13 +284,12 @@ mod tests {
         assert!(word.locked() && word.waiters() && word.mirrored() && word.read_only());
         assert_eq!((word.generation(), word.pins()), (1, 0));
         assert!(
-            word.on_device(DeviceId(63))
-                && !word.on_device(DeviceId(62))
+            Pattern::on_device(DeviceId(63)).fits(word)
+                && !Pattern::on_device(DeviceId(62)).fits(word)
                 && !word.reached_by_cpus()
         );
         let system = word.to_system(Tick(7));
-        assert!(system.reached_by_cpus() && !system.on_device(DeviceId(0)));
-        assert!(system.to_untouched().is_untouched() && !system.is_untouched());
+        assert!(system.reached_by_cpus() && !Pattern::on_device(DeviceId(0)).fits(system));
         assert_eq!(system.residency(), Residency::System);
         assert_eq!(system.system_held_until(), Some(Tick(7)));
         assert!(!system.locked() && !system.mirrored() && system.read_only());

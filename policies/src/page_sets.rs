@@ -338,4 +338,39 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_densest_group_is_that_of_a_walk_up_the_tree() {
+        let lua = Lua::new();
+        lua.globals().set("pages", table(&lua).unwrap()).unwrap();
+        let densest: mlua::Function = lua.load("return pages.densest").eval().unwrap();
+        let mixed: Bits = std::array::from_fn(|i| {
+            // Ever sparser, so that all sizes occur.
+            (0..i).fold(!0, |bits, j| {
+                bits & 0x9e37_79b9_7f4a_7c15_u64.rotate_left(j as u32 * 11)
+            })
+        });
+        let set = lua.create_buffer(bytes_of(&mixed)).unwrap();
+        let mut sizes = std::collections::BTreeSet::new();
+        for len in [1_usize, 2, 3, 20, 64, 65, 256, 257, 300, 511, 512] {
+            for (at, percent) in (0..len).flat_map(|at| [(at, 20.5), (at, 51.0), (at, 100.0)]) {
+                let mut expected = (at, 1);
+                let mut size = 1;
+                while size < len.next_power_of_two() {
+                    size *= 2;
+                    let start = at / size * size;
+                    let end = (start + size).min(len);
+                    let count = count_in(&mut mixed.clone(), start, end);
+                    if f64::from(count) * 100.0 > (end - start) as f64 * percent {
+                        expected = (start, end - start);
+                    }
+                }
+                let found: (usize, usize) = densest.call((&set, at, percent, len)).unwrap();
+                assert_eq!(found, expected, "page {at} of {len}, {percent} %");
+                sizes.insert(found.1);
+            }
+        }
+        assert!(sizes.len() > 9, "{sizes:?}");
+        assert!(densest.call::<usize>((&set, 0)).is_err());
+    }
 }

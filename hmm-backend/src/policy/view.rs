@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::driver::DeviceId;
+use crate::find::Pattern;
 use crate::link::LinkModel;
 use crate::page::{Block, Page, PageSet};
 use crate::word::{Residency, Word};
@@ -107,14 +108,15 @@ impl<'a> BlockView<'a> {
 
     /// The pages whose contents are at `place`.
     pub fn resident(&self, place: Place) -> PageSet {
-        match place {
-            Place::System => PageSet::from_items(self.words, |word| word.reached_by_cpus()),
-            Place::Device(device) => PageSet::from_items(self.words, |word| word.on_device(device)),
-        }
+        let pattern = match place {
+            Place::System => Pattern::REACHED_BY_CPUS,
+            Place::Device(device) => Pattern::on_device(device),
+        };
+        pattern.find(self.words)
     }
 
     /// The pages without contents.
     pub fn untouched(&self) -> PageSet {
-        PageSet::from_items(self.words, |word| word.is_untouched())
+        Pattern::UNTOUCHED.find(self.words)
     }
 }
