@@ -30,20 +30,19 @@ fn main() -> ExitCode {
     let signals = Signals::block();
 
     let Cli { command, run } = Cli::parse();
-    let result = match command.unwrap_or(Command::Run(Box::new(run))) {
+    let command = command.unwrap_or(Command::Run(Box::new(run)));
+    // Only a run ends cleanly by itself. Everything else is ended by the signal: what a sweep has finished is on the disk.
+    if let (Ok(signals), false) = (&signals, matches!(command, Command::Run(_))) {
+        signals.unblock();
+    }
+    let result = match command {
         Command::Run(args) => run_guest(*args, started, signals),
         Command::Workloads => Ok(list_workloads()),
         Command::Policies => Ok(list_policies()),
         Command::Replay(args) => cli::replay::run(args).map(|text| print(&text)),
         Command::Trace(command) => command.run(),
         Command::Check => Ok(print_check()),
-        Command::Sweep(args) => {
-            // A sweep is stopped by being killed: what is finished is on the disk.
-            if let Ok(signals) = &signals {
-                signals.unblock();
-            }
-            cli::sweep::sweep(args)
-        }
+        Command::Sweep(args) => cli::sweep::sweep(args),
         Command::Report(args) => cli::report::report(&args),
     };
     result.unwrap_or_else(|error| {

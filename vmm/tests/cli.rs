@@ -1,7 +1,10 @@
 //! The command refuses bad input with a message and an exit code, and leaves nothing behind.
 
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn hmmvisor(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
@@ -95,4 +98,89 @@ fn workloads_are_listed_with_their_parameters() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.starts_with("vecadd "), "{text}");
     assert!(text.contains("  n=1048576 "), "{text}");
+}
+
+/// Only `run` takes signals as events; whoever presses Ctrl-C while something else is at work gets the prompt back.
+#[test]
+fn commands_without_a_guest_end_with_a_signal() {
+    for (signal, name) in [(libc::SIGINT, "INT"), (libc::SIGTERM, "TERM")] {
+        let folder = tempfile::tempdir().unwrap();
+        let trace = folder.path().join("t.hmmtrace");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
+            .args(["trace", "import", "--format", "csv", "-", "-o"])
+            .arg(&trace)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It exists as soon as the columns are read; then the import waits for what will not come.
+        let mut input = child.stdin.take().unwrap();
+        input
+            .write_all(&[b"page\n", &b"1\n".repeat(1 << 17)[..]].concat())
+            .unwrap();
+        assert!(trace.exists());
+        let kill = Command::new("kill")
+            .args(["-s", name, &child.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+        // If it ignored the signal it would end here, by itself.
+        drop(input);
+        assert_eq!(child.wait().unwrap().signal(), Some(signal), "{name}");
+    }
+}
+
+#[test]
+fn a_report_is_written_as_a_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let (trace, page) = (
+        folder.path().join("t.hmmtrace"),
+        folder.path().join("t.html"),
+    );
+    let (trace, page) = (trace.to_str().unwrap(), page.to_str().unwrap());
+    let made = hmmvisor(&["trace", "generate", "pingpong", "-o", trace]);
+    assert!(made.status.success());
+
+    // Whoever closed the pipe does not want to know the page's name.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
+        .args(["report", trace, "--output", page])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut message = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut message)
+        .unwrap();
+    assert!(child.wait().unwrap().success(), "{message}");
+    let whole = fs::read_to_string(page).unwrap();
+    assert!(
+        whole.ends_with("</html>\n") || whole.ends_with("</html>"),
+        "{:?}",
+        whole.get(whole.len() - 20..)
+    );
+
+    // One that cannot be finished leaves the one before.
+    let limited = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\""])
+        .args([env!("CARGO_BIN_EXE_hmmvisor"), "report", trace, "-o", page])
+        .output()
+        .unwrap();
+    let message = String::from_utf8(limited.stderr).unwrap();
+    assert_eq!(limited.status.code(), Some(1), "{message}");
+    assert!(message.contains("writing report"), "{message}");
+    assert_eq!(fs::read_to_string(page).unwrap(), whole);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+
+    let own = refusal(&["report", trace, "-o", trace]);
+    assert!(own.contains("that is the trace itself"), "{own}");
+    let sweep = folder.path().join("s.toml");
+    fs::write(&sweep, "title = 'x'").unwrap();
+    let message = refusal(&["report", sweep.to_str().unwrap(), "-o", page]);
+    assert!(
+        message.contains("give the folder with its results"),
+        "{message}"
+    );
 }

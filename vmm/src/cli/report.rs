@@ -1,10 +1,11 @@
 //! `hmmvisor report`.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use hmmvisor_abi::map;
 use hmmvisor_experiments::report::{RunMeta, RunReport, sweep_page};
@@ -17,19 +18,54 @@ pub struct ReportArgs {
     #[arg(value_name = "RUN|SWEEP")]
     about: PathBuf,
     /// Where the page goes
-    #[arg(short, value_name = "FILE.html")]
-    out: PathBuf,
+    #[arg(long, short, value_name = "FILE.html")]
+    output: PathBuf,
 }
 
 /// Does what the arguments say.
 pub fn report(args: &ReportArgs) -> Result<ExitCode> {
-    let html = match is_sweep(&args.about) {
-        true => sweep_page(&args.about)?,
-        false => run_page(&args.about)?,
+    let (about, output) = (&args.about, &args.output);
+    if about
+        .extension()
+        .is_some_and(|extension| extension == "toml")
+    {
+        bail!(
+            "{} is a sweep's file; give the folder with its results",
+            about.display()
+        );
+    }
+    if let (Ok(input), Ok(page)) = (about.canonicalize(), output.canonicalize())
+        && input == page
+    {
+        bail!(
+            "writing report {}: that is the trace itself; name another file",
+            output.display()
+        );
+    }
+    let html = match is_sweep(about) {
+        true => sweep_page(about)?,
+        false => run_page(about)?,
     };
-    fs::write(&args.out, html).with_context(|| format!("writing report {}", args.out.display()))?;
-    println!("{}", args.out.display());
+    put(output, &html).with_context(|| format!("writing report {}", output.display()))?;
+    // Whoever closed the pipe does not want to read it.
+    let _ = writeln!(io::stdout(), "{}", output.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a page beside its place and then puts it there: a full disk leaves no half of one, and the one before stays.
+fn put(path: &Path, html: &str) -> io::Result<()> {
+    if path.exists() && !path.is_file() {
+        // A pipe or a device.
+        return fs::write(path, html);
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let beside = PathBuf::from(name);
+    let written = fs::write(&beside, html).and_then(|()| fs::rename(&beside, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    written
 }
 
 /// Folders are sweeps, and so are journals.
