@@ -136,8 +136,15 @@ fn a_report_is_written_as_a_whole_or_not_at_all() {
         folder.path().join("t.html"),
     );
     let (trace, page) = (trace.to_str().unwrap(), page.to_str().unwrap());
-    let made = hmmvisor(&["trace", "generate", "pingpong", "-o", trace]);
-    assert!(made.status.success());
+    let run = [
+        "--workload",
+        "pingpong",
+        "--param",
+        "rounds=2",
+        "--record",
+        trace,
+    ];
+    assert!(hmmvisor(&run).status.success());
 
     // Whoever closed the pipe does not want to know the page's name.
     let mut child = Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
@@ -183,4 +190,14 @@ fn a_report_is_written_as_a_whole_or_not_at_all() {
         message.contains("give the folder with its results"),
         "{message}"
     );
+    let accesses = folder.path().join("a.hmmtrace");
+    let accesses = accesses.to_str().unwrap();
+    assert!(
+        hmmvisor(&["trace", "generate", "pingpong", "-o", accesses])
+            .status
+            .success()
+    );
+    let message = refusal(&["report", accesses, "-o", page]);
+    assert!(message.contains("is an access trace"), "{message}");
+    assert_eq!(fs::read_to_string(page).unwrap(), whole);
 }

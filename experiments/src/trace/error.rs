@@ -51,7 +51,10 @@ pub enum TraceError {
         length: u64,
     },
     /// Bytes that no writer writes.
-    #[error("trace {} is corrupt at offset {offset}: {why}; what comes before is good", path.display())]
+    #[error(
+        "trace {} is corrupt at offset {offset}: {why}; {}", path.display(),
+        if *offset == 0 { "nothing of it can be used" } else { "what comes before is good" }
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use hmmvisor_abi::map;
 use hmmvisor_experiments::report::{RunMeta, RunReport, sweep_page};
-use hmmvisor_experiments::trace::{Tail, TraceReader};
+use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 
 /// Options of `report`.
 #[derive(Args)]
@@ -79,6 +79,12 @@ fn is_sweep(path: &Path) -> bool {
 fn run_page(path: &Path) -> Result<String> {
     let mut reader = TraceReader::open(path)?;
     let (meta, totals) = (reader.meta(), reader.totals());
+    if meta.kind == TraceKind::Access {
+        bail!(
+            "{} is an access trace: nothing migrates in it; compare policies on it with `hmmvisor sweep` and report that",
+            path.display()
+        );
+    }
     let params = meta
         .params
         .iter()
