@@ -352,3 +352,54 @@ fn inputs_that_cannot_be_read_are_refused() {
         message(&files.path("trace"), &["--no-instructions"]).contains("is for --format lackey")
     );
 }
+
+/// A real program's accesses can be those of an accelerator: only then is there something for policies to decide.
+#[test]
+fn a_program_can_be_imported_as_if_it_ran_on_an_accelerator() {
+    let files = Files::new();
+    let input = files.path("input");
+    fs::write(
+        &input,
+        " S 1ffeffe7e8,8\n L 1ffeffc7e0,8\n L 1ffeffe7e8,8\n",
+    )
+    .unwrap();
+    let output = files.import_file("lackey", &input, &["--device", "1"]);
+    assert!(output.status.success(), "{output:?}");
+    let events = files.events();
+    assert_eq!(events.len(), 3);
+    for event in &events {
+        assert_eq!(
+            (event.device.map(|device| device.0), event.thread),
+            (Some(1), 0)
+        );
+    }
+    assert_eq!(files.trace().meta().devices, 2);
+
+    let replayed = Command::new(HMMVISOR)
+        .args([
+            "replay",
+            "--policy",
+            "on-demand+timeslice:min=0us",
+            "--device-memory",
+            "4K",
+            "--json",
+        ])
+        .arg(files.path("trace"))
+        .output()
+        .unwrap();
+    let replayed = String::from_utf8(replayed.stdout).unwrap();
+    // There is room for one of the two pages.
+    assert!(
+        replayed.contains(r#""cpu_faults":0,"device_faults":3,"#),
+        "{replayed}"
+    );
+
+    fs::write(&input, "page\n1\n").unwrap();
+    let refused = files.import_file("csv", &input, &["--device", "1"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        message.contains("name devices in the column `device`"),
+        "{message}"
+    );
+}

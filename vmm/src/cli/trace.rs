@@ -96,6 +96,10 @@ pub struct ImportArgs {
     /// Of lackey's trace, leave out what was accessed because it is program text
     #[arg(long)]
     no_instructions: bool,
+    /// Of lackey's trace, let the program's accesses be those of this accelerator; without, they are a CPU's and
+    /// nothing migrates
+    #[arg(long, value_name = "N")]
+    device: Option<u8>,
     /// Where to
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
@@ -103,10 +107,18 @@ pub struct ImportArgs {
 
 impl ImportArgs {
     fn run(self) -> Result<ExitCode> {
-        let format = match (self.format, self.no_instructions) {
-            (import::Format::Lackey { .. }, no) => import::Format::Lackey { instructions: !no },
-            (import::Format::Csv, false) => import::Format::Csv,
-            (import::Format::Csv, true) => bail!("--no-instructions is for --format lackey"),
+        let format = match self.format {
+            import::Format::Lackey { .. } => import::Format::Lackey {
+                instructions: !self.no_instructions,
+                device: self.device,
+            },
+            import::Format::Csv if self.no_instructions => {
+                bail!("--no-instructions is for --format lackey")
+            }
+            import::Format::Csv if self.device.is_some() => {
+                bail!("--device is for --format lackey; name devices in the column `device`")
+            }
+            import::Format::Csv => import::Format::Csv,
         };
         let name = self.input.display().to_string();
         let input: Box<dyn Read> = match name.as_str() {

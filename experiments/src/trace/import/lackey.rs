@@ -10,8 +10,11 @@ use super::{Failure, Importer};
 pub fn read(
     mut input: impl BufRead,
     instructions: bool,
+    device: Option<u8>,
     importer: &mut Importer,
 ) -> Result<(), Failure> {
+    // Devices have no threads.
+    let thread = u32::from(device.is_none());
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
@@ -42,10 +45,12 @@ pub fn read(
             .pages(access.address, access.size)
             .map_err(wrong)?;
         for page in pages.into_iter().flatten() {
-            importer.access(page, access.access, None, 1, None)?;
+            importer.access(page, access.access, device, thread, None)?;
         }
     }
-    importer.threads.insert(1, 0);
+    if device.is_none() {
+        importer.threads.insert(thread, 0);
+    }
     Ok(())
 }
 

@@ -25,6 +25,8 @@ pub enum Format {
     Lackey {
         /// Whether instruction fetches count as reads.
         instructions: bool,
+        /// The device that the program's accesses count as; without one, a CPU.
+        device: Option<u8>,
     },
     /// A table with a line of column names, see `docs/traces.md`.
     Csv,
@@ -35,7 +37,10 @@ impl FromStr for Format {
 
     fn from_str(text: &str) -> Result<Format, String> {
         match text {
-            "lackey" => Ok(Format::Lackey { instructions: true }),
+            "lackey" => Ok(Format::Lackey {
+                instructions: true,
+                device: None,
+            }),
             "csv" => Ok(Format::Csv),
             _ => Err(format!("unknown format `{text}`; there are lackey and csv")),
         }
@@ -100,7 +105,10 @@ pub fn import(
         pages: 0,
     };
     let result = match format {
-        Format::Lackey { instructions } => lackey::read(input, instructions, &mut importer),
+        Format::Lackey {
+            instructions,
+            device,
+        } => lackey::read(input, instructions, device, &mut importer),
         Format::Csv => csv::read(input, &mut importer),
     };
     let source_name = source.to_owned();
