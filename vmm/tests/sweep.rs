@@ -95,6 +95,80 @@ fn live_runs_are_swept_and_reported() {
     }
 }
 
+const SCRIPT: &str = "
+return {
+\ton_fault = function(page)
+\t\treturn page + 1, hmm.params.window or 16
+\tend,
+}
+";
+
+const SCRIPTED: &str = r#"
+title = "Scripted"
+policies = ["on-demand", "next.luau:window=4", "next.luau:window=32"]
+device_memory = ["1M"]
+[[workload]]
+name = "pingpong"
+mode = "model"
+memory = "16M"
+params = { pages = 64, rounds = 4 }
+"#;
+
+#[test]
+fn scripts_are_swept_beside_built_in_policies() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("next.luau"), SCRIPT).unwrap();
+    fs::write(path.join("s.toml"), SCRIPTED).unwrap();
+    succeeds(path, "sweep s.toml -o one --jobs 1");
+    succeeds(path, "sweep s.toml -o two --jobs 2");
+    let csv = fs::read_to_string(path.join("one/results.csv")).unwrap();
+    assert_eq!(
+        csv,
+        fs::read_to_string(path.join("two/results.csv")).unwrap()
+    );
+    let faults = column(&csv, "device_faults");
+    let faults: Vec<u64> = faults.iter().map(|it| it.parse().unwrap()).collect();
+    assert!(
+        faults[0] > 3 * faults[1] && faults[1] > 3 * faults[2],
+        "the script or its parameter does nothing: {faults:?}"
+    );
+    // The content of the script is part of what ran.
+    for exact in &column(&csv, "policy_exact")[1..] {
+        let (name, hash) = exact.split_once('#').expect("no hash of the script");
+        assert!(name.contains("next.luau") && hash.len() == 8, "{exact}");
+    }
+    succeeds(path, "report one -o one.html");
+
+    // Another script under the same name is another sweep, and a broken one is none.
+    fs::write(path.join("next.luau"), SCRIPT.replace("16", "8")).unwrap();
+    fails(path, "sweep s.toml -o one --resume", "one");
+    fs::write(path.join("next.luau"), SCRIPT.replace("end,", "")).unwrap();
+    fails(path, "sweep s.toml -o three", "next.luau");
+    assert!(!path.join("three/results.csv").exists());
+    fs::remove_file(path.join("next.luau")).unwrap();
+    fails(path, "sweep s.toml -o three", "s.toml:3:26: ");
+}
+
+/// The values of a column.
+fn column(csv: &str, name: &str) -> Vec<String> {
+    let cells = |line: &str| -> Vec<String> {
+        let mut quoted = false;
+        line.split(|c| {
+            quoted ^= c == '"';
+            c == ',' && !quoted
+        })
+        .map(|cell| cell.trim_matches('"').to_owned())
+        .collect()
+    };
+    let mut lines = csv.lines();
+    let at = cells(lines.next().unwrap())
+        .iter()
+        .position(|it| it == name)
+        .unwrap();
+    lines.map(|line| cells(line).swap_remove(at)).collect()
+}
+
 #[test]
 fn recorded_runs_are_replayed_in_shards_and_reported() {
     let folder = tempfile::tempdir().unwrap();
