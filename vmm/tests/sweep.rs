@@ -150,6 +150,41 @@ fn scripts_are_swept_beside_built_in_policies() {
     fails(path, "sweep s.toml -o three", "s.toml:3:26: ");
 }
 
+#[test]
+fn the_tour_of_the_readme_works() {
+    let readme = fs::read_to_string("../README.md").unwrap();
+    let block = |language: &str| {
+        let (_, rest) = readme.split_once(&format!("```{language}\n")).unwrap();
+        rest.split_once("```").unwrap().0.to_owned()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("next.luau"), block("lua")).unwrap();
+    // Smaller, as tests are built without optimization.
+    let sweep = block("toml");
+    assert!(sweep.contains("64K") && sweep.contains("seeds = 5"));
+    let sweep = sweep.replace("64K", "4K").replace("seeds = 5", "seeds = 1");
+    fs::write(path.join("tour.toml"), sweep).unwrap();
+    succeeds(path, "sweep tour.toml");
+    succeeds(path, "report tour -o tour.html");
+    let csv = fs::read_to_string(path.join("tour/results.csv")).unwrap();
+    let faults = column(&csv, "device_faults");
+    // Of each policy with the largest memory: the script prefetches.
+    let most = |policy: &str| -> u64 {
+        let policies = column(&csv, "policy");
+        let at = policies.iter().rposition(|it| it == policy).unwrap();
+        faults[at].parse().unwrap()
+    };
+    assert!(most("next.luau:window=32") < most("on-demand"), "{csv}");
+    // And in a guest.
+    succeeds(
+        path,
+        "run --workload bfs --param vertices=4K --memory 64M --device-memory 4M --policy next.luau:window=32 --record bfs.trace",
+    );
+    succeeds(path, "replay bfs.trace --policy density+lru");
+    succeeds(path, "report bfs.trace -o bfs.html");
+}
+
 /// The values of a column.
 fn column(csv: &str, name: &str) -> Vec<String> {
     let cells = |line: &str| -> Vec<String> {
