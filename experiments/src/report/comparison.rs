@@ -9,7 +9,8 @@ use super::style::Look;
 use super::svg::{Anchor, Svg, text_width};
 use crate::size::Size;
 
-const WHISKERS: &str = "The marker is the mean over the seeds, the whiskers its 95 % confidence interval (Student's t); \
+/// Said once for each group, at its first plot.
+const WHISKERS: &str = " The marker is the mean over the seeds, the whiskers its 95 % confidence interval (Student's t); \
                         policies whose whiskers do not overlap differ by more than the seeds do. Without whiskers, all seeds gave the same or there was one.";
 
 /// A policy's estimates, one for each size.
@@ -53,6 +54,10 @@ pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str], metric: Me
         1 => dots(page, title, &series, &values, (name, unit), group.sizes[0]),
         _ => lines(page, title, &series, &values, (name, unit), &group.sizes),
     }
+}
+
+fn whiskers((name, _): (&str, Unit)) -> &'static str {
+    if name.ends_with("time") { WHISKERS } else { "" }
 }
 
 /// `name (unit)`, and whether the axis is logarithmic.
@@ -138,7 +143,8 @@ fn lines(
         title,
         svg,
         &format!(
-            "Lower is better. {WHISKERS} Markers of one size stand side by side for legibility."
+            "Lower is better.{} Markers of one size stand side by side for legibility.",
+            whiskers(quantity)
         ),
     );
 }
@@ -162,7 +168,7 @@ fn dots(
     quantity: (&str, Unit),
     size: u64,
 ) {
-    const ROW: f64 = 26.0;
+    const ROW: f64 = 30.0;
     let widest = series
         .iter()
         .map(|series| text_width(&series.name))
@@ -180,12 +186,14 @@ fn dots(
     for (index, series) in series.iter().enumerate() {
         let y = frame.top + (index as f64 + 0.5) * ROW;
         svg.line((frame.left, y), (frame.right, y), r#"class="grid""#);
-        svg.text(
-            (frame.left - 8.0, y + 4.0),
-            Anchor::End,
-            "number",
-            &shortened(&series.name, left - 12.0),
-        );
+        let (first, rest) = in_two(&series.name, left - 12.0);
+        let up = if rest.is_empty() { 0.0 } else { 6.0 };
+        let x_name = frame.left - 8.0;
+        svg.text((x_name, y + 4.0 - up), Anchor::End, "number", first);
+        if !rest.is_empty() {
+            let rest = shortened(rest, left - 12.0);
+            svg.text((x_name, y + 4.0 + up), Anchor::End, "number", &rest);
+        }
         let Some(estimate) = &series.estimates[0] else {
             continue;
         };
@@ -212,10 +220,21 @@ fn dots(
         title,
         svg,
         &format!(
-            "With {} of device memory. Further left is better. {WHISKERS}",
-            Size(size)
+            "With {} of device memory. Further left is better.{}",
+            Size(size),
+            whiskers(quantity)
         ),
     );
+}
+
+/// A policy in two lines if there is no room for it in one: broken behind the last part of it that fits.
+fn in_two(policy: &str, room: f64) -> (&str, &str) {
+    if text_width(policy) <= room {
+        return (policy, "");
+    }
+    let breaks = policy.match_indices(['+', ',']).map(|(at, _)| at + 1);
+    let fits = |at: &usize| text_width(&policy[..*at]) <= room;
+    policy.split_at(breaks.filter(fits).last().unwrap_or(0))
 }
 
 /// The text, or as much of its beginning as there is room for.
@@ -231,4 +250,22 @@ fn shortened(text: &str, room: f64) -> String {
         short.push(c);
     }
     short + "…"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_policy_is_broken_between_its_parts() {
+        let long = "on-demand+thrash:lapse=50ms,nap=5ms,pin_threshold=1+timeslice:min=0us";
+        assert_eq!(in_two("density+lru", 380.0), ("density+lru", ""));
+        let (first, rest) = in_two(long, 380.0);
+        assert!(first.ends_with(['+', ',']) && text_width(first) <= 380.0);
+        assert!(text_width(rest) <= 380.0);
+        assert_eq!(format!("{first}{rest}"), long);
+        // Nowhere to break: all of it is in the second line, which is shortened.
+        let name = "x".repeat(200);
+        assert_eq!(in_two(&name, 380.0), ("", name.as_str()));
+    }
 }

@@ -12,12 +12,12 @@ p.lead{margin:.2rem 0 1rem;font-size:1.05rem}
 figure{margin:.4rem 0 1.2rem;break-inside:avoid}figcaption{color:#333;margin-top:.3rem;max-width:52rem}
 svg{display:block;width:100%;height:auto}svg.definitions{position:absolute;width:0;height:0}
 svg text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;fill:#111}
-svg text.label{font-size:13px}svg text.panel{font-size:13px;font-weight:600}
+svg text.label{font-size:13px}svg text.panel{font-size:13px;font-weight:600;paint-order:stroke;stroke:#fff;stroke-width:4px;stroke-linejoin:round}
 .outline{fill:none;stroke:#444;stroke-width:1}.grid{stroke:#ccc;stroke-width:.7}.tick{stroke:#444;stroke-width:1}
 .zero{stroke:#222;stroke-width:1}.mark{stroke:#111;stroke-width:1.2;stroke-dasharray:5 3}.front{stroke:#666;stroke-width:1.2;stroke-dasharray:3 3}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-variant-numeric:tabular-nums;font-size:.8rem}
-th,td{padding:.22rem .4rem;text-align:right;border-bottom:1px solid #ccc}td{white-space:nowrap}
+th,td{padding:.22rem .35rem;text-align:right;border-bottom:1px solid #ccc}td{white-space:nowrap}
 th{border-bottom:1.5px solid #444;vertical-align:bottom}th.text,td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
 td.text{min-width:8rem}tr.part td{font-weight:600;text-align:left;background:#f0f0f0;border-top:1px solid #444}
 tr.best td{font-weight:700}
@@ -76,7 +76,7 @@ impl Page {
     }
 }
 
-/// A table; columns whose name begins with `<` are text.
+/// A table; columns whose name begins with `<` are text. Policies in them are broken between their parts.
 pub(super) struct Table {
     columns: Vec<&'static str>,
     rows: Vec<Line>,
@@ -143,7 +143,11 @@ impl Table {
         let cell = |column: &usize| {
             let is_text = self.columns[*column].starts_with('<');
             let class = if is_text { " class=\"text\"" } else { "" };
-            format!("<{tag}{class}>{}</{tag}>", escape(text(*column)))
+            let mut text = escape(text(*column));
+            if is_text {
+                text = text.replace('+', "+<wbr>").replace(',', ",<wbr>");
+            }
+            format!("<{tag}{class}>{text}</{tag}>")
         };
         shown.iter().map(cell).collect()
     }

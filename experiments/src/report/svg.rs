@@ -21,7 +21,7 @@ pub(super) fn escape(text: &str) -> String {
 
 /// The width of text at the plots' size, about: for room and for cutting, not for placing.
 pub(super) fn text_width(text: &str) -> f64 {
-    text.chars().count() as f64 * 6.9
+    text.chars().count() as f64 * 7.3
 }
 
 /// Where a text's position is.

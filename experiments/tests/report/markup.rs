@@ -1,6 +1,6 @@
 //! Whether elements are closed in the order in which they were opened, and whether references have something to refer to.
 
-const VOID: [&str; 2] = ["meta", "link"];
+const VOID: [&str; 3] = ["meta", "link", "wbr"];
 
 pub fn check(html: &str) {
     let mut open: Vec<&str> = Vec::new();
