@@ -234,7 +234,7 @@ fn in_two(policy: &str, room: f64) -> (&str, &str) {
     }
     let breaks = policy.match_indices(['+', ',']).map(|(at, _)| at + 1);
     let fits = |at: &usize| text_width(&policy[..*at]) <= room;
-    policy.split_at(breaks.filter(fits).last().unwrap_or(0))
+    policy.split_at(breaks.rev().find(fits).unwrap_or(0))
 }
 
 /// The text, or as much of its beginning as there is room for.
