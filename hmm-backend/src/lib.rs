@@ -39,6 +39,7 @@ mod error;
 mod events;
 mod evict;
 mod exclusive;
+mod explicit;
 mod fatal;
 mod fault;
 mod fault_queue;

@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Rig, both_engines};
 use hmm_backend::{
@@ -33,8 +33,11 @@ impl FaultPolicy for Script {
     fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
         assert_eq!(view.pages, 1024);
         if self.slow {
-            // No event is waited for: it is just slow.
-            std::thread::sleep(Duration::from_millis(2));
+            // Busy for longer than advice may take.
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_millis(2) {
+                std::hint::spin_loop();
+            }
         }
         Advice {
             stay: self.stay && fault.to != Place::System,

@@ -1,7 +1,7 @@
 //! Scripts as policies of real machines: whatever a script does, the guest's data is right.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use hmm_backend::EngineChoice;
@@ -202,18 +202,19 @@ fn scripts_are_reloaded_under_a_running_guest() {
     let mut config = config("torture", &[("seconds", "2"), ("pages", "24")], &path);
     for engine in ENGINES {
         config.engine.kind = EngineChoice::Only(engine);
-        let running = AtomicBool::new(true);
         let report = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let new = folder.path().join("new");
-                while running.load(Ordering::Relaxed) {
+            let (running, ended) = mpsc::channel::<()>();
+            let (new, path) = (folder.path().join("new"), &path);
+            scope.spawn(move || {
+                // Until the run is over.
+                const PACE: Duration = Duration::from_millis(20);
+                while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(PACE) {
                     std::fs::write(&new, good).unwrap();
-                    std::fs::rename(&new, &path).unwrap();
-                    std::thread::sleep(Duration::from_millis(20));
+                    std::fs::rename(&new, path).unwrap();
                 }
             });
             let report = run(&config);
-            running.store(false, Ordering::Relaxed);
+            drop(running);
             report.unwrap()
         });
         assert!(report.verified(), "{:?}", report.error());

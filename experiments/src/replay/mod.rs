@@ -4,173 +4,29 @@
 //! An access that finds its page where it can be reached costs a look at a table; anything else goes through the same
 //! code as a fault of a live guest.
 
+mod config;
 mod file;
 mod in_order;
 mod ledger;
 mod optimal;
+mod outcome;
 mod page_table;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use config::{Costs, ReplayConfig, Time};
+pub use file::{FileReplay, FileReplayError};
 use hmm_backend::{
     Access, Backend, BackendConfig, Cause, DeviceId, Event, EventKind, LinkModel, Mirror,
-    MirrorError, ModelBackend, PAGE_SIZE, Page, PageRange, Pinned, PolicyFactory,
+    MirrorError, ModelBackend, PAGE_SIZE, Page, PageRange, Pinned,
 };
-use serde::Serialize;
-
-pub use file::{FileReplay, FileReplayError};
 use in_order::{InOrder, began};
 use ledger::Ledger;
 pub use optimal::{Optimal, OptimalError};
 use optimal::{Step, Steps};
+pub use outcome::{ReplayError, Replayed};
 use page_table::PageTable;
-
-/// Where a replay's time comes from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Time {
-    /// From the events: for traces of live runs, whose times hold everything that happened.
-    Trace,
-    /// From the costs of what happens: for access traces, which know no time.
-    Modelled,
-}
-
-/// What things cost, besides the transfers of the link model.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Costs {
-    /// Of one access, wherever the page is.
-    pub access: Duration,
-    /// Of one fault, without its transfers.
-    pub fault: Duration,
-    /// What a device's access to a page of system memory in place costs on top.
-    pub remote: Duration,
-}
-
-impl Default for Costs {
-    /// 4 ns for an access, 20 µs for a fault, about what a GPU fault takes, and 1 µs for an access in place, about
-    /// one round trip over PCIe. An access of a trace may stand for several to the same page, one after the other.
-    fn default() -> Self {
-        Costs {
-            access: Duration::from_nanos(4),
-            fault: Duration::from_micros(20),
-            remote: Duration::from_micros(1),
-        }
-    }
-}
-
-/// How to replay.
-#[derive(Clone)]
-pub struct ReplayConfig {
-    /// What decides.
-    pub policy: Arc<dyn PolicyFactory>,
-    /// Bytes of managed memory; rounded up to 2 MiB.
-    pub memory: u64,
-    /// Bytes of each device's memory, a multiple of the page size.
-    pub device_memory: u64,
-    /// How many devices there are.
-    pub devices: u8,
-    /// What transfers cost.
-    pub link: LinkModel,
-    /// What else costs.
-    pub costs: Costs,
-    /// Whose time policies see.
-    pub time: Time,
-    /// Whether to compare with [`Optimal`]: keeps 12 bytes for each access. Says something only of access traces.
-    pub optimal: bool,
-    /// Whether to keep the migrations.
-    pub moves: bool,
-}
-
-/// Why a replay could not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
-    /// The configuration is not possible.
-    #[error(transparent)]
-    Backend(#[from] hmm_backend::Error),
-    /// The trace accesses a page that is not in memory.
-    #[error(
-        "event {event}: page {page} is beyond the {pages} pages of managed memory; replay with more"
-    )]
-    OutOfMemory {
-        /// The event's number, from 0.
-        event: u64,
-        /// The page.
-        page: u32,
-        /// Pages there are.
-        pages: u32,
-    },
-    /// The trace names a device that is not there.
-    #[error("event {event}: device {device} is not among the {devices} devices of the replay")]
-    NoDevice {
-        /// The event's number, from 0.
-        event: u64,
-        /// The device.
-        device: u8,
-        /// Devices there are.
-        devices: u8,
-    },
-    /// A fault could not be resolved.
-    #[error("event {event}: the fault on page {page} cannot be resolved: {cause}")]
-    Fatal {
-        /// The event's number, from 0.
-        event: u64,
-        /// The page.
-        page: u32,
-        /// Why.
-        cause: String,
-    },
-    /// There is nothing to compare with.
-    #[error(transparent)]
-    Optimal(#[from] OptimalError),
-}
-
-/// What came of a replay.
-#[derive(Clone, Debug, Serialize)]
-pub struct Replayed {
-    /// The policy, with all its parameters.
-    pub policy: String,
-    /// Pages accessed, each access counted.
-    pub accesses: u64,
-    /// Accesses of devices to pages of system memory in place, among them.
-    pub remote_accesses: u64,
-    /// Faults of CPUs.
-    pub cpu_faults: u64,
-    /// Faults of devices.
-    pub device_faults: u64,
-    /// Times a device was given a translation of a system page in place.
-    pub mapped_in_place: u64,
-    /// Pages that migrated to devices; first touches there count.
-    pub pages_to_device: u64,
-    /// Pages that migrated to system memory.
-    pub pages_to_system: u64,
-    /// Bytes that crossed the link towards devices: without first touches, which have no contents.
-    pub bytes_to_device: u64,
-    /// Bytes that crossed the link towards system memory.
-    pub bytes_to_system: u64,
-    /// Pages that left device memory because it was short.
-    pub evicted: u64,
-    /// Pages that migrated because the policy brought them along.
-    pub prefetched: u64,
-    /// Those among all migrated pages that left again before anybody accessed them. Only known of access traces: those of
-    /// live runs do not hold accesses that needed no service.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unused: Option<u64>,
-    /// Pages that went to a device three times or more.
-    pub thrashing_pages: u64,
-    /// Pages of advice that had to be cut.
-    pub advice_cut: u64,
-    /// Transfers, each of one migration call.
-    pub transfers: u64,
-    /// Nanoseconds: all accesses, faults and transfers, one after the other; in modelled time also the waits that the
-    /// policy asked for.
-    pub modelled_ns: u64,
-    /// The least that was possible, if asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub optimal: Option<Optimal>,
-    /// The migrations in order, if asked for.
-    #[serde(skip)]
-    pub moves: Vec<Event>,
-}
 
 /// Events between two looks at what migrated, if migrations are kept.
 const KEPT: usize = 1 << 16;

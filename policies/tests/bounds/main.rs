@@ -1,64 +1,18 @@
 //! Broken and hostile scripts: errors name file and line, runaways are stopped, the default policy decides instead.
 
+mod events;
+mod rig;
+#[path = "../views/mod.rs"]
 mod views;
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Advice, BlockFault, BlockView, MAX_HOLD, PolicyFactory, PolicySpec};
-use hmmvisor_policies::{FileWatch, Limits, Log, ScriptError, ScriptFigures, ScriptSpec, Scripts};
+use hmm_backend::{Advice, MAX_HOLD, PolicyFactory};
+use hmmvisor_policies::{FileWatch, ScriptFigures, Scripts};
+
+use rig::{Lines, ask, error, load, load_at, on_fault};
 use views::each_view;
-
-/// What the scripts' log was told.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<String>>>);
-
-impl Lines {
-    fn log(&self) -> Log {
-        let lines = self.0.clone();
-        Arc::new(move |line| lines.lock().unwrap().push(line.to_owned()))
-    }
-
-    fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
-    }
-}
-
-fn load_at(path: &Path, text: &str, lines: &Lines) -> Result<Arc<Scripts>, ScriptError> {
-    std::fs::write(path, text).unwrap();
-    Scripts::with(
-        ScriptSpec::file(path.to_owned()),
-        Limits::default(),
-        lines.log(),
-    )
-}
-
-fn load(text: &str, lines: &Lines) -> Result<Arc<Scripts>, ScriptError> {
-    let folder = tempfile::tempdir().unwrap();
-    load_at(&folder.path().join("bad.luau"), text, lines)
-}
-
-fn error(text: &str) -> String {
-    load(text, &Lines::default()).err().unwrap().to_string()
-}
-
-/// Asks `n` times about one real fault. Also returns what the default policy says.
-fn ask(scripts: &Arc<Scripts>, n: usize) -> (Vec<Advice>, Advice) {
-    let mut policy = scripts.fault_policy();
-    let mut default = PolicySpec::default().fault_policy();
-    let (said, heard) = mpsc::channel();
-    each_view(1, 5, move |fault: &BlockFault, view: &BlockView<'_>| {
-        let advice: Vec<_> = (0..n).map(|_| policy.advise(fault, view)).collect();
-        said.send((advice, default.advise(fault, view))).unwrap();
-    });
-    heard.recv().unwrap()
-}
-
-/// The function `on_fault` with this body.
-fn on_fault(body: &str) -> String {
-    format!("return {{ on_fault = function(page)\n{body}\nend }}")
-}
 
 #[test]
 fn a_script_that_cannot_be_used_is_refused_with_file_and_line() {
@@ -421,91 +375,6 @@ fn advice_out_of_range_is_cut() {
         check(&advice);
         assert_eq!(scripts.figures().failures, 0, "{body}");
     }
-}
-
-/// What else a script hears, and what it is given.
-#[test]
-fn all_events_reach_the_script_with_what_they_say() {
-    use hmm_backend::{DeviceId, Hint, Page, PageRange, Place, Seen, Wish};
-    let text = r#"
-        local recent, link, counters = hmm.recent(), hmm.link(), hmm.counters()
-        local touched, untouched, resident = hmm.touched(), hmm.untouched(), hmm.resident()
-        print("loaded", BLOCK)
-        return {
-            tick_interval = 250,
-            on_fault = function(page, write, device, now, n, free, len, capacity)
-                assert(write and device == nil and n == 1 and len == 512 and now > 0)
-                assert(free == math.huge and capacity == math.huge)
-                assert(pages.count(touched, 0, 512) == 1 and pages.has(touched, page % 512))
-                assert(pages.next(touched, 0) == page % 512 and pages.next(touched, page % 512 + 1) == nil)
-                assert(not pages.has(resident, page % 512))
-                local latency, bandwidth = link()
-                assert(latency == 10 and bandwidth == 25000)
-                assert(counters() == 0 and recent(1) == nil)
-                state.faults = (state.faults or 0) + 1
-                return true
-            end,
-            on_remote_accesses = function(page, device, count) return device == 1 and count == 7 end,
-            on_hint = function(first, count, name, value, on) print(first, count, name, value, on) end,
-            on_free = function(first, count) print("free", first, count, state.faults) end,
-            on_tick = function(now, cpu) print("tick", now, cpu) return { { 5, 3 }, { 600, 1, 2 } } end,
-        }"#;
-    let lines = Lines::default();
-    let scripts = load(text, &lines).unwrap();
-    let mut policy = scripts.fault_policy();
-    lines.take();
-    let said = lines.clone();
-    each_view(1, 5, move |fault, view| {
-        let mut default = PolicySpec::default().fault_policy();
-        assert_eq!(policy.advise(fault, view), default.advise(fault, view));
-        let device = |to| BlockFault {
-            to: Place::Device(DeviceId(to)),
-            ..*fault
-        };
-        assert_eq!(policy.remote_accesses(&device(1), 7, view), fault.pages);
-        assert!(policy.remote_accesses(&device(1), 6, view).is_empty());
-        let range = PageRange::with_len(Page(7), 2);
-        policy.hinted(
-            range,
-            Hint::PreferredLocation(Some(Place::Device(DeviceId(3)))),
-        );
-        policy.hinted(range, Hint::PreferredLocation(Some(Place::System)));
-        policy.hinted(range, Hint::PreferredLocation(None));
-        policy.hinted(range, Hint::AccessedBy(DeviceId(4), false));
-        policy.hinted(range, Hint::ReadMostly(true));
-        policy.freed(range);
-        assert_eq!(policy.tick_interval(), Some(Duration::from_micros(250)));
-        let seen = Seen {
-            cpu_faults: 9,
-            ..Seen::default()
-        };
-        let wish = |first, n, to| Wish {
-            pages: PageRange::with_len(Page(first), n),
-            to,
-        };
-        assert_eq!(
-            policy.tick(Duration::from_millis(2), seen),
-            [
-                wish(5, 3, Place::System),
-                wish(600, 1, Place::Device(DeviceId(2)))
-            ]
-        );
-        let lines: Vec<_> = said.take();
-        assert_eq!(
-            lines,
-            [
-                "bad.luau: 7 2 preferred_location 3 true",
-                "bad.luau: 7 2 preferred_location nil true",
-                "bad.luau: 7 2 preferred_location nil false",
-                "bad.luau: 7 2 accessed_by 4 false",
-                "bad.luau: 7 2 read_mostly nil true",
-                "bad.luau: free 7 2 1",
-                "bad.luau: tick 2000 9",
-            ]
-        );
-    });
-    let figures = scripts.figures();
-    assert_eq!((figures.decisions, figures.failures), (10, 0));
 }
 
 /// A script that prints in every event does not fill the disk.

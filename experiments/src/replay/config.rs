@@ -1,0 +1,61 @@
+//! How to replay.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hmm_backend::{LinkModel, PolicyFactory};
+
+/// Where a replay's time comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Time {
+    /// From the events: for traces of live runs, whose times hold everything that happened.
+    Trace,
+    /// From the costs of what happens: for access traces, which know no time.
+    Modelled,
+}
+
+/// What things cost, besides the transfers of the link model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Costs {
+    /// Of one access, wherever the page is.
+    pub access: Duration,
+    /// Of one fault, without its transfers.
+    pub fault: Duration,
+    /// What a device's access to a page of system memory in place costs on top.
+    pub remote: Duration,
+}
+
+impl Default for Costs {
+    /// 4 ns for an access, 20 µs for a fault, about what a GPU fault takes, and 1 µs for an access in place, about
+    /// one round trip over PCIe. An access of a trace may stand for several to the same page, one after the other.
+    fn default() -> Self {
+        Costs {
+            access: Duration::from_nanos(4),
+            fault: Duration::from_micros(20),
+            remote: Duration::from_micros(1),
+        }
+    }
+}
+
+/// How to replay.
+#[derive(Clone)]
+pub struct ReplayConfig {
+    /// What decides.
+    pub policy: Arc<dyn PolicyFactory>,
+    /// Bytes of managed memory; rounded up to 2 MiB.
+    pub memory: u64,
+    /// Bytes of each device's memory, a multiple of the page size.
+    pub device_memory: u64,
+    /// How many devices there are.
+    pub devices: u8,
+    /// What transfers cost.
+    pub link: LinkModel,
+    /// What else costs.
+    pub costs: Costs,
+    /// Whose time policies see.
+    pub time: Time,
+    /// Whether to compare with [`super::Optimal`]: keeps 12 bytes for each access. Says something only of access traces.
+    pub optimal: bool,
+    /// Whether to keep the migrations.
+    pub moves: bool,
+}

@@ -1,0 +1,97 @@
+//! What comes of a replay.
+
+use hmm_backend::Event;
+use serde::Serialize;
+
+use super::optimal::{Optimal, OptimalError};
+
+/// Why a replay could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The configuration is not possible.
+    #[error(transparent)]
+    Backend(#[from] hmm_backend::Error),
+    /// The trace accesses a page that is not in memory.
+    #[error(
+        "event {event}: page {page} is beyond the {pages} pages of managed memory; replay with more"
+    )]
+    OutOfMemory {
+        /// The event's number, from 0.
+        event: u64,
+        /// The page.
+        page: u32,
+        /// Pages there are.
+        pages: u32,
+    },
+    /// The trace names a device that is not there.
+    #[error("event {event}: device {device} is not among the {devices} devices of the replay")]
+    NoDevice {
+        /// The event's number, from 0.
+        event: u64,
+        /// The device.
+        device: u8,
+        /// Devices there are.
+        devices: u8,
+    },
+    /// A fault could not be resolved.
+    #[error("event {event}: the fault on page {page} cannot be resolved: {cause}")]
+    Fatal {
+        /// The event's number, from 0.
+        event: u64,
+        /// The page.
+        page: u32,
+        /// Why.
+        cause: String,
+    },
+    /// There is nothing to compare with.
+    #[error(transparent)]
+    Optimal(#[from] OptimalError),
+}
+
+/// What came of a replay.
+#[derive(Clone, Debug, Serialize)]
+pub struct Replayed {
+    /// The policy, with all its parameters.
+    pub policy: String,
+    /// Pages accessed, each access counted.
+    pub accesses: u64,
+    /// Accesses of devices to pages of system memory in place, among them.
+    pub remote_accesses: u64,
+    /// Faults of CPUs.
+    pub cpu_faults: u64,
+    /// Faults of devices.
+    pub device_faults: u64,
+    /// Times a device was given a translation of a system page in place.
+    pub mapped_in_place: u64,
+    /// Pages that migrated to devices; first touches there count.
+    pub pages_to_device: u64,
+    /// Pages that migrated to system memory.
+    pub pages_to_system: u64,
+    /// Bytes that crossed the link towards devices: without first touches, which have no contents.
+    pub bytes_to_device: u64,
+    /// Bytes that crossed the link towards system memory.
+    pub bytes_to_system: u64,
+    /// Pages that left device memory because it was short.
+    pub evicted: u64,
+    /// Pages that migrated because the policy brought them along.
+    pub prefetched: u64,
+    /// Those among all migrated pages that left again before anybody accessed them. Only known of access traces: those of
+    /// live runs do not hold accesses that needed no service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unused: Option<u64>,
+    /// Pages that went to a device three times or more.
+    pub thrashing_pages: u64,
+    /// Pages of advice that had to be cut.
+    pub advice_cut: u64,
+    /// Transfers, each of one migration call.
+    pub transfers: u64,
+    /// Nanoseconds: all accesses, faults and transfers, one after the other; in modelled time also the waits that the
+    /// policy asked for.
+    pub modelled_ns: u64,
+    /// The least that was possible, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optimal: Option<Optimal>,
+    /// The migrations in order, if asked for.
+    #[serde(skip)]
+    pub moves: Vec<Event>,
+}
