@@ -1,7 +1,7 @@
 //! The embedded guest's workloads without a virtual machine: which pages they access, in which order.
 //!
 //! This crate compiles the guest's own sources, all but the few that touch hardware, and runs them in this process.
-//! What takes their place here is `mmio` (devices), `memory` (managed memory, each access to which is told) and
+//! What takes their place here is `mmio` (devices), `word` (of managed memory, each access to which is told) and
 //! `exit`. Accelerators' commands are executed by the accelerator's own kernels. So a trace cannot differ from what the
 //! guest does because somebody forgot to change a model of it; and a workload verifies its results here, too.
 //!
@@ -33,6 +33,8 @@ mod csr;
 mod devices;
 mod exit;
 mod machine;
+#[path = "../../guest/src/memory.rs"]
+#[allow(dead_code, reason = "some workloads do not run here")]
 mod memory;
 mod mmio;
 #[path = "../../guest/src/pages.rs"]
@@ -48,6 +50,7 @@ mod sync;
 mod turns;
 #[path = "../../guest/src/verify.rs"]
 mod verify;
+mod word;
 mod workloads;
 
 pub use run::{AccessError, Settings, check, generate};

@@ -27,6 +27,7 @@ mod pattern;
 mod random;
 mod sync;
 mod verify;
+mod word;
 mod workloads;
 
 use catalog::Kind;

@@ -3,8 +3,9 @@
 use crate::exit::fail;
 use crate::pages::Pages;
 use crate::sync::SpinLock;
+use crate::word::{self, Word};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use hmmvisor_abi::BootInfo;
 use hmmvisor_abi::control::EXIT_USAGE;
 
@@ -60,11 +61,11 @@ impl Words {
     }
 
     /// A word.
-    pub fn word(&self, index: u64) -> &AtomicU64 {
+    pub fn word(self, index: u64) -> Word {
         assert!(index < self.len, "word {index} of {self:?}");
-        // SAFETY: `alloc` or `managed` made the piece out of managed memory, which is mapped, is aligned, is there
-        // for ever and is only ever accessed as atomic words; the index is inside.
-        unsafe { &*((self.address + index * 8) as *const AtomicU64) }
+        // SAFETY: `alloc` or `managed` made the piece out of managed memory, and it is aligned; the index is
+        // inside.
+        unsafe { word::at(self.address + index * 8) }
     }
 
     pub fn get(self, index: u64) -> u64 {
@@ -83,9 +84,11 @@ impl Words {
     }
 }
 
-/// Makes the range that the boot information tells of available. Once, before `alloc`.
+/// Makes the range that the boot information tells of available, and nothing else. Before `alloc`.
 pub fn init(base: u64, bytes: u64) {
-    FREE.lock().give(base / PAGE, bytes / PAGE);
+    let mut free = FREE.lock();
+    *free = Pages::new();
+    free.give(base / PAGE, bytes / PAGE);
 }
 
 /// Allocates whole pages for `len` words, page-aligned. They read as zeros unless somebody gave them
