@@ -3,6 +3,9 @@
 //!
 //! Knows no KVM: everything here works on traces and on the backend's model engine.
 
+/// A page that returned to a device's memory at least as often, after it had been brought back, is called thrashing.
+pub(crate) const THRASHING: u32 = 3;
+
 pub mod replay;
 pub mod report;
 pub mod size;

@@ -18,8 +18,9 @@ use crate::script::{Failure, Script, Source};
 
 /// A script is no larger than this.
 const FILE_LIMIT: u64 = 1 << 20;
-/// Lines that a script may print.
+/// Lines that a script may print, and bytes of each that are shown.
 const MOST_LINES: u32 = 200;
+const MOST_BYTES: usize = 400;
 
 /// Who hears what there is to say about scripts: one line at a time.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
@@ -75,7 +76,11 @@ impl Shared {
         let print: Print =
             Arc::new(
                 move |line| match shared.lines.fetch_add(1, Ordering::Relaxed) {
-                    0..MOST_LINES => (shared.log)(&format!("{name}: {line}")),
+                    0..MOST_LINES => {
+                        let shown = &line[..line.floor_char_boundary(MOST_BYTES)];
+                        let more = if shown.len() < line.len() { "…" } else { "" };
+                        (shared.log)(&format!("{name}: {shown}{more}"));
+                    }
                     MOST_LINES => (shared.log)(&format!("{name}: no more than {MOST_LINES} lines")),
                     _ => {
                         shared.lines.store(MOST_LINES + 1, Ordering::Relaxed);

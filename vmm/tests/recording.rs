@@ -92,26 +92,26 @@ fn wait_for_events(path: &Path) {
     }
 }
 
+/// A run that will not end by itself, with events in its trace already.
+fn endless(path: &Path) -> Killed {
+    let args = ["--workload", "pingpong", "--param", "rounds=1000000"];
+    let child = Command::new(HMMVISOR)
+        .args(args)
+        .arg("--record")
+        .arg(path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let child = Killed(child.unwrap());
+    wait_for_events(path);
+    child
+}
+
 #[test]
 fn a_killed_run_leaves_its_trace() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.hmmtrace");
-    let mut child = Killed(
-        Command::new(HMMVISOR)
-            .args([
-                "--workload",
-                "pingpong",
-                "--param",
-                "rounds=1000000",
-                "--record",
-            ])
-            .arg(&path)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    wait_for_events(&path);
+    let mut child = endless(&path);
     // SIGKILL.
     child.0.kill().unwrap();
     child.0.wait().unwrap();
@@ -133,22 +133,7 @@ fn a_killed_run_leaves_its_trace() {
 fn an_interrupted_run_closes_its_trace() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.hmmtrace");
-    let mut child = Killed(
-        Command::new(HMMVISOR)
-            .args([
-                "--workload",
-                "pingpong",
-                "--param",
-                "rounds=1000000",
-                "--record",
-            ])
-            .arg(&path)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    wait_for_events(&path);
+    let mut child = endless(&path);
     // SAFETY: the child has not been waited for, so the id is its.
     unsafe { libc::kill(child.0.id() as i32, libc::SIGINT) };
     assert_eq!(child.0.wait().unwrap().code(), Some(130));

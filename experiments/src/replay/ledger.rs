@@ -7,12 +7,14 @@ use hmm_backend::{
     ToSystem,
 };
 
+use crate::THRASHING;
+
 /// Set from a page's arrival somewhere until somebody accesses it.
 const UNUSED: u8 = 0x80;
-/// How often a page has come to a device, up to this.
-const ARRIVALS: u8 = 0x7f;
-/// A page that has come to a device this often thrashes.
-const THRASHES: u8 = 3;
+/// Set while a page that has been brought back from a device is elsewhere.
+const AWAY: u8 = 0x40;
+/// How often a page has returned to a device, up to this.
+const RETURNS: u8 = 0x3f;
 
 /// One byte for each page, and sums.
 pub(super) struct Ledger {
@@ -56,12 +58,20 @@ impl Ledger {
         }
     }
 
+    /// The next contents of these pages have another history.
+    pub(super) fn freed(&self, pages: PageRange) {
+        for page in pages.pages() {
+            self.pages[page.0 as usize].fetch_and(!AWAY, Relaxed);
+        }
+    }
+
     fn arrive(&self, pages: PageRange) {
         for page in pages.pages() {
             let cell = &self.pages[page.0 as usize];
             let state = cell.load(Relaxed);
-            if state & ARRIVALS < ARRIVALS {
-                cell.store(state + 1, Relaxed);
+            if state & AWAY != 0 {
+                let returned = u8::from(state & RETURNS < RETURNS);
+                cell.store((state & !AWAY) + returned, Relaxed);
             }
         }
     }
@@ -83,7 +93,7 @@ impl Ledger {
     }
 
     pub(super) fn thrashing(&self) -> u64 {
-        let thrashes = |cell: &&AtomicU8| cell.load(Relaxed) & ARRIVALS >= THRASHES;
+        let thrashes = |cell: &&AtomicU8| u32::from(cell.load(Relaxed) & RETURNS) >= THRASHING;
         self.pages.iter().filter(thrashes).count() as u64
     }
 }
@@ -107,7 +117,11 @@ impl Driver for Ledger {
     fn migrate_to_ram(&self, migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
         let mut pages = 0;
         for folio in migration.folios() {
-            self.leave(PageRange::with_len(folio.page, folio.pages()));
+            let range = PageRange::with_len(folio.page, folio.pages());
+            self.leave(range);
+            for page in range.pages() {
+                self.pages[page.0 as usize].fetch_or(AWAY, Relaxed);
+            }
             pages += u64::from(folio.pages());
         }
         self.to_system.fetch_add(pages, Relaxed);

@@ -151,6 +151,7 @@ impl<'c> Replay<'c> {
         match (event.kind, event.device) {
             (EventKind::Freed, _) => {
                 self.backend().guest_freed(range)?;
+                self.ledger.freed(range);
                 self.note(range, Step::Freed);
             }
             (EventKind::Pinned, _) => self.pinned.push(self.backend().pin(range)?),

@@ -79,9 +79,9 @@ pub struct Replayed {
     /// live runs do not hold accesses that needed no service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unused: Option<u64>,
-    /// Pages that went to a device three times or more.
+    /// Pages that returned to a device three times or more after they had been brought back.
     pub thrashing_pages: u64,
-    /// Pages of advice that had to be cut.
+    /// Times that advice had to be cut to what is possible.
     pub advice_cut: u64,
     /// Transfers, each of one migration call.
     pub transfers: u64,

@@ -6,9 +6,8 @@ use hmm_backend::{Event, EventKind, PAGE_SIZE, Page as GuestPage, PageRange};
 
 use super::axis::{Unit, number};
 use super::page::{Page, Table};
+use crate::THRASHING;
 
-/// A page that returned to device memory at least as often is called thrashing.
-pub(super) const RETURNS: u32 = 3;
 /// Rows of the table.
 const MOST: usize = 20;
 
@@ -85,7 +84,7 @@ impl Thrashing {
     pub(super) fn count(&self) -> usize {
         self.pages
             .values()
-            .filter(|history| history.returns >= RETURNS)
+            .filter(|history| history.returns >= THRASHING)
             .count()
     }
 
@@ -93,7 +92,7 @@ impl Thrashing {
     fn ranges(&self) -> Vec<(PageRange, History)> {
         let mut ranges: Vec<(PageRange, History)> = Vec::new();
         for (page, history) in &self.pages {
-            if history.returns < RETURNS {
+            if history.returns < THRASHING {
                 continue;
             }
             match ranges.last_mut() {
@@ -117,12 +116,12 @@ impl Thrashing {
         let ranges = self.ranges();
         if ranges.is_empty() {
             page.paragraph(&format!(
-                "No page returned to device memory {RETURNS} times or more."
+                "No page returned to device memory {THRASHING} times or more."
             ));
             return;
         }
         page.paragraph(&format!(
-            "{} pages returned to device memory {RETURNS} times or more after they had been brought back. Neighbours with as many returns \
+            "{} pages returned to device memory {THRASHING} times or more after they had been brought back. Neighbours with as many returns \
              share a row; the worst come first. The shorter the time away, the more a policy that holds or pins them would gain.",
             number(self.count() as f64)
         ));

@@ -386,4 +386,8 @@ fn printing_is_bounded() {
     let said = lines.take();
     assert_eq!(said.len(), 201);
     assert!(said[200].ends_with("no more than 200 lines"));
+    let scripts = load(&on_fault("print(string.rep('ä', 100000))"), &lines).unwrap();
+    ask(&scripts, 1);
+    let said = lines.take();
+    assert_eq!(said, [format!("bad.luau: {}…", "ä".repeat(200))]);
 }

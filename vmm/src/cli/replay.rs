@@ -144,6 +144,9 @@ impl fmt::Display for Summary<'_> {
                 "for nothing     {unused} pages moved on before anybody used them"
             )?;
         }
+        if outcome.advice_cut > 0 {
+            writeln!(f, "advice cut      {} times", outcome.advice_cut)?;
+        }
         writeln!(f, "evicted         {} pages", outcome.evicted)?;
         writeln!(
             f,
@@ -152,7 +155,7 @@ impl fmt::Display for Summary<'_> {
         )?;
         writeln!(
             f,
-            "thrashing       {} pages went to a device three times or more",
+            "thrashing       {} pages returned to a device three times or more",
             outcome.thrashing_pages
         )?;
         let kib = |bytes: u64| bytes >> 10;
