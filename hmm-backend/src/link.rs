@@ -34,9 +34,20 @@ impl LinkModel {
 impl fmt::Display for LinkModel {
     /// As it is parsed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (latency, bandwidth) = (self.latency.as_nanos(), self.bandwidth);
-        write!(f, "latency={latency}ns,bandwidth={bandwidth}")
+        let latency = scaled(self.latency.as_nanos(), &["ns", "us", "ms"]);
+        let bandwidth = scaled(self.bandwidth.into(), &["", "K", "M", "G"]);
+        write!(f, "latency={latency},bandwidth={bandwidth}")
     }
+}
+
+/// A number in the largest of these units, each a thousand of the one before, in which it is a whole one.
+fn scaled(mut number: u128, units: &[&str]) -> String {
+    let mut unit = 0;
+    while unit + 1 < units.len() && number > 0 && number.is_multiple_of(1000) {
+        number /= 1000;
+        unit += 1;
+    }
+    format!("{number}{}", units[unit])
 }
 
 impl FromStr for LinkModel {
@@ -101,7 +112,11 @@ mod tests {
     #[test]
     fn links_are_printed_as_they_are_parsed() {
         let link: LinkModel = "latency=2us,bandwidth=12G".parse().unwrap();
-        assert_eq!(link.to_string().parse(), Ok(link));
+        assert_eq!(link.to_string(), "latency=2us,bandwidth=12G");
+        for text in ["latency=0ns,bandwidth=1", "latency=1500ns,bandwidth=12500M"] {
+            let link: LinkModel = text.parse().unwrap();
+            assert_eq!(link.to_string(), text);
+        }
         assert_eq!(link.time(12_000), Duration::from_micros(3));
         assert_eq!("bandwidth=25G".parse(), Ok(LinkModel::default()));
         for (text, message) in [

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use hmm_backend::LinkModel;
 use hmmvisor::size::Size;
@@ -41,13 +41,9 @@ pub fn run(args: ReplayArgs) -> Result<String> {
     let mut warning = String::new();
     match reader.tail() {
         Tail::Complete => {}
-        Tail::Unfinished => {
-            warning = "it was not finished; what its blocks hold is replayed".into()
-        }
+        Tail::Unfinished => warning = "its writer was stopped before its end".into(),
         Tail::Truncated { missing, .. } => {
-            warning = format!(
-                "at least {missing} bytes are missing at its end; what is there is replayed"
-            );
+            warning = format!("at least {missing} bytes are missing at its end");
         }
         // Reading it up to there says what and where.
         Tail::Corrupt { .. } => {}
@@ -55,8 +51,15 @@ pub fn run(args: ReplayArgs) -> Result<String> {
     let settings = settings(&args, &meta)?;
     let config = settings.config(&meta);
     let outcome = settings.run(reader)?;
+    if outcome.accesses == 0 {
+        let but = if warning.is_empty() { "" } else { "; " };
+        bail!("{}: no access is in it{but}{warning}", args.trace.display());
+    }
     if !warning.is_empty() {
-        eprintln!("hmmvisor: {}: {warning}", args.trace.display());
+        eprintln!(
+            "hmmvisor: {}: {warning}; what is there was replayed",
+            args.trace.display()
+        );
     }
     Ok(match args.json {
         true => serde_json::to_string(&outcome)? + "\n",
