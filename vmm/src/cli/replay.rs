@@ -10,7 +10,7 @@ use hmm_backend::LinkModel;
 use hmmvisor::size::Size;
 use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
-use hmmvisor_policies::{Limits, PolicyChoice};
+use hmmvisor_policies::{Limits, PolicyChoice, Scripts};
 
 /// Options of `replay`.
 #[derive(Args)]
@@ -48,7 +48,7 @@ pub fn run(args: ReplayArgs) -> Result<String> {
         // Reading it up to there says what and where.
         Tail::Corrupt { .. } => {}
     }
-    let settings = settings(&args, &meta)?;
+    let (settings, scripts) = settings(&args, &meta)?;
     let config = settings.config(&meta);
     let outcome = settings.run(reader)?;
     if outcome.accesses == 0 {
@@ -61,6 +61,15 @@ pub fn run(args: ReplayArgs) -> Result<String> {
             args.trace.display()
         );
     }
+    for figures in scripts.iter().map(|script| script.figures()) {
+        if figures.failures > 0 {
+            eprintln!(
+                "hmmvisor: the script failed in {} of {} events; the default policy decided instead",
+                figures.failures,
+                figures.failures + figures.decisions
+            );
+        }
+    }
     Ok(match args.json {
         true => serde_json::to_string(&outcome)? + "\n",
         false => Summary {
@@ -72,7 +81,7 @@ pub fn run(args: ReplayArgs) -> Result<String> {
     })
 }
 
-fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<FileReplay> {
+fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<Scripts>>)> {
     let missing = |option: &str, what: &str| {
         anyhow!(
             "{}: the trace names no {what}; give one with {option}",
@@ -92,12 +101,14 @@ fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<FileReplay> {
         None => meta.device_memory,
     };
     let log = Arc::new(|line: &str| eprintln!("hmmvisor: policy script {line}"));
-    Ok(FileReplay {
-        policy: policy.load(Limits::default(), log)?.factory,
+    let chosen = policy.load(Limits::default(), log)?;
+    let settings = FileReplay {
+        policy: chosen.factory,
         device_memory,
         link: args.link,
         optimal: !args.no_optimal,
-    })
+    };
+    Ok((settings, chosen.scripts))
 }
 
 /// The outcome for people.
