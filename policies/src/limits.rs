@@ -18,15 +18,18 @@ pub struct Limits {
 impl Limits {
     /// Steps that loading a script may take, for each step of an event: it may make tables.
     pub(crate) const LOADING: u32 = 100;
+
+    /// What scripts get unless somebody says otherwise.
+    pub const DEFAULT: Limits = Limits {
+        steps: 50_000,
+        time: Duration::from_millis(5),
+        memory: 16 << 20,
+        failures: 16,
+    };
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits {
-            steps: 50_000,
-            time: Duration::from_millis(5),
-            memory: 16 << 20,
-            failures: 16,
-        }
+        Limits::DEFAULT
     }
 }

@@ -6,12 +6,12 @@ mod rig;
 mod views;
 
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hmm_backend::{Advice, MAX_HOLD, PolicyFactory};
-use hmmvisor_policies::{FileWatch, ScriptFigures, Scripts};
+use hmmvisor_policies::{FileWatch, Limits, ScriptFigures, Scripts};
 
-use rig::{Lines, ask, error, load, load_at, on_fault};
+use rig::{Lines, PATIENT, ask, error, load, load_at, load_within, on_fault};
 use views::each_view;
 
 #[test]
@@ -206,14 +206,8 @@ fn failures_fall_back_to_the_default_policy() {
         ("pages.fill = nil", "attempt to modify a readonly table"),
     ] {
         let lines = Lines::default();
-        let scripts = load(&on_fault(body), &lines).unwrap();
-        let started = Instant::now();
+        let scripts = load_within(PATIENT, &on_fault(body), &lines).unwrap();
         let (advice, default) = ask(&scripts, 3);
-        eprintln!(
-            "{:>9.1?} {body}: {:?}",
-            started.elapsed() / 3,
-            lines.0.lock().unwrap()
-        );
         assert_eq!(advice, vec![default; 3], "{body}");
         let figures = scripts.figures();
         assert_eq!((figures.decisions, figures.failures), (0, 3), "{body}");
@@ -227,6 +221,24 @@ fn failures_fall_back_to_the_default_policy() {
         );
         assert_eq!(said[0].lines().count(), 1, "{said:?}");
     }
+}
+
+/// Time is a bound of its own; steps are above.
+#[test]
+fn a_script_is_stopped_when_its_time_is_over() {
+    let limits = Limits {
+        steps: u32::MAX,
+        ..Limits::default()
+    };
+    let lines = Lines::default();
+    let scripts = load_within(limits, &on_fault("while true do end"), &lines).unwrap();
+    let (advice, default) = ask(&scripts, 1);
+    assert_eq!(advice, [default]);
+    let said = lines.take();
+    assert!(
+        said[0].contains("bad.luau:2: stopped: more than 5 ms"),
+        "{said:?}"
+    );
 }
 
 /// An overrun that the script hides is one all the same, and afterwards the script is well again.

@@ -2,11 +2,18 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use hmm_backend::{Advice, BlockFault, BlockView, PolicyFactory, PolicySpec};
 use hmmvisor_policies::{Limits, Log, ScriptError, ScriptSpec, Scripts};
 
 use crate::views::each_view;
+
+/// On a slow or busy machine time would be over before the bound that a test is about is met.
+pub const PATIENT: Limits = Limits {
+    time: Duration::from_secs(1),
+    ..Limits::DEFAULT
+};
 
 /// What the scripts' log was told.
 #[derive(Clone, Default)]
@@ -23,22 +30,34 @@ impl Lines {
     }
 }
 
-pub fn load_at(path: &Path, text: &str, lines: &Lines) -> Result<Arc<Scripts>, ScriptError> {
+fn load_file(
+    path: &Path,
+    limits: Limits,
+    text: &str,
+    lines: &Lines,
+) -> Result<Arc<Scripts>, ScriptError> {
     std::fs::write(path, text).unwrap();
-    Scripts::with(
-        ScriptSpec::file(path.to_owned()),
-        Limits::default(),
-        lines.log(),
-    )
+    Scripts::with(ScriptSpec::file(path.to_owned()), limits, lines.log())
+}
+
+pub fn load_at(path: &Path, text: &str, lines: &Lines) -> Result<Arc<Scripts>, ScriptError> {
+    load_file(path, Limits::default(), text, lines)
+}
+
+pub fn load_within(limits: Limits, text: &str, lines: &Lines) -> Result<Arc<Scripts>, ScriptError> {
+    let folder = tempfile::tempdir().unwrap();
+    load_file(&folder.path().join("bad.luau"), limits, text, lines)
 }
 
 pub fn load(text: &str, lines: &Lines) -> Result<Arc<Scripts>, ScriptError> {
-    let folder = tempfile::tempdir().unwrap();
-    load_at(&folder.path().join("bad.luau"), text, lines)
+    load_within(Limits::default(), text, lines)
 }
 
 pub fn error(text: &str) -> String {
-    load(text, &Lines::default()).err().unwrap().to_string()
+    load_within(PATIENT, text, &Lines::default())
+        .err()
+        .unwrap()
+        .to_string()
 }
 
 /// Asks `n` times about one real fault. Also returns what the default policy says.
