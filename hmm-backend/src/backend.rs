@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::advisor::Advisor;
 use crate::device::Device;
-use crate::driver::{DeviceId, Driver};
+use crate::driver::{DeviceId, Driver, Frame};
 use crate::driver_calls::DriverCalls;
 use crate::engine::{Engine, EngineChoice};
 use crate::error::Error;
@@ -280,6 +280,25 @@ impl Backend {
     /// How long a system page still stays where it is.
     pub(crate) fn system_hold(&self, word: Word) -> Option<Duration> {
         word.system_held_until()?.remaining(self.clock.now())
+    }
+
+    /// How long a page that is in a device's memory still stays as it is.
+    pub(crate) fn device_hold(&self, page: Page, word: Word) -> Option<Duration> {
+        let (Residency::Device {
+            device,
+            frame,
+            order,
+        }
+        | Residency::Duplicated {
+            device,
+            frame,
+            order,
+        }) = word.residency()
+        else {
+            return None;
+        };
+        let first = Frame(frame.0 - (page.0 - page.folio_head(order).0));
+        self.device_of(device).held(first, self.clock.now())
     }
 
     /// Takes the translations of these folios away from all devices that may have one. When it returns, no

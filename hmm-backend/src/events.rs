@@ -40,6 +40,11 @@ pub enum EventKind {
     Pinned,
     /// Pages are about to be let go of that were pinned.
     Unpinned,
+    /// Pages of the device's memory arrived in system memory and stayed where they were, too.
+    Duplicated,
+    /// One copy of duplicated pages is gone, and no contents moved: they are in the memory of `device` alone, or in
+    /// system memory if there is none.
+    Collapsed,
 }
 
 /// Number of kinds.
@@ -47,7 +52,7 @@ const KINDS: usize = EventKind::ALL.len();
 
 impl EventKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [EventKind; 13] = [
+    pub const ALL: [EventKind; 15] = [
         EventKind::CpuFault,
         EventKind::DeviceFault,
         EventKind::ToDevice,
@@ -61,6 +66,8 @@ impl EventKind {
         EventKind::SlowDriver,
         EventKind::Pinned,
         EventKind::Unpinned,
+        EventKind::Duplicated,
+        EventKind::Collapsed,
     ];
 
     /// The name in files.
@@ -79,6 +86,8 @@ impl EventKind {
             EventKind::SlowDriver => "slow-driver",
             EventKind::Pinned => "pinned",
             EventKind::Unpinned => "unpinned",
+            EventKind::Duplicated => "duplicated",
+            EventKind::Collapsed => "collapsed",
         }
     }
 }

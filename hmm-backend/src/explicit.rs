@@ -4,7 +4,7 @@ use crate::backend::{Backend, set_of};
 use crate::device::Device;
 use crate::driver::DeviceId;
 use crate::error::Error;
-use crate::migrate::{Reason, ToDevice, collect_to_system};
+use crate::migrate::{Reason, Take, ToDevice, collect_to_system};
 use crate::page::{BLOCK_PAGES, Block, Page, PageRange, PageSet};
 use crate::stats::Cause;
 use crate::word::Residency;
@@ -67,7 +67,7 @@ impl Backend {
     }
 
     /// Migrates pages to system memory because somebody asked for it; pages that cannot move stay. Ends exclusive
-    /// access. Waits for pages in motion. Returns how many moved.
+    /// access; of duplicates, the device's copy goes. Waits for pages in motion. Returns how many moved.
     pub fn migrate_to_system(&self, range: PageRange) -> Result<u64, Error> {
         self.settle(range)?;
         let mut moved = 0;
@@ -75,7 +75,7 @@ impl Backend {
         while !left.is_empty() {
             let part = left.take_blocks(MOST_BLOCKS);
             self.end_exclusive_access(part, |_| true);
-            for (device, sources) in collect_to_system(self, sets_of(part), false) {
+            for (device, sources) in collect_to_system(self, sets_of(part), Take::All) {
                 let reason = Reason::of(Cause::User);
                 moved += self
                     .send_back(device, sources, reason, None)

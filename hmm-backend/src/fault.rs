@@ -10,7 +10,7 @@ use crate::error::FaultError;
 use crate::events::{Event, EventKind};
 use crate::fatal::FatalCause;
 use crate::memory::{EngineError, Fill};
-use crate::migrate::{Reason, collect_to_system};
+use crate::migrate::{Reason, Take, collect_to_system};
 use crate::page::{Block, Page, PageRange, PageSet};
 use crate::policy::{Access, Advice, BlockFault, Place};
 use crate::residency::TryLock;
@@ -60,6 +60,8 @@ pub(crate) struct Served {
     pub(crate) first_touches: u64,
     /// What the policy would like to see prefetched, still to be done.
     pub(crate) prefetch: PageSet,
+    /// Which of that devices keep, too.
+    pub(crate) duplicate: PageSet,
 }
 
 impl Backend {
@@ -95,10 +97,13 @@ impl Backend {
         let mut prefetch = advice.prefetch;
         if self.lockstep && !needed.is_empty() {
             // Before the faulting pages: with them, the CPU goes on.
-            self.prefetch_to_system(block, &prefetch, access);
+            self.prefetch_to_system(block, &prefetch, &advice.duplicate, access);
             prefetch = PageSet::EMPTY;
         }
-        let is_device = |i: &usize| matches!(words[*i].residency(), Residency::Device { .. });
+        let is_device = |i: &usize| {
+            use Residency::*;
+            matches!(words[*i].residency(), Device { .. } | Duplicated { .. })
+        };
         let on_device: PageSet = needed.iter().filter(is_device).collect();
         let is_exclusive = |i: &usize| matches!(words[*i].residency(), Residency::Exclusive(_));
         let exclusive: PageSet = needed.iter().filter(is_exclusive).collect();
@@ -107,6 +112,7 @@ impl Backend {
             cause: Cause::Demand,
             faulting: needed,
             hold: advice.hold,
+            duplicate: false,
         };
         if !untouched.is_empty() {
             served.first_touches = self.populate(
@@ -128,10 +134,25 @@ impl Backend {
         }
         if !on_device.is_empty() {
             let demand = with_whole_folios(&on_device, &prefetch, &words, block);
-            self.bring_back(block, &demand, reason, &mut served.unresolved);
+            // What is written is not duplicated, nor what threads want who do not say how they access it.
+            let duplicate = match access {
+                Access::Write if writes.is_empty() => PageSet::EMPTY,
+                _ => advice.duplicate.difference(writes),
+            };
+            for (pages, duplicate) in [
+                (demand.intersection(&duplicate), true),
+                (demand.difference(&duplicate), false),
+            ] {
+                let reason = Reason {
+                    duplicate,
+                    ..reason
+                };
+                self.bring_back(block, &pages, reason, &mut served.unresolved);
+            }
         }
-        self.check_resolved(block, &needed, &words, &mut served);
+        self.check_resolved(block, &needed, writes, &words, &mut served);
         served.prefetch = prefetch;
+        served.duplicate = advice.duplicate;
         served
     }
 
@@ -158,7 +179,9 @@ impl Backend {
                 continue;
             }
             match word.residency() {
-                Residency::System | Residency::Coherent { .. } => {
+                // A duplicate is written: that must end first.
+                Residency::Duplicated { .. } if writes.contains(index) => needed.insert(index),
+                Residency::System | Residency::Coherent { .. } | Residency::Duplicated { .. } => {
                     // The page arrived between the access and now.
                     self.recorder.add(Counter::FaultsStale, 1);
                     self.guest.wake_range(PageRange::single(page));
@@ -187,16 +210,9 @@ impl Backend {
         for index in fault.pages.iter() {
             let page = fault.block.page(index);
             let held = match words[index].residency() {
-                Residency::Device {
-                    device,
-                    frame,
-                    order,
-                } => {
-                    let head = page.folio_head(order);
-                    let first = crate::Frame(frame.0 - (page.0 - head.0));
-                    self.device_of(device).held(first, fault.now)
-                }
+                Residency::Device { .. } => self.device_hold(page, words[index]),
                 Residency::Exclusive(_) => self.system_hold(words[index]),
+                // A duplicate is held for the CPUs, one of which now writes it.
                 _ => None,
             };
             let wait = held.unwrap_or_default().max(advice.throttle);
@@ -257,7 +273,7 @@ impl Backend {
         taken.difference(&failed).count() as u64
     }
 
-    /// Migrates device pages of one block back through their drivers.
+    /// Migrates (or duplicates) device pages of one block back through their drivers.
     pub(crate) fn bring_back(
         &self,
         block: Block,
@@ -265,7 +281,11 @@ impl Backend {
         reason: Reason,
         unresolved: &mut Vec<(Page, Unresolved)>,
     ) {
-        for (device, sources) in collect_to_system(self, [(block, *pages)], false) {
+        let take = match reason.duplicate {
+            true => Take::Single,
+            false => Take::All,
+        };
+        for (device, sources) in collect_to_system(self, [(block, *pages)], take) {
             let faulting: Vec<Page> = sources
                 .iter()
                 .flat_map(|s| s.lock.range().pages())
@@ -275,7 +295,11 @@ impl Backend {
             if let Err(error) = self.send_back(device, sources, reason, fault) {
                 let answer = Unresolved::from(error);
                 // A driver may complain about something else after its pages have moved.
-                let stayed = |p: &Page| self.table.word(*p).residency() != Residency::System;
+                let stayed = |p: &Page| match self.table.word(*p).residency() {
+                    Residency::System => false,
+                    Residency::Duplicated { .. } => !reason.duplicate,
+                    _ => true,
+                };
                 let stayed = faulting.into_iter().filter(stayed);
                 unresolved.extend(stayed.map(|p| (p, answer.clone())));
             }
@@ -284,7 +308,14 @@ impl Backend {
 
     /// Looks at the faulting pages again: "resolved" is what the residency says, not what a driver says.
     /// `before` are the words as they were when the service started.
-    fn check_resolved(&self, block: Block, needed: &PageSet, before: &[Word], served: &mut Served) {
+    fn check_resolved(
+        &self,
+        block: Block,
+        needed: &PageSet,
+        writes: &PageSet,
+        before: &[Word],
+        served: &mut Served,
+    ) {
         for index in needed.iter() {
             let page = block.page(index);
             let known = served.unresolved.iter().any(|(p, _)| *p == page);
@@ -292,7 +323,8 @@ impl Backend {
                 continue;
             }
             let word = self.table.word(page);
-            if word.residency().reached_by_cpus() {
+            let readable_only = word.residency().duplicated() && writes.contains(index);
+            if word.reached_by_cpus() && !readable_only {
                 continue;
             }
             if word.generation() == before[index].generation() {
@@ -305,8 +337,15 @@ impl Backend {
         }
     }
 
-    /// Brings pages to system memory because the policy expects them to be touched. Best effort.
-    pub(crate) fn prefetch_to_system(&self, block: Block, pages: &PageSet, access: Access) {
+    /// Brings pages to system memory because the policy expects them to be touched; `duplicate` stay in their devices'
+    /// memories, too. Best effort.
+    pub(crate) fn prefetch_to_system(
+        &self,
+        block: Block,
+        pages: &PageSet,
+        duplicate: &PageSet,
+        access: Access,
+    ) {
         let is = |want: Residency, page| self.table.word(page).residency() == want;
         let untouched: PageSet = pages
             .iter()
@@ -318,15 +357,25 @@ impl Backend {
             self.populate(block, &untouched, access, Duration::ZERO, &mut ignored);
         }
         let on_devices = pages.difference(&untouched);
-        for (device, sources) in collect_to_system(self, [(block, on_devices)], true) {
-            let reason = Reason::of(Cause::Prefetch);
-            let _ = self.send_back(device, sources, reason, None);
+        for (pages, duplicate) in [
+            (on_devices.intersection(duplicate), true),
+            (on_devices.difference(duplicate), false),
+        ] {
+            for (device, sources) in collect_to_system(self, [(block, pages)], Take::SingleAndFree)
+            {
+                let reason = Reason {
+                    duplicate,
+                    ..Reason::of(Cause::Prefetch)
+                };
+                let _ = self.send_back(device, sources, reason, None);
+            }
         }
     }
 
     /// Makes one page present in system memory on behalf of the calling thread, which sleeps as long as
-    /// that takes. Used where no userfaultfd message stands for the access: pins, and devices (`asker`) that want a
-    /// foreign device's page. If the asker is detached meanwhile, returns without the page.
+    /// that takes; for reading, a duplicate will do. Used where no userfaultfd message stands for the access: pins,
+    /// and devices (`asker`) that want a foreign device's page. If the asker is detached meanwhile, returns without
+    /// the page.
     pub(crate) fn fault_in(
         &self,
         page: Page,
@@ -346,9 +395,21 @@ impl Backend {
             }
             let pages = PageSet::from_iter([page.index_in_block()]);
             let mut unresolved = Vec::new();
-            let residency = self.table.word(page).residency();
+            let word = self.table.word(page);
+            let residency = word.residency();
             match residency {
                 Residency::System => return Ok(()),
+                Residency::Duplicated { .. } if access == Access::Read => return Ok(()),
+                Residency::Duplicated { .. } => match self.device_hold(page, word) {
+                    Some(wait) if patient => unresolved.push((page, Unresolved::Wait(wait))),
+                    _ => {
+                        let reason = Reason {
+                            faulting: pages,
+                            ..Reason::of(Cause::Demand)
+                        };
+                        self.bring_back(page.block(), &pages, reason, &mut unresolved);
+                    }
+                },
                 Residency::Poisoned => return Err(FatalCause::ContentsLost),
                 // No CPU's fault would bring it here.
                 Residency::Coherent { .. } => {

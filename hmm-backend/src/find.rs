@@ -2,7 +2,9 @@
 
 use crate::driver::DeviceId;
 use crate::page::PageSet;
-use crate::word::{AUX_MASK, AUX_SHIFT, DEVICE, ON_DEVICE, REACHED, STATE, UNTOUCHED, Word};
+use crate::word::{
+    AUX_MASK, AUX_SHIFT, DEVICE, DUPLICATED, ON_DEVICE, REACHED, STATE, UNTOUCHED, Word,
+};
 
 /// What some bits of a word's lower half are to be.
 #[derive(Clone, Copy)]
@@ -17,11 +19,19 @@ impl Pattern {
     /// There are no contents.
     pub(crate) const UNTOUCHED: Pattern = Pattern::new(STATE, UNTOUCHED);
 
-    /// The contents are in the memory of this device.
+    /// The contents are in the memory of this device, and nowhere else.
     pub(crate) const fn on_device(device: DeviceId) -> Pattern {
         Pattern::new(
             ON_DEVICE | AUX_MASK << AUX_SHIFT,
             DEVICE | (device.0 as u64) << AUX_SHIFT,
+        )
+    }
+
+    /// The contents are in the memory of this device and in system memory.
+    pub(crate) const fn duplicated_on(device: DeviceId) -> Pattern {
+        Pattern::new(
+            STATE | AUX_MASK << AUX_SHIFT,
+            DUPLICATED | (device.0 as u64) << AUX_SHIFT,
         )
     }
 
@@ -98,12 +108,14 @@ mod tests {
         let device = DeviceId(63);
         // Flags and values beside the state are not to matter; squares have no period that a mistake in the order keeps.
         let word = |i: usize| {
-            let word = match i * i / 7 % 6 {
+            let word = match i * i / 7 % 8 {
                 0 => Word(0),
                 1 => Word(0).to_system(Tick(u32::MAX)),
                 2 => Word(0).to_device(device, Frame(u32::MAX), 9),
                 3 => Word(0).to_device(DeviceId(62), Frame(7), 0),
                 4 => Word(0).to_exclusive(device, Tick(1)),
+                5 => Word(0).to_device(device, Frame(1), 3).to_duplicated(),
+                6 => Word(0).to_device(DeviceId(0), Frame(1), 0).to_duplicated(),
                 _ => Word(0).to_poisoned(),
             };
             match i % 3 {
@@ -122,6 +134,10 @@ mod tests {
             check(
                 Pattern::on_device(device),
                 &|r| matches!(r, Residency::Device { device: d, .. } if d == device),
+            );
+            check(
+                Pattern::duplicated_on(device),
+                &|r| matches!(r, Residency::Duplicated { device: d, .. } if d == device),
             );
         }
     }

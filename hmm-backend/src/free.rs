@@ -48,7 +48,9 @@ impl Backend {
                     self.recorder.add(Counter::PagesSkippedPinned, 1);
                 }
                 Residency::System => lock.carve(&|range| range.overlap(part), &mut system),
-                Residency::Device { .. } | Residency::Coherent { .. } => {
+                Residency::Device { .. }
+                | Residency::Coherent { .. }
+                | Residency::Duplicated { .. } => {
                     // The driver is told with no other lock held.
                     freed += self.free_system(std::mem::take(&mut system));
                     let inside = |range: PageRange| range.overlap(part);
@@ -113,8 +115,8 @@ impl Backend {
         for mut source in pieces {
             self.invalidate_mirrors(std::iter::once(&mut source.lock));
             let Source { lock, folio } = source;
-            if device.memory.is_none() {
-                // Coherent: the bytes are where CPUs reach them.
+            if lock.word().reached_by_cpus() {
+                // Coherent memory, or the other copy of a duplicate.
                 self.guest.discard(lock.range());
             }
             lock.publish_pages(&word);

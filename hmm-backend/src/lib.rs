@@ -34,6 +34,7 @@ mod buddy;
 mod device;
 mod driver;
 mod driver_calls;
+mod duplicate;
 mod engine;
 mod error;
 mod events;

@@ -46,8 +46,7 @@ impl ModelBackend {
     /// Whether a CPU's access to this page, which must exist, would fault.
     #[inline]
     pub fn cpu_faults(&self, page: Page, access: Access) -> bool {
-        let word = self.0.table.word(page);
-        !word.reached_by_cpus() || (access == Access::Write && word.read_only())
+        !self.0.table.word(page).serves_cpus(access)
     }
 
     /// A CPU's fault on a page, served as the service threads serve it in lockstep.

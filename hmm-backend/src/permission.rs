@@ -33,9 +33,7 @@ impl Backend {
                 let mut pieces = Vec::new();
                 if lock.word().read_only() == read_only {
                     drop(lock);
-                } else if let Residency::Device { .. } | Residency::Coherent { .. } =
-                    lock.word().residency()
-                {
+                } else if lock.word().residency().device().is_some() {
                     self.invalidate_mirrors(std::iter::once(&mut lock));
                     if let Some((device, source)) = self.device_source(lock) {
                         let mut sources = Vec::new();
@@ -56,7 +54,9 @@ impl Backend {
     }
 
     fn change_permission(&self, mut lock: FolioLock<'_>, read_only: bool) -> Result<(), Error> {
-        if lock.word().residency().reached_by_cpus() {
+        let residency = lock.word().residency();
+        // Duplicates are protected in any case.
+        if residency.reached_by_cpus() && !residency.duplicated() {
             // A writer that faults in between finds the lock and waits for the new word.
             self.guest
                 .protect(lock.range(), read_only)

@@ -18,7 +18,10 @@ impl Backend {
         let only = |range: PageRange| u32::from(range.contains(page));
         let mut lock = self.lock_waiting(page);
         match lock.word().residency() {
-            Residency::Device { .. } | Residency::Coherent { .. } => {
+            // Also of a duplicate: nobody says which copy failed.
+            Residency::Device { .. }
+            | Residency::Coherent { .. }
+            | Residency::Duplicated { .. } => {
                 self.drop_on_device(lock, only, Word::to_poisoned);
             }
             Residency::System if lock.word().pins() > 0 => return Err(Error::Pinned(page)),

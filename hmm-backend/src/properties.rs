@@ -206,7 +206,7 @@ proptest! {
     #[test]
     fn advice_is_cut_to_what_is_possible(
         len in 1usize..=512, states in prop::collection::vec(0u8..4, 512), faulting in indices(), prefetch in indices(),
-        hold_ms in 0u64..4000, throttle_ms in 0u64..4000, stay in any::<bool>(), to_device in any::<bool>(),
+        hold_ms in 0u64..4000, throttle_ms in 0u64..4000, stay in any::<bool>(), to_device in any::<bool>(), duplicate in indices(),
     ) {
         let word = |(i, state): (usize, &u8)| match state {
             0 => Word(0),
@@ -219,7 +219,7 @@ proptest! {
         let to = if to_device { Place::Device(DeviceId(0)) } else { Place::System };
         let fault = BlockFault { block: Block(3), pages: set(&faulting), access: Access::Read, to, now: Duration::ZERO };
         let ms = Duration::from_millis;
-        let given = Advice { stay, prefetch: set(&prefetch), hold: ms(hold_ms), throttle: ms(throttle_ms), migrate: Vec::new() };
+        let given = Advice { stay, prefetch: set(&prefetch), hold: ms(hold_ms), throttle: ms(throttle_ms), migrate: Vec::new(), duplicate: set(&duplicate) };
         let (advice, cut) = given.clone().validated(&fault, &view);
         let there = if to_device { 2 } else { 1 };
         for (i, state) in states.iter().enumerate() {
@@ -228,7 +228,12 @@ proptest! {
         }
         prop_assert_eq!((advice.hold, advice.throttle), (ms(hold_ms).min(MAX_HOLD), ms(throttle_ms).min(MAX_HOLD)));
         prop_assert_eq!(advice.stay, stay && to_device);
-        let impossible = prefetch.iter().any(|i| *i >= len || faulting.contains(i));
+        for i in 0..512 {
+            let possible = i < len && !to_device;
+            prop_assert_eq!(advice.duplicate.contains(i), possible && duplicate.contains(&i), "page {}", i);
+        }
+        let impossible = prefetch.iter().any(|i| *i >= len || faulting.contains(i))
+            || duplicate.iter().any(|i| *i >= len || to_device);
         prop_assert_eq!(cut, impossible || hold_ms > 1000 || throttle_ms > 1000 || (stay && !to_device));
         prop_assert!(!advice.clone().validated(&fault, &view).1, "cutting twice cuts nothing");
     }

@@ -132,6 +132,7 @@ impl Drop for FaultService {
 struct Speculation {
     block: Block,
     pages: PageSet,
+    duplicate: PageSet,
     access: Access,
 }
 
@@ -272,6 +273,7 @@ impl Worker {
                 self.plan(Speculation {
                     block,
                     pages: served.prefetch,
+                    duplicate: served.duplicate,
                     access,
                 });
             }
@@ -363,6 +365,7 @@ impl Worker {
         let Some(Speculation {
             block,
             mut pages,
+            duplicate,
             access,
         }) = self.speculation.pop_back()
         else {
@@ -378,10 +381,12 @@ impl Worker {
             self.speculation.push_back(Speculation {
                 block,
                 pages,
+                duplicate,
                 access,
             });
         }
-        self.backend.prefetch_to_system(block, &now, access);
+        self.backend
+            .prefetch_to_system(block, &now, &duplicate, access);
     }
 
     /// Serves what was put off without waiting any longer: nobody may be left asleep.

@@ -8,13 +8,13 @@ use crate::word::Residency;
 
 /// Untouched: no contents yet.
 pub const NONE: u8 = 0;
-/// In system memory, the device may read.
+/// In system memory, the device may read. Also of another device's duplicate.
 pub const READ: u8 = 0x01;
 /// In system memory or its own, the device may write.
 pub const WRITE: u8 = 0x02;
 /// Part of a 2 MiB folio.
 pub const LARGE: u8 = 0x04;
-/// In the device's own private memory.
+/// In the device's own private memory. With [`READ`], system memory may have a duplicate.
 pub const DEVICE_LOCAL: u8 = 0x20;
 /// In another device's private memory.
 pub const DEVICE_REMOTE: u8 = 0x30;
@@ -49,6 +49,11 @@ impl Backend {
                     let large = if order == MAX_ORDER { LARGE } else { 0 };
                     place(device, COHERENT_LOCAL, COHERENT_REMOTE) | permission | large
                 }
+                Residency::Duplicated { device, order, .. } if device == viewer => {
+                    let large = if order == MAX_ORDER { LARGE } else { 0 };
+                    DEVICE_LOCAL | READ | large
+                }
+                Residency::Duplicated { .. } => READ,
                 Residency::Exclusive(device) => {
                     place(device, EXCLUSIVE_LOCAL, EXCLUSIVE_REMOTE) | permission
                 }

@@ -85,6 +85,9 @@ counters! {
     FoliosRolledBack = "folios_rolled_back",
     DeviceMemoryFull = "device_memory_full",
     Invalidations = "invalidations",
+    // Pages of which the system got a copy, and those of which one of the two copies went.
+    Duplicated = "duplicated",
+    Collapsed = "collapsed",
     // Pages that a device got for itself, and those it had to give back.
     ExclusiveGrants = "exclusive_grants",
     ExclusiveRevocations = "exclusive_revocations",
@@ -116,7 +119,7 @@ pub struct Stats {
     pub device_faults: u64,
     /// Pages migrated to devices, by cause; untouched pages filled with zeros there count.
     pub to_device: BTreeMap<Cause, u64>,
-    /// Pages migrated to system memory, by cause.
+    /// Pages migrated to system memory, by cause; pages copied there count, duplicates that end do not.
     pub to_system: BTreeMap<Cause, u64>,
     /// Calls of [`crate::Driver::page_free`].
     pub page_free_calls: u64,

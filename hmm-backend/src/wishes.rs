@@ -11,7 +11,7 @@ use crate::backend::{Backend, set_of};
 use crate::device::Device;
 use crate::error::Error;
 use crate::migrate::Reason;
-use crate::page::{Page, PageRange};
+use crate::page::{Page, PageRange, PageSet};
 use crate::policy::{Access, MAX_WISH, Place, Wish};
 use crate::residency::TryLock;
 use crate::stats::{Cause, Counter};
@@ -104,7 +104,7 @@ impl Backend {
         match to {
             Place::System => {
                 self.take_translations_away(pages);
-                self.prefetch_to_system(block, &set_of(pages), Access::Read);
+                self.prefetch_to_system(block, &set_of(pages), &PageSet::EMPTY, Access::Read);
             }
             Place::Device(id) => {
                 // It may have gone since.

@@ -2,18 +2,19 @@
 //!
 //! | bits | meaning |
 //! |---|---|
-//! | 0–2 | state: 0 untouched, 1 system, 2 device, 3 coherent, 4 poisoned, 6 exclusive; bit 0 says that CPUs reach it |
+//! | 0–2 | state: 0 untouched, 1 system, 2 device, 3 coherent, 4 poisoned, 5 duplicated, 6 exclusive; bit 0 says that CPUs reach it |
 //! | 3 | locked: one winner works on the page (or on the folio this page is the head of) |
 //! | 4 | waiters: somebody sleeps on the lock |
 //! | 5 | mirrored: some device may have a translation of the page |
 //! | 6 | read-only for CPUs and devices; the same for all pages of a folio |
 //! | 7–10 | order of the folio the page belongs to |
-//! | 11–16 | system: number of pins; device, coherent, exclusive: device number |
+//! | 11–16 | system: number of pins; device, coherent, duplicated, exclusive: device number |
 //! | 17–31 | generation: counts state changes |
-//! | 32–63 | system, exclusive: held until (ticks); device, coherent: frame |
+//! | 32–63 | system, exclusive: held until (ticks); device, coherent, duplicated: frame |
 
 use crate::driver::{DeviceId, Frame};
 use crate::find::Pattern;
+use crate::policy::Access;
 use crate::time::Tick;
 
 /// Where a page's contents are.
@@ -41,6 +42,16 @@ pub enum Residency {
         /// Order of the folio the frame belongs to.
         order: u8,
     },
+    /// The same contents are in a device's private memory and in system memory, for reading only: the device reads its
+    /// frame, everybody else the page in system memory. Whoever wants to write ends that first.
+    Duplicated {
+        /// Whose memory.
+        device: DeviceId,
+        /// The frame that holds this page.
+        frame: Frame,
+        /// Order of the folio the frame belongs to.
+        order: u8,
+    },
     /// In system memory, but for one device alone, which performs atomic operations on it. Any other access
     /// takes that away.
     Exclusive(DeviceId),
@@ -49,9 +60,15 @@ pub enum Residency {
 }
 
 impl Residency {
-    /// Whether CPUs reach the page without a fault.
+    /// Whether CPUs read the page without a fault.
     pub fn reached_by_cpus(self) -> bool {
-        matches!(self, Residency::System | Residency::Coherent { .. })
+        use Residency::*;
+        matches!(self, System | Coherent { .. } | Duplicated { .. })
+    }
+
+    /// Whether there are two copies of the contents.
+    pub fn duplicated(self) -> bool {
+        matches!(self, Residency::Duplicated { .. })
     }
 
     /// The device that has the page, in its memory or for itself.
@@ -59,6 +76,7 @@ impl Residency {
         match self {
             Residency::Device { device, .. }
             | Residency::Coherent { device, .. }
+            | Residency::Duplicated { device, .. }
             | Residency::Exclusive(device) => Some(device),
             Residency::Untouched | Residency::System | Residency::Poisoned => None,
         }
@@ -71,16 +89,18 @@ const SYSTEM: u64 = 0b001;
 pub(crate) const DEVICE: u64 = 0b010;
 const COHERENT: u64 = 0b011;
 const POISONED: u64 = 0b100;
+pub(crate) const DUPLICATED: u64 = 0b101;
 const EXCLUSIVE: u64 = 0b110;
-/// Set in the states in which CPUs reach the page.
+/// Set in the states in which CPUs reach the page, at least for reading.
 pub(crate) const REACHED: u64 = 0b001;
-/// These bits are the same in the states in which a device's memory holds the page, and in no other.
+/// These bits are the same in the states in which only a device's memory holds the page, and in no other.
 pub(crate) const ON_DEVICE: u64 = 0b110;
 pub(crate) const LOCKED: u64 = 1 << 3;
 pub(crate) const WAITERS: u64 = 1 << 4;
 pub(crate) const MIRRORED: u64 = 1 << 5;
 const READ_ONLY: u64 = 1 << 6;
 const ORDER_SHIFT: u32 = 7;
+const ORDER_MASK: u64 = 0xf;
 pub(crate) const AUX_SHIFT: u32 = 11;
 pub(crate) const AUX_MASK: u64 = 0x3f;
 pub(crate) const PIN: u64 = 1 << AUX_SHIFT;
@@ -107,6 +127,11 @@ impl Word {
                 order: self.order(),
             },
             COHERENT => Residency::Coherent {
+                device: self.owner(),
+                frame: self.frame(),
+                order: self.order(),
+            },
+            DUPLICATED => Residency::Duplicated {
                 device: self.owner(),
                 frame: self.frame(),
                 order: self.order(),
@@ -155,12 +180,18 @@ impl Word {
     }
 
     pub(crate) fn order(self) -> u8 {
-        (self.0 >> ORDER_SHIFT & 0xf) as u8
+        (self.0 >> ORDER_SHIFT & ORDER_MASK) as u8
     }
 
     /// Whether the contents are where CPUs reach them.
     pub(crate) fn reached_by_cpus(self) -> bool {
         Pattern::REACHED_BY_CPUS.fits(self)
+    }
+
+    /// Whether CPUs can do this without a fault.
+    pub(crate) fn serves_cpus(self, access: Access) -> bool {
+        let writable = || !self.read_only() && self.0 & STATE != DUPLICATED;
+        self.reached_by_cpus() && (access == Access::Read || writable())
     }
 
     fn aux(self) -> u64 {
@@ -212,6 +243,22 @@ impl Word {
         Word::in_device_folio(device, false, frame, order)(0, self)
     }
 
+    /// What the frame holds is in system memory as well.
+    pub(crate) fn to_duplicated(self) -> Word {
+        self.in_the_same_frame(DUPLICATED)
+    }
+
+    /// Of a duplicate, the copy in system memory is gone.
+    pub(crate) fn to_device_alone(self) -> Word {
+        self.in_the_same_frame(DEVICE)
+    }
+
+    fn in_the_same_frame(self, state: u64) -> Word {
+        const PLACE: u64 =
+            u64::MAX << VALUE_SHIFT | AUX_MASK << AUX_SHIFT | ORDER_MASK << ORDER_SHIFT;
+        Word(self.successor(state) | self.0 & PLACE)
+    }
+
     pub(crate) fn to_exclusive(self, device: DeviceId, held_until: Tick) -> Word {
         Word(
             self.successor(EXCLUSIVE)
@@ -226,7 +273,7 @@ impl Word {
 
     /// The same page as part of a folio of another order.
     pub(crate) fn with_order(self, order: u8) -> Word {
-        Word(self.0 & !(0xf << ORDER_SHIFT) | u64::from(order) << ORDER_SHIFT)
+        Word(self.0 & !(ORDER_MASK << ORDER_SHIFT) | u64::from(order) << ORDER_SHIFT)
     }
 
     pub(crate) fn with(self, flags: u64) -> Word {
@@ -288,6 +335,24 @@ mod tests {
                 && !Pattern::on_device(DeviceId(62)).fits(word)
                 && !word.reached_by_cpus()
         );
+        let twice = word.to_duplicated();
+        assert_eq!(
+            twice.residency(),
+            Residency::Duplicated {
+                device: DeviceId(63),
+                frame: Frame(u32::MAX),
+                order: 9
+            }
+        );
+        assert_eq!((twice.generation(), twice.read_only()), (2, true));
+        assert!(!twice.locked() && !twice.waiters() && !twice.mirrored());
+        assert!(Pattern::duplicated_on(DeviceId(63)).fits(twice));
+        assert!(!Pattern::duplicated_on(DeviceId(62)).fits(twice));
+        assert!(!Pattern::on_device(DeviceId(63)).fits(twice));
+        assert_eq!((twice.pins(), twice.system_held_until()), (0, None));
+        let alone = twice.with(LOCKED | MIRRORED).to_device_alone();
+        assert_eq!(alone.residency(), word.residency());
+        assert!(!alone.locked() && !alone.mirrored() && alone.generation() == 3);
         let system = word.to_system(Tick(7));
         assert!(system.reached_by_cpus() && !Pattern::on_device(DeviceId(0)).fits(system));
         assert_eq!(system.residency(), Residency::System);
@@ -298,6 +363,13 @@ mod tests {
         assert_eq!(exclusive.residency(), Residency::Exclusive(DeviceId(5)));
         assert_eq!(exclusive.system_held_until(), Some(Tick(9)));
         assert_eq!((exclusive.pins(), exclusive.generation()), (0, 3));
+        // Who reads and who writes without a fault.
+        let serves =
+            |word: Word| [Access::Read, Access::Write].map(|access| word.serves_cpus(access));
+        assert_eq!(serves(system.with_read_only(false)), [true, true]);
+        assert_eq!(serves(system), [true, false]);
+        assert_eq!(serves(twice.with_read_only(false)), [true, false]);
+        assert_eq!(serves(exclusive), [false, false]);
         // The generation wraps without touching its neighbours.
         let mut word = exclusive;
         for _ in 0..1 << 15 {

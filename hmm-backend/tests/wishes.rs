@@ -298,14 +298,16 @@ fn hints_place_pages() {
             rig.cpu(page, 0).store(5, SeqCst);
             assert_eq!(device.read(page, 0), Ok(5));
         }
-        assert_eq!(rig.on_device(0..40), [30].into());
+        assert_eq!(rig.on_device(0..40), [10, 30].into());
         // Touched first by the device, in system memory all the same.
         device.write(1, 0, 6).unwrap();
         assert_eq!(rig.on_device(0..10), [].into());
         assert_eq!(rig.cpu(1, 0).load(SeqCst), 6);
-        // Whoever writes to a read-mostly page gets it.
+        // Whoever wants a read-mostly page gets it; a CPU that reads leaves it there as well.
         device.write(11, 0, 7).unwrap();
+        assert_eq!(rig.cpu(10, 0).load(SeqCst), 5);
         assert_eq!(rig.on_device(10..20), [11].into());
+        assert!(rig.backend.word(Page(10)).unwrap().residency().duplicated());
         hint(0..512, "preferred:none");
         rig.cpu(2, 0).store(8, SeqCst);
         assert_eq!(device.read(2, 0), Ok(8));

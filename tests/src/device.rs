@@ -94,12 +94,12 @@ impl<'vm> Device<'vm> {
         self.slot.injector.failed_count(point)
     }
 
-    /// Whether all these pages are in the device's memory.
+    /// Whether all these pages are in the device's memory, if only as duplicates.
     pub fn holds(self, pages: impl Pages) -> bool {
         let holds = |page| match self.vm.word(page).residency() {
-            Residency::Device { device, .. } | Residency::Coherent { device, .. } => {
-                device == self.slot.id
-            }
+            Residency::Device { device, .. }
+            | Residency::Coherent { device, .. }
+            | Residency::Duplicated { device, .. } => device == self.slot.id,
             _ => false,
         };
         pages.range().pages().all(holds)

@@ -51,6 +51,7 @@ impl fmt::Debug for TestVm {
             let place = match self.word(page).residency() {
                 Residency::Device { device, .. } => format!("{device:?}"),
                 Residency::Coherent { device, .. } => format!("{device:?}, coherent"),
+                Residency::Duplicated { device, .. } => format!("{device:?}, duplicated"),
                 other => format!("{other:?}"),
             };
             let ranges = places.entry(place).or_default();

@@ -113,7 +113,9 @@ impl TestVm {
             let residency = self.word(page).residency();
             matches!(
                 residency,
-                Residency::Device { .. } | Residency::Coherent { .. }
+                Residency::Device { .. }
+                    | Residency::Coherent { .. }
+                    | Residency::Duplicated { .. }
             )
         };
         self.wait_until(&format!("{range:?} in system memory"), || {

@@ -116,16 +116,23 @@ impl Driver for Ledger {
 
     fn migrate_to_ram(&self, migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
         let mut pages = 0;
-        for folio in migration.folios() {
-            let range = PageRange::with_len(folio.page, folio.pages());
-            self.leave(range);
-            for page in range.pages() {
-                self.pages[page.0 as usize].fetch_or(AWAY, Relaxed);
+        for range in migration.contents() {
+            pages += u64::from(range.len());
+            // A duplicate leaves nothing.
+            if !migration.keeps_frames() {
+                self.leave(range);
             }
-            pages += u64::from(folio.pages());
+        }
+        if !migration.keeps_frames() {
+            for folio in migration.folios() {
+                let range = PageRange::with_len(folio.page, folio.pages());
+                for page in range.pages() {
+                    self.pages[page.0 as usize].fetch_or(AWAY, Relaxed);
+                }
+            }
         }
         self.to_system.fetch_add(pages, Relaxed);
-        self.transfers.fetch_add(1, Relaxed);
+        self.transfers.fetch_add(u64::from(pages > 0), Relaxed);
         migration.run()
     }
 

@@ -62,7 +62,9 @@ fn is_input(event: &Event) -> bool {
         | EventKind::Freed
         | EventKind::Pinned
         | EventKind::Unpinned => true,
-        EventKind::ToDevice | EventKind::ToSystem => event.cause == Some(Cause::User),
+        EventKind::ToDevice | EventKind::ToSystem | EventKind::Collapsed => {
+            event.cause == Some(Cause::User)
+        }
         _ => false,
     }
 }
@@ -162,7 +164,7 @@ impl<'c> Replay<'c> {
             (EventKind::ToDevice, Some(device)) => {
                 self.backend().migrate_to_device(device, range)?;
             }
-            (EventKind::ToSystem, _) => {
+            (EventKind::ToSystem | EventKind::Collapsed, _) => {
                 self.backend().migrate_to_system(range)?;
             }
             (_, None) => self.cpu(number, range, access)?,
@@ -297,7 +299,10 @@ impl<'c> Replay<'c> {
     }
 
     fn keep_moves(&mut self) {
-        let moved = |e: &Event| matches!(e.kind, EventKind::ToDevice | EventKind::ToSystem);
+        let moved = |e: &Event| {
+            use EventKind::*;
+            matches!(e.kind, ToDevice | ToSystem | Duplicated | Collapsed)
+        };
         let events = self.backend().drain_events().events;
         self.moves.extend(events.into_iter().filter(moved));
     }

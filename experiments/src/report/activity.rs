@@ -70,7 +70,7 @@ impl Activity {
             EventKind::CpuFault => bin.faults[0] += 1.0,
             EventKind::DeviceFault => bin.faults[1] += 1.0,
             EventKind::ToDevice => bin.bytes[0][cause] += bytes,
-            EventKind::ToSystem => bin.bytes[1][cause] += bytes,
+            EventKind::ToSystem | EventKind::Duplicated => bin.bytes[1][cause] += bytes,
             _ => {}
         }
     }

@@ -74,6 +74,10 @@ impl Residency {
         let to = match event.kind {
             EventKind::ToDevice => DEVICE,
             EventKind::ToSystem | EventKind::CpuFault | EventKind::MappedInPlace => SYSTEM,
+            // Duplicates count as in device memory: they take up frames.
+            EventKind::Duplicated => DEVICE,
+            EventKind::Collapsed if event.device.is_some() => DEVICE,
+            EventKind::Collapsed => SYSTEM,
             EventKind::Freed => 0,
             _ => return,
         };
@@ -349,6 +353,24 @@ mod tests {
         assert_eq!(cells[4..64], [Some(0.5); 60]);
         assert_eq!(cells[64..], [None; 64]);
         assert_eq!(map.peak(), 1);
+    }
+
+    #[test]
+    fn duplicates_take_up_device_memory() {
+        let mut map = Residency::new(8);
+        map.add(&event(EventKind::ToDevice, 0, 4), 0);
+        map.add(&event(EventKind::Duplicated, 0, 4), 1);
+        // A CPU's fault on what is there changes nothing.
+        map.add(&event(EventKind::CpuFault, 0, 1), 2);
+        assert_eq!((map.in_device, map.peak()), (4, 4));
+        map.add(&event(EventKind::Collapsed, 0, 1), 3);
+        let to_device = Event {
+            device: Some(hmm_backend::DeviceId(0)),
+            ..event(EventKind::Collapsed, 1, 1)
+        };
+        map.add(&to_device, 4);
+        assert_eq!(map.in_device, 3);
+        assert_eq!(map.pages[..4], [SYSTEM, DEVICE, DEVICE, DEVICE]);
     }
 
     #[test]

@@ -91,7 +91,9 @@ impl RunReport {
             EventKind::CpuFault => totals.cpu_faults += 1,
             EventKind::DeviceFault => totals.device_faults += 1,
             EventKind::ToDevice => totals.to_device += u64::from(event.pages),
-            EventKind::ToSystem => totals.to_system += u64::from(event.pages),
+            EventKind::ToSystem | EventKind::Duplicated => {
+                totals.to_system += u64::from(event.pages);
+            }
             EventKind::Fatal => totals.fatal += 1,
             _ => {}
         }

@@ -43,6 +43,8 @@ impl Thrashing {
         let to_device = match event.kind {
             EventKind::ToDevice => true,
             EventKind::ToSystem => false,
+            // A duplicate has left the device only when its frame is given up.
+            EventKind::Collapsed if event.device.is_none() => false,
             // Its next contents have another history.
             EventKind::Freed => {
                 for page in self.within(event) {

@@ -32,6 +32,8 @@ fn kind_code(kind: EventKind) -> u8 {
         EventKind::SlowDriver => 10,
         EventKind::Pinned => 11,
         EventKind::Unpinned => 12,
+        EventKind::Duplicated => 13,
+        EventKind::Collapsed => 14,
     }
 }
 

@@ -11,8 +11,8 @@
 
 /// What every trace begins with.
 pub const MAGIC: &[u8; 8] = b"HMMTRACE";
-/// The version of the format.
-pub const VERSION: u32 = 1;
+/// The version of the format. Since 2 there are events of duplicates.
+pub const VERSION: u32 = 2;
 /// Bytes before the metadata.
 pub const HEADER: usize = 20;
 /// Bytes before a block's payload.

@@ -357,8 +357,8 @@ impl GuestMemory {
         self.give(run, device, |at, _| stuck(at));
     }
 
-    /// Lets CPUs write again, where they may.
-    fn lift_protection(&self, run: Run) {
+    /// Lets CPUs write again, where they may, and wakes the writers.
+    pub(crate) fn lift_protection(&self, run: Run) {
         if !run.read_only {
             // Fails only for ranges that are not registered, which these are.
             let _ = self.protect(run.range(), false);
@@ -377,7 +377,7 @@ impl GuestMemory {
 
     /// Towards the system: fills the missing guest pages from the frames, atomically towards CPUs, and
     /// wakes whoever waits for them. Read-only pages are copied by both engines, because a move cannot protect
-    /// the page in the same step: their frames hold dead contents afterwards.
+    /// the page in the same step: their frames keep the contents.
     pub(crate) fn give(
         &self,
         run: Run,
@@ -418,13 +418,14 @@ impl GuestMemory {
             });
     }
 
-    /// The guest needs the contents of these system pages no longer: their memory goes back to the host.
+    /// The contents of these system pages are needed no longer, or a frame has them: their memory goes back to the
+    /// host.
     pub(crate) fn discard(&self, range: PageRange) {
         if self.engine == Engine::Model {
             return;
         }
         let (offset, len) = (range.start.offset(), u64::from(range.len()) * PAGE_SIZE);
-        // SAFETY: the caller holds the pages' locks and the guest has declared the contents dead.
+        // SAFETY: the caller holds the pages' locks and says that nobody needs these contents.
         unsafe {
             match self.is_shared(range.start) {
                 true => self.mapping.discard_shared(offset, len),

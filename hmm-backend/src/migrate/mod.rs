@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub use to_device::{CommittedToDevice, CopiedToDevice, ToDevice};
 pub use to_system::{CommittedToSystem, CopiedToSystem, ToSystem};
-pub(crate) use to_system::{Source, collect_to_system};
+pub(crate) use to_system::{Source, Take, collect_to_system};
 pub use watch::{Step, Watch};
 
 use crate::backend::count_in;
@@ -42,6 +42,8 @@ pub(crate) struct Reason {
     pub(crate) faulting: PageSet,
     /// How long the pages stay at their destination.
     pub(crate) hold: Duration,
+    /// Towards system memory: private device memory keeps its copy.
+    pub(crate) duplicate: bool,
 }
 
 impl Reason {
@@ -51,6 +53,7 @@ impl Reason {
             cause,
             faulting: PageSet::EMPTY,
             hold: Duration::ZERO,
+            duplicate: false,
         }
     }
 

@@ -433,6 +433,7 @@ impl Backend {
             Residency::System => Some(lock),
             Residency::Device { .. }
             | Residency::Coherent { .. }
+            | Residency::Duplicated { .. }
             | Residency::Exclusive(_)
             | Residency::Poisoned => None,
         }

@@ -15,7 +15,7 @@ use crate::page::{Block, Page, PageRange, PageSet};
 use crate::residency::TryLock;
 use crate::stats::{Cause, Counter, Direction};
 use crate::time::Tick;
-use crate::word::Residency;
+use crate::word::{Residency, Word};
 
 /// A folio in device memory, locked.
 pub(crate) struct Source<'b> {
@@ -24,6 +24,11 @@ pub(crate) struct Source<'b> {
 }
 
 impl<'b> Source<'b> {
+    /// Whether system memory has the contents, too.
+    pub(crate) fn duplicated(&self) -> bool {
+        self.lock.word().residency().duplicated()
+    }
+
     /// Cuts the folio until each piece is wholly wanted or wholly unwanted; the unwanted is let go. `wanted`
     /// says how many pages of a range are wanted.
     pub(crate) fn carve(
@@ -61,6 +66,7 @@ pub struct ToSystem<'b> {
     sources: Vec<Source<'b>>,
     reason: Reason,
     fault: Option<Page>,
+    keeps_frames: bool,
     watch: Option<Arc<dyn Watch>>,
 }
 
@@ -74,24 +80,34 @@ pub struct CommittedToSystem<'b>(ToSystem<'b>);
 type Group<'b> = (&'b Arc<Device>, Vec<Source<'b>>);
 
 /// Locks the folios of these pages that are in device memory, cut so that nothing else moves with them,
-/// grouped by device. Skips folios that somebody works on, and held ones if `respect_holds`.
+/// grouped by device. Skips folios that somebody works on, and those that `take` says no to.
 pub(crate) fn collect_to_system<'b>(
     backend: &'b Backend,
     wanted: impl IntoIterator<Item = (Block, PageSet)>,
-    respect_holds: bool,
+    take: Take,
 ) -> Vec<Group<'b>> {
     let mut groups = Vec::new();
     for (block, pages) in wanted {
-        collect_block(backend, block, &pages, respect_holds, &mut groups);
+        collect_block(backend, block, &pages, take, &mut groups);
     }
     groups
+}
+
+/// Which folios in device memory are to leave it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Take {
+    All,
+    /// Those whose contents are nowhere else.
+    Single,
+    /// Those that are not held, either.
+    SingleAndFree,
 }
 
 fn collect_block<'b>(
     backend: &'b Backend,
     block: Block,
     pages: &PageSet,
-    respect_holds: bool,
+    take: Take,
     groups: &mut Vec<Group<'b>>,
 ) {
     let mut left = *pages;
@@ -101,7 +117,10 @@ fn collect_block<'b>(
             continue;
         };
         left = left.difference(&set_of(source.lock.range()));
-        if respect_holds
+        if take != Take::All && source.duplicated() {
+            continue;
+        }
+        if take == Take::SingleAndFree
             && device
                 .held(source.folio.frame, backend.clock.now())
                 .is_some()
@@ -130,12 +149,15 @@ impl<'b> ToSystem<'b> {
         reason: Reason,
         fault: Option<Page>,
     ) -> ToSystem<'b> {
+        // A device that goes away cannot keep anything; coherent memory has nothing to duplicate.
+        let keeps_frames = reason.duplicate && device.memory.is_some() && !device.detaching();
         ToSystem {
             backend,
             device,
             sources,
             reason,
             fault,
+            keeps_frames,
             watch: None,
         }
     }
@@ -169,9 +191,22 @@ impl<'b> ToSystem<'b> {
         self.fault
     }
 
-    /// The folios to be emptied.
+    /// The folios to be emptied, or duplicated.
     pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
         self.sources.iter().map(|s| s.folio)
+    }
+
+    /// Whether the folios are only duplicated: they stay in their frames with their cookies, for the device to read,
+    /// and [`crate::Driver::page_free`] is not called for them. They come once more when that ends, or are freed.
+    pub fn keeps_frames(&self) -> bool {
+        self.keeps_frames
+    }
+
+    /// The pages whose contents move or are copied, in the order of the folios; of the others, system memory has a
+    /// duplicate.
+    pub fn contents(&self) -> impl Iterator<Item = PageRange> + '_ {
+        let single = self.sources.iter().filter(|s| !s.duplicated());
+        single.map(|s| s.lock.range())
     }
 
     /// Keeps only the folios that `keep` says yes to; the others stay where they are.
@@ -205,14 +240,29 @@ impl<'b> CopiedToSystem<'b> {
     pub fn commit(self) -> Result<CommittedToSystem<'b>, FaultError> {
         let mut this = self.0;
         let mut failed: Vec<(Page, EngineError)> = Vec::new();
-        let piece = |s: &Source<'_>| (s.lock.range(), s.folio.frame, s.lock.word());
+        let reach = this.backend.guest.reach();
+        let those = |duplicated: bool| {
+            let pieces = this
+                .sources
+                .iter()
+                .filter(move |s| s.duplicated() == duplicated);
+            runs(
+                reach,
+                pieces.map(|s| (s.lock.range(), s.folio.frame, s.lock.word())),
+            )
+        };
         // Coherent memory is where CPUs reach it already.
         if let Some(memory) = &this.device.memory {
-            let reach = this.backend.guest.reach();
-            for run in runs(reach, this.sources.iter().map(piece)) {
+            for mut run in those(false) {
+                // Nobody may write a duplicate.
+                run.read_only |= this.keeps_frames;
                 this.backend.guest.give(run, memory, |at, error| {
                     failed.push((run.page.plus(at), error));
                 });
+            }
+            // The device reads its copies no more: CPUs may write theirs, and wake up if they wanted to.
+            for run in those(true) {
+                this.backend.guest.lift_protection(run);
             }
         }
         // What matters is what became of the page somebody waits for.
@@ -268,26 +318,44 @@ impl CommittedToSystem<'_> {
         let mut by_cause = [0u64; Cause::ALL.len()];
         let told = told(&self.0.watch, self.0.sources.iter().map(|s| s.lock.range()));
         let mut empty = Vec::new();
-        for Source { lock, folio } in std::mem::take(&mut self.0.sources) {
+        for source in std::mem::take(&mut self.0.sources) {
+            let collapses = source.duplicated();
+            let Source { lock, folio } = source;
             let range = lock.range();
             pages += range.len();
             let cause = reason.causes(range).next().map(|(cause, _)| cause);
-            reason
-                .causes(range)
-                .for_each(|(cause, n)| by_cause[cause as usize] += n);
-            // It stays one folio: the next migration takes it with one lock.
-            let read_only = lock.word().read_only();
-            lock.publish_folio(move |word| word.to_system(until));
+            if !collapses {
+                reason
+                    .causes(range)
+                    .for_each(|(cause, n)| by_cause[cause as usize] += n);
+            }
+            let kind = if self.0.keeps_frames {
+                recorder.add(Counter::Duplicated, range.len().into());
+                // For the CPUs, before the device can write again.
+                device.hold(folio.frame, until);
+                lock.publish_folio(Word::to_duplicated);
+                EventKind::Duplicated
+            } else {
+                // Read-only pages were copied: their frames still have contents. So have those of duplicates.
+                empty.push((folio, collapses || lock.word().read_only()));
+                // It stays one folio: the next migration takes it with one lock.
+                lock.publish_folio(move |word| word.to_system(until));
+                if collapses {
+                    recorder.add(Counter::Collapsed, range.len().into());
+                    EventKind::Collapsed
+                } else {
+                    EventKind::ToSystem
+                }
+            };
             recorder.event(|| Event {
-                device: Some(device.id),
+                device: (!collapses).then_some(device.id),
                 cause,
-                ..Event::new(now, EventKind::ToSystem, range)
+                ..Event::new(now, kind, range)
             });
-            empty.push((folio, read_only));
         }
-        // With no lock held any more. Read-only pages were copied: their frames still have contents.
-        for (folio, read_only) in empty {
-            device.release(folio, read_only, true, recorder);
+        // With no lock held any more.
+        for (folio, scrub) in empty {
+            device.release(folio, scrub, true, recorder);
         }
         for cause in Cause::ALL {
             match by_cause[cause as usize] {
@@ -313,7 +381,7 @@ impl Backend {
         // Looked at first without the lock, so as not to disturb pages of other kinds.
         if !matches!(
             self.table.word(page).residency(),
-            Residency::Device { .. } | Residency::Coherent { .. }
+            Residency::Device { .. } | Residency::Coherent { .. } | Residency::Duplicated { .. }
         ) {
             return None;
         }
@@ -335,6 +403,11 @@ impl Backend {
             order,
         }
         | Residency::Coherent {
+            device,
+            frame,
+            order,
+        }
+        | Residency::Duplicated {
             device,
             frame,
             order,

@@ -179,9 +179,12 @@ impl<M: DeviceMmu> Mirror<M> {
             in_place |= attempts > MIGRATION_ATTEMPTS;
             let foreign = matches!(
                 word.residency(),
-                Residency::Device { .. } | Residency::Exclusive(_)
+                Residency::Device { .. } | Residency::Duplicated { .. } | Residency::Exclusive(_)
             );
-            if let (Want::Exclusive, Residency::System) = (want, word.residency()) {
+            let own = word.residency().device() == Some(self.device.id);
+            if own && word.residency().duplicated() && !in_place {
+                self.take_back(page, word, &mut patient);
+            } else if let (Want::Exclusive, Residency::System) = (want, word.residency()) {
                 if word.pins() > 0 || backend.guest.is_shared(page) {
                     return Err(MirrorError::NotExclusive(page));
                 }
@@ -193,7 +196,7 @@ impl<M: DeviceMmu> Mirror<M> {
                 backend.fault_in(page, access, asker).map_err(fatal)?;
             } else if foreign || in_place {
                 // Another device's private memory: back through its driver first. Or an untouched page for
-                // which there is no room in device memory.
+                // which there is no room in device memory, or an own duplicate that CPUs read again and again.
                 backend.fault_in(page, access, asker).map_err(fatal)?;
             } else {
                 in_place = self.migrate_here(page, access, word, &mut patient);
@@ -212,7 +215,22 @@ impl<M: DeviceMmu> Mirror<M> {
                 stays && want != Want::Exclusive
             }
             Residency::Coherent { .. } => want != Want::Exclusive,
+            // Its own copy, or in place what another device has a copy of.
+            Residency::Duplicated { .. } => want == Want::Access(Access::Read),
             Residency::Untouched | Residency::Poisoned => false,
+        }
+    }
+
+    /// Ends the duplication of a page of this device's memory, which it wants to write, once the CPUs had their time.
+    fn take_back(&self, page: Page, word: Word, patient: &mut bool) {
+        let held = self.backend.device_hold(page, word);
+        match held {
+            Some(time) if *patient => {
+                *patient = false;
+                self.backend.recorder.add(Counter::FaultsDeferred, 1);
+                self.pause(time);
+            }
+            _ => self.backend.drop_system_copy(page),
         }
     }
 
@@ -242,6 +260,17 @@ impl<M: DeviceMmu> Mirror<M> {
                 (Target::Device(frame), memory.address(frame))
             }
             (
+                Residency::Duplicated {
+                    device,
+                    frame,
+                    order,
+                },
+                Some(memory),
+            ) if device == self.device.id => {
+                touched(frame, order);
+                (Target::Device(frame), memory.address(frame))
+            }
+            (
                 Residency::Coherent {
                     device,
                     frame,
@@ -266,7 +295,7 @@ impl<M: DeviceMmu> Mirror<M> {
         Mapping {
             page,
             target,
-            writable: !word.read_only(),
+            writable: !word.read_only() && !word.residency().duplicated(),
             exclusive: matches!(
                 word.residency(),
                 Residency::Device { .. } | Residency::Exclusive(_)
@@ -307,6 +336,7 @@ impl<M: DeviceMmu> Mirror<M> {
             cause: Cause::Demand,
             faulting,
             hold: advice.hold,
+            duplicate: false,
         };
         backend.migrate_with(&self.device, [(block, pages)], reason);
         false

@@ -33,23 +33,37 @@ pub struct Advice {
     pub throttle: Duration,
     /// More to migrate, in this or other blocks: at most 8 wishes.
     pub migrate: Vec<Wish>,
+    /// A CPU fault: those of the touched and prefetched pages that stay in a device's memory, too. From then on CPUs
+    /// and that device read copies of their own, until somebody writes. Pages that are written now migrate all the same.
+    pub duplicate: PageSet,
 }
 
 impl Advice {
     /// The advice cut to what is possible: prefetched pages exist, are not among the faulting ones and
-    /// not at the destination already; times are bounded; CPUs cannot reach pages in place. Returns also
-    /// whether anything had to be cut.
+    /// not at the destination already; times are bounded; CPUs cannot reach pages in place; only what comes to
+    /// system memory can be duplicated. Returns also whether anything had to be cut.
     pub fn validated(mut self, fault: &BlockFault, view: &BlockView<'_>) -> (Advice, bool) {
         let exist = PageSet::from_range(0..view.len());
         let prefetch = self.prefetch.intersection(&exist).difference(&fault.pages);
         let (hold, throttle) = (self.hold.min(MAX_HOLD), self.throttle.min(MAX_HOLD));
         let stay = self.stay && fault.to != Place::System;
+        let duplicate = match fault.to {
+            Place::System => self.duplicate.intersection(&exist),
+            Place::Device(_) => PageSet::EMPTY,
+        };
         let possible = |wish: &Wish| (1..=MAX_WISH).contains(&wish.pages.len());
         let wishes = self.migrate.len() <= MAX_WISHES && self.migrate.iter().all(possible);
         let cut = !wishes
-            || (prefetch, hold, throttle, stay)
-                != (self.prefetch, self.hold, self.throttle, self.stay);
-        (self.prefetch, self.hold, self.throttle, self.stay) = (prefetch, hold, throttle, stay);
+            || (prefetch, hold, throttle, stay, duplicate)
+                != (
+                    self.prefetch,
+                    self.hold,
+                    self.throttle,
+                    self.stay,
+                    self.duplicate,
+                );
+        (self.prefetch, self.hold, self.throttle) = (prefetch, hold, throttle);
+        (self.stay, self.duplicate) = (stay, duplicate);
         if !wishes {
             self.migrate.truncate(MAX_WISHES);
             self.migrate.retain(possible);
@@ -66,6 +80,7 @@ impl Advice {
 mod tests {
     use super::super::test_view::*;
     use super::*;
+    use crate::driver::DeviceId;
     use crate::page::Page;
 
     #[test]
@@ -86,10 +101,12 @@ mod tests {
                 };
                 3
             ],
+            duplicate: PageSet::from_range(90..110),
         };
         let (advice, cut) = wild.validated(&fault, &view);
         assert!(cut);
         assert_eq!(advice.prefetch, PageSet::from_range(50..100));
+        assert_eq!(advice.duplicate, PageSet::from_range(90..100));
         assert!(advice.migrate.is_empty());
         assert_eq!(
             (advice.stay, advice.hold, advice.throttle),
@@ -102,5 +119,17 @@ mod tests {
         let (advice, cut) = modest.validated(&fault, &view);
         assert!(!cut);
         assert_eq!(advice.prefetch, PageSet::from_range(50..60));
+        let read = Advice {
+            duplicate: PageSet::from_range(0..100),
+            ..Advice::default()
+        };
+        let (advice, cut) = read.clone().validated(&fault, &view);
+        assert!(!cut && advice == read);
+        let by_device = BlockFault {
+            to: Place::Device(DeviceId(0)),
+            ..fault
+        };
+        let (advice, cut) = read.validated(&by_device, &view);
+        assert!(cut && advice.duplicate.is_empty());
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::modifier::Modifier;
-use super::{Access, Advice, BlockFault, BlockView, Hint, Place};
+use super::{Advice, BlockFault, BlockView, Hint, Place};
 use crate::driver::DeviceId;
 use crate::page::{Block, PageRange, PageSet};
 use crate::word::Residency;
@@ -148,9 +148,9 @@ impl Hints {
         let residency = view.residency(index);
         let preferred = self.preferences.of(fault.block, index);
         let others = self.others.get(&fault.block);
-        // 2: A duplicate for whoever reads. Here, readers share the page in system memory.
+        // 2: Whoever faults gets it. CPUs that read it then get a duplicate.
         if others.is_some_and(|o| o.read_mostly.contains(index)) {
-            return Some(fault.access == Access::Read && residency == Residency::System);
+            return Some(false);
         }
         // 3: At home.
         if preferred == Some(fault.to) {
@@ -179,6 +179,11 @@ impl Modifier for Hints {
             && let Some(stays) = self.stays(fault, device, view)
         {
             advice.stay = stays;
+        }
+        if let (Place::System, Some(hints)) = (fault.to, self.others.get(&fault.block)) {
+            let there = PageSet::from_range(0..view.len());
+            let read_mostly = hints.read_mostly.intersection(&there);
+            advice.duplicate = advice.duplicate.union(&read_mostly);
         }
         let Some(sets) = self.preferences.0.get(&fault.block) else {
             return advice;
@@ -230,7 +235,7 @@ impl Modifier for Hints {
 mod tests {
     use super::super::modifier::Modified;
     use super::super::test_view::*;
-    use super::super::{Density, OnDemand};
+    use super::super::{Access, Density, OnDemand};
     use super::*;
     use crate::page::Page;
 
@@ -274,8 +279,8 @@ mod tests {
         let preferred = |place| Hint::PreferredLocation(place);
         for (hint, page, access, stay) in [
             (None, system, read, false),
-            // 2: readers of read-mostly pages stay away from the only copy, writers take it.
-            (Some(Hint::ReadMostly(true)), system, read, true),
+            // 2: what is read mostly comes to whoever faults, whatever else is said about it.
+            (Some(Hint::ReadMostly(true)), system, read, false),
             (Some(Hint::ReadMostly(true)), system, write, false),
             (Some(Hint::ReadMostly(true)), untouched, read, false),
             // 3
@@ -322,6 +327,21 @@ mod tests {
             let advice = policy.advise(&fault, &view(&words));
             assert_eq!(advice.stay, stay, "{hint:?}, page {page}, {access:?}");
         }
+    }
+
+    #[test]
+    fn cpus_duplicate_what_is_read_mostly() {
+        let words = block(64, &PageSet::EMPTY, &PageSet::from_range(0..64));
+        let mut policy = Modified::boxed(Hints::default(), Box::new(OnDemand));
+        policy.hinted(range(10, 600), Hint::ReadMostly(true));
+        policy.hinted(range(20, 30), Hint::ReadMostly(false));
+        let fault = fault([15, 25], Place::System);
+        let (advice, cut) = policy
+            .advise(&fault, &view(&words))
+            .validated(&fault, &view(&words));
+        assert!(!cut);
+        let duplicated: Vec<_> = advice.duplicate.runs().collect();
+        assert_eq!(duplicated, [10..20, 30..64]);
     }
 
     #[test]

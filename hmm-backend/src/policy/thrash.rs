@@ -354,6 +354,8 @@ impl Modifier for Thrash {
         if !advice.stay {
             let moves = |i: &usize| match view.residency(*i) {
                 Residency::System => fault.to != Place::System,
+                // A duplicate takes nothing away from the device.
+                Residency::Device { .. } if advice.duplicate.contains(*i) => false,
                 Residency::Device { device, .. } => fault.to != Place::Device(device),
                 _ => false,
             };

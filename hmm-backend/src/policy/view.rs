@@ -106,13 +106,15 @@ impl<'a> BlockView<'a> {
         self.words[index].residency()
     }
 
-    /// The pages whose contents are at `place`.
+    /// The pages whose contents are at `place`; duplicates are at both of theirs.
     pub fn resident(&self, place: Place) -> PageSet {
-        let pattern = match place {
-            Place::System => Pattern::REACHED_BY_CPUS,
-            Place::Device(device) => Pattern::on_device(device),
-        };
-        pattern.find(self.words)
+        let find = |pattern: Pattern| pattern.find(self.words);
+        match place {
+            Place::System => find(Pattern::REACHED_BY_CPUS),
+            Place::Device(device) => {
+                find(Pattern::on_device(device)).union(&find(Pattern::duplicated_on(device)))
+            }
+        }
     }
 
     /// The pages without contents.

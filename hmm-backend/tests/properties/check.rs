@@ -20,6 +20,11 @@ impl World {
                 device,
                 frame,
                 order,
+            }
+            | Residency::Duplicated {
+                device,
+                frame,
+                order,
             } if device == self.devices[d].id => Some((frame.0, order)),
             _ => None,
         }
@@ -93,6 +98,10 @@ impl World {
                         let place = if d == COHERENT { 0x40 } else { 0x50 };
                         place | permission | large
                     }
+                    Residency::Duplicated { order, .. } if self.on(d, *word).is_some() => {
+                        0x21 | if order == MAX_ORDER { 4 } else { 0 }
+                    }
+                    Residency::Duplicated { .. } => 1,
                     Residency::Exclusive(owner) if owner == device.id => 0x60 | permission,
                     Residency::Exclusive(_) => 0x70 | permission,
                 }

@@ -86,7 +86,7 @@ impl Export {
         let bytes = u64::from(event.pages) * PAGE_SIZE;
         match event.kind {
             EventKind::ToDevice => self.moved[0] += bytes,
-            EventKind::ToSystem => self.moved[1] += bytes,
+            EventKind::ToSystem | EventKind::Duplicated => self.moved[1] += bytes,
             _ => {}
         }
         if self.residency.apply(event) {
@@ -108,7 +108,8 @@ impl Export {
                 EventKind::DeviceFault | EventKind::MappedInPlace | EventKind::Access,
                 Some(device),
             ) => Track::Accelerator(device),
-            (EventKind::ToDevice | EventKind::ToSystem, _) => Track::Migrations,
+            (EventKind::ToDevice | EventKind::ToSystem, _)
+            | (EventKind::Duplicated | EventKind::Collapsed, _) => Track::Migrations,
             _ => Track::Service,
         }
     }

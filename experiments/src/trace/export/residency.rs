@@ -29,7 +29,8 @@ impl Residency {
     pub fn apply(&mut self, event: &Event) -> bool {
         let place = match (event.kind, event.device) {
             (EventKind::ToDevice, Some(device)) => u16::from(device.0),
-            (EventKind::ToSystem | EventKind::Freed, _) => SYSTEM,
+            (EventKind::ToSystem | EventKind::Freed, _) | (EventKind::Collapsed, None) => SYSTEM,
+            // Duplicates are in the device's memory all the while.
             _ => return false,
         };
         let limit = |page: Page| Page(page.0.min(self.limit));

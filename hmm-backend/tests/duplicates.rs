@@ -1,0 +1,553 @@
+//! Read duplication: what is read mostly is in a device's memory and in system memory, until somebody writes.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+
+use common::{Device, Rig, both_engines};
+use hmm_backend::{
+    Engine, Event, EventKind, FaultError, KernelAnswers, KernelCall, MadeUpAnswer, MirrorError,
+    Page, PageRange, Residency, Target, snapshot,
+};
+
+const POLICY: &str = "on-demand+hints+timeslice:min=0us";
+
+fn read_mostly(rig: &Rig, pages: std::ops::Range<u32>) {
+    let hint = "read-mostly".parse().unwrap();
+    rig.backend.hint(rig.range(pages), hint).unwrap();
+}
+
+/// A rig all of whose 512 pages are read mostly.
+fn rig(engine: Engine) -> Rig {
+    let rig = Rig::new(512, engine, POLICY);
+    read_mostly(&rig, 0..512);
+    rig
+}
+
+fn residency(rig: &Rig, page: u32) -> Residency {
+    rig.backend.settle(rig.range(page..page + 1)).unwrap();
+    rig.backend.word(Page(page)).unwrap().residency()
+}
+
+/// Pages of the range that are duplicates.
+fn duplicates(rig: &Rig, pages: std::ops::Range<u32>) -> Vec<u32> {
+    pages.filter(|p| residency(rig, *p).duplicated()).collect()
+}
+
+/// Brings pages to the device, each with its number plus 10 in its first word, and has a CPU read them.
+fn duplicate(rig: &Rig, device: &Device, pages: std::ops::Range<u32>) {
+    for page in pages.clone() {
+        rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
+    }
+    let range = rig.range(pages.clone());
+    let moved = rig.backend.migrate_to_device(device.id, range).unwrap();
+    assert_eq!(moved, u64::from(range.len()));
+    for page in pages.clone() {
+        assert_eq!(rig.cpu(page, 0).load(SeqCst), 10 + u64::from(page));
+    }
+    assert_eq!(duplicates(rig, pages.clone()), pages.collect::<Vec<_>>());
+    // Counted last.
+    rig.wait_for(|stats| stats.pages_to_system() >= moved);
+}
+
+fn counter(rig: &Rig, name: &str) -> u64 {
+    rig.backend.stats().other[name]
+}
+
+fn system_bytes(rig: &Rig, page: u32) -> u64 {
+    let range = rig.range(page..page + 1);
+    rig.backend.resident_bytes(range).unwrap()
+}
+
+#[test]
+fn a_cpu_s_read_leaves_the_device_its_copy() {
+    both_engines(|engine| {
+        let rig = rig(engine);
+        let (mut device, mut other) = (rig.device(64), rig.device(64));
+        for page in 0..8 {
+            rig.cpu(page, 5).store(50 + u64::from(page), SeqCst);
+        }
+        rig.backend
+            .migrate_to_device(device.id, rig.range(0..8))
+            .unwrap();
+        assert_eq!(device.write(3, 6, 7), Ok(()), "a writable translation");
+        let Some(Target::Device(frame)) = device.target(3) else {
+            panic!("page 3 is on the device");
+        };
+        assert_eq!(rig.cpu(3, 5).load(SeqCst), 53);
+        // Only what was read is cut out of the folio.
+        assert_eq!(duplicates(&rig, 0..8), [3]);
+        let there = Residency::Duplicated {
+            device: device.id,
+            frame,
+            order: 0,
+        };
+        assert_eq!(residency(&rig, 3), there);
+        assert_eq!(device.target(3), None, "it could be written");
+        assert_eq!(system_bytes(&rig, 3), 4096);
+        assert_eq!(device.driver.freed.load(SeqCst), 0);
+        // Both read their own copies from now on.
+        let faults = rig.backend.stats().cpu_faults;
+        assert_eq!((device.read(3, 5), device.read(3, 6)), (Ok(53), Ok(7)));
+        assert_eq!(device.target(3), Some(Target::Device(frame)));
+        assert_eq!(rig.cpu(3, 6).load(SeqCst), 7);
+        assert_eq!(counter(&rig, "mapped_in_place"), 0);
+        // There is one duplicate of a page: another device reads in place.
+        assert_eq!(other.read(3, 5), Ok(53));
+        assert_eq!(other.target(3), Some(Target::System));
+        assert_eq!(residency(&rig, 3), there);
+        let seen = |id| rig.backend.snapshot(id, rig.range(3..4)).unwrap()[0];
+        assert_eq!(seen(device.id), snapshot::DEVICE_LOCAL | snapshot::READ);
+        assert_eq!(seen(other.id), snapshot::READ);
+        rig.wait_for(|stats| stats.pages_to_system() > 0);
+        let stats = rig.backend.stats();
+        assert_eq!(stats.cpu_faults, faults);
+        assert_eq!((stats.pages_to_device(), stats.pages_to_system()), (8, 1));
+        assert_eq!(
+            (stats.other["duplicated"], stats.other["collapsed"]),
+            (1, 0)
+        );
+        // What nobody calls read-mostly migrates.
+        let hint = "not-read-mostly".parse().unwrap();
+        rig.backend.hint(rig.range(4..5), hint).unwrap();
+        assert_eq!(rig.cpu(4, 5).load(SeqCst), 54);
+        assert_eq!(residency(&rig, 4), Residency::System);
+        device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn a_cpu_s_write_leaves_the_copy_in_system_memory() {
+    both_engines(|engine| {
+        let rig = rig(engine);
+        let (mut device, mut other) = (rig.device(64), rig.device(64));
+        duplicate(&rig, &device, 0..4);
+        assert_eq!((device.read(2, 0), other.read(2, 0)), (Ok(12), Ok(12)));
+        assert_eq!(rig.cpu(2, 0).fetch_add(100, SeqCst), 12);
+        assert_eq!(residency(&rig, 2), Residency::System);
+        assert_eq!((device.target(2), other.target(2)), (None, None));
+        assert_eq!(duplicates(&rig, 0..4), [0, 1, 3]);
+        rig.wait_for(|stats| stats.page_free_calls == 1);
+        assert_eq!((device.driver.live(), counter(&rig, "collapsed")), (3, 1));
+        // No contents moved, and a second write is free.
+        assert_eq!(rig.backend.stats().pages_to_system(), 4);
+        let faults = rig.backend.stats().cpu_faults;
+        rig.cpu(2, 1).store(1, SeqCst);
+        assert_eq!(rig.backend.stats().cpu_faults, faults);
+        // It comes again and is duplicated again.
+        assert_eq!((device.read(2, 0), device.read(2, 1)), (Ok(112), Ok(1)));
+        assert_eq!(rig.cpu(2, 0).load(SeqCst), 112);
+        assert_eq!(duplicates(&rig, 0..4), [0, 1, 2, 3]);
+        device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn a_device_s_write_leaves_the_copy_in_its_memory() {
+    both_engines(|engine| {
+        let rig = rig(engine);
+        let (mut device, mut other) = (rig.device(64), rig.device(64));
+        duplicate(&rig, &device, 0..4);
+        assert_eq!((device.read(2, 0), other.read(2, 0)), (Ok(12), Ok(12)));
+        let target = device.target(2);
+        assert_eq!(device.add(2, 0, 100), Ok(12));
+        assert_eq!(device.target(2), target, "the same frame");
+        assert!(matches!(residency(&rig, 2), Residency::Device { .. }));
+        assert_eq!((system_bytes(&rig, 2), other.target(2)), (0, None));
+        assert_eq!(counter(&rig, "collapsed"), 1);
+        assert_eq!(rig.backend.stats().pages_to_device(), 4, "nothing moved");
+        assert_eq!(device.driver.freed.load(SeqCst), 0);
+        assert_eq!(rig.cpu(2, 0).load(SeqCst), 112);
+        assert_eq!(duplicates(&rig, 0..4), [0, 1, 2, 3]);
+        // Atomic operations of the device need the same.
+        device.add_exclusively(2, 0, 1000, || {}).unwrap();
+        assert_eq!(rig.cpu(2, 0).load(SeqCst), 1112);
+        device.driver.assert_clean();
+    });
+}
+
+/// Each of these on a page of its own, which both copies of must have been the same.
+#[test]
+fn whatever_else_happens_ends_a_duplicate_once() {
+    both_engines(|engine| {
+        let rig = rig(engine);
+        let (mut device, mut other) = (rig.device(64), rig.device(64));
+        duplicate(&rig, &device, 0..10);
+        let freed = |device: &Device| device.driver.freed.load(SeqCst);
+        let ended = |device: &Device, page: u32, n: u64| {
+            rig.wait_for(|_| freed(device) == n);
+            assert!(!residency(&rig, page).duplicated(), "page {page}");
+        };
+        // Another device writes.
+        assert_eq!(other.add(0, 0, 100), Ok(10));
+        ended(&device, 0, 1);
+        assert_eq!(rig.cpu(0, 0).load(SeqCst), 110);
+        // A pin, during which it stays.
+        let pinned = rig.backend.pin(rig.range(1..2)).unwrap();
+        ended(&device, 1, 2);
+        // SAFETY: the pinned page is there, and nobody else uses it.
+        unsafe { pinned.host().cast::<u64>().write_volatile(111) };
+        assert_eq!(device.read(1, 0), Ok(111));
+        assert_eq!(device.target(1), Some(Target::System));
+        drop(pinned);
+        // A request, to system memory; one to the device finds it there.
+        let here = rig.range(2..3);
+        assert_eq!(rig.backend.migrate_to_device(device.id, here).unwrap(), 0);
+        assert_eq!(rig.backend.migrate_to_device(other.id, here).unwrap(), 0);
+        assert_eq!(duplicates(&rig, 2..3), [2]);
+        assert_eq!(rig.backend.migrate_to_system(here).unwrap(), 1);
+        ended(&device, 2, 3);
+        rig.cpu(2, 0).fetch_add(100, SeqCst);
+        assert_eq!(device.read(2, 0), Ok(112));
+        // Another device's atomic operation.
+        other.add_exclusively(3, 0, 100, || {}).unwrap();
+        ended(&device, 3, 4);
+        assert_eq!(rig.cpu(3, 0).load(SeqCst), 113);
+        // A free, of both copies.
+        assert_eq!(rig.backend.guest_freed(rig.range(4..5)).unwrap(), 1);
+        ended(&device, 4, 5);
+        assert_eq!(system_bytes(&rig, 4), 0);
+        assert_eq!((rig.cpu(4, 0).load(SeqCst), device.read(4, 0)), (0, Ok(0)));
+        // A memory failure.
+        rig.backend.memory_failure(Page(5)).unwrap();
+        ended(&device, 5, 6);
+        assert_eq!(system_bytes(&rig, 5), 0);
+        assert!(matches!(device.read(5, 0), Err(MirrorError::Fatal { .. })));
+        // Detach.
+        assert_eq!(duplicates(&rig, 6..10), [6, 7, 8, 9]);
+        rig.backend.detach(device.id).unwrap();
+        assert_eq!(device.driver.live(), 0);
+        assert_eq!(duplicates(&rig, 1..10), []);
+        for page in 6..10 {
+            let cell = rig.cpu(page, 0);
+            assert_eq!(cell.fetch_add(1, SeqCst), 10 + u64::from(page));
+        }
+        device.driver.assert_clean();
+        other.driver.assert_clean();
+    });
+}
+
+#[test]
+fn duplicates_are_evicted_without_moving_anything() {
+    both_engines(|engine| {
+        let rig = rig(engine);
+        let mut device = rig.device(16);
+        duplicate(&rig, &device, 0..16);
+        let before = rig.backend.stats();
+        for page in 100..116 {
+            device.write(page, 0, u64::from(page)).unwrap();
+        }
+        assert_eq!(duplicates(&rig, 0..16), []);
+        let stats = rig.backend.stats();
+        assert_eq!(stats.to_system, before.to_system);
+        assert_eq!(stats.other["collapsed"], 16);
+        for page in 0..16 {
+            rig.cpu(page, 0).fetch_add(1, SeqCst);
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), 11 + u64::from(page));
+        }
+        for page in 100..116 {
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), u64::from(page));
+        }
+        rig.wait_for(|stats| stats.page_free_calls == 16 && device.driver.live() == 16);
+        device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn read_only_pages_are_duplicated_and_stay_read_only() {
+    both_engines(|engine| {
+        let rig = rig(engine);
+        let mut device = rig.device(64);
+        duplicate(&rig, &device, 0..4);
+        let set = |pages, on| rig.backend.set_read_only(rig.range(pages), on).unwrap();
+        // The permission is taken away from a duplicate, and given back.
+        set(0..2, true);
+        assert_eq!(device.write(0, 0, 1), Err(MirrorError::Permission(Page(0))));
+        assert_eq!(
+            (device.read(0, 0), rig.cpu(0, 0).load(SeqCst)),
+            (Ok(10), 10)
+        );
+        set(0..1, false);
+        assert_eq!(duplicates(&rig, 0..4), [0, 1, 2, 3]);
+        rig.cpu(0, 0).fetch_add(100, SeqCst);
+        assert_eq!(
+            (residency(&rig, 0), device.read(0, 0)),
+            (Residency::System, Ok(110))
+        );
+        // It stays when the duplicate ends: a CPU that writes sleeps until it may.
+        rig.backend.migrate_to_system(rig.range(1..2)).unwrap();
+        assert_eq!(residency(&rig, 1), Residency::System);
+        std::thread::scope(|scope| {
+            scope.spawn(|| rig.cpu(1, 0).fetch_add(100, SeqCst));
+            let seen = rig.fatal_seen.wait_timeout_while(
+                rig.fatal.lock().unwrap(),
+                std::time::Duration::from_secs(20),
+                |fatal| fatal.is_empty(),
+            );
+            let (fatal, late) = seen.unwrap();
+            drop(fatal);
+            if late.timed_out() {
+                rig.backend.abandon_faults();
+                panic!("page 1 was written although it is read-only");
+            }
+            set(1..2, false);
+        });
+        assert_eq!(rig.cpu(1, 0).load(SeqCst), 111);
+        // A page that is read-only already is duplicated as well.
+        set(8..9, true);
+        assert_eq!(device.read(8, 0), Ok(0));
+        assert_eq!(rig.cpu(8, 0).load(SeqCst), 0);
+        assert_eq!(duplicates(&rig, 8..9), [8]);
+        assert_eq!(device.write(8, 0, 1), Err(MirrorError::Permission(Page(8))));
+        device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn what_the_policy_brings_along_is_duplicated_too() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, "density:threshold=1+hints+timeslice:min=0us");
+        read_mostly(&rig, 0..100);
+        let device = rig.device(512);
+        for page in 0..128 {
+            rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
+        }
+        let all = rig.range(0..128);
+        rig.backend.migrate_to_system(all).unwrap();
+        assert_eq!(rig.backend.migrate_to_device(device.id, all).unwrap(), 128);
+        assert_eq!(rig.cpu(50, 0).load(SeqCst), 60);
+        rig.wait_for(|stats| stats.pages_to_system() >= 128);
+        assert_eq!(duplicates(&rig, 0..128), (0..100).collect::<Vec<_>>());
+        for page in 0..128 {
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), 10 + u64::from(page));
+        }
+        assert_eq!(rig.backend.stats().other["duplicated"], 100);
+        // A large folio of duplicates goes as one, and a CPU's write takes one page of it.
+        rig.cpu(40, 0).store(1, SeqCst);
+        assert_eq!(duplicates(&rig, 32..48).len(), 15);
+        device.driver.assert_clean();
+    });
+}
+
+/// The driver refuses, or gives up half-way: what was is still there, and the fault is served in the end.
+#[test]
+fn drivers_that_refuse_harm_nothing() {
+    both_engines(|engine| {
+        let rig = rig(engine);
+        let mut device = rig.device(64);
+        let refuse = |device: &Device| {
+            let mut faults = device.driver.faults.lock().unwrap();
+            faults.to_ram = vec![FaultError::Retry, FaultError::OutOfMemory];
+            faults.to_ram_after_copy = 2;
+        };
+        rig.cpu(0, 0).store(10, SeqCst);
+        assert_eq!(device.read(0, 0), Ok(10));
+        refuse(&device);
+        assert_eq!(rig.cpu(0, 0).load(SeqCst), 10);
+        assert_eq!(duplicates(&rig, 0..1), [0]);
+        assert_eq!(device.read(0, 0), Ok(10));
+        refuse(&device);
+        assert_eq!(rig.cpu(0, 0).fetch_add(1, SeqCst), 10);
+        assert_eq!(residency(&rig, 0), Residency::System);
+        assert_eq!(device.read(0, 0), Ok(11));
+        assert_eq!(counter(&rig, "faults_retried"), 8);
+        assert_eq!(rig.cpu(0, 0).load(SeqCst), 11);
+        // A pin asks as often as it must.
+        refuse(&device);
+        drop(rig.backend.pin(rig.range(0..1)).unwrap());
+        assert_eq!(rig.cpu(0, 0).load(SeqCst), 11);
+        device.driver.assert_clean();
+    });
+}
+
+/// Every call that gives pages back to CPUs gets only a part of its way, a few times.
+struct Halting(AtomicU32);
+
+impl KernelAnswers for Halting {
+    fn answer(&self, call: KernelCall, pages: PageRange) -> Option<MadeUpAnswer> {
+        let left = |n: u32| n.checked_sub(1);
+        if call != KernelCall::Give || self.0.fetch_update(SeqCst, SeqCst, left).is_err() {
+            return None;
+        }
+        let (done, errno) = match pages.len() {
+            1 => (0, libc::EBUSY),
+            n => (n / 2, libc::ENOMEM),
+        };
+        Some(MadeUpAnswer { done, errno })
+    }
+}
+
+#[test]
+fn a_kernel_that_refuses_harms_nothing() {
+    both_engines(|engine| {
+        let answers = Arc::new(Halting(AtomicU32::new(0)));
+        let kernel = answers.clone();
+        let change = |config: &mut hmm_backend::BackendConfig| config.kernel = Some(kernel);
+        let rig = Rig::with(
+            512,
+            engine,
+            "density:threshold=1+hints+timeslice:min=0us",
+            change,
+            1,
+        );
+        read_mostly(&rig, 0..512);
+        let mut device = rig.device(64);
+        for page in 0..16 {
+            rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
+        }
+        let all = rig.range(0..16);
+        rig.backend.migrate_to_system(all).unwrap();
+        rig.backend.migrate_to_device(device.id, all).unwrap();
+        answers.0.store(3, SeqCst);
+        for page in 0..16 {
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), 10 + u64::from(page));
+            assert_eq!(device.read(page, 0), Ok(10 + u64::from(page)));
+        }
+        assert_eq!(duplicates(&rig, 0..16).len(), 16);
+        assert_eq!(answers.0.load(SeqCst), 0, "the kernel has refused");
+        device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn events_tell_where_the_copies_are() {
+    both_engines(|engine| {
+        let rig = rig(engine);
+        let mut device = rig.device(64);
+        duplicate(&rig, &device, 0..2);
+        rig.cpu(0, 0).store(1, SeqCst);
+        device.write(1, 0, 1).unwrap();
+        let events = std::cell::RefCell::new(Vec::new());
+        rig.wait_for(|_| {
+            let mut events = events.borrow_mut();
+            events.extend(rig.backend.drain_events().events);
+            let collapsed = |e: &&Event| e.kind == EventKind::Collapsed;
+            events.iter().filter(collapsed).count() == 2
+        });
+        let events = events.into_inner();
+        let told = |kind: EventKind| -> Vec<_> {
+            let those = events.iter().filter(|e| e.kind == kind);
+            let mut told: Vec<_> = those.map(|e| (e.page.0, e.pages, e.device)).collect();
+            told.sort();
+            told
+        };
+        let id = Some(device.id);
+        assert_eq!(told(EventKind::Duplicated), [(0, 1, id), (1, 1, id)]);
+        assert_eq!(told(EventKind::Collapsed), [(0, 1, None), (1, 1, id)]);
+        assert_eq!(told(EventKind::ToSystem), []);
+    });
+}
+
+/// CPUs and two devices read and write the same few pages, with so little device memory that pages are evicted all the
+/// time, and somebody asks for migrations and pins. Everybody adds to a word of his own, and nobody ever sees a number
+/// get smaller: a copy that somebody wrote while another one was read would show.
+#[test]
+fn nobody_reads_an_old_copy() {
+    const PAGES: u32 = 6;
+    const WORDS: usize = 5;
+    both_engines(|engine| {
+        let rig = Rig::with(512, engine, POLICY, |_| {}, 2);
+        read_mostly(&rig, 0..512);
+        let (mut one, mut two) = (rig.device(4), rig.device(4));
+        let stop = AtomicBool::new(false);
+        let rounds = 400u32;
+        // Mostly reads, and writes now and then: by whom, when and where differs from round to round.
+        let is_write = |round: u32| round % 7 == 3;
+        let page_of = |round: u32, who: u32| (round / 5 * 7 + round + who * 3) % PAGES;
+        let check =
+            |seen: &mut [[u64; WORDS]; PAGES as usize], page: u32, word: usize, now: u64| {
+                let before = std::mem::replace(&mut seen[page as usize][word], now);
+                assert!(
+                    before <= now,
+                    "page {page}, word {word}: {now} after {before}"
+                );
+            };
+        let added = std::thread::scope(|scope| {
+            let cpu = |who: u32| {
+                let (rig, stop) = (&rig, &stop);
+                move || {
+                    let mut seen = [[0; WORDS]; PAGES as usize];
+                    let mut added = 0;
+                    for round in 0.. {
+                        if stop.load(SeqCst) && round >= rounds {
+                            break;
+                        }
+                        let page = page_of(round, who);
+                        if is_write(round) {
+                            let before = rig.cpu(page, who as usize).fetch_add(1, SeqCst);
+                            check(&mut seen, page, who as usize, before);
+                            added += 1;
+                        }
+                        for word in 0..WORDS {
+                            check(&mut seen, page, word, rig.cpu(page, word).load(SeqCst));
+                        }
+                    }
+                    added
+                }
+            };
+            let accelerator = move |who: u32, device: &mut Device| {
+                let mut seen = [[0; WORDS]; PAGES as usize];
+                let mut added = 0u64;
+                for round in 0..rounds {
+                    let page = page_of(round, who);
+                    if is_write(round) {
+                        let before = device.add(page, who as usize, 1).unwrap();
+                        check(&mut seen, page, who as usize, before);
+                        added += 1;
+                    }
+                    for word in 0..WORDS {
+                        check(&mut seen, page, word, device.read(page, word).unwrap());
+                    }
+                }
+                added
+            };
+            let (one, two) = (&mut one, &mut two);
+            let cpus = [scope.spawn(cpu(0)), scope.spawn(cpu(1))];
+            let devices = [
+                scope.spawn(move || accelerator(2, one)),
+                scope.spawn(move || accelerator(3, two)),
+            ];
+            let others = scope.spawn(|| {
+                let mut added = 0u64;
+                for round in 0u32.. {
+                    if stop.load(SeqCst) {
+                        break;
+                    }
+                    let page = round % PAGES;
+                    let range = rig.range(page..page + 1);
+                    match round % 4 {
+                        0 => drop(rig.backend.migrate_to_system(range).unwrap()),
+                        1 => {
+                            let pinned = rig.backend.pin(range).unwrap();
+                            rig.cpu(page, 4).fetch_add(1, SeqCst);
+                            added += 1;
+                            drop(pinned);
+                        }
+                        _ => std::thread::yield_now(),
+                    }
+                }
+                added
+            });
+            let sums = devices.map(|device| device.join());
+            // The others must end in any case.
+            stop.store(true, SeqCst);
+            let mut sum: u64 = sums.into_iter().map(Result::unwrap).sum();
+            sum += cpus.into_iter().map(|c| c.join().unwrap()).sum::<u64>();
+            sum + others.join().unwrap()
+        });
+        let cells = (0..PAGES).flat_map(|page| (0..WORDS).map(move |word| (page, word)));
+        let found: u64 = cells.map(|(p, w)| rig.cpu(p, w).load(SeqCst)).sum();
+        assert_eq!(found, added, "additions are lost");
+        let stats = rig.backend.stats();
+        assert!(stats.other["duplicated"] > 0 && stats.other["collapsed"] > 0);
+        assert!(stats.other["collapsed"] <= stats.other["duplicated"]);
+        for device in [&one, &two] {
+            rig.backend.detach(device.id).unwrap();
+            assert_eq!(device.driver.live(), 0);
+            device.driver.assert_clean();
+        }
+        assert!(rig.fatal.lock().unwrap().is_empty());
+    });
+}
