@@ -170,6 +170,7 @@ impl Backend {
                 access: Access::Read,
                 to: Place::Device(device.id),
                 now: self.clock.now(),
+                waited: false,
             };
             let view = self.view(&words, Some(device));
             let wanted = self.advisor(block).used_in_place(&seen, count, view);
@@ -197,9 +198,11 @@ impl Backend {
             let now = self.clock.now();
             let mut wishes = Vec::new();
             if advisor.next_tick <= now {
-                advisor.next_tick = now + interval.max(SHORTEST_TICK);
                 let seen = advisor.seen;
                 wishes = advisor.policy.tick(now, seen);
+                // A policy that could not say everything wants to go on soon.
+                let interval = advisor.policy.tick_interval().unwrap_or(interval);
+                advisor.next_tick = now + interval.max(SHORTEST_TICK);
             }
             let rest = advisor.next_tick - now;
             next = Some(next.map_or(rest, |next: Duration| next.min(rest)));

@@ -12,7 +12,7 @@ use crate::fatal::FatalCause;
 use crate::memory::{EngineError, Fill};
 use crate::migrate::{Reason, Take, collect_to_system};
 use crate::page::{Block, Page, PageRange, PageSet};
-use crate::policy::{Access, Advice, BlockFault, Place};
+use crate::policy::{Access, BlockFault, Place};
 use crate::residency::TryLock;
 use crate::stats::{Cause, Counter};
 use crate::time::Tick;
@@ -76,26 +76,30 @@ impl Backend {
         patient: bool,
     ) -> Served {
         let mut served = Served::default();
-        let needed = self.sort_out(block, pages, writes, &mut served);
+        let mut needed = self.sort_out(block, pages, writes, &mut served);
+        let words = self.block_words(block);
+        if patient {
+            needed = self.put_off_held(block, &needed, &words, &mut served);
+        }
         if needed.is_empty() {
             return served;
         }
-        let words = self.block_words(block);
         let fault = BlockFault {
             block,
             pages: needed,
             access,
             to: Place::System,
             now: self.clock.now(),
+            waited: !patient,
         };
         let advice = self.advise(&fault, &words, None);
-        let needed = if patient {
-            self.put_off(&fault, &advice, &words, &mut served)
-        } else {
-            needed
-        };
+        if patient && !advice.throttle.is_zero() {
+            let wait = |index| (block.page(index), Unresolved::Wait(advice.throttle));
+            served.unresolved.extend(needed.iter().map(wait));
+            return served;
+        }
         let mut prefetch = advice.prefetch;
-        if self.lockstep && !needed.is_empty() {
+        if self.lockstep {
             // Before the faulting pages: with them, the CPU goes on.
             self.prefetch_to_system(block, &prefetch, &advice.duplicate, access);
             prefetch = PageSet::EMPTY;
@@ -198,25 +202,25 @@ impl Backend {
         needed
     }
 
-    /// Puts off what is throttled or held; returns the rest.
-    fn put_off(
+    /// Puts off faults on pages that are held; returns the rest. The policy will be asked about a fault when it can be
+    /// served.
+    fn put_off_held(
         &self,
-        fault: &BlockFault,
-        advice: &Advice,
+        block: Block,
+        pages: &PageSet,
         words: &[Word],
         served: &mut Served,
     ) -> PageSet {
-        let mut rest = fault.pages;
-        for index in fault.pages.iter() {
-            let page = fault.block.page(index);
+        let mut rest = *pages;
+        for index in pages.iter() {
+            let page = block.page(index);
             let held = match words[index].residency() {
                 Residency::Device { .. } => self.device_hold(page, words[index]),
                 Residency::Exclusive(_) => self.system_hold(words[index]),
                 // A duplicate is held for the CPUs, one of which now writes it.
                 _ => None,
             };
-            let wait = held.unwrap_or_default().max(advice.throttle);
-            if !wait.is_zero() {
+            if let Some(wait) = held.filter(|wait| !wait.is_zero()) {
                 rest.remove(index);
                 served.unresolved.push((page, Unresolved::Wait(wait)));
             }

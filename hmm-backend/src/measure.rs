@@ -62,6 +62,7 @@ fn decision(policy: &str, n: u32) {
             access: Access::Write,
             to: Place::System,
             now: Duration::ZERO,
+            waited: false,
         };
         black_box(policy.advise(&fault, &view).validated(&fault, &view));
     }

@@ -276,10 +276,18 @@ impl PageSet {
         let mut at = 0;
         std::iter::from_fn(move || {
             let start = self.next_where(at, |word| word)?;
-            let end = self.next_where(start, |word| !word);
-            at = end.unwrap_or(BLOCK_PAGES as usize);
+            at = self.end_of_run(start);
             Some(start..at)
         })
+    }
+
+    /// How far the indices from here on are in the set as this one is, or are not, as this one is not.
+    pub(crate) fn end_of_run(&self, index: usize) -> usize {
+        let end = match self.contains(index) {
+            true => self.next_where(index, |word| !word),
+            false => self.next_where(index, |word| word),
+        };
+        end.unwrap_or(BLOCK_PAGES as usize)
     }
 
     /// The lowest index from `at` whose bit is set in what `view` makes of the bitmap's words: a run is

@@ -217,7 +217,7 @@ proptest! {
         let words: Vec<Word> = states.iter().take(len).enumerate().map(word).collect();
         let view = BlockView { free_frames: 9, capacity: 99, ..BlockView::of(&words) };
         let to = if to_device { Place::Device(DeviceId(0)) } else { Place::System };
-        let fault = BlockFault { block: Block(3), pages: set(&faulting), access: Access::Read, to, now: Duration::ZERO };
+        let fault = BlockFault { block: Block(3), pages: set(&faulting), access: Access::Read, to, now: Duration::ZERO, waited: false };
         let ms = Duration::from_millis;
         let given = Advice { stay, prefetch: set(&prefetch), hold: ms(hold_ms), throttle: ms(throttle_ms), migrate: Vec::new(), duplicate: set(&duplicate) };
         let (advice, cut) = given.clone().validated(&fault, &view);
@@ -261,7 +261,7 @@ proptest! {
             now += Duration::from_micros(after);
             let device = Place::Device(DeviceId(0));
             let to = if to_device { device } else { Place::System };
-            let fault = BlockFault { block: Block(0), pages: PageSet::from_iter([page % len]), access: Access::Write, to, now };
+            let fault = BlockFault { block: Block(0), pages: PageSet::from_iter([page % len]), access: Access::Write, to, now, waited: false };
             let range = PageRange::with_len(Page(page as u32), 40);
             match what {
                 0 => policy.hinted(range, Hint::PreferredLocation(Some(to))),

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::Rig;
 use hmm_backend::{
-    Advice, BlockFault, BlockView, Engine, EvictionPolicy, FaultPolicy, Frame, Lru, MirrorError,
-    Page, Place, PolicyFactory,
+    Advice, BackendConfig, BlockFault, BlockView, Cause, Engine, EventKind, EvictionPolicy,
+    FaultPolicy, Frame, Lru, MirrorError, Page, PageSet, Place, PolicyFactory,
 };
 
 /// Policies made by functions.
@@ -60,13 +60,11 @@ impl PolicyFactory for Policies {
 
 fn with_policies(advise: fn(&BlockFault) -> Advice, victims: fn(u32) -> Option<Vec<Frame>>) -> Rig {
     let policies = Policies { advise, victims };
-    Rig::with(
-        512,
-        Engine::Remap,
-        "on-demand",
-        |c| c.policy = Arc::new(policies),
-        1,
-    )
+    let change = |c: &mut BackendConfig| {
+        c.policy = Arc::new(policies);
+        c.events = 4096;
+    };
+    Rig::with(512, Engine::Remap, "on-demand", change, 1)
 }
 
 #[test]
@@ -139,4 +137,68 @@ fn a_deferred_fault_does_not_steal_for_a_cpu_that_went_on() {
         scope.spawn(|| rig.cpu(9, 0).load(SeqCst)).join().unwrap();
         assert_eq!(rig.on_device(0..512), [3].into(), "stolen back for nobody");
     });
+}
+
+/// A policy that counts what it is asked about would count it twice.
+#[test]
+fn a_policy_is_asked_once_about_a_fault_that_waits_for_a_hold() {
+    let holds = |_: &BlockFault| Advice {
+        hold: Duration::from_millis(20),
+        ..Advice::default()
+    };
+    let rig = with_policies(holds, |_| None);
+    let mut device = rig.device(4);
+    device.write(3, 0, 1).unwrap();
+    assert_eq!(rig.cpu(3, 0).load(SeqCst), 1);
+    device.write(3, 0, 2).unwrap();
+    rig.wait_for(|s| s.other["faults_deferred"] == 2);
+    let events = rig.backend.drain_events().events;
+    let asked = events.iter().filter(|e| e.kind == EventKind::Advice);
+    assert_eq!(asked.count(), 3);
+}
+
+#[test]
+fn a_fault_that_was_throttled_is_known_to_have_waited() {
+    let throttles = |fault: &BlockFault| Advice {
+        throttle: Duration::from_millis(1),
+        hold: Duration::from_nanos(fault.waited.into()),
+        ..Advice::default()
+    };
+    let rig = with_policies(throttles, |_| None);
+    let mut device = rig.device(4);
+    device.write(3, 0, 1).unwrap();
+    assert_eq!(rig.cpu(3, 0).load(SeqCst), 1);
+    rig.wait_for(|s| s.cpu_faults == 1);
+    let events = rig.backend.drain_events().events;
+    let asked = events.iter().filter(|e| e.kind == EventKind::Advice);
+    let waited: Vec<_> = asked.map(|e| e.latency.as_nanos()).collect();
+    assert_eq!(waited, [0, 1, 0, 1]);
+}
+
+/// What a fault brings along was not wanted by it: the trace says so page by page, as the summary does.
+#[test]
+fn events_and_counters_agree_about_causes() {
+    let greedy = |_: &BlockFault| Advice {
+        prefetch: PageSet::from_range(0..64),
+        ..Advice::default()
+    };
+    let rig = with_policies(greedy, |_| None);
+    let mut device = rig.device(512);
+    for page in [5, 100, 40] {
+        device.write(page, 0, 1).unwrap();
+    }
+    rig.cpu(9, 0).load(SeqCst);
+    rig.wait_for(|s| s.pages_to_system() == 64);
+    let stats = rig.backend.stats();
+    let events = rig.backend.drain_events();
+    let sum = |kind, cause| -> u64 {
+        let those = events.events.iter();
+        let those = those.filter(|e| e.kind == kind && e.cause == Some(cause));
+        those.map(|e| u64::from(e.pages)).sum()
+    };
+    for cause in [Cause::Demand, Cause::Prefetch] {
+        assert_eq!(sum(EventKind::ToDevice, cause), stats.to_device[&cause]);
+        assert_eq!(sum(EventKind::ToSystem, cause), stats.to_system[&cause]);
+    }
+    assert_eq!(stats.to_device[&Cause::Demand], 2);
 }

@@ -14,7 +14,6 @@ pub use to_system::{CommittedToSystem, CopiedToSystem, ToSystem};
 pub(crate) use to_system::{Source, Take, collect_to_system};
 pub use watch::{Step, Watch};
 
-use crate::backend::count_in;
 use crate::driver::Frame;
 use crate::memory::{Reach, Run};
 use crate::page::{Page, PageRange, PageSet};
@@ -57,17 +56,26 @@ impl Reason {
         }
     }
 
-    /// How many pages of a range move for each cause.
-    fn causes(&self, range: PageRange) -> impl Iterator<Item = (Cause, u64)> {
-        let all = u64::from(range.len());
-        let counts = match self.cause {
-            Cause::Demand => {
-                let touched = u64::from(count_in(&self.faulting, range));
-                [(Cause::Demand, touched), (Cause::Prefetch, all - touched)]
-            }
-            cause => [(cause, all), (cause, 0)],
-        };
-        counts.into_iter().filter(|(_, n)| *n > 0)
+    /// Which pages of a range move for which cause.
+    fn causes(&self, range: PageRange) -> impl Iterator<Item = (Cause, PageRange)> {
+        let mut rest = range;
+        std::iter::from_fn(move || {
+            let start = rest.start.index_in_block();
+            let (cause, len) = match self.cause {
+                _ if rest.is_empty() => return None,
+                Cause::Demand => {
+                    let len = self.faulting.end_of_run(start) - start;
+                    match self.faulting.contains(start) {
+                        true => (Cause::Demand, rest.len().min(len as u32)),
+                        false => (Cause::Prefetch, rest.len().min(len as u32)),
+                    }
+                }
+                cause => (cause, rest.len()),
+            };
+            let part = PageRange::with_len(rest.start, len);
+            rest.start = part.end;
+            Some((cause, part))
+        })
     }
 }
 
@@ -109,6 +117,37 @@ fn runs(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_page_of_a_folio_has_its_cause() {
+        let causes = |cause, faulting: &[usize], range: (u32, u32)| -> Vec<_> {
+            let reason = Reason {
+                faulting: faulting.iter().copied().collect(),
+                ..Reason::of(cause)
+            };
+            let range = PageRange::new(Page(range.0), Page(range.1));
+            let parts = reason.causes(range);
+            parts
+                .map(|(c, part)| (c, part.start.0, part.len()))
+                .collect()
+        };
+        let (demand, prefetch) = (Cause::Demand, Cause::Prefetch);
+        assert_eq!(
+            causes(demand, &[3, 4, 7], (512, 520)),
+            [
+                (prefetch, 512, 3),
+                (demand, 515, 2),
+                (prefetch, 517, 2),
+                (demand, 519, 1)
+            ]
+        );
+        assert_eq!(causes(demand, &[511], (511, 512)), [(demand, 511, 1)]);
+        assert_eq!(causes(demand, &[], (0, 512)), [(prefetch, 0, 512)]);
+        assert_eq!(
+            causes(Cause::Eviction, &[3], (0, 8)),
+            [(Cause::Eviction, 0, 8)]
+        );
+    }
 
     #[test]
     fn runs_break_at_gaps_blocks_and_permissions() {

@@ -381,14 +381,14 @@ impl CommittedToDevice<'_> {
         for folio in std::mem::take(&mut self.folios) {
             let range = folio.range();
             pages += range.len();
-            for (cause, n) in self.reason.causes(range) {
-                recorder.migrated(Direction::ToDevice, cause, n);
+            for (cause, part) in self.reason.causes(range) {
+                recorder.migrated(Direction::ToDevice, cause, part.len().into());
+                recorder.event(|| Event {
+                    device: Some(self.device),
+                    cause: Some(cause),
+                    ..Event::new(self.backend.clock.now(), EventKind::ToDevice, part)
+                });
             }
-            recorder.event(|| Event {
-                device: Some(self.device),
-                cause: self.reason.causes(range).next().map(|(cause, _)| cause),
-                ..Event::new(self.backend.clock.now(), EventKind::ToDevice, range)
-            });
         }
         tell_finalized(&self.watch, &told);
         pages

@@ -323,11 +323,10 @@ impl CommittedToSystem<'_> {
             let Source { lock, folio } = source;
             let range = lock.range();
             pages += range.len();
-            let cause = reason.causes(range).next().map(|(cause, _)| cause);
             if !collapses {
-                reason
-                    .causes(range)
-                    .for_each(|(cause, n)| by_cause[cause as usize] += n);
+                for (cause, part) in reason.causes(range) {
+                    by_cause[cause as usize] += u64::from(part.len());
+                }
             }
             let kind = if self.0.keeps_frames {
                 recorder.add(Counter::Duplicated, range.len().into());
@@ -347,11 +346,13 @@ impl CommittedToSystem<'_> {
                     EventKind::ToSystem
                 }
             };
-            recorder.event(|| Event {
-                device: (!collapses).then_some(device.id),
-                cause,
-                ..Event::new(now, kind, range)
-            });
+            for (cause, part) in reason.causes(range) {
+                recorder.event(|| Event {
+                    device: (!collapses).then_some(device.id),
+                    cause: Some(cause),
+                    ..Event::new(now, kind, part)
+                });
+            }
         }
         // With no lock held any more.
         for (folio, scrub) in empty {

@@ -33,6 +33,15 @@ impl Want {
     }
 }
 
+/// How far a fault has come with asking and waiting.
+#[derive(Default)]
+struct Turn {
+    /// It has waited: nobody is throttled twice.
+    waited: bool,
+    /// What the policy said about the page in this generation. It is asked once about what happens once.
+    advice: Option<(u16, Advice)>,
+}
+
 /// After this many fruitless attempts to get a page into its own memory, a device takes it in place:
 /// progress before placement.
 const MIGRATION_ATTEMPTS: u32 = 3;
@@ -142,7 +151,7 @@ impl<M: DeviceMmu> Mirror<M> {
         let backend = &*self.backend;
         let fatal = |cause| MirrorError::Fatal { page, cause };
         let mut attempts = 0;
-        let mut patient = true;
+        let mut turn = Turn::default();
         let mut busy = Attempts::default();
         let access = want.access();
         let asker = Some(&*self.device);
@@ -183,12 +192,12 @@ impl<M: DeviceMmu> Mirror<M> {
             );
             let own = word.residency().device() == Some(self.device.id);
             if own && word.residency().duplicated() && !in_place {
-                self.take_back(page, word, &mut patient);
+                self.take_back(page, word, &mut turn);
             } else if let (Want::Exclusive, Residency::System) = (want, word.residency()) {
                 if word.pins() > 0 || backend.guest.is_shared(page) {
                     return Err(MirrorError::NotExclusive(page));
                 }
-                if !self.take_exclusively(page, word, &mut patient) {
+                if !self.take_exclusively(page, word, &mut turn) {
                     let wait = busy.next(&Unresolved::Retry).map_err(fatal)?;
                     self.pause(wait);
                 }
@@ -199,7 +208,7 @@ impl<M: DeviceMmu> Mirror<M> {
                 // which there is no room in device memory, or an own duplicate that CPUs read again and again.
                 backend.fault_in(page, access, asker).map_err(fatal)?;
             } else {
-                in_place = self.migrate_here(page, access, word, &mut patient);
+                in_place = self.migrate_here(page, access, word, &mut turn);
             }
         }
     }
@@ -222,11 +231,11 @@ impl<M: DeviceMmu> Mirror<M> {
     }
 
     /// Ends the duplication of a page of this device's memory, which it wants to write, once the CPUs had their time.
-    fn take_back(&self, page: Page, word: Word, patient: &mut bool) {
+    fn take_back(&self, page: Page, word: Word, turn: &mut Turn) {
         let held = self.backend.device_hold(page, word);
         match held {
-            Some(time) if *patient => {
-                *patient = false;
+            Some(time) if !turn.waited => {
+                turn.waited = true;
                 self.backend.recorder.add(Counter::FaultsDeferred, 1);
                 self.pause(time);
             }
@@ -236,9 +245,9 @@ impl<M: DeviceMmu> Mirror<M> {
 
     /// Gets a system page for this device alone, after the policy's throttle and whoever got it last had their
     /// time. False if it is busy.
-    fn take_exclusively(&self, page: Page, word: Word, patient: &mut bool) -> bool {
-        let advice = self.ask(page, Access::Write);
-        if !self.wait_for_turn(word, &advice, patient) {
+    fn take_exclusively(&self, page: Page, word: Word, turn: &mut Turn) -> bool {
+        let advice = self.advice(page, Access::Write, word, turn);
+        if !self.wait_for_turn(word, &advice, turn) {
             // Something may have changed meanwhile: look again.
             return true;
         }
@@ -306,7 +315,7 @@ impl<M: DeviceMmu> Mirror<M> {
 
     /// Migrates a system or untouched page into the device's memory, with what the policy adds. Returns whether
     /// the policy wants it left in place instead.
-    fn migrate_here(&self, page: Page, access: Access, word: Word, patient: &mut bool) -> bool {
+    fn migrate_here(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> bool {
         let backend = &*self.backend;
         let block = page.block();
         let faulting = PageSet::from_iter([page.index_in_block()]);
@@ -317,11 +326,11 @@ impl<M: DeviceMmu> Mirror<M> {
                 at = backend.table.settle(at);
             }
         }
-        let advice = self.ask(page, access);
+        let advice = self.advice(page, access, word, turn);
         if advice.stay {
             return true;
         }
-        if !self.wait_for_turn(word, &advice, patient) {
+        if !self.wait_for_turn(word, &advice, turn) {
             return false;
         }
         // Prefetching more than a part of the device's memory would evict what it works on.
@@ -342,8 +351,13 @@ impl<M: DeviceMmu> Mirror<M> {
         false
     }
 
-    /// The policy's advice on this device's access to a page.
-    fn ask(&self, page: Page, access: Access) -> Advice {
+    /// The policy's advice on this device's access to a page with this word.
+    fn advice(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> Advice {
+        if let Some((generation, advice)) = turn.advice.take()
+            && generation == word.generation()
+        {
+            return advice;
+        }
         let backend = &*self.backend;
         let block = page.block();
         let words = backend.block_words(block);
@@ -353,25 +367,28 @@ impl<M: DeviceMmu> Mirror<M> {
             access,
             to: Place::Device(self.device.id),
             now: backend.now(),
+            waited: turn.waited,
         };
         backend.advise(&fault, &words, Some(&self.device))
     }
 
-    /// Waits as long as the page is held or the policy throttles; nobody is throttled twice. False if that took
-    /// time.
-    fn wait_for_turn(&self, word: Word, advice: &Advice, patient: &mut bool) -> bool {
+    /// Waits as long as the page is held or the policy throttles. False if that took time.
+    fn wait_for_turn(&self, word: Word, advice: &Advice, turn: &mut Turn) -> bool {
         let backend = &*self.backend;
+        let throttle = match turn.waited {
+            true => Duration::ZERO,
+            false => advice.throttle,
+        };
+        if throttle.is_zero() {
+            turn.advice = Some((word.generation(), advice.clone()));
+        }
         // Whoever got the page last is to make progress with it first.
         let held = backend.system_hold(word).unwrap_or_default();
-        let wait = if *patient {
-            held.max(advice.throttle)
-        } else {
-            held
-        };
-        *patient = false;
+        let wait = held.max(throttle);
         if wait.is_zero() {
             return true;
         }
+        turn.waited = true;
         backend.recorder.add(Counter::FaultsDeferred, 1);
         self.pause(wait);
         false

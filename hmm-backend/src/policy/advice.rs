@@ -51,8 +51,8 @@ impl Advice {
             Place::System => self.duplicate.intersection(&exist),
             Place::Device(_) => PageSet::EMPTY,
         };
-        let possible = |wish: &Wish| (1..=MAX_WISH).contains(&wish.pages.len());
-        let wishes = self.migrate.len() <= MAX_WISHES && self.migrate.iter().all(possible);
+        // Each of them is cut when it is queued.
+        let wishes = self.migrate.len() <= MAX_WISHES;
         let cut = !wishes
             || (prefetch, hold, throttle, stay, duplicate)
                 != (
@@ -64,10 +64,7 @@ impl Advice {
                 );
         (self.prefetch, self.hold, self.throttle) = (prefetch, hold, throttle);
         (self.stay, self.duplicate) = (stay, duplicate);
-        if !wishes {
-            self.migrate.truncate(MAX_WISHES);
-            self.migrate.retain(possible);
-        }
+        self.migrate.truncate(MAX_WISHES);
         // A migration of a page to where it is would do nothing: no cause for complaint.
         if !self.prefetch.is_empty() {
             self.prefetch = self.prefetch.difference(&view.resident(fault.to));
@@ -99,7 +96,7 @@ mod tests {
                     pages: PageRange::with_len(Page(0), MAX_WISH + 1),
                     to: Place::System,
                 };
-                3
+                MAX_WISHES + 1
             ],
             duplicate: PageSet::from_range(90..110),
         };
@@ -107,7 +104,11 @@ mod tests {
         assert!(cut);
         assert_eq!(advice.prefetch, PageSet::from_range(50..100));
         assert_eq!(advice.duplicate, PageSet::from_range(90..100));
-        assert!(advice.migrate.is_empty());
+        assert_eq!(
+            advice.migrate.len(),
+            MAX_WISHES,
+            "their lengths are cut later"
+        );
         assert_eq!(
             (advice.stay, advice.hold, advice.throttle),
             (false, MAX_HOLD, MAX_HOLD)

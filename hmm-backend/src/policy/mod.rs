@@ -172,6 +172,7 @@ pub(crate) mod test_view {
             access: Access::Write,
             to,
             now: Duration::ZERO,
+            waited: false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Advice, BlockFault, BlockView, FaultPolicy, Hint, Seen, Wish};
+use super::{Advice, BlockFault, BlockView, FaultPolicy, Hint, MAX_WISHES, Seen, Wish};
 use crate::page::{PageRange, PageSet};
 
 /// Changes another policy's advice.
@@ -28,8 +28,9 @@ pub(super) trait Modifier: Send {
         None
     }
 
-    fn tick(&mut self, now: Duration) -> Vec<Wish> {
-        let _ = now;
+    /// Returns at most this many wishes.
+    fn tick(&mut self, now: Duration, most: usize) -> Vec<Wish> {
+        let _ = (now, most);
         Vec::new()
     }
 }
@@ -85,17 +86,17 @@ impl<M: Modifier> FaultPolicy for Modified<M> {
     fn tick(&mut self, now: Duration, seen: Seen) -> Vec<Wish> {
         let mut wishes = Vec::new();
         let [modifier, inner] = &mut self.due;
-        if let Some(interval) = self.modifier.tick_interval()
-            && *modifier <= now
-        {
-            *modifier = now + interval;
-            wishes = self.modifier.tick(now);
-        }
         if let Some(interval) = self.inner.tick_interval()
             && *inner <= now
         {
             *inner = now + interval;
-            wishes.extend(self.inner.tick(now, seen));
+            wishes = self.inner.tick(now, seen);
+        }
+        if *modifier <= now {
+            // What does not go in now goes in soon.
+            let most = MAX_WISHES.saturating_sub(wishes.len());
+            wishes.extend(self.modifier.tick(now, most));
+            *modifier = now + self.modifier.tick_interval().unwrap_or_default();
         }
         wishes
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::catalogue::{LONGEST_LAPSE, SHORTEST_LAPSE};
 use super::hints::Preferences;
 use super::modifier::Modifier;
-use super::{Advice, BlockFault, BlockView, Hint, Place, Wish};
+use super::{Advice, BlockFault, BlockView, Hint, MAX_WISH, Place, Wish};
 use crate::page::{BLOCK_PAGES, Block, Page, PageRange, PageSet};
 use crate::word::Residency;
 
@@ -152,6 +152,8 @@ pub struct Thrash {
     preferences: Preferences,
     /// Pins in the order in which they end.
     pins: VecDeque<(u64, Page)>,
+    /// Some have ended, and not all of them could be said at once.
+    overdue: bool,
 }
 
 fn nanos(time: Duration) -> u64 {
@@ -170,6 +172,7 @@ impl Thrash {
             blocks: HashMap::new(),
             preferences: Preferences::default(),
             pins: VecDeque::new(),
+            overdue: false,
         }
     }
 
@@ -337,6 +340,8 @@ impl Modifier for Thrash {
         for index in fault.pages.iter() {
             match self.verdict(fault.block.page(index), fault.to, now) {
                 Verdict::Nothing => {}
+                // It has had its nap, and goes where it is wanted now.
+                Verdict::Throttle(_) if fault.waited => {}
                 Verdict::Throttle(until) => throttle_until = throttle_until.max(until),
                 // The only place that a device reaches besides its own memory.
                 Verdict::Pin(place) => stay |= place == Place::System && fault.to != Place::System,
@@ -398,18 +403,26 @@ impl Modifier for Thrash {
     fn tick_interval(&self) -> Option<Duration> {
         let quarter = self.params.pin / 4;
         let bounds = (Duration::from_millis(1), Duration::from_millis(100));
-        (self.params.pin > Duration::ZERO).then(|| quarter.clamp(bounds.0, bounds.1))
+        match self.overdue {
+            true => Some(Duration::ZERO),
+            false => (self.params.pin > Duration::ZERO).then(|| quarter.clamp(bounds.0, bounds.1)),
+        }
     }
 
     /// Ends pins. Devices that reach the page in place are to fault again: a wish for a page that is in system memory
     /// takes their translations away.
-    fn tick(&mut self, now: Duration) -> Vec<Wish> {
+    fn tick(&mut self, now: Duration, most: usize) -> Vec<Wish> {
         let now = nanos(now);
         let mut wishes: Vec<Wish> = Vec::new();
+        self.overdue = false;
         while let Some(&(end, page)) = self.pins.front()
             && end <= now
-            && wishes.len() < super::MAX_WISHES
         {
+            let joins = |last: &Wish| last.pages.end == page && last.pages.len() < MAX_WISH;
+            if wishes.len() == most && !wishes.last().is_some_and(joins) {
+                self.overdue = true;
+                break;
+            }
             self.pins.pop_front();
             let Some(state) = self.blocks.get_mut(&page.block()) else {
                 continue;
@@ -428,7 +441,7 @@ impl Modifier for Thrash {
             state.thrashing.remove(index);
             if at == Some(Place::System) {
                 match wishes.last_mut() {
-                    Some(last) if last.pages.end == page => last.pages.end = page.plus(1),
+                    Some(last) if joins(last) => last.pages.end = page.plus(1),
                     _ => wishes.push(Wish {
                         pages: PageRange::single(page),
                         to: Place::System,
@@ -437,6 +450,29 @@ impl Modifier for Thrash {
             }
         }
         wishes
+    }
+}
+
+#[cfg(test)]
+impl Thrash {
+    /// Pins a page in system memory until then.
+    pub(super) fn pin_for_test(&mut self, page: Page, until: Duration) {
+        let state = self.blocks.entry(page.block()).or_insert(BlockState {
+            to: Place::System,
+            last: 1,
+            pages: Some(vec![PageState::default(); BLOCK_PAGES as usize].into()),
+            thrashing: PageSet::EMPTY,
+            thrashed: 1,
+            pinned: 0,
+            resets: 0,
+        });
+        state.pinned += 1;
+        if let Some(pages) = &mut state.pages {
+            let it = &mut pages[page.index_in_block()];
+            it.pinned = Some(Place::System);
+            it.pin_end = nanos(until);
+        }
+        self.pins.push_back((nanos(until), page));
     }
 }
 

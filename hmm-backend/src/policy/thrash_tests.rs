@@ -216,3 +216,51 @@ fn thrashing_pages_are_not_brought_along() {
     let advice = it.policy.advise(&fault, &view(&words));
     assert!(advice.prefetch.contains(PAGE), "freed: nothing is known");
 }
+
+/// A side that had its nap goes on, and that is a migration like any other.
+#[test]
+fn a_fault_that_has_waited_is_not_throttled_and_counts() {
+    let mut it = Scenario::new(ThrashParams {
+        pin_threshold: 255,
+        ..ThrashParams::default()
+    });
+    it.make_thrash();
+    assert_eq!(said(&it.fault(Place::System, us(100))), "migrate");
+    assert_eq!(said(&it.fault(DEVICE, us(100))), "nap");
+    // Early: the other side's time is not over.
+    let fault = BlockFault {
+        now: it.now + us(1),
+        waited: true,
+        ..fault([PAGE], DEVICE)
+    };
+    let words = it.words();
+    let advice = it.policy.advise(&fault, &view(&words));
+    assert_eq!(said(&advice), "migrate");
+}
+
+/// However many pages were pinned at the same time, their pins end at the same time, too.
+#[test]
+fn ends_of_pins_that_do_not_fit_into_one_tick_follow_at_once() {
+    let mut thrash = Thrash::new(ThrashParams::default());
+    let pages = 100u32;
+    for page in 0..pages {
+        thrash.pin_for_test(Page(page * 2), us(1000));
+    }
+    let mut policy = Modified::boxed(thrash, Box::new(OnDemand));
+    let usual = policy.tick_interval().unwrap();
+    let mut now = us(1000);
+    let mut ended = 0;
+    loop {
+        let wishes = policy.tick(now, Seen::default());
+        assert!(wishes.len() <= MAX_WISHES);
+        ended += wishes.iter().map(|wish| wish.pages.len()).sum::<u32>();
+        match policy.tick_interval().unwrap() {
+            Duration::ZERO => now += us(100),
+            interval => {
+                assert_eq!(interval, usual);
+                break;
+            }
+        }
+    }
+    assert_eq!(ended, pages);
+}

@@ -39,6 +39,8 @@ pub struct BlockFault {
     pub to: Place,
     /// Time since the backend was made.
     pub now: Duration,
+    /// The faults have waited because the page was held or the policy throttled them. They are not throttled again.
+    pub waited: bool,
 }
 
 /// A fault that was served before.
