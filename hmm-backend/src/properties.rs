@@ -101,6 +101,8 @@ proptest! {
             old.to_poisoned(),
             old.to_system(Tick(tick)),
             old.to_device(DeviceId(device), Frame(frame), order),
+            old.to_duplicated(),
+            old.to_device_alone(),
         ] {
             prop_assert_eq!(new.generation(), next);
             prop_assert_eq!(new.read_only(), old.read_only());
@@ -123,6 +125,9 @@ proptest! {
         prop_assert_eq!(Word(pinned.0 - pins * PIN), system);
         let there = old.to_device(DeviceId(device), Frame(frame), order);
         prop_assert_eq!(there.residency(), Residency::Device { device: DeviceId(device), frame: Frame(frame), order });
+        let twice = there.to_duplicated();
+        prop_assert_eq!(twice.residency(), Residency::Duplicated { device: DeviceId(device), frame: Frame(frame), order });
+        prop_assert_eq!(twice.to_device_alone().residency(), there.residency());
         prop_assert_eq!(there.with_order(0).with_order(order), there);
         prop_assert_eq!(there.system_held_until(), None);
     }
@@ -205,14 +210,15 @@ proptest! {
     /// Advice against what it must come out as, page by page.
     #[test]
     fn advice_is_cut_to_what_is_possible(
-        len in 1usize..=512, states in prop::collection::vec(0u8..4, 512), faulting in indices(), prefetch in indices(),
+        len in 1usize..=512, states in prop::collection::vec(0u8..6, 512), faulting in indices(), prefetch in indices(),
         hold_ms in 0u64..4000, throttle_ms in 0u64..4000, stay in any::<bool>(), to_device in any::<bool>(), duplicate in indices(),
     ) {
         let word = |(i, state): (usize, &u8)| match state {
             0 => Word(0),
             1 => Word(0).to_system(Tick(0)),
             2 => Word(0).to_device(DeviceId(0), Frame(i as u32), 0),
-            _ => Word(0).to_device(DeviceId(1), Frame(i as u32), 0),
+            3 => Word(0).to_device(DeviceId(1), Frame(i as u32), 0),
+            _ => Word(0).to_device(DeviceId(state - 4), Frame(i as u32), 0).to_duplicated(),
         };
         let words: Vec<Word> = states.iter().take(len).enumerate().map(word).collect();
         let view = BlockView { free_frames: 9, capacity: 99, ..BlockView::of(&words) };
@@ -221,9 +227,9 @@ proptest! {
         let ms = Duration::from_millis;
         let given = Advice { stay, prefetch: set(&prefetch), hold: ms(hold_ms), throttle: ms(throttle_ms), migrate: Vec::new(), duplicate: set(&duplicate) };
         let (advice, cut) = given.clone().validated(&fault, &view);
-        let there = if to_device { 2 } else { 1 };
+        let there: &[u8] = if to_device { &[2, 4] } else { &[1, 4, 5] };
         for (i, state) in states.iter().enumerate() {
-            let possible = i < len && !faulting.contains(&i) && *state != there;
+            let possible = i < len && !faulting.contains(&i) && !there.contains(state);
             prop_assert_eq!(advice.prefetch.contains(i), possible && prefetch.contains(&i), "page {}", i);
         }
         prop_assert_eq!((advice.hold, advice.throttle), (ms(hold_ms).min(MAX_HOLD), ms(throttle_ms).min(MAX_HOLD)));

@@ -310,13 +310,13 @@ fn what_the_policy_brings_along_is_duplicated_too() {
     both_engines(|engine| {
         let rig = Rig::new(512, engine, "density:threshold=1+hints+timeslice:min=0us");
         read_mostly(&rig, 0..100);
-        let device = rig.device(512);
-        for page in 0..128 {
-            rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
-        }
+        let mut device = rig.device(512);
+        // Without a CPU's fault, after which the service might still be prefetching.
         let all = rig.range(0..128);
-        rig.backend.migrate_to_system(all).unwrap();
         assert_eq!(rig.backend.migrate_to_device(device.id, all).unwrap(), 128);
+        for page in 0..128 {
+            device.write(page, 0, 10 + u64::from(page)).unwrap();
+        }
         assert_eq!(rig.cpu(50, 0).load(SeqCst), 60);
         rig.wait_for(|stats| stats.pages_to_system() >= 128);
         assert_eq!(duplicates(&rig, 0..128), (0..100).collect::<Vec<_>>());
@@ -394,12 +394,11 @@ fn a_kernel_that_refuses_harms_nothing() {
         );
         read_mostly(&rig, 0..512);
         let mut device = rig.device(64);
-        for page in 0..16 {
-            rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
-        }
         let all = rig.range(0..16);
-        rig.backend.migrate_to_system(all).unwrap();
-        rig.backend.migrate_to_device(device.id, all).unwrap();
+        assert_eq!(rig.backend.migrate_to_device(device.id, all).unwrap(), 16);
+        for page in 0..16 {
+            device.write(page, 0, 10 + u64::from(page)).unwrap();
+        }
         answers.0.store(3, SeqCst);
         for page in 0..16 {
             assert_eq!(rig.cpu(page, 0).load(SeqCst), 10 + u64::from(page));

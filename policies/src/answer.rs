@@ -109,6 +109,7 @@ pub(crate) fn advice(returned: Returned, fault: &BlockFault) -> Result<Answer, S
             fault,
         )?;
         answer.advice.migrate.extend(wish_list(&get("migrate")?)?);
+        answer.advice.duplicate = duplicates(&get("duplicate")?)?;
         return Ok(answer);
     }
     plain(&first, &count, &hold, &throttle, &stay, fault)
@@ -163,6 +164,16 @@ fn plain(
         advice,
         default_prefetch,
     })
+}
+
+/// `true` for all pages that come to system memory, or some of them.
+fn duplicates(value: &Value) -> Result<PageSet, String> {
+    match pages(value, &Value::Nil) {
+        Ok(Pages::None) => Ok(PageSet::EMPTY),
+        Ok(Pages::Default) => Ok(PageSet::from_range(0..BLOCK_PAGES as usize)),
+        Ok(Pages::Set(set)) => Ok(set),
+        Ok(Pages::Range(..)) | Err(_) => Err(format!("{} for `duplicate`", kind(value))),
+    }
 }
 
 /// `on_remote_accesses`: `true` for all the pages, or some of them.

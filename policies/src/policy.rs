@@ -35,6 +35,7 @@ impl ScriptPolicy {
 fn merge(into: &mut Advice, other: Advice) {
     into.stay |= other.stay;
     into.prefetch = into.prefetch.union(&other.prefetch);
+    into.duplicate = into.duplicate.union(&other.duplicate);
     into.hold = into.hold.max(other.hold);
     into.throttle = into.throttle.max(other.throttle);
     into.migrate.extend(other.migrate);

@@ -196,6 +196,8 @@ impl Script<'_> {
                     w.to_system(Tick(until))
                 })
             }
+            Op::Duplicate(lock) => self.copies(lock, true),
+            Op::Alone(lock) => self.copies(lock, false),
             Op::Free(lock) => self.publish(lock, Residency::Untouched, None, false, |w| {
                 w.to_untouched()
             }),
@@ -268,6 +270,57 @@ impl Script<'_> {
         }
     }
 
+    /// Publishes a locked folio on a device as one whose contents are in system memory, too (or no longer).
+    fn copies(&mut self, lock: u8, two: bool) {
+        let Some(i) = self.chosen(lock) else { return };
+        let range = self.locks[i].range();
+        let changes = |page: &Plain| match page.residency {
+            Residency::Device { .. } => two,
+            Residency::Duplicated { .. } => !two,
+            _ => false,
+        };
+        // All pages of a folio are alike.
+        let all = self.of(range).iter().filter(|p| changes(p)).count();
+        if all == 0 {
+            return;
+        }
+        assert_eq!(all, range.len() as usize);
+        let lock = self.locks.remove(i);
+        lock.publish_folio(match two {
+            true => Word::to_duplicated,
+            false => Word::to_device_alone,
+        });
+        self.let_go(range);
+        for page in self.of(range) {
+            let (device, frame, order) = match page.residency {
+                Residency::Device {
+                    device,
+                    frame,
+                    order,
+                }
+                | Residency::Duplicated {
+                    device,
+                    frame,
+                    order,
+                } => (device, frame, order),
+                other => unreachable!("{other:?} is on no device"),
+            };
+            let residency = match two {
+                true => Residency::Duplicated {
+                    device,
+                    frame,
+                    order,
+                },
+                false => Residency::Device {
+                    device,
+                    frame,
+                    order,
+                },
+            };
+            page.become_(residency, page.order);
+        }
+    }
+
     fn carve(&mut self, lock: u8, from: u32, len: u8) {
         let Some(i) = self.chosen(lock) else { return };
         let lock = self.locks.remove(i);
@@ -337,7 +390,9 @@ impl Script<'_> {
             let (word, plain) = (self.table.word(Page(page)), &self.pages[page as usize]);
             let context = || format!("page {page}: {word:?}, expected {plain:?}");
             let mut residency = plain.residency;
-            if let Residency::Device { order, .. } = &mut residency {
+            if let Residency::Device { order, .. } | Residency::Duplicated { order, .. } =
+                &mut residency
+            {
                 *order = plain.order;
             }
             assert_eq!(word.residency(), residency, "{}", context());

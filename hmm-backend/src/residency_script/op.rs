@@ -34,6 +34,10 @@ pub enum Op {
         lock: u8,
         until: u32,
     },
+    /// Publishes a locked device folio as a duplicate.
+    Duplicate(u8),
+    /// Publishes a locked duplicate as the device's alone.
+    Alone(u8),
     /// Publishes a locked folio as freed pages.
     Free(u8),
     /// Publishes a locked folio as lost pages.

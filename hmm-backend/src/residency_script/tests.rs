@@ -15,6 +15,8 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         2 => (lock(), any::<u32>()).prop_map(|(lock, until)| Op::ToSystem { lock, until }),
         2 => (lock(), any::<u32>()).prop_map(|(lock, until)| Op::ToSystemPages { lock, until }),
+        2 => lock().prop_map(Op::Duplicate),
+        1 => lock().prop_map(Op::Alone),
         1 => lock().prop_map(Op::Free),
         1 => lock().prop_map(Op::Poison),
         1 => (lock(), any::<bool>())
@@ -41,7 +43,7 @@ fn a_fixed_script_agrees() {
     let mut ops = Vec::new();
     for _ in 0..if cfg!(miri) { 150 } else { 5000 } {
         let (a, b, c) = (draw(PAGES.into()), draw(8), draw(PAGES.into()));
-        ops.push(match draw(15) {
+        ops.push(match draw(17) {
             0 | 1 => Op::Lock(a),
             2 => Op::Unlock(b),
             3 => Op::Halve(b),
@@ -66,6 +68,8 @@ fn a_fixed_script_agrees() {
             11 => Op::Mark(a),
             12 => Op::Pin(a),
             13 => Op::Unpin(a),
+            14 => Op::Duplicate(b),
+            15 => Op::Alone(b),
             _ => Op::Announce(a),
         });
     }

@@ -17,6 +17,8 @@ pub enum Op {
     Pin(u32, u32),
     Unpin(usize),
     ReadOnly(u32, u32, bool),
+    /// Says that pages are read mostly, or not.
+    ReadMostly(u32, u32, bool),
     Fail(u32),
     Detach(usize),
     Inject(usize, Fault),
@@ -55,6 +57,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (page(), 1u32..5).prop_map(|(p, n)| Op::Pin(p, n)),
         2 => (0usize..8).prop_map(Op::Unpin),
         1 => (page(), len(), any::<bool>()).prop_map(|(p, n, on)| Op::ReadOnly(p, n, on)),
+        3 => (page(), len(), prop::bool::weighted(0.8))
+            .prop_map(|(p, n, on)| Op::ReadMostly(p, n, on)),
         1 => page().prop_map(Op::Fail),
         1 => device().prop_map(Op::Detach),
         1 => (device(), fault).prop_map(|(d, f)| Op::Inject(d, f)),
@@ -67,10 +71,10 @@ pub fn case() -> impl Strategy<Value = ([u32; 3], &'static str, Vec<Op>)> {
     let policy = prop::sample::select(vec![
         EXACT,
         EXACT,
-        "on-demand+timeslice:min=50us",
-        "density+timeslice:min=0us",
+        "on-demand+hints+timeslice:min=50us",
+        "density+hints+timeslice:min=0us",
         "density:threshold=20+timeslice:min=20us",
-        "density+thrash:threshold=1,lapse=500ms,nap=20us,pin=0,pin_threshold=1+s3-fifo+timeslice:min=0us",
+        "density+hints+thrash:threshold=1,lapse=500ms,nap=20us,pin=0,pin_threshold=1+s3-fifo+timeslice:min=0us",
         "first-touch+lfu",
         "density+by-migration+timeslice:min=0us",
     ]);

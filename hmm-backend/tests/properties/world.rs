@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hmm_backend::{
-    Engine, Error, FaultError, MirrorError, PAGE_SIZE, Page, Pinned, Residency, Word,
+    Engine, Error, FaultError, Hint, MirrorError, PAGE_SIZE, Page, Pinned, Residency, Word,
 };
 
 use crate::common::{self, Device, Rig};
@@ -25,7 +25,7 @@ pub fn patience() -> Duration {
 static FAILED: AtomicBool = AtomicBool::new(false);
 
 /// With this policy nothing moves but what a call names: the model knows the number of pages.
-pub const EXACT: &str = "on-demand+timeslice:min=0us";
+pub const EXACT: &str = "on-demand+hints+timeslice:min=0us";
 
 pub struct World {
     pub rig: Rig,
@@ -122,7 +122,9 @@ impl World {
                 .backend
                 .settle(self.rig.range(page..page + 1))
                 .unwrap();
-            assert!(self.word(page).residency().reached_by_cpus());
+            let residency = self.word(page).residency();
+            assert!(residency.reached_by_cpus());
+            assert!(value.is_none() || !residency.duplicated(), "page {page}");
         }
     }
 
@@ -143,6 +145,7 @@ impl World {
                 if self.exact {
                     let residency = self.word(page).residency();
                     let own = self.on(d, self.word(page)).is_some() && d != COHERENT;
+                    let own = own && !residency.duplicated();
                     assert!(own || residency == Residency::Exclusive(self.devices[d].id));
                 }
             }
@@ -195,7 +198,9 @@ impl World {
             let residency = w.residency();
             matches!(
                 residency,
-                Residency::Device { .. } | Residency::Coherent { .. }
+                Residency::Device { .. }
+                    | Residency::Coherent { .. }
+                    | Residency::Duplicated { .. }
             )
         };
         match *op {
@@ -296,6 +301,10 @@ impl World {
                 let range = self.rig.range(pages.clone());
                 self.rig.backend.set_read_only(range, on).unwrap();
                 self.read_only[pages.start as usize..pages.end as usize].fill(on);
+            }
+            Op::ReadMostly(start, len, on) => {
+                let range = self.rig.range(clip(start, len));
+                self.rig.backend.hint(range, Hint::ReadMostly(on)).unwrap();
             }
             Op::Fail(page) => match self.rig.backend.memory_failure(Page(page)) {
                 Err(Error::Pinned(p)) => {

@@ -193,6 +193,8 @@ fn failures_fall_back_to_the_default_policy() {
             "a buffer where a page, a page set",
         ),
         ("return { migrate = 5 }", "the number 5 where a list"),
+        ("return { duplicate = page }", "for `duplicate`"),
+        ("return { duplicate = {} }", "a table for `duplicate`"),
         ("return { migrate = { 5 } }", "the number 5 in a list"),
         (
             "return { migrate = { { 1, 1, 'gpu' } } }",
@@ -345,7 +347,7 @@ fn failures_count_in_a_row_only() {
 #[test]
 fn advice_out_of_range_is_cut() {
     type Check = fn(&Advice);
-    let cases: [(&str, Check); 6] = [
+    let cases: [(&str, Check); 9] = [
         ("return -10, 12", |it| assert_eq!(it.prefetch.count(), 1)),
         ("return 0, 1e300", |it| {
             assert!(it.migrate.is_empty() && it.prefetch.count() > 300)
@@ -367,6 +369,16 @@ fn advice_out_of_range_is_cut() {
                 (it.hold, it.throttle, it.stay),
                 (Duration::from_micros(100), Duration::ZERO, false)
             );
+        }),
+        ("return { duplicate = true }", |it| {
+            assert!(it.duplicate.count() > 300);
+        }),
+        (
+            "local s = pages.new() pages.fill(s, 7, 3) return { duplicate = s }",
+            |it| assert_eq!(it.duplicate.iter().collect::<Vec<_>>(), [7, 8, 9]),
+        ),
+        ("return { duplicate = false }", |it| {
+            assert!(it.duplicate.is_empty());
         }),
         (
             "local m = {} for i = 1, 500 do m[i] = { i * 1e6, 1e9, 200 } end return { migrate = m }",
