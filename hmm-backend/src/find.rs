@@ -1,7 +1,7 @@
 //! Finding the pages of a block whose words say something: policies ask for all 512 with nearly every fault.
 
 use crate::driver::DeviceId;
-use crate::page::PageSet;
+use crate::page::{BLOCK_PAGES, PageSet};
 use crate::word::{
     AUX_MASK, AUX_SHIFT, DEVICE, DUPLICATED, ON_DEVICE, REACHED, STATE, UNTOUCHED, Word,
 };
@@ -49,6 +49,13 @@ impl Pattern {
 
     /// The pages whose words fit, by their index. At most a block of them.
     pub(crate) fn find(self, words: &[Word]) -> PageSet {
+        #[cfg(target_arch = "x86_64")]
+        if let Ok(words) = words.try_into()
+            && is_x86_feature_detected!("avx2")
+        {
+            // SAFETY: this processor has it.
+            return unsafe { self.find_in_block(words) };
+        }
         let mut bits = PageSet::EMPTY.bits();
         for (bits, words) in bits.iter_mut().zip(words.chunks(64)) {
             let (sixteens, rest) = words.as_chunks::<16>();
@@ -87,6 +94,43 @@ impl Pattern {
         };
         let eight = |i| _mm_packs_epi32(four(i), four(i + 4));
         _mm_movemask_epi8(_mm_packs_epi16(eight(0), eight(8))) as u16
+    }
+
+    /// The same with vectors of twice the length, in half the time.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn find_in_block(self, words: &[Word; BLOCK_PAGES as usize]) -> PageSet {
+        use std::arch::x86_64::*;
+        let mask = _mm256_set1_epi32(self.mask as i32);
+        let value = _mm256_set1_epi32(self.value as i32);
+        let find = |words: &[Word; 32]| {
+            let four = |i: usize| {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|j| words[i + j].0 as i64);
+                _mm256_castsi256_ps(_mm256_set_epi64x(d, c, b, a))
+            };
+            // Operations on two vectors take the lower half of each first, then the upper halves: pairs of words change
+            // places, always in the same way.
+            let eight = |i| {
+                let lower = _mm256_shuffle_ps::<0b10_00_10_00>(four(i), four(i + 4));
+                _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(lower), mask), value)
+            };
+            let sixteen = |i| _mm256_packs_epi32(eight(i), eight(i + 8));
+            let all = _mm256_packs_epi16(sixteen(0), sixteen(16));
+            // Now the lower half has the first pair of every four words, the upper one the second.
+            let (first, second) = (
+                _mm256_castsi256_si128(all),
+                _mm256_extracti128_si256::<1>(all),
+            );
+            let low = _mm_movemask_epi8(_mm_unpacklo_epi16(first, second)) as u32;
+            let high = _mm_movemask_epi8(_mm_unpackhi_epi16(first, second)) as u32;
+            u64::from(low | high << 16)
+        };
+        let mut bits = PageSet::EMPTY.bits();
+        for (bits, words) in bits.iter_mut().zip(words.as_chunks::<64>().0) {
+            let (halves, _) = words.as_chunks::<32>();
+            *bits = find(&halves[0]) | find(&halves[1]) << 32;
+        }
+        PageSet::from_bits(bits)
     }
 
     #[cfg(not(target_arch = "x86_64"))]

@@ -161,6 +161,7 @@ impl PageSet {
     pub const EMPTY: PageSet = PageSet([0; 8]);
 
     /// The pages with index in `range`.
+    #[inline]
     pub fn from_range(range: Range<usize>) -> PageSet {
         let mut set = PageSet::EMPTY;
         set.insert_range(range);
@@ -179,11 +180,13 @@ impl PageSet {
     }
 
     /// The bitmap: index `i` is bit `i % 64` of word `i / 64`.
+    #[inline]
     pub fn bits(&self) -> [u64; (BLOCK_PAGES / 64) as usize] {
         self.0
     }
 
     /// The set with this bitmap.
+    #[inline]
     pub fn from_bits(bits: [u64; (BLOCK_PAGES / 64) as usize]) -> PageSet {
         PageSet(bits)
     }
@@ -194,6 +197,7 @@ impl PageSet {
     }
 
     /// Adds the pages with index in `range`.
+    #[inline]
     pub fn insert_range(&mut self, range: Range<usize>) {
         for (i, word) in self.0.iter_mut().enumerate() {
             *word |= word_mask(i, &range);
@@ -211,16 +215,19 @@ impl PageSet {
     }
 
     /// Whether there is no page in the set.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|w| *w == 0)
     }
 
     /// Number of pages in the set.
+    #[inline]
     pub fn count(&self) -> usize {
         self.0.iter().map(|w| w.count_ones() as usize).sum()
     }
 
     /// Number of pages in the set with index in `range`.
+    #[inline]
     pub fn count_in(&self, range: Range<usize>) -> usize {
         // Only the words that the range touches: nearly always few.
         let words = range.start / 64..range.end.div_ceil(64).min(self.0.len());
@@ -229,6 +236,7 @@ impl PageSet {
     }
 
     /// All pages of either set.
+    #[inline]
     pub fn union(mut self, other: &PageSet) -> PageSet {
         for (w, o) in self.0.iter_mut().zip(other.0) {
             *w |= o;
@@ -237,6 +245,7 @@ impl PageSet {
     }
 
     /// The pages of this set that are also in `other`.
+    #[inline]
     pub fn intersection(mut self, other: &PageSet) -> PageSet {
         for (w, o) in self.0.iter_mut().zip(other.0) {
             *w &= o;
@@ -245,6 +254,7 @@ impl PageSet {
     }
 
     /// The pages of this set that are not in `other`.
+    #[inline]
     pub fn difference(mut self, other: &PageSet) -> PageSet {
         for (w, o) in self.0.iter_mut().zip(other.0) {
             *w &= !o;
@@ -253,6 +263,7 @@ impl PageSet {
     }
 
     /// The lowest index.
+    #[inline]
     pub fn first(&self) -> Option<usize> {
         self.iter().next()
     }
