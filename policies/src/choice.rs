@@ -205,5 +205,14 @@ mod tests {
         assert!(message("a.luau:x").contains("'x' is no parameter of a script"));
         assert!(message("a.luau+lru:x=1").contains("no parameter 'x'"));
         assert!(message("a.luau+nothing").contains("unknown policy 'nothing'"));
+        for text in ["denisty", "next.lua+lru", "a.luau+nothing"] {
+            let message = message(text);
+            assert!(message.starts_with("unknown policy '"), "{message}");
+            assert!(
+                message.ends_with("; or a script: a file whose name ends in .luau"),
+                "{message}"
+            );
+        }
+        assert!(!message("lru:x=1").contains("script"));
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use hmm_backend::PolicyError;
+
 /// Why a script cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ScriptError {
@@ -35,7 +37,21 @@ pub enum ScriptError {
         /// What is wrong.
         why: String,
     },
-    /// The parts of a specification beside the script.
-    #[error(transparent)]
-    Policy(#[from] hmm_backend::PolicyError),
+    /// What is not a script.
+    #[error("{0}{hint}", hint = or_a_script(.0))]
+    Policy(PolicyError),
+}
+
+impl From<PolicyError> for ScriptError {
+    fn from(error: PolicyError) -> ScriptError {
+        ScriptError::Policy(error)
+    }
+}
+
+/// The backend's policies know nothing of scripts.
+fn or_a_script(error: &PolicyError) -> &'static str {
+    match error {
+        PolicyError::Unknown { .. } => "; or a script: a file whose name ends in .luau",
+        _ => "",
+    }
 }
