@@ -6,19 +6,20 @@ use std::time::Duration;
 use hmm_backend::{
     Advice, BLOCK_PAGES, BlockFault, DeviceId, Page, PageRange, PageSet, Place, Wish,
 };
-use mlua::{Table, Value};
 
 use crate::page_sets;
+use crate::results::{Item, Results};
 
-/// The most values that mean something.
-pub(crate) type Returned = (Value, Value, Value, Value, Value);
-
-/// A script's decision about a fault.
-pub(crate) struct Answer {
-    pub(crate) advice: Advice,
-    /// The default policy shall say what to bring along.
-    pub(crate) default_prefetch: bool,
-}
+/// The keys of an advice that is a table.
+pub(crate) const KEYS: [&str; 7] = [
+    "prefetch",
+    "count",
+    "hold",
+    "throttle",
+    "stay",
+    "migrate",
+    "duplicate",
+];
 
 /// Pages that a script named.
 enum Pages {
@@ -29,41 +30,27 @@ enum Pages {
     Range(f64, f64),
 }
 
-/// What a value is, in words.
-pub(crate) fn kind(value: &Value) -> String {
-    match value {
-        Value::Number(n) => format!("the number {n}"),
-        Value::Integer(n) => format!("the number {n}"),
-        Value::Nil => "nothing".into(),
-        other => format!("a {}", other.type_name()),
-    }
-}
-
-fn number(value: &Value) -> Option<f64> {
-    match value {
-        Value::Number(n) if n.is_nan() => None,
-        Value::Number(n) => Some(*n),
-        Value::Integer(n) => Some(*n as f64),
+fn number(item: &Item) -> Option<f64> {
+    match item {
+        Item::Number(n) if !n.is_nan() => Some(*n),
         _ => None,
     }
 }
 
-fn pages(first: &Value, count: &Value) -> Result<Pages, String> {
+fn pages(first: &Item, count: &Item) -> Result<Pages, String> {
     let n = match count {
-        Value::Nil => 1.0,
-        value => number(value).ok_or_else(|| format!("{} as the number of pages", kind(value)))?,
+        Item::Nil => 1.0,
+        item => number(item).ok_or_else(|| format!("{} as the number of pages", item.kind()))?,
     };
     match first {
-        Value::Nil | Value::Boolean(false) => Ok(Pages::None),
-        Value::Boolean(true) => Ok(Pages::Default),
-        Value::Buffer(buffer) if buffer.len() == page_sets::BYTES => {
-            Ok(Pages::Set(page_sets::from_bytes(&buffer.read_bytes(0))))
-        }
-        value => match number(value) {
+        Item::Nil | Item::Flag(false) => Ok(Pages::None),
+        Item::Flag(true) => Ok(Pages::Default),
+        Item::Set(bytes) => Ok(Pages::Set(page_sets::from_bytes(bytes))),
+        item => match number(item) {
             Some(first) => Ok(Pages::Range(first, n)),
             None => Err(format!(
                 "{} where a page, a page set, a table, true or nil is expected",
-                kind(value)
+                item.kind()
             )),
         },
     }
@@ -76,64 +63,73 @@ fn range(first: f64, n: f64) -> PageRange {
     PageRange::new(Page(start), Page(end))
 }
 
-fn time(value: &Value, what: &str) -> Result<Duration, String> {
-    match value {
-        Value::Nil => Ok(Duration::ZERO),
-        value => match number(value) {
+fn time(item: &Item, what: &str) -> Result<Duration, String> {
+    match item {
+        Item::Nil => Ok(Duration::ZERO),
+        item => match number(item) {
             Some(us) => Ok(Duration::try_from_secs_f64(us.max(0.0) / 1e6).unwrap_or(Duration::MAX)),
-            None => Err(format!("{} as the time to {what}", kind(value))),
+            None => Err(format!("{} as the time to {what}", item.kind())),
         },
     }
 }
 
-fn flag(value: &Value, what: &str) -> Result<bool, String> {
-    match value {
-        Value::Nil => Ok(false),
-        Value::Boolean(flag) => Ok(*flag),
-        value => Err(format!("{} for `{what}`", kind(value))),
+fn flag(item: &Item, what: &str) -> Result<bool, String> {
+    match item {
+        Item::Nil => Ok(false),
+        Item::Flag(flag) => Ok(*flag),
+        item => Err(format!("{} for `{what}`", item.kind())),
     }
+}
+
+/// What a script says about a fault.
+struct Said {
+    pages: Pages,
+    hold: Duration,
+    throttle: Duration,
+    stay: bool,
+    migrate: Vec<Wish>,
+    duplicate: PageSet,
 }
 
 /// `on_fault`: what to bring along (pages, their number), how long to hold and to throttle, whether to stay; or a
-/// table of these.
-pub(crate) fn advice(returned: Returned, fault: &BlockFault) -> Result<Answer, String> {
-    let (first, count, hold, throttle, stay) = returned;
-    if let Value::Table(table) = &first {
-        let get = |name| table.raw_get::<Value>(name).map_err(|e| e.to_string());
-        let mut answer = plain(
-            &get("prefetch")?,
-            &get("count")?,
-            &get("hold")?,
-            &get("throttle")?,
-            &get("stay")?,
-            fault,
-        )?;
-        answer.advice.migrate.extend(wish_list(&get("migrate")?)?);
-        answer.advice.duplicate = duplicates(&get("duplicate")?)?;
-        return Ok(answer);
-    }
-    plain(&first, &count, &hold, &throttle, &stay, fault)
-}
-
-fn plain(
-    first: &Value,
-    count: &Value,
-    hold: &Value,
-    throttle: &Value,
-    stay: &Value,
+/// table of these, whose [`KEYS`] are kept from place `keys` on. Joins that with the advice there is: the longer times, all
+/// pages. Returns whether the default policy shall say what to bring along. After an error the advice is as it was.
+pub(crate) fn advice(
+    results: &Results<'_>,
+    keys: usize,
     fault: &BlockFault,
-) -> Result<Answer, String> {
-    let mut advice = Advice {
-        stay: flag(stay, "stay")?,
-        hold: time(hold, "hold")?,
-        throttle: time(throttle, "throttle")?,
-        ..Advice::default()
+    advice: &mut Advice,
+) -> Result<bool, String> {
+    let said = match results.get(0) {
+        Item::Table(table) => Said {
+            pages: table.field(keys, |first| {
+                table.field(keys + 1, |count| pages(&first, &count))
+            })?,
+            hold: table.field(keys + 2, |it| time(&it, "hold"))?,
+            throttle: table.field(keys + 3, |it| time(&it, "throttle"))?,
+            stay: table.field(keys + 4, |it| flag(&it, "stay"))?,
+            migrate: table.field(keys + 5, |it| wish_list(&it))?,
+            duplicate: table.field(keys + 6, |it| duplicates(&it))?,
+        },
+        first => Said {
+            pages: pages(&first, &results.get(1))?,
+            hold: time(&results.get(2), "hold")?,
+            throttle: time(&results.get(3), "throttle")?,
+            stay: flag(&results.get(4), "stay")?,
+            migrate: Vec::new(),
+            duplicate: PageSet::EMPTY,
+        },
     };
-    let mut default_prefetch = false;
-    match pages(first, count)? {
-        Pages::None => {}
-        Pages::Default => default_prefetch = true,
-        Pages::Set(set) => advice.prefetch = set,
+    advice.stay |= said.stay;
+    advice.hold = advice.hold.max(said.hold);
+    advice.throttle = advice.throttle.max(said.throttle);
+    // Touched pages are served in any case: a set or a range with them is not out of range.
+    let mut bring = |set: &PageSet| {
+        advice.prefetch = advice.prefetch.union(&set.difference(&fault.pages));
+    };
+    match said.pages {
+        Pages::None | Pages::Default => {}
+        Pages::Set(set) => bring(&set),
         Pages::Range(first, n) => {
             let block_start = fault.block.first_page();
             let block = PageRange::with_len(block_start, BLOCK_PAGES as u32);
@@ -141,8 +137,7 @@ fn plain(
             let inside = PageRange::new(range.start.max(block.start), range.end.min(block.end));
             if !inside.is_empty() {
                 let start = inside.start.index_in_block();
-                let end = start + inside.len() as usize;
-                advice.prefetch.insert_range(start..end);
+                bring(&PageSet::from_range(start..start + inside.len() as usize));
             }
             // What lies in other blocks is not urgent.
             for part in [
@@ -158,27 +153,24 @@ fn plain(
             }
         }
     }
-    // They are served in any case: a range around them is not out of range.
-    advice.prefetch = advice.prefetch.difference(&fault.pages);
-    Ok(Answer {
-        advice,
-        default_prefetch,
-    })
+    advice.migrate.extend(said.migrate);
+    advice.duplicate = advice.duplicate.union(&said.duplicate);
+    Ok(matches!(said.pages, Pages::Default))
 }
 
 /// `true` for all pages that come to system memory, or some of them.
-fn duplicates(value: &Value) -> Result<PageSet, String> {
-    match pages(value, &Value::Nil) {
+fn duplicates(item: &Item) -> Result<PageSet, String> {
+    match pages(item, &Item::Nil) {
         Ok(Pages::None) => Ok(PageSet::EMPTY),
         Ok(Pages::Default) => Ok(PageSet::from_range(0..BLOCK_PAGES as usize)),
         Ok(Pages::Set(set)) => Ok(set),
-        Ok(Pages::Range(..)) | Err(_) => Err(format!("{} for `duplicate`", kind(value))),
+        Ok(Pages::Range(..)) | Err(_) => Err(format!("{} for `duplicate`", item.kind())),
     }
 }
 
 /// `on_remote_accesses`: `true` for all the pages, or some of them.
-pub(crate) fn remote(returned: Returned, seen: &BlockFault) -> Result<PageSet, String> {
-    Ok(match pages(&returned.0, &returned.1)? {
+pub(crate) fn remote(results: &Results<'_>, seen: &BlockFault) -> Result<PageSet, String> {
+    Ok(match pages(&results.get(0), &results.get(1))? {
         Pages::None => PageSet::EMPTY,
         Pages::Default => seen.pages,
         Pages::Set(set) => set,
@@ -191,75 +183,72 @@ pub(crate) fn remote(returned: Returned, seen: &BlockFault) -> Result<PageSet, S
 }
 
 /// `on_tick`: a list of wishes.
-pub(crate) fn wishes(returned: Returned) -> Result<Vec<Wish>, String> {
-    wish_list(&returned.0)
+pub(crate) fn wishes(results: &Results<'_>) -> Result<Vec<Wish>, String> {
+    wish_list(&results.get(0))
 }
 
 /// A list of `{first, count, device}`; without a device they go to system memory.
-fn wish_list(value: &Value) -> Result<Vec<Wish>, String> {
-    let Value::Table(list) = value else {
-        return match value {
-            Value::Nil => Ok(Vec::new()),
-            value => Err(format!(
+fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
+    let list = match item {
+        Item::Table(list) => list,
+        Item::Nil => return Ok(Vec::new()),
+        item => {
+            return Err(format!(
                 "{} where a list of {{first, count, device}} is expected",
-                kind(value)
-            )),
-        };
+                item.kind()
+            ));
+        }
     };
     // The backend takes no more than a few; a long list must not cost its time.
     const MOST: usize = 64;
-    (1..=list.raw_len().min(MOST))
-        .map(|i| match list.raw_get::<Value>(i) {
-            Ok(Value::Table(wish)) => read_wish(&wish),
-            Ok(value) => Err(format!(
-                "{} in a list of {{first, count, device}}",
-                kind(&value)
-            )),
-            Err(error) => Err(error.to_string()),
-        })
+    let wish = |item: Item| match item {
+        Item::Table(wish) => {
+            let pages = wish.element(1, |first| {
+                wish.element(2, |count| match pages(&first, &count)? {
+                    Pages::Range(first, n) => Ok(range(first, n)),
+                    _ => Err(format!("{} as the first page of a wish", first.kind())),
+                })
+            })?;
+            let to = wish.element(3, |device| match (&device, number(&device)) {
+                (Item::Nil, _) => Ok(Place::System),
+                (_, Some(id)) if (0.0..=255.0).contains(&id) => {
+                    Ok(Place::Device(DeviceId(id as u8)))
+                }
+                _ => Err(format!("{} as the device of a wish", device.kind())),
+            })?;
+            Ok(Wish { pages, to })
+        }
+        item => Err(format!(
+            "{} in a list of {{first, count, device}}",
+            item.kind()
+        )),
+    };
+    (1..=list.len().min(MOST))
+        .map(|i| list.element(i, wish))
         .collect()
 }
 
-fn read_wish(wish: &Table) -> Result<Wish, String> {
-    let get = |i: usize| wish.raw_get::<Value>(i).map_err(|e| e.to_string());
-    let (first, count) = (get(1)?, get(2)?);
-    let Pages::Range(first, n) = pages(&first, &count)? else {
-        return Err(format!("{} as the first page of a wish", kind(&first)));
-    };
-    let to = match get(3)? {
-        Value::Nil => Place::System,
-        value => match number(&value) {
-            Some(id) if (0.0..=255.0).contains(&id) => Place::Device(DeviceId(id as u8)),
-            _ => return Err(format!("{} as the device of a wish", kind(&value))),
-        },
-    };
-    Ok(Wish {
-        pages: range(first, n),
-        to,
-    })
-}
-
 /// `victims`: a list of indices of candidates, from 1.
-pub(crate) fn indices(returned: Returned, candidates: usize) -> Result<Vec<usize>, String> {
-    let Value::Table(list) = &returned.0 else {
-        return match &returned.0 {
-            Value::Nil => Ok(Vec::new()),
-            value => Err(format!(
+pub(crate) fn indices(results: &Results<'_>, candidates: usize) -> Result<Vec<usize>, String> {
+    let first = results.get(0);
+    let list = match &first {
+        Item::Table(list) => list,
+        Item::Nil => return Ok(Vec::new()),
+        item => {
+            return Err(format!(
                 "{} where a list of candidates' indices is expected",
-                kind(value)
-            )),
-        };
+                item.kind()
+            ));
+        }
     };
-    (1..=list.raw_len().min(candidates))
-        .map(|i| {
-            let value = list.raw_get::<Value>(i).map_err(|e| e.to_string())?;
-            match number(&value) {
-                Some(n) if n >= 1.0 && n <= candidates as f64 => Ok(n as usize - 1),
-                _ => Err(format!(
-                    "{} as the index of one of {candidates} candidates",
-                    kind(&value)
-                )),
-            }
-        })
+    let index = |item: Item| match number(&item) {
+        Some(n) if n >= 1.0 && n <= candidates as f64 => Ok(n as usize - 1),
+        _ => Err(format!(
+            "{} as the index of one of {candidates} candidates",
+            item.kind()
+        )),
+    };
+    (1..=list.len().min(candidates))
+        .map(|i| list.element(i, index))
         .collect()
 }

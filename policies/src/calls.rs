@@ -1,17 +1,14 @@
 //! Calls of a script's functions without the detours of a general binding: they come with every fault.
 //!
 //! The functions lie at the bottom of the stack of a Luau thread of their own. A call pushes a copy and plain values, and
-//! looks at plain results in place; only other results, such as tables, go the general way.
+//! looks at the results in place.
 
 use std::ffi::c_int;
 
 use mlua::ffi::{self, lua_State};
 use mlua::{Lua, Value};
 
-use crate::answer::Returned;
-
-/// Values a function returns.
-const RESULTS: c_int = 5;
+use crate::results::{DEEPEST, RESULTS, Results};
 
 /// An argument that needs no memory of the interpreter.
 #[derive(Clone, Copy)]
@@ -59,6 +56,7 @@ impl Calls {
     /// others access to the interpreter.
     pub(crate) fn new(lua: &Lua, values: Vec<Value>) -> mlua::Result<Calls> {
         let kept = values.len() as c_int;
+        let room = kept + 1 + MOST_ARGS as c_int + RESULTS + DEEPEST;
         let mut thread = std::ptr::null_mut();
         // SAFETY: runs protected, with the values on the stack; makes a thread, which the registry keeps alive, moves
         // them there, and leaves nothing.
@@ -67,21 +65,21 @@ impl Calls {
                 thread = ffi::lua_newthread(state);
                 ffi::lua_ref(state, -1);
                 ffi::lua_settop(state, -2);
-                ffi::luaL_checkstack(thread, kept + 32, c"calls".as_ptr());
+                ffi::luaL_checkstack(thread, room, c"calls".as_ptr());
                 ffi::lua_xmove(state, thread, kept);
             })?;
         }
         Ok(Calls { thread, kept })
     }
 
-    /// Calls the function that was kept at `place`.
-    pub(crate) fn call<const N: usize>(
+    /// Calls the function that was kept at `place`, and reads what it returns.
+    pub(crate) fn call<R>(
         &self,
-        lua: &Lua,
         place: usize,
-        args: [Arg; N],
-    ) -> mlua::Result<Returned> {
-        const { assert!(N <= MOST_ARGS) };
+        args: &[Arg],
+        read: impl FnOnce(&Results<'_>) -> R,
+    ) -> mlua::Result<R> {
+        assert!(args.len() <= MOST_ARGS);
         let thread = self.thread;
         // SAFETY: the thread lives as long as the interpreter, and nobody else uses that meanwhile: `Script` owns both
         // and hands out neither. There is room on the stack; pushing such values needs no memory, so nothing is raised
@@ -89,16 +87,16 @@ impl Calls {
         unsafe {
             ffi::lua_pushvalue(thread, place as c_int + 1);
             for arg in args {
-                match arg {
+                match *arg {
                     Arg::Nil => ffi::lua_pushnil(thread),
                     Arg::Flag(flag) => ffi::lua_pushboolean(thread, flag.into()),
                     Arg::Number(number) => ffi::lua_pushnumber(thread, number),
                     Arg::Kept(at) => ffi::lua_pushvalue(thread, at as c_int + 1),
                 }
             }
-            let status = ffi::lua_pcall(thread, N as c_int, RESULTS, 0);
+            let status = ffi::lua_pcall(thread, args.len() as c_int, RESULTS, 0);
             let result = match status {
-                ffi::LUA_OK => self.results(lua),
+                ffi::LUA_OK => Ok(read(&Results::new(thread, self.kept + 1))),
                 _ => Err(self.error(status)),
             };
             ffi::lua_settop(thread, self.kept);
@@ -107,49 +105,20 @@ impl Calls {
     }
 
     /// Writes to the beginning of the buffer that was kept at `place`.
-    pub(crate) fn write<const N: usize>(&self, place: usize, bytes: &[u8; N]) {
+    pub(crate) fn write(&self, place: usize, bytes: &[u8]) {
         let mut len = 0;
         // SAFETY: looks at a value that stays where it is on the stack; anything but a buffer gives null. Nobody else uses
-        // the interpreter meanwhile, as in `call`.
+        // the interpreter meanwhile, as in `call`, so nobody else has a reference to the buffer's bytes.
         unsafe {
             let buffer = ffi::lua_tobuffer(self.thread, place as c_int + 1, &mut len);
             assert!(
-                !buffer.is_null() && N <= len,
-                "a buffer of {N} bytes is kept"
+                !buffer.is_null() && bytes.len() <= len,
+                "a buffer of {} bytes is kept",
+                bytes.len()
             );
-            buffer.cast::<[u8; N]>().write_unaligned(*bytes);
-        }
-    }
-
-    /// The results on the stack.
-    ///
-    /// # Safety
-    ///
-    /// Only right after a call that returned.
-    unsafe fn results(&self, lua: &Lua) -> mlua::Result<Returned> {
-        let thread = self.thread;
-        let plain = |i: c_int| {
-            let at = self.kept + 1 + i;
-            // SAFETY: one of the results.
-            unsafe {
-                Some(match ffi::lua_type(thread, at) {
-                    ffi::LUA_TNIL => Value::Nil,
-                    ffi::LUA_TBOOLEAN => Value::Boolean(ffi::lua_toboolean(thread, at) != 0),
-                    ffi::LUA_TNUMBER => Value::Number(ffi::lua_tonumber(thread, at)),
-                    _ => return None,
-                })
-            }
-        };
-        let all = || Some((plain(0)?, plain(1)?, plain(2)?, plain(3)?, plain(4)?));
-        match all() {
-            Some(returned) => Ok(returned),
-            // SAFETY: moves them to where the binding finds them.
-            None => unsafe {
-                lua.exec_raw::<Returned>((), |state| {
-                    ffi::luaL_checkstack(state, RESULTS, c"results".as_ptr());
-                    ffi::lua_xmove(thread, state, RESULTS);
-                })
-            },
+            buffer
+                .cast::<u8>()
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
         }
     }
 

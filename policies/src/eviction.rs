@@ -1,21 +1,25 @@
 //! Victims chosen by a script among those that a built-in policy proposes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use hmm_backend::{EvictionPolicy, Frame, Page};
 
-use crate::script::Candidate;
+use crate::candidates::{Candidate, MOST};
 use crate::scripts::Instance;
 
 /// How many times more frames than are wanted a script may choose from.
 const CHOICE: u32 = 4;
-/// Most candidates, so that a script looks at few.
-const MOST: usize = 256;
 
+#[derive(Clone, Copy)]
 struct Folio {
     order: u8,
+    page: Page,
     uses: u32,
+    /// When it came, and when it was last used or came.
     since: u64,
+    last: u64,
+    /// It could not be evicted, in this round of evictions.
+    refused: bool,
 }
 
 /// What a script knows of a device's folios, in front of the policy that proposes some of them.
@@ -25,6 +29,8 @@ pub(crate) struct ScriptEviction {
     folios: HashMap<u32, Folio>,
     /// Counts what happens: there is no clock here.
     now: u64,
+    /// Heads of folios that were refused since the last one came.
+    refused: Vec<u32>,
 }
 
 impl ScriptEviction {
@@ -34,7 +40,20 @@ impl ScriptEviction {
             inner,
             folios: HashMap::new(),
             now: 0,
+            refused: Vec::new(),
         }
+    }
+
+    fn candidate(&self, head: u32) -> Option<Candidate> {
+        let folio = self.folios.get(&head)?;
+        Some(Candidate {
+            frame: head,
+            page: folio.page.0,
+            pages: 1 << folio.order,
+            uses: folio.uses,
+            age: self.now - folio.since,
+            idle: self.now - folio.last,
+        })
     }
 }
 
@@ -43,10 +62,19 @@ impl EvictionPolicy for ScriptEviction {
         self.now += 1;
         let folio = Folio {
             order,
+            page,
             uses: 0,
             since: self.now,
+            last: self.now,
+            refused: false,
         };
         self.folios.insert(head.0, folio);
+        // There was room, so this round of evictions is over: in the next one, all may be asked again.
+        for head in self.refused.drain(..) {
+            if let Some(folio) = self.folios.get_mut(&head) {
+                folio.refused = false;
+            }
+        }
         self.inner.allocated(head, order, page);
     }
 
@@ -54,15 +82,31 @@ impl EvictionPolicy for ScriptEviction {
         self.now += 1;
         if let Some(folio) = self.folios.get_mut(&head.0) {
             folio.uses = folio.uses.saturating_add(1);
+            folio.last = self.now;
         }
         self.inner.touched(head);
+    }
+
+    fn refused(&mut self, head: Frame) {
+        if let Some(folio) = self.folios.get_mut(&head.0)
+            && !std::mem::replace(&mut folio.refused, true)
+        {
+            self.refused.push(head.0);
+        }
+        self.inner.refused(head);
     }
 
     fn split(&mut self, head: Frame, upper: Frame, order: u8) {
         if let Some(folio) = self.folios.get_mut(&head.0) {
             folio.order = order;
-            let (uses, since) = (folio.uses, folio.since);
-            self.folios.insert(upper.0, Folio { order, uses, since });
+            let upper_half = Folio {
+                page: folio.page.plus(1 << order),
+                ..*folio
+            };
+            if upper_half.refused {
+                self.refused.push(upper.0);
+            }
+            self.folios.insert(upper.0, upper_half);
         }
         self.inner.split(head, upper, order);
     }
@@ -73,33 +117,33 @@ impl EvictionPolicy for ScriptEviction {
     }
 
     fn victims(&mut self, frames: u32) -> Vec<Frame> {
-        let mut proposed = self.inner.victims(frames.saturating_mul(CHOICE));
-        proposed.truncate(MOST.max(frames as usize));
-        let candidates: Vec<Candidate> = proposed
-            .iter()
-            .filter_map(|frame| {
-                let folio = self.folios.get(&frame.0)?;
-                Some(Candidate {
-                    frame: frame.0,
-                    pages: 1 << folio.order,
-                    uses: folio.uses,
-                    age: self.now - folio.since,
-                })
-            })
+        let proposed = self.inner.victims(frames.saturating_mul(CHOICE));
+        // A script that insists on a folio that cannot go would keep the others from being tried.
+        let refused = |frame: &Frame| self.folios.get(&frame.0).is_none_or(|folio| folio.refused);
+        let (refused, possible): (Vec<Frame>, Vec<Frame>) = proposed.into_iter().partition(refused);
+        let candidates = possible.iter().take(MOST);
+        let candidates: Vec<Candidate> = candidates
+            .filter_map(|frame| self.candidate(frame.0))
             .collect();
-        let chosen = self
-            .instance
-            .ask(|script| script.victims(frames, &candidates))
-            .unwrap_or_default();
+        let chosen = match candidates.is_empty() {
+            true => Vec::new(),
+            false => self
+                .instance
+                .ask(|script| script.victims(frames, &candidates))
+                .unwrap_or_default(),
+        };
         // The script's choice first; then, as far as that is not enough, what the built-in policy proposed.
-        let rest = 0..candidates.len();
-        let mut taken = vec![false; candidates.len()];
+        let chosen = chosen.into_iter().map(|i| Frame(candidates[i].frame));
+        let mut taken = HashSet::new();
         let mut victims = Vec::new();
         let mut sum = 0;
-        for i in chosen.into_iter().chain(rest) {
-            if sum < frames && !std::mem::replace(&mut taken[i], true) {
-                sum += candidates[i].pages;
-                victims.push(Frame(candidates[i].frame));
+        for frame in chosen.chain(possible).chain(refused) {
+            if sum < frames && taken.insert(frame.0) {
+                sum += self
+                    .folios
+                    .get(&frame.0)
+                    .map_or(1, |folio| 1 << folio.order);
+                victims.push(frame);
             }
         }
         victims

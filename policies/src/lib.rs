@@ -12,13 +12,15 @@
 //! | `scripts` | the file: loaded, reloaded, counted |
 //! | `policy`, `eviction` | a script in the place of the backend's policies |
 //! | `regions` | different policies for parts of guest memory |
-//! | `script`, `calls`, `answer` | one instance: calls, and what they return |
+//! | `script`, `calls`, `results`, `answer` | one instance: calls, and what they return |
+//! | `candidates` | folios to choose victims from, on their way to a script |
 //! | `sandbox`, `budget`, `limits`, `page_sets` | what it runs in |
 //! | `watch` | notices that the file has changed |
 
 mod answer;
 mod budget;
 mod calls;
+mod candidates;
 mod choice;
 mod error;
 mod eviction;
@@ -26,6 +28,7 @@ mod limits;
 mod page_sets;
 mod policy;
 mod regions;
+mod results;
 mod sandbox;
 mod script;
 mod scripts;

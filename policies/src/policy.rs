@@ -45,16 +45,14 @@ impl FaultPolicy for ScriptPolicy {
     fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
         let mut advice = self.beside.advise(fault, view);
         let answer = self.instance.ask(|script| match script.decides_faults() {
-            true => script.on_fault(fault, view),
+            true => script.on_fault(fault, view, &mut advice),
             false => Ok(None),
         });
         match answer {
-            Some(answer) => {
-                merge(&mut advice, answer.advice);
-                if answer.default_prefetch {
-                    let default = self.default.advise(fault, view);
-                    advice.prefetch = advice.prefetch.union(&default.prefetch);
-                }
+            Some(false) => {}
+            Some(true) => {
+                let default = self.default.advise(fault, view);
+                advice.prefetch = advice.prefetch.union(&default.prefetch);
             }
             None => merge(&mut advice, self.default.advise(fault, view)),
         }

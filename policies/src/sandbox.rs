@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use mlua::chunk::Compiler;
-use mlua::{Buffer, Lua, LuaOptions, LuaString, StdLib, Table, Value};
+use mlua::{Buffer, Function, Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
 use crate::budget;
+use crate::candidates;
 use crate::limits::Limits;
 use crate::page_sets;
 
@@ -39,7 +40,9 @@ impl Needs {
 /// The buffers that a fault's surroundings are written to.
 pub(crate) struct Surroundings {
     /// In the order of the places below.
-    pub(crate) buffers: [Buffer; 5],
+    pub(crate) buffers: [Buffer; 6],
+    /// Makes of a script's `victims` a function that finds the candidates in their buffer.
+    pub(crate) with_candidates: Function,
     needs: Arc<AtomicU32>,
     closed: Arc<AtomicBool>,
 }
@@ -53,6 +56,7 @@ impl Surroundings {
     pub(crate) const UNTOUCHED: usize = 2;
     pub(crate) const RECENT: usize = 3;
     pub(crate) const NUMBERS: usize = 4;
+    pub(crate) const CANDIDATES: usize = 5;
     /// How many there are, then page, device and time of each.
     pub(crate) const RECENT_BYTES: usize = 8 + 24 * RECENT;
 
@@ -76,23 +80,21 @@ pub(crate) fn new(
     let lua = Lua::new_with(libraries, LuaOptions::default())?;
     lua.set_compiler(Compiler::new().set_optimization_level(2).set_debug_level(1));
     let (needs, closed) = <(Arc<AtomicU32>, Arc<AtomicBool>)>::default();
-    let surroundings = Surroundings {
-        buffers: [
-            lua.create_buffer([0; page_sets::BYTES])?,
-            lua.create_buffer([0; page_sets::BYTES])?,
-            lua.create_buffer([0; page_sets::BYTES])?,
-            lua.create_buffer([0; Surroundings::RECENT_BYTES])?,
-            lua.create_buffer([0; 8 * 5])?,
-        ],
-        needs: needs.clone(),
-        closed: closed.clone(),
-    };
+    let buffers = [
+        lua.create_buffer([0; page_sets::BYTES])?,
+        lua.create_buffer([0; page_sets::BYTES])?,
+        lua.create_buffer([0; page_sets::BYTES])?,
+        lua.create_buffer([0; Surroundings::RECENT_BYTES])?,
+        lua.create_buffer([0; 8 * 5])?,
+        lua.create_buffer([0; candidates::BYTES])?,
+    ];
+    let (asked, open) = (needs.clone(), closed.clone());
     let host = lua.create_table()?;
     let need = lua.create_function(move |_, what: String| {
         // Errors of Rust functions are no text; the prelude raises one.
-        let open = !closed.load(Ordering::Relaxed);
+        let open = !open.load(Ordering::Relaxed);
         if open {
-            needs.fetch_or(Needs::named(&what), Ordering::Relaxed);
+            asked.fetch_or(Needs::named(&what), Ordering::Relaxed);
         }
         Ok(open)
     })?;
@@ -106,13 +108,21 @@ pub(crate) fn new(
     )?;
     host.set("pages", page_sets::table(&lua)?)?;
     host.set("params", params_table(&lua, params)?)?;
-    let names = ["resident", "touched", "untouched", "recent", "numbers"];
-    for (name, buffer) in names.into_iter().zip(&surroundings.buffers) {
+    let names = [
+        "resident",
+        "touched",
+        "untouched",
+        "recent",
+        "numbers",
+        "candidates",
+    ];
+    for (name, buffer) in names.into_iter().zip(&buffers) {
         host.set(name, buffer)?;
     }
-    lua.load(include_str!("prelude.luau"))
+    let with_candidates = lua
+        .load(include_str!("prelude.luau"))
         .set_name("=prelude")
-        .call::<()>(host)?;
+        .call(host)?;
     for name in ["hmm", "pages"] {
         let table: Table = lua.globals().get(name)?;
         table.set_readonly(true);
@@ -127,6 +137,12 @@ pub(crate) fn new(
         })?;
     }
     lua.set_memory_limit(limits.memory)?;
+    let surroundings = Surroundings {
+        buffers,
+        with_candidates,
+        needs,
+        closed,
+    };
     Ok((lua, surroundings))
 }
 

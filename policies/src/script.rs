@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use hmm_backend::{BlockFault, BlockView, PageRange, PageSet, Place, Seen, Wish};
+use hmm_backend::{Advice, BlockFault, BlockView, PageRange, PageSet, Place, Seen, Wish};
 use mlua::{Function, Lua, Table, Value};
 
-use crate::answer::{self, Answer};
+use crate::answer;
 use crate::budget::{self, Budget, Overrun};
 use crate::calls::{Arg, Calls};
+use crate::candidates::{self, Candidate};
 use crate::limits::Limits;
 use crate::page_sets;
+use crate::results::Results;
 use crate::sandbox::{self, Needs, Print, RECENT, Surroundings};
 
 /// What a script is made from.
@@ -26,6 +28,8 @@ pub(crate) struct Source {
 struct Handler {
     name: &'static str,
     function: Function,
+    /// How many arguments it takes: more need not be made.
+    params: usize,
     /// Where it is defined.
     line: usize,
 }
@@ -50,16 +54,9 @@ const ON_HINT: usize = 2;
 const ON_FREE: usize = 3;
 const ON_TICK: usize = 4;
 const VICTIMS: usize = 5;
-/// Where [`Calls`] has the first buffer of [`Surroundings`].
-const BUFFERS: usize = HANDLERS.len() + HINTS.len();
-
-/// A folio that could be evicted.
-pub(crate) struct Candidate {
-    pub(crate) frame: u32,
-    pub(crate) pages: u32,
-    pub(crate) uses: u32,
-    pub(crate) age: u64,
-}
+/// Where [`Calls`] has the first of the keys of advice, and the first buffer of [`Surroundings`].
+const KEYS: usize = HANDLERS.len() + HINTS.len();
+const BUFFERS: usize = KEYS + answer::KEYS.len();
 
 /// A loaded script.
 pub(crate) struct Script {
@@ -67,7 +64,7 @@ pub(crate) struct Script {
     file: String,
     limits: Limits,
     handlers: [Option<Handler>; HANDLERS.len()],
-    /// Has the handlers in their order, the names of hints, then the buffers.
+    /// Has the handlers in their order, the names of hints, the keys of advice, then the buffers.
     calls: Calls,
     needs: Needs,
     pub(crate) tick_interval: Option<Duration>,
@@ -94,7 +91,7 @@ impl Script {
             (Ok(other), _) => {
                 return Err(format!(
                     "{file}:1: the script returns {}; it must return a table of functions such as on_fault",
-                    answer::kind(&other)
+                    kind(&other)
                 ));
             }
             (Err(error), overrun) => return Err(explain(file, 1, &error, overrun)),
@@ -111,12 +108,17 @@ impl Script {
             eviction: None,
         };
         script.read(&table)?;
+        if let Some(victims) = &mut script.handlers[VICTIMS] {
+            let wrap = surroundings.with_candidates;
+            victims.function = wrap.call(&victims.function).map_err(whole)?;
+            victims.params = 2;
+        }
         let function = |handler: &Option<Handler>| match handler {
             Some(handler) => Value::Function(handler.function.clone()),
             None => Value::Nil,
         };
         let mut kept: Vec<Value> = script.handlers.iter().map(function).collect();
-        for name in HINTS {
+        for name in HINTS.into_iter().chain(answer::KEYS) {
             kept.push(Value::String(
                 script.lua.create_string(name).map_err(whole)?,
             ));
@@ -137,7 +139,7 @@ impl Script {
             let wrong = |expected: &str| {
                 Err(format!(
                     "{file}:1: `{name}` is {}; {expected}",
-                    answer::kind(&value)
+                    kind(&value)
                 ))
             };
             match (name.as_str(), &value) {
@@ -156,9 +158,14 @@ impl Script {
                     let Some(i) = HANDLERS.iter().position(|known| *known == name) else {
                         return Err(self.unknown(&name));
                     };
+                    let info = function.info();
                     self.handlers[i] = Some(Handler {
                         name: HANDLERS[i],
-                        line: function.info().line_defined.unwrap_or(1),
+                        params: match info.is_vararg {
+                            true => usize::MAX,
+                            false => info.num_params.into(),
+                        },
+                        line: info.line_defined.unwrap_or(1),
                         function: function.clone(),
                     });
                 }
@@ -192,21 +199,11 @@ impl Script {
     }
 
     /// Calls a function, if the script has it, within its bounds; makes something of what it returns.
-    fn call<T, const N: usize>(
+    fn call<T>(
         &self,
         which: usize,
-        args: [Arg; N],
-        read: impl FnOnce(answer::Returned) -> Result<T, String>,
-    ) -> Result<Option<T>, Failure> {
-        self.call_by(which, |_| self.calls.call(&self.lua, which, args), read)
-    }
-
-    /// Calls a function in some way.
-    fn call_by<T>(
-        &self,
-        which: usize,
-        call: impl FnOnce(&Function) -> mlua::Result<answer::Returned>,
-        read: impl FnOnce(answer::Returned) -> Result<T, String>,
+        args: &[Arg],
+        read: impl FnOnce(&Results<'_>) -> Result<T, String>,
     ) -> Result<Option<T>, Failure> {
         let Some(handler) = &self.handlers[which] else {
             return Ok(None);
@@ -215,14 +212,14 @@ impl Script {
             steps: self.limits.steps,
             time: self.limits.time,
         };
-        let (result, overrun) = budget::within(budget, || call(&handler.function));
+        let args = &args[..args.len().min(handler.params)];
+        let (result, overrun) = budget::within(budget, || self.calls.call(which, args, read));
         match result {
-            Ok(returned) => read(returned).map(Some).map_err(|what| {
-                format!(
-                    "{}:{}: {} returned {what}",
-                    self.file, handler.line, handler.name
-                )
-            }),
+            Ok(Ok(answer)) => Ok(Some(answer)),
+            Ok(Err(what)) => Err(format!(
+                "{}:{}: {} returned {what}",
+                self.file, handler.line, handler.name
+            )),
             Err(error) => {
                 if overrun.is_none() {
                     // What made it fail may be memory; the next event shall have some.
@@ -274,16 +271,18 @@ impl Script {
         }
     }
 
-    fn write<const N: usize>(&self, buffer: usize, bytes: &[u8; N]) {
+    fn write(&self, buffer: usize, bytes: &[u8]) {
         self.calls.write(BUFFERS + buffer, bytes);
     }
 
-    /// What to do about a fault; nothing if the script does not decide that.
+    /// What to do about a fault, joined with the advice there is. Returns whether the default policy shall say what to
+    /// bring along; nothing if the script does not decide about faults.
     pub(crate) fn on_fault(
         &self,
         fault: &BlockFault,
         view: &BlockView<'_>,
-    ) -> Result<Option<Answer>, Failure> {
+        advice: &mut Advice,
+    ) -> Result<Option<bool>, Failure> {
         self.look(fault, view);
         let args = [
             Arg::from(first_page(fault)),
@@ -295,7 +294,9 @@ impl Script {
             Arg::from(view.len() as f64),
             Arg::from(frames(view.capacity)),
         ];
-        self.call(ON_FAULT, args, |returned| answer::advice(returned, fault))
+        self.call(ON_FAULT, &args, |results| {
+            answer::advice(results, KEYS, fault, advice)
+        })
     }
 
     /// Which of the pages that a device has used in place should migrate to it.
@@ -318,8 +319,8 @@ impl Script {
             Arg::from(frames(view.free_frames)),
             Arg::from(view.len() as f64),
         ];
-        self.call(ON_REMOTE_ACCESSES, args, |returned| {
-            answer::remote(returned, seen)
+        self.call(ON_REMOTE_ACCESSES, &args, |results| {
+            answer::remote(results, seen)
         })
     }
 
@@ -338,7 +339,7 @@ impl Script {
             Arg::from(value),
             Arg::from(on),
         ];
-        self.call(ON_HINT, args, |_| Ok(()))
+        self.call(ON_HINT, &args, |_| Ok(()))
     }
 
     pub(crate) fn on_free(&self, pages: PageRange) -> Result<Option<()>, Failure> {
@@ -346,7 +347,7 @@ impl Script {
             Arg::from(f64::from(pages.start.0)),
             Arg::from(f64::from(pages.len())),
         ];
-        self.call(ON_FREE, args, |_| Ok(()))
+        self.call(ON_FREE, &args, |_| Ok(()))
     }
 
     pub(crate) fn on_tick(&self, now: Duration, seen: Seen) -> Result<Option<Vec<Wish>>, Failure> {
@@ -356,7 +357,7 @@ impl Script {
             Arg::from(seen.device_faults as f64),
             Arg::from(seen.prefetched as f64),
         ];
-        self.call(ON_TICK, args, answer::wishes)
+        self.call(ON_TICK, &args, answer::wishes)
     }
 
     /// Which candidates to evict, as indices into them, first to last.
@@ -365,24 +366,24 @@ impl Script {
         want: u32,
         candidates: &[Candidate],
     ) -> Result<Option<Vec<usize>>, Failure> {
-        let table = || -> mlua::Result<Table> {
-            let list = self.lua.create_table_with_capacity(candidates.len(), 0)?;
-            for candidate in candidates {
-                let entry = self.lua.create_table_with_capacity(0, 4)?;
-                entry.raw_set("frame", candidate.frame)?;
-                entry.raw_set("pages", candidate.pages)?;
-                entry.raw_set("uses", candidate.uses)?;
-                entry.raw_set("age", candidate.age as f64)?;
-                list.raw_push(entry)?;
-            }
-            Ok(list)
-        };
-        let table = table().map_err(|error| describe(&self.file, 1, &error))?;
-        self.call_by(
-            VICTIMS,
-            |victims| victims.call((f64::from(want), table)),
-            |returned| answer::indices(returned, candidates.len()),
-        )
+        self.write(Surroundings::CANDIDATES, &candidates::to_bytes(candidates));
+        let args = [
+            Arg::from(f64::from(want)),
+            Arg::from(candidates.len() as f64),
+        ];
+        self.call(VICTIMS, &args, |results| {
+            answer::indices(results, candidates.len())
+        })
+    }
+}
+
+/// What a value is, in words.
+fn kind(value: &Value) -> String {
+    match value {
+        Value::Number(n) => format!("the number {n}"),
+        Value::Integer(n) => format!("the number {n}"),
+        Value::Nil => "nothing".into(),
+        other => format!("a {}", other.type_name()),
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use hmm_backend::{
-    Advice, BlockFault, BlockView, DeviceId, FaultPolicy, Frame, Page, PageRange, Place,
-    PolicyFactory, PolicySpec, Seen,
+    Advice, BlockFault, BlockView, DeviceId, EvictionPolicy, FaultPolicy, Frame, Page, PageRange,
+    Place, PolicyFactory, PolicySpec, Seen,
 };
 use hmmvisor_policies::{Limits, PolicyChoice, ScriptSpec, Scripts};
 use views::{Random, each_view};
@@ -93,7 +93,7 @@ fn definitions_and_reference_name_everything() {
     assert!(names.len() > 15);
     names.extend(
         "on_fault on_remote_accesses on_hint on_free on_tick victims tick_interval eviction state \
-         prefetch count hold throttle stay migrate frame pages uses age \
+         prefetch count hold throttle stay migrate frame page pages uses age idle \
          preferred_location accessed_by read_mostly"
             .split_whitespace()
             .map(str::to_owned),
@@ -332,5 +332,40 @@ fn hot_cold_fetches_hot_blocks_and_evicts_the_least_used() {
     assert_eq!(eviction.victims(3), [Frame(15), Frame(0), Frame(1)]);
     eviction.freed(Frame(15));
     assert_eq!(eviction.victims(1), [Frame(0)]);
+    assert_eq!(scripts.figures().failures, 0);
+}
+
+#[test]
+fn keep_evicts_neither_its_range_nor_what_comes_back() {
+    // Folios of 16 pages, each a 64 KiB group.
+    let come = |eviction: &mut dyn EvictionPolicy, group: u32| {
+        eviction.allocated(Frame(group * 16), 4, Page(group * 16));
+    };
+    let first = |eviction: &mut dyn EvictionPolicy| eviction.victims(16)[0].0 / 16;
+
+    let scripts = load("keep.luau");
+    let mut eviction = scripts.eviction_policy(1024);
+    (0..4).for_each(|group| come(&mut *eviction, group));
+    assert_eq!(first(&mut *eviction), 0);
+    eviction.freed(Frame(0));
+    come(&mut *eviction, 0);
+    // The least recently used is not 0, which is the newest now; then it would be.
+    for expected in [1, 2, 3] {
+        assert_eq!(first(&mut *eviction), expected);
+        eviction.freed(Frame(expected * 16));
+    }
+    come(&mut *eviction, 5);
+    // LRU would say 0, but that has come back once.
+    assert_eq!(first(&mut *eviction), 5);
+    assert_eq!(scripts.figures().failures, 0);
+
+    let scripts = load("keep.luau:first=0,count=17");
+    let mut eviction = scripts.eviction_policy(1024);
+    (0..4).for_each(|group| come(&mut *eviction, group));
+    assert_eq!(first(&mut *eviction), 2);
+    eviction.freed(Frame(32));
+    eviction.freed(Frame(48));
+    // When there is nothing else.
+    assert_eq!(first(&mut *eviction), 0);
     assert_eq!(scripts.figures().failures, 0);
 }

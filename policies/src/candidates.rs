@@ -1,0 +1,41 @@
+//! Folios that a script may choose victims from, on their way to it: as numbers in a buffer, of which the prelude makes
+//! tables. Building tables from outside costs several times as much.
+
+/// Most candidates at a time, so that a script looks at few.
+pub(crate) const MOST: usize = 256;
+/// Bytes of all of them.
+pub(crate) const BYTES: usize = MOST * 6 * 8;
+
+/// A folio that could be evicted.
+pub(crate) struct Candidate {
+    /// Its first frame.
+    pub(crate) frame: u32,
+    /// The page in that.
+    pub(crate) page: u32,
+    /// Its size.
+    pub(crate) pages: u32,
+    /// How often the device has faulted on it.
+    pub(crate) uses: u32,
+    /// Events since it came.
+    pub(crate) age: u64,
+    /// Events since it was last used, or came.
+    pub(crate) idle: u64,
+}
+
+/// As the prelude's `with_candidates` reads them.
+pub(crate) fn to_bytes(candidates: &[Candidate]) -> Vec<u8> {
+    let numbers = |it: &Candidate| {
+        [
+            it.frame.into(),
+            it.page.into(),
+            it.pages.into(),
+            it.uses.into(),
+            it.age as f64,
+            it.idle as f64,
+        ]
+    };
+    let numbers = candidates.iter().flat_map(numbers);
+    numbers
+        .flat_map(|number: f64| number.to_le_bytes())
+        .collect()
+}
