@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use hmm_backend::{
     BLOCK_PAGES, Backend, BackendConfig, Driver, Engine, EngineChoice, KernelAnswers, PAGE_SIZE,
-    PolicySpec,
 };
 use hmmvisor::OnMemoryError;
 use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
 use hmmvisor_abi::agent;
+use hmmvisor_policies::{Limits, PolicyChoice};
 
 use crate::device::{Kind, Slot};
 use crate::doorbell::{Doorbell, Mailboxes};
@@ -61,8 +61,8 @@ impl Builder {
         self
     }
 
-    /// What migrates when, as on the command line of `hmmvisor`. If not said, only what is touched, so that a test knows
-    /// where each page is: `on-demand+timeslice:min=0`.
+    /// What migrates when, as on the command line of `hmmvisor`: built-in policies, or a script's file. If not said, only
+    /// what is touched, so that a test knows where each page is: `on-demand+timeslice:min=0`.
     pub fn policy(mut self, policy: &str) -> Builder {
         self.policy = policy.into();
         self
@@ -150,7 +150,10 @@ impl Builder {
         };
         let mut config = BackendConfig::new(bytes + reserved);
         config.engine = EngineChoice::Only(self.engine);
-        config.policy = Arc::new(self.policy.parse::<PolicySpec>().expect("a known policy"));
+        let policy: PolicyChoice = self.policy.parse().expect("a known policy");
+        let log = Arc::new(|line: &str| eprintln!("policy script {line}"));
+        let policy = policy.load(Limits::default(), log).expect("a good script");
+        config.policy = policy.factory;
         config.events = EVENTS;
         config.kernel = self.kernel;
         if shared > 0 {
@@ -236,6 +239,7 @@ impl Builder {
             ending: vm.ending().clone(),
             vm: Mutex::new(vm),
             backend,
+            scripts: policy.scripts,
             doorbell,
             desks: (0..self.vcpus).map(|_| Desk::default()).collect(),
             devices,

@@ -87,3 +87,4 @@ pub use hmm_backend::{
 pub use hmmvisor::{End, Failure};
 pub use hmmvisor_abi::accel;
 pub use hmmvisor_abi::agent::checksum;
+pub use hmmvisor_policies::ScriptFigures;

@@ -9,6 +9,7 @@ use hmm_backend::{Backend, Event, Page, PageRange, Residency, Stats};
 use hmmvisor::End;
 use hmmvisor::ending::Ending;
 use hmmvisor::vm::Vm;
+use hmmvisor_policies::{ScriptFigures, Scripts};
 
 use crate::builder::Builder;
 use crate::device::{Device, Kind, Slot};
@@ -24,6 +25,7 @@ pub struct TestVm {
     pub(crate) vm: Mutex<Vm>,
     pub(crate) ending: Arc<Ending>,
     pub(crate) backend: Arc<Backend>,
+    pub(crate) scripts: Vec<Arc<Scripts>>,
     pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) desks: Vec<Desk>,
     pub(crate) devices: Vec<Slot>,
@@ -66,6 +68,11 @@ impl TestVm {
             index,
             slot: &self.devices[index],
         }
+    }
+
+    /// How the policy's script has been doing; none if the policy is no script.
+    pub fn script(&self) -> Option<ScriptFigures> {
+        self.scripts.first().map(|script| script.figures())
     }
 
     /// Pages of managed memory that are the test's. Behind them there are more, for the accelerators' queues.

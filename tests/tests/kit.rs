@@ -392,3 +392,40 @@ fn a_driver_of_ones_own_is_driven_like_the_others() -> Result<(), GuestError> {
         verify.wait()
     })
 }
+
+/// Device memory is short: a script says who goes, here by address.
+#[test]
+fn a_policy_may_be_a_script() -> Result<(), GuestError> {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("highest.luau");
+    let highest_address_first = "return {
+        on_fault = function() end,
+        victims = function(want, candidates)
+            local order = {}
+            for i in candidates do order[i] = i end
+            table.sort(order, function(a, b) return candidates[a].page > candidates[b].page end)
+            return order
+        end,
+    }";
+    std::fs::write(&script, highest_address_first).unwrap();
+    let policy = format!("{}+timeslice:min=0", script.display());
+    each_engine(|engine| {
+        let vm = TestVm::builder().engine(engine).policy(&policy);
+        let vm = vm.scripted(16).start();
+        vm.vcpu(0).fill(0..17, 1).wait()?;
+        let device = vm.device(0);
+        for page in 0..17 {
+            device.read(page).unwrap();
+        }
+        // An eighth of the memory is evicted at a time, chosen among four times as much: the pages 0 to 7 had been used
+        // longest ago.
+        assert!(device.holds(0..6) && device.holds(8..17), "{vm:?}");
+        assert_eq!(device.pages(), 15);
+        let figures = vm.script().unwrap();
+        assert!(
+            figures.decisions > 17 && figures.failures == 0,
+            "{figures:?}"
+        );
+        vm.vcpu(1).verify(0..17, 1).wait()
+    })
+}
