@@ -25,8 +25,8 @@ const MOST_BYTES: usize = 400;
 /// Who hears what there is to say about scripts: one line at a time.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// How a script has been doing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// How a script has been doing. The names are those in JSON reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct ScriptFigures {
     /// Events that it decided.
     pub decisions: u64,
@@ -35,6 +35,7 @@ pub struct ScriptFigures {
     /// How often its file was loaded again.
     pub reloads: u64,
     /// Instances that are not asked any more because they failed too often in a row.
+    #[serde(rename = "instances_off")]
     pub off: u32,
 }
 

@@ -141,7 +141,7 @@ impl Report {
             guest: self.guest.as_deref(),
             engine: self.engine.to_string(),
             policy: &self.policy,
-            scripts: self.scripts.map(JsonScripts::from),
+            scripts: self.scripts,
             vcpus: self.vcpus,
             devices: self.devices,
             memory_bytes: self.memory.0,
@@ -186,7 +186,7 @@ struct Json<'a> {
     guest: Option<&'a str>,
     engine: String,
     policy: &'a str,
-    scripts: Option<JsonScripts>,
+    scripts: Option<ScriptFigures>,
     vcpus: u32,
     devices: u32,
     memory_bytes: u64,
@@ -216,25 +216,6 @@ struct Json<'a> {
     elapsed_s: f64,
     first_instruction_ms: Option<f64>,
     vmm_overhead_bytes: Option<u64>,
-}
-
-#[derive(Serialize)]
-struct JsonScripts {
-    decisions: u64,
-    failures: u64,
-    reloads: u64,
-    instances_off: u32,
-}
-
-impl From<ScriptFigures> for JsonScripts {
-    fn from(figures: ScriptFigures) -> JsonScripts {
-        JsonScripts {
-            decisions: figures.decisions,
-            failures: figures.failures,
-            reloads: figures.reloads,
-            instances_off: figures.off,
-        }
-    }
 }
 
 #[derive(Serialize)]

@@ -135,3 +135,64 @@ fn a_generated_trace_says_what_it_is() {
         assert!(message.contains(expected), "{message}");
     }
 }
+
+/// What a replay as JSON says of the policy's script.
+#[test]
+fn a_replay_says_how_its_script_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let generate =
+        "trace generate pingpong --param pages=64 --param rounds=4 --memory 16M --output";
+    run(&generate.split(' ').collect::<Vec<_>>(), &trace);
+    let replay = |policy: &str| -> (serde_json::Value, String) {
+        let done = Command::new(HMMVISOR)
+            .args([
+                "replay",
+                "--device-memory",
+                "1M",
+                "--json",
+                "--policy",
+                policy,
+            ])
+            .arg(&trace)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{policy}: {done:?}");
+        let json = serde_json::from_slice(&done.stdout).unwrap();
+        (json, String::from_utf8(done.stderr).unwrap())
+    };
+    let script = folder.path().join("policy.luau");
+    let script = |text: &str| {
+        std::fs::write(&script, format!("return {{ on_fault = {text} }}")).unwrap();
+        replay(script.to_str().unwrap())
+    };
+
+    let (json, said) = script("function(page) return page + 1, 8 end");
+    assert!(json["scripts"]["decisions"].as_u64() > Some(0), "{json}");
+    assert_eq!(json["scripts"]["failures"], 0, "{json}");
+    assert_eq!(
+        (&json["advice_cut"], said.as_str()),
+        (&0.into(), ""),
+        "{json}"
+    );
+
+    // More pages than a wish may have.
+    let (json, _) = script("function(page) return page, 1e9 end");
+    assert!(json["advice_cut"].as_u64() > Some(0), "{json}");
+    assert_eq!(json["scripts"]["failures"], 0, "{json}");
+
+    let (json, said) = script("function() error('broken') end");
+    assert!(json["scripts"]["failures"].as_u64() >= Some(16), "{json}");
+    assert_eq!(json["scripts"]["decisions"], 0, "{json}");
+    assert!(
+        json["scripts"]["instances_off"].as_u64() > Some(0),
+        "{json}"
+    );
+    assert!(said.contains("the script failed in "), "{said}");
+
+    let (json, _) = replay("density");
+    assert_eq!(
+        (&json["scripts"], &json["advice_cut"]),
+        (&serde_json::Value::Null, &0.into())
+    );
+}

@@ -10,7 +10,8 @@ use hmm_backend::LinkModel;
 use hmmvisor::size::Size;
 use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
-use hmmvisor_policies::{Limits, PolicyChoice, Scripts};
+use hmmvisor_policies::{Limits, PolicyChoice, ScriptFigures, Scripts};
+use serde::Serialize;
 
 /// Options of `replay`.
 #[derive(Args)]
@@ -61,17 +62,22 @@ pub fn run(args: ReplayArgs) -> Result<String> {
             args.trace.display()
         );
     }
-    for figures in scripts.iter().map(|script| script.figures()) {
-        if figures.failures > 0 {
-            eprintln!(
-                "hmmvisor: the script failed in {} of {} events; the default policy decided instead",
-                figures.failures,
-                figures.failures + figures.decisions
-            );
-        }
+    let scripts = scripts.first().map(|script| script.figures());
+    if let Some(figures) = scripts
+        && figures.failures > 0
+    {
+        eprintln!(
+            "hmmvisor: the script failed in {} of {} events; the default policy decided instead",
+            figures.failures,
+            figures.failures + figures.decisions
+        );
     }
+    let json = Json {
+        outcome: &outcome,
+        scripts,
+    };
     Ok(match args.json {
-        true => serde_json::to_string(&outcome)? + "\n",
+        true => serde_json::to_string(&json)? + "\n",
         false => Summary {
             outcome: &outcome,
             config: &config,
@@ -109,6 +115,15 @@ fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<
         optimal: !args.no_optimal,
     };
     Ok((settings, chosen.scripts))
+}
+
+/// The outcome for programs.
+#[derive(Serialize)]
+struct Json<'a> {
+    #[serde(flatten)]
+    outcome: &'a Replayed,
+    /// As in the report of a run.
+    scripts: Option<ScriptFigures>,
 }
 
 /// The outcome for people.
