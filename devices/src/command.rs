@@ -1,7 +1,7 @@
 //! Decoding of commands: from 64 bytes that anything may be in to operations whose arguments are in
 //! range. Pure, so that it can be fuzzed.
 
-use hmm_backend::{PAGE_SIZE, PageRange};
+use hmm_backend::{DeviceId, Hint, PAGE_SIZE, PageRange, Place};
 use hmmvisor_abi::accel::{self, Command};
 
 use crate::error::CommandError;
@@ -14,6 +14,47 @@ pub enum Direction {
     ToDevice,
     /// Into system memory.
     ToSystem,
+}
+
+/// What the guest says about pages. *This* device is the one that executes the command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestHint {
+    /// The pages should be nowhere in particular.
+    PreferNone,
+    /// In system memory.
+    PreferSystem,
+    /// In this device's memory.
+    PreferDevice,
+    /// Whether this device should reach the pages where they are.
+    Accessed(bool),
+    /// Whether the pages are read far more often than written.
+    ReadMostly(bool),
+}
+
+impl GuestHint {
+    fn decode(number: u64) -> Result<GuestHint, CommandError> {
+        Ok(match number {
+            accel::HINT_PREFER_NONE => GuestHint::PreferNone,
+            accel::HINT_PREFER_SYSTEM => GuestHint::PreferSystem,
+            accel::HINT_PREFER_DEVICE => GuestHint::PreferDevice,
+            accel::HINT_ACCESSED => GuestHint::Accessed(true),
+            accel::HINT_NOT_ACCESSED => GuestHint::Accessed(false),
+            accel::HINT_READ_MOSTLY => GuestHint::ReadMostly(true),
+            accel::HINT_NOT_READ_MOSTLY => GuestHint::ReadMostly(false),
+            _ => return Err(CommandError::Argument),
+        })
+    }
+
+    /// The backend's word for it, said by this device.
+    pub fn by(self, device: DeviceId) -> Hint {
+        match self {
+            GuestHint::PreferNone => Hint::PreferredLocation(None),
+            GuestHint::PreferSystem => Hint::PreferredLocation(Some(Place::System)),
+            GuestHint::PreferDevice => Hint::PreferredLocation(Some(Place::Device(device))),
+            GuestHint::Accessed(on) => Hint::AccessedBy(device, on),
+            GuestHint::ReadMostly(on) => Hint::ReadMostly(on),
+        }
+    }
 }
 
 /// A command whose arguments are valid: each run of words is aligned and in managed memory. The
@@ -99,6 +140,10 @@ pub enum Operation {
     Free {
         pages: PageRange,
     },
+    Hint {
+        pages: PageRange,
+        hint: GuestHint,
+    },
 }
 
 impl Operation {
@@ -107,7 +152,10 @@ impl Operation {
     pub fn runs(&self) -> Vec<Words> {
         let start = |addr| Words { addr, len: 0 };
         match *self {
-            Operation::Nop | Operation::Migrate { .. } | Operation::Free { .. } => vec![],
+            Operation::Nop
+            | Operation::Migrate { .. }
+            | Operation::Free { .. }
+            | Operation::Hint { .. } => vec![],
             Operation::Fill { dst, .. } => vec![dst],
             Operation::Copy { dst, src } => vec![dst, src],
             Operation::VectorAdd { c, a, b }
@@ -131,10 +179,12 @@ impl Operation {
         }
     }
 
-    /// The pages that the operation names as pages: to migrate or to free.
+    /// The pages that the operation names as pages: to migrate, to free or to say something about.
     pub fn pages(&self) -> Option<PageRange> {
         match *self {
-            Operation::Migrate { pages, .. } | Operation::Free { pages } => Some(pages),
+            Operation::Migrate { pages, .. }
+            | Operation::Free { pages }
+            | Operation::Hint { pages, .. } => Some(pages),
             _ => None,
         }
     }
@@ -275,6 +325,14 @@ pub fn decode(command: &Command, managed: &Managed) -> Result<Operation, Command
                 pages: managed.pages(addr, bytes)?,
             }
         }
+        accel::OP_HINT => {
+            let [addr, bytes, hint, ..] = args;
+            require(addr.is_multiple_of(WORD))?;
+            Operation::Hint {
+                hint: GuestHint::decode(hint)?,
+                pages: managed.pages(addr, bytes)?,
+            }
+        }
         _ => return Err(CommandError::Opcode),
     })
 }
@@ -307,7 +365,7 @@ mod tests {
         let base = MANAGED.base;
         let end = base + MANAGED.bytes;
         let refused = |opcode, args, error| assert_eq!(decode_args(opcode, args), Err(error));
-        refused(16, [0; 6], CommandError::Opcode);
+        refused(17, [0; 6], CommandError::Opcode);
         refused(
             accel::OP_FILL,
             [base + 1, 1, 0, 0, 0, 0],
@@ -358,6 +416,21 @@ mod tests {
             [base, 8, 0, 0, 0, 0],
             CommandError::Argument,
         );
+        refused(
+            accel::OP_HINT,
+            [base, 8, 7, 0, 0, 0],
+            CommandError::Argument,
+        );
+        refused(
+            accel::OP_HINT,
+            [base + 4, 8, 0, 0, 0, 0],
+            CommandError::Argument,
+        );
+        refused(
+            accel::OP_HINT,
+            [base, MANAGED.bytes + 1, 0, 0, 0, 0],
+            CommandError::Address(end),
+        );
         let flags = Command {
             flags: 2,
             ..Command::default()
@@ -366,11 +439,36 @@ mod tests {
     }
 
     #[test]
+    fn hints_are_about_the_device_that_is_told() {
+        let said = |number| {
+            let args = [MANAGED.base + 8, 4096, number, 0, 0, 0];
+            match decode_args(accel::OP_HINT, args) {
+                Ok(Operation::Hint { pages, hint }) if pages.len() == 2 => {
+                    hint.by(DeviceId(3)).to_string()
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5, 6].map(said),
+            [
+                "preferred:none",
+                "preferred:system",
+                "preferred:device3",
+                "accessed-by:device3",
+                "not-accessed-by:device3",
+                "read-mostly",
+                "not-read-mostly",
+            ]
+        );
+    }
+
+    #[test]
     fn random_commands_are_refused_or_in_range() {
         let mut random = Random::new(1);
-        let mut accepted = [0u32; 17];
+        let mut accepted = [0u32; 18];
         for _ in 0..400_000 {
-            let opcode = random.below(17) as u32;
+            let opcode = random.below(18) as u32;
             let args = std::array::from_fn(|_| match random.below(6) {
                 0 => random.next(),
                 1 => random.below(64),
@@ -394,7 +492,7 @@ mod tests {
                 assert!(pages.end.offset() <= MANAGED.bytes, "{operation:?}");
             }
         }
-        assert!(accepted[..16].iter().all(|n| *n > 0), "{accepted:?}");
-        assert_eq!(accepted[16], 0);
+        assert!(accepted[..17].iter().all(|n| *n > 0), "{accepted:?}");
+        assert_eq!(accepted[17], 0);
     }
 }

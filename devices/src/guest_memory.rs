@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hmm_backend::{Access, Backend, DeviceId, Mirror, MirrorError, PAGE_SIZE, Page, PageRange};
 
-use crate::command::Direction;
+use crate::command::{Direction, GuestHint};
 use crate::error::CommandError;
 use crate::managed::{Managed, WORD, Words};
 use crate::memory::Memory;
@@ -191,5 +191,12 @@ impl Memory for GuestMemory {
 
     fn free(&mut self, pages: PageRange) -> Result<u64, CommandError> {
         self.each_block(pages, |part| self.backend.guest_freed(part))
+    }
+
+    fn hint(&mut self, pages: PageRange, hint: GuestHint) -> Result<(), CommandError> {
+        let hint = hint.by(self.device);
+        let no_result = |()| 0;
+        self.each_block(pages, |part| self.backend.hint(part, hint).map(no_result))
+            .map(drop)
     }
 }

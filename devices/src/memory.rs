@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hmm_backend::{Access, PageRange};
 
-use crate::command::Direction;
+use crate::command::{Direction, GuestHint};
 use crate::error::CommandError;
 use crate::managed::{Managed, Words};
 
@@ -38,6 +38,9 @@ pub trait Memory {
 
     /// Forgets the contents of pages; returns how many had any.
     fn free(&mut self, pages: PageRange) -> Result<u64, CommandError>;
+
+    /// Passes on what the guest says about pages.
+    fn hint(&mut self, pages: PageRange, hint: GuestHint) -> Result<(), CommandError>;
 
     /// Reads the elements from `addr` on.
     fn read<T: Element>(&mut self, addr: u64, out: &mut [T]) -> Result<(), CommandError> {
@@ -208,6 +211,10 @@ pub(crate) mod testing {
                 word.store(0, Ordering::Relaxed);
             }
             Ok(u64::from(pages.len()))
+        }
+
+        fn hint(&mut self, _: PageRange, _: GuestHint) -> Result<(), CommandError> {
+            Ok(())
         }
     }
 

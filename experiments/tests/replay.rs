@@ -108,6 +108,26 @@ fn freed_pages_do_not_cross_the_link() {
 }
 
 #[test]
+fn hints_in_a_trace_are_passed_to_the_policy() {
+    let hint = |hint: &str, start, end| Event {
+        hint: Some(hint.parse().unwrap()),
+        ..Event::new(
+            Duration::ZERO,
+            EventKind::Hint,
+            PageRange::new(Page(start), Page(end)),
+        )
+    };
+    let mut trace = vec![hint("preferred:system", 0, 8), hint("preferred:none", 2, 3)];
+    trace.extend((0..9).map(|page| write(CPU, page)));
+    trace.extend((0..9).map(|page| write(DEVICE, page)));
+    let policy = "on-demand+hints+lru+timeslice:min=0us";
+    let done = replay(trace.clone(), &config(policy, 16)).unwrap();
+    assert_eq!((done.pages_to_device, done.remote_accesses), (2, 7));
+    let done = replay(trace, &config(PLAIN, 16)).unwrap();
+    assert_eq!((done.pages_to_device, done.remote_accesses), (9, 0));
+}
+
+#[test]
 fn prefetched_pages_that_nobody_uses_are_counted() {
     // The CPU's first touch of a page brings 16; the device takes one of them back and forth.
     let policy = "density+lru+timeslice:min=0us";

@@ -97,7 +97,7 @@ struct Guest {
 impl Guest {
     fn new(input: &Input) -> Guest {
         let mut config = BackendConfig::new(MEMORY);
-        let policy = ["density+timeslice:min=0us", "on-demand"][usize::from(input.policy)];
+        let policy = ["density+hints+timeslice:min=0us", "on-demand"][usize::from(input.policy)];
         config.policy = Arc::new(
             policy
                 .parse::<hmm_backend::PolicySpec>()
@@ -192,7 +192,7 @@ impl Guest {
                     flags,
                     args,
                 } => self.submit(Command {
-                    opcode: u32::from(opcode) % (accel::OP_FREE + 2),
+                    opcode: u32::from(opcode) % (accel::OP_HINT + 2),
                     flags: u32::from(flags % 4),
                     tag: 0,
                     args: args.map(Number::value),

@@ -114,6 +114,7 @@ pub static WORKLOADS: &[Workload] = &[
                 1,
                 ROUNDS_MAX,
             ),
+            hint("what the accelerators are told about the vectors, for policies with `hints`"),
             WAIT,
         ],
     },
@@ -156,6 +157,7 @@ pub static WORKLOADS: &[Workload] = &[
                 ELEMENTS_MAX,
             ),
             number("len", "elements of the table", 256 << 10, 1, ELEMENTS_MAX),
+            hint("what the accelerators are told about the table, for policies with `hints`"),
             WAIT,
         ],
     },
@@ -182,6 +184,7 @@ pub static WORKLOADS: &[Workload] = &[
                 ELEMENTS_MAX,
             ),
             number("degree", "mean number of edges out of a vertex", 8, 1, 1024),
+            hint("what the accelerators are told about the graph, for policies with `hints`"),
             WAIT,
         ],
     },
@@ -207,6 +210,7 @@ pub static WORKLOADS: &[Workload] = &[
                 ELEMENTS_MAX,
             ),
             number("degree", "mean number of entries of a row", 8, 1, 1024),
+            hint("what the accelerators are told about the matrix, for policies with `hints`"),
             WAIT,
         ],
     },
@@ -348,6 +352,24 @@ const WAIT: Param = Param {
     max: 1,
     choices: &["poll", "interrupt"],
 };
+
+/// What the guest says about its memory.
+const fn hint(summary: &'static str) -> Param {
+    Param {
+        name: "hint",
+        summary,
+        default: 0,
+        min: 0,
+        max: 4,
+        choices: &[
+            "none",
+            "preferred-system",
+            "preferred-device",
+            "accessed-by",
+            "read-mostly",
+        ],
+    }
+}
 
 const fn number(
     name: &'static str,

@@ -174,11 +174,11 @@ mod tests {
     fn defaults_are_filled_in_and_order_does_not_matter() {
         assert_eq!(
             cmdline("vecadd", &[]).unwrap(),
-            "workload=vecadd n=1048576 rounds=4 wait=0"
+            "workload=vecadd n=1048576 rounds=4 hint=0 wait=0"
         );
         assert_eq!(
             cmdline("vecadd", &[("rounds", "7"), ("n", "10")]).unwrap(),
-            "workload=vecadd n=10 rounds=7 wait=0"
+            "workload=vecadd n=10 rounds=7 hint=0 wait=0"
         );
     }
 
@@ -186,7 +186,7 @@ mod tests {
     fn suffixes_and_words_become_numbers() {
         assert_eq!(
             cmdline("vecadd", &[("n", "64K"), ("wait", "interrupt")]).unwrap(),
-            "workload=vecadd n=65536 rounds=4 wait=1"
+            "workload=vecadd n=65536 rounds=4 hint=0 wait=1"
         );
         assert_eq!(
             cmdline("stream", &[("n", "1M")]).unwrap(),
@@ -206,7 +206,7 @@ mod tests {
     fn unknown_and_repeated_parameters_are_refused() {
         assert_eq!(
             cmdline("vecadd", &[("size", "1")]).unwrap_err(),
-            "workload vecadd has no parameter `size`; it has n, rounds, wait"
+            "workload vecadd has no parameter `size`; it has n, rounds, hint, wait"
         );
         assert_eq!(
             cmdline("vecadd", &[("n", "1"), ("n", "2")]).unwrap_err(),

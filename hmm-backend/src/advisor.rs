@@ -155,6 +155,10 @@ impl Backend {
         for part in pages.split_by_block() {
             self.with_policy(part.start.block(), |policy| policy.hinted(part, hint));
         }
+        self.recorder.event(|| Event {
+            hint: Some(hint),
+            ..Event::new(self.clock.now(), EventKind::Hint, pages)
+        });
         Ok(())
     }
 

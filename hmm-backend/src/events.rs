@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::driver::DeviceId;
 use crate::page::{Page, PageRange};
-use crate::policy::Access;
+use crate::policy::{Access, Hint};
 use crate::stats::Cause;
 
 /// What happened.
@@ -45,6 +45,8 @@ pub enum EventKind {
     /// One copy of duplicated pages is gone, and no contents moved: they are in the memory of `device` alone, or in
     /// system memory if there is none.
     Collapsed,
+    /// Somebody has said something about pages.
+    Hint,
 }
 
 /// Number of kinds.
@@ -52,7 +54,7 @@ const KINDS: usize = EventKind::ALL.len();
 
 impl EventKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [EventKind; 15] = [
+    pub const ALL: [EventKind; 16] = [
         EventKind::CpuFault,
         EventKind::DeviceFault,
         EventKind::ToDevice,
@@ -68,6 +70,7 @@ impl EventKind {
         EventKind::Unpinned,
         EventKind::Duplicated,
         EventKind::Collapsed,
+        EventKind::Hint,
     ];
 
     /// The name in files.
@@ -88,6 +91,7 @@ impl EventKind {
             EventKind::Unpinned => "unpinned",
             EventKind::Duplicated => "duplicated",
             EventKind::Collapsed => "collapsed",
+            EventKind::Hint => "hint",
         }
     }
 }
@@ -113,6 +117,8 @@ pub struct Event {
     pub thread: u32,
     /// For faults.
     pub latency: Duration,
+    /// What was said about the pages.
+    pub hint: Option<Hint>,
 }
 
 impl Event {
@@ -128,6 +134,7 @@ impl Event {
             access: None,
             thread: 0,
             latency: Duration::ZERO,
+            hint: None,
         }
     }
 }

@@ -53,6 +53,38 @@ fn integers(rig: &mut Rig, random: &mut Random) {
     rig.expect("atomic add", 130, [9; 4096]);
 }
 
+/// Hints move nothing, but decide where the next access finds its page.
+#[test]
+fn what_a_guest_says_about_pages_reaches_the_policy() {
+    both_engines("hints of a guest", |engine| {
+        let policy = "on-demand+hints+timeslice:min=0";
+        let mut rig = Rig::new(engine, policy, 64);
+        rig.fill(100, 0..8 * 512);
+        let on_device = |rig: &Rig| -> Vec<u32> {
+            let there = |page: &u32| {
+                let word = rig.backend.word(Page(*page)).unwrap();
+                matches!(word.residency(), Residency::Device { .. })
+            };
+            (100..108).filter(there).collect()
+        };
+        let hint = |rig: &mut Rig, page, pages, hint| {
+            assert_eq!(rig.result(OP_HINT, &[at(page), pages * PAGE_SIZE, hint]), 0);
+        };
+        let sum = (0..8 * 512).sum::<u64>();
+        hint(&mut rig, 100, 8, HINT_PREFER_SYSTEM);
+        assert_eq!(rig.result(OP_REDUCE, &[at(100), 8 * 512]), sum);
+        assert!(on_device(&rig).is_empty());
+        // A hint does not take away the translation that the device has; moving the page does.
+        hint(&mut rig, 102, 2, HINT_PREFER_NONE);
+        hint(&mut rig, 104, 1, HINT_PREFER_DEVICE);
+        rig.result(OP_MIGRATE, &[at(100), 8 * PAGE_SIZE, TO_DEVICE]);
+        rig.result(OP_MIGRATE, &[at(100), 8 * PAGE_SIZE, TO_SYSTEM]);
+        assert_eq!(rig.result(OP_REDUCE, &[at(100), 8 * 512]), sum);
+        assert_eq!(on_device(&rig), [102, 103, 104]);
+        rig.check_contract();
+    });
+}
+
 /// The accelerator's loads and stores make one operation, because nobody else reaches the page meanwhile.
 fn exclusive(rig: &mut Rig) {
     rig.fill(190, [5]);

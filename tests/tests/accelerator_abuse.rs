@@ -34,7 +34,7 @@ fn malformed_commands_get_their_status_and_touch_nothing() {
         rig.fill(42, [0, 1, 9, 2]);
         rig.fill(20, (0..4096).map(|i| i * 3));
         let cases: &[(u32, &[u64], u32, u64)] = &[
-            (16, &[], STATUS_OPCODE, 0),
+            (17, &[], STATUS_OPCODE, 0),
             (u32::MAX, &[a, a, a], STATUS_OPCODE, 0),
             (OP_FILL, &[a + 4, 1], STATUS_ARGUMENT, 0),
             (OP_FILL, &[0, 1], STATUS_ADDRESS, 0),
@@ -71,6 +71,20 @@ fn malformed_commands_get_their_status_and_touch_nothing() {
             (OP_FREE, &[a + 8, PAGE_SIZE], STATUS_ARGUMENT, 0),
             (OP_FREE, &[a, PAGE_SIZE - 8], STATUS_ARGUMENT, 0),
             (OP_FREE, &[a, !4095], STATUS_ADDRESS, END),
+            (
+                OP_HINT,
+                &[a, 8, HINT_NOT_READ_MOSTLY + 1],
+                STATUS_ARGUMENT,
+                0,
+            ),
+            (OP_HINT, &[a + 4, 8, HINT_READ_MOSTLY], STATUS_ARGUMENT, 0),
+            (
+                OP_HINT,
+                &[END - 8, 9, HINT_READ_MOSTLY],
+                STATUS_ADDRESS,
+                END,
+            ),
+            (OP_HINT, &[a, u64::MAX, HINT_ACCESSED], STATUS_ADDRESS, END),
             (OP_EXCLUSIVE_ADD, &[a + 4, 1, 1], STATUS_ARGUMENT, 0),
             (
                 OP_EXCLUSIVE_ADD,
@@ -117,7 +131,7 @@ fn any_64_bytes_are_answered() {
                     5 => at(FIRST + random.below(u64::from(PAGES) - FIRST)),
                     _ => random.below(300),
                 });
-                let opcode = random.below(17) as u32;
+                let opcode = random.below(18) as u32;
                 // These would have the device at work for years; how to end that is another test.
                 if opcode == OP_CHASE && args[2] > 1 << 20 {
                     continue;

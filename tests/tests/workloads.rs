@@ -255,6 +255,32 @@ fn every_policy_gives_the_same_answers() {
     }
 }
 
+/// What a guest says about its memory decides where that goes.
+#[test]
+fn hints_of_the_guest_keep_its_table_where_it_is() {
+    const TABLE: u64 = 128;
+    for engine in ENGINES {
+        let moved = |policy: &str, hint| {
+            let mut config = config("gather");
+            config.engine.kind = EngineChoice::Only(engine);
+            config.devices.memory = Size(4 << 20);
+            set_policy(&mut config, policy);
+            set_param(&mut config, "len", &(TABLE * 512).to_string());
+            set_param(&mut config, "hint", hint);
+            run(&config).stats.pages_to_device()
+        };
+        let policy = "on-demand+hints+timeslice:min=0";
+        let without = moved(policy, "none");
+        for hint in ["preferred-system", "accessed-by"] {
+            assert_eq!(moved(policy, hint) + TABLE, without, "{engine} {hint}");
+        }
+        assert_eq!(moved(policy, "preferred-device"), without, "{engine}");
+        // Nobody listens.
+        let deaf = moved("on-demand+timeslice:min=0", "preferred-system");
+        assert_eq!(deaf, without, "{engine}");
+    }
+}
+
 #[test]
 fn interrupts_instead_of_polling() {
     varied(|config| set_param(config, "wait", "interrupt"));

@@ -281,6 +281,8 @@ fn tables_are_read() {
         ("page,access\n1,r\n1,x\n", 3, "neither read nor write"),
         ("page,device\n1,256\n", 2, "device 256"),
         ("page,kind\n1,cpu-fault\n", 2, "no accesses"),
+        ("page,kind,hint\n1,hint,\n", 2, "unknown hint ''"),
+        ("page,kind,hint\n1,hint,gpu\n", 2, "unknown hint 'gpu'"),
         ("page,access\n1\n", 2, "1 columns"),
         ("page,access\n,r\n", 2, "neither a page nor an address"),
     ] {
@@ -297,15 +299,24 @@ fn tables_are_read() {
 
 #[test]
 fn an_exported_access_trace_is_imported_as_it_was() {
+    for (workload, param, kind) in [
+        ("churn", "rounds=3", EventKind::Freed),
+        ("gather", "hint=accessed-by", EventKind::Hint),
+    ] {
+        export_and_import(workload, param, kind);
+    }
+}
+
+fn export_and_import(workload: &str, param: &str, kind: EventKind) {
     let files = Files::new();
     let (first, table) = (files.path("first"), files.path("table.csv"));
     for (args, file) in [
         (
             &[
                 "generate",
-                "churn",
+                workload,
                 "--param",
-                "rounds=3",
+                param,
                 "--vcpus",
                 "2",
                 "--devices",
@@ -331,7 +342,7 @@ fn an_exported_access_trace_is_imported_as_it_was() {
     let first = TraceReader::open(&first).unwrap();
     assert_eq!(first.totals().threads, files.trace().totals().threads);
     let first: Vec<Event> = first.map(Result::unwrap).collect();
-    assert!(first.iter().any(|event| event.kind == EventKind::Freed));
+    assert!(first.iter().any(|event| event.kind == kind));
     assert!(first == files.events());
 }
 

@@ -67,6 +67,15 @@ fn agrees(workload: &str, param: &str, device_memory: &str, engine: &str, policy
         moves: true,
     };
     let replayed = replay(live.iter().copied(), &config).unwrap();
+    let hint = |event: &&Event| event.kind == EventKind::Hint;
+    if live.iter().any(|event| hint(&event)) {
+        let rest = live.iter().filter(|event| !hint(event)).copied();
+        let without = replay(rest, &config).unwrap();
+        assert!(
+            ways(&without.moves) != ways(&replayed.moves),
+            "{workload}, {policy}: hints do nothing"
+        );
+    }
     let (live, replayed) = (ways(&live), ways(&replayed.moves));
     let moves: usize = live.values().map(Vec::len).sum();
     assert!(moves > 1000, "{workload}: too little happened: {moves}");
@@ -89,6 +98,21 @@ const POLICIES: [&str; 3] = [
     "density+lru+timeslice:min=0us",
     "sequential+clock+timeslice:min=0us",
 ];
+
+/// The guest says that its table should stay in system memory, or that its accelerator should read it there.
+#[test]
+fn gather_with_hints() {
+    for engine in ["remap", "copy"] {
+        for hint in ["hint=preferred-system", "hint=accessed-by"] {
+            for policy in [
+                "on-demand+lru+hints+timeslice:min=0us",
+                "density+lru+hints+timeslice:min=0us",
+            ] {
+                agrees("gather", hint, "4M", engine, policy);
+            }
+        }
+    }
+}
 
 fn agrees_everywhere(workload: &str, param: &str, device_memory: &str) {
     for engine in ["remap", "copy"] {

@@ -53,5 +53,6 @@ pub fn execute(operation: Operation, memory: &mut impl Memory) -> Result<u64, Co
         } => sparse::bfs_step(memory, row, col, dist, level),
         Operation::Migrate { pages, direction } => memory.migrate(pages, direction),
         Operation::Free { pages } => memory.free(pages),
+        Operation::Hint { pages, hint } => memory.hint(pages, hint).map(no_result),
     }
 }

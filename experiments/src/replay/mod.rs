@@ -61,7 +61,8 @@ fn is_input(event: &Event) -> bool {
         | EventKind::DeviceFault
         | EventKind::Freed
         | EventKind::Pinned
-        | EventKind::Unpinned => true,
+        | EventKind::Unpinned
+        | EventKind::Hint => true,
         EventKind::ToDevice | EventKind::ToSystem | EventKind::Collapsed => {
             event.cause == Some(Cause::User)
         }
@@ -155,6 +156,11 @@ impl<'c> Replay<'c> {
                 self.backend().guest_freed(range)?;
                 self.ledger.freed(range);
                 self.note(range, Step::Freed);
+            }
+            (EventKind::Hint, _) => {
+                if let Some(hint) = event.hint {
+                    self.backend().hint(range, hint)?;
+                }
             }
             (EventKind::Pinned, _) => self.pinned.push(self.backend().pin(range)?),
             (EventKind::Unpinned, _) => {

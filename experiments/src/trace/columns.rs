@@ -1,12 +1,13 @@
 //! Events as columns: alike things beside each other compress well.
 //!
-//! A payload is eight columns, each preceded by its length in bytes: kinds, flags, devices, times, pages, page counts, threads, latencies. Numbers are varints (seven bits a byte,
+//! A payload is nine columns, each preceded by its length in bytes: kinds, flags, devices, times, pages, page counts, threads, latencies, hints. Numbers are varints (seven bits a byte,
 //! the lowest first); times, pages and threads are differences to the event before, signed ones as zigzag. Columns of
-//! devices, threads and latencies have entries only for the events whose flags say so.
+//! devices, threads and latencies have entries only for the events whose flags say so, hints those of that kind. Version 1
+//! of the format has no column of hints.
 
 use std::time::Duration;
 
-use hmm_backend::{Access, Cause, DeviceId, Event, EventKind, Page};
+use hmm_backend::{Access, Cause, DeviceId, Event, EventKind, Hint, Page, Place};
 
 // An event's flags: the low three bits are its cause, 0 for none, then two for the access, then what else it has.
 const ACCESS_SHIFT: u32 = 3;
@@ -14,7 +15,9 @@ const HAS_DEVICE: u8 = 1 << 5;
 const HAS_LATENCY: u8 = 1 << 6;
 const OTHER_THREAD: u8 = 1 << 7;
 
-const COLUMNS: usize = 8;
+const COLUMNS: usize = 9;
+/// How many there were in version 1.
+const COLUMNS_1: usize = 8;
 
 /// The number of a kind in files. Never changes and is never used again for another one.
 fn kind_code(kind: EventKind) -> u8 {
@@ -34,6 +37,7 @@ fn kind_code(kind: EventKind) -> u8 {
         EventKind::Unpinned => 12,
         EventKind::Duplicated => 13,
         EventKind::Collapsed => 14,
+        EventKind::Hint => 15,
     }
 }
 
@@ -62,6 +66,36 @@ fn access_code(access: Option<Access>) -> u8 {
     }
 }
 
+/// A hint's number in files, and the number of the device that it names.
+fn hint_code(hint: Option<Hint>) -> (u8, Option<DeviceId>) {
+    match hint {
+        None => (0, None),
+        Some(Hint::PreferredLocation(None)) => (1, None),
+        Some(Hint::PreferredLocation(Some(Place::System))) => (2, None),
+        Some(Hint::PreferredLocation(Some(Place::Device(id)))) => (3, Some(id)),
+        Some(Hint::AccessedBy(id, true)) => (4, Some(id)),
+        Some(Hint::AccessedBy(id, false)) => (5, Some(id)),
+        Some(Hint::ReadMostly(true)) => (6, None),
+        Some(Hint::ReadMostly(false)) => (7, None),
+    }
+}
+
+/// The reverse, of a column of hints; none if no writer writes this.
+fn take_hint(hints: &mut &[u8]) -> Option<Option<Hint>> {
+    let code = take(hints)?;
+    Some(match code {
+        0 => None,
+        1 => Some(Hint::PreferredLocation(None)),
+        2 => Some(Hint::PreferredLocation(Some(Place::System))),
+        3 => Some(Hint::PreferredLocation(Some(Place::Device(DeviceId(
+            take(hints)?,
+        ))))),
+        4 | 5 => Some(Hint::AccessedBy(DeviceId(take(hints)?), code == 4)),
+        6 | 7 => Some(Hint::ReadMostly(code == 6)),
+        _ => return None,
+    })
+}
+
 /// Appends the payload for events.
 pub fn encode(events: &[Event], out: &mut Vec<u8>) {
     let mut columns: [Vec<u8>; COLUMNS] = [const { Vec::new() }; COLUMNS];
@@ -74,6 +108,7 @@ pub fn encode(events: &[Event], out: &mut Vec<u8>) {
         counts,
         threads,
         latencies,
+        hints,
     ] = &mut columns;
     let (mut time, mut page, mut thread) = (0, 0, 0);
     for event in events {
@@ -98,6 +133,11 @@ pub fn encode(events: &[Event], out: &mut Vec<u8>) {
             flag |= HAS_LATENCY;
             put(latencies, nanos(event.latency));
         }
+        if event.kind == EventKind::Hint {
+            let (code, device) = hint_code(event.hint);
+            hints.push(code);
+            hints.extend(device.map(|device| device.0));
+        }
         flags.push(flag);
     }
     for column in &columns {
@@ -110,7 +150,10 @@ pub fn encode(events: &[Event], out: &mut Vec<u8>) {
 pub fn decode(payload: &[u8], count: u32) -> Option<Vec<Event>> {
     let mut rest = payload;
     let mut columns: [&[u8]; COLUMNS] = [&[]; COLUMNS];
-    for column in &mut columns {
+    for (number, column) in columns.iter_mut().enumerate() {
+        if number == COLUMNS_1 && rest.is_empty() {
+            break;
+        }
         let length = usize::try_from(get(&mut rest)?).ok()?;
         (*column, rest) = rest.split_at_checked(length)?;
     }
@@ -123,6 +166,7 @@ pub fn decode(payload: &[u8], count: u32) -> Option<Vec<Event>> {
         counts,
         threads,
         latencies,
+        hints,
     ] = &mut columns;
     // Before there is room for as many as the header says.
     if kinds.len() != count as usize {
@@ -167,6 +211,10 @@ pub fn decode(payload: &[u8], count: u32) -> Option<Vec<Event>> {
             latency: match flag & HAS_LATENCY {
                 0 => Duration::ZERO,
                 _ => Duration::from_nanos(get(latencies)?),
+            },
+            hint: match kind {
+                EventKind::Hint => take_hint(hints)?,
+                _ => None,
             },
         });
     }

@@ -11,7 +11,7 @@
 
 /// What every trace begins with.
 pub const MAGIC: &[u8; 8] = b"HMMTRACE";
-/// The version of the format. Since 2 there are events of duplicates.
+/// The version of the format. Since 2 there are events of duplicates and of hints.
 pub const VERSION: u32 = 2;
 /// Bytes before the metadata.
 pub const HEADER: usize = 20;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hmm_backend::{Access, Cause, DeviceId, Event, EventKind, Page};
+use hmm_backend::{Access, Cause, DeviceId, Event, EventKind, Hint, Page, Place};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -27,11 +27,22 @@ fn meta() -> TraceMeta {
     }
 }
 
+const HINTS: [Hint; 7] = [
+    Hint::PreferredLocation(None),
+    Hint::PreferredLocation(Some(Place::System)),
+    Hint::PreferredLocation(Some(Place::Device(DeviceId(255)))),
+    Hint::AccessedBy(DeviceId(0), true),
+    Hint::AccessedBy(DeviceId(7), false),
+    Hint::ReadMostly(true),
+    Hint::ReadMostly(false),
+];
+
 /// An event that differs from its neighbours in everything.
 fn event(i: u32) -> Event {
+    let kind = EventKind::ALL[i as usize % EventKind::ALL.len()];
     Event {
         time: Duration::from_nanos(u64::from(i) * 1000),
-        kind: EventKind::ALL[i as usize % EventKind::ALL.len()],
+        kind,
         page: Page(i.wrapping_mul(0x9e37_79b9)),
         pages: i % 513,
         device: (!i.is_multiple_of(3)).then_some(DeviceId(i as u8)),
@@ -46,6 +57,7 @@ fn event(i: u32) -> Event {
         access: [None, Some(Access::Read), Some(Access::Write)][i as usize % 3],
         thread: i / 10,
         latency: Duration::from_nanos(u64::from(i % 2) * 777),
+        hint: (kind == EventKind::Hint).then_some(HINTS[i as usize / 14 % HINTS.len()]),
     }
 }
 
@@ -205,7 +217,7 @@ fn other_files_are_told_apart() {
     future.extend([9, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']);
     let text = message(&future);
     assert!(
-        text.contains("version 9") && text.contains("up to version 1"),
+        text.contains("version 9") && text.contains("up to version 2"),
         "{text}"
     );
     let missing = TraceReader::open(&path.join("nosuch")).err().unwrap();
@@ -238,6 +250,39 @@ fn a_payload_holds_its_events_and_nothing_else() {
     assert_eq!(columns::decode(&payload, 10), None);
 }
 
+#[test]
+fn files_of_version_1_are_read() {
+    let events: Vec<_> = (0..100)
+        .map(event)
+        .filter(|event| event.kind != EventKind::Hint)
+        .collect();
+    let (_folder, path) = place();
+    let mut writer = TraceWriter::create(&path, &meta()).unwrap();
+    let header = writer.length() as usize;
+    writer.write(&events).unwrap();
+    writer.finish().unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    // The version, and a block without the last column, which is empty: a length of 0.
+    bytes[8] = 1;
+    bytes.truncate(header);
+    let mut payload = Vec::new();
+    columns::encode(&events, &mut payload);
+    assert_eq!(payload.pop(), Some(0));
+    let stored = zstd::bulk::compress(&payload, 1).unwrap();
+    let block = format::BlockHeader::new(
+        format::BlockKind::Events,
+        events.len() as u32,
+        payload.len() as u32,
+        &stored,
+    );
+    bytes.extend(block.encode());
+    bytes.extend(stored);
+    fs::write(&path, bytes).unwrap();
+    let (found, error) = read(TraceReader::open(&path).unwrap());
+    assert!(error.is_none(), "{error:?}");
+    assert!(found == events);
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let cause = prop::sample::select(Cause::ALL.to_vec());
     let access = prop::sample::select(vec![Access::Read, Access::Write]);
@@ -246,10 +291,13 @@ fn any_event() -> impl Strategy<Value = Event> {
         (any::<u32>(), any::<u32>(), any::<u32>(), any::<u64>()),
         prop::option::of(any::<u8>()),
         prop::option::of(cause),
-        prop::option::of(access),
+        (
+            prop::option::of(access),
+            prop::option::of(prop::sample::select(HINTS.to_vec())),
+        ),
     )
         .prop_map(
-            |((time, kind), (page, pages, thread, latency), device, cause, access)| Event {
+            |((time, kind), (page, pages, thread, latency), device, cause, (access, hint))| Event {
                 time: Duration::from_nanos(time),
                 kind,
                 page: Page(page),
@@ -259,6 +307,7 @@ fn any_event() -> impl Strategy<Value = Event> {
                 access,
                 thread,
                 latency: Duration::from_nanos(latency),
+                hint: hint.filter(|_| kind == EventKind::Hint),
             },
         )
 }

@@ -165,6 +165,9 @@ pub const OP_FREE: u32 = 14;
 /// `addr, n, value`: `n` times, adds `value` to the word, wrapping, while the device has the page for itself: for
 /// devices whose atomic operations are not atomic towards CPUs. Result = what the word held before.
 pub const OP_EXCLUSIVE_ADD: u32 = 15;
+/// `addr, bytes, hint`: tells the migration policy something about the pages that lie wholly or partly in the range:
+/// `HINT_*`. What becomes of it is the policy's business.
+pub const OP_HINT: u32 = 16;
 /// The largest `n` of [`OP_EXCLUSIVE_ADD`].
 pub const MAX_EXCLUSIVE_ADDS: u64 = 1 << 20;
 
@@ -172,6 +175,21 @@ pub const MAX_EXCLUSIVE_ADDS: u64 = 1 << 20;
 pub const TO_DEVICE: u64 = 1;
 /// [`OP_MIGRATE`]: into system memory.
 pub const TO_SYSTEM: u64 = 0;
+
+/// [`OP_HINT`]: the pages should be nowhere in particular (what is so without hints).
+pub const HINT_PREFER_NONE: u64 = 0;
+/// [`OP_HINT`]: the pages should be in system memory.
+pub const HINT_PREFER_SYSTEM: u64 = 1;
+/// [`OP_HINT`]: the pages should be in this accelerator's memory.
+pub const HINT_PREFER_DEVICE: u64 = 2;
+/// [`OP_HINT`]: this accelerator should reach the pages where they are.
+pub const HINT_ACCESSED: u64 = 3;
+/// [`OP_HINT`]: takes [`HINT_ACCESSED`] back.
+pub const HINT_NOT_ACCESSED: u64 = 4;
+/// [`OP_HINT`]: the pages are read far more often than written.
+pub const HINT_READ_MOSTLY: u64 = 5;
+/// [`OP_HINT`]: takes [`HINT_READ_MOSTLY`] back.
+pub const HINT_NOT_READ_MOSTLY: u64 = 6;
 
 /// The command completed.
 pub const STATUS_OK: u32 = 0;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use hmm_backend::{Access, DeviceId, Event, EventKind, PAGE_SIZE, Page, PageRange};
+use hmm_backend::{Access, DeviceId, Event, EventKind, Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_abi::{control, map};
 
 use crate::turns::{Turns, this_vcpu};
@@ -157,6 +157,17 @@ pub fn free(device: u8, pages: PageRange) -> u64 {
         });
         count
     })
+}
+
+/// Tells what an accelerator was told about pages.
+pub fn hint(pages: PageRange, hint: Hint) {
+    let time = Duration::from_nanos(ACCESSES.load(Ordering::Relaxed));
+    with(|machine| {
+        (machine.sink)(Event {
+            hint: Some(hint),
+            ..Event::new(time, EventKind::Hint, pages)
+        });
+    });
 }
 
 /// A device register is read.

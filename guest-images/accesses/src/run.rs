@@ -94,7 +94,7 @@ pub enum AccessError {
 /// Runs are one at a time: the guest's sources have statics.
 static ONE_AT_A_TIME: Mutex<Option<&'static str>> = Mutex::new(None);
 
-/// Runs a workload to its end, and gives `sink` its accesses as they happen: events of kind `Access` and `Freed`, with
+/// Runs a workload to its end, and gives `sink` its accesses as they happen: events of kind `Access`, `Freed` and `Hint`, with
 /// vCPU `n` as thread `n + 1`, and as time the number of accesses before, in nanoseconds. Consecutive accesses by the
 /// same vCPU or device to one page are one event, unless a write follows reads. Returns what the workload printed.
 pub fn generate(

@@ -94,6 +94,30 @@ fn every_workload_of_the_guest_runs_here_or_says_why_not() {
 }
 
 #[test]
+fn hints_are_told_of() {
+    let hints = |hint: &str| -> Vec<_> {
+        let mut settings = settings("gather");
+        settings.devices = 2;
+        settings.params.push(("hint".to_owned(), hint.to_owned()));
+        let (events, _) = events(&settings);
+        let hints = events.iter().filter(|e| e.kind == EventKind::Hint);
+        let hints = hints.map(|e| (e.pages, e.hint.unwrap().to_string()));
+        hints.collect()
+    };
+    let about_the_table = |hint: &str| (14, hint.to_owned());
+    assert_eq!(hints("none"), []);
+    assert_eq!(hints("read-mostly"), [about_the_table("read-mostly")]);
+    assert_eq!(
+        hints("accessed-by"),
+        ["accessed-by:device0", "accessed-by:device1"].map(about_the_table)
+    );
+    assert_eq!(
+        hints("preferred-device"),
+        [about_the_table("preferred:device0")]
+    );
+}
+
+#[test]
 fn the_order_of_a_small_vecadd_is_known() {
     // A page of each vector; the queue takes the four pages before.
     let mut settings = settings("vecadd");

@@ -158,6 +158,11 @@ pub fn free(words: Words) -> Command {
     )
 }
 
+/// `hint` is one of `HINT_*`.
+pub fn hint(words: Words, hint: u64) -> Command {
+    command(OP_HINT, &[words.address(), words.bytes(), hint])
+}
+
 fn same_len(a: Words, b: Words) {
     assert!(a.len() == b.len(), "{a:?} and {b:?} differ in length");
 }

@@ -10,7 +10,9 @@ use crate::exit::fail;
 use crate::memory::{self, PAGE_WORDS, Words};
 use crate::sync::SpinLock;
 use core::ops::Range;
-use hmmvisor_abi::accel::Command;
+use hmmvisor_abi::accel::{
+    Command, HINT_ACCESSED, HINT_PREFER_DEVICE, HINT_PREFER_SYSTEM, HINT_READ_MOSTLY,
+};
 use hmmvisor_abi::control::EXIT_USAGE;
 use hmmvisor_abi::map::MAX_ACCELS;
 
@@ -111,7 +113,24 @@ pub fn free(cpu: &Cpu, pieces: &[Words]) {
     });
 }
 
-/// The same for one piece, by one accelerator and without the other vCPUs.
+/// Tells accelerators what the parameter `hint` says about pieces of memory, if anything. Collective.
+pub fn hint(cpu: &Cpu, pieces: &[Words]) {
+    let hint = match cpu.param("hint") {
+        0 => return,
+        1 => HINT_PREFER_SYSTEM,
+        2 => HINT_PREFER_DEVICE,
+        3 => HINT_ACCESSED,
+        _ => HINT_READ_MOSTLY,
+    };
+    on_each(cpu, |device| {
+        // Of these, each accelerator says only that it accesses the pieces; one speaks for all about the rest.
+        let says = device == 0 || hint == HINT_ACCESSED;
+        let pieces = if says { pieces } else { &[] };
+        pieces.iter().map(move |words| command::hint(*words, hint))
+    });
+}
+
+/// The same as `free` for one piece, by one accelerator and without the other vCPUs.
 pub fn free_one(device: u64, words: Words) {
     run(device, command::free(words));
 }

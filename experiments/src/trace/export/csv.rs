@@ -24,6 +24,7 @@ pub fn write(trace: &mut TraceReader, file: File) -> Written {
             row.thread,
             row.vcpu,
             row.latency,
+            row.hint,
         ))
         .map_err(io::Error::from)
     })?;

@@ -32,6 +32,7 @@ const SCHEMA: &str = "message event {
     REQUIRED INT64 thread;
     OPTIONAL INT32 vcpu;
     REQUIRED INT64 latency_ns;
+    OPTIONAL BYTE_ARRAY hint (STRING);
 }";
 
 pub fn write(trace: &mut TraceReader, file: File) -> Written {
@@ -79,6 +80,9 @@ fn write_group(out: &mut SerializedFileWriter<File>, rows: &[Row]) -> Result<(),
             (7, ColumnWriter::Int64ColumnWriter(w)) => required(w, rows, |row| row.thread),
             (8, ColumnWriter::Int32ColumnWriter(w)) => optional(w, rows, |row| row.vcpu),
             (9, ColumnWriter::Int64ColumnWriter(w)) => required(w, rows, |row| row.latency),
+            (10, ColumnWriter::ByteArrayColumnWriter(w)) => {
+                optional(w, rows, |row| row.hint.as_deref().map(text))
+            }
             _ => Err(ParquetError::General(format!(
                 "column {index} has another type than the schema says"
             ))),
@@ -115,7 +119,7 @@ fn optional<T: parquet::data_type::DataType>(
     writer.write_batch(&values, Some(&present), None).map(drop)
 }
 
-fn text(name: &'static str) -> ByteArray {
+fn text(name: &str) -> ByteArray {
     ByteArray::from(name)
 }
 

@@ -184,6 +184,9 @@ fn name(event: &Event) -> String {
         EventKind::DeviceFault => "device fault",
         other => other.name(),
     };
+    if let Some(hint) = event.hint {
+        return format!("{what} ({hint})");
+    }
     match (event.cause, event.access) {
         (Some(cause), _) => format!("{what} ({})", cause.name()),
         (None, Some(access)) => format!("{what} ({})", access_name(access)),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hmm_backend::{Access, Event};
 
 /// The names of a row's columns, in order.
-pub const COLUMNS: [&str; 10] = [
+pub const COLUMNS: [&str; 11] = [
     "time_ns",
     "kind",
     "page",
@@ -16,6 +16,7 @@ pub const COLUMNS: [&str; 10] = [
     "thread",
     "vcpu",
     "latency_ns",
+    "hint",
 ];
 
 /// An event's columns; those that do not apply are none.
@@ -30,6 +31,7 @@ pub struct Row {
     pub thread: i64,
     pub vcpu: Option<i32>,
     pub latency: i64,
+    pub hint: Option<String>,
 }
 
 impl Row {
@@ -48,6 +50,7 @@ impl Row {
             thread: event.thread.into(),
             vcpu: threads.get(&event.thread).map(|vcpu| *vcpu as i32),
             latency: nanos(event.latency),
+            hint: event.hint.map(|hint| hint.to_string()),
         }
     }
 }

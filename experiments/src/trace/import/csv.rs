@@ -3,7 +3,7 @@
 use std::io::BufRead;
 
 use csv::StringRecord;
-use hmm_backend::{Access, Page, PageRange};
+use hmm_backend::{Access, Hint, Page, PageRange};
 
 use super::{Failure, Importer};
 
@@ -19,6 +19,7 @@ struct Columns {
     thread: Option<usize>,
     vcpu: Option<usize>,
     time: Option<usize>,
+    hint: Option<usize>,
 }
 
 pub fn read(input: impl BufRead, importer: &mut Importer) -> Result<(), Failure> {
@@ -71,6 +72,7 @@ impl Columns {
             thread: find("thread"),
             vcpu: find("vcpu"),
             time: find("time_ns"),
+            hint: find("hint"),
         };
         match (columns.page, columns.address) {
             (None, None) => Err(Failure::Line(
@@ -111,26 +113,28 @@ impl Columns {
             importer.threads.extend(vcpu.map(|vcpu| (thread, vcpu)));
         }
         let time = number(row, self.time, "time_ns")?;
-        let freed = match cell(row, self.kind) {
-            None | Some("access") => false,
-            Some("freed") => true,
-            Some(other) => {
-                return Err(format!(
-                    "events of kind `{other}` are no accesses; there are access and freed"
-                )
-                .into());
-            }
-        };
+        let kind = cell(row, self.kind).unwrap_or("access");
         let ranges = self.ranges(row, importer)?;
         for range in ranges.into_iter().flatten() {
-            if freed {
-                importer.freed(range, device, thread, time)?;
-            } else {
-                let access = match cell(row, self.access) {
-                    None => Access::Read,
-                    Some(word) => access(word)?,
-                };
-                importer.access(range, access, device, thread, time)?;
+            match kind {
+                "access" => {
+                    let access = match cell(row, self.access) {
+                        None => Access::Read,
+                        Some(word) => access(word)?,
+                    };
+                    importer.access(range, access, device, thread, time)?;
+                }
+                "freed" => importer.freed(range, device, thread, time)?,
+                "hint" => {
+                    let hint = cell(row, self.hint).unwrap_or_default();
+                    importer.hint(range, hint.parse::<Hint>()?, time)?;
+                }
+                other => {
+                    return Err(format!(
+                        "events of kind `{other}` are no accesses; there are access, freed and hint"
+                    )
+                    .into());
+                }
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use hmm_backend::{Access, DeviceId, Event, EventKind, PageRange};
+use hmm_backend::{Access, DeviceId, Event, EventKind, Hint, PageRange};
 use thiserror::Error;
 
 use self::addresses::Addresses;
@@ -219,6 +219,15 @@ impl Importer {
                 EventKind::Freed,
                 pages,
             )
+        })
+    }
+
+    /// Something is said about pages.
+    fn hint(&mut self, pages: PageRange, hint: Hint, time: Option<u64>) -> Result<(), TraceError> {
+        let time = Duration::from_nanos(time.unwrap_or(self.accesses));
+        self.put(Event {
+            hint: Some(hint),
+            ..Event::new(time, EventKind::Hint, pages)
         })
     }
 

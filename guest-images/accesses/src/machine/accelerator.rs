@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::{Access, PAGE_SIZE, PageRange};
+use hmm_backend::{Access, DeviceId, PAGE_SIZE, PageRange};
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map;
-use hmmvisor_devices::command::{Direction, decode};
+use hmmvisor_devices::command::{Direction, GuestHint, decode};
 use hmmvisor_devices::error::CommandError;
 use hmmvisor_devices::kernels;
 use hmmvisor_devices::managed::{Managed, Words};
@@ -139,5 +139,10 @@ impl Memory for DeviceMemory {
 
     fn free(&mut self, pages: PageRange) -> Result<u64, CommandError> {
         Ok(super::free(self.index, pages))
+    }
+
+    fn hint(&mut self, pages: PageRange, hint: GuestHint) -> Result<(), CommandError> {
+        super::hint(pages, hint.by(DeviceId(self.index)));
+        Ok(())
     }
 }

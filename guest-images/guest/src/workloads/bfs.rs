@@ -28,6 +28,7 @@ pub fn run(cpu: &Cpu) {
         });
     }
 
+    devices::hint(cpu, &[graph.row, graph.col]);
     let mut reached = 1;
     let mut level = 0;
     loop {

@@ -25,6 +25,7 @@ pub fn run(cpu: &Cpu) {
     let value = |i| hash(table_seed, source(i));
     table.fill(cpu.share(len), |i| hash(table_seed, i));
     indices.fill(cpu.share(n), source);
+    devices::hint(cpu, &[table]);
     devices::split(cpu, n, |part| {
         [gather(
             gathered.slice(part.clone()),

@@ -60,7 +60,7 @@ fn commands(accel: &mut Accel, area: Words, memory_end: u64) {
     );
     refuses(
         "status of the first unused opcode",
-        command(OP_EXCLUSIVE_ADD + 1, &[]),
+        command(OP_HINT + 1, &[]),
         &[STATUS_OPCODE],
         None,
     );
@@ -96,6 +96,19 @@ fn commands(accel: &mut Accel, area: Words, memory_end: u64) {
         command(OP_FREE, &[at + 8, PAGE]),
         &[STATUS_ARGUMENT],
         None,
+    );
+
+    refuses(
+        "hint that there is not",
+        command(OP_HINT, &[at, PAGE, HINT_NOT_READ_MOSTLY + 1]),
+        &[STATUS_ARGUMENT],
+        None,
+    );
+    refuses(
+        "hint about what is behind the end",
+        command(OP_HINT, &[memory_end, 8, HINT_READ_MOSTLY]),
+        &[STATUS_ADDRESS],
+        Some(memory_end),
     );
 
     // Memory that the guest has, but that is not managed, and the very end.

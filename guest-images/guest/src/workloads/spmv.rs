@@ -30,6 +30,7 @@ pub fn run(cpu: &Cpu) {
         (hash_below(x_seed, i, 1024) as f64).to_bits()
     });
 
+    devices::hint(cpu, &[matrix.row, matrix.col, val]);
     devices::on_each(cpu, |device| {
         [spmv(product(device), matrix.row, matrix.col, val, x)]
     });

@@ -16,6 +16,7 @@ pub fn run(cpu: &Cpu) {
     let (mut in_a, mut in_b) = (Pattern::random(&mut random), Pattern::random(&mut random));
     a.fill(cpu.share(n), |i| in_a.at(i));
     b.fill(cpu.share(n), |i| in_b.at(i));
+    devices::hint(cpu, &[a, b, c]);
     for round in 0..rounds {
         devices::split(cpu, n, |part| {
             [vector_add(
