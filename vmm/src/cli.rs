@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod output;
 pub mod replay;
 pub mod report;
 pub mod run;

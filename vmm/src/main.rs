@@ -19,6 +19,7 @@ use hmmvisor::summary::Summary;
 use hmmvisor::{Options, Report};
 use hmmvisor_guest_images::{Param, workloads};
 
+use cli::output::{note, print};
 use cli::run::RunArgs;
 use cli::{Cli, Command};
 
@@ -37,16 +38,16 @@ fn main() -> ExitCode {
     }
     let result = match command {
         Command::Run(args) => run_guest(*args, started, signals),
-        Command::Workloads => Ok(list_workloads()),
-        Command::Policies => Ok(list_policies()),
-        Command::Replay(args) => cli::replay::run(args).map(|text| print(&text)),
+        Command::Workloads => print(&list_of_workloads()).map(|()| ExitCode::SUCCESS),
+        Command::Policies => print(&list_of_policies()).map(|()| ExitCode::SUCCESS),
+        Command::Replay(args) => cli::replay::replay(args),
         Command::Trace(command) => command.run(),
-        Command::Check => Ok(print_check()),
+        Command::Check => print_check(),
         Command::Sweep(args) => cli::sweep::sweep(args),
         Command::Report(args) => cli::report::report(&args),
     };
     result.unwrap_or_else(|error| {
-        print_error(&describe(&error));
+        note(&format!("error: {}", describe(&error)));
         ExitCode::FAILURE
     })
 }
@@ -91,7 +92,7 @@ fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> R
     // Whoever closed the pipe does not want to read it.
     let _ = write!(output(), "\n{}", Summary(&report));
     if let Some(error) = report.error() {
-        print_error(&error);
+        note(&format!("error: {error}"));
     }
     write_json(&config, &report)?;
     Ok(ExitCode::from(report.exit_code()))
@@ -101,19 +102,13 @@ fn write_json(config: &Config, report: &Report) -> Result<()> {
     let line = report.to_json() + "\n";
     match config.json.as_deref() {
         None => Ok(()),
-        Some(path) if path == Path::new("-") => io::stdout()
-            .write_all(line.as_bytes())
-            .context("writing the JSON report to standard output"),
+        Some(path) if path == Path::new("-") => print(&line),
         Some(path) => fs::write(path, line)
             .with_context(|| format!("writing the JSON report to {}", path.display())),
     }
 }
 
-fn print_error(text: &str) {
-    let _ = writeln!(io::stderr(), "hmmvisor: error: {}", text.trim_end());
-}
-
-fn list_workloads() -> ExitCode {
+fn list_of_workloads() -> String {
     let mut text = String::new();
     for workload in workloads() {
         text += &format!("{:<11}{}\n", workload.name, workload.summary);
@@ -121,7 +116,7 @@ fn list_workloads() -> ExitCode {
             text += &format!("  {:<22}{}\n", default(param), explanation(param));
         }
     }
-    print(&text)
+    text
 }
 
 /// `name=DEFAULT`, as it would be given.
@@ -139,7 +134,7 @@ fn explanation(param: &Param) -> String {
     }
 }
 
-fn list_policies() -> ExitCode {
+fn list_of_policies() -> String {
     let mut text =
         "Join one for faults, one for eviction and any modifiers with `+`: --policy density:threshold=60+thrash+lru
 \
@@ -157,10 +152,10 @@ fn list_policies() -> ExitCode {
             );
         }
     }
-    print(&text)
+    text
 }
 
-fn print_check() -> ExitCode {
+fn print_check() -> Result<ExitCode> {
     let findings = check();
     let can_run = findings
         .iter()
@@ -178,15 +173,9 @@ fn print_check() -> ExitCode {
         true => "\nThis machine can run Hmmvisor.\n",
         false => "\nThis machine cannot run Hmmvisor until what is MISSING is fixed.\n",
     };
-    print(&text);
-    if can_run {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-fn print(text: &str) -> ExitCode {
-    let _ = io::stdout().write_all(text.as_bytes());
-    ExitCode::SUCCESS
+    print(&text)?;
+    Ok(match can_run {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }

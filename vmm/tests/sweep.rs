@@ -12,10 +12,12 @@ fn hmmvisor(folder: &Path, args: &str) -> Output {
         .unwrap()
 }
 
-fn succeeds(folder: &Path, args: &str) {
+/// Returns what it prints.
+fn succeeds(folder: &Path, args: &str) -> String {
     let output = hmmvisor(folder, args);
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args}: {message}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn fails(folder: &Path, args: &str, expected: &str) {
@@ -43,7 +45,10 @@ fn live_runs_are_swept_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     fs::write(path.join("live.toml"), LIVE).unwrap();
-    succeeds(path, "sweep live.toml");
+    assert_eq!(
+        succeeds(path, "sweep live.toml"),
+        "4 runs done: results.csv, results.parquet and report.html in live\n"
+    );
     let mut csv = fs::read_to_string(path.join("live/results.csv")).unwrap();
     assert_eq!(csv.lines().count(), 5, "{csv}");
     csv.retain(|c| c != '"');
@@ -60,9 +65,11 @@ fn live_runs_are_swept_and_reported() {
         );
         assert_eq!(cells[column("error")], "", "{row}");
     }
-    succeeds(path, "report live -o live.html");
-    let html = fs::read_to_string(path.join("live.html")).unwrap();
+    let page = |name: &str| fs::read_to_string(path.join(name)).unwrap();
+    let html = page("live/report.html");
     assert!(html.contains("Elapsed time by policy"));
+    succeeds(path, "report live -o live.html");
+    assert_eq!(html, page("live.html"));
 
     fails(path, "sweep live.toml", "add --resume");
     for (from, to, expected) in [
@@ -92,6 +99,49 @@ fn live_runs_are_swept_and_reported() {
         assert!(LIVE.contains(from));
         fs::write(path.join("live.toml"), LIVE.replacen(from, to, 1)).unwrap();
         fails(path, "sweep live.toml --resume", expected);
+    }
+}
+
+#[test]
+fn a_failed_run_is_not_called_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let crash = |kind: &str, seeds: u32| {
+        let sweep = format!(
+            r#"
+title = "Crash"
+seeds = {seeds}
+policies = ["on-demand"]
+device_memory = ["1M"]
+[[workload]]
+name = "crash"
+mode = "live"
+memory = "16M"
+params = {{ kind = "{kind}" }}
+"#
+        );
+        fs::write(path.join("crash.toml"), sweep).unwrap();
+    };
+    for (seeds, printed, error) in [
+        (
+            1,
+            "0 runs done, 1 failed: ",
+            "error: 1 run failed; --resume tries it again\n",
+        ),
+        (
+            2,
+            "0 runs done, 2 failed: ",
+            "error: 2 runs failed; --resume tries them again\n",
+        ),
+    ] {
+        crash("panic", seeds);
+        for resume in ["", "--resume"] {
+            let output = hmmvisor(path, &format!("sweep crash.toml -o {seeds} {resume}"));
+            assert_eq!(output.status.code(), Some(1));
+            let text = |bytes| String::from_utf8(bytes).unwrap();
+            assert!(text(output.stdout).starts_with(printed));
+            assert!(text(output.stderr).contains(error));
+        }
     }
 }
 
@@ -229,8 +279,16 @@ files = ["1.trace", "2.trace"]
     succeeds(path, "sweep r.toml -o a --shard 1/2");
     fails(path, "sweep merge a -o merged", "shards 2/2 are missing");
     succeeds(path, "sweep r.toml -o b --shard 2/2");
-    succeeds(path, "sweep merge b a -o merged");
-    for table in ["results.csv", "results.parquet"] {
+    assert_eq!(
+        succeeds(path, "sweep merge b a --output merged"),
+        "8 runs: results.csv, results.parquet and report.html in merged\n"
+    );
+    let again = hmmvisor(path, "sweep merge b a -o merged");
+    assert_eq!(
+        String::from_utf8(again.stderr).unwrap(),
+        "hmmvisor: error: merged has the results of 8 runs already; choose another folder with -o\n"
+    );
+    for table in ["results.csv", "results.parquet", "report.html"] {
         let read = |folder: &str| fs::read(path.join(folder).join(table)).unwrap();
         assert_eq!(read("merged"), read("whole"), "{table}");
     }

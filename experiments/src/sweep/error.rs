@@ -7,6 +7,14 @@ use thiserror::Error;
 
 use super::Shard;
 
+/// A number of runs, as people write it.
+pub fn runs(number: usize) -> String {
+    match number {
+        1 => "1 run".to_owned(),
+        _ => format!("{number} runs"),
+    }
+}
+
 /// Why a sweep or a merge was not done, or not finished. Whatever was finished before is kept.
 #[derive(Debug, Error)]
 pub enum SweepError {
@@ -50,7 +58,7 @@ pub enum SweepError {
     },
     /// The disk is full, or something else keeps results from being stored.
     #[error(
-        "writing {}: {error}; the {finished} finished runs are kept, and `--resume` goes on from there", path.display()
+        "writing {}: {error}; what is finished, {}, is kept, and `--resume` goes on from there", path.display(), runs(*finished)
     )]
     Write {
         /// The file.
@@ -62,9 +70,17 @@ pub enum SweepError {
     },
     /// There are results already.
     #[error(
-        "{} has the results of {finished} runs already; add --resume to go on with them, or choose another folder with -o", path.display()
+        "{} has the results of {} already; add --resume to go on with them, or choose another folder with -o", path.display(), runs(*finished)
     )]
     Exists {
+        /// The folder.
+        path: PathBuf,
+        /// How many.
+        finished: usize,
+    },
+    /// There are results where the whole of a sweep should go.
+    #[error("{} has the results of {} already; choose another folder with -o", path.display(), runs(*finished))]
+    Occupied {
         /// The folder.
         path: PathBuf,
         /// How many.
@@ -126,7 +142,7 @@ pub enum SweepError {
     },
     /// A shard is not finished.
     #[error(
-        "{}: shard {shard} is not finished, {missing} of {share} runs are missing; go on with it with --resume", path.display()
+        "{}: shard {shard} is not finished, it lacks {missing} of {}; go on with it with --resume", path.display(), runs(*share)
     )]
     Unfinished {
         /// The folder.

@@ -60,7 +60,12 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<usize, SweepError> {
         .into_iter()
         .flat_map(|(_, journal)| journal.rows)
         .collect();
-    let (mut journal, _) = Writer::open(&out.join(JOURNAL), &header, false)?;
+    let opened = Writer::open(&out.join(JOURNAL), &header, false);
+    let (mut journal, _) = opened.map_err(|error| match error {
+        // There is nothing to go on with in a merge.
+        SweepError::Exists { path, finished } => SweepError::Occupied { path, finished },
+        error => error,
+    })?;
     let written = journal
         .append_all(rows.values())
         .and_then(|()| run::write_tables(out, &rows));

@@ -75,7 +75,7 @@ fn shards_that_do_not_fit_are_refused() {
     std::fs::write(&journal, shorter).unwrap();
     refused(
         &[&parts[0], &parts[1], &parts[2]],
-        "2 of 8 runs are missing; go on with it with --resume",
+        "it lacks 2 of 8 runs; go on with it with --resume",
     );
 }
 

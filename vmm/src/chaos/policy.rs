@@ -91,6 +91,11 @@ impl FaultPolicy for ChaoticFaults {
                 0 => vec![self.wish(fault)],
                 _ => Vec::new(),
             },
+            // Also of pages that are written, or go the other way.
+            duplicate: match random.below(4) {
+                0 => PageSet::from_range(0..512),
+                _ => PageSet::EMPTY,
+            },
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
@@ -12,6 +13,8 @@ use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
 use hmmvisor_policies::{Limits, PolicyChoice, ScriptFigures, Scripts};
 use serde::Serialize;
+
+use super::output::{note, print};
 
 /// Options of `replay`.
 #[derive(Args)]
@@ -35,8 +38,8 @@ pub struct ReplayArgs {
     json: bool,
 }
 
-/// Replays; returns the outcome as text.
-pub fn run(args: ReplayArgs) -> Result<String> {
+/// Does what the arguments say.
+pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let reader = TraceReader::open(&args.trace)?;
     let meta = reader.meta().clone();
     let mut warning = String::new();
@@ -57,34 +60,37 @@ pub fn run(args: ReplayArgs) -> Result<String> {
         bail!("{}: no access is in it{but}{warning}", args.trace.display());
     }
     if !warning.is_empty() {
-        eprintln!(
-            "hmmvisor: {}: {warning}; what is there was replayed",
+        note(&format!(
+            "{}: {warning}; what is there was replayed",
             args.trace.display()
-        );
+        ));
     }
     let scripts = scripts.first().map(|script| script.figures());
     if let Some(figures) = scripts
         && figures.failures > 0
     {
-        eprintln!(
-            "hmmvisor: the script failed in {} of {} events; the default policy decided instead",
+        note(&format!(
+            "the script failed in {} of {} events; the default policy decided instead",
             figures.failures,
             figures.failures + figures.decisions
-        );
+        ));
     }
     let json = Json {
         outcome: &outcome,
         scripts,
     };
-    Ok(match args.json {
-        true => serde_json::to_string(&json)? + "\n",
+    let text = match args.json {
+        true => serde_json::to_string(&json)? + "
+",
         false => Summary {
             outcome: &outcome,
             config: &config,
             meta: &meta,
         }
         .to_string(),
-    })
+    };
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<Scripts>>)> {
@@ -106,7 +112,7 @@ fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<
         }
         None => meta.device_memory,
     };
-    let log = Arc::new(|line: &str| eprintln!("hmmvisor: policy script {line}"));
+    let log = Arc::new(|line: &str| note(&format!("policy script {line}")));
     let chosen = policy.load(Limits::default(), log)?;
     let settings = FileReplay {
         policy: chosen.factory,

@@ -1,7 +1,7 @@
 //! `hmmvisor report`.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,6 +10,8 @@ use clap::Args;
 use hmmvisor_abi::map;
 use hmmvisor_experiments::report::{RunMeta, RunReport, sweep_page};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
+
+use super::output::{note, print};
 
 /// Options of `report`.
 #[derive(Args)]
@@ -42,18 +44,25 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
             output.display()
         );
     }
-    let html = match is_sweep(about) {
-        true => sweep_page(about)?,
-        false => run_page(about)?,
-    };
-    put(output, &html).with_context(|| format!("writing report {}", output.display()))?;
-    // Whoever closed the pipe does not want to read it.
-    let _ = writeln!(io::stdout(), "{}", output.display());
+    match is_sweep(about) {
+        true => report_sweep(about, output)?,
+        false => put(output, &run_page(about)?)?,
+    }
+    print(&format!("{}\n", output.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// Writes the page about a sweep's folder or journal.
+pub fn report_sweep(about: &Path, output: &Path) -> Result<()> {
+    put(output, &sweep_page(about)?)
+}
+
 /// Writes a page beside its place and then puts it there: a full disk leaves no half of one, and the one before stays.
-fn put(path: &Path, html: &str) -> io::Result<()> {
+fn put(path: &Path, html: &str) -> Result<()> {
+    write(path, html).with_context(|| format!("writing report {}", path.display()))
+}
+
+fn write(path: &Path, html: &str) -> io::Result<()> {
     if path.exists() && !path.is_file() {
         // A pipe or a device.
         return fs::write(path, html);
@@ -116,10 +125,10 @@ fn run_page(path: &Path) -> Result<String> {
         dropped: totals.dropped.values().sum(),
     });
     if reader.tail() != Tail::Complete {
-        eprintln!(
-            "hmmvisor: {}: it is not complete; the page is about what is there",
+        note(&format!(
+            "{}: it is not complete; the page is about what is there",
             path.display()
-        );
+        ));
     }
     for event in &mut reader {
         report.add(&event?);

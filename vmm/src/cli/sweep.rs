@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -17,12 +19,18 @@ use hmmvisor_accesses::Settings as Accesses;
 use hmmvisor_experiments::replay::FileReplay;
 use hmmvisor_experiments::sweep::{
     Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceFacts, Workload,
-    merge,
+    merge, runs,
 };
 use hmmvisor_experiments::trace::{Tail, TraceReader, generate};
 use hmmvisor_guest_images as guest_images;
 use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError, Scripts};
 use serde_json::Value;
+
+use super::output::{note, print};
+use super::report::report_sweep;
+
+/// The page about a sweep, in its folder.
+const PAGE: &str = "report.html";
 
 /// Options of `sweep`.
 #[derive(Args)]
@@ -34,8 +42,8 @@ pub struct SweepArgs {
     #[arg(value_name = "FILE.toml", required = true)]
     file: Option<PathBuf>,
     /// Where the results go [default: the file's name without .toml]
-    #[arg(short, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[arg(long, short, value_name = "DIR")]
+    output: Option<PathBuf>,
     /// How many runs at a time [default: the number of cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     jobs: Option<u16>,
@@ -55,22 +63,23 @@ enum SweepCommand {
         #[arg(value_name = "DIR", required = true)]
         folders: Vec<PathBuf>,
         /// Where the whole goes
-        #[arg(short, value_name = "OUT")]
-        out: PathBuf,
+        #[arg(long, short, value_name = "OUT")]
+        output: PathBuf,
     },
 }
 
 /// Does what the arguments say.
 pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
-    if let Some(SweepCommand::Merge { folders, out }) = args.command {
-        let runs = merge(&folders, &out)?;
-        println!("{runs} runs in {}", out.display());
+    if let Some(SweepCommand::Merge { folders, output }) = args.command {
+        let merged = merge(&folders, &output)?;
+        report_sweep(&output, &output.join(PAGE))?;
+        print(&format!("{}: {}\n", runs(merged), results(&output)))?;
         return Ok(ExitCode::SUCCESS);
     }
     let Some(file) = args.file else {
         bail!("no sweep file given");
     };
-    let folder = args.out.unwrap_or_else(|| file.with_extension(""));
+    let folder = args.output.unwrap_or_else(|| file.with_extension(""));
     let runner = CommandRunner {
         program: std::env::current_exe()?,
         traces: Traces {
@@ -91,25 +100,31 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         progress: true,
     };
     let done = sweep.start(&settings, &runner)?;
-    let again = match done.skipped {
-        0 => String::new(),
-        skipped => format!(", {skipped} were done before"),
-    };
-    println!(
-        "{} runs done{again}: {} and {} in {}",
-        done.runs,
-        TABLES[0],
-        TABLES[1],
-        settings.folder.display()
-    );
-    if done.failed.is_empty() {
+    report_sweep(&settings.folder, &settings.folder.join(PAGE))?;
+    let failed = done.failed.len();
+    let mut text = format!("{} done", runs(done.runs - failed));
+    if failed > 0 {
+        text += &format!(", {failed} failed");
+    }
+    if done.skipped > 0 {
+        text += &format!(", {} done before", done.skipped);
+    }
+    print(&format!("{text}: {}\n", results(&settings.folder)))?;
+    if failed == 0 {
         return Ok(ExitCode::SUCCESS);
     }
     bail!(
-        "{} runs failed; --resume tries them again\n  {}",
-        done.failed.len(),
+        "{} failed; --resume tries {} again\n  {}",
+        runs(failed),
+        if failed == 1 { "it" } else { "them" },
         done.failed.join("\n  ")
     )
+}
+
+/// Where the results are.
+fn results(folder: &Path) -> String {
+    let [csv, parquet] = TABLES;
+    format!("{csv}, {parquet} and {PAGE} in {}", folder.display())
 }
 
 /// Does live runs in processes of their own: they measure their own memory and threads, and one that crashes takes no
@@ -251,7 +266,7 @@ fn loaded(spec: &str) -> Result<Chosen, String> {
     let choice: PolicyChoice = spec
         .parse()
         .map_err(|error: ScriptError| error.to_string())?;
-    let log = Arc::new(|line: &str| eprintln!("hmmvisor: policy script {line}"));
+    let log = Arc::new(|line: &str| note(&format!("policy script {line}")));
     choice
         .load(Limits::default(), log)
         .map_err(|error| error.to_string())
@@ -306,6 +321,7 @@ impl CommandRunner {
         for (name, value) in &workload.params {
             command.arg(format!("--param={name}={value}"));
         }
+        end_with_parent(&mut command);
         let output = command
             .stdin(Stdio::null())
             .output()
@@ -323,6 +339,27 @@ impl CommandRunner {
             .map_err(|error| format!("its JSON report: {error}"))?;
         Ok(measured(&json))
     }
+}
+
+/// Lets the process be killed when the thread that starts it dies: when the sweep is killed, nobody wants its runs.
+fn end_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    let tied = move || {
+        // SAFETY: these calls take and return plain numbers.
+        let (tied, now) = unsafe {
+            let tied = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            (tied, libc::getppid())
+        };
+        match tied {
+            // The parent may have died before.
+            0 if now as u32 == parent => Ok(()),
+            0 => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between `fork` and `exec` it makes two system calls, which are async-signal-safe, and touches no memory
+    // but its own stack: the errors that it makes are numbers.
+    unsafe { command.pre_exec(tied) };
 }
 
 /// The figures of a run's JSON report.

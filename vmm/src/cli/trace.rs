@@ -1,7 +1,7 @@
 //! `hmmvisor trace …`
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,9 +9,11 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings;
-use hmmvisor_experiments::trace::export::{Format, export};
+use hmmvisor_experiments::trace::export::{ExportError, Format, export};
 use hmmvisor_experiments::trace::import;
 use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
+
+use super::output::print;
 
 /// What can be done with traces.
 #[derive(Subcommand)]
@@ -80,7 +82,7 @@ impl GenerateArgs {
             seed: self.seed,
         };
         let totals = generate(&settings, &self.output)?;
-        Ok(written(totals.events, &self.output, ""))
+        written(totals.events, &self.output, "")
     }
 }
 
@@ -132,18 +134,14 @@ impl ImportArgs {
         }
         let input = BufReader::with_capacity(1 << 18, input);
         let totals = import::import(input, &name, format, &self.output)?;
-        Ok(written(totals.events, &self.output, ""))
+        written(totals.events, &self.output, "")
     }
 }
 
-fn written(events: u64, output: &Path, note: &str) -> ExitCode {
-    // Whoever closed the pipe does not want to read it.
-    let _ = writeln!(
-        io::stdout(),
-        "{events} events written to {}{note}",
-        output.display()
-    );
-    ExitCode::SUCCESS
+fn written(events: u64, output: &Path, note: &str) -> Result<ExitCode> {
+    let output = output.display();
+    print(&format!("{events} events written to {output}{note}\n"))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 impl TraceCommand {
@@ -156,8 +154,7 @@ impl TraceCommand {
                     true => serde_json::to_string(&info).context("writing JSON")? + "\n",
                     false => info.to_string(),
                 };
-                // Whoever closed the pipe does not want to read it.
-                let _ = io::stdout().write_all(text.as_bytes());
+                print(&text)?;
                 error.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
             }
             TraceCommand::Generate(args) => args.run(),
@@ -169,14 +166,22 @@ impl TraceCommand {
             } => {
                 let trace = TraceReader::open(&file)?;
                 let tail = trace.tail();
-                let events = export(trace, format, &output)?;
+                let events = match export(trace, format, &output) {
+                    // Exported into a pipe, and whoever reads it has read enough.
+                    Err(ExportError::Output { error, .. })
+                        if error.kind() == ErrorKind::BrokenPipe =>
+                    {
+                        return Ok(ExitCode::SUCCESS);
+                    }
+                    events => events?,
+                };
                 let note = match tail {
                     Tail::Complete | Tail::Corrupt { .. } => "",
                     Tail::Unfinished | Tail::Truncated { .. } => {
                         "; the trace was not finished, see `hmmvisor trace info`"
                     }
                 };
-                Ok(written(events, &output, note))
+                written(events, &output, note)
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::trace::TraceReader;
 pub fn write(trace: &mut TraceReader, file: File) -> Written {
     let threads = trace.totals().threads.clone();
     let mut out = csv::Writer::from_writer(BufWriter::with_capacity(1 << 18, file));
-    out.write_record(COLUMNS).map_err(io::Error::from)?;
+    out.write_record(COLUMNS).map_err(failed)?;
     let written = each_event(trace, |event| {
         let row = Row::new(event, &threads);
         out.serialize((
@@ -26,8 +26,16 @@ pub fn write(trace: &mut TraceReader, file: File) -> Written {
             row.latency,
             row.hint,
         ))
-        .map_err(io::Error::from)
+        .map_err(failed)
     })?;
     out.flush()?;
     Ok(written)
+}
+
+/// The system's own error, which says what kind it is.
+fn failed(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
+    }
 }
