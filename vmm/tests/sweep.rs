@@ -235,6 +235,44 @@ fn the_tour_of_the_readme_works() {
     succeeds(path, "report bfs.trace -o bfs.html");
 }
 
+#[test]
+fn a_sweep_removes_only_the_traces_that_it_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::create_dir_all(path.join("out/traces")).unwrap();
+    let mine = path.join("out/traces/mine.trace");
+    fs::write(&mine, "recorded by the user").unwrap();
+    fs::write(path.join("next.luau"), SCRIPT).unwrap();
+    let kept = |after: &str| assert!(mine.exists(), "lost after {after}");
+
+    fs::write(path.join("s.toml"), SCRIPTED.replace("pages", "pagges")).unwrap();
+    fails(path, "sweep s.toml -o out", "has no parameter `pagges`");
+    kept("a mistake in the file");
+
+    // Another process is at work: its journal is locked, its traces are in a folder.
+    let theirs = path.join("out/traces-theirs");
+    fs::create_dir(&theirs).unwrap();
+    fs::write(path.join("s.toml"), SCRIPTED).unwrap();
+    let journal = fs::File::create(path.join("out/journal.jsonl")).unwrap();
+    journal.try_lock().unwrap();
+    fails(path, "sweep s.toml -o out", "in use by another");
+    assert!(theirs.exists(), "a process that was refused removed it");
+    kept("a process was refused");
+    drop(journal);
+
+    succeeds(path, "sweep s.toml -o out");
+    kept("a sweep");
+    assert!(theirs.exists());
+    fails(path, "sweep s.toml -o out", "add --resume");
+    kept("a sweep that was there");
+    let names = fs::read_dir(path.join("out")).unwrap();
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    let left = ["journal.jsonl", "results.csv", "results.parquet"];
+    assert_eq!(names[..3], left, "its own traces are left");
+    assert_eq!(names[3..], ["traces", "traces-theirs"]);
+}
+
 /// The values of a column.
 fn column(csv: &str, name: &str) -> Vec<String> {
     let cells = |line: &str| -> Vec<String> {

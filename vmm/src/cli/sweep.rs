@@ -25,6 +25,7 @@ use hmmvisor_experiments::trace::{Tail, TraceReader, generate};
 use hmmvisor_guest_images as guest_images;
 use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError, Scripts};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::output::{note, print};
 use super::report::report_sweep;
@@ -82,10 +83,7 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     let folder = args.output.unwrap_or_else(|| file.with_extension(""));
     let runner = CommandRunner {
         program: std::env::current_exe()?,
-        traces: Traces {
-            folder: folder.join("traces"),
-            made: Mutex::default(),
-        },
+        traces: Traces::beside(&folder),
     };
     let sweep = Sweep::read(&file, &runner)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -202,8 +200,13 @@ impl Runner for CommandRunner {
 }
 
 /// Access traces of workloads, each made when it is first wanted, however many runs want it.
+///
+/// They are in a folder of their own, which is made with the first of them: runs begin when the journal is locked, so a
+/// sweep that is refused touches nothing. Its name is new, so what goes at the end is what this process has made.
 struct Traces {
+    /// The sweep's.
     folder: PathBuf,
+    own: OnceLock<Result<TempDir, String>>,
     made: Mutex<BTreeMap<String, Arc<Made>>>,
 }
 
@@ -214,6 +217,28 @@ struct Made {
 }
 
 impl Traces {
+    fn beside(folder: &Path) -> Traces {
+        Traces {
+            folder: folder.to_owned(),
+            own: OnceLock::new(),
+            made: Mutex::default(),
+        }
+    }
+
+    fn own(&self) -> Result<&Path, String> {
+        let make = || {
+            tempfile::Builder::new()
+                .prefix("traces-")
+                .tempdir_in(&self.folder)
+                .map_err(|error| {
+                    let folder = self.folder.display();
+                    format!("making a folder for access traces in {folder}: {error}")
+                })
+        };
+        let own = self.own.get_or_init(make).as_ref();
+        own.map(TempDir::path).map_err(Clone::clone)
+    }
+
     fn of(&self, workload: &Workload, seed: u64) -> Result<PathBuf, String> {
         let key = format!("{workload:?} {seed}");
         let made = {
@@ -229,24 +254,12 @@ impl Traces {
         };
         // Others that want it wait here; those that want another one do not.
         let make = || {
-            fs::create_dir_all(&self.folder)
-                .map_err(|error| format!("making folder {}: {error}", self.folder.display()))?;
-            let path = self
-                .folder
-                .join(format!("{}-{seed}-{}.trace", workload.name, made.number));
-            // What a sweep that was killed has left.
-            let _ = fs::remove_file(&path);
+            let name = format!("{}-{seed}-{}.trace", workload.name, made.number);
+            let path = self.own()?.join(name);
             generate(&accesses(workload, seed), &path).map_err(|error| error.to_string())?;
             Ok(path)
         };
         made.path.get_or_init(make).clone()
-    }
-}
-
-impl Drop for Traces {
-    fn drop(&mut self) {
-        // They are made again when they are wanted again.
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
