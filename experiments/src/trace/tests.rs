@@ -131,6 +131,51 @@ fn what_was_flushed_is_there_when_the_writer_is_not() {
     assert!(error.is_none() && found == events[..60]);
 }
 
+/// Whatever cannot be written, and whenever that begins and ends: what is in the file and what was lost are all.
+#[test]
+fn events_that_cannot_be_written_are_counted() {
+    let n = BLOCK_EVENTS as u32;
+    // How many events were written before the disk was full, while it was full, and after.
+    for (before, full, after) in [
+        (0, 1, 0),
+        (0, 3 * n + 5, 0),
+        (10, n, 7),
+        (n - 1, 2 * n + 3, n + 1),
+        (n + 9, 20, 2 * n),
+    ] {
+        // With something to note, the note is what fails first.
+        for lost_before in [0, 3] {
+            let (_folder, path) = place();
+            let mut writer = TraceWriter::create(&path, &meta()).unwrap();
+            let events: Vec<_> = (0..before + full + after).map(event).collect();
+            let (first, rest) = events.split_at(before as usize);
+            let (second, third) = rest.split_at(full as usize);
+            writer.write(first).unwrap();
+            writer.dropped(EventKind::Freed, lost_before);
+            // Every write to a file that was opened for reading fails.
+            let unwritable = fs::File::open(&path).unwrap();
+            let good = std::mem::replace(writer.file(), unwritable);
+            let written = writer.write(second);
+            assert_eq!(written.is_err(), before % n + full >= n, "{before} {full}");
+            writer.flush().unwrap_err();
+            let in_all =
+                |totals: &TraceTotals| totals.events + totals.dropped.values().sum::<u64>();
+            let so_far = u64::from(before + full) + lost_before;
+            assert_eq!(in_all(writer.totals()), so_far, "{before} {full}");
+            *writer.file() = good;
+            writer.write(third).unwrap();
+            let totals = writer.finish().unwrap();
+            assert_eq!(in_all(&totals), events.len() as u64 + lost_before);
+            // The file says the same, and has them.
+            let reader = TraceReader::open(&path).unwrap();
+            assert_eq!((reader.tail(), reader.totals()), (Tail::Complete, &totals));
+            let (read, error) = read(reader);
+            assert!(error.is_none(), "{error:?}");
+            assert_eq!(read.len() as u64, totals.events);
+        }
+    }
+}
+
 #[test]
 fn a_truncated_file_gives_its_complete_blocks_and_says_what_is_missing() {
     let (_folder, path) = place();

@@ -65,19 +65,22 @@ impl TraceWriter {
         })
     }
 
-    /// Adds events. They are in the file after [`TraceWriter::flush`], or when there are enough for a block.
+    /// Adds events. They are in the file after [`TraceWriter::flush`], or when there are enough for a block. After an
+    /// error each of them is written, waits or counts as lost, and one may go on.
     pub fn write(&mut self, events: &[Event]) -> Result<(), TraceError> {
         let mut rest = events;
+        let mut result = Ok(());
         while !rest.is_empty() {
             let room = BLOCK_EVENTS - self.pending.len();
             let (now, later) = rest.split_at(room.min(rest.len()));
             self.pending.extend_from_slice(now);
             rest = later;
             if self.pending.len() == BLOCK_EVENTS {
-                self.flush()?;
+                let flushed = self.flush();
+                result = result.and(flushed);
             }
         }
-        Ok(())
+        result
     }
 
     /// Counts events that were lost; in the file with the next flush.
@@ -106,13 +109,23 @@ impl TraceWriter {
         self.totals.mapping = mapping;
     }
 
-    /// Writes what has been added so far. After an error the events concerned count as lost, and one may go on.
+    /// Writes what has been added so far. After an error the events that waited count as lost, and one may go on.
     pub fn flush(&mut self) -> Result<(), TraceError> {
+        let noted = self.flush_note();
+        // Whatever became of the note: nothing may wait without end when the disk is full.
+        noted.and(self.flush_events())
+    }
+
+    fn flush_note(&mut self) -> Result<(), TraceError> {
         if self.noteworthy {
             let note = self.note();
             self.put(BlockKind::Note, 0, &note)?;
             self.noteworthy = false;
         }
+        Ok(())
+    }
+
+    fn flush_events(&mut self) -> Result<(), TraceError> {
         if self.pending.is_empty() {
             return Ok(());
         }
@@ -137,17 +150,23 @@ impl TraceWriter {
         &self.totals
     }
 
+    #[cfg(test)]
+    pub(super) fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
     /// Bytes of the file so far.
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// Writes the rest and the end. Returns what the file holds.
+    /// Writes the rest and the end. Returns what the file holds. After an error the file may have an end all the same,
+    /// which says what was lost.
     pub fn finish(mut self) -> Result<TraceTotals, TraceError> {
-        self.flush()?;
+        let flushed = self.flush();
         let end = self.note();
-        self.put(BlockKind::End, 0, &end)?;
-        Ok(self.totals)
+        let ended = self.put(BlockKind::End, 0, &end);
+        flushed.and(ended).map(|()| self.totals)
     }
 
     fn note(&mut self) -> Vec<u8> {
