@@ -5,12 +5,15 @@
 //! access is farthest away. Here a page that a CPU touches next, or that is freed, leaves anyhow: it counts as never
 //! accessed again. So no policy that migrates on access has fewer arrivals. One that maps pages in place may.
 //!
+//! That says nothing of the way back: which pages are given up so that arrivals are fewest is not always how the fewest
+//! pages with contents leave.
+//!
 //! With prefetching the number of *faults* can be lower, not the number of pages: a fault on a 2 MiB block brings
 //! at most 512 pages, so there are at least a 512th as many faults.
 
 use std::collections::BinaryHeap;
 
-use hmm_backend::{BLOCK_PAGES, PAGE_SIZE, Page};
+use hmm_backend::{BLOCK_PAGES, Page};
 use serde::Serialize;
 
 /// What happens to a page.
@@ -38,8 +41,6 @@ pub enum OptimalError {
 pub struct Optimal {
     /// Pages that arrive in device memory, first touches there included.
     pub pages_to_device: u64,
-    /// Pages that leave it with contents that are still needed.
-    pub pages_to_system: u64,
     /// A bound for the number of device faults with prefetching inside 2 MiB blocks.
     pub device_faults: u64,
 }
@@ -80,19 +81,13 @@ impl Steps {
         let mut used = 0;
         let mut least = Optimal {
             pages_to_device: 0,
-            pages_to_system: 0,
             device_faults: 0,
         };
         for (i, next) in next.iter().enumerate() {
             let (page, step) = self.get(i);
             let there = resident[page] != NOT_THERE;
             match step {
-                Step::Cpu if there => {
-                    resident[page] = NOT_THERE;
-                    used -= 1;
-                    least.pages_to_system += 1;
-                }
-                Step::Freed if there => {
+                Step::Cpu | Step::Freed if there => {
                     resident[page] = NOT_THERE;
                     used -= 1;
                 }
@@ -102,7 +97,6 @@ impl Steps {
                         if used == frames {
                             evict(&mut farthest, &mut resident);
                             used -= 1;
-                            least.pages_to_system += 1;
                         }
                         used += 1;
                     }
@@ -146,13 +140,6 @@ fn evict(farthest: &mut BinaryHeap<(u32, u32)>, resident: &mut [u32]) {
     }
 }
 
-impl Optimal {
-    /// Bytes both ways.
-    pub fn bytes(&self) -> u64 {
-        (self.pages_to_device + self.pages_to_system) * PAGE_SIZE
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,8 +178,7 @@ mod tests {
         ];
         assert_eq!(arrivals(&list, 2), 4);
         let freed = [(0, Device), (0, Freed), (0, Device), (0, Cpu), (0, Device)];
-        let least = steps(&freed).optimal(9, 1).unwrap();
-        assert_eq!((least.pages_to_device, least.pages_to_system), (3, 1));
+        assert_eq!(arrivals(&freed, 9), 3);
         assert_eq!(steps(&freed).optimal(9, 2), Err(OptimalError::Devices(2)));
     }
 

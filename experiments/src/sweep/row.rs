@@ -127,10 +127,9 @@ columns! {
         transfers: u64,
         /// What the faults and transfers would take on the modelled hardware, in nanoseconds.
         modelled_ns: u64,
-        /// Pages that the best possible eviction (Belady's MIN) would bring to the device.
+        /// Pages that the best possible eviction (Belady's MIN) would bring to the device: no policy that migrates on access
+        /// brings fewer.
         optimal_pages_to_device: u64,
-        /// Pages that it would bring back.
-        optimal_pages_to_system: u64,
         /// Wall-clock time of a live run, in seconds.
         elapsed_s: f64,
         /// Half of the CPU faults were faster, in microseconds; live.

@@ -213,11 +213,9 @@ impl fmt::Display for Summary<'_> {
             };
             writeln!(
                 f,
-                "optimal (MIN)   {} pages to the device, {} back; this policy moved {} and {} of that",
+                "optimal (MIN)   {} pages to the device; this policy moved {} of that",
                 least.pages_to_device,
-                least.pages_to_system,
-                times(outcome.pages_to_device, least.pages_to_device),
-                times(outcome.pages_to_system, least.pages_to_system)
+                times(outcome.pages_to_device, least.pages_to_device)
             )?;
         }
         Ok(())

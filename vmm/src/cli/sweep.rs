@@ -313,7 +313,6 @@ fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
         transfers: Some(outcome.transfers),
         modelled_ns: Some(outcome.modelled_ns),
         optimal_pages_to_device: optimal.map(|least| least.pages_to_device),
-        optimal_pages_to_system: optimal.map(|least| least.pages_to_system),
         ..Measured::default()
     })
 }
