@@ -54,7 +54,8 @@ pub struct ReplayConfig {
     pub costs: Costs,
     /// Whose time policies see.
     pub time: Time,
-    /// Whether to compare with [`super::Optimal`]: keeps 12 bytes for each access. Says something only of access traces.
+    /// Whether to compare with [`super::Optimal`]: keeps up to 12 bytes for each access, of
+    /// which there may be at most 2^32. Says something only of access traces.
     pub optimal: bool,
     /// Whether to keep the migrations.
     pub moves: bool,

@@ -79,8 +79,8 @@ struct Device {
 #[derive(Default)]
 struct Uncharged {
     /// Accesses since, and those in place among them.
-    accesses: u32,
-    remote: u32,
+    accesses: u64,
+    remote: u64,
     /// Transfers and their pages, until then.
     transfers: u64,
     pages: u64,
@@ -155,7 +155,7 @@ impl<'c> Replay<'c> {
             (EventKind::Freed, _) => {
                 self.backend().guest_freed(range)?;
                 self.ledger.freed(range);
-                self.note(range, Step::Freed);
+                self.note(range, Step::Freed)?;
             }
             (EventKind::Hint, _) => {
                 if let Some(hint) = event.hint {
@@ -179,14 +179,17 @@ impl<'c> Replay<'c> {
         Ok(())
     }
 
-    fn note(&mut self, range: PageRange, step: Step) {
+    fn note(&mut self, range: PageRange, step: Step) -> Result<(), ReplayError> {
         if self.config.optimal {
-            range.pages().for_each(|page| self.steps.push(page, step));
+            for page in range.pages() {
+                self.steps.push(page, step)?;
+            }
         }
+        Ok(())
     }
 
     fn cpu(&mut self, number: u64, range: PageRange, access: Access) -> Result<(), ReplayError> {
-        self.note(range, Step::Cpu);
+        self.note(range, Step::Cpu)?;
         for page in range.pages() {
             self.accesses += 1;
             self.uncharged.accesses += 1;
@@ -209,9 +212,9 @@ impl<'c> Replay<'c> {
         range: PageRange,
         access: Access,
     ) -> Result<(), ReplayError> {
-        self.note(range, Step::Device);
+        self.note(range, Step::Device)?;
         self.accesses += u64::from(range.len());
-        self.uncharged.accesses += range.len();
+        self.uncharged.accesses += u64::from(range.len());
         let devices = self.devices.len() as u8;
         let index = usize::from(id.0);
         let Some(device) = self.devices.get(index) else {
@@ -245,7 +248,7 @@ impl<'c> Replay<'c> {
             }
         }
         if remote > 0 {
-            self.remote_accesses += u64::from(remote);
+            self.remote_accesses += remote;
             self.uncharged.remote += remote;
             self.report_remote_accesses(index)?;
         }
@@ -272,7 +275,7 @@ impl<'c> Replay<'c> {
             let costs = self.config.costs;
             let accesses = std::mem::take(&mut self.uncharged.accesses);
             let remote = std::mem::take(&mut self.uncharged.remote);
-            let time = costs.access.saturating_mul(accesses) + costs.remote.saturating_mul(remote);
+            let time = times(costs.access, accesses) + times(costs.remote, remote);
             self.model.advance_to(self.backend().now() + time);
         }
     }
@@ -301,7 +304,7 @@ impl<'c> Replay<'c> {
     fn link_time(&self, transfers: u64, pages: u64) -> Duration {
         let LinkModel { latency, .. } = self.config.link;
         let bytes = self.config.link.time(pages * PAGE_SIZE) - latency;
-        bytes + latency * transfers.min(u32::MAX.into()) as u32
+        bytes + times(latency, transfers)
     }
 
     fn keep_moves(&mut self) {
@@ -327,10 +330,9 @@ impl<'c> Replay<'c> {
         let (to_device, to_system) = self.ledger.bytes();
         let costs = &self.config.costs;
         let faults = stats.cpu_faults + stats.device_faults;
-        let accesses = costs.access.as_nanos() as u64 * self.accesses
-            + costs.remote.as_nanos() as u64 * self.remote_accesses;
-        let serving = costs.fault.as_nanos() as u64 * faults;
-        let link = self.link_time(transfers, pages).as_nanos() as u64;
+        let accesses =
+            times(costs.access, self.accesses) + times(costs.remote, self.remote_accesses);
+        let all = accesses + times(costs.fault, faults) + self.link_time(transfers, pages);
         let frames = self.config.device_memory / PAGE_SIZE;
         let optimal = match self.config.optimal {
             true => Some(self.steps.optimal(frames, self.config.devices)?),
@@ -355,8 +357,8 @@ impl<'c> Replay<'c> {
             advice_cut: other("advice_cut"),
             transfers,
             modelled_ns: match self.config.time {
-                Time::Modelled => self.backend().now().as_nanos() as u64,
-                Time::Trace => accesses + serving + link,
+                Time::Modelled => nanos(self.backend().now()),
+                Time::Trace => nanos(all),
             },
             optimal,
             moves: std::mem::take(&mut self.moves),
@@ -364,10 +366,34 @@ impl<'c> Replay<'c> {
     }
 }
 
+/// So often this cost.
+fn times(cost: Duration, count: u64) -> Duration {
+    // 2^64 times a whole second fits.
+    let nanos = cost.as_nanos() * u128::from(count);
+    Duration::from_nanos_u128(nanos)
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn fatal(event: u64, page: Page, cause: &impl ToString) -> ReplayError {
     ReplayError::Fatal {
         event,
         page: page.0,
         cause: cause.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_four_billion_accesses_take_their_time() {
+        let count = (1 << 32) + 5;
+        let time = times(Duration::from_nanos(4), count);
+        assert_eq!(time, Duration::from_nanos(4 * count));
+        assert_eq!(nanos(times(Duration::from_secs(1), u64::MAX)), u64::MAX);
     }
 }

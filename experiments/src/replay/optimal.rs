@@ -24,9 +24,18 @@ pub(super) enum Step {
     Freed,
 }
 
-/// Everything that happens, four bytes each.
-#[derive(Default)]
-pub(super) struct Steps(Vec<u32>);
+/// Everything that happens, four bytes each; up to eight while the list grows.
+pub(super) struct Steps {
+    list: Vec<u32>,
+    most: usize,
+}
+
+impl Default for Steps {
+    fn default() -> Steps {
+        // Numbers of steps have 32 bits.
+        Steps::at_most(NOT_THERE as usize)
+    }
+}
 
 /// Why there is no optimum to compare with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -34,6 +43,11 @@ pub enum OptimalError {
     /// Several devices.
     #[error("the optimum is known for one device only, and the replay has {0}")]
     Devices(u8),
+    /// More accesses than can be numbered.
+    #[error(
+        "the trace has more than {0} accesses, too many to compare with the optimum; leave that out"
+    )]
+    TooLong(u64),
 }
 
 /// The least possible.
@@ -50,16 +64,26 @@ const KIND_BITS: u32 = 2;
 const NEVER: u32 = u32::MAX;
 
 impl Steps {
-    pub(super) fn push(&mut self, page: Page, step: Step) {
+    fn at_most(most: usize) -> Steps {
+        let list = Vec::new();
+        Steps { list, most }
+    }
+
+    pub(super) fn push(&mut self, page: Page, step: Step) -> Result<(), OptimalError> {
         let packed = page.0 << KIND_BITS | step as u32;
         // The same again changes nothing.
-        if self.0.last() != Some(&packed) {
-            self.0.push(packed);
+        if self.list.last() == Some(&packed) {
+            return Ok(());
         }
+        if self.list.len() == self.most {
+            return Err(OptimalError::TooLong(self.most as u64));
+        }
+        self.list.push(packed);
+        Ok(())
     }
 
     fn get(&self, i: usize) -> (usize, Step) {
-        let packed = self.0[i];
+        let packed = self.list[i];
         let step = match packed & 3 {
             0 => Step::Cpu,
             1 => Step::Device,
@@ -73,11 +97,10 @@ impl Steps {
             return Err(OptimalError::Devices(devices));
         }
         let page = |packed: &u32| (packed >> KIND_BITS) as usize;
-        let pages = self.0.iter().map(page).max().map_or(0, |last| last + 1);
+        let pages = self.list.iter().map(page).max().map_or(0, |last| last + 1);
         let next = self.next_uses(pages);
         let mut resident = vec![NOT_THERE; pages];
-        // The farthest next use first; entries of the past are skipped.
-        let mut farthest: BinaryHeap<(u32, u32)> = BinaryHeap::new();
+        let mut farthest = Farthest::of(frames);
         let mut used = 0;
         let mut least = Optimal {
             pages_to_device: 0,
@@ -95,13 +118,13 @@ impl Steps {
                     if !there {
                         least.pages_to_device += 1;
                         if used == frames {
-                            evict(&mut farthest, &mut resident);
+                            farthest.evict(&mut resident);
                             used -= 1;
                         }
                         used += 1;
                     }
                     resident[page] = *next;
-                    farthest.push((*next, page as u32));
+                    farthest.push(*next, page as u32, &resident);
                 }
                 Step::Cpu | Step::Freed => {}
             }
@@ -113,8 +136,8 @@ impl Steps {
     /// For each step, the number of the next one if that is the device's, on the same page.
     fn next_uses(&self, pages: usize) -> Vec<u32> {
         let mut upcoming = vec![NEVER; pages];
-        let mut next = vec![NEVER; self.0.len()];
-        for i in (0..self.0.len()).rev() {
+        let mut next = vec![NEVER; self.list.len()];
+        for i in (0..self.list.len()).rev() {
             let (page, step) = self.get(i);
             next[i] = upcoming[page];
             upcoming[page] = match step {
@@ -129,13 +152,45 @@ impl Steps {
 /// Marks pages that are not in device memory: no step has this number as its next use, except as never.
 const NOT_THERE: u32 = u32::MAX - 1;
 
-/// Gives up the page that is needed last.
-fn evict(farthest: &mut BinaryHeap<(u32, u32)>, resident: &mut [u32]) {
-    while let Some((next, page)) = farthest.pop() {
-        let entry = &mut resident[page as usize];
-        if *entry == next {
-            *entry = NOT_THERE;
-            return;
+/// Pages in device memory by their next use, the farthest first. Entries of the past are among them: no more than
+/// there are frames, or a few.
+struct Farthest {
+    heap: BinaryHeap<(u32, u32)>,
+    most: usize,
+}
+
+/// Fewer entries are not worth looking at.
+const FEW: usize = 1024;
+
+impl Farthest {
+    fn of(frames: u64) -> Farthest {
+        let most = usize::try_from(frames.saturating_mul(2)).unwrap_or(usize::MAX);
+        Farthest {
+            heap: BinaryHeap::new(),
+            most: most.max(FEW),
+        }
+    }
+
+    fn push(&mut self, next: u32, page: u32, resident: &[u32]) {
+        self.heap.push((next, page));
+        if self.heap.len() > self.most {
+            // Each page that is there has one next use, so half of the entries go at least.
+            let mut entries = std::mem::take(&mut self.heap).into_vec();
+            entries.retain(|(next, page)| resident[*page as usize] == *next);
+            entries.sort_unstable();
+            entries.dedup();
+            self.heap = entries.into();
+        }
+    }
+
+    /// Gives up the page that is needed last.
+    fn evict(&mut self, resident: &mut [u32]) {
+        while let Some((next, page)) = self.heap.pop() {
+            let entry = &mut resident[page as usize];
+            if *entry == next {
+                *entry = NOT_THERE;
+                return;
+            }
         }
     }
 }
@@ -148,7 +203,7 @@ mod tests {
     fn steps(list: &[(u32, Step)]) -> Steps {
         let mut steps = Steps::default();
         for (page, step) in list {
-            steps.push(Page(*page), *step);
+            steps.push(Page(*page), *step).unwrap();
         }
         steps
     }
@@ -180,6 +235,40 @@ mod tests {
         let freed = [(0, Device), (0, Freed), (0, Device), (0, Cpu), (0, Device)];
         assert_eq!(arrivals(&freed, 9), 3);
         assert_eq!(steps(&freed).optimal(9, 2), Err(OptimalError::Devices(2)));
+    }
+
+    #[test]
+    fn many_hits_take_no_memory_and_change_nothing() {
+        let mut farthest = Farthest::of(2);
+        let mut resident = vec![NOT_THERE; 3];
+        // Pages 0 and 1 are used in turns; only their last next uses count.
+        for step in 0..100_000 {
+            let page = step % 2;
+            resident[page as usize] = step + 2;
+            farthest.push(step + 2, page, &resident);
+            assert!(farthest.heap.len() <= FEW);
+        }
+        // Given up, and there again until the end: the same entry twice.
+        resident[2] = NEVER;
+        for _ in 0..3 * FEW {
+            farthest.push(NEVER, 2, &resident);
+            assert!(farthest.heap.len() <= FEW);
+        }
+        for page in [2, 1, 0] {
+            assert_ne!(resident[page], NOT_THERE);
+            farthest.evict(&mut resident);
+            assert_eq!(resident[page], NOT_THERE);
+        }
+    }
+
+    #[test]
+    fn more_steps_than_can_be_numbered_are_refused() {
+        let mut steps = Steps::at_most(2);
+        steps.push(Page(0), Step::Device).unwrap();
+        steps.push(Page(1), Step::Device).unwrap();
+        steps.push(Page(1), Step::Device).unwrap();
+        let refused = steps.push(Page(2), Step::Device);
+        assert_eq!(refused, Err(OptimalError::TooLong(2)));
     }
 
     /// Tries every choice of victims.

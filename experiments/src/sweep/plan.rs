@@ -113,7 +113,7 @@ pub struct Run {
     pub link: Option<Link>,
     /// Of all pseudo-random choices.
     pub seed: u64,
-    /// Whether to compute what Belady's MIN would do, too: takes 12 bytes for each access.
+    /// Whether to compute what Belady's MIN would do, too: takes up to 12 bytes for each access.
     pub optimal: bool,
 }
 

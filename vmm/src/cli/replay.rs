@@ -30,7 +30,7 @@ pub struct ReplayArgs {
     /// What a transfer costs, like latency=10us,bandwidth=25G (a PCIe 4.0 link of 16 lanes)
     #[arg(long, value_name = "LINK", default_value_t = LinkModel::default())]
     link: LinkModel,
-    /// Do not compute the least that was possible (Belady's MIN): saves 12 bytes an access
+    /// Do not compute the least that was possible (Belady's MIN): saves up to 12 bytes an access
     #[arg(long)]
     no_optimal: bool,
     /// Print one JSON object
