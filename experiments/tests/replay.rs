@@ -141,6 +141,24 @@ fn prefetched_pages_that_nobody_uses_are_counted() {
 }
 
 #[test]
+fn prefetched_first_touches_that_nobody_uses_are_counted() {
+    // The device's first touch brings 16 pages that nobody has ever had; the CPU takes them, and uses one.
+    let policy = "density+lru+timeslice:min=0us";
+    let mut trace = vec![write(DEVICE, 0), write(CPU, 0)];
+    let done = replay(trace.clone(), &config(policy, 64)).unwrap();
+    assert_eq!((done.pages_to_device, done.pages_to_system), (16, 16));
+    assert_eq!(done.unused, Some(15));
+    // What was freed has not left.
+    let freed = Event::new(
+        Duration::ZERO,
+        EventKind::Freed,
+        PageRange::new(Page(0), Page(16)),
+    );
+    trace.insert(1, freed);
+    assert_eq!(replay(trace, &config(policy, 64)).unwrap().unused, Some(0));
+}
+
+#[test]
 fn what_somebody_asked_for_is_done_and_what_the_policy_did_then_is_not() {
     let range = PageRange::new(Page(0), Page(4));
     let to_device = |cause| Event {

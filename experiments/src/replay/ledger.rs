@@ -61,18 +61,17 @@ impl Ledger {
     /// The next contents of these pages have another history.
     pub(super) fn freed(&self, pages: PageRange) {
         for page in pages.pages() {
-            self.pages[page.0 as usize].fetch_and(!AWAY, Relaxed);
+            self.pages[page.0 as usize].fetch_and(!(AWAY | UNUSED), Relaxed);
         }
     }
 
+    /// Pages come to a device, also those without contents, which left nothing.
     fn arrive(&self, pages: PageRange) {
         for page in pages.pages() {
             let cell = &self.pages[page.0 as usize];
             let state = cell.load(Relaxed);
-            if state & AWAY != 0 {
-                let returned = u8::from(state & RETURNS < RETURNS);
-                cell.store((state & !AWAY) + returned, Relaxed);
-            }
+            let returned = state & AWAY != 0 && state & RETURNS < RETURNS;
+            cell.store((state & !AWAY | UNUSED) + u8::from(returned), Relaxed);
         }
     }
 
