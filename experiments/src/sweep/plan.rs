@@ -134,14 +134,14 @@ pub struct Sweep {
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 impl Sweep {
-    /// Stands for everything that the results depend on: title, all runs, the version.
+    /// Stands for everything that the results depend on: title, all runs, the version. The same wherever the sweep's
+    /// file and its traces are.
     pub fn id(&self) -> String {
         let mut hash = Fnv::new();
         hash.add(VERSION.as_bytes());
         hash.add(self.title.as_bytes());
         for run in &self.runs {
-            // The debug format names every field.
-            hash.add(format!("{run:?}").as_bytes());
+            run.hash(&mut hash);
         }
         format!("{:016x}", hash.0)
     }
@@ -196,6 +196,81 @@ impl Sweep {
     }
 }
 
+// Every field is named below: whoever adds one has to say whether results depend on it.
+
+impl Run {
+    fn hash(&self, hash: &mut Fnv) {
+        let Run {
+            index,
+            source,
+            policy: Policy { spec, exact },
+            device_memory,
+            link,
+            seed,
+            optimal,
+        } = self;
+        hash.add_number(*index as u64);
+        hash.add(source.mode().as_bytes());
+        match source {
+            Source::Live(workload) | Source::Model(workload) => workload.hash(hash),
+            Source::Trace(trace) => trace.hash(hash),
+        }
+        hash.add(spec.as_bytes());
+        hash.add(exact.as_bytes());
+        hash.add_number(*device_memory);
+        if let Some(Link { name, model }) = link {
+            let LinkModel { latency, bandwidth } = model;
+            hash.add(name.as_bytes());
+            hash.add(&latency.as_nanos().to_le_bytes());
+            hash.add_number(*bandwidth);
+        }
+        hash.add_number(*seed);
+        hash.add_number(u64::from(*optimal));
+    }
+}
+
+impl Workload {
+    fn hash(&self, hash: &mut Fnv) {
+        let Workload {
+            name,
+            params,
+            vcpus,
+            devices,
+            engine,
+            memory,
+        } = self;
+        hash.add(name.as_bytes());
+        hash.add_number(params.len() as u64);
+        for (name, value) in params {
+            hash.add(name.as_bytes());
+            hash.add(value.as_bytes());
+        }
+        hash.add_number((*vcpus).into());
+        hash.add_number((*devices).into());
+        hash.add(engine.as_bytes());
+        hash.add_number(*memory);
+    }
+}
+
+impl TraceSource {
+    fn hash(&self, hash: &mut Fnv) {
+        // Where the file is counts for nothing: what it is called is in the rows, and what is in it is what matters.
+        let TraceSource {
+            name,
+            file,
+            path: _,
+            memory,
+            seed,
+            digest,
+        } = self;
+        hash.add(name.as_bytes());
+        hash.add(file.as_bytes());
+        hash.add_number(*memory);
+        hash.add_number(*seed);
+        hash.add_number(*digest);
+    }
+}
+
 /// The FNV-1a hash: the same everywhere and for ever, which the standard library's does not promise.
 pub(super) struct Fnv(pub(super) u64);
 
@@ -208,6 +283,10 @@ impl Fnv {
     pub(super) fn add(&mut self, bytes: &[u8]) {
         self.add_part(bytes);
         self.add_part(&(bytes.len() as u64).to_le_bytes());
+    }
+
+    fn add_number(&mut self, number: u64) {
+        self.add(&number.to_le_bytes());
     }
 
     pub(super) fn add_part(&mut self, bytes: &[u8]) {

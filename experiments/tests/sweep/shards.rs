@@ -89,3 +89,38 @@ fn a_merge_overwrites_nothing() {
         "{error}"
     );
 }
+
+const TRACED: &str = r#"
+title = "Traces"
+policies = ["on-demand", "density"]
+device_memory = ["8M"]
+[[trace]]
+name = "sqlite"
+files = ["traces/1.trace"]
+"#;
+
+#[test]
+fn shards_of_other_places_fit() {
+    // The same file and trace, where each machine has them.
+    let here_and_there = [Folder::new(), Folder::new()];
+    let parts: Vec<_> = here_and_there
+        .iter()
+        .zip(["1/2", "2/2"])
+        .map(|(folder, shard)| {
+            std::fs::create_dir(folder.path("traces")).unwrap();
+            std::fs::write(folder.path("traces/1.trace"), "accesses").unwrap();
+            shards(folder, TRACED, &[shard]).swap_remove(0)
+        })
+        .collect();
+    let [here, there] = &here_and_there;
+    merge(&parts, &here.path("merged")).unwrap();
+
+    // Other accesses under the same name do not.
+    std::fs::write(there.path("traces/1.trace"), "others").unwrap();
+    let other = shards(there, TRACED, &["2/2"]).swap_remove(0);
+    let error = merge(&[parts[0].clone(), other], &here.path("mixed")).unwrap_err();
+    assert!(
+        error.to_string().contains("not parts of one sweep"),
+        "{error}"
+    );
+}
