@@ -11,6 +11,7 @@
 //! is there, and sleeps until a wake-up for its page; filling a page wakes its sleepers.
 
 mod crowd;
+mod duplicates;
 mod races;
 
 use std::sync::Mutex as Books;
@@ -55,6 +56,8 @@ impl WakeFaults for Arc<Sleepers> {
 struct SystemPage {
     /// Whether the CPUs' page tables have the page.
     present: bool,
+    /// Whether they may only read it.
+    protected: bool,
     value: u64,
 }
 
@@ -63,6 +66,8 @@ struct SystemPage {
 enum Target {
     System,
     Frame(u32),
+    /// The frame of a duplicate.
+    ReadOnly(u32),
 }
 
 struct World {
@@ -154,7 +159,8 @@ impl World {
 
     /// Cuts a device folio of two pages; keeps the page that is wanted.
     fn halve_for<'w>(&'w self, page: u32, mut lock: FolioLock<'w>) -> FolioLock<'w> {
-        if let Residency::Device { frame, order, .. } = lock.word().residency()
+        if let Residency::Device { frame, order, .. } | Residency::Duplicated { frame, order, .. } =
+            lock.word().residency()
             && order == 1
         {
             self.in_use.lock().unwrap()[frame.0 as usize + 1] = true;
@@ -198,16 +204,17 @@ impl World {
 
     /// All phases of a device folio's way back.
     fn bring_back(&self, mut lock: FolioLock<'_>) {
-        let Residency::Device { frame, .. } = lock.word().residency() else {
+        let (Residency::Device { frame, .. } | Residency::Duplicated { frame, .. }) =
+            lock.word().residency()
+        else {
             panic!("only device folios come back");
         };
         self.invalidate(&mut lock);
         let range = lock.range();
-        for (i, page) in (0..).zip(range.pages()) {
-            let value = self.read_frame(frame.0 + i);
-            let present = true;
-            *self.page(page.0) = SystemPage { present, value };
-            self.sleepers.wake_faults(PageRange::single(page));
+        if lock.word().residency().duplicated() {
+            self.lift_protection(range);
+        } else {
+            self.give(range, frame.0, false);
         }
         lock.publish_folio(|w| w.to_system(Tick(0)));
         self.release(frame.0, range.len(), false);
@@ -245,17 +252,18 @@ impl World {
             return;
         };
         let page = page as u32;
-        if !matches!(
-            self.table.word(Page(page)).residency(),
-            Residency::Device { .. }
-        ) {
+        let on_device = |residency| match residency {
+            Residency::Device { frame, .. } | Residency::Duplicated { frame, .. } => Some(frame.0),
+            _ => None,
+        };
+        if on_device(self.table.word(Page(page)).residency()).is_none() {
             return;
         }
         let Some(lock) = self.try_lock(page) else {
             return;
         };
         // Between the two looks the page may have moved and the frame found another use.
-        if matches!(lock.word().residency(), Residency::Device { frame: f, .. } if f.0 == frame) {
+        if on_device(lock.word().residency()) == Some(frame) {
             self.bring_back(lock);
         }
     }
@@ -265,41 +273,59 @@ impl World {
     /// A CPU increments the page's number, if the page is there.
     fn access(&self, page: u32) -> bool {
         let mut it = self.page(page);
-        it.value += u64::from(it.present);
-        it.present
+        let writable = it.present && !it.protected;
+        it.value += u64::from(writable);
+        writable
     }
 
     /// A CPU increments the page's number.
     fn cpu(&self, cpu: usize, page: u32) {
         while !self.access(page) {
-            self.sleepers.asleep_on.lock().unwrap()[cpu] = Some(Page(page));
-            if self.page(page).present {
-                self.sleepers.asleep_on.lock().unwrap()[cpu] = None;
-                continue;
-            }
-            while !self.serve(Page(page)) {
-                thread::yield_now();
-            }
-            let mut asleep = self.sleepers.asleep_on.lock().unwrap();
-            while asleep[cpu].is_some() {
-                asleep = self.sleepers.woken.wait(asleep).unwrap();
-            }
+            self.sleep(cpu, page, true);
         }
     }
 
-    /// A service thread on a fault. False: to be tried again.
-    fn serve(&self, page: Page) -> bool {
+    /// A CPU's fault: it sleeps, unless the page is there when the kernel looks once more, and is served.
+    fn sleep(&self, cpu: usize, page: u32, write: bool) {
+        self.sleepers.asleep_on.lock().unwrap()[cpu] = Some(Page(page));
+        let it = *self.page(page);
+        if it.present && !(write && it.protected) {
+            self.sleepers.asleep_on.lock().unwrap()[cpu] = None;
+            return;
+        }
+        while !self.serve(Page(page), write) {
+            thread::yield_now();
+        }
+        let mut asleep = self.sleepers.asleep_on.lock().unwrap();
+        while asleep[cpu].is_some() {
+            asleep = self.sleepers.woken.wait(asleep).unwrap();
+        }
+    }
+
+    /// A service thread on a fault. What is only read is duplicated. False: to be tried again.
+    fn serve(&self, page: Page, write: bool) -> bool {
+        let resolved = |residency| match residency {
+            Residency::System => true,
+            Residency::Duplicated { .. } => !write,
+            _ => false,
+        };
         if self.table.announce_waiter(page) {
             return true;
         }
         let before = self.table.word(page);
-        if before.residency() == Residency::System {
+        if resolved(before.residency()) {
             self.sleepers.wake_faults(PageRange::single(page));
             return true;
         }
         if let Some(lock) = self.try_lock(page.0) {
             match lock.word().residency() {
-                Residency::Device { .. } => self.bring_back(self.halve_for(page.0, lock)),
+                Residency::Device { .. } if !write => {
+                    self.duplicate(self.halve_for(page.0, lock));
+                }
+                Residency::Duplicated { .. } if !write => {}
+                Residency::Device { .. } | Residency::Duplicated { .. } => {
+                    self.bring_back(self.halve_for(page.0, lock));
+                }
                 Residency::Untouched => {
                     self.page(page.0).present = true;
                     self.sleepers.wake_faults(PageRange::single(page));
@@ -313,7 +339,7 @@ impl World {
             return true;
         }
         let after = self.table.word(page);
-        if after.residency() == Residency::System {
+        if resolved(after.residency()) {
             return true;
         }
         if after.generation() == before.generation() {
@@ -331,7 +357,7 @@ impl World {
             } else if self.table.word(Page(page)).residency() == Residency::System {
                 return;
             } else {
-                self.serve(Page(page));
+                self.serve(Page(page), true);
             }
         }
     }
@@ -368,12 +394,18 @@ impl World {
                     lock.publish_pages(|w| w.to_untouched());
                 }
             }
-            Residency::Device { .. } => {
+            Residency::Device { .. } | Residency::Duplicated { .. } => {
                 let mut lock = self.halve_for(page, lock);
-                let Residency::Device { frame, .. } = lock.word().residency() else {
+                let (Residency::Device { frame, .. } | Residency::Duplicated { frame, .. }) =
+                    lock.word().residency()
+                else {
                     panic!("a half of a device folio is one, too");
                 };
                 self.invalidate(&mut lock);
+                if lock.word().residency().duplicated() {
+                    // Both copies go.
+                    *self.page(page) = SystemPage::default();
+                }
                 lock.publish_pages(|w| w.to_untouched());
                 self.release(frame.0, 1, true);
             }
@@ -388,20 +420,24 @@ impl World {
         let p = page as usize;
         loop {
             let mmu = self.mmu.lock().unwrap();
-            if let Some(target) = mmu[p] {
-                // Under the guard: whoever takes the page away waits for it.
-                match target {
-                    Target::Frame(frame) => self.write_frame(frame, |value| value + 1),
-                    Target::System => assert!(self.access(page), "mapped, but not there"),
+            // Under the guard: whoever takes the page away waits for it.
+            match mmu[p] {
+                Some(Target::Frame(frame)) => {
+                    self.write_frame(frame, |value| value + 1);
+                    return;
                 }
-                return;
+                Some(Target::System) => {
+                    assert!(self.access(page), "mapped, but not there");
+                    return;
+                }
+                Some(Target::ReadOnly(_)) | None => {}
             }
             drop(mmu);
-            self.device_fault(page);
+            self.device_fault(page, true);
         }
     }
 
-    fn device_fault(&self, page: u32) {
+    fn device_fault(&self, page: u32, write: bool) {
         let sequence = self.sequence.load(SeqCst);
         let target = loop {
             self.table.settle(Page(page));
@@ -409,6 +445,11 @@ impl World {
             let target = match word.residency() {
                 Residency::Device { frame, .. } => Target::Frame(frame.0),
                 Residency::System => Target::System,
+                Residency::Duplicated { frame, .. } if !write => Target::ReadOnly(frame.0),
+                Residency::Duplicated { .. } => {
+                    self.drop_system_copy(page);
+                    continue;
+                }
                 _ => {
                     self.fault_in(page);
                     continue;
@@ -431,6 +472,11 @@ impl World {
     fn contents(&self, page: u32) -> u64 {
         match self.table.word(Page(page)).residency() {
             Residency::Device { frame, .. } => self.read_frame(frame.0),
+            Residency::Duplicated { frame, .. } => {
+                let value = self.page(page).value;
+                assert_eq!(self.read_frame(frame.0), value, "two copies of page {page}");
+                value
+            }
             _ => self.page(page).value,
         }
     }
@@ -442,12 +488,19 @@ impl World {
         for page in 0..PAGES {
             let word = self.table.word(Page(page));
             assert!(!self.table.locked(Page(page)), "page {page}: {word:?}");
+            let duplicated = word.residency().duplicated();
+            let it = *self.page(page);
             assert_eq!(
-                self.page(page).present,
-                word.residency() == Residency::System,
+                (it.present, it.protected),
+                (
+                    duplicated || word.residency() == Residency::System,
+                    duplicated
+                ),
                 "page {page}: {word:?}"
             );
-            if let Residency::Device { frame, order, .. } = word.residency() {
+            if let Residency::Device { frame, order, .. }
+            | Residency::Duplicated { frame, order, .. } = word.residency()
+            {
                 used += 1;
                 if Page(page).folio_head(order) == Page(page) {
                     known[frame.0 as usize] = true;
