@@ -267,6 +267,27 @@ fn policies_of_all_kinds_keep_every_result_right() {
     }
 }
 
+/// The accelerator and CPUs read copies of their own, write, and find everything right all the same.
+#[test]
+fn read_mostly_pages_keep_every_result_right() {
+    for policy in [
+        "on-demand+hints+timeslice:min=0us",
+        "density:threshold=10+hints+timeslice:min=50us",
+    ] {
+        both_engines(policy, |engine| {
+            let mut rig = Rig::new(engine, policy, 100);
+            let hint = hmm_backend::Hint::ReadMostly(true);
+            rig.backend.hint(pages(0..PAGES), hint).unwrap();
+            let mut random = Random(11);
+            rig.amid_migrations(3, |rig| integers(rig, &mut random));
+            let stats = rig.backend.stats();
+            assert!(stats.other["duplicated"] > 0, "{stats:?}");
+            assert!(stats.other["collapsed"] > 0, "{stats:?}");
+            rig.check_contract();
+        });
+    }
+}
+
 #[test]
 fn what_the_accelerator_uses_often_comes_to_it() {
     both_engines("access counters", |engine| {

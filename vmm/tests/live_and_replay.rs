@@ -7,9 +7,10 @@ use std::fs;
 use std::process::Command;
 use std::sync::Arc;
 
-use hmm_backend::{Event, EventKind, LinkModel, PolicySpec};
+use hmm_backend::{Event, EventKind, LinkModel};
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_experiments::trace::{Tail, TraceReader};
+use hmmvisor_policies::{Limits, PolicyChoice};
 
 const HMMVISOR: &str = env!("CARGO_BIN_EXE_hmmvisor");
 
@@ -17,7 +18,10 @@ const HMMVISOR: &str = env!("CARGO_BIN_EXE_hmmvisor");
 /// the migration that it waited for is noted.
 fn ways<'e>(events: impl IntoIterator<Item = &'e Event>) -> BTreeMap<u32, Vec<EventKind>> {
     let mut ways: BTreeMap<u32, Vec<EventKind>> = BTreeMap::new();
-    let moved = |e: &&Event| matches!(e.kind, EventKind::ToDevice | EventKind::ToSystem);
+    let moved = |e: &&Event| {
+        use EventKind::*;
+        matches!(e.kind, ToDevice | ToSystem | Duplicated | Collapsed)
+    };
     for event in events.into_iter().filter(moved) {
         for page in event.page.0..event.page.0 + event.pages {
             ways.entry(page).or_default().push(event.kind);
@@ -26,7 +30,14 @@ fn ways<'e>(events: impl IntoIterator<Item = &'e Event>) -> BTreeMap<u32, Vec<Ev
     ways
 }
 
-fn agrees(workload: &str, param: &str, device_memory: &str, engine: &str, policy: &str) {
+/// Returns how the pages went.
+fn agrees(
+    workload: &str,
+    param: &str,
+    device_memory: &str,
+    engine: &str,
+    policy: &str,
+) -> BTreeMap<u32, Vec<EventKind>> {
     let folder = tempfile::tempdir().unwrap();
     let (config, trace) = (folder.path().join("run.toml"), folder.path().join("trace"));
     fs::write(
@@ -56,7 +67,13 @@ fn agrees(workload: &str, param: &str, device_memory: &str, engine: &str, policy
     let meta = reader.meta().clone();
     let live: Vec<Event> = reader.map(Result::unwrap).collect();
     let config = ReplayConfig {
-        policy: Arc::new(meta.policy.parse::<PolicySpec>().unwrap()),
+        policy: meta
+            .policy
+            .parse::<PolicyChoice>()
+            .unwrap()
+            .load(Limits::default(), Arc::new(|line| eprintln!("{line}")))
+            .unwrap()
+            .factory,
         memory: meta.memory,
         device_memory: meta.device_memory,
         devices: meta.devices as u8,
@@ -91,6 +108,7 @@ fn agrees(workload: &str, param: &str, device_memory: &str, engine: &str, policy
         live.get(different[0]),
         replayed.get(different[0]),
     );
+    live
 }
 
 const POLICIES: [&str; 3] = [
@@ -135,4 +153,20 @@ fn stream() {
 #[test]
 fn pingpong() {
     agrees_everywhere("pingpong", "rounds=20", "4M");
+}
+
+/// What vCPUs read stays on the device, too.
+#[test]
+fn duplicates() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("duplicate.luau");
+    let text = "return { on_fault = function(page, write, device) if not device then return { duplicate = true } end end }";
+    fs::write(&script, text).unwrap();
+    let policy = format!("{}+lru+timeslice:min=0us", script.display());
+    for engine in ["remap", "copy"] {
+        let ways = agrees("vecadd", "n=262144", "4M", engine, &policy);
+        let times = |kind| ways.values().flatten().filter(|way| **way == kind).count();
+        assert!(times(EventKind::Duplicated) > 500, "{engine}");
+        assert!(times(EventKind::Collapsed) > 500, "{engine}");
+    }
 }

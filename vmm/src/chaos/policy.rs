@@ -91,10 +91,9 @@ impl FaultPolicy for ChaoticFaults {
                 0 => vec![self.wish(fault)],
                 _ => Vec::new(),
             },
-            // Also of pages that are written, or go the other way.
-            duplicate: match random.below(4) {
-                0 => PageSet::from_range(0..512),
-                _ => PageSet::EMPTY,
+            duplicate: match random.one_in(2) {
+                true => PageSet::from_range(start / 2..512),
+                false => PageSet::EMPTY,
             },
         }
     }
