@@ -56,6 +56,9 @@ pub trait Driver: Send + Sync {
     /// Pages move back into system memory, because a CPU touched one of them
     /// ([`ToSystem::fault`]), because device memory is short, or because the device goes away.
     ///
+    /// The device may keep what is only read ([`ToSystem::keeps_frames`]): then the pages are copied, the folios stay in
+    /// use, and come again when the duplicates end.
+    ///
     /// `Ok` does not promise that every page moved: the access is re-executed and faults again if
     /// its page did not. An error before the commit rolls everything back and decides what becomes of the
     /// fault, see [`FaultError`].

@@ -92,6 +92,14 @@ impl fmt::Display for Summary<'_> {
             format!("{freed} pages reported by the guest, {calls} page_free calls to drivers"),
         )?;
         let other = |name| stats.other.get(name).copied().unwrap_or(0);
+        if let Some(duplicated @ 1..) = stats.other.get("duplicated").copied() {
+            let [duplicated, collapsed] = [duplicated, other("collapsed")].map(grouped);
+            line(
+                f,
+                "read copies",
+                format!("{duplicated} pages duplicated, {collapsed} of the duplicates ended"),
+            )?;
+        }
         let [cut, late, dropped] = ["advice_cut", "advice_late", "wishes_dropped"].map(other);
         if [cut, late, dropped] != [0; 3] {
             let [cut, late, dropped] = [cut, late, dropped].map(grouped);
