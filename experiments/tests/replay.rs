@@ -92,6 +92,31 @@ fn a_sweep_over_too_much_memory_evicts_all_of_it_under_lru_and_little_at_best() 
     );
 }
 
+/// Sizes come from files, which may be damaged.
+#[test]
+fn more_memory_than_can_be_kept_account_of_is_refused() {
+    for (memory, devices, device_memory) in [
+        (0, 1, 4096),
+        (u64::MAX, 1, 4096),
+        (1 << 42, 64, 4096),
+        (1 << 30, 1, 1 << 42),
+        (1 << 30, 1, u64::MAX),
+    ] {
+        let config = ReplayConfig {
+            memory,
+            devices,
+            device_memory,
+            ..config(PLAIN, 16)
+        };
+        let error = replay([write(CPU, 0)], &config).unwrap_err();
+        let told = matches!(
+            error,
+            ReplayError::TooLarge { .. } | ReplayError::Backend(_)
+        );
+        assert!(told, "{error}");
+    }
+}
+
 #[test]
 fn freed_pages_do_not_cross_the_link() {
     let freed = Event::new(

@@ -45,3 +45,8 @@ fn commands() {
 fn configuration() {
     replay("configuration", hmmvisor_fuzz::configuration::run, 3000);
 }
+
+#[test]
+fn traces() {
+    replay("traces", hmmvisor_fuzz::traces::run, 300);
+}

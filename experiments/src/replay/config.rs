@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::{LinkModel, PolicyFactory};
+use hmm_backend::{LinkModel, PAGE_SIZE, PolicyFactory};
+
+use super::ReplayError;
 
 /// Where a replay's time comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,4 +61,28 @@ pub struct ReplayConfig {
     pub optimal: bool,
     /// Whether to keep the migrations.
     pub moves: bool,
+}
+
+/// The most memory that books may take.
+const MOST_BOOKS: u64 = 4 << 30;
+
+impl ReplayConfig {
+    /// Whether the books of so much managed memory, and of the devices', have a size that is worth a try: sizes come
+    /// from files, which may be damaged.
+    pub(super) fn check_books(&self, memory: u64) -> Result<(), ReplayError> {
+        let devices = u64::from(self.devices);
+        // A word and a byte for each page, a byte of each device's page table; less than 16 bytes for each frame.
+        let pages = (memory / PAGE_SIZE).saturating_mul(9 + devices);
+        let frames = (self.device_memory / PAGE_SIZE).saturating_mul(16 * devices);
+        let bytes = pages.saturating_add(frames);
+        match bytes > MOST_BOOKS {
+            true => Err(ReplayError::TooLarge {
+                memory,
+                devices: self.devices,
+                device_memory: self.device_memory,
+                books: bytes,
+            }),
+            false => Ok(()),
+        }
+    }
 }

@@ -103,7 +103,11 @@ struct Replay<'c> {
 impl<'c> Replay<'c> {
     fn new(config: &'c ReplayConfig) -> Result<Self, ReplayError> {
         let unit = hmm_backend::BLOCK_PAGES * PAGE_SIZE;
-        let mut backend = BackendConfig::new(config.memory.next_multiple_of(unit));
+        // What has no next multiple is refused as it is.
+        let memory = config.memory.checked_next_multiple_of(unit);
+        let memory = memory.unwrap_or(config.memory);
+        config.check_books(memory)?;
+        let mut backend = BackendConfig::new(memory);
         backend.policy = config.policy.clone();
         backend.link = config.link;
         backend.events = if config.moves { KEPT } else { 0 };

@@ -11,6 +11,20 @@ pub enum ReplayError {
     /// The configuration is not possible.
     #[error(transparent)]
     Backend(#[from] hmm_backend::Error),
+    /// There is so much memory that accounts of it are not kept.
+    #[error(
+        "{} MiB of managed memory and {devices} devices with {} MiB each: the books of a replay would take {} MiB, and 4096 are the most", memory >> 20, device_memory >> 20, books >> 20
+    )]
+    TooLarge {
+        /// Bytes of managed memory.
+        memory: u64,
+        /// Devices.
+        devices: u8,
+        /// Bytes of each one's memory.
+        device_memory: u64,
+        /// Bytes that the books would take.
+        books: u64,
+    },
     /// The trace accesses a page that is not in memory.
     #[error(
         "event {event}: page {page} is beyond the {pages} pages of managed memory; replay with more"

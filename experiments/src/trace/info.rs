@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{BLOCK_PAGES, Event, Page, PageRange};
+use hmm_backend::{Block, Event, Page, PageRange, PageSet};
 use serde::Serialize;
 
 use super::error::TraceError;
@@ -123,7 +123,7 @@ fn tail(tail: Tail) -> (&'static str, Option<String>) {
 struct Pages {
     /// Pages of the machine: an event that says it has more cannot make this grow without bounds.
     limit: u32,
-    blocks: BTreeMap<u32, [u64; BLOCK_PAGES as usize / 64]>,
+    blocks: BTreeMap<Block, PageSet>,
     count: u64,
 }
 
@@ -131,12 +131,13 @@ impl Pages {
     fn add(&mut self, event: &Event) {
         let limit = |page: Page| Page(page.0.min(self.limit));
         let range = PageRange::new(limit(event.page), limit(event.page.plus(event.pages)));
-        for page in range.pages() {
-            let index = page.index_in_block();
-            let word = &mut self.blocks.entry(page.block().0).or_default()[index / 64];
-            let bit = 1 << (index % 64);
-            self.count += u64::from(*word & bit == 0);
-            *word |= bit;
+        for part in range.split_by_block() {
+            let block = part.start.block();
+            let pages = self.blocks.entry(block).or_insert(PageSet::EMPTY);
+            let before = pages.count();
+            let start = part.start.index_in_block();
+            pages.insert_range(start..start + part.len() as usize);
+            self.count += (pages.count() - before) as u64;
         }
     }
 }
@@ -220,7 +221,9 @@ impl fmt::Display for TraceInfo {
                     self.last_ns as f64 / 1e9
                 ),
             ),
-            super::TraceKind::Access => line("accesses", (self.last_ns + 1).to_string()),
+            super::TraceKind::Access => {
+                line("accesses", self.last_ns.saturating_add(1).to_string())
+            }
         }
     }
 }
