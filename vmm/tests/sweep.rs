@@ -273,6 +273,20 @@ fn a_sweep_removes_only_the_traces_that_it_made() {
     assert_eq!(names[3..], ["traces", "traces-theirs"]);
 }
 
+#[test]
+fn a_merge_of_failed_runs_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    // Only when it runs does the workload see that its pages are more than there is memory.
+    let too_many = SCRIPTED.replace("pages = 64", "pages = 60000");
+    let built_in = too_many.replace(", \"next.luau:window=4\", \"next.luau:window=32\"", "");
+    fs::write(path.join("s.toml"), built_in).unwrap();
+    fails(path, "sweep s.toml -o a", "1 run failed");
+    fails(path, "sweep merge a -o all", "1 run failed");
+    fails(path, "sweep merge a -o again", "run 0 (pingpong, on-demand");
+    assert!(path.join("all/results.csv").exists());
+}
+
 /// The values of a column.
 fn column(csv: &str, name: &str) -> Vec<String> {
     let cells = |line: &str| -> Vec<String> {

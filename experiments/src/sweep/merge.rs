@@ -10,13 +10,22 @@ use super::row::Row;
 use super::shard::Shard;
 use super::{JOURNAL, run};
 
+/// What a merge has put together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// Runs of the whole sweep.
+    pub runs: usize,
+    /// Those that failed; each has an `error` in the tables.
+    pub failed: Vec<String>,
+}
+
 /// Puts the shards of one sweep together: a journal and tables as if the sweep had been done in one piece. Returns the
-/// number of runs.
+/// number of runs and which of them failed, in whatever shard.
 ///
 /// # Errors
 /// The folders are of different sweeps, one shard is there twice, is missing or is not finished; the output folder has
 /// results or cannot be written.
-pub fn merge(folders: &[PathBuf], out: &Path) -> Result<usize, SweepError> {
+pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Merged, SweepError> {
     let shards = folders
         .iter()
         .map(|folder| Ok((folder, Journal::read(&folder.join(JOURNAL))?)))
@@ -73,7 +82,10 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<usize, SweepError> {
         // The shards have everything; half a merge is of no use to anybody.
         let _ = fs::remove_file(out.join(JOURNAL));
     }
-    written.map(|()| rows.len())
+    written.map(|()| Merged {
+        runs: rows.len(),
+        failed: run::failed(&rows),
+    })
 }
 
 fn complete(shards: &[(&PathBuf, Journal)]) -> Result<(), SweepError> {

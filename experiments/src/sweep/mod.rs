@@ -21,7 +21,7 @@ pub mod table;
 use std::path::Path;
 
 pub use error::{SweepError, runs};
-pub use merge::merge;
+pub use merge::{Merged, merge};
 pub use plan::{Link, Policy, Run, Source, Sweep, TraceFacts, TraceSource, Workload};
 pub use row::{COLUMNS, Column, Measured, Row};
 pub(crate) use run::read_results;

@@ -90,16 +90,18 @@ impl Sweep {
         result?;
 
         write_tables(&settings.folder, &rows)?;
-        let failed = rows
-            .values()
-            .filter_map(|row| Some(failure(row, row.error.as_deref()?)))
-            .collect();
         Ok(Done {
             runs,
             skipped,
-            failed,
+            failed: failed(&rows),
         })
     }
+}
+
+/// The runs that failed, in words.
+pub(super) fn failed(rows: &BTreeMap<usize, Row>) -> Vec<String> {
+    let failed = |row| Some(failure(row, row.error.as_deref()?));
+    rows.values().filter_map(failed).collect()
 }
 
 fn failure(row: &Row, error: &str) -> String {

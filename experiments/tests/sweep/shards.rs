@@ -25,7 +25,8 @@ fn merged_shards_are_the_whole() {
     sweep.start(&settings(&whole), &Fake::default()).unwrap();
     let parts = shards(&folder, SWEEP, &["3/3", "1/3", "2/3"]);
     let out = folder.path("merged");
-    assert_eq!(merge(&parts, &out).unwrap(), 24);
+    let merged = merge(&parts, &out).unwrap();
+    assert_eq!((merged.runs, merged.failed.len()), (24, 0));
     for table in ["results.csv", "results.parquet"] {
         assert_eq!(read(&out.join(table)), read(&whole.join(table)), "{table}");
     }
@@ -98,6 +99,31 @@ device_memory = ["8M"]
 name = "sqlite"
 files = ["traces/1.trace"]
 "#;
+
+#[test]
+fn runs_that_failed_in_a_shard_fail_in_the_whole() {
+    let folder = Folder::new();
+    let sweep = folder.sweep(SWEEP).unwrap();
+    let broken = Fake {
+        broken: vec![5],
+        ..Fake::default()
+    };
+    let whole = sweep
+        .start(&settings(&folder.path("whole")), &broken)
+        .unwrap();
+    assert_eq!(whole.failed.len(), 1);
+    let shards = ["1/2", "2/2"].map(|shard| {
+        let out = folder.path(&shard.replace('/', "-"));
+        let settings = Settings {
+            shard: shard.parse().unwrap(),
+            ..settings(&out)
+        };
+        sweep.start(&settings, &broken).unwrap();
+        out
+    });
+    let merged = merge(&shards, &folder.path("merged")).unwrap();
+    assert_eq!((merged.runs, merged.failed), (24, whole.failed));
+}
 
 #[test]
 fn shards_of_other_places_fit() {

@@ -80,8 +80,11 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
         scripts,
     };
     let text = match args.json {
-        true => serde_json::to_string(&json)? + "
-",
+        true => {
+            serde_json::to_string(&json)?
+                + "
+"
+        }
         false => Summary {
             outcome: &outcome,
             config: &config,

@@ -74,8 +74,8 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     if let Some(SweepCommand::Merge { folders, output }) = args.command {
         let merged = merge(&folders, &output)?;
         report_sweep(&output, &output.join(PAGE))?;
-        print(&format!("{}: {}\n", runs(merged), results(&output)))?;
-        return Ok(ExitCode::SUCCESS);
+        print(&format!("{}: {}\n", runs(merged.runs), results(&output)))?;
+        return end(&merged.failed);
     }
     let Some(file) = args.file else {
         bail!("no sweep file given");
@@ -108,14 +108,19 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         text += &format!(", {} done before", done.skipped);
     }
     print(&format!("{text}: {}\n", results(&settings.folder)))?;
-    if failed == 0 {
+    end(&done.failed)
+}
+
+/// Runs that failed are an error, whoever did them.
+fn end(failed: &[String]) -> Result<ExitCode> {
+    if failed.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
     bail!(
         "{} failed; --resume tries {} again\n  {}",
-        runs(failed),
-        if failed == 1 { "it" } else { "them" },
-        done.failed.join("\n  ")
+        runs(failed.len()),
+        if failed.len() == 1 { "it" } else { "them" },
+        failed.join("\n  ")
     )
 }
 
