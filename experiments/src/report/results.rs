@@ -1,6 +1,7 @@
 //! A sweep's rows, grouped for comparison.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use super::axis::Unit;
 use super::statistics::Estimate;
@@ -53,8 +54,41 @@ impl Cell<'_> {
     }
 }
 
-/// Runs of one workload or trace with one link: what is compared with each other.
+/// What runs have in common that are compared with each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Key<'a> {
+    mode: Option<&'a str>,
+    source: Option<&'a str>,
+    params: Option<&'a str>,
+    vcpus: Option<u64>,
+    devices: Option<u64>,
+    memory: Option<u64>,
+    engine: Option<&'a str>,
+    link: Option<&'a str>,
+}
+
+impl<'a> Key<'a> {
+    fn of(row: &'a Row) -> Key<'a> {
+        let mode = row.mode.as_deref();
+        // Traces of one name are of one program with several seeds. Their files differ, and their memory may: of an
+        // imported trace it is what was accessed.
+        let workload = mode != Some("trace");
+        Key {
+            mode,
+            source: row.source.as_deref(),
+            params: row.params.as_deref().filter(|_| workload),
+            vcpus: row.vcpus,
+            devices: row.devices,
+            memory: row.memory_bytes.filter(|_| workload),
+            engine: row.engine.as_deref(),
+            link: row.link.as_deref(),
+        }
+    }
+}
+
+/// Runs of one workload or trace on one machine with one link: what is compared with each other.
 pub(super) struct Group<'a> {
+    key: Key<'a>,
     pub(super) name: String,
     /// Live runs measure time, replays model it.
     pub(super) live: bool,
@@ -94,12 +128,13 @@ impl<'a> Results<'a> {
                 results.failed.push(row);
                 continue;
             }
-            let name = group_name(row);
-            let place = results.groups.iter().position(|group| group.name == name);
+            let key = Key::of(row);
+            let place = results.groups.iter().position(|group| group.key == key);
             let place = place.unwrap_or_else(|| {
                 results.groups.push(Group {
-                    name,
-                    live: row.mode.as_deref() == Some("live"),
+                    key,
+                    name: key.to_string(),
+                    live: key.mode == Some("live"),
                     sizes: Vec::new(),
                     cells: BTreeMap::new(),
                 });
@@ -117,24 +152,125 @@ impl<'a> Results<'a> {
     }
 }
 
-fn group_name(row: &Row) -> String {
-    let mut name = row.source.clone().unwrap_or_default();
-    let params = row.params.as_deref().unwrap_or("");
-    if !params.is_empty() && row.mode.as_deref() != Some("trace") {
-        name += &format!(" ({params})");
-    }
-    if let Some(bytes) = row.memory_bytes {
-        name += &format!(", {} of guest memory", Size(bytes));
-    }
-    match (row.mode.as_deref(), &row.link) {
-        (Some("live"), _) => {
-            let engine = row.engine.as_deref().unwrap_or("auto");
-            let vcpus = row.vcpus.unwrap_or(1);
-            let devices = row.devices.unwrap_or(1);
-            name += &format!(", live: {vcpus} vCPUs, {devices} accelerators, engine {engine}");
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.source.unwrap_or_default())?;
+        if let Some(params) = self.params.filter(|params| !params.is_empty()) {
+            write!(f, " ({params})")?;
         }
-        (_, Some(link)) => name += &format!(", link {link}"),
-        _ => {}
+        if let Some(bytes) = self.memory {
+            write!(f, ", {} of guest memory", Size(bytes))?;
+        }
+        let several = self.vcpus.is_some_and(|n| n > 1) || self.devices.is_some_and(|n| n > 1);
+        match self.mode {
+            Some("live") => f.write_str(", live")?,
+            Some("trace") => f.write_str(", traced")?,
+            _ => {}
+        }
+        if several || self.mode == Some("live") {
+            let (vcpus, devices) = (self.vcpus.unwrap_or(1), self.devices.unwrap_or(1));
+            write!(f, ": {vcpus} vCPUs, {devices} accelerators")?;
+        }
+        if let Some(engine) = self.engine {
+            write!(f, ", engine {engine}")?;
+        }
+        match self.link {
+            Some(link) => write!(f, ", link {link}"),
+            None => Ok(()),
+        }
     }
-    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(mode: &str) -> Row {
+        Row {
+            mode: Some(mode.into()),
+            source: Some("bfs".into()),
+            params: Some("vertices=4K".into()),
+            vcpus: Some(1),
+            devices: Some(1),
+            memory_bytes: Some(64 << 20),
+            policy: Some("density".into()),
+            device_memory_bytes: Some(1 << 20),
+            link: (mode != "live").then(|| "pcie".into()),
+            modelled_ns: Some(1),
+            ..Row::default()
+        }
+    }
+
+    /// The names of the groups, and how many runs share their only cell.
+    fn groups(rows: &[Row]) -> Vec<(String, usize)> {
+        let results = Results::of(rows);
+        let mut groups: Vec<_> = results
+            .groups
+            .iter()
+            .map(|group| {
+                let cells: Vec<_> = group.cells.values().collect();
+                assert_eq!(cells.len(), 1, "{}", group.name);
+                (group.name.clone(), cells[0].0.len())
+            })
+            .collect();
+        groups.sort();
+        groups
+    }
+
+    #[test]
+    fn other_configurations_are_no_other_seeds() {
+        let seeds = |seed| Row {
+            seed: Some(seed),
+            ..row("model")
+        };
+        let mut rows = vec![seeds(1), seeds(2), row("live"), row("trace")];
+        rows.push(Row {
+            vcpus: Some(2),
+            ..row("model")
+        });
+        rows.push(Row {
+            devices: Some(2),
+            ..row("model")
+        });
+        rows.push(Row {
+            memory_bytes: Some(128 << 20),
+            ..row("model")
+        });
+        rows.push(Row {
+            params: Some("vertices=8K".into()),
+            ..row("model")
+        });
+        rows.push(Row {
+            engine: Some("copy".into()),
+            ..row("live")
+        });
+        rows.push(Row {
+            link: Some("slow".into()),
+            ..row("model")
+        });
+        let groups = groups(&rows);
+        assert_eq!(groups.len(), rows.len() - 1, "{groups:?}");
+        for (index, (name, runs)) in groups.iter().enumerate() {
+            // Two seeds of one, and one of each other; each with a heading of its own.
+            let seeds = name == "bfs (vertices=4K), 64 MiB of guest memory, link pcie";
+            assert_eq!(*runs, if seeds { 2 } else { 1 }, "{name}");
+            assert!(!groups[..index].iter().any(|(other, _)| other == name));
+        }
+    }
+
+    #[test]
+    fn traces_of_one_name_are_one_group_whatever_they_accessed() {
+        let trace = |file: &str, memory| Row {
+            params: Some(file.into()),
+            memory_bytes: Some(memory),
+            vcpus: None,
+            devices: None,
+            ..row("trace")
+        };
+        let rows = [trace("1.trace", 6 << 20), trace("2.trace", 8 << 20)];
+        assert_eq!(groups(&rows), [("bfs, traced, link pcie".to_owned(), 2)]);
+        let results = Results::of(&rows);
+        let cell = results.groups[0].cell(1 << 20, "density").unwrap();
+        assert!(cell.estimate(Metric::Time).unwrap().error.is_some());
+    }
 }

@@ -60,7 +60,8 @@ struct WorkloadTable {
     memory: Option<Spanned<Size>>,
     vcpus: Option<u32>,
     devices: Option<u32>,
-    engine: Option<String>,
+    /// Of live runs.
+    engine: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -299,7 +300,10 @@ impl Reader<'_> {
             params,
             vcpus: given.vcpus.unwrap_or(1),
             devices: given.devices.unwrap_or(1),
-            engine: given.engine.clone().unwrap_or_else(|| "auto".to_owned()),
+            engine: match &given.engine {
+                Some(engine) => engine.get_ref().clone(),
+                None => "auto".to_owned(),
+            },
             memory: given
                 .memory
                 .as_ref()
@@ -315,6 +319,10 @@ impl Reader<'_> {
                 return Err(self.wrong(given.mode.span(), what));
             }
         };
+        if let (Source::Model(_), Some(engine)) = (&source, &given.engine) {
+            let what = "an engine is of live runs; leave it out with mode = \"model\"";
+            return Err(self.wrong(engine.span(), what));
+        }
         match self.runner.workload(&source) {
             Ok(()) => Ok(source),
             Err(what) => Err(self.wrong(table.span(), what)),

@@ -42,6 +42,12 @@ fn mistakes_are_shown_with_file_line_and_what_there_is() {
         ),
         ("\"64K\"", "[1]", 14, "must be a number or a word"),
         (
+            "mode = \"model\"",
+            "mode = \"model\"\nengine = \"copy\"",
+            14,
+            "an engine is of live runs",
+        ),
+        (
             "[links]",
             "[[trace]]\nname = \"a\"\nfiles = [\"no.trace\"]\n[links]",
             10,
