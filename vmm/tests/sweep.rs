@@ -266,11 +266,10 @@ fn a_sweep_removes_only_the_traces_that_it_made() {
     fails(path, "sweep s.toml -o out", "add --resume");
     kept("a sweep that was there");
     let names = fs::read_dir(path.join("out")).unwrap();
-    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| name.starts_with("traces")).collect();
     names.sort();
-    let left = ["journal.jsonl", "results.csv", "results.parquet"];
-    assert_eq!(names[..3], left, "its own traces are left");
-    assert_eq!(names[3..], ["traces", "traces-theirs"]);
+    assert_eq!(names, ["traces", "traces-theirs"], "its own are left");
 }
 
 #[test]
