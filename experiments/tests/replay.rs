@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::{
-    Access, Cause, DeviceId, Event, EventKind, LinkModel, Page, PageRange, PolicySpec,
+    Access, Block, Cause, DeviceId, Event, EventKind, LinkModel, Page, PageRange, PolicyFactory,
+    PolicySpec,
 };
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, ReplayError, Replayed, Time, replay};
+use hmmvisor_policies::{Limits, PolicyChoice, Region, Regions};
 use proptest::prelude::*;
 
 const DEVICE: Option<DeviceId> = Some(DeviceId(0));
@@ -209,21 +211,65 @@ fn what_somebody_asked_for_is_done_and_what_the_policy_did_then_is_not() {
     );
 }
 
+/// On the CPU once, then a device's accesses.
+fn used_by_a_device(n: u32) -> Vec<Event> {
+    let mut trace = vec![write(CPU, 3)];
+    trace.extend((0..n).map(|_| write(DEVICE, 3)));
+    trace
+}
+
 #[test]
 fn accesses_in_place_cost_more_and_bring_the_page_when_there_are_many() {
-    let trace = |n| {
-        let mut trace = vec![write(CPU, 3)];
-        trace.extend((0..n).map(|_| write(DEVICE, 3)));
-        trace
-    };
     let policy = "access-counter:threshold=8+lru+timeslice:min=0us";
-    let done = replay(trace(7), &config(policy, 16)).unwrap();
+    let done = replay(used_by_a_device(7), &config(policy, 16)).unwrap();
     assert_eq!((done.remote_accesses, done.pages_to_device), (7, 0));
     assert_eq!(done.modelled_ns, 8 * 10 + 2 * 100_000 + 7 * 5_000);
-    let done = replay(trace(20), &config(policy, 16)).unwrap();
+    let done = replay(used_by_a_device(20), &config(policy, 16)).unwrap();
     assert_eq!((done.remote_accesses, done.pages_to_device), (8, 1));
     // Coming to the device is the policy's doing, and the next access finds no translation.
     assert_eq!((done.prefetched, done.device_faults), (1, 1));
+}
+
+/// Scripts hear of accesses in place, also beside regions with other policies.
+#[test]
+fn a_script_may_count_accesses_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("counter.luau");
+    let script = |threshold: &str| {
+        let text = format!(
+            "return {{ {threshold}
+                on_fault = function(page, write, device) return nil, nil, nil, nil, device ~= nil end,
+                on_remote_accesses = function() return true end,
+            }}"
+        );
+        std::fs::write(&file, text).unwrap();
+        let spec = format!("{}+timeslice:min=0us", file.display());
+        let choice: PolicyChoice = spec.parse().unwrap();
+        let log = Arc::new(|line: &str| panic!("{line}"));
+        choice.load(Limits::default(), log).unwrap().factory
+    };
+    let counted = |policy: Arc<dyn PolicyFactory>, n| {
+        let config = ReplayConfig {
+            policy,
+            ..config(PLAIN, 16)
+        };
+        let done = replay(used_by_a_device(n), &config).unwrap();
+        (done.remote_accesses, done.pages_to_device)
+    };
+    // The group of 16 pages comes, as far as a quarter of device memory.
+    let eight = script("remote_access_threshold = 8,");
+    assert_eq!(counted(eight.clone(), 7), (7, 0));
+    assert_eq!(counted(eight.clone(), 20), (8, 4));
+    assert_eq!(counted(script(""), 300), (256, 4));
+    let regions = Regions {
+        common: eight,
+        regions: vec![Region {
+            first: Block(1),
+            blocks: 1,
+            policy: Arc::new(PLAIN.parse::<PolicySpec>().unwrap()),
+        }],
+    };
+    assert_eq!(counted(Arc::new(regions), 20), (8, 4));
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub(crate) struct ScriptPolicy {
     instance: Instance,
     beside: Box<dyn FaultPolicy>,
     default: Box<dyn FaultPolicy>,
+    /// When the script wants its next tick; what stands beside it has its own times.
+    next_tick: Duration,
 }
 
 impl ScriptPolicy {
@@ -27,6 +29,7 @@ impl ScriptPolicy {
             instance,
             beside,
             default,
+            next_tick: Duration::ZERO,
         }
     }
 }
@@ -57,6 +60,14 @@ impl FaultPolicy for ScriptPolicy {
             None => merge(&mut advice, self.default.advise(fault, view)),
         }
         advice
+    }
+
+    fn remote_access_threshold(&self) -> Option<u32> {
+        let beside = self.beside.remote_access_threshold();
+        [beside, self.instance.remote_access_threshold()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn remote_accesses(&mut self, seen: &BlockFault, count: u32, view: &BlockView<'_>) -> PageSet {
@@ -102,8 +113,13 @@ impl FaultPolicy for ScriptPolicy {
 
     fn tick(&mut self, now: Duration, seen: Seen) -> Vec<Wish> {
         let mut wishes = self.beside.tick(now, seen);
-        let asked = self.instance.ask(|script| script.on_tick(now, seen));
-        wishes.extend(asked.unwrap_or_default());
+        if let Some(interval) = self.instance.tick_interval()
+            && self.next_tick <= now
+        {
+            self.next_tick = now + interval;
+            let asked = self.instance.ask(|script| script.on_tick(now, seen));
+            wishes.extend(asked.unwrap_or_default());
+        }
         wishes
     }
 }

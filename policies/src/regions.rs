@@ -95,6 +95,15 @@ impl FaultPolicy for RegionPolicy {
         self.of(fault.block).advise(fault, view)
     }
 
+    /// There is one threshold for all of memory: the lowest.
+    fn remote_access_threshold(&self) -> Option<u32> {
+        let thresholds = self
+            .policies
+            .iter()
+            .map(|due| due.policy.remote_access_threshold());
+        thresholds.flatten().min()
+    }
+
     fn remote_accesses(&mut self, seen: &BlockFault, count: u32, view: &BlockView<'_>) -> PageSet {
         self.of(seen.block).remote_accesses(seen, count, view)
     }

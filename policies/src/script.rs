@@ -54,6 +54,8 @@ const ON_HINT: usize = 2;
 const ON_FREE: usize = 3;
 const ON_TICK: usize = 4;
 const VICTIMS: usize = 5;
+/// How many accesses to 64 KiB in place a script wants to hear of unless it says so: as many as `access-counter`.
+const REMOTE_ACCESSES: u32 = 256;
 /// Where [`Calls`] has the first of the keys of advice, and the first buffer of [`Surroundings`].
 const KEYS: usize = HANDLERS.len() + HINTS.len();
 const BUFFERS: usize = KEYS + answer::KEYS.len();
@@ -67,6 +69,7 @@ pub(crate) struct Script {
     /// Has the handlers in their order, the names of hints, the keys of advice, then the buffers.
     calls: Calls,
     needs: Needs,
+    remote_access_threshold: u32,
     pub(crate) tick_interval: Option<Duration>,
     pub(crate) eviction: Option<String>,
 }
@@ -104,6 +107,7 @@ impl Script {
             limits: *limits,
             handlers: [const { None }; HANDLERS.len()],
             needs,
+            remote_access_threshold: REMOTE_ACCESSES,
             tick_interval: None,
             eviction: None,
         };
@@ -150,6 +154,10 @@ impl Script {
                     self.tick_interval = Some(Duration::from_micros(*us as u64));
                 }
                 ("tick_interval", _) => return wrong("it must be a time in microseconds, from 1"),
+                ("remote_access_threshold", value) => match count(value) {
+                    Some(n) => self.remote_access_threshold = n,
+                    None => return wrong("it must be a number of accesses, from 1"),
+                },
                 ("eviction", Value::String(spec)) => {
                     self.eviction = Some(spec.to_string_lossy());
                 }
@@ -192,6 +200,12 @@ impl Script {
 
     pub(crate) fn decides_faults(&self) -> bool {
         self.handlers[ON_FAULT].is_some()
+    }
+
+    /// How many accesses in place `on_remote_accesses` is called for, if the script has it.
+    pub(crate) fn remote_access_threshold(&self) -> Option<u32> {
+        let heard = self.handlers[ON_REMOTE_ACCESSES].is_some();
+        heard.then_some(self.remote_access_threshold)
     }
 
     pub(crate) fn decides_victims(&self) -> bool {
@@ -387,8 +401,22 @@ fn kind(value: &Value) -> String {
     }
 }
 
+/// A whole number from 1.
+fn count(value: &Value) -> Option<u32> {
+    match value {
+        Value::Number(n) if *n >= 1.0 && n.fract() == 0.0 && *n <= f64::from(u32::MAX) => {
+            Some(*n as u32)
+        }
+        Value::Integer(n) => u32::try_from(*n).ok().filter(|n| *n > 0),
+        _ => None,
+    }
+}
+
 fn known() -> String {
-    format!("{}, tick_interval, eviction", HANDLERS.join(", "))
+    format!(
+        "{}, remote_access_threshold, tick_interval, eviction",
+        HANDLERS.join(", ")
+    )
 }
 
 fn micros(time: Duration) -> f64 {

@@ -147,6 +147,10 @@ impl Instance {
     }
 
     /// How often the script wants to hear of the time.
+    pub(crate) fn remote_access_threshold(&self) -> Option<u32> {
+        self.script.as_ref()?.remote_access_threshold()
+    }
+
     pub(crate) fn tick_interval(&self) -> Option<std::time::Duration> {
         self.script.as_ref()?.tick_interval
     }

@@ -92,7 +92,7 @@ fn definitions_and_reference_name_everything() {
         .collect();
     assert!(names.len() > 15);
     names.extend(
-        "on_fault on_remote_accesses on_hint on_free on_tick victims tick_interval eviction state \
+        "on_fault on_remote_accesses on_hint on_free on_tick victims remote_access_threshold tick_interval eviction state \
          prefetch count hold throttle stay migrate frame page pages uses age idle \
          preferred_location accessed_by read_mostly"
             .split_whitespace()

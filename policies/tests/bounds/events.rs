@@ -74,6 +74,8 @@ fn all_events_reach_the_script_with_what_they_say() {
                 wish(600, 1, Place::Device(DeviceId(2)))
             ]
         );
+        // What stands beside the script may want ticks more often.
+        assert_eq!(policy.tick(Duration::from_micros(2100), seen), []);
         let lines: Vec<_> = said.take();
         assert_eq!(
             lines,
