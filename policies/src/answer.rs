@@ -252,3 +252,21 @@ pub(crate) fn indices(results: &Results<'_>, candidates: usize) -> Result<Vec<us
         .map(|i| list.element(i, index))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_have_the_keys_of_advice() {
+        let definitions = include_str!("../hmmvisor.d.luau");
+        let (_, advice) = definitions.split_once("export type Advice = {").unwrap();
+        let (advice, _) = advice.split_once("\n}").unwrap();
+        let lines = advice.lines().map(str::trim);
+        let declared: Vec<&str> = lines
+            .filter(|line| !line.starts_with("--"))
+            .filter_map(|line| Some(line.split_once(':')?.0))
+            .collect();
+        assert_eq!(declared, KEYS);
+    }
+}

@@ -11,7 +11,7 @@ use hmm_backend::{
     Advice, BlockFault, BlockView, DeviceId, EvictionPolicy, FaultPolicy, Frame, Page, PageRange,
     Place, PolicyFactory, PolicySpec, Seen,
 };
-use hmmvisor_policies::{Limits, PolicyChoice, ScriptSpec, Scripts};
+use hmmvisor_policies::{Limits, PolicyChoice, ScriptError, ScriptSpec, Scripts};
 use views::{Random, each_view};
 
 fn path(name: &str) -> PathBuf {
@@ -73,36 +73,81 @@ fn there_is_a_test_for_every_example() {
     assert!(examples >= 6);
 }
 
-/// Editors and readers learn of everything there is.
-#[test]
-fn definitions_and_reference_name_everything() {
+/// The names that a declaration or type in the definitions has, in order.
+fn declared(definitions: &str, head: &str) -> Vec<String> {
+    let (_, rest) = definitions.split_once(head).expect(head);
+    let (body, _) = rest.split_once("\n}").expect("its end");
+    let name = |line: &str| {
+        let (name, _) = line.strip_prefix('\t')?.split_once(':')?;
+        let is_name = name.chars().all(|c| c.is_ascii_lowercase() || c == '_') || name == "BLOCK";
+        is_name.then(|| name.to_owned())
+    };
+    let mut names: Vec<String> = body.lines().filter_map(name).collect();
+    names.sort();
+    names
+}
+
+/// What the script prints when it is loaded and chooses victims.
+fn printed(text: &str) -> (Vec<String>, Result<Arc<Scripts>, ScriptError>) {
     let folder = tempfile::tempdir().unwrap();
-    let script = folder.path().join("names.luau");
-    let text = "for name in pages do print('pages.' .. name) end
-        for name in hmm do print('hmm.' .. name) end
-        return { on_fault = print }";
-    std::fs::write(&script, text).unwrap();
+    let path = folder.path().join("names.luau");
+    std::fs::write(&path, text).unwrap();
     let (said, heard) = mpsc::channel();
     let said = std::sync::Mutex::new(said);
     let log = Arc::new(move |line: &str| said.lock().unwrap().send(line.to_owned()).unwrap());
-    drop(Scripts::with(ScriptSpec::file(script), Limits::default(), log).unwrap());
-    let mut names: Vec<String> = heard
-        .iter()
-        .map(|line| line.rsplit(['.', ' ']).next().unwrap().to_owned())
+    let scripts = Scripts::with(ScriptSpec::file(path), Limits::default(), log);
+    let scripts = scripts.inspect(|scripts| {
+        let mut eviction = scripts.eviction_policy(8);
+        eviction.allocated(Frame(0), 0, Page(0));
+        eviction.victims(1);
+    });
+    let mut lines: Vec<String> = heard
+        .try_iter()
+        .map(|line| line.rsplit(' ').next().unwrap().to_owned())
         .collect();
-    assert!(names.len() > 15);
-    names.extend(
-        "on_fault on_remote_accesses on_hint on_free on_tick victims remote_access_threshold tick_interval eviction state \
-         prefetch count hold throttle stay migrate frame page pages uses age idle \
-         preferred_location accessed_by read_mostly"
-            .split_whitespace()
-            .map(str::to_owned),
-    );
-    for file in ["hmmvisor.d.luau", "../docs/policy-scripts.md"] {
-        let text = std::fs::read_to_string(path(file)).unwrap();
-        for name in &names {
-            assert!(text.contains(name.as_str()), "{file} does not name {name}");
-        }
+    lines.sort();
+    lines.dedup();
+    (lines, scripts)
+}
+
+/// Editors and readers learn of everything there is, and of nothing that is not there.
+#[test]
+fn definitions_and_reference_name_everything() {
+    let read = |file| std::fs::read_to_string(path(file)).unwrap();
+    let (definitions, reference) = (read("hmmvisor.d.luau"), read("../docs/policy-scripts.md"));
+    let mut names = Vec::new();
+    for (table, head) in [("hmm", "\ndeclare hmm: {"), ("pages", "\ndeclare pages: {")] {
+        let text = format!("for name in {table} do print(name) end return {{ on_fault = print }}");
+        let (there, scripts) = printed(&text);
+        scripts.unwrap();
+        assert!(there.len() > 5);
+        assert_eq!(declared(&definitions, head), there);
+        names.extend(there);
+    }
+
+    let text = "return { victims = function(_, list) for name in list[1] do print(name) end end }";
+    let (there, scripts) = printed(text);
+    assert_eq!(scripts.unwrap().figures().failures, 0);
+    assert_eq!(declared(&definitions, "\nexport type Candidate = {"), there);
+    names.extend(there);
+
+    let error = printed("return { nothing = 1 }")
+        .1
+        .err()
+        .unwrap()
+        .to_string();
+    let (_, known) = error.split_once("it may return: ").unwrap();
+    let mut there: Vec<String> = known.split(", ").map(str::to_owned).collect();
+    there.sort();
+    assert_eq!(declared(&definitions, "\nexport type Policy = {"), there);
+    names.extend(there);
+
+    // The crate's own test compares these with what is read.
+    names.extend(declared(&definitions, "\nexport type Advice = {"));
+    names.extend(["state", "preferred_location", "accessed_by", "read_mostly"].map(str::to_owned));
+    for name in names {
+        assert!(definitions.contains(&name), "the definitions: {name}");
+        assert!(reference.contains(&name), "the reference: {name}");
     }
 }
 
