@@ -101,7 +101,7 @@ pub use policy::{
     Accepts, Access, AccessCounter, Advice, BlockFault, BlockView, ByMigration, Clock, Density,
     EvictionPolicy, FaultPolicy, Fifo, FirstTouch, Hint, Lfu, Lru, OnDemand, Place, PlacementError,
     PolicyError, PolicyFactory, PolicyInfo, PolicyParam, PolicySpec, Recent, S3Fifo, Seen,
-    Sequential, Wish, policies,
+    Sequential, Wish, policies, policy_checksum,
 };
 pub use service::{FaultService, ServiceConfig};
 pub use stats::{Cause, Latency, Stats};

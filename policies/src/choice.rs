@@ -49,6 +49,16 @@ impl ScriptSpec {
         }
     }
 
+    /// The script's file with its parameters, without what stands beside it.
+    pub(crate) fn script(&self) -> String {
+        let mut text = self.path.display().to_string();
+        for (i, (name, value)) in self.params.iter().enumerate() {
+            let before = if i == 0 { ':' } else { ',' };
+            text += &format!("{before}{name}={value}");
+        }
+        text
+    }
+
     /// What is beside the script, `eviction` being what the script asks for.
     pub(crate) fn beside(&self, eviction: Option<&str>) -> Result<PolicySpec, ScriptError> {
         let mut text = "on-demand".to_owned();
@@ -154,11 +164,7 @@ impl FromStr for PolicyChoice {
 
 impl fmt::Display for ScriptSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.path.display())?;
-        for (i, (name, value)) in self.params.iter().enumerate() {
-            let before = if i == 0 { ':' } else { ',' };
-            write!(f, "{before}{name}={value}")?;
-        }
+        f.write_str(&self.script())?;
         if !self.rest.is_empty() {
             write!(f, "+{}", self.rest)?;
         }

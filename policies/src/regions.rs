@@ -33,6 +33,19 @@ pub struct Regions {
     pub regions: Vec<Region>,
 }
 
+impl Regions {
+    /// What is said of each policy, with the blocks it is for.
+    fn join(&self, say: impl Fn(&dyn PolicyFactory) -> String) -> String {
+        let mut text = say(&*self.common);
+        for region in &self.regions {
+            let end = region.first.0.saturating_add(region.blocks);
+            let policy = say(&*region.policy);
+            text += &format!("; blocks {}..{end}: {policy}", region.first.0);
+        }
+        text
+    }
+}
+
 impl PolicyFactory for Regions {
     fn fault_policy(&self) -> Box<dyn FaultPolicy> {
         let mut policies = vec![Due::new(self.common.fault_policy())];
@@ -52,15 +65,11 @@ impl PolicyFactory for Regions {
     }
 
     fn name(&self) -> String {
-        let regions = self.regions.iter().map(|region| {
-            let end = region.first.0.saturating_add(region.blocks);
-            format!(
-                "; blocks {}..{end}: {}",
-                region.first.0,
-                region.policy.name()
-            )
-        });
-        self.common.name() + &regions.collect::<String>()
+        self.join(|policy| policy.name())
+    }
+
+    fn exact(&self) -> String {
+        self.join(|policy| policy.exact())
     }
 }
 

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hmm_backend::{Density, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec};
+use hmm_backend::{
+    Density, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec, policy_checksum,
+};
 
 use crate::choice::ScriptSpec;
 use crate::error::ScriptError;
@@ -297,6 +299,16 @@ impl PolicyFactory for Scripts {
 
     fn name(&self) -> String {
         self.spec.to_string()
+    }
+
+    /// The script in its current version, and all that stands beside it.
+    fn exact(&self) -> String {
+        let script = self.spec.script();
+        let sum = policy_checksum(&self.shared.current().source.text);
+        let beside = self.beside.exact();
+        // The script decides about faults.
+        let beside = beside.strip_prefix("on-demand+").unwrap_or(&beside);
+        format!("{script}#{sum}+{beside}")
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Report {
     pub engine: Engine,
     /// What migrated when.
     pub policy: String,
+    /// The same with every parameter, and checksums of the files that it was read from, as they were at the end.
+    pub policy_exact: String,
     /// How the policy scripts did; none if there were none.
     pub scripts: Option<ScriptFigures>,
     /// Number of vCPUs.
@@ -141,6 +143,7 @@ impl Report {
             guest: self.guest.as_deref(),
             engine: self.engine.to_string(),
             policy: &self.policy,
+            policy_exact: &self.policy_exact,
             scripts: self.scripts,
             vcpus: self.vcpus,
             devices: self.devices,
@@ -186,6 +189,7 @@ struct Json<'a> {
     guest: Option<&'a str>,
     engine: String,
     policy: &'a str,
+    policy_exact: &'a str,
     scripts: Option<ScriptFigures>,
     vcpus: u32,
     devices: u32,

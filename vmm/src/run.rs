@@ -109,7 +109,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         engine: config.engine.kind,
         shards: config.engine.shards,
         lockstep: config.engine.lockstep,
-        policy,
+        policy: policy.clone(),
         events: config.record.as_ref().map_or(0, |_| recording::RING),
         ..BackendConfig::new(config.machine.memory.0)
     })?;
@@ -206,6 +206,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         guest: config.guest.as_ref().map(|path| path.display().to_string()),
         engine: backend.engine(),
         policy: backend.policy_name(),
+        policy_exact: policy.exact(),
         scripts: policies.figures(),
         vcpus: config.machine.vcpus,
         devices: config.devices.count,

@@ -49,22 +49,20 @@ fn live_runs_are_swept_and_reported() {
         succeeds(path, "sweep live.toml"),
         "4 runs done: results.csv, results.parquet and report.html in live\n"
     );
-    let mut csv = fs::read_to_string(path.join("live/results.csv")).unwrap();
+    let csv = fs::read_to_string(path.join("live/results.csv")).unwrap();
     assert_eq!(csv.lines().count(), 5, "{csv}");
-    csv.retain(|c| c != '"');
-    let names: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
-    let column = |name: &str| names.iter().position(|it| *it == name).unwrap();
-    for row in csv.lines().skip(1) {
-        let cells: Vec<&str> = row.split(',').collect();
-        // 16 pages to the device and back, four times each.
-        let moved: u64 = cells[column("pages_to_device")].parse().unwrap();
-        assert!(moved >= 64, "{row}");
-        assert!(
-            cells[column("elapsed_s")].parse::<f64>().unwrap() > 0.0,
-            "{row}"
-        );
-        assert_eq!(cells[column("error")], "", "{row}");
-    }
+    // 16 pages to the device and back, four times each.
+    let moved = column(&csv, "pages_to_device");
+    assert!(
+        moved.iter().all(|n| n.parse::<u64>().unwrap() >= 64),
+        "{csv}"
+    );
+    let elapsed = column(&csv, "elapsed_s");
+    assert!(
+        elapsed.iter().all(|s| s.parse::<f64>().unwrap() > 0.0),
+        "{csv}"
+    );
+    assert_eq!(column(&csv, "error"), [""; 4], "{csv}");
     let page = |name: &str| fs::read_to_string(path.join(name)).unwrap();
     let html = page("live/report.html");
     assert!(html.contains("Elapsed time by policy"));
@@ -183,11 +181,13 @@ fn scripts_are_swept_beside_built_in_policies() {
         faults[0] > 3 * faults[1] && faults[1] > 3 * faults[2],
         "the script or its parameter does nothing: {faults:?}"
     );
-    // The content of the script is part of what ran.
+    // The content of the script and all parameters are part of what ran.
     for exact in &column(&csv, "policy_exact")[1..] {
-        let (name, hash) = exact.split_once('#').expect("no hash of the script");
-        assert!(name.contains("next.luau") && hash.len() == 8, "{exact}");
+        let (name, rest) = exact.split_once('#').expect("no hash of the script");
+        assert!(name.starts_with("next.luau:window="), "{exact}");
+        assert_eq!(&rest[8..], "+lru+timeslice:min=100us", "{exact}");
     }
+    assert_eq!(column(&csv, "script_failures"), ["", "0", "0"]);
     succeeds(path, "report one -o one.html");
 
     // Another script under the same name is another sweep, and a broken one is none.
@@ -270,6 +270,52 @@ fn a_sweep_removes_only_the_traces_that_it_made() {
     let mut names: Vec<_> = names.filter(|name| name.starts_with("traces")).collect();
     names.sort();
     assert_eq!(names, ["traces", "traces-theirs"], "its own are left");
+}
+
+#[test]
+fn rows_say_how_often_their_script_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(
+        path.join("next.luau"),
+        SCRIPT.replace("return page + 1", "local n = page + nil\n\t\treturn n"),
+    )
+    .unwrap();
+    let live = "[[workload]]\nname = \"pingpong\"\nmode = \"live\"\nmemory = \"16M\"\n";
+    fs::write(path.join("s.toml"), SCRIPTED.to_owned() + live).unwrap();
+    succeeds(path, "sweep s.toml -o out");
+    let csv = fs::read_to_string(path.join("out/results.csv")).unwrap();
+    let failures = column(&csv, "script_failures");
+    assert_eq!(failures.len(), 6);
+    for (policy, failures) in column(&csv, "policy").iter().zip(&failures) {
+        match policy.as_str() {
+            "on-demand" => assert_eq!(failures, ""),
+            _ => assert!(failures.parse::<u64>().unwrap() > 0, "{policy}: {failures}"),
+        }
+    }
+    let html = fs::read_to_string(path.join("out/report.html")).unwrap();
+    assert!(html.contains("in 4 runs: there the default policy decided"));
+    // And which engine ran, where the file leaves that open.
+    let engines = column(&csv, "engine");
+    assert_eq!(engines[..3], ["", "", ""]);
+    for engine in &engines[3..] {
+        assert!(["remap", "copy"].contains(&engine.as_str()), "{engine}");
+    }
+}
+
+#[test]
+fn what_is_in_a_placement_is_part_of_the_sweep() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("place"), "0 16 device\n").unwrap();
+    let sweep = SCRIPTED.replace("next.luau:window=4", "static:file=place");
+    let sweep = sweep.replace(", \"next.luau:window=32\"", "");
+    fs::write(path.join("s.toml"), sweep).unwrap();
+    succeeds(path, "sweep s.toml -o out");
+    let csv = fs::read_to_string(path.join("out/results.csv")).unwrap();
+    assert!(column(&csv, "policy_exact")[1].starts_with("static:file=place#"));
+    fs::write(path.join("place"), "0 32 device\n").unwrap();
+    fails(path, "sweep s.toml -o out --resume", "of another sweep");
 }
 
 #[test]

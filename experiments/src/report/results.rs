@@ -110,6 +110,8 @@ pub(super) struct Results<'a> {
     pub(super) policies: Vec<&'a str>,
     pub(super) groups: Vec<Group<'a>>,
     pub(super) failed: Vec<&'a Row>,
+    /// Runs whose script failed now and then.
+    pub(super) script_failed: usize,
 }
 
 impl<'a> Results<'a> {
@@ -118,9 +120,11 @@ impl<'a> Results<'a> {
             policies: Vec::new(),
             groups: Vec::new(),
             failed: Vec::new(),
+            script_failed: 0,
         };
         for row in rows {
             let policy = row.policy.as_deref().unwrap_or("unknown");
+            results.script_failed += usize::from(row.script_failures.is_some_and(|n| n > 0));
             if !results.policies.contains(&policy) {
                 results.policies.push(policy);
             }

@@ -82,6 +82,15 @@ fn facts(page: &mut Page, header: &Header, results: &Results, rows: usize) {
             format!("{}, listed at the end", results.failed.len()),
         ));
     }
+    if results.script_failed > 0 {
+        facts.push((
+            "scripts that failed",
+            format!(
+                "in {} runs: there the default policy decided instead; see script_failures",
+                results.script_failed
+            ),
+        ));
+    }
     let mut table = Table::new(&["<", "<"]);
     for (name, value) in facts {
         table.row(&[name.to_owned(), value], false);

@@ -34,7 +34,11 @@ macro_rules! columns {
         /// What a run has shown. What a kind of run cannot know stays empty.
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
         #[serde(default)]
-        pub struct Measured { $($(#[$doc])* pub $name: Option<$type>,)* }
+        pub struct Measured {
+            /// The engine that ran, where the configuration leaves it open.
+            pub engine: Option<String>,
+            $($(#[$doc])* pub $name: Option<$type>,)*
+        }
 
         /// One run: its exact configuration and what it has shown.
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,7 +57,8 @@ macro_rules! columns {
         impl Row {
             /// This row with what was measured.
             pub fn with(self, measured: Measured) -> Row {
-                Row { $($name: measured.$name,)* ..self }
+                let engine = measured.engine.or(self.engine);
+                Row { engine, $($name: measured.$name,)* ..self }
             }
         }
     };
@@ -136,6 +141,8 @@ columns! {
         fault_p50_us: f64,
         /// 99 of 100 were faster, in microseconds; live.
         fault_p99_us: f64,
+        /// Events in which the policy's script failed and the default policy decided; empty without a script.
+        script_failures: u64,
         /// Why the run failed; empty if it did not.
         error: String,
     }

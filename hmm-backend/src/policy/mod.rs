@@ -47,7 +47,7 @@ pub use lfu::Lfu;
 pub use lru::Lru;
 use modifier::Timeslice;
 pub use on_demand::OnDemand;
-pub use params::{Accepts, PolicyInfo, PolicyParam};
+pub use params::{Accepts, PolicyInfo, PolicyParam, policy_checksum};
 pub use placement::{PlacementError, Static};
 pub use s3_fifo::S3Fifo;
 pub use sequential::Sequential;
@@ -135,6 +135,11 @@ pub trait PolicyFactory: Send + Sync {
     fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy>;
     /// The name in reports.
     fn name(&self) -> String;
+    /// Everything that decides: all parameters, also those that have their defaults, and checksums of the files it was
+    /// read from. Two policies with the same do the same.
+    fn exact(&self) -> String {
+        self.name()
+    }
 }
 
 const _: () = assert!(BLOCK_PAGES == 512, "page sets and views cover one block");

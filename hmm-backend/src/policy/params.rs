@@ -136,6 +136,29 @@ impl Component {
     }
 }
 
+impl Component {
+    /// With all parameters.
+    pub(super) fn exact(&self) -> String {
+        let mut text = self.info.name.to_owned();
+        for (i, (param, value)) in self.info.params.iter().zip(&self.values).enumerate() {
+            let separator = if i == 0 { ':' } else { ',' };
+            text += &format!("{separator}{}={value}", param.name);
+            if let Value::Placement(placement) = value {
+                text += &format!("#{}", placement.checksum());
+            }
+        }
+        text
+    }
+}
+
+/// Stands for the text of a policy's file: eight hexadecimal digits, the same everywhere and for ever (FNV-1a).
+pub fn policy_checksum(text: &str) -> String {
+    let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("{hash:08x}")
+}
+
 impl fmt::Display for Component {
     /// With the parameters that are not at their defaults.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Advice, BlockFault, BlockView, FaultPolicy, Place};
+use super::{Advice, BlockFault, BlockView, FaultPolicy, Place, policy_checksum};
 use crate::page::{Page, PageRange};
 
 /// A placement file is no larger than this.
@@ -36,6 +36,7 @@ enum Side {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Placement {
     file: String,
+    checksum: String,
     /// In order, apart from each other.
     ranges: Vec<(PageRange, Side)>,
 }
@@ -81,6 +82,7 @@ impl Placement {
         }
         Ok(Placement {
             file: file.into(),
+            checksum: policy_checksum(text),
             ranges: lines
                 .into_iter()
                 .map(|(range, side, _)| (range, side))
@@ -90,6 +92,11 @@ impl Placement {
 
     pub(super) fn file(&self) -> &str {
         &self.file
+    }
+
+    /// Of the file's text.
+    pub(super) fn checksum(&self) -> &str {
+        &self.checksum
     }
 
     fn side(&self, page: Page) -> Option<Side> {

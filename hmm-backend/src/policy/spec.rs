@@ -223,6 +223,11 @@ impl PolicyFactory for PolicySpec {
     fn name(&self) -> String {
         self.to_string()
     }
+
+    fn exact(&self) -> String {
+        let components: Vec<_> = self.components.iter().map(Component::exact).collect();
+        components.join("+")
+    }
 }
 
 #[cfg(test)]
@@ -255,6 +260,50 @@ mod tests {
         ] {
             assert_eq!(spec.parse::<PolicySpec>().unwrap().to_string(), printed);
         }
+    }
+
+    #[test]
+    fn the_exact_form_has_every_parameter_and_parses_to_the_same() {
+        for info in &POLICIES {
+            let Ok(spec) = info.name.parse::<PolicySpec>() else {
+                assert_eq!(info.name, "static");
+                continue;
+            };
+            let exact = spec.exact();
+            for component in &spec.components {
+                for param in component.info.params {
+                    assert!(exact.contains(&format!("{}=", param.name)), "{exact}");
+                }
+            }
+            assert_eq!(exact.parse::<PolicySpec>().unwrap(), spec, "{exact}");
+        }
+        let exact = "density:threshold=75"
+            .parse::<PolicySpec>()
+            .unwrap()
+            .exact();
+        assert_eq!(
+            exact,
+            "density:threshold=75,min_faults=1+lru+timeslice:min=100us"
+        );
+    }
+
+    #[test]
+    fn the_exact_form_of_a_placement_stands_for_what_is_in_its_file() {
+        let folder = tempfile_in_target();
+        let exact = |text: &str| {
+            std::fs::write(&folder, text).unwrap();
+            let spec = format!("static:file={}", folder.display());
+            spec.parse::<PolicySpec>().unwrap().exact()
+        };
+        let (one, other) = (exact("0 16 device"), exact("0 32 device"));
+        std::fs::remove_file(&folder).unwrap();
+        assert!(one.contains(&format!("{}#", folder.display())), "{one}");
+        assert_ne!(one, other);
+    }
+
+    /// A file of this process alone.
+    fn tempfile_in_target() -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("placement-{}", std::process::id()))
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `hmmvisor sweep`.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ use hmmvisor_experiments::sweep::{
 };
 use hmmvisor_experiments::trace::{Tail, TraceReader, generate};
 use hmmvisor_guest_images as guest_images;
-use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError, Scripts};
+use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -140,20 +139,7 @@ struct CommandRunner {
 impl Runner for CommandRunner {
     fn policy(&self, spec: &str) -> Result<String, String> {
         // Mistakes in scripts are to be found before anything runs.
-        let chosen = loaded(spec)?;
-        let name = chosen.factory.name();
-        // Another script under the same name is another policy.
-        let contents = |scripts: &Arc<Scripts>| {
-            let path = scripts.path();
-            fs::read(path).map_err(|error| format!("reading {}: {error}", path.display()))
-        };
-        match chosen.scripts.first() {
-            None => Ok(name),
-            Some(scripts) => Ok(format!(
-                "{name}#{:08x}",
-                crc32fast::hash(&contents(scripts)?)
-            )),
-        }
+        Ok(loaded(spec)?.factory.exact())
     }
 
     fn workload(&self, source: &Source) -> Result<(), String> {
@@ -290,12 +276,26 @@ fn loaded(spec: &str) -> Result<Chosen, String> {
         .map_err(|error| error.to_string())
 }
 
+/// Whether a run was under the policy that the sweep is about; files may have changed since it began.
+fn unchanged(run: &Run, ran: &str) -> Result<(), String> {
+    match ran == run.policy.exact {
+        true => Ok(()),
+        false => Err(format!(
+            "the policy is `{ran}` now, and was `{}` when the sweep began",
+            run.policy.exact
+        )),
+    }
+}
+
 /// Replays a trace.
 fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
     let reader = TraceReader::open(path).map_err(|error| error.to_string())?;
     let link = run.link.as_ref();
+    // Each run has a script of its own, whose figures are of this run alone.
+    let Chosen { factory, scripts } = loaded(&run.policy.spec)?;
+    unchanged(run, &factory.exact())?;
     let settings = FileReplay {
-        policy: loaded(&run.policy.spec)?.factory,
+        policy: factory,
         device_memory: run.device_memory,
         link: link.map_or_else(LinkModel::default, |link| link.model),
         optimal: run.optimal,
@@ -318,6 +318,10 @@ fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
         transfers: Some(outcome.transfers),
         modelled_ns: Some(outcome.modelled_ns),
         optimal_pages_to_device: optimal.map(|least| least.pages_to_device),
+        script_failures: scripts
+            .iter()
+            .map(|it| it.figures().failures)
+            .reduce(u64::wrapping_add),
         ..Measured::default()
     })
 }
@@ -354,7 +358,8 @@ impl CommandRunner {
         }
         let json: Value = serde_json::from_slice(&output.stdout)
             .map_err(|error| format!("its JSON report: {error}"))?;
-        Ok(measured(&json))
+        unchanged(run, json["policy_exact"].as_str().unwrap_or_default())?;
+        measured(&json)
     }
 }
 
@@ -380,14 +385,19 @@ fn end_with_parent(command: &mut Command) {
 }
 
 /// The figures of a run's JSON report.
-fn measured(json: &Value) -> Measured {
+fn measured(json: &Value) -> Result<Measured, String> {
     let integer = |path: &str| json.pointer(path).and_then(Value::as_u64);
     let number = |path: &str| json.pointer(path).and_then(Value::as_f64);
     // What never happened is left out of the counters.
     let counter = |name: &str| Some(integer(&format!("/counters/{name}")).unwrap_or(0));
     let bytes = |pages: Option<u64>| pages.map(|pages| pages * PAGE_SIZE);
     let (to_device, to_system) = (integer("/pages_to_device"), integer("/pages_to_system"));
-    Measured {
+    if integer("/scripts/reloads").is_some_and(|reloads| reloads > 0) {
+        return Err("the policy's script was changed while it ran".to_owned());
+    }
+    let engine = json["engine"].as_str();
+    Ok(Measured {
+        engine: engine.map(str::to_owned),
         cpu_faults: integer("/cpu_faults"),
         device_faults: integer("/device_faults"),
         mapped_in_place: counter("mapped_in_place"),
@@ -400,6 +410,56 @@ fn measured(json: &Value) -> Measured {
         elapsed_s: number("/elapsed_s"),
         fault_p50_us: number("/fault_latency_us/p50"),
         fault_p99_us: number("/fault_latency_us/p99"),
+        script_failures: integer("/scripts/failures"),
         ..Measured::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use hmmvisor_experiments::sweep::Policy;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_ran_under_another_script_is_no_result() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("p.luau");
+        let write = |text: &str| fs::write(&script, text).unwrap();
+        write("return { on_fault = function(page) return page + 1, 4 end }");
+        let spec = script.display().to_string();
+        let workload = Workload {
+            name: "pingpong".to_owned(),
+            params: vec![("pages".to_owned(), "16".to_owned())],
+            vcpus: 1,
+            devices: 1,
+            engine: "auto".to_owned(),
+            memory: 16 << 20,
+        };
+        let trace = folder.path().join("t");
+        generate(&accesses(&workload, 1), &trace).unwrap();
+        let run = Run {
+            index: 0,
+            source: Source::Model(workload),
+            policy: Policy {
+                exact: loaded(&spec).unwrap().factory.exact(),
+                spec,
+            },
+            device_memory: 1 << 20,
+            link: None,
+            seed: 1,
+            optimal: false,
+        };
+        assert_eq!(replayed(&trace, &run).unwrap().script_failures, Some(0));
+        write("return { on_fault = function(page) return page + 1, 8 end }");
+        let error = replayed(&trace, &run).unwrap_err();
+        assert!(error.contains("when the sweep began"), "{error}");
+        // And of a live run.
+        let live = |reloads: u64| json!({"scripts": {"failures": 3, "reloads": reloads}});
+        assert_eq!(measured(&live(0)).unwrap().script_failures, Some(3));
+        assert!(measured(&live(1)).unwrap_err().contains("while it ran"));
     }
 }
