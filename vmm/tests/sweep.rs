@@ -273,6 +273,27 @@ fn a_sweep_removes_only_the_traces_that_it_made() {
 }
 
 #[test]
+fn no_run_keeps_another_one_from_being_modelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    // Torture leaves state behind in its process, and so does a run of several vCPUs that fails.
+    let torture = "[[workload]]\nname = \"torture\"\nmode = \"model\"\nmemory = \"16M\"\nparams = { ops = 100, pages = 8 }\n";
+    let failing = SCRIPTED
+        .replace("pages = 64", "pages = 60000")
+        .replace("memory = \"16M\"", "memory = \"16M\"\nvcpus = 2");
+    let failing = failing.replace(", \"next.luau:window=4\", \"next.luau:window=32\"", "");
+    let sweep = failing.replace("policies", "seeds = 3\npolicies") + torture;
+    fs::write(path.join("s.toml"), sweep).unwrap();
+    fails(path, "sweep s.toml -o out --jobs 2", "3 runs failed");
+    let csv = fs::read_to_string(path.join("out/results.csv")).unwrap();
+    for (source, error) in column(&csv, "source").iter().zip(column(&csv, "error")) {
+        // The workload's own words, and none of other runs.
+        assert_eq!(error.is_empty(), source == "torture", "{source}: {error}");
+        assert!(!error.contains("state behind"), "{error}");
+    }
+}
+
+#[test]
 fn rows_say_how_often_their_script_failed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();

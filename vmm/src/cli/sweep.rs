@@ -20,7 +20,7 @@ use hmmvisor_experiments::sweep::{
     Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceFacts, Workload,
     merge, runs,
 };
-use hmmvisor_experiments::trace::{Tail, TraceReader, generate};
+use hmmvisor_experiments::trace::{Tail, TraceReader};
 use hmmvisor_guest_images as guest_images;
 use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError};
 use serde_json::Value;
@@ -80,9 +80,10 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         bail!("no sweep file given");
     };
     let folder = args.output.unwrap_or_else(|| file.with_extension(""));
+    let program = std::env::current_exe()?;
     let runner = CommandRunner {
-        program: std::env::current_exe()?,
-        traces: Traces::beside(&folder),
+        traces: Traces::beside(&folder, &program),
+        program,
     };
     let sweep = Sweep::read(&file, &runner)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -195,6 +196,8 @@ impl Runner for CommandRunner {
 /// They are in a folder of their own, which is made with the first of them: runs begin when the journal is locked, so a
 /// sweep that is refused touches nothing. Its name is new, so what goes at the end is what this process has made.
 struct Traces {
+    /// This one.
+    program: PathBuf,
     /// The sweep's.
     folder: PathBuf,
     own: OnceLock<Result<TempDir, String>>,
@@ -208,8 +211,9 @@ struct Made {
 }
 
 impl Traces {
-    fn beside(folder: &Path) -> Traces {
+    fn beside(folder: &Path, program: &Path) -> Traces {
         Traces {
+            program: program.to_owned(),
             folder: folder.to_owned(),
             own: OnceLock::new(),
             made: Mutex::default(),
@@ -247,11 +251,45 @@ impl Traces {
         let make = || {
             let name = format!("{}-{seed}-{}.trace", workload.name, made.number);
             let path = self.own()?.join(name);
-            generate(&accesses(workload, seed), &path).map_err(|error| error.to_string())?;
+            self.generate(workload, seed, &path)?;
             Ok(path)
         };
         made.path.get_or_init(make).clone()
     }
+
+    /// In a process of its own: the guest's sources have state that outlives them, so what one run leaves behind would
+    /// keep others from being made, and only processes can make several at a time.
+    fn generate(&self, workload: &Workload, seed: u64, path: &Path) -> Result<(), String> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["trace", "generate", &workload.name, "--output"])
+            .arg(path)
+            .arg(format!("--vcpus={}", workload.vcpus))
+            .arg(format!("--devices={}", workload.devices))
+            .arg(format!("--memory={}", workload.memory))
+            .arg(format!("--seed={seed}"));
+        output(command, &workload.params).map(drop)
+    }
+}
+
+/// Runs this program with a workload's parameters and returns what it prints.
+fn output(mut command: Command, params: &[(String, String)]) -> Result<Vec<u8>, String> {
+    for (name, value) in params {
+        command.arg(format!("--param={name}={value}"));
+    }
+    end_with_parent(&mut command);
+    let output = command.stdin(Stdio::null()).output().map_err(|error| {
+        let program = command.get_program().display();
+        format!("starting {program}: {error}")
+    })?;
+    if !output.status.success() {
+        // Before its error, a run says what the guest has said.
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let error = errors.rsplit("hmmvisor: error: ").next();
+        let error = error.unwrap_or_default().trim();
+        return Err(format!("{}: {error}", output.status));
+    }
+    Ok(output.stdout)
 }
 
 fn accesses(workload: &Workload, seed: u64) -> Accesses {
@@ -339,25 +377,9 @@ impl CommandRunner {
             .arg(format!("--memory={}", workload.memory))
             .arg(format!("--device-memory={}", run.device_memory))
             .arg(format!("--seed={}", run.seed));
-        for (name, value) in &workload.params {
-            command.arg(format!("--param={name}={value}"));
-        }
-        end_with_parent(&mut command);
-        let output = command
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| format!("starting {}: {error}", self.program.display()))?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            // Before its error, a run says what the guest has said.
-            let error = errors
-                .rsplit("hmmvisor: error: ")
-                .next()
-                .unwrap_or_default();
-            return Err(format!("{}: {}", output.status, error.trim()));
-        }
-        let json: Value = serde_json::from_slice(&output.stdout)
-            .map_err(|error| format!("its JSON report: {error}"))?;
+        let output = output(command, &workload.params)?;
+        let json: Value =
+            serde_json::from_slice(&output).map_err(|error| format!("its JSON report: {error}"))?;
         unchanged(run, json["policy_exact"].as_str().unwrap_or_default())?;
         measured(&json)
     }
@@ -420,6 +442,7 @@ mod tests {
     use std::fs;
 
     use hmmvisor_experiments::sweep::Policy;
+    use hmmvisor_experiments::trace::generate;
     use serde_json::json;
 
     use super::*;
