@@ -26,6 +26,14 @@ pub enum FileReplayError {
     /// The file cannot be read to its end.
     #[error(transparent)]
     Trace(#[from] TraceError),
+    /// It was recorded with coherent device memory.
+    #[error(
+        "{file}: it was recorded with coherent device memory, which CPUs reach without a fault; replays know private device memory only, so its outcome would be another one. Record it with private device memory (the default)"
+    )]
+    Coherent {
+        /// The file.
+        file: String,
+    },
     /// What it says cannot be done.
     #[error("{file}: {error}")]
     Replay {
@@ -57,8 +65,22 @@ impl FileReplay {
         }
     }
 
+    /// Whether a trace can be replayed as what it is.
+    ///
+    /// # Errors
+    /// Not if it was recorded with coherent device memory.
+    pub fn check(reader: &TraceReader) -> Result<(), FileReplayError> {
+        match reader.meta().device_kind.as_str() {
+            "coherent" => Err(FileReplayError::Coherent {
+                file: reader.path().display().to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Replays all that can be read of it.
     pub fn run(&self, mut reader: TraceReader) -> Result<Replayed, FileReplayError> {
+        FileReplay::check(&reader)?;
         let config = self.config(reader.meta());
         let mut broken = None;
         let events = std::iter::from_fn(|| {

@@ -98,3 +98,16 @@ pub struct TraceTotals {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mapping: Vec<(u32, u32, u64)>,
 }
+
+impl TraceTotals {
+    /// How many events were lost, and of which kinds, if any were.
+    pub fn lost(&self) -> Option<String> {
+        let sum = self
+            .dropped
+            .values()
+            .fold(0, |sum: u64, n| sum.saturating_add(*n));
+        let kinds = self.dropped.iter().map(|(kind, n)| format!("{kind} {n}"));
+        let kinds = kinds.collect::<Vec<_>>().join(", ");
+        (sum > 0).then(|| format!("{sum} events were lost when it was recorded ({kinds})"))
+    }
+}

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use hmm_backend::LinkModel;
 use hmmvisor::size::Size;
@@ -52,6 +52,7 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
         // Reading it up to there says what and where.
         Tail::Corrupt { .. } => {}
     }
+    let lost = reader.totals().lost();
     let (settings, scripts) = settings(&args, &meta)?;
     let config = settings.config(&meta);
     let outcome = settings.run(reader)?;
@@ -64,6 +65,10 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
             "{}: {warning}; what is there was replayed",
             args.trace.display()
         ));
+    }
+    if let Some(lost) = lost {
+        let trace = args.trace.display();
+        note(&format!("{trace}: {lost}; the others were replayed"));
     }
     let scripts = scripts.first().map(|script| script.figures());
     if let Some(figures) = scripts
@@ -106,7 +111,8 @@ fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<
     let policy = match &args.policy {
         Some(policy) => policy.clone(),
         None if meta.policy.is_empty() => return Err(missing("--policy", "policy")),
-        None => meta.policy.parse::<PolicyChoice>()?,
+        None => recorded(&meta.policy)
+            .with_context(|| format!("{}: give a policy with --policy", args.trace.display()))?,
     };
     let device_memory = match args.device_memory {
         Some(Size(bytes)) => bytes,
@@ -124,6 +130,17 @@ fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<
         optimal: !args.no_optimal,
     };
     Ok((settings, chosen.scripts))
+}
+
+/// The policy that a trace names.
+fn recorded(policy: &str) -> Result<PolicyChoice> {
+    if policy.contains("; blocks ") {
+        bail!(
+            "it was recorded with policies for parts of memory, which a replay does not have ({policy})"
+        );
+    }
+    let choice = policy.parse();
+    choice.with_context(|| format!("it was recorded with policy `{policy}`"))
 }
 
 /// The outcome for programs.

@@ -170,6 +170,12 @@ impl Runner for CommandRunner {
 
     fn trace(&self, path: &Path) -> Result<TraceFacts, String> {
         let reader = TraceReader::open(path).map_err(|error| error.to_string())?;
+        FileReplay::check(&reader).map_err(|error| error.to_string())?;
+        if let Some(lost) = reader.totals().lost() {
+            return Err(format!(
+                "{lost}, so that results would be of something else"
+            ));
+        }
         match reader.tail() {
             Tail::Complete => Ok(TraceFacts {
                 memory: reader.meta().memory,
