@@ -1,6 +1,7 @@
 //! Replays of hand-made traces, whose outcome can be said beforehand, and of random ones, where nothing may beat the
 //! optimum.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use hmm_backend::{
     PolicySpec,
 };
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, ReplayError, Replayed, Time, replay};
-use hmmvisor_policies::{Limits, PolicyChoice, Region, Regions};
+use hmmvisor_policies::{Chosen, Limits, PolicyChoice, Region, Regions};
 use proptest::prelude::*;
 
 const DEVICE: Option<DeviceId> = Some(DeviceId(0));
@@ -230,6 +231,42 @@ fn accesses_in_place_cost_more_and_bring_the_page_when_there_are_many() {
     assert_eq!((done.prefetched, done.device_faults), (1, 1));
 }
 
+fn scripted(file: &Path, text: &str) -> Chosen {
+    std::fs::write(file, text).unwrap();
+    let spec = format!("{}+timeslice:min=0us", file.display());
+    let choice: PolicyChoice = spec.parse().unwrap();
+    let log = Arc::new(|line: &str| panic!("{line}"));
+    choice.load(Limits::default(), log).unwrap()
+}
+
+/// Whatever function of a script is called, it finds what the others have noted; and nothing of another machine.
+#[test]
+fn a_script_has_one_state_for_each_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "return {
+        on_fault = function(page)
+            state.faults = (state.faults or 0) + 1
+            state.last = page
+            return false
+        end,
+        victims = function(want, candidates)
+            -- 16 pages fit; page n is the fault number n + 1 of this machine.
+            assert(state.faults == state.last + 1 and state.faults > 16)
+            return { 1 }
+        end,
+    }";
+    let chosen = scripted(&folder.path().join("state.luau"), text);
+    for _ in 0..2 {
+        let config = ReplayConfig {
+            policy: chosen.factory.clone(),
+            ..config(PLAIN, 16)
+        };
+        let done = replay((0..20).map(|page| write(DEVICE, page)), &config).unwrap();
+        assert_eq!((done.device_faults, done.evicted), (20, 4));
+    }
+    assert_eq!(chosen.scripts[0].figures().failures, 0);
+}
+
 /// Scripts hear of accesses in place, also beside regions with other policies.
 #[test]
 fn a_script_may_count_accesses_in_place() {
@@ -242,11 +279,7 @@ fn a_script_may_count_accesses_in_place() {
                 on_remote_accesses = function() return true end,
             }}"
         );
-        std::fs::write(&file, text).unwrap();
-        let spec = format!("{}+timeslice:min=0us", file.display());
-        let choice: PolicyChoice = spec.parse().unwrap();
-        let log = Arc::new(|line: &str| panic!("{line}"));
-        choice.load(Limits::default(), log).unwrap().factory
+        scripted(&file, &text).factory
     };
     let counted = |policy: Arc<dyn PolicyFactory>, n| {
         let config = ReplayConfig {

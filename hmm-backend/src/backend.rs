@@ -116,9 +116,10 @@ impl Backend {
             check_size("shared memory", config.shared, unit, config.memory)?;
         }
         let guest = Arc::new(GuestMemory::new(&config)?);
+        let factory = config.policy.for_backend().unwrap_or(config.policy);
         let threshold = AtomicU32::new(0);
         let advisor = |_| {
-            let policy = config.policy.fault_policy();
+            let policy = factory.fault_policy();
             let remote = policy.remote_access_threshold().unwrap_or(0);
             threshold.store(remote, Ordering::Relaxed);
             Mutex::new(Advisor::new(policy))
@@ -142,7 +143,7 @@ impl Backend {
             advisors,
             link: config.link,
             lockstep: config.lockstep,
-            factory: config.policy,
+            factory,
             clock: match guest.engine() {
                 Engine::Model => Clock::Model(0.into()),
                 _ => Clock::Real(Instant::now()),

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use hmm_backend::{EvictionPolicy, Frame, Page};
 
 use crate::candidates::{Candidate, MOST};
-use crate::scripts::Instance;
+use crate::scripts::SharedInstance;
 
 /// How many times more frames than are wanted a script may choose from.
 const CHOICE: u32 = 4;
@@ -24,7 +24,7 @@ struct Folio {
 
 /// What a script knows of a device's folios, in front of the policy that proposes some of them.
 pub(crate) struct ScriptEviction {
-    instance: Instance,
+    instance: SharedInstance,
     inner: Box<dyn EvictionPolicy>,
     folios: HashMap<u32, Folio>,
     /// Counts what happens: there is no clock here.
@@ -34,7 +34,7 @@ pub(crate) struct ScriptEviction {
 }
 
 impl ScriptEviction {
-    pub(crate) fn new(instance: Instance, inner: Box<dyn EvictionPolicy>) -> ScriptEviction {
+    pub(crate) fn new(instance: SharedInstance, inner: Box<dyn EvictionPolicy>) -> ScriptEviction {
         ScriptEviction {
             instance,
             inner,

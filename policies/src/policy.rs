@@ -7,21 +7,19 @@ use hmm_backend::{
 };
 
 use crate::script::{ACCESSED_BY, PREFERRED_LOCATION, READ_MOSTLY, device_number};
-use crate::scripts::Instance;
+use crate::scripts::SharedInstance;
 
 /// What a script decides, on top of what stands beside it (minimum residency, for example); and what decides when the
 /// script fails.
 pub(crate) struct ScriptPolicy {
-    instance: Instance,
+    instance: SharedInstance,
     beside: Box<dyn FaultPolicy>,
     default: Box<dyn FaultPolicy>,
-    /// When the script wants its next tick; what stands beside it has its own times.
-    next_tick: Duration,
 }
 
 impl ScriptPolicy {
     pub(crate) fn new(
-        instance: Instance,
+        instance: SharedInstance,
         beside: Box<dyn FaultPolicy>,
         default: Box<dyn FaultPolicy>,
     ) -> ScriptPolicy {
@@ -29,7 +27,6 @@ impl ScriptPolicy {
             instance,
             beside,
             default,
-            next_tick: Duration::ZERO,
         }
     }
 }
@@ -64,7 +61,7 @@ impl FaultPolicy for ScriptPolicy {
 
     fn remote_access_threshold(&self) -> Option<u32> {
         let beside = self.beside.remote_access_threshold();
-        [beside, self.instance.remote_access_threshold()]
+        [beside, self.instance.lock().remote_access_threshold()]
             .into_iter()
             .flatten()
             .min()
@@ -105,7 +102,7 @@ impl FaultPolicy for ScriptPolicy {
 
     fn tick_interval(&self) -> Option<Duration> {
         let beside = self.beside.tick_interval();
-        [beside, self.instance.tick_interval()]
+        [beside, self.instance.lock().tick_interval()]
             .into_iter()
             .flatten()
             .min()
@@ -113,10 +110,7 @@ impl FaultPolicy for ScriptPolicy {
 
     fn tick(&mut self, now: Duration, seen: Seen) -> Vec<Wish> {
         let mut wishes = self.beside.tick(now, seen);
-        if let Some(interval) = self.instance.tick_interval()
-            && self.next_tick <= now
-        {
-            self.next_tick = now + interval;
+        if self.instance.lock().tick_is_due(now) {
             let asked = self.instance.ask(|script| script.on_tick(now, seen));
             wishes.extend(asked.unwrap_or_default());
         }

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hmm_backend::{
     Density, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec, policy_checksum,
@@ -36,7 +37,7 @@ pub struct ScriptFigures {
     pub failures: u64,
     /// How often its file was loaded again.
     pub reloads: u64,
-    /// Instances that are not asked any more because they failed too often in a row.
+    /// Instances, one for each backend, that are not asked any more because they failed too often in a row.
     #[serde(rename = "instances_off")]
     pub off: u32,
 }
@@ -102,6 +103,30 @@ pub(crate) struct Instance {
     script: Option<Script>,
     in_a_row: u32,
     off: bool,
+    next_tick: Duration,
+}
+
+/// An instance that several policies of one backend ask in turns: what one of them taught it, the others know. Asked with
+/// no other lock wanted meanwhile.
+#[derive(Clone)]
+pub(crate) struct SharedInstance(Arc<Mutex<Instance>>);
+
+impl SharedInstance {
+    fn new(shared: &Arc<Shared>) -> SharedInstance {
+        SharedInstance(Arc::new(Mutex::new(Instance::new(shared))))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Instance> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the script. None if it does not decide this, or fails.
+    pub(crate) fn ask<T>(
+        &self,
+        question: impl FnOnce(&Script) -> Result<Option<T>, Failure>,
+    ) -> Option<T> {
+        self.lock().ask(question)
+    }
 }
 
 impl Instance {
@@ -113,6 +138,7 @@ impl Instance {
             script: None,
             in_a_row: 0,
             off: false,
+            next_tick: Duration::ZERO,
         };
         instance.load();
         instance
@@ -148,17 +174,26 @@ impl Instance {
         if self.off { None } else { self.script.as_ref() }
     }
 
-    /// How often the script wants to hear of the time.
+    /// How many accesses in place the script wants to hear of.
     pub(crate) fn remote_access_threshold(&self) -> Option<u32> {
         self.script.as_ref()?.remote_access_threshold()
     }
 
-    pub(crate) fn tick_interval(&self) -> Option<std::time::Duration> {
+    /// How often the script wants to hear of the time.
+    pub(crate) fn tick_interval(&self) -> Option<Duration> {
         self.script.as_ref()?.tick_interval
     }
 
-    /// Asks the script. None if it does not decide this, or fails.
-    pub(crate) fn ask<T>(
+    /// Whether it is to hear of the time now. Others may want ticks more often, and there may be several who ask.
+    pub(crate) fn tick_is_due(&mut self, now: Duration) -> bool {
+        let Some(interval) = self.tick_interval().filter(|_| self.next_tick <= now) else {
+            return false;
+        };
+        self.next_tick = now + interval;
+        true
+    }
+
+    fn ask<T>(
         &mut self,
         question: impl FnOnce(&Script) -> Result<Option<T>, Failure>,
     ) -> Option<T> {
@@ -280,10 +315,29 @@ impl Scripts {
     }
 }
 
-impl PolicyFactory for Scripts {
+/// The script in one backend: one interpreter with one state, for all its functions.
+struct InBackend {
+    spec: ScriptSpec,
+    beside: PolicySpec,
+    decides_victims: bool,
+    instance: SharedInstance,
+}
+
+impl Scripts {
+    fn in_backend(&self) -> InBackend {
+        InBackend {
+            spec: self.spec.clone(),
+            beside: self.beside.clone(),
+            decides_victims: self.decides_victims,
+            instance: SharedInstance::new(&self.shared),
+        }
+    }
+}
+
+impl PolicyFactory for InBackend {
     fn fault_policy(&self) -> Box<dyn FaultPolicy> {
         Box::new(ScriptPolicy::new(
-            Instance::new(&self.shared),
+            self.instance.clone(),
             self.beside.fault_policy(),
             Box::new(Density::default()),
         ))
@@ -292,9 +346,28 @@ impl PolicyFactory for Scripts {
     fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy> {
         let inner = self.beside.eviction_policy(frames);
         match self.decides_victims {
-            true => Box::new(ScriptEviction::new(Instance::new(&self.shared), inner)),
+            true => Box::new(ScriptEviction::new(self.instance.clone(), inner)),
             false => inner,
         }
+    }
+
+    fn name(&self) -> String {
+        self.spec.to_string()
+    }
+}
+
+/// Each policy that is asked for by itself has an interpreter of its own.
+impl PolicyFactory for Scripts {
+    fn fault_policy(&self) -> Box<dyn FaultPolicy> {
+        self.in_backend().fault_policy()
+    }
+
+    fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy> {
+        self.in_backend().eviction_policy(frames)
+    }
+
+    fn for_backend(&self) -> Option<Arc<dyn PolicyFactory>> {
+        Some(Arc::new(self.in_backend()))
     }
 
     fn name(&self) -> String {

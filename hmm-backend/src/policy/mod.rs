@@ -31,6 +31,7 @@ mod thrash;
 mod thrash_tests;
 mod view;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use access_counter::AccessCounter;
@@ -133,6 +134,11 @@ pub trait PolicyFactory: Send + Sync {
     fn fault_policy(&self) -> Box<dyn FaultPolicy>;
     /// The policy for one device with this many frames.
     fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy>;
+    /// The factory of the policies of one backend, if it is not this one: they may share what those of another backend
+    /// must not see. Asked once for each backend.
+    fn for_backend(&self) -> Option<Arc<dyn PolicyFactory>> {
+        None
+    }
     /// The name in reports.
     fn name(&self) -> String;
     /// Everything that decides: all parameters, also those that have their defaults, and checksums of the files it was
