@@ -347,6 +347,31 @@ fn export_and_import(workload: &str, param: &str, kind: EventKind) {
 }
 
 #[test]
+fn info_counts_accesses_only_where_times_count_them() {
+    let files = Files::new();
+    let info = |text: &str| {
+        assert!(files.import("csv", text).status.success());
+        let info = Command::new(HMMVISOR)
+            .args(["trace", "info"])
+            .arg(files.path("trace"))
+            .output()
+            .unwrap();
+        assert!(info.status.success());
+        String::from_utf8(info.stdout).unwrap()
+    };
+    let counted = info("page\n1\n2\n1\n");
+    assert!(counted.contains("  accesses        3\n"), "{counted}");
+    // What is freed at the end is no access.
+    let freed = info("page,kind\n1,access\n2,access\n1,freed\n");
+    assert!(freed.contains("  accesses        2\n"), "{freed}");
+    for last in ["500", "18446744073709551615"] {
+        let timed = info(&format!("page,time_ns\n1,100\n2,{last}\n"));
+        assert!(timed.contains("  time            0.000000 s to"), "{timed}");
+        assert!(!timed.contains("  accesses"), "{timed}");
+    }
+}
+
+#[test]
 fn inputs_that_cannot_be_read_are_refused() {
     let files = Files::new();
     let message = |input: &Path, options: &[&str]| {

@@ -188,6 +188,8 @@ fn scripts_are_swept_beside_built_in_policies() {
         assert_eq!(&rest[8..], "+lru+timeslice:min=100us", "{exact}");
     }
     assert_eq!(column(&csv, "script_failures"), ["", "0", "0"]);
+    // Nothing is used in place: a number, not nothing.
+    assert_eq!(column(&csv, "remote_accesses"), ["0"; 3]);
     succeeds(path, "report one -o one.html");
 
     // Another script under the same name is another sweep, and a broken one is none.

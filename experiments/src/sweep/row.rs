@@ -110,8 +110,10 @@ columns! {
         cpu_faults: u64,
         /// Faults of devices.
         device_faults: u64,
-        /// Accesses of devices to system memory in place.
+        /// Times a device was given a translation of a page in system memory.
         mapped_in_place: u64,
+        /// Accesses of devices to system memory in place; live, nobody counts them.
+        remote_accesses: u64,
         /// Pages migrated to devices.
         pages_to_device: u64,
         /// Pages migrated to system memory.

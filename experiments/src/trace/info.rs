@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{Block, Event, Page, PageRange, PageSet};
+use hmm_backend::{Block, Event, EventKind, Page, PageRange, PageSet};
 use serde::Serialize;
 
 use super::error::TraceError;
@@ -30,6 +30,9 @@ pub struct TraceInfo {
     pub first_ns: u64,
     /// The last event's time in nanoseconds.
     pub last_ns: u64,
+    /// Accesses of an access trace whose times count them; those that were merged into its last event are not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accesses: Option<u64>,
 }
 
 /// Figures about the events of a kind.
@@ -54,7 +57,10 @@ impl TraceInfo {
             distinct_pages: 0,
             first_ns: 0,
             last_ns: 0,
+            accesses: None,
         };
+        let counted = info.meta.kind == super::TraceKind::Access && !info.totals.own_times;
+        let mut accesses = 0;
         let mut pages = Pages {
             limit: info.meta.pages(),
             blocks: BTreeMap::new(),
@@ -67,6 +73,7 @@ impl TraceInfo {
                 Ok(event) => {
                     info.add(&event, events == 0);
                     pages.add(&event);
+                    accesses = accesses.max(accesses_until(&event));
                     events += 1;
                 }
                 Err(found) => {
@@ -78,6 +85,7 @@ impl TraceInfo {
         }
         info.totals.events = events;
         info.distinct_pages = pages.count;
+        info.accesses = counted.then_some(accesses);
         (info, error)
     }
 
@@ -90,6 +98,12 @@ impl TraceInfo {
         self.first_ns = if first { time } else { self.first_ns.min(time) };
         self.last_ns = self.last_ns.max(time);
     }
+}
+
+/// How many accesses there were with this event, if times count them.
+fn accesses_until(event: &Event) -> u64 {
+    let before = u64::try_from(event.time.as_nanos()).unwrap_or(u64::MAX);
+    before.saturating_add(u64::from(event.kind == EventKind::Access))
 }
 
 fn tail(tail: Tail) -> (&'static str, Option<String>) {
@@ -212,8 +226,8 @@ impl fmt::Display for TraceInfo {
             },
         )?;
         line("distinct pages", self.distinct_pages.to_string())?;
-        match meta.kind {
-            super::TraceKind::Live => line(
+        match self.accesses {
+            None => line(
                 "time",
                 format!(
                     "{:.6} s to {:.6} s",
@@ -221,9 +235,7 @@ impl fmt::Display for TraceInfo {
                     self.last_ns as f64 / 1e9
                 ),
             ),
-            super::TraceKind::Access => {
-                line("accesses", self.last_ns.saturating_add(1).to_string())
-            }
+            Some(accesses) => line("accesses", accesses.to_string()),
         }
     }
 }

@@ -12,7 +12,8 @@ pub enum TraceKind {
     /// The events of a run with migrating memory; times are real.
     #[default]
     Live,
-    /// A program's accesses in program order; an event's time counts the accesses before it, one nanosecond each.
+    /// A program's accesses in program order; an event's time counts the accesses before it, one nanosecond each, unless
+    /// [`TraceTotals::own_times`].
     Access,
 }
 
@@ -94,6 +95,9 @@ pub struct TraceTotals {
     /// For imported traces, what the header could not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
+    /// For imported traces, whether events have times of their own rather than numbers of accesses.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub own_times: bool,
     /// For imported traces, which addresses the pages had: `(first page, pages, first address)`, by page.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mapping: Vec<(u32, u32, u64)>,

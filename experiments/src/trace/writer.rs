@@ -104,6 +104,12 @@ impl TraceWriter {
         self.totals.machine = Some(machine);
     }
 
+    /// Says that events have times of their own; written with the next flush.
+    pub fn own_times(&mut self) {
+        self.noteworthy |= !self.totals.own_times;
+        self.totals.own_times = true;
+    }
+
     /// Says which addresses an imported trace's pages had; written at the end. See [`TraceTotals::mapping`].
     pub fn mapping(&mut self, mapping: Vec<(u32, u32, u64)>) {
         self.totals.mapping = mapping;

@@ -205,7 +205,7 @@ impl fmt::Display for Summary<'_> {
         writeln!(f, "evicted         {} pages", outcome.evicted)?;
         writeln!(
             f,
-            "in place        {} pages mapped, accessed {} times",
+            "in place        {} translations given, {} accesses through them",
             outcome.mapped_in_place, outcome.remote_accesses
         )?;
         writeln!(

@@ -351,6 +351,7 @@ fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
         cpu_faults: Some(outcome.cpu_faults),
         device_faults: Some(outcome.device_faults),
         mapped_in_place: Some(outcome.mapped_in_place),
+        remote_accesses: Some(outcome.remote_accesses),
         pages_to_device: Some(outcome.pages_to_device),
         pages_to_system: Some(outcome.pages_to_system),
         bytes_to_device: Some(outcome.bytes_to_device),

@@ -103,6 +103,7 @@ pub fn import(
         threads: BTreeMap::new(),
         devices: 0,
         pages: 0,
+        own_times: false,
     };
     let result = match format {
         Format::Lackey {
@@ -167,6 +168,8 @@ struct Importer {
     devices: u32,
     /// One more than the highest page.
     pages: u64,
+    /// Whether the input says when.
+    own_times: bool,
 }
 
 impl Importer {
@@ -180,6 +183,7 @@ impl Importer {
         thread: u32,
         time: Option<u64>,
     ) -> Result<(), TraceError> {
+        self.own_times |= time.is_some();
         let event = Event {
             device: device.map(DeviceId),
             access: Some(access),
@@ -211,6 +215,7 @@ impl Importer {
         thread: u32,
         time: Option<u64>,
     ) -> Result<(), TraceError> {
+        self.own_times |= time.is_some();
         self.put(Event {
             device: device.map(DeviceId),
             thread,
@@ -256,5 +261,8 @@ impl Importer {
             devices: self.devices,
         });
         self.writer.mapping(self.addresses.mapping());
+        if self.own_times {
+            self.writer.own_times();
+        }
     }
 }
