@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{DeviceMmu, HostPage, InFlight, Mapping, Mirror, Target};
 use crate::backend::set_of;
 use crate::driver::Frame;
+use crate::engine::Engine;
 use crate::error::MirrorError;
 use crate::events::{Event, EventKind};
 use crate::fatal::FatalCause;
@@ -319,8 +320,9 @@ impl<M: DeviceMmu> Mirror<M> {
         let backend = &*self.backend;
         let block = page.block();
         let faulting = PageSet::from_iter([page.index_in_block()]);
-        if backend.lockstep {
-            // A CPU goes on a moment before whoever served it lets go of the page; that is not to be seen.
+        if backend.lockstep && backend.engine() != Engine::Model {
+            // A CPU goes on a moment before whoever served it lets go of the page; that is not to be seen. (In a model
+            // everything is done by one thread.)
             let mut at = block.first_page();
             while at < block.first_page().plus(BLOCK_PAGES as u32) && at.0 < backend.pages() {
                 at = backend.table.settle(at);
