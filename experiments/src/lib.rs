@@ -6,6 +6,7 @@
 /// A page that returned to a device's memory at least as often, after it had been brought back, is called thrashing.
 pub(crate) const THRASHING: u32 = 3;
 
+pub mod output;
 pub mod replay;
 pub mod report;
 pub mod size;

@@ -137,6 +137,12 @@ impl Event {
             hint: None,
         }
     }
+
+    /// Its pages, as far as a machine of so many has them: what a file says of an event need not be so.
+    pub fn within(&self, pages: u32) -> PageRange {
+        let end = self.page.0.saturating_add(self.pages).min(pages);
+        PageRange::new(Page(self.page.0.min(end)), Page(end))
+    }
 }
 
 /// Events taken out of the rings.
@@ -189,6 +195,23 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_events_pages_are_cut_to_the_machines() {
+        let within = |page, pages, machine| {
+            let mut event =
+                Event::new(Duration::ZERO, EventKind::Freed, PageRange::single(Page(0)));
+            (event.page, event.pages) = (Page(page), pages);
+            let range = event.within(machine);
+            (range.start.0, range.end.0)
+        };
+        assert_eq!(within(3, 4, 100), (3, 7));
+        assert_eq!(within(98, 4, 100), (98, 100));
+        assert_eq!(within(5, 0, 100), (5, 5));
+        assert_eq!(within(100, 4, 100), (100, 100));
+        assert_eq!(within(u32::MAX, u32::MAX, 100), (100, 100));
+        assert_eq!(within(0, u32::MAX, u32::MAX), (0, u32::MAX));
+    }
 
     #[test]
     fn every_kind_is_listed_at_its_number() {

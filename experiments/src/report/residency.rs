@@ -83,9 +83,9 @@ impl Residency {
         };
         // A fault says only that there is something now; where, the migration says.
         let only_new = matches!(event.kind, EventKind::CpuFault | EventKind::MappedInPlace);
-        let first = (event.page.0 as usize).min(self.pages.len());
-        let end = (first + event.pages as usize).min(self.pages.len());
-        for page in first..end {
+        let pages = u32::try_from(self.pages.len()).unwrap_or(u32::MAX);
+        for page in event.within(pages).pages() {
+            let page = page.0 as usize;
             let was = self.pages[page];
             if was == to || (only_new && was != 0) {
                 continue;

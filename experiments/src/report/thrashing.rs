@@ -47,8 +47,8 @@ impl Thrashing {
             EventKind::Collapsed if event.device.is_none() => false,
             // Its next contents have another history.
             EventKind::Freed => {
-                for page in self.within(event) {
-                    if let Some(history) = self.pages.get_mut(&page) {
+                for page in event.within(self.limit).pages() {
+                    if let Some(history) = self.pages.get_mut(&page.0) {
                         history.left = None;
                     }
                 }
@@ -56,8 +56,8 @@ impl Thrashing {
             }
             _ => return,
         };
-        for page in self.within(event) {
-            let history = self.pages.entry(page).or_default();
+        for page in event.within(self.limit).pages() {
+            let history = self.pages.entry(page.0).or_default();
             if !to_device {
                 history.to_system += 1;
                 history.left = Some(time);
@@ -75,11 +75,6 @@ impl Thrashing {
                 history.returns += 1;
             }
         }
-    }
-
-    fn within(&self, event: &Event) -> std::ops::Range<u32> {
-        let first = event.page.0.min(self.limit);
-        first..first.saturating_add(event.pages).min(self.limit)
     }
 
     /// Pages that returned often.

@@ -3,9 +3,10 @@
 
 use super::error::SweepError;
 use super::row::{COLUMNS, Row};
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use crate::output;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::Path;
 
 /// Writes a CSV file with a line of names. What a run does not have is empty.
 ///
@@ -44,22 +45,8 @@ fn put(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> Result<(), Failure>,
 ) -> Result<(), SweepError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let beside = PathBuf::from(name);
-    let written = (|| {
-        let mut file = BufWriter::new(File::create(&beside)?);
-        write(&mut file)?;
-        file.flush()?;
-        file.get_ref().sync_all()?;
-        fs::rename(&beside, path)?;
-        Ok(())
-    })();
-    written.map_err(|error: Failure| {
-        let _ = fs::remove_file(&beside);
-        SweepError::Table {
-            path: path.to_owned(),
-            what: format!("{error}; the runs are safe in the journal"),
-        }
+    output::put(path, write).map_err(|error| SweepError::Table {
+        path: path.to_owned(),
+        what: format!("{error}; the runs are safe in the journal"),
     })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{Block, Event, EventKind, Page, PageRange, PageSet};
+use hmm_backend::{Block, Event, EventKind, PageSet};
 use serde::Serialize;
 
 use super::error::TraceError;
@@ -143,9 +143,7 @@ struct Pages {
 
 impl Pages {
     fn add(&mut self, event: &Event) {
-        let limit = |page: Page| Page(page.0.min(self.limit));
-        let range = PageRange::new(limit(event.page), limit(event.page.plus(event.pages)));
-        for part in range.split_by_block() {
+        for part in event.within(self.limit).split_by_block() {
             let block = part.start.block();
             let pages = self.blocks.entry(block).or_insert(PageSet::EMPTY);
             let before = pages.count();

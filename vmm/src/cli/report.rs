@@ -1,13 +1,13 @@
 //! `hmmvisor report`.
 
-use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hmmvisor_abi::map;
+use hmmvisor_experiments::output;
 use hmmvisor_experiments::report::{RunMeta, RunReport, sweep_page};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 
@@ -36,9 +36,7 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
             about.display()
         );
     }
-    if let (Ok(input), Ok(page)) = (about.canonicalize(), output.canonicalize())
-        && input == page
-    {
+    if output::is_input(about, output) {
         bail!(
             "writing report {}: that is the trace itself; name another file",
             output.display()
@@ -57,24 +55,9 @@ pub fn report_sweep(about: &Path, output: &Path) -> Result<()> {
     put(output, &sweep_page(about)?)
 }
 
-/// Writes a page beside its place and then puts it there: a full disk leaves no half of one, and the one before stays.
 fn put(path: &Path, html: &str) -> Result<()> {
-    write(path, html).with_context(|| format!("writing report {}", path.display()))
-}
-
-fn write(path: &Path, html: &str) -> io::Result<()> {
-    if path.exists() && !path.is_file() {
-        // A pipe or a device.
-        return fs::write(path, html);
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let beside = PathBuf::from(name);
-    let written = fs::write(&beside, html).and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&beside);
-    }
-    written
+    let written: io::Result<()> = output::put(path, |file| file.write_all(html.as_bytes()));
+    written.with_context(|| format!("writing report {}", path.display()))
 }
 
 /// Folders are sweeps, and so are journals.

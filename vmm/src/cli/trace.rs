@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings;
+use hmmvisor_experiments::output::is_input;
 use hmmvisor_experiments::trace::export::{ExportError, Format, export};
 use hmmvisor_experiments::trace::import;
 use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
@@ -127,9 +128,7 @@ impl ImportArgs {
             "-" => Box::new(io::stdin()),
             _ => Box::new(File::open(&self.input).with_context(|| format!("opening {name}"))?),
         };
-        if let (Ok(input), Ok(output)) = (self.input.canonicalize(), self.output.canonicalize())
-            && input == output
-        {
+        if is_input(&self.input, &self.output) {
             bail!("{name} is input and output; name another file");
         }
         let input = BufReader::with_capacity(1 << 18, input);

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::error::TraceError;
 use super::reader::TraceReader;
+use crate::output::is_input;
 
 pub use row::COLUMNS;
 
@@ -79,7 +80,7 @@ pub fn export(mut trace: TraceReader, format: Format, output: &Path) -> Result<u
         error,
     };
     // Whoever exports onto the trace itself would lose it.
-    if same_file(trace.path(), output) {
+    if is_input(trace.path(), output) {
         return Err(fail(io::Error::other(
             "that is the trace itself; name another file",
         )));
@@ -103,13 +104,6 @@ pub fn export(mut trace: TraceReader, format: Format, output: &Path) -> Result<u
             }
             Err(fail(error))
         }
-    }
-}
-
-fn same_file(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
     }
 }
 

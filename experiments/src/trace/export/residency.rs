@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use hmm_backend::{BLOCK_PAGES, Block, DeviceId, Event, EventKind, Page, PageRange};
+use hmm_backend::{BLOCK_PAGES, Block, DeviceId, Event, EventKind};
 
 /// Nobody's page.
 const SYSTEM: u16 = u16::MAX;
@@ -33,9 +33,7 @@ impl Residency {
             // Duplicates are in the device's memory all the while.
             _ => return false,
         };
-        let limit = |page: Page| Page(page.0.min(self.limit));
-        let range = PageRange::new(limit(event.page), limit(event.page.plus(event.pages)));
-        for page in range.pages() {
+        for page in event.within(self.limit).pages() {
             // What is freed may be large, and never have been on a device.
             let block = match (place, self.blocks.get_mut(&page.block())) {
                 (_, Some(block)) => block,
