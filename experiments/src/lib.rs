@@ -3,12 +3,10 @@
 //!
 //! Knows no KVM: everything here works on traces and on the backend's model engine.
 
-/// A page that returned to a device's memory at least as often, after it had been brought back, is called thrashing.
-pub(crate) const THRASHING: u32 = 3;
-
 pub mod output;
 pub mod replay;
 pub mod report;
+mod returns;
 pub mod size;
 pub mod sweep;
 pub mod trace;

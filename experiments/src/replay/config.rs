@@ -71,8 +71,8 @@ impl ReplayConfig {
     /// from files, which may be damaged.
     pub(super) fn check_books(&self, memory: u64) -> Result<(), ReplayError> {
         let devices = u64::from(self.devices);
-        // A word and a byte for each page, a byte of each device's page table; less than 16 bytes for each frame.
-        let pages = (memory / PAGE_SIZE).saturating_mul(9 + devices);
+        // A word and four bytes for each page, a byte of each device's page table; less than 16 bytes for each frame.
+        let pages = (memory / PAGE_SIZE).saturating_mul(12 + devices);
         let frames = (self.device_memory / PAGE_SIZE).saturating_mul(16 * devices);
         let bytes = pages.saturating_add(frames);
         match bytes > MOST_BOOKS {

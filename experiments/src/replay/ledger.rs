@@ -1,24 +1,20 @@
 //! The driver of a replay's devices: does nothing to migrations but keep accounts of them.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use hmm_backend::{
     DeviceFolio, Driver, FaultError, Finalized, MigrateError, PAGE_SIZE, Page, PageRange, ToDevice,
     ToSystem,
 };
 
-use crate::THRASHING;
+use crate::returns::Returns;
 
-/// Set from a page's arrival somewhere until somebody accesses it.
-const UNUSED: u8 = 0x80;
-/// Set while a page that has been brought back from a device is elsewhere.
-const AWAY: u8 = 0x40;
-/// How often a page has returned to a device, up to this.
-const RETURNS: u8 = 0x3f;
+/// Set from a page's arrival somewhere until somebody accesses it. The other bits are its [`Returns`].
+const UNUSED: u32 = 1 << 31;
 
-/// One byte for each page, and sums.
+/// Four bytes for each page, and sums.
 pub(super) struct Ledger {
-    pages: Box<[AtomicU8]>,
+    pages: Box<[AtomicU32]>,
     transfers: AtomicU64,
     to_device: AtomicU64,
     to_system: AtomicU64,
@@ -28,7 +24,7 @@ pub(super) struct Ledger {
 impl Ledger {
     pub(super) fn new(pages: u32) -> Ledger {
         Ledger {
-            pages: (0..pages).map(|_| AtomicU8::new(0)).collect(),
+            pages: (0..pages).map(|_| AtomicU32::new(0)).collect(),
             transfers: AtomicU64::new(0),
             to_device: AtomicU64::new(0),
             to_system: AtomicU64::new(0),
@@ -61,7 +57,9 @@ impl Ledger {
     /// The next contents of these pages have another history.
     pub(super) fn freed(&self, pages: PageRange) {
         for page in pages.pages() {
-            self.pages[page.0 as usize].fetch_and(!(AWAY | UNUSED), Relaxed);
+            let cell = &self.pages[page.0 as usize];
+            let returns = Returns::from_bits(cell.load(Relaxed));
+            cell.store(returns.freed().bits(), Relaxed);
         }
     }
 
@@ -69,9 +67,8 @@ impl Ledger {
     fn arrive(&self, pages: PageRange) {
         for page in pages.pages() {
             let cell = &self.pages[page.0 as usize];
-            let state = cell.load(Relaxed);
-            let returned = state & AWAY != 0 && state & RETURNS < RETURNS;
-            cell.store((state & !AWAY | UNUSED) + u8::from(returned), Relaxed);
+            let returns = Returns::from_bits(cell.load(Relaxed));
+            cell.store(returns.arrived().bits() | UNUSED, Relaxed);
         }
     }
 
@@ -92,7 +89,7 @@ impl Ledger {
     }
 
     pub(super) fn thrashing(&self) -> u64 {
-        let thrashes = |cell: &&AtomicU8| u32::from(cell.load(Relaxed) & RETURNS) >= THRASHING;
+        let thrashes = |cell: &&AtomicU32| Returns::from_bits(cell.load(Relaxed)).is_thrashing();
         self.pages.iter().filter(thrashes).count() as u64
     }
 }
@@ -126,7 +123,9 @@ impl Driver for Ledger {
             for folio in migration.folios() {
                 let range = PageRange::with_len(folio.page, folio.pages());
                 for page in range.pages() {
-                    self.pages[page.0 as usize].fetch_or(AWAY, Relaxed);
+                    let cell = &self.pages[page.0 as usize];
+                    let returns = Returns::from_bits(cell.load(Relaxed));
+                    cell.store(returns.left().bits() | UNUSED, Relaxed);
                 }
             }
         }

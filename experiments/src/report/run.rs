@@ -58,7 +58,8 @@ struct Totals {
 }
 
 impl RunReport {
-    /// Begins. Takes about 20 bytes for each page of guest memory, whatever the number of events.
+    /// Begins. Takes a byte for each page of guest memory, and 32 for each page of the 2 MiB blocks in which any migrated, whatever
+    /// the number of events.
     pub fn new(meta: RunMeta) -> RunReport {
         let pages = (meta.memory / PAGE_SIZE).min(MOST_PAGES) as usize;
         RunReport {

@@ -1,32 +1,35 @@
 //! Pages that go to and fro.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use hmm_backend::{Event, EventKind, PAGE_SIZE, Page as GuestPage, PageRange};
+use hmm_backend::{BLOCK_PAGES, Block, Event, EventKind, PAGE_SIZE, Page as GuestPage, PageRange};
 
 use super::axis::{Unit, number};
 use super::page::{Page, Table};
-use crate::THRASHING;
+use crate::returns::{Returns, THRASHING};
 
 /// Rows of the table.
 const MOST: usize = 20;
 
+/// 32 bytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct History {
+    /// When it last left a device, if it is away.
+    left: u64,
+    /// Shortest time between leaving and returning, if it has returned.
+    shortest: u64,
     to_device: u32,
     to_system: u32,
-    /// Times it went to a device after it had been brought back.
-    returns: u32,
-    /// When it last left a device.
-    left: Option<u64>,
-    /// Shortest time between leaving and returning.
-    shortest: u64,
+    returns: Returns,
 }
 
-/// The histories of all pages that migrated.
+type Histories = [History; BLOCK_PAGES as usize];
+
+/// The histories of the pages of all blocks in which any migrated.
 #[derive(Default)]
 pub(super) struct Thrashing {
-    pages: BTreeMap<u32, History>,
+    blocks: BTreeMap<Block, Box<Histories>>,
     limit: u32,
 }
 
@@ -34,77 +37,63 @@ impl Thrashing {
     /// Of this many pages.
     pub(super) fn new(pages: usize) -> Thrashing {
         Thrashing {
-            pages: BTreeMap::new(),
+            blocks: BTreeMap::new(),
             limit: u32::try_from(pages).unwrap_or(u32::MAX),
         }
     }
 
     pub(super) fn add(&mut self, event: &Event, time: u64) {
-        let to_device = match event.kind {
-            EventKind::ToDevice => true,
-            EventKind::ToSystem => false,
-            // A duplicate has left the device only when its frame is given up.
-            EventKind::Collapsed if event.device.is_none() => false,
-            // Its next contents have another history.
-            EventKind::Freed => {
-                for page in event.within(self.limit).pages() {
-                    if let Some(history) = self.pages.get_mut(&page.0) {
-                        history.left = None;
-                    }
-                }
-                return;
-            }
+        let change: fn(&mut History, u64) = match event.kind {
+            EventKind::ToDevice => History::arrives,
+            EventKind::ToSystem => History::leaves,
+            EventKind::Freed => History::is_freed,
             _ => return,
         };
-        for page in event.within(self.limit).pages() {
-            let history = self.pages.entry(page.0).or_default();
-            if !to_device {
-                history.to_system += 1;
-                history.left = Some(time);
+        for part in event.within(self.limit).split_by_block() {
+            let block = part.start.block();
+            // What is freed may be large, and never have migrated.
+            if event.kind == EventKind::Freed && !self.blocks.contains_key(&block) {
                 continue;
             }
-            history.to_device += 1;
-            if let Some(left) = history.left.take() {
-                let away = time - left;
-                let first = history.returns == 0;
-                history.shortest = if first {
-                    away
-                } else {
-                    history.shortest.min(away)
-                };
-                history.returns += 1;
+            let new = || Box::new([History::default(); BLOCK_PAGES as usize]);
+            let histories = self.blocks.entry(block).or_insert_with(new);
+            for page in part.pages() {
+                change(&mut histories[page.index_in_block()], time);
             }
         }
     }
 
+    /// The pages that returned often, in order.
+    fn thrashing(&self) -> impl Iterator<Item = (GuestPage, &History)> {
+        let pages = self.blocks.iter().flat_map(|(block, histories)| {
+            let pages = PageRange::with_len(block.first_page(), BLOCK_PAGES as u32).pages();
+            pages.zip(histories.iter())
+        });
+        pages.filter(|(_, history)| history.returns.is_thrashing())
+    }
+
     /// Pages that returned often.
     pub(super) fn count(&self) -> usize {
-        self.pages
-            .values()
-            .filter(|history| history.returns >= THRASHING)
-            .count()
+        self.thrashing().count()
     }
 
     /// Runs of neighbours with about the same history, the worst first.
     fn ranges(&self) -> Vec<(PageRange, History)> {
         let mut ranges: Vec<(PageRange, History)> = Vec::new();
-        for (page, history) in &self.pages {
-            if history.returns < THRASHING {
-                continue;
-            }
+        for (page, history) in self.thrashing() {
             match ranges.last_mut() {
                 Some((range, first))
-                    if range.end.0 == *page && first.returns == history.returns =>
+                    if range.end == page && first.returns.count() == history.returns.count() =>
                 {
-                    range.end = GuestPage(page + 1);
+                    range.end = page.plus(1);
                     first.to_device = first.to_device.max(history.to_device);
                     first.to_system = first.to_system.max(history.to_system);
                     first.shortest = first.shortest.min(history.shortest);
                 }
-                _ => ranges.push((PageRange::single(GuestPage(*page)), *history)),
+                _ => ranges.push((PageRange::single(page), *history)),
             }
         }
-        ranges.sort_by_key(|(range, history)| (std::cmp::Reverse(history.returns), range.start));
+        ranges.sort_by_key(|(range, history)| (Reverse(history.returns.count()), range.start));
         ranges
     }
 
@@ -137,7 +126,7 @@ impl Thrashing {
                 &[
                     format!("{:#x}–{:#x}", address(range.start), address(range.end) - 1),
                     number(f64::from(range.len())),
-                    number(history.returns.into()),
+                    number(history.returns.count().into()),
                     number(history.to_device.into()),
                     number(history.to_system.into()),
                     Unit::time(shortest).show(shortest),
@@ -155,10 +144,45 @@ impl Thrashing {
     }
 }
 
+impl History {
+    fn arrives(&mut self, time: u64) {
+        self.to_device = self.to_device.saturating_add(1);
+        if self.returns.is_away() {
+            let away = time - self.left;
+            self.shortest = match self.returns.count() {
+                0 => away,
+                _ => self.shortest.min(away),
+            };
+        }
+        self.returns = self.returns.arrived();
+    }
+
+    fn leaves(&mut self, time: u64) {
+        self.to_system = self.to_system.saturating_add(1);
+        self.left = time;
+        self.returns = self.returns.left();
+    }
+
+    fn is_freed(&mut self, _: u64) {
+        self.returns = self.returns.freed();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn a_page_takes_as_much_memory_as_is_said() {
+        assert_eq!(size_of::<History>(), 32);
+        let mut pages = Thrashing::new(1 << 20);
+        let range = PageRange::with_len(GuestPage(700), 2);
+        pages.add(&Event::new(Duration::ZERO, EventKind::ToDevice, range), 0);
+        let all = PageRange::new(GuestPage(0), GuestPage(1 << 20));
+        pages.add(&Event::new(Duration::ZERO, EventKind::Freed, all), 0);
+        assert_eq!(pages.blocks.len(), 1);
+    }
 
     #[test]
     fn returns_are_counted_and_neighbours_share_a_row() {
@@ -187,7 +211,7 @@ mod tests {
                 (
                     range.start.0,
                     range.len(),
-                    history.returns,
+                    history.returns.count(),
                     history.shortest,
                 )
             })
