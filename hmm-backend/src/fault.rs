@@ -138,7 +138,7 @@ impl Backend {
         }
         if !on_device.is_empty() {
             let demand = with_whole_folios(&on_device, &prefetch, &words, block);
-            // What is written is not duplicated, nor what threads want who do not say how they access it.
+            // What is written is not duplicated; nor what a thread wants to write that has no message to say so (`fault_in`).
             let duplicate = match access {
                 Access::Write if writes.is_empty() => PageSet::EMPTY,
                 _ => advice.duplicate.difference(writes),

@@ -229,6 +229,46 @@ fn whatever_else_happens_ends_a_duplicate_once() {
     });
 }
 
+/// Whoever reads makes progress: the device that writes waits for the hold of the CPUs' copy, a CPU does not.
+#[test]
+fn the_hold_of_a_duplicate_is_the_cpus() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, "on-demand+hints+timeslice:min=1s");
+        read_mostly(&rig, 0..512);
+        let mut device = rig.device(64);
+        duplicate(&rig, &device, 0..2);
+        let deferred = counter(&rig, "faults_deferred");
+        rig.cpu(0, 0).store(1, SeqCst);
+        assert_eq!(counter(&rig, "faults_deferred"), deferred);
+        assert_eq!(device.add(1, 0, 1), Ok(11));
+        assert_eq!(counter(&rig, "faults_deferred"), deferred + 1);
+        assert_eq!(counter(&rig, "collapsed"), 2);
+        device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn a_coherent_device_works_on_system_memory_s_copy() {
+    both_engines(|engine| {
+        let rig = rig(engine);
+        let (device, mut coherent) = (rig.device(64), rig.coherent_device(64));
+        duplicate(&rig, &device, 0..1);
+        assert_eq!(coherent.read(0, 0), Ok(10));
+        assert_eq!(coherent.target(0), Some(Target::System));
+        assert_eq!(duplicates(&rig, 0..1), [0]);
+        assert_eq!(coherent.add(0, 0, 5), Ok(10));
+        assert_eq!(residency(&rig, 0), Residency::System);
+        assert_eq!(rig.cpu(0, 0).load(SeqCst), 15);
+        // Its own pages are reached by everybody: there is nothing to duplicate.
+        let here = rig.range(0..1);
+        let moved = rig.backend.migrate_to_device(coherent.id, here).unwrap();
+        assert_eq!((moved, rig.cpu(0, 0).load(SeqCst)), (1, 15));
+        assert!(matches!(residency(&rig, 0), Residency::Coherent { .. }));
+        device.driver.assert_clean();
+        coherent.driver.assert_clean();
+    });
+}
+
 #[test]
 fn duplicates_are_evicted_without_moving_anything() {
     both_engines(|engine| {
