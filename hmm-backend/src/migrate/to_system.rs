@@ -297,7 +297,7 @@ impl<'b> CopiedToSystem<'b> {
 
 impl CommittedToSystem<'_> {
     /// Lets go of the pages, wakes whoever waits for them, and tells the driver that the folios are
-    /// free.
+    /// free, unless it keeps them.
     pub fn finalize(mut self) -> Finalized {
         Finalized {
             pages: self.publish(),
