@@ -69,6 +69,7 @@ fn report(end: End) -> Report {
         engine: Engine::Copy,
         scripts: None,
         policy: String::new(),
+        policy_exact: String::new(),
         vcpus: 2,
         devices: 1,
         memory: Size(0),
