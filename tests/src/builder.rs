@@ -42,7 +42,7 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Builder {
         Builder {
-            engine: Engine::Remap,
+            engine: crate::ENGINES[0],
             policy: "on-demand+timeslice:min=0".into(),
             vcpus: 2,
             pages: BLOCK_PAGES as u32,

@@ -35,7 +35,7 @@
 //! | what a vCPU can be told to do, and its answer | [`Vcpu`], [`Pending`], [`Adding`], [`GuestError`] |
 //! | a device's own accesses, holding its driver, making it fail, unplugging it | [`Device`], [`Gate`], [`WayPoint`], [`Arrival`] |
 //! | migrations and the like on another thread | [`Task`] |
-//! | both engines | [`each_engine`], [`machine::both_engines`] |
+//! | both engines | [`ENGINES`], [`each_engine`], [`machine::both_engines`] |
 //! | a driver that checks the contract | [`ScriptedDriver`] |
 //! | machines with a real workload or a guest of a few instructions | [`Setup`], [`Machine`], [`Asm`] |
 //! | an accelerator without a guest | [`accelerator::Rig`] |
@@ -51,6 +51,7 @@ mod device;
 mod doorbell;
 pub mod driver;
 pub mod elf;
+mod engines;
 mod error;
 pub mod inject;
 pub mod machine;
@@ -69,9 +70,10 @@ pub use conformance::AccessRefused;
 pub use device::{Device, Gate};
 pub use driver::ScriptedDriver;
 pub use elf::{Segment, elf};
+pub use engines::{ENGINES, Engines};
 pub use error::GuestError;
 pub use inject::{Arrival, WayPoint};
-pub use machine::{ENGINES, Machine, Output, Setup, each_engine, word};
+pub use machine::{Machine, Output, Setup, each_engine, word};
 pub use pending::{Pending, Task};
 pub use place::{Pages, Word, address, pages};
 pub use process::Resources;

@@ -13,7 +13,7 @@ use super::witness::{Witness, message};
 use super::{Evidence, Outcome, Plain, RULES, Report, Rule, Subject, Verdict};
 use crate::ENGINES;
 
-/// Checks all rules with both engines. `make` makes a fresh driver for each.
+/// Checks all rules with both engines (see [`ENGINES`]). `make` makes a fresh driver for each.
 pub fn run<D: Driver + 'static>(make: impl Fn() -> D) -> Report {
     run_subject(|| Plain::new(make()))
 }
@@ -35,7 +35,7 @@ impl Default for Suite {
     /// Everything; a rule may take half a minute before it counts as stuck.
     fn default() -> Suite {
         Suite {
-            engines: ENGINES.into(),
+            engines: ENGINES.to_vec(),
             rules: RULES.iter().map(|rule| rule.name).collect(),
             patience: Duration::from_secs(30),
         }
