@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::{DeviceFolio, Driver};
-use hmmvisor_testkit::{ENGINES, ScriptedDriver};
 use hmmvisor_testkit::conformance::{self, RULES, Report, Subject, Suite, Verdict};
+use hmmvisor_testkit::{ENGINES, ScriptedDriver};
 
 use accelerated::Accelerated;
 use model::{Bug, Model};

@@ -28,3 +28,15 @@ boot() {
         }
     done
 }
+
+# Runs the Rust tests of this binary, but the ones named: `rust BINARY [TEST NOT TO RUN...]`.
+rust() {
+    binary=$1
+    shift
+    for test; do
+        set -- "$@" --skip "$test"
+        shift
+    done
+    # shellcheck disable=SC2086
+    show "$binary" $ONLY "$@"
+}
