@@ -35,5 +35,5 @@ mod stats;
 
 pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError, Interrupt};
 pub use driver::AcceleratorDriver;
-pub use mmio::{EventFd, MmioDevice, NewDevice, NewDeviceError, Slot};
+pub use mmio::{EventFd, MmioDevice, NewDevice, NewDeviceError, Slot, SlotKind};
 pub use stats::AcceleratorStats;

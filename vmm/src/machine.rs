@@ -12,6 +12,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use crate::interrupts::InterruptLines;
 use crate::{firmware, kvm, machine_check, process_memory, registers};
 
 const BOOT_RAM_SLOT: u32 = 1;
@@ -132,6 +133,16 @@ impl Machine {
         if let Some(backend) = &self.backend {
             backend.abandon_faults();
         }
+    }
+
+    /// Guest-physical address of page 0 of managed memory.
+    pub fn managed_base(&self) -> u64 {
+        map::MANAGED
+    }
+
+    /// Lines for devices' interrupts.
+    pub fn interrupt_lines(&self) -> Arc<InterruptLines> {
+        InterruptLines::new(self.vm.clone(), self.vcpus)
     }
 
     /// Boot RAM.
