@@ -8,7 +8,7 @@ use hmm_backend::{
     PolicySpec,
 };
 use hmmvisor::OnMemoryError;
-use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig};
 use hmmvisor_abi::agent;
 
 use crate::device::{Kind, Slot};
@@ -184,9 +184,11 @@ impl Builder {
                 foreign: Vec::new(),
                 on_memory_error: OnMemoryError::MachineCheck,
             }),
-            guest: hmmvisor_guest_images::IMAGE,
-            cmdline: "workload=agent",
-            seed: 1,
+            guest: Guest::Program {
+                image: hmmvisor_guest_images::IMAGE,
+                cmdline: "workload=agent",
+                seed: 1,
+            },
             console: Box::new(output.clone()),
             hooks: Hooks {
                 devices: vec![(

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hmm_backend::{
     Backend, BackendConfig, DeviceId, Engine, EngineChoice, PAGE_SIZE, Page, PolicySpec, Residency,
 };
-use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig};
 use hmmvisor::{End, OnMemoryError};
 
 use hmmvisor_abi::map;
@@ -154,9 +154,11 @@ impl Setup {
                 on_memory_error: self.on_memory_error,
                 foreign: Vec::new(),
             }),
-            guest: image.unwrap_or(hmmvisor_guest_images::IMAGE),
-            cmdline: &self.cmdline(),
-            seed: self.seed,
+            guest: Guest::Program {
+                image: image.unwrap_or(hmmvisor_guest_images::IMAGE),
+                cmdline: &self.cmdline(),
+                seed: self.seed,
+            },
             console: Box::new(output.clone()),
             hooks: Hooks::default(),
         });

@@ -10,7 +10,7 @@ use crate::ending::End;
 use crate::host::Host;
 use crate::kvm;
 use crate::size::Size;
-use crate::vm::{Hooks, Vm, VmConfig};
+use crate::vm::{Guest, Hooks, Vm, VmConfig};
 
 /// How long the trial guest may take.
 const TRIAL: Duration = Duration::from_secs(5);
@@ -256,9 +256,11 @@ fn trial() -> Finding {
         vcpus: 1,
         vcpu_cpus: Vec::new(),
         managed: None,
-        guest: guest_images::IMAGE,
-        cmdline: "",
-        seed: 0,
+        guest: Guest::Program {
+            image: guest_images::IMAGE,
+            cmdline: "",
+            seed: 0,
+        },
         console: Box::new(std::io::sink()),
         hooks: Hooks::default(),
     };
@@ -274,7 +276,7 @@ fn trial() -> Finding {
             Finding::new(what, State::Ok, detail)
         }
         Some(End::Failed(failure)) => Finding::new(what, State::Missing, failure.to_string()),
-        Some(End::Signal(_)) | None => Finding::new(
+        Some(_) | None => Finding::new(
             what,
             State::Missing,
             "started but did not exit within 5 s; see `dmesg | grep -i kvm`",

@@ -56,10 +56,11 @@ impl fmt::Display for OnMemoryError {
     }
 }
 
-/// The end of the run that a fault is if nobody can recover from it.
-pub fn failure(fault: &FatalFault, vcpu: Option<u32>) -> Failure {
+/// The end of the run that a fault is if nobody can recover from it. Managed memory begins at `base`.
+pub fn failure(fault: &FatalFault, vcpu: Option<u32>, base: u64) -> Failure {
     Failure::Page {
         page: fault.page.0,
+        address: base + fault.page.offset(),
         vcpu,
         cause: fault.cause.to_string(),
     }
@@ -75,15 +76,18 @@ struct Report {
 /// Reports on their way from the fault service to vCPUs.
 pub struct MemoryErrors {
     backend: Arc<Backend>,
+    /// Guest-physical address of page 0.
+    base: u64,
     /// One for each vCPU.
     reports: Box<[Mutex<Option<Report>>]>,
 }
 
 impl MemoryErrors {
-    /// Nothing to report.
-    pub fn new(vcpus: u32, backend: Arc<Backend>) -> MemoryErrors {
+    /// Nothing to report about this memory, whose page 0 has this guest-physical address.
+    pub fn new(vcpus: u32, backend: Arc<Backend>, base: u64) -> MemoryErrors {
         MemoryErrors {
             backend,
+            base,
             reports: (0..vcpus).map(|_| Mutex::new(None)).collect(),
         }
     }
@@ -199,7 +203,11 @@ fn is_to_be_kicked(errors: &MemoryErrors, ending: &Ending, kick: &Kick) -> bool 
     match &mut *errors.report(kick.vcpu) {
         None => false,
         Some(report) if report.kicks >= GIVE_UP => {
-            ending.set(End::Failed(failure(&report.fault, Some(kick.vcpu))));
+            ending.set(End::Failed(failure(
+                &report.fault,
+                Some(kick.vcpu),
+                errors.base,
+            )));
             false
         }
         Some(report) => {
