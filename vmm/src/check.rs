@@ -8,6 +8,7 @@ use hmmvisor_guest_images as guest_images;
 
 use crate::ending::End;
 use crate::host::Host;
+use crate::kernel_mode::{self, NATIVE};
 use crate::kvm;
 use crate::size::Size;
 use crate::vm::{Guest, Hooks, Vm, VmConfig};
@@ -60,6 +61,7 @@ pub fn check() -> Vec<Finding> {
         .all(|finding| finding.state != State::Missing)
     {
         findings.push(trial());
+        findings.push(kernel_mode_finding());
     }
     findings
 }
@@ -245,6 +247,36 @@ fn address_space_limit() -> (u64, bool) {
         limit.rlim_cur,
         result != 0 || limit.rlim_cur == libc::RLIM_INFINITY,
     )
+}
+
+/// Whether operating systems boot.
+fn kernel_mode_finding() -> Finding {
+    let what = "guest kernel mode";
+    match kernel_mode::instructions_per_second() {
+        Err(error) => Finding::new(
+            what,
+            State::Limited,
+            format!("cannot be tried: {error}; Linux will not boot here"),
+        ),
+        Ok(speed) if speed >= NATIVE => Finding::new(
+            what,
+            State::Ok,
+            format!(
+                "native, {:.0} million instructions/s: stock Linux kernels boot",
+                speed / 1e6
+            ),
+        ),
+        Ok(speed) => Finding::new(
+            what,
+            State::Limited,
+            format!(
+                "emulated, {:.1} million instructions/s: this KVM runs only ring 3 natively, so stock Linux will NOT boot here \
+                 (too slow, and some of its instructions cannot be emulated); it needs VT-x or AMD-V, in a virtual machine nested. \
+                 Other guests run at full speed",
+                speed / 1e6
+            ),
+        ),
+    }
 }
 
 /// Starts the embedded guest without managed memory: it can do nothing but say so and exit, which

@@ -10,7 +10,7 @@
 //! | `policy_scripts` | scripts among the policies, reloaded when they change |
 //! | `report`, `summary` | the figures, for programs and for people |
 //! | `recording` | events into a trace |
-//! | `check`, `kvm`, `host` | what this host offers |
+//! | `check`, `kvm`, `host`, `kernel_mode` | what this host offers |
 //! | `vm` | a virtual machine put together |
 //! | `machine` | the part of it that is KVM's: memory slots, vCPUs |
 //! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
@@ -45,6 +45,7 @@ pub mod guest_memory;
 pub mod host;
 pub mod image;
 pub mod interrupts;
+pub mod kernel_mode;
 pub mod kvm;
 pub mod linux;
 pub mod machine;

@@ -7,7 +7,6 @@ use hmmvisor_abi::map;
 use hmmvisor_policies::PolicyChoice;
 
 use super::{Config, ConfigError};
-use crate::console_choice::ConsoleChoice;
 use crate::host::Host;
 use crate::linux::cpuid::Template;
 use crate::size::Size;
@@ -98,7 +97,6 @@ impl Config {
         for (what, path) in [
             ("the JSON report", json),
             ("the trace", self.record.as_deref()),
-            ("the console", self.console_file()),
         ] {
             path.map_or(Ok(()), |path| check_output(what, path))?;
         }
@@ -188,13 +186,6 @@ impl Config {
             }
         }
         Ok(())
-    }
-
-    fn console_file(&self) -> Option<&Path> {
-        match &self.console {
-            ConsoleChoice::File(path) => Some(path),
-            ConsoleChoice::Auto | ConsoleChoice::Stdio => None,
-        }
     }
 
     fn check_regions(&self) -> Result<(), ConfigError> {
@@ -364,10 +355,6 @@ mod tests {
                 .contains("writing the trace to /nosuch/x: its folder does not exist")
         );
         assert!(complaint(|config| config.machine.watchdog = Some(0)).contains("from 1 to 86400"));
-        assert!(
-            complaint(|config| config.console = "/nosuch/x".parse().unwrap())
-                .contains("writing the console to /nosuch/x: its folder does not exist")
-        );
         assert_eq!(
             complaint(|config| config.boot.cmdline = Some("quiet".into())),
             "a kernel command line without a kernel to give it to; name one with --kernel"
