@@ -434,6 +434,29 @@ mod tests {
     }
 
     #[test]
+    fn changes_wait_for_the_device_and_then_go_first() {
+        use std::sync::atomic::AtomicBool;
+        let it = spaces();
+        it.map(1, V, page(&[(0, BASE | 1)])).unwrap();
+        let returned = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let guard = it.lock();
+            scope.spawn(|| {
+                it.invalidate(1, V, V + PAGE_SIZE);
+                returned.store(true, Ordering::SeqCst);
+            });
+            while !guard.wanted() {
+                std::thread::yield_now();
+            }
+            assert_eq!(guard.translate(1, V, Access::Read), Lookup::Page(Page(0)));
+            assert!(!returned.load(Ordering::SeqCst));
+            drop(guard);
+            // The device comes back at once, but somebody was waiting.
+            assert_eq!(read(&it, 1, V), Lookup::Missing);
+        });
+    }
+
+    #[test]
     fn there_is_a_limit_and_what_came_last_is_there() {
         let it = spaces();
         let limit = it.tables().limit as u64;
