@@ -112,9 +112,8 @@ static long submit(struct context *context, void __user *arg)
 	if (copy_from_user(&request, arg, sizeof(request)))
 		return -EFAULT;
 	commands = u64_to_user_ptr(request.commands);
-	ret = mutex_lock_interruptible(&context->submit_lock);
-	if (ret)
-		return ret;
+	if (mutex_lock_interruptible(&context->submit_lock))
+		return -ERESTARTSYS;
 	request.first = context->next;
 	for (request.submitted = 0; request.submitted < request.count; request.submitted++) {
 		if (copy_from_user(&command, &commands[request.submitted], sizeof(command)))

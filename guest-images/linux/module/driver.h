@@ -144,5 +144,6 @@ int mirror_open(struct context *context);
 void mirror_close(struct context *context);
 void mirror_free(struct context *context);
 void mirror_check_fault(struct accel *accel);
+void mirror_stop(struct accel *accel);
 
 #endif

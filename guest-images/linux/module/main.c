@@ -102,9 +102,7 @@ static int accel_enable(struct accel *accel)
 /* After this nobody touches registers any more, and every command has completed. */
 static void accel_stop(struct accel *accel)
 {
-	mutex_lock(&accel->mirror_lock);
-	accel->mirror_gone = true;
-	mutex_unlock(&accel->mirror_lock);
+	mirror_stop(accel);
 	accel_disable(accel);
 	queue_abort(accel);
 }

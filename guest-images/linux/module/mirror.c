@@ -62,8 +62,9 @@ static bool block_invalidate(struct mmu_interval_notifier *notifier, const struc
 	/* A fault that is looking at these pages will see this and look again. */
 	mmu_interval_set_seq(notifier, seq);
 	if (block->mapped) {
-		start = max(round_down(range->start, PAGE_SIZE), block->start);
-		end = min(round_up(range->end, PAGE_SIZE), block->start + SPACE_BLOCK);
+		/* The range may be everything there is: rounded up only when it is the block's. */
+		start = round_down(max(range->start, block->start), PAGE_SIZE);
+		end = round_up(min(range->end, block->start + SPACE_BLOCK), PAGE_SIZE);
 		device_invalidate(context, start, end);
 		if (end - start == SPACE_BLOCK)
 			block->mapped = false;
@@ -258,10 +259,13 @@ static int mirror_pages(struct context *context, unsigned long addr, bool write)
 	unsigned long around = clamp(fault_around, 1U, (unsigned int)SPACE_BLOCK_PAGES);
 	struct look look = { .addr = addr, .write = write };
 	struct hmm_range *range = &look.range;
-	struct block *block = block_at(context, addr);
 	unsigned int tries = 0;
+	struct block *block;
 	int ret;
 
+	if (addr >= TASK_SIZE_MAX)
+		return -EFAULT;
+	block = block_at(context, addr);
 	if (IS_ERR(block))
 		return PTR_ERR(block);
 	around = rounddown_pow_of_two(around) << PAGE_SHIFT;
@@ -395,6 +399,19 @@ int mirror_open(struct context *context)
 		reg_write(accel, REG_SPACE_OPEN, context->space);
 	mutex_unlock(&accel->mirror_lock);
 	return ret;
+}
+
+/* The device is about to go: nobody's translations are in use, and the current command ends. */
+void mirror_stop(struct accel *accel)
+{
+	struct context *context;
+	unsigned long space;
+
+	mutex_lock(&accel->mirror_lock);
+	accel->mirror_gone = true;
+	xa_for_each(&accel->spaces, space, context)
+		reg_write(accel, REG_SPACE_CLOSE, space);
+	mutex_unlock(&accel->mirror_lock);
 }
 
 /* The process will not use the device any more; it may be exiting, and the device may be at work for it. */
