@@ -1,11 +1,11 @@
 //! Decoding of commands: from 64 bytes that anything may be in to operations whose arguments are in
 //! range. Pure, so that it can be fuzzed.
 
-use hmm_backend::{PAGE_SIZE, PageRange};
+use hmm_backend::PAGE_SIZE;
 use hmmvisor_abi::accel::{self, Command};
 
 use crate::error::CommandError;
-use crate::managed::{Managed, WORD, Words};
+use crate::managed::{Addresses, Span, WORD, Words};
 
 /// Where to migrate to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,7 +16,7 @@ pub enum Direction {
     ToSystem,
 }
 
-/// A command whose arguments are valid: each run of words is aligned and in managed memory. The
+/// A command whose arguments are valid: each run of words is aligned and among the addresses that there are. The
 /// fields are the arguments of the `OP_*` of the same name, runs carrying their lengths.
 #[derive(Clone, Copy, PartialEq, Debug)]
 #[allow(missing_docs)]
@@ -93,11 +93,12 @@ pub enum Operation {
         steps: u64,
     },
     Migrate {
-        pages: PageRange,
+        span: Span,
         direction: Direction,
     },
+    /// The span is made of whole pages.
     Free {
-        pages: PageRange,
+        span: Span,
     },
 }
 
@@ -131,21 +132,29 @@ impl Operation {
         }
     }
 
-    /// The pages that the operation names as pages: to migrate or to free.
-    pub fn pages(&self) -> Option<PageRange> {
+    /// The bytes that the operation does not compute with: to migrate or to free.
+    pub fn span(&self) -> Option<Span> {
         match *self {
-            Operation::Migrate { pages, .. } | Operation::Free { pages } => Some(pages),
+            Operation::Migrate { span, .. } | Operation::Free { span } => Some(span),
             _ => None,
         }
     }
 }
 
+/// The address space in which a command's addresses are; [`PHYSICAL`](accel::PHYSICAL) if they are guest-physical.
+pub fn space(command: &Command) -> Result<u16, CommandError> {
+    let space = (command.flags >> accel::FLAG_SPACE_SHIFT) as u16;
+    require(u64::from(space) <= accel::SPACES)?;
+    Ok(space)
+}
+
 /// Decodes a command and checks everything that can be checked without reading memory.
-pub fn decode(command: &Command, managed: &Managed) -> Result<Operation, CommandError> {
-    if command.flags & !accel::FLAG_INTERRUPT != 0 {
+pub fn decode(command: &Command, addresses: &Addresses) -> Result<Operation, CommandError> {
+    let space = u32::from(u16::MAX) << accel::FLAG_SPACE_SHIFT;
+    if command.flags & !(accel::FLAG_INTERRUPT | space) != 0 {
         return Err(CommandError::Argument);
     }
-    let words = |addr, len| managed.words(addr, len);
+    let words = |addr, len| addresses.words(addr, len);
     let args = command.args;
     Ok(match command.opcode {
         accel::OP_NOP => Operation::Nop,
@@ -265,14 +274,14 @@ pub fn decode(command: &Command, managed: &Managed) -> Result<Operation, Command
                     accel::TO_SYSTEM => Direction::ToSystem,
                     _ => return Err(CommandError::Argument),
                 },
-                pages: managed.pages(addr, bytes)?,
+                span: addresses.span(addr, bytes)?,
             }
         }
         accel::OP_FREE => {
             let [addr, bytes, ..] = args;
             require(addr.is_multiple_of(PAGE_SIZE) && bytes.is_multiple_of(PAGE_SIZE))?;
             Operation::Free {
-                pages: managed.pages(addr, bytes)?,
+                span: addresses.span(addr, bytes)?,
             }
         }
         _ => return Err(CommandError::Opcode),
@@ -288,7 +297,7 @@ mod tests {
     use super::*;
     use crate::memory::testing::Random;
 
-    const MANAGED: Managed = Managed {
+    const MANAGED: Addresses = Addresses {
         base: 0x1_0000_0000,
         bytes: 1 << 20,
     };
@@ -363,6 +372,15 @@ mod tests {
             ..Command::default()
         };
         assert_eq!(decode(&flags, &MANAGED), Err(CommandError::Argument));
+        let in_space = |space: u64| Command {
+            flags: (space as u32) << accel::FLAG_SPACE_SHIFT,
+            ..Command::default()
+        };
+        assert_eq!(space(&in_space(accel::SPACES)), Ok(accel::SPACES as u16));
+        assert_eq!(
+            space(&in_space(accel::SPACES + 1)),
+            Err(CommandError::Argument)
+        );
     }
 
     #[test]
@@ -390,8 +408,8 @@ mod tests {
                     "{operation:?}"
                 );
             }
-            if let Some(pages) = operation.pages() {
-                assert!(pages.end.offset() <= MANAGED.bytes, "{operation:?}");
+            if let Some(span) = operation.span() {
+                assert!(MANAGED.contains(span.addr, span.bytes), "{operation:?}");
             }
         }
         assert!(accepted[..16].iter().all(|n| *n > 0), "{accepted:?}");

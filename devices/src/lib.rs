@@ -10,6 +10,7 @@
 //! | module | what |
 //! |---|---|
 //! | `accelerator` | assembly, and the side that vCPUs see |
+//! | `shared` | what vCPUs and the device's thread share |
 //! | `registers` | the register file, a pure state machine |
 //! | `processor` | the device's thread: fetches, executes and completes commands |
 //! | `queue` | the ring in guest memory |
@@ -17,6 +18,8 @@
 //! | `kernels` | what the commands compute, over any `memory::Memory` |
 //! | `guest_memory` | that memory through the mirror |
 //! | `mmu` | device page table and TLB |
+//! | `spaces` | the guest's translations of virtual addresses |
+//! | `space_registers`, `guest_fault` | the registers for them, and for what the device asks the guest |
 //! | `driver` | the device's side of the migration contract |
 //! | `mmio` | what a device is to the machine; also for devices of others |
 //! | `virtio` | virtio-mmio devices: balloon, block, entropy |
@@ -25,6 +28,7 @@ mod accelerator;
 pub mod command;
 mod driver;
 pub mod error;
+mod guest_fault;
 mod guest_memory;
 pub mod kernels;
 pub mod managed;
@@ -34,6 +38,9 @@ mod mmu;
 mod processor;
 mod queue;
 mod registers;
+mod shared;
+mod space_registers;
+mod spaces;
 mod stats;
 pub mod virtio;
 
