@@ -244,6 +244,29 @@ fn a_fatal_fault_is_reported_and_the_page_keeps_its_contents() {
 }
 
 #[test]
+fn prefilling_fills_what_is_untouched_and_nothing_else() {
+    both_engines(|engine| {
+        let rig = Rig::new(1024, engine, "on-demand+timeslice:min=0us");
+        let mut device = rig.device(64);
+        device.write(4, 0, 11).unwrap();
+        rig.cpu(700, 0).store(12, SeqCst);
+        let faults = rig.backend.stats().cpu_faults;
+        rig.backend.prefill(rig.range(2..900)).unwrap();
+        let resident = |pages| rig.backend.resident_bytes(rig.range(pages)).unwrap();
+        assert_eq!(resident(2..900), 897 * 4096);
+        assert_eq!(resident(0..2) + resident(900..1024), 0);
+        assert_eq!(rig.on_device(0..1024), [4].into());
+        for (page, value) in [(2, 0), (511, 0), (512, 0), (700, 12), (899, 0)] {
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), value, "page {page}");
+            rig.cpu(page, 1).store(1, SeqCst);
+        }
+        assert_eq!(rig.backend.stats().cpu_faults, faults);
+        assert_eq!(rig.cpu(4, 0).load(SeqCst), 11);
+        assert!(rig.backend.prefill(rig.range(1000..1025)).is_err());
+    });
+}
+
+#[test]
 fn pinned_pages_stay_and_devices_reach_them_in_place() {
     both_engines(|engine| {
         let rig = Rig::new(512, engine, "on-demand+timeslice:min=0us");

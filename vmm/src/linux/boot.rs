@@ -225,14 +225,17 @@ fn start_info(plan: &Plan, layout: &Layout, memory: &GuestMemoryMmap) -> Result<
         .map_err(|error| LoadError::Parameters(error.to_string()))
 }
 
-/// Fills these pages before they are written: page by page, as somebody touches them, takes much longer.
+/// Fills these pages before they are written, since page by page, as somebody touches them, takes much longer; and pins them, so that
+/// a trace of the run tells of them.
 fn present(
     backend: &Arc<Backend>,
     range: &Range<u64>,
 ) -> Result<hmm_backend::Pinned, hmm_backend::Error> {
     let page = |number: u64| Page(number as u32);
-    backend.pin(PageRange::new(
+    let pages = PageRange::new(
         page(range.start / PAGE_SIZE),
         page(range.end.div_ceil(PAGE_SIZE)),
-    ))
+    );
+    backend.prefill(pages)?;
+    backend.pin(pages)
 }
