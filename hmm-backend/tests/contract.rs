@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use common::{Rig, both_engines};
 use hmm_backend::{
-    EventKind, FatalCause, FaultError, MirrorError, Page, Residency, Target, snapshot,
+    Backend, BackendConfig, EngineChoice, EventKind, FatalCause, FaultError, MirrorError, Page,
+    PageRange, Residency, Target, snapshot,
 };
 
 #[test]
@@ -240,6 +241,30 @@ fn a_fatal_fault_is_reported_and_the_page_keeps_its_contents() {
             assert_eq!((fault.thread, value), (thread, 5));
             assert!(!rig.backend.is_current(&fault));
         });
+    });
+}
+
+#[test]
+fn pages_in_a_hole_are_out_of_everybody_s_reach() {
+    both_engines(|engine| {
+        let mut config = BackendConfig::new(6 << 20);
+        config.engine = EngineChoice::Only(engine);
+        config.hole = PageRange::new(Page(512), Page(1024));
+        let backend = Backend::new(config).unwrap();
+        let range = |start, end| PageRange::new(Page(start), Page(end));
+        for outside in [
+            range(512, 513),
+            range(500, 1100),
+            range(1023, 1025),
+            range(1535, 1537),
+        ] {
+            assert!(backend.pin(outside).is_err(), "{outside:?}");
+            assert!(backend.guest_freed(outside).is_err(), "{outside:?}");
+            assert!(backend.migrate_to_system(outside).is_err(), "{outside:?}");
+        }
+        for inside in [range(0, 512), range(1024, 1536)] {
+            drop(backend.pin(inside).unwrap());
+        }
     });
 }
 

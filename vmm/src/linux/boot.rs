@@ -15,8 +15,8 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::kernel::{KernelError, Loaded, Protocol};
-use super::layout::{ACPI, CMDLINE, HIGH_START, Layout, START_INFO, ZERO_PAGE};
-use super::{InitrdError, Linux, acpi, entry};
+use super::layout::{ACPI, CMDLINE, HIGH_START, Layout, RESET_VECTOR, START_INFO, ZERO_PAGE};
+use super::{InitrdError, Linux, acpi, entry, power};
 use crate::file::FileError;
 use crate::slots::SlotInfo;
 
@@ -147,6 +147,8 @@ impl Linux {
             &acpi::tables(ACPI.start, vcpus, slots),
             GuestAddress(ACPI.start),
         )?;
+        // Linux resets a machine with hardware-reduced ACPI by EFI; if there is none, not by ACPI's register, but by the BIOS.
+        memory.write_slice(&power::reset_code(), GuestAddress(RESET_VECTOR))?;
         entry::install(memory)?;
         match &kernel.protocol {
             Protocol::Linux(header) => self.zero_page(**header, plan, layout, memory)?,
