@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use hmm_backend::{Backend, BackendConfig};
+use hmm_backend::{Backend, BackendConfig, Page, PageRange};
 use hmmvisor_devices::virtio::DiskError;
 use hmmvisor_experiments::trace::{TraceError, TraceKind, TraceMeta};
 use hmmvisor_guest_images::{self as guest_images, CatalogError};
@@ -123,6 +123,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         lockstep: config.engine.lockstep,
         policy: policy.clone(),
         events: config.record.as_ref().map_or(0, |_| recording::RING),
+        hole: guest.hole(),
         ..BackendConfig::new(guest.memory(config.machine.memory.0))
     })?;
     let mut chaos = torture.map(|options| Chaos::new(options, config.seed, &backend));
@@ -361,6 +362,13 @@ impl Loadable {
         match self {
             Loadable::Program { .. } => bytes,
             Loadable::Linux(_, layout) => layout.end(),
+        }
+    }
+
+    fn hole(&self) -> PageRange {
+        match self {
+            Loadable::Program { .. } => PageRange::with_len(Page(0), 0),
+            Loadable::Linux(_, layout) => layout.hole(),
         }
     }
 

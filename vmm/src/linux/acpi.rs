@@ -110,12 +110,12 @@ fn dsdt(slots: &[SlotInfo]) -> impl Aml {
     let mut contents = Vec::new();
     let (off, zero) = (power::SLEEP_TYPE_OFF, 0u8);
     Name::new(
-        Path::new("\\_S5_"),
+        Path::new("_S5_"),
         &Package::new(vec![&off, &zero, &zero, &zero]),
     )
     .to_aml_bytes(&mut contents);
     let devices = Devices(slots);
-    Scope::new(Path::new("\\_SB_"), vec![&SerialPort, &devices]).to_aml_bytes(&mut contents);
+    Scope::new(Path::new("_SB_"), vec![&SerialPort, &devices]).to_aml_bytes(&mut contents);
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
     table.append_slice(&contents);
     table
@@ -290,6 +290,48 @@ mod tests {
         for (window, times) in [(0xd001_0000u32, 1), (0xd001_1000, 0), (0xd001_2000, 1)] {
             assert_eq!(contains(dsdt, &window.to_le_bytes()), times, "{window:#x}");
         }
+    }
+
+    /// Where ACPI's own compiler is installed (Debian's acpica-tools), it must understand the tables.
+    #[test]
+    fn the_compiler_understands_the_device_tree() {
+        let folder = tempfile::tempdir().unwrap();
+        let compiler = |file: &str| {
+            let mut compiler = std::process::Command::new("iasl");
+            compiler
+                .current_dir(folder.path())
+                .args(if file.ends_with(".aml") {
+                    vec!["-d", file]
+                } else {
+                    vec!["-p", "again", file]
+                });
+            compiler.output().ok()
+        };
+        let dsdt = &found(&tables(BASE, 1, &slots()))["DSDT"];
+        std::fs::write(folder.path().join("dsdt.aml"), dsdt).unwrap();
+        let Some(output) = compiler("dsdt.aml") else {
+            eprintln!("iasl is not installed");
+            return;
+        };
+        let text = std::fs::read_to_string(folder.path().join("dsdt.dsl"));
+        let text = text.unwrap_or_else(|_| panic!("{output:?}"));
+        for device in [
+            "Device (COM1)",
+            "Device (A000)",
+            "Device (V000)",
+            "Device (V001)",
+        ] {
+            assert!(text.contains(device), "{text}");
+        }
+        let output = compiler("dsdt.dsl").unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains(" 0 Errors"),
+            "{said}"
+        );
+        let again = std::fs::read(folder.path().join("again.aml")).unwrap();
+        // Behind the header, in which the compiler names itself.
+        assert_eq!(again[36..], dsdt[36..]);
     }
 
     #[test]

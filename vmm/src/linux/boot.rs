@@ -15,8 +15,8 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::kernel::{KernelError, Loaded, Protocol};
-use super::layout::{ACPI, CMDLINE, HIGH_START, Layout, START_INFO, ZERO_PAGE};
-use super::{InitrdError, Linux, acpi, entry};
+use super::layout::{ACPI, CMDLINE, HIGH_START, Layout, RESET_VECTOR, START_INFO, ZERO_PAGE};
+use super::{InitrdError, Linux, acpi, entry, power};
 use crate::file::FileError;
 use crate::slots::SlotInfo;
 
@@ -147,6 +147,8 @@ impl Linux {
             &acpi::tables(ACPI.start, vcpus, slots),
             GuestAddress(ACPI.start),
         )?;
+        // Linux resets a machine with hardware-reduced ACPI by EFI; if there is none, not by ACPI's register, but by the BIOS.
+        memory.write_slice(&power::reset_code(), GuestAddress(RESET_VECTOR))?;
         entry::install(memory)?;
         match &kernel.protocol {
             Protocol::Linux(header) => self.zero_page(**header, plan, layout, memory)?,
@@ -225,14 +227,17 @@ fn start_info(plan: &Plan, layout: &Layout, memory: &GuestMemoryMmap) -> Result<
         .map_err(|error| LoadError::Parameters(error.to_string()))
 }
 
-/// Fills these pages before they are written: page by page, as somebody touches them, takes much longer.
+/// Fills these pages before they are written, since page by page, as somebody touches them, takes much longer; and pins them, so that
+/// a trace of the run tells of them.
 fn present(
     backend: &Arc<Backend>,
     range: &Range<u64>,
 ) -> Result<hmm_backend::Pinned, hmm_backend::Error> {
     let page = |number: u64| Page(number as u32);
-    backend.pin(PageRange::new(
+    let pages = PageRange::new(
         page(range.start / PAGE_SIZE),
         page(range.end.div_ceil(PAGE_SIZE)),
-    ))
+    );
+    backend.prefill(pages)?;
+    backend.pin(pages)
 }

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use hmm_backend::{PAGE_SIZE, Page, PageRange};
+
 use crate::size::Size;
 
 /// No memory here: device windows, the I/O APIC, the local APICs, what KVM needs for itself.
@@ -28,6 +30,8 @@ pub const CMDLINE_ROOM: u64 = 0x1_0000;
 const LOW_END: u64 = 0x9_fc00;
 /// The ACPI tables, where a kernel also finds them by looking.
 pub const ACPI: Range<u64> = 0xe_0000..0x10_0000;
+/// Where a processor begins after a reset, in real mode: what a kernel jumps to when it wants the BIOS to reset the machine.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Kernels are loaded from here on.
 pub const HIGH_START: u64 = 0x10_0000;
 
@@ -76,9 +80,13 @@ impl Layout {
         self.high().unwrap_or(self.low()).end
     }
 
-    /// The addresses below [`Self::end`] at which there is no memory.
-    pub fn hole(&self) -> Option<Range<u64>> {
-        self.high().map(|_| MMIO_GAP)
+    /// The pages below [`Self::end`] that do not exist.
+    pub fn hole(&self) -> PageRange {
+        let page = |address: u64| Page((address / PAGE_SIZE) as u32);
+        match self.high() {
+            Some(_) => PageRange::new(page(MMIO_GAP.start), page(MMIO_GAP.end)),
+            None => PageRange::with_len(Page(0), 0),
+        }
     }
 
     /// The memory map that the kernel gets.
@@ -109,7 +117,7 @@ mod tests {
         for bytes in [2 * MIB, 512 * MIB, 3 * GIB] {
             let layout = layout(bytes);
             assert_eq!((layout.low(), layout.high()), (0..bytes, None));
-            assert_eq!((layout.end(), layout.hole()), (bytes, None));
+            assert_eq!((layout.end(), layout.hole().len()), (bytes, 0));
             assert_eq!(layout.map().last(), Some(&(MIB..bytes, Kind::Ram)));
         }
     }
@@ -121,7 +129,8 @@ mod tests {
             let high = 4 * GIB..4 * GIB + more;
             assert_eq!((layout.low().end, layout.high()), (3 * GIB, Some(high)));
             assert_eq!(layout.end(), 4 * GIB + more);
-            assert_eq!(layout.hole(), Some(3 * GIB..4 * GIB));
+            let hole = PageRange::new(Page(3 << 18), Page(4 << 18));
+            assert_eq!(layout.hole(), hole);
             let sum: u64 = layout.parts().map(|part| part.end - part.start).sum();
             assert_eq!(sum, 3 * GIB + more);
         }

@@ -26,6 +26,13 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 
+/// Code for real mode that resets.
+pub fn reset_code() -> [u8; 9] {
+    let [low, high] = RESET.to_le_bytes();
+    // mov dx, RESET; mov al, RESET_VALUE; out dx, al; again: hlt; jmp again
+    [0xba, low, high, 0xb0, RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd]
+}
+
 /// The registers.
 pub struct Power {
     ending: Arc<Ending>,

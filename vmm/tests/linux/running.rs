@@ -104,11 +104,33 @@ fn kernels_find_what_they_are_told() {
 
 #[test]
 fn vcpus_wait_for_their_start_up_interrupts() {
-    // The second vCPU's code, at a page below 1 MiB, in real mode: says 2, tells the first vCPU, halts.
+    // Says 2, tells the first vCPU, halts.
     // mov dx, 0x3f8; mov al, '2'; out dx, al; mov byte cs:[0x80], 1; cli; hlt
-    let second: &[u8] = &[
+    let second = [
         0xba, 0xf8, 0x03, 0xb0, b'2', 0xee, 0x2e, 0xc6, 0x06, 0x80, 0x00, 0x01, 0xfa, 0xf4,
     ];
+    let kernel = starting_second(&second).say("1\n").power_off().bzimage();
+    let (said, output) = run(&kernel, &["--vcpus", "2"]);
+    assert_eq!(said, "21\n", "{}", text(&output));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+}
+
+#[test]
+fn what_a_bios_has_at_its_start_resets_the_machine() {
+    // jmp f000:fff0
+    let second = [0xea, 0xf0, 0xff, 0x00, 0xf0];
+    let kernel = starting_second(&second).hang().bzimage();
+    let (_, output) = run(&kernel, &["--vcpus", "2"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(
+        text(&output).contains("asked for a reboot"),
+        "{}",
+        text(&output)
+    );
+}
+
+/// Starts the second vCPU, in real mode, with this code at a page below 1 MiB, and waits until byte 0x80 of that page is 1.
+fn starting_second(second: &[u8]) -> Code {
     let mut code = vec![];
     for (at, byte) in (0x3_0000u32..).zip(second) {
         // mov ecx, at; mov byte [ecx], byte
@@ -132,10 +154,7 @@ fn vcpus_wait_for_their_start_up_interrupts() {
     code.push(0xb9);
     code.extend(0x3_0080u32.to_le_bytes());
     code.extend([0x80, 0x39, 1, 0x75, 0xfb]);
-    let kernel = Code(code).say("1\n").power_off().bzimage();
-    let (said, output) = run(&kernel, &["--vcpus", "2"]);
-    assert_eq!(said, "21\n", "{}", text(&output));
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    Code(code)
 }
 
 #[test]
