@@ -73,10 +73,23 @@ impl Region {
 }
 
 impl GuestRam {
-    /// Managed memory only, all of it from guest-physical address `base` on.
+    /// Managed memory only, all of it: page 0 is at guest-physical address `base`, and the others are as far from it as
+    /// their numbers say.
     pub fn managed(backend: &Arc<Backend>, base: u64) -> GuestRam {
-        let all = PageRange::new(Page(0), Page(backend.pages()));
-        GuestRam::new(backend, [(base, all)], GuestMemoryMmap::default())
+        let (hole, end) = (backend.hole(), Page(backend.pages()));
+        let parts = match hole.is_empty() {
+            true => vec![PageRange::new(Page(0), end)],
+            false => vec![
+                PageRange::new(Page(0), hole.start),
+                PageRange::new(hole.end, end),
+            ],
+        };
+        let at = |pages: PageRange| (base + pages.start.offset(), pages);
+        GuestRam::new(
+            backend,
+            parts.into_iter().map(at),
+            GuestMemoryMmap::default(),
+        )
     }
 
     /// Pages of managed memory, each range from its page-aligned guest-physical address on, and other memory. They must not
@@ -316,5 +329,109 @@ impl PinnedRam {
             // slice has. Everybody's accesses to it are volatile.
             Some(unsafe { VolatileSlice::new(host, len as usize) })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hmm_backend::BackendConfig;
+
+    use super::*;
+
+    const FIXED: u64 = 0x10_0000;
+
+    /// Two halves of managed memory, the second one first and next to memory that never migrates.
+    fn ram() -> Arc<GuestRam> {
+        let backend = Backend::new(BackendConfig::new(2 << 20)).expect("userfaultfd");
+        let (first, second) = (Page(0), Page(256));
+        let fixed = GuestMemoryMmap::from_ranges(&[(GuestAddress(FIXED), 0x10_0000)]);
+        let managed = [
+            (0x100_0000, PageRange::new(first, second)),
+            (0, PageRange::new(second, Page(512))),
+        ];
+        Arc::new(GuestRam::new(&backend, managed, fixed.expect("memory")))
+    }
+
+    fn span(addr: u64, len: u64) -> Span {
+        Span { addr, len }
+    }
+
+    #[test]
+    fn memory_is_where_it_is_said_to_be() {
+        let ram = ram();
+        assert_eq!(ram.bytes(), 3 << 20);
+        for inside in [
+            span(0, 1),
+            span(0, 2 << 20),
+            span((2 << 20) - 1, 1),
+            span(0x100_0000, 1 << 20),
+            span(77 << 30, 0),
+        ] {
+            assert!(ram.contains(inside), "{inside:?}");
+        }
+        for outside in [
+            span(0, (2 << 20) + 1),
+            span(2 << 20, 1),
+            span(0xff_ffff, 2),
+            span(0x110_0000, 1),
+            span(u64::MAX, 1),
+            span(u64::MAX, u64::MAX),
+        ] {
+            assert!(!ram.contains(outside), "{outside:?}");
+            assert!(ram.pin([outside], Use::Read).is_err(), "{outside:?}");
+        }
+        assert!(ram.free([span((2 << 20) - 4096, 8192)]).is_err());
+    }
+
+    #[test]
+    fn a_hole_is_no_memory() {
+        let backend = Backend::new(BackendConfig {
+            hole: PageRange::new(Page(512), Page(1024)),
+            ..BackendConfig::new(6 << 20)
+        });
+        let ram = Arc::new(GuestRam::managed(&backend.expect("userfaultfd"), 1 << 32));
+        assert_eq!(ram.bytes(), 4 << 20);
+        let at = |bytes: u64| (1 << 32) + bytes;
+        assert!(ram.contains(span(at(0), 2 << 20)) && ram.contains(span(at(4 << 20), 2 << 20)));
+        assert!(!ram.contains(span(at((2 << 20) - 1), 2)));
+        assert!(!ram.contains(span(at((4 << 20) - 1), 2)));
+        ram.write(&Spans(vec![span(at(4 << 20), 4)]), 0, b"here")
+            .expect("it is memory");
+        assert_eq!(
+            ram.free([span(at(4 << 20), 4096)]).expect("it is memory"),
+            1
+        );
+    }
+
+    #[test]
+    fn bytes_go_over_the_border_of_regions() {
+        let ram = ram();
+        let bytes: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
+        let spans = Spans(vec![span(FIXED - 5000, 9000), span(0x100_0000, 1000)]);
+        ram.write(&spans, 0, &bytes).expect("it is memory");
+        let mut read = vec![0; 9000];
+        ram.read(&spans, 1000, &mut read).expect("it is memory");
+        assert!(read == bytes[1000..]);
+
+        // A page is pinned once, however often it is named; what was pinned is let go of.
+        let same = [span(8, 8), span(16, 8), span(0, 4096)];
+        let pins = |page| ram.backend.word(Page(page)).expect("a page").pins();
+        let pinned = ram.pin(same, Use::Write).expect("it is memory");
+        assert_eq!(
+            (pins(256), pinned.at(4095).map(|(_, left)| left)),
+            (1, Some(1))
+        );
+        assert!(pinned.at(4096).is_none() && pinned.at(u64::MAX).is_none());
+        drop(pinned);
+        assert_eq!(pins(256), 0);
+
+        // Three whole pages, one of which never migrates.
+        let whole = [span(FIXED - 8192, 8192 + 4096 + 4095)];
+        let freed = ram.free(whole).expect("it is memory");
+        assert_eq!(freed, 2);
+        let mut read = vec![1; 10_000];
+        ram.read(&spans, 0, &mut read).expect("it is memory");
+        assert!(read[..9000].iter().all(|byte| *byte == 0));
+        assert!(read[9000..] == bytes[9000..]);
     }
 }
