@@ -77,6 +77,28 @@ fn space(number: u64) -> Result<u16, u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::CommandError;
+    use crate::guest_fault::GuestFault;
+
+    #[test]
+    fn a_fault_is_answered_or_goes_with_its_space() {
+        let mut it = SpaceRegisters::default();
+        let fault = GuestFault {
+            space: 9,
+            addr: PAGE_SIZE,
+            write: false,
+        };
+        it.fault.raise(fault);
+        assert_eq!(it.read(accel::REG_FAULT), 1 << 32 | 9);
+        assert_eq!(it.read(accel::REG_FAULT_ADDRESS), PAGE_SIZE);
+        it.write(accel::REG_SPACE_CLOSE, 8).unwrap();
+        assert!(it.fault.is_waiting());
+        it.write(accel::REG_SPACE_CLOSE, 9).unwrap();
+        assert_eq!(it.fault.answer(), Some(Err(CommandError::Aborted)));
+        it.fault.raise(fault);
+        assert_eq!(it.write(accel::REG_RESUME, 2 << 32), Ok(Effect::Resume));
+        assert_eq!(it.fault.answer(), Some(Ok(())));
+    }
 
     #[test]
     fn only_addresses_and_spaces_that_there_are() {

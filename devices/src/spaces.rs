@@ -44,7 +44,7 @@ impl Entry {
             return None;
         }
         let page = managed.page(addr).0;
-        (page <= u32::MAX >> Entry::SHIFT).then(|| Entry(page << Entry::SHIFT | bits as u32))
+        (page <= u32::MAX >> Entry::SHIFT).then_some(Entry(page << Entry::SHIFT | bits as u32))
     }
 
     fn page(self, access: Access) -> Option<Page> {
@@ -334,7 +334,10 @@ mod tests {
     fn translations_are_of_one_space_one_page_and_one_kind_of_access() {
         let it = spaces();
         it.open(2);
-        let words = page(&[(0, BASE | TRANSLATION_VALID), (511, BASE + PAGE_SIZE | RW)]);
+        let words = page(&[
+            (0, BASE | TRANSLATION_VALID),
+            (511, (BASE + PAGE_SIZE) | RW),
+        ]);
         assert_eq!(it.map(1, V, words), Ok(()));
         let at = |space, addr, access| it.lock().translate(space, addr, access);
         let last = V + 511 * PAGE_SIZE;
@@ -348,7 +351,7 @@ mod tests {
         assert_eq!(at(9999, V, Access::Read), Lookup::Closed);
         // What is not named stays, what is named is replaced.
         assert_eq!(
-            it.map(1, V, page(&[(0, BASE + 2 * PAGE_SIZE | RW)])),
+            it.map(1, V, page(&[(0, (BASE + 2 * PAGE_SIZE) | RW)])),
             Ok(())
         );
         assert_eq!(at(1, V, Access::Write), Lookup::Page(Page(2)));
