@@ -2,10 +2,8 @@
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use hmm_backend::{Backend, DeviceId, Driver, PAGE_SIZE};
 use hmmvisor_abi::accel::{self, queue_bytes};
@@ -16,12 +14,11 @@ use crate::guest_memory::GuestMemory;
 use crate::managed::Managed;
 use crate::mmu::Mmu;
 use crate::processor::Processor;
-use crate::queue::{Queue, QueuePages};
+use crate::queue::{PinnedWords, Queue};
 use crate::registers::{Effect, Registers};
-use crate::stats::{AcceleratorStats, Counters};
-
-/// How long a vCPU sleeps at most in one register write. It cannot take interrupts meanwhile.
-const LONGEST_WAIT: Duration = Duration::from_millis(5);
+use crate::shared::{Shared, State};
+use crate::spaces::BadTranslation;
+use crate::stats::AcceleratorStats;
 
 /// The interrupt line of one accelerator.
 pub trait Interrupt: Send + Sync {
@@ -146,18 +143,8 @@ impl Accelerator {
         let doorbell =
             EventFd::new(0).map_err(|error| AcceleratorError::Doorbell { index, error })?;
         let counters = driver.counters.clone();
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                registers: Registers::new(config.memory, managed, config.vcpus),
-                new_queue: None,
-                waiting: 0,
-            }),
-            changed: Condvar::new(),
-            doorbell,
-            stop: Arc::default(),
-            irq,
-            counters: counters.clone(),
-        });
+        let registers = Registers::new(config.memory, managed, config.vcpus);
+        let shared = Arc::new(Shared::new(registers, managed, doorbell, irq, counters));
 
         let mirror = backend
             .mirror(device, Mmu::new(backend.pages()))
@@ -166,9 +153,9 @@ impl Accelerator {
             backend: backend.clone(),
             device,
             managed,
+            space: accel::PHYSICAL,
             mirror,
-            counters,
-            stop: shared.stop.clone(),
+            shared: shared.clone(),
         };
         let processor = Processor::new(shared.clone(), memory);
         let thread = std::thread::Builder::new()
@@ -192,7 +179,7 @@ impl Accelerator {
 
     /// The eventfd behind the doorbell register.
     pub fn doorbell(&self) -> &EventFd {
-        &self.shared.doorbell
+        self.shared.doorbell()
     }
 
     /// The device's number in the backend.
@@ -202,7 +189,7 @@ impl Accelerator {
 
     /// What it has done so far.
     pub fn stats(&self) -> AcceleratorStats {
-        self.shared.counters.stats()
+        self.shared.counters().stats()
     }
 
     /// A vCPU reads from the register window.
@@ -228,9 +215,14 @@ impl Accelerator {
         let mut state = self.shared.lock();
         match state.registers.write(offset, value) {
             Effect::None => {}
-            Effect::Enable { base, entries } => self.enable(&mut state, base, entries),
+            Effect::Enable {
+                base,
+                entries,
+                translations,
+            } => self.enable(&mut state, base, entries, translations),
             Effect::Disable => {
                 self.shared.ring_doorbell();
+                self.shared.answer_fault();
                 // So that a guest with short commands can go on at once.
                 self.shared
                     .sleep_until(state, |registers| registers.is_disabled());
@@ -239,22 +231,50 @@ impl Accelerator {
             Effect::Wait { seen } => self
                 .shared
                 .sleep_until(state, |registers| registers.wait_is_over(seen)),
-            Effect::RouteInterrupt { vcpu } => match self.shared.irq.route(vcpu) {
+            Effect::RouteInterrupt { vcpu } => match self.shared.route_interrupt(vcpu) {
                 true => state.registers.interrupt_routed(vcpu),
                 false => state.registers.refuse(accel::ERR_IRQ),
             },
+            // What follows waits for the device with the state locked. The device never locks the state while it holds
+            // translations, and holds them for a bounded time.
+            Effect::OpenSpace { space } => match state.registers.is_enabled() {
+                true => self.shared.spaces.open(space),
+                false => state.registers.refuse(accel::ERR_NOT_WRITABLE),
+            },
+            Effect::CloseSpace { space } => {
+                self.shared.spaces.close(space);
+                self.shared.answer_fault();
+            }
+            Effect::Map { space, start } => {
+                let mapped = match &state.translations {
+                    Some(page) => self.shared.spaces.map(space, start, page.words()),
+                    None => Err(BadTranslation),
+                };
+                if mapped.is_err() {
+                    state.registers.refuse(accel::ERR_TRANSLATION);
+                }
+            }
+            Effect::Invalidate { space, start, end } => {
+                self.shared.spaces.invalidate(space, start, end);
+            }
+            Effect::Resume => self.shared.answer_fault(),
         }
     }
 
-    fn enable(&self, state: &mut State, base: u64, entries: u64) {
-        let pages = self
-            .managed
-            .pages(base, queue_bytes(entries))
-            .expect("the registers have checked the queue");
-        // The device is disabled, so its thread holds nothing that the pin could wait for.
-        match self.backend.pin(pages) {
-            Ok(pinned) if !self.shared.stopping() => {
-                state.new_queue = Some(Queue::new(QueuePages(pinned), entries));
+    fn enable(&self, state: &mut State, base: u64, entries: u64, translations: Option<u64>) {
+        let pin = |base, bytes| {
+            let pages = self
+                .managed
+                .pages(base, bytes)
+                .expect("the registers have checked the addresses");
+            // The device is disabled, so its thread holds nothing that the pin could wait for.
+            self.backend.pin(pages).map(PinnedWords)
+        };
+        let translations = translations.map(|page| pin(page, PAGE_SIZE)).transpose();
+        match (pin(base, queue_bytes(entries)), translations) {
+            (Ok(queue), Ok(translations)) if !self.shared.stopping() => {
+                state.new_queue = Some(Queue::new(queue, entries));
+                state.translations = translations;
                 state.registers.enable();
                 self.shared.ring_doorbell();
             }
@@ -267,13 +287,7 @@ impl Accelerator {
     pub fn stop(&self) {
         // Taken first and held: a second caller returns when the thread has ended, too.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        {
-            // With the lock held, so that nobody goes to sleep after having seen that it is not set.
-            let _state = self.shared.lock();
-            self.shared.stop.store(true, Ordering::Relaxed);
-            self.shared.changed.notify_all();
-        }
-        self.shared.ring_doorbell();
+        self.shared.stop();
         if let Some(thread) = thread.take() {
             // If it panicked, it has said so; there is nothing left to stop.
             let _ = thread.join();
@@ -305,97 +319,5 @@ impl Accelerator {
 impl Drop for Accelerator {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// What vCPUs and the command processor share.
-pub struct Shared {
-    state: Mutex<State>,
-    /// Something happened that a vCPU asleep in a register may wait for.
-    changed: Condvar,
-    doorbell: EventFd,
-    stop: Arc<AtomicBool>,
-    irq: Box<dyn Interrupt>,
-    counters: Arc<Counters>,
-}
-
-/// The part under the lock. It is never held while a command is executed.
-pub struct State {
-    pub registers: Registers,
-    /// A queue on its way to the command processor.
-    pub new_queue: Option<Queue<QueuePages>>,
-    /// Number of vCPUs asleep in a register.
-    waiting: u32,
-}
-
-impl Shared {
-    pub fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is consistent between any two of its changes.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the device is to stop for good.
-    pub fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Sleeps until the doorbell has been rung since the last call.
-    pub fn wait_for_doorbell(&self) {
-        // Reading blocks while the count is 0, and resets it. An interrupted read is a false alarm.
-        let _ = self.doorbell.read();
-    }
-
-    fn ring_doorbell(&self) {
-        // Cannot fail: the count does not overflow within the age of the universe.
-        let _ = self.doorbell.write(1);
-    }
-
-    /// The completion is in the queue: tells everybody.
-    pub fn command_completed(&self, completed: u64, failed: bool, interrupt: bool) {
-        self.counters.commands.add(1);
-        self.counters.errors.add(u64::from(failed));
-        let mut state = self.lock();
-        state.registers.set_completed(completed);
-        let interrupt = interrupt && state.registers.interrupts();
-        self.wake(state);
-        if interrupt {
-            self.irq.trigger();
-        }
-    }
-
-    /// The processor has let go of the queue; an error if it did so on its own account.
-    pub fn disabled(&self, error: u64) {
-        let mut state = self.lock();
-        state.new_queue = None;
-        state.registers.disabled();
-        if error != accel::ERR_NONE {
-            state.registers.refuse(error);
-        }
-        self.wake(state);
-    }
-
-    fn wake(&self, state: MutexGuard<'_, State>) {
-        let anybody = state.waiting != 0;
-        drop(state);
-        if anybody {
-            self.changed.notify_all();
-        }
-    }
-
-    /// Sleeps until the condition holds, the device stops, or it has been long enough.
-    fn sleep_until(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        condition: impl Fn(&Registers) -> bool,
-    ) {
-        state.waiting += 1;
-        let mut state = self
-            .changed
-            .wait_timeout_while(state, LONGEST_WAIT, |state| {
-                !self.stopping() && !condition(&state.registers)
-            })
-            .unwrap_or_else(PoisonError::into_inner)
-            .0;
-        state.waiting -= 1;
     }
 }

@@ -1,11 +1,11 @@
 //! Decoding of commands: from 64 bytes that anything may be in to operations whose arguments are in
 //! range. Pure, so that it can be fuzzed.
 
-use hmm_backend::{DeviceId, Hint, PAGE_SIZE, PageRange, Place};
+use hmm_backend::{DeviceId, Hint, PAGE_SIZE, Place};
 use hmmvisor_abi::accel::{self, Command};
 
 use crate::error::CommandError;
-use crate::managed::{Managed, WORD, Words};
+use crate::managed::{Addresses, Span, WORD, Words};
 
 /// Where to migrate to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,7 +57,7 @@ impl GuestHint {
     }
 }
 
-/// A command whose arguments are valid: each run of words is aligned and in managed memory. The
+/// A command whose arguments are valid: each run of words is aligned and among the addresses that there are. The
 /// fields are the arguments of the `OP_*` of the same name, runs carrying their lengths.
 #[derive(Clone, Copy, PartialEq, Debug)]
 #[allow(missing_docs)]
@@ -134,14 +134,15 @@ pub enum Operation {
         steps: u64,
     },
     Migrate {
-        pages: PageRange,
+        span: Span,
         direction: Direction,
     },
+    /// The span is made of whole pages.
     Free {
-        pages: PageRange,
+        span: Span,
     },
     Hint {
-        pages: PageRange,
+        span: Span,
         hint: GuestHint,
     },
 }
@@ -179,23 +180,31 @@ impl Operation {
         }
     }
 
-    /// The pages that the operation names as pages: to migrate, to free or to say something about.
-    pub fn pages(&self) -> Option<PageRange> {
+    /// The bytes that the operation does not compute with: to migrate, to free or to say something about.
+    pub fn span(&self) -> Option<Span> {
         match *self {
-            Operation::Migrate { pages, .. }
-            | Operation::Free { pages }
-            | Operation::Hint { pages, .. } => Some(pages),
+            Operation::Migrate { span, .. }
+            | Operation::Free { span }
+            | Operation::Hint { span, .. } => Some(span),
             _ => None,
         }
     }
 }
 
+/// The address space in which a command's addresses are; [`PHYSICAL`](accel::PHYSICAL) if they are guest-physical.
+pub fn space(command: &Command) -> Result<u16, CommandError> {
+    let space = (command.flags >> accel::FLAG_SPACE_SHIFT) as u16;
+    require(u64::from(space) <= accel::SPACES)?;
+    Ok(space)
+}
+
 /// Decodes a command and checks everything that can be checked without reading memory.
-pub fn decode(command: &Command, managed: &Managed) -> Result<Operation, CommandError> {
-    if command.flags & !accel::FLAG_INTERRUPT != 0 {
+pub fn decode(command: &Command, addresses: &Addresses) -> Result<Operation, CommandError> {
+    let space = u32::from(u16::MAX) << accel::FLAG_SPACE_SHIFT;
+    if command.flags & !(accel::FLAG_INTERRUPT | space) != 0 {
         return Err(CommandError::Argument);
     }
-    let words = |addr, len| managed.words(addr, len);
+    let words = |addr, len| addresses.words(addr, len);
     let args = command.args;
     Ok(match command.opcode {
         accel::OP_NOP => Operation::Nop,
@@ -315,14 +324,14 @@ pub fn decode(command: &Command, managed: &Managed) -> Result<Operation, Command
                     accel::TO_SYSTEM => Direction::ToSystem,
                     _ => return Err(CommandError::Argument),
                 },
-                pages: managed.pages(addr, bytes)?,
+                span: addresses.span(addr, bytes)?,
             }
         }
         accel::OP_FREE => {
             let [addr, bytes, ..] = args;
             require(addr.is_multiple_of(PAGE_SIZE) && bytes.is_multiple_of(PAGE_SIZE))?;
             Operation::Free {
-                pages: managed.pages(addr, bytes)?,
+                span: addresses.span(addr, bytes)?,
             }
         }
         accel::OP_HINT => {
@@ -330,7 +339,7 @@ pub fn decode(command: &Command, managed: &Managed) -> Result<Operation, Command
             require(addr.is_multiple_of(WORD))?;
             Operation::Hint {
                 hint: GuestHint::decode(hint)?,
-                pages: managed.pages(addr, bytes)?,
+                span: addresses.span(addr, bytes)?,
             }
         }
         _ => return Err(CommandError::Opcode),
@@ -346,7 +355,7 @@ mod tests {
     use super::*;
     use crate::memory::testing::Random;
 
-    const MANAGED: Managed = Managed {
+    const MANAGED: Addresses = Addresses {
         base: 0x1_0000_0000,
         bytes: 1 << 20,
     };
@@ -436,6 +445,15 @@ mod tests {
             ..Command::default()
         };
         assert_eq!(decode(&flags, &MANAGED), Err(CommandError::Argument));
+        let in_space = |space: u64| Command {
+            flags: (space as u32) << accel::FLAG_SPACE_SHIFT,
+            ..Command::default()
+        };
+        assert_eq!(space(&in_space(accel::SPACES)), Ok(accel::SPACES as u16));
+        assert_eq!(
+            space(&in_space(accel::SPACES + 1)),
+            Err(CommandError::Argument)
+        );
     }
 
     #[test]
@@ -443,7 +461,7 @@ mod tests {
         let said = |number| {
             let args = [MANAGED.base + 8, 4096, number, 0, 0, 0];
             match decode_args(accel::OP_HINT, args) {
-                Ok(Operation::Hint { pages, hint }) if pages.len() == 2 => {
+                Ok(Operation::Hint { span, hint }) if span.bytes == 4096 => {
                     hint.by(DeviceId(3)).to_string()
                 }
                 other => panic!("{other:?}"),
@@ -488,8 +506,8 @@ mod tests {
                     "{operation:?}"
                 );
             }
-            if let Some(pages) = operation.pages() {
-                assert!(pages.end.offset() <= MANAGED.bytes, "{operation:?}");
+            if let Some(span) = operation.span() {
+                assert!(MANAGED.contains(span.addr, span.bytes), "{operation:?}");
             }
         }
         assert!(accepted[..17].iter().all(|n| *n > 0), "{accepted:?}");

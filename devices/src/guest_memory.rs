@@ -1,16 +1,20 @@
-//! Guest memory through the mirror: TLB, then device page table, then device fault.
+//! Guest memory through the mirror: TLB, then device page table, then device fault. In an address space, the guest's
+//! translation comes first; if there is none, the guest is asked for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hmm_backend::{Access, Backend, DeviceId, Mirror, MirrorError, PAGE_SIZE, Page, PageRange};
+use hmmvisor_abi::accel::{PHYSICAL, SPACE_BLOCK};
 
 use crate::command::{Direction, GuestHint};
 use crate::error::CommandError;
-use crate::managed::{Managed, WORD, Words};
+use crate::guest_fault::GuestFault;
+use crate::managed::{Addresses, Managed, Span, WORD, Words};
 use crate::memory::Memory;
 use crate::mmu::Mmu;
-use crate::stats::Counters;
+use crate::shared::Shared;
+use crate::spaces::{Lookup, SpacesGuard, VIRTUAL};
 
 /// After this many visits the guard is let go of even if nobody wants it, to look whether the device
 /// is to stop.
@@ -27,17 +31,57 @@ pub struct GuestMemory {
     pub backend: Arc<Backend>,
     pub device: DeviceId,
     pub managed: Managed,
+    /// The address space of the current command, or [`PHYSICAL`].
+    pub space: u16,
     pub mirror: Mirror<Mmu>,
-    pub counters: Arc<Counters>,
-    /// The device is to stop: every access fails from now on.
-    pub stop: Arc<AtomicBool>,
+    pub shared: Arc<Shared>,
+}
+
+/// Why an access cannot go on.
+enum Missing {
+    /// This page has no translation to where it is.
+    Host(Page),
+    /// This virtual address has none to a page.
+    Guest(u64),
+    /// The address space is closed.
+    Closed,
+}
+
+/// The page of an address, as long as the guard of the space lives that the address is in.
+fn page_of(
+    managed: &Managed,
+    space: Option<(u16, &SpacesGuard<'_>)>,
+    addr: u64,
+    access: Access,
+) -> Result<Page, Missing> {
+    let Some((space, guard)) = space else {
+        return Ok(managed.page(addr));
+    };
+    match guard.translate(space, addr, access) {
+        Lookup::Page(page) => Ok(page),
+        Lookup::Missing => Err(Missing::Guest(addr)),
+        Lookup::Closed => Err(Missing::Closed),
+    }
 }
 
 impl GuestMemory {
     fn check_stop(&self) -> Result<(), CommandError> {
-        match self.stop.load(Ordering::Relaxed) {
+        match self.shared.stopping() {
             true => Err(CommandError::Aborted),
             false => Ok(()),
+        }
+    }
+
+    /// Makes good for what was missing, unless that is impossible. It may be missing again before the next access.
+    fn resolve(&mut self, missing: Missing, addr: u64, access: Access) -> Result<(), CommandError> {
+        match missing {
+            Missing::Host(page) => self.fault(page, addr, access),
+            Missing::Guest(addr) => self.shared.guest_fault(GuestFault {
+                space: self.space,
+                addr: addr - addr % PAGE_SIZE,
+                write: access == Access::Write,
+            }),
+            Missing::Closed => Err(CommandError::Aborted),
         }
     }
 
@@ -48,13 +92,22 @@ impl GuestMemory {
         access: Access,
         run: &mut Words,
         step: &mut impl FnMut(&[AtomicU64]) -> Words,
-    ) -> Option<Page> {
+    ) -> Option<Missing> {
         let mut missing = None;
+        // The guest's translations first: whoever waits for them does not need the mirror, and the other way round.
+        let spaces = (self.space != PHYSICAL).then(|| self.shared.spaces.lock());
+        let spaces = spaces.as_ref().map(|guard| (self.space, guard));
         let mut guard = self.mirror.lock();
         for _ in 0..VISITS_PER_GUARD {
-            let page = self.managed.page(run.addr);
+            let page = match page_of(&self.managed, spaces, run.addr, access) {
+                Ok(page) => page,
+                Err(reason) => {
+                    missing = Some(reason);
+                    break;
+                }
+            };
             let Some(words) = guard.translate(page, access) else {
-                missing = Some(page);
+                missing = Some(Missing::Host(page));
                 break;
             };
             let start = (run.addr % PAGE_SIZE / WORD) as usize;
@@ -65,12 +118,14 @@ impl GuestMemory {
                 guard.remote.count(page, (last - start / LINE + 1) as u32);
             }
             // Looked at only after a visit: a guard is always good for some progress.
-            if run.is_empty() || guard.wanted() {
+            let wanted = guard.wanted() || spaces.is_some_and(|(_, guard)| guard.wanted());
+            if run.is_empty() || wanted {
                 break;
             }
         }
-        self.counters.tlb_hits.set(guard.tlb_hits);
-        self.counters.tlb_misses.set(guard.tlb_misses);
+        let counters = self.shared.counters();
+        counters.tlb_hits.set(guard.tlb_hits);
+        counters.tlb_misses.set(guard.tlb_misses);
         let hot = guard.remote.take_hot();
         drop(guard);
         if let Some((groups, count)) = hot {
@@ -82,33 +137,26 @@ impl GuestMemory {
         missing
     }
 
-    fn fault(&mut self, page: Page, access: Access) -> Result<(), CommandError> {
-        self.counters.faults.add(1);
+    /// The device's fault on a page, which `addr` is in.
+    fn fault(&mut self, page: Page, addr: u64, access: Access) -> Result<(), CommandError> {
+        self.shared.counters().faults.add(1);
         let threshold = self.mirror.remote_access_threshold();
         self.mirror
             .fault(page, access, |mmu, mapping| {
                 mmu.remote.set_threshold(threshold);
                 mmu.map(mapping);
             })
-            .map_err(|error| self.refused(page, error))
-    }
-
-    fn refused(&self, page: Page, error: MirrorError) -> CommandError {
-        let addr = self.managed.addr(page);
-        match error {
-            MirrorError::OutOfRange(_) => CommandError::Address(addr),
-            MirrorError::Permission(_) | MirrorError::NotExclusive(_) => {
-                CommandError::Permission(addr)
-            }
-            MirrorError::Fatal { .. } | MirrorError::Detached => CommandError::Fault(addr),
-        }
+            .map_err(|error| refused(addr, error))
     }
 
     /// Adds to the word at `addr` up to `n` times under one guard, if the device has its page for itself. Returns how
     /// often, and what the word held at first.
-    fn add_under_guard(&mut self, addr: u64, n: u64, value: u64) -> Option<(u64, u64)> {
+    fn add_under_guard(&mut self, addr: u64, n: u64, value: u64) -> Result<(u64, u64), Missing> {
+        let spaces = (self.space != PHYSICAL).then(|| self.shared.spaces.lock());
+        let spaces = spaces.as_ref().map(|guard| (self.space, guard));
         let mut guard = self.mirror.lock();
-        let words = guard.translate_exclusive(self.managed.page(addr))?;
+        let page = page_of(&self.managed, spaces, addr, Access::Write)?;
+        let words = guard.translate_exclusive(page).ok_or(Missing::Host(page))?;
         let word = &words[(addr % PAGE_SIZE / WORD) as usize];
         let before = word.load(Ordering::Relaxed);
         let done = n.min(ADDS_PER_GUARD);
@@ -117,7 +165,7 @@ impl GuestMemory {
             let old = word.load(Ordering::Relaxed);
             word.store(old.wrapping_add(value), Ordering::Relaxed);
         }
-        Some((done, before))
+        Ok((done, before))
     }
 
     /// Applies `act` block by block, so that a stop need not wait for all of them.
@@ -133,11 +181,79 @@ impl GuestMemory {
         }
         Ok(sum)
     }
+
+    fn migrate_pages(&self, pages: PageRange, direction: Direction) -> Result<u64, CommandError> {
+        self.each_block(pages, |part| match direction {
+            Direction::ToDevice => self.backend.migrate_to_device(self.device, part),
+            Direction::ToSystem => self.backend.migrate_to_system(part),
+        })
+    }
+
+    /// The page that an address is in now; it may be another one by the time that the caller looks.
+    fn find_page(&mut self, addr: u64) -> Result<Page, CommandError> {
+        loop {
+            self.check_stop()?;
+            let guard = self.shared.spaces.lock();
+            let found = page_of(
+                &self.managed,
+                Some((self.space, &guard)),
+                addr,
+                Access::Read,
+            );
+            drop(guard);
+            match found {
+                Ok(page) => return Ok(page),
+                Err(missing) => self.resolve(missing, addr, Access::Read)?,
+            }
+        }
+    }
+
+    /// Migrates the pages behind virtual addresses, neighbours together. Should the guest change a translation meanwhile,
+    /// a page moves that it did not mean: that changes no contents.
+    fn migrate_virtual(&mut self, span: Span, direction: Direction) -> Result<u64, CommandError> {
+        let mut moved = 0;
+        let mut run: Option<PageRange> = None;
+        let first = span.addr - span.addr % PAGE_SIZE;
+        let end = span.addr + span.bytes;
+        let mut addr = first;
+        while span.bytes > 0 && addr < end {
+            let page = self.find_page(addr)?;
+            run = match run {
+                Some(run) if run.end == page && !addr.is_multiple_of(SPACE_BLOCK) => {
+                    Some(PageRange::new(run.start, Page(page.0 + 1)))
+                }
+                run => {
+                    if let Some(run) = run {
+                        moved += self.migrate_pages(run, direction)?;
+                    }
+                    Some(PageRange::with_len(page, 1))
+                }
+            };
+            addr += PAGE_SIZE;
+        }
+        if let Some(run) = run {
+            moved += self.migrate_pages(run, direction)?;
+        }
+        Ok(moved)
+    }
+}
+
+/// What a mirror's error is to a command.
+fn refused(addr: u64, error: MirrorError) -> CommandError {
+    let addr = addr - addr % PAGE_SIZE;
+    match error {
+        MirrorError::OutOfRange(_) => CommandError::Address(addr),
+        MirrorError::Permission(_) | MirrorError::NotExclusive(_) => CommandError::Permission(addr),
+        MirrorError::Fatal { .. } | MirrorError::Detached => CommandError::Fault(addr),
+    }
 }
 
 impl Memory for GuestMemory {
-    fn managed(&self) -> Managed {
-        self.managed
+    fn addresses(&self) -> Addresses {
+        match self.space {
+            PHYSICAL => self.managed.addresses(),
+            _ => VIRTUAL,
+        }
     }
 
     fn visit(
@@ -150,30 +266,29 @@ impl Memory for GuestMemory {
         while !run.is_empty() {
             self.check_stop()?;
             if let Some(missing) = self.visit_mapped(access, &mut run, &mut step) {
-                // The page may be gone again before the next visit: then it faults again.
-                self.fault(missing, access)?;
+                self.resolve(missing, run.addr, access)?;
             }
         }
         Ok(())
     }
 
     fn add_exclusively(&mut self, addr: u64, n: u64, value: u64) -> Result<u64, CommandError> {
-        let page = self.managed.page(addr);
         let mut left = n;
         let mut first = None;
         while left > 0 {
             self.check_stop()?;
             match self.add_under_guard(addr, left, value) {
-                Some((done, before)) => {
+                Ok((done, before)) => {
                     first = first.or(Some(before));
                     left -= done;
                 }
-                None => {
-                    self.counters.faults.add(1);
+                Err(Missing::Host(page)) => {
+                    self.shared.counters().faults.add(1);
                     self.mirror
                         .fault_exclusive(page, |mmu, mapping| mmu.map(mapping))
-                        .map_err(|error| self.refused(page, error))?;
+                        .map_err(|error| refused(addr, error))?;
                 }
+                Err(missing) => self.resolve(missing, addr, Access::Write)?,
             }
         }
         match first {
@@ -182,18 +297,31 @@ impl Memory for GuestMemory {
         }
     }
 
-    fn migrate(&mut self, pages: PageRange, direction: Direction) -> Result<u64, CommandError> {
-        self.each_block(pages, |part| match direction {
-            Direction::ToDevice => self.backend.migrate_to_device(self.device, part),
-            Direction::ToSystem => self.backend.migrate_to_system(part),
-        })
+    fn migrate(&mut self, span: Span, direction: Direction) -> Result<u64, CommandError> {
+        match self.space {
+            PHYSICAL => {
+                let pages = self.managed.pages(span.addr, span.bytes)?;
+                self.migrate_pages(pages, direction)
+            }
+            _ => self.migrate_virtual(span, direction),
+        }
     }
 
-    fn free(&mut self, pages: PageRange) -> Result<u64, CommandError> {
+    fn free(&mut self, span: Span) -> Result<u64, CommandError> {
+        // By the time that a page is freed it may be another process's: only the guest's kernel can tell.
+        if self.space != PHYSICAL {
+            return Err(CommandError::Argument);
+        }
+        let pages = self.managed.pages(span.addr, span.bytes)?;
         self.each_block(pages, |part| self.backend.guest_freed(part))
     }
 
-    fn hint(&mut self, pages: PageRange, hint: GuestHint) -> Result<(), CommandError> {
+    fn hint(&mut self, span: Span, hint: GuestHint) -> Result<(), CommandError> {
+        // What is behind a virtual address may change; hints are about pages of memory.
+        if self.space != PHYSICAL {
+            return Err(CommandError::Argument);
+        }
+        let pages = self.managed.pages(span.addr, span.bytes)?;
         let hint = hint.by(self.device);
         let no_result = |()| 0;
         self.each_block(pages, |part| self.backend.hint(part, hint).map(no_result))

@@ -1,5 +1,7 @@
-//! The emulated accelerator: registers, a command queue in managed memory, an MMU with a TLB, and
-//! compute kernels. `docs/devices.md` is its data sheet.
+//! What a guest finds on its bus: the emulated accelerator, and virtio devices ([`virtio`]). `docs/devices.md` is the data
+//! sheet of all of them.
+//!
+//! The accelerator has registers, a command queue in managed memory, an MMU with a TLB, and compute kernels.
 //!
 //! It reaches guest memory only through an `hmm-backend` [`Mirror`](hmm_backend::Mirror) and knows of
 //! migration only what a [`Driver`](hmm_backend::Driver) is told: what it does here, any device model
@@ -8,6 +10,7 @@
 //! | module | what |
 //! |---|---|
 //! | `accelerator` | assembly, and the side that vCPUs see |
+//! | `shared` | what vCPUs and the device's thread share |
 //! | `registers` | the register file, a pure state machine |
 //! | `processor` | the device's thread: fetches, executes and completes commands |
 //! | `queue` | the ring in guest memory |
@@ -15,13 +18,17 @@
 //! | `kernels` | what the commands compute, over any `memory::Memory` |
 //! | `guest_memory` | that memory through the mirror |
 //! | `mmu` | device page table and TLB |
+//! | `spaces` | the guest's translations of virtual addresses |
+//! | `space_registers`, `guest_fault` | the registers for them, and for what the device asks the guest |
 //! | `driver` | the device's side of the migration contract |
 //! | `mmio` | what a device is to the machine; also for devices of others |
+//! | `virtio` | virtio-mmio devices: balloon, block, entropy |
 
 mod accelerator;
 pub mod command;
 mod driver;
 pub mod error;
+mod guest_fault;
 mod guest_memory;
 pub mod kernels;
 pub mod managed;
@@ -31,9 +38,13 @@ mod mmu;
 mod processor;
 mod queue;
 mod registers;
+mod shared;
+mod space_registers;
+mod spaces;
 mod stats;
+pub mod virtio;
 
 pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError, Interrupt};
 pub use driver::AcceleratorDriver;
-pub use mmio::{EventFd, MmioDevice, NewDevice, NewDeviceError, Slot};
+pub use mmio::{EventFd, MmioDevice, NewDevice, NewDeviceError, Slot, SlotKind};
 pub use stats::AcceleratorStats;

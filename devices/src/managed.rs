@@ -1,4 +1,4 @@
-//! Guest-physical ranges, checked against managed memory.
+//! The addresses in commands: which there are, and which of them are pages of managed memory.
 
 use hmm_backend::{PAGE_SIZE, Page, PageRange};
 
@@ -7,23 +7,22 @@ use crate::error::CommandError;
 /// Bytes in a word: the unit of everything the accelerator computes with.
 pub const WORD: u64 = 8;
 
-/// Where managed memory is in the guest-physical address space.
+/// The addresses that a command may name: managed memory, or an address space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Managed {
+pub struct Addresses {
     /// First address, page-aligned.
     pub base: u64,
-    /// Size in bytes, whole pages.
+    /// How many bytes, whole pages.
     pub bytes: u64,
 }
 
-impl Managed {
-    /// Whether the whole range is in managed memory. An empty range must be in it, too, or touch its
-    /// end.
+impl Addresses {
+    /// Whether the whole range is among them. An empty range must be, too, or touch their end.
     pub fn contains(&self, addr: u64, bytes: u64) -> bool {
         self.first_outside(addr, bytes).is_none()
     }
 
-    /// The words `addr[0..len]`, if the address is aligned and all of them are in managed memory.
+    /// The words `addr[0..len]`, if the address is aligned and all of them are among these addresses.
     pub fn words(&self, addr: u64, len: u64) -> Result<Words, CommandError> {
         if !addr.is_multiple_of(WORD) {
             return Err(CommandError::Argument);
@@ -35,11 +34,51 @@ impl Managed {
         }
     }
 
+    /// The bytes `addr[0..bytes]`, if all of them are among these addresses.
+    pub fn span(&self, addr: u64, bytes: u64) -> Result<Span, CommandError> {
+        match self.first_outside(addr, bytes) {
+            None => Ok(Span { addr, bytes }),
+            Some(outside) => Err(CommandError::Address(outside)),
+        }
+    }
+
+    fn first_outside(&self, addr: u64, bytes: u64) -> Option<u64> {
+        match addr.checked_sub(self.base) {
+            Some(offset) if offset <= self.bytes => {
+                (bytes > self.bytes - offset).then_some(self.base + self.bytes)
+            }
+            _ => Some(addr),
+        }
+    }
+}
+
+/// Where managed memory is in the guest-physical address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Managed {
+    /// First address, page-aligned.
+    pub base: u64,
+    /// Size in bytes, whole pages.
+    pub bytes: u64,
+}
+
+impl Managed {
+    /// Its addresses.
+    pub fn addresses(&self) -> Addresses {
+        Addresses {
+            base: self.base,
+            bytes: self.bytes,
+        }
+    }
+
+    /// Whether the whole range is in managed memory. An empty range must be in it, too, or touch its
+    /// end.
+    pub fn contains(&self, addr: u64, bytes: u64) -> bool {
+        self.addresses().contains(addr, bytes)
+    }
+
     /// The pages that lie wholly or partly in the range.
     pub fn pages(&self, addr: u64, bytes: u64) -> Result<PageRange, CommandError> {
-        if let Some(outside) = self.first_outside(addr, bytes) {
-            return Err(CommandError::Address(outside));
-        }
+        self.addresses().span(addr, bytes)?;
         let start = addr - self.base;
         let end = start + bytes;
         if bytes == 0 {
@@ -61,25 +100,25 @@ impl Managed {
     pub fn addr(&self, page: Page) -> u64 {
         self.base + page.offset()
     }
+}
 
-    fn first_outside(&self, addr: u64, bytes: u64) -> Option<u64> {
-        match addr.checked_sub(self.base) {
-            Some(offset) if offset <= self.bytes => {
-                (bytes > self.bytes - offset).then_some(self.base + self.bytes)
-            }
-            _ => Some(addr),
-        }
-    }
+/// Bytes that a command names without computing with them: `bytes` of them from `addr`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// Address of the first one.
+    pub addr: u64,
+    /// How many there are.
+    pub bytes: u64,
 }
 
 fn page_at(offset: u64) -> Page {
     Page((offset / PAGE_SIZE) as u32)
 }
 
-/// A run of aligned 64-bit words in managed memory: `len` of them from `addr`.
+/// A run of aligned 64-bit words: `len` of them from `addr`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Words {
-    /// Guest-physical address of the first one.
+    /// Address of the first one.
     pub addr: u64,
     /// How many there are.
     pub len: u64,
@@ -154,12 +193,15 @@ mod tests {
         assert!(!MANAGED.contains(MANAGED.base, u64::MAX));
         assert!(!MANAGED.contains(u64::MAX, u64::MAX));
         assert_eq!(
-            MANAGED.words(MANAGED.base, u64::MAX),
+            MANAGED.addresses().words(MANAGED.base, u64::MAX),
             Err(CommandError::Address(end))
         );
-        assert_eq!(MANAGED.words(8, 1), Err(CommandError::Address(8)));
         assert_eq!(
-            MANAGED.words(MANAGED.base + 4, 1),
+            MANAGED.addresses().words(8, 1),
+            Err(CommandError::Address(8))
+        );
+        assert_eq!(
+            MANAGED.addresses().words(MANAGED.base + 4, 1),
             Err(CommandError::Argument)
         );
     }

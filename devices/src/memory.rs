@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::{Access, PageRange};
+use hmm_backend::Access;
 
 use crate::command::{Direction, GuestHint};
 use crate::error::CommandError;
-use crate::managed::{Managed, Words};
+use crate::managed::{Addresses, Span, Words};
 
 /// Words that a kernel moves at a time through a local buffer: small enough for the first-level cache,
 /// large enough to make the cost of an access small.
@@ -15,8 +15,8 @@ pub const CHUNK: usize = 512;
 /// Guest memory. Implementations access one page at a time, so a kernel never needs two pages to be
 /// somewhere at once.
 pub trait Memory {
-    /// Where it is.
-    fn managed(&self) -> Managed;
+    /// Its addresses.
+    fn addresses(&self) -> Addresses;
 
     /// The one way to the bytes: calls `step` with the first words of a run, as many as lie in one
     /// page, then with those of the run that `step` returned, until it returns an empty one. With
@@ -33,14 +33,14 @@ pub trait Memory {
     /// `n` times, adds to a word while nobody else reaches its page; returns what it held before.
     fn add_exclusively(&mut self, addr: u64, n: u64, value: u64) -> Result<u64, CommandError>;
 
-    /// Migrates pages as a hint of the guest; returns how many moved.
-    fn migrate(&mut self, pages: PageRange, direction: Direction) -> Result<u64, CommandError>;
+    /// Migrates the pages that lie wholly or partly in the span, as a hint of the guest; returns how many moved.
+    fn migrate(&mut self, span: Span, direction: Direction) -> Result<u64, CommandError>;
 
-    /// Forgets the contents of pages; returns how many had any.
-    fn free(&mut self, pages: PageRange) -> Result<u64, CommandError>;
+    /// Forgets the contents of whole pages; returns how many had any.
+    fn free(&mut self, span: Span) -> Result<u64, CommandError>;
 
     /// Passes on what the guest says about pages.
-    fn hint(&mut self, pages: PageRange, hint: GuestHint) -> Result<(), CommandError>;
+    fn hint(&mut self, span: Span, hint: GuestHint) -> Result<(), CommandError>;
 
     /// Reads the elements from `addr` on.
     fn read<T: Element>(&mut self, addr: u64, out: &mut [T]) -> Result<(), CommandError> {
@@ -119,6 +119,7 @@ pub(crate) mod testing {
     //! Plain memory for the kernels' tests.
 
     use super::*;
+    use crate::managed::Managed;
     use hmm_backend::PAGE_SIZE;
 
     /// Managed memory in a vector.
@@ -149,7 +150,7 @@ pub(crate) mod testing {
         pub fn alloc(&mut self, len: u64) -> Words {
             let addr = self.managed.base + self.allocated * 8;
             self.allocated += len + 3;
-            self.managed.words(addr, len).unwrap()
+            self.managed.addresses().words(addr, len).unwrap()
         }
 
         /// Room with these contents.
@@ -168,8 +169,8 @@ pub(crate) mod testing {
     }
 
     impl Memory for PlainMemory {
-        fn managed(&self) -> Managed {
-            self.managed
+        fn addresses(&self) -> Addresses {
+            self.managed.addresses()
         }
 
         fn visit(
@@ -180,7 +181,7 @@ pub(crate) mod testing {
         ) -> Result<(), CommandError> {
             let mut run = first;
             while !run.is_empty() {
-                self.managed.words(run.addr, run.len)?;
+                self.addresses().words(run.addr, run.len)?;
                 self.visits_left = self
                     .visits_left
                     .checked_sub(1)
@@ -194,17 +195,19 @@ pub(crate) mod testing {
         }
 
         fn add_exclusively(&mut self, addr: u64, n: u64, value: u64) -> Result<u64, CommandError> {
-            self.managed.words(addr, 1)?;
+            self.addresses().words(addr, 1)?;
             let word = &self.words[((addr - self.managed.base) / 8) as usize];
             let sum = value.wrapping_mul(n);
             Ok(word.fetch_add(sum, Ordering::Relaxed))
         }
 
-        fn migrate(&mut self, pages: PageRange, _: Direction) -> Result<u64, CommandError> {
+        fn migrate(&mut self, span: Span, _: Direction) -> Result<u64, CommandError> {
+            let pages = self.managed.pages(span.addr, span.bytes)?;
             Ok(u64::from(pages.len()))
         }
 
-        fn free(&mut self, pages: PageRange) -> Result<u64, CommandError> {
+        fn free(&mut self, span: Span) -> Result<u64, CommandError> {
+            let pages = self.managed.pages(span.addr, span.bytes)?;
             let start = (pages.start.offset() / 8) as usize;
             let end = (pages.end.offset() / 8) as usize;
             for word in &self.words[start..end] {
@@ -213,7 +216,7 @@ pub(crate) mod testing {
             Ok(u64::from(pages.len()))
         }
 
-        fn hint(&mut self, _: PageRange, _: GuestHint) -> Result<(), CommandError> {
+        fn hint(&mut self, _: Span, _: GuestHint) -> Result<(), CommandError> {
             Ok(())
         }
     }

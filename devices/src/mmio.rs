@@ -9,12 +9,29 @@ pub use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Accelerator, Interrupt};
 
+/// By what a guest's operating system knows a device: how the machine's description for it names the device's slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SlotKind {
+    /// An [`Accelerator`], or a device with the same registers.
+    Accelerator,
+    /// A virtio device whose registers are as virtio-mmio has them.
+    Virtio,
+    /// Some other device, which no operating system is told of.
+    Foreign,
+}
+
 /// A device with a register window of 4 KiB.
 pub trait MmioDevice: Send + Sync {
+    /// What it is to a guest's operating system. Small guests know their machine and do not ask.
+    fn kind(&self) -> SlotKind {
+        SlotKind::Foreign
+    }
+
     /// A vCPU reads `data.len()` bytes (1, 2, 4 or 8) at `offset`; `data` is zero. Called from all vCPU threads at once.
     fn read(&self, offset: u64, data: &mut [u8]);
 
-    /// A vCPU writes. It may sleep here for a few milliseconds, but takes no interrupts meanwhile.
+    /// A vCPU writes. It may sleep here for a few milliseconds, and in a reset until the device has finished what it has in
+    /// hand, but takes no interrupts meanwhile.
     fn write(&self, offset: u64, data: &[u8]);
 
     /// A register whose writes KVM turns into events on a descriptor, without a call of [`MmioDevice::write`] and without
@@ -35,7 +52,7 @@ pub struct Slot<'a> {
     pub index: u32,
     /// Managed memory, to attach to.
     pub backend: &'a Arc<Backend>,
-    /// Guest-physical address of page 0 of managed memory.
+    /// Guest-physical address of page 0 of managed memory; guest-physical address and page are this far apart everywhere.
     pub managed_base: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
@@ -50,6 +67,10 @@ pub type NewDevice = Box<dyn FnOnce(Slot<'_>) -> Result<Arc<dyn MmioDevice>, New
 pub type NewDeviceError = Box<dyn Error + Send + Sync>;
 
 impl MmioDevice for Accelerator {
+    fn kind(&self) -> SlotKind {
+        SlotKind::Accelerator
+    }
+
     fn read(&self, offset: u64, data: &mut [u8]) {
         Accelerator::read(self, offset, data);
     }

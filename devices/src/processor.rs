@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use hmmvisor_abi::accel::{self, Command, Completion};
 
-use crate::accelerator::Shared;
-use crate::command::decode;
+use crate::command::{decode, space};
 use crate::guest_memory::GuestMemory;
 use crate::kernels;
-use crate::queue::{Overrun, Queue, QueuePages};
+use crate::memory::Memory;
+use crate::queue::{Overrun, PinnedWords, Queue};
+use crate::shared::Shared;
 
 /// Executes commands until the accelerator stops.
 pub struct Processor {
     shared: Arc<Shared>,
     memory: GuestMemory,
-    queue: Option<Queue<QueuePages>>,
+    queue: Option<Queue<PinnedWords>>,
 }
 
 impl Processor {
@@ -87,8 +88,11 @@ impl Processor {
 }
 
 fn complete(command: &Command, memory: &mut GuestMemory) -> Completion {
-    let result =
-        decode(command, &memory.managed).and_then(|operation| kernels::execute(operation, memory));
+    let result = space(command).and_then(|space| {
+        memory.space = space;
+        let operation = decode(command, &memory.addresses())?;
+        kernels::execute(operation, memory)
+    });
     match result {
         Ok(result) => Completion {
             tag: command.tag,

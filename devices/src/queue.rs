@@ -96,10 +96,18 @@ impl<W: AsRef<[AtomicU64]>> Queue<W> {
     }
 }
 
-/// The pinned pages that a queue is in.
-pub struct QueuePages(pub Pinned);
+/// Pinned pages that the guest and the device share.
+pub struct PinnedWords(pub Pinned);
 
-impl AsRef<[AtomicU64]> for QueuePages {
+impl PinnedWords {
+    /// Their words, one after the other, as they are when it is their turn.
+    pub fn words(&self) -> impl Iterator<Item = u64> {
+        // Acquire: the guest wrote them before it wrote the register that brought us here.
+        self.as_ref().iter().map(|it| it.load(Ordering::Acquire))
+    }
+}
+
+impl AsRef<[AtomicU64]> for PinnedWords {
     fn as_ref(&self) -> &[AtomicU64] {
         // SAFETY: the pinned pages are mapped and stay in system memory for as long as `self.0` lives,
         // which the returned borrow does not outlive. They are page-aligned and any bits are valid

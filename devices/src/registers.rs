@@ -5,14 +5,20 @@ use hmm_backend::PAGE_SIZE;
 use hmmvisor_abi::accel::{self, queue_bytes};
 
 use crate::managed::Managed;
+use crate::space_registers::SpaceRegisters;
 
 /// What a register write makes the accelerator do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
     /// Nothing more; refused writes, too.
     None,
-    /// Pin the queue, then call [`Registers::enable`] or [`Registers::refuse`].
-    Enable { base: u64, entries: u64 },
+    /// Pin the queue and the page of translations, if there is one, then call [`Registers::enable`] or
+    /// [`Registers::refuse`].
+    Enable {
+        base: u64,
+        entries: u64,
+        translations: Option<u64>,
+    },
     /// Stop after the current command, then call [`Registers::disabled`].
     Disable,
     /// There may be commands.
@@ -21,6 +27,16 @@ pub enum Effect {
     Wait { seen: u64 },
     /// Route the interrupt, then call [`Registers::interrupt_routed`] or [`Registers::refuse`].
     RouteInterrupt { vcpu: u32 },
+    /// Open an address space.
+    OpenSpace { space: u16 },
+    /// Close it. Its fault has been aborted.
+    CloseSpace { space: u16 },
+    /// Take translations of the block at `start`.
+    Map { space: u16, start: u64 },
+    /// Forget translations.
+    Invalidate { space: u16, start: u64, end: u64 },
+    /// The device's fault may have been answered.
+    Resume,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,9 +56,13 @@ pub struct Registers {
     queue_base: u64,
     queue_entries: u64,
     irq: u64,
+    /// Guest-physical address of the page of translations, or 0.
+    translations: u64,
     state: State,
     completed: u64,
     error: u64,
+    /// Those of address spaces.
+    pub spaces: SpaceRegisters,
 }
 
 impl Registers {
@@ -55,9 +75,11 @@ impl Registers {
             queue_base: 0,
             queue_entries: 0,
             irq: 0,
+            translations: 0,
             state: State::Disabled,
             completed: 0,
             error: accel::ERR_NONE,
+            spaces: SpaceRegisters::default(),
         }
     }
 
@@ -73,7 +95,11 @@ impl Registers {
             accel::REG_ENABLE => u64::from(self.state != State::Disabled),
             accel::REG_COMPLETED => self.completed,
             accel::REG_ERROR => std::mem::replace(&mut self.error, accel::ERR_NONE),
-            _ => 0,
+            accel::REG_SPACES => accel::SPACES,
+            accel::REG_MANAGED_BASE => self.managed.base,
+            accel::REG_MANAGED_SIZE => self.managed.bytes,
+            accel::REG_TRANSLATIONS => self.translations,
+            _ => self.spaces.read(offset),
         }
     }
 
@@ -120,7 +146,18 @@ impl Registers {
             accel::REG_ENABLE => self.check_enable(value),
             accel::REG_DOORBELL => Ok(Effect::Doorbell),
             accel::REG_WAIT => Ok(Effect::Wait { seen: value }),
-            _ => Err(accel::ERR_NOT_WRITABLE),
+            accel::REG_TRANSLATIONS => {
+                self.require_disabled()?;
+                if value != 0
+                    && (!value.is_multiple_of(PAGE_SIZE)
+                        || !self.managed.contains(value, PAGE_SIZE))
+                {
+                    return Err(accel::ERR_TRANSLATION);
+                }
+                self.translations = value;
+                Ok(Effect::None)
+            }
+            _ => self.spaces.write(offset, value),
         }
     }
 
@@ -139,7 +176,12 @@ impl Registers {
                 if !self.managed.contains(base, queue_bytes(entries)) {
                     return Err(accel::ERR_QUEUE_BASE);
                 }
-                Ok(Effect::Enable { base, entries })
+                let translations = (self.translations != 0).then_some(self.translations);
+                Ok(Effect::Enable {
+                    base,
+                    entries,
+                    translations,
+                })
             }
             _ => Err(accel::ERR_NOT_WRITABLE),
         }
@@ -195,7 +237,8 @@ impl Registers {
 
     /// Whether a vCPU that has seen this many completions need not sleep (any longer).
     pub fn wait_is_over(&self, seen: u64) -> bool {
-        self.completed > seen || self.state == State::Disabled
+        let fault = self.spaces.fault.is_waiting();
+        self.completed > seen || fault || self.state == State::Disabled
     }
 }
 
@@ -269,14 +312,23 @@ mod tests {
             error(&mut it, accel::REG_QUEUE_ENTRIES, 32),
             accel::ERR_NONE
         );
-        let effect = it.write(accel::REG_ENABLE, 1);
+        let effect = |translations| Effect::Enable {
+            base: last,
+            entries: 32,
+            translations,
+        };
+        assert_eq!(it.write(accel::REG_ENABLE, 1), effect(None));
+        for page in [8, BASE - PAGE_SIZE, BASE + MEMORY, u64::MAX - 4095] {
+            assert_eq!(
+                error(&mut it, accel::REG_TRANSLATIONS, page),
+                accel::ERR_TRANSLATION
+            );
+        }
         assert_eq!(
-            effect,
-            Effect::Enable {
-                base: last,
-                entries: 32
-            }
+            error(&mut it, accel::REG_TRANSLATIONS, BASE),
+            accel::ERR_NONE
         );
+        assert_eq!(it.write(accel::REG_ENABLE, 1), effect(Some(BASE)));
     }
 
     #[test]
@@ -295,7 +347,12 @@ mod tests {
             (accel::REG_ENABLE, 2),
             (accel::REG_ID, 0),
             (accel::REG_COMPLETED, 0),
-            (0x58, 0),
+            (accel::REG_SPACES, 0),
+            (accel::REG_MANAGED_BASE, 0),
+            (accel::REG_MANAGED_SIZE, 0),
+            (accel::REG_TRANSLATIONS, BASE),
+            (accel::REG_FAULT, 0),
+            (0xb8, 0),
         ] {
             assert_eq!(error(&mut it, offset, value), accel::ERR_NOT_WRITABLE);
         }

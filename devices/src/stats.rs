@@ -15,6 +15,8 @@ pub struct AcceleratorStats {
     pub tlb_misses: u64,
     /// Device faults: accesses that neither TLB nor device page table could translate.
     pub faults: u64,
+    /// Faults on virtual addresses, which the guest had to answer.
+    pub guest_faults: u64,
     /// Times the backend broke the driver contract, for example freed a folio twice. Not 0 means a
     /// bug in the backend.
     pub contract_violations: u64,
@@ -28,6 +30,7 @@ pub struct Counters {
     pub tlb_hits: Counter,
     pub tlb_misses: Counter,
     pub faults: Counter,
+    pub guest_faults: Counter,
     pub contract_violations: Counter,
 }
 
@@ -39,6 +42,7 @@ impl Counters {
             tlb_hits: self.tlb_hits.get(),
             tlb_misses: self.tlb_misses.get(),
             faults: self.faults.get(),
+            guest_faults: self.guest_faults.get(),
             contract_violations: self.contract_violations.get(),
         }
     }

@@ -8,14 +8,16 @@ use arbitrary::{Arbitrary, Unstructured};
 use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, Page, PageRange, Residency, ServiceConfig};
 use hmmvisor_abi::accel::{self, Command};
 use hmmvisor_abi::map::MANAGED;
-use hmmvisor_devices::command::decode;
-use hmmvisor_devices::managed::{Managed, WORD};
+use hmmvisor_devices::command::{decode, space};
+use hmmvisor_devices::managed::{Addresses, Managed, WORD};
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt};
 
 /// One block.
 const PAGES: u64 = 512;
 const MEMORY: u64 = PAGES * PAGE_SIZE;
 const SLOTS: u64 = 8;
+/// Where translations are handed over, counted from the beginning of managed memory.
+const TRANSLATIONS: u64 = PAGE_SIZE;
 
 /// A number as hostile guests choose it: anything, or just inside or outside of something.
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -29,6 +31,10 @@ enum Number {
     /// Counted back from the end of managed memory.
     FromEnd(u16),
     Pages(u8),
+    /// Virtual: a page of a few blocks, and what is below a page.
+    Virtual(u16, u8),
+    /// A translation, or not quite.
+    Translation(u16, u8),
 }
 
 impl Number {
@@ -41,6 +47,10 @@ impl Number {
                 .wrapping_add_signed(off.into()),
             Number::FromEnd(n) => MANAGED + MEMORY - u64::from(n),
             Number::Pages(n) => u64::from(n) * PAGE_SIZE,
+            Number::Virtual(page, low) => u64::from(page) % 2048 * PAGE_SIZE + u64::from(low),
+            Number::Translation(page, low) => {
+                MANAGED + u64::from(page) % (PAGES + 1) * PAGE_SIZE + u64::from(low % 8)
+            }
         }
     }
 }
@@ -62,6 +72,8 @@ enum Step {
     Wait,
     FreeAll,
     ToDevice(u16, u8),
+    /// The guest's kernel answers the fault that waits, if one does: with this translation, or a status.
+    Answer(Number, u8),
 }
 
 #[derive(Arbitrary, Debug)]
@@ -135,7 +147,11 @@ impl Guest {
         guest.write(accel::REG_QUEUE_BASE, MANAGED);
         guest.write(accel::REG_QUEUE_ENTRIES, SLOTS);
         guest.write(accel::REG_IRQ, 1);
+        guest.write(accel::REG_TRANSLATIONS, MANAGED + TRANSLATIONS);
         guest.write(accel::REG_ENABLE, 1);
+        for space in 1..=3 {
+            guest.write(accel::REG_SPACE_OPEN, space);
+        }
         guest
     }
 
@@ -184,6 +200,17 @@ impl Guest {
         }
     }
 
+    fn answer(&mut self, translation: u64, status: u8) {
+        let fault = self.read(accel::REG_FAULT);
+        let (space, addr) = (fault & 0xffff, self.read(accel::REG_FAULT_ADDRESS));
+        let index = addr % accel::SPACE_BLOCK / PAGE_SIZE;
+        self.cpu(TRANSLATIONS + index * WORD)
+            .store(translation, SeqCst);
+        self.write(accel::REG_MAP, (addr - addr % accel::SPACE_BLOCK) | space);
+        let status = u64::from(status % 8);
+        self.write(accel::REG_RESUME, fault >> 32 << 32 | status);
+    }
+
     fn play(mut self, steps: &[Step]) {
         for step in steps.iter().take(64) {
             match *step {
@@ -193,7 +220,9 @@ impl Guest {
                     args,
                 } => self.submit(Command {
                     opcode: u32::from(opcode) % (accel::OP_HINT + 2),
-                    flags: u32::from(flags % 4),
+                    // Most often physical, or in one of the spaces that are open at first.
+                    flags: u32::from(flags % 4)
+                        | u32::from(flags >> 2) % 8 % 5 << accel::FLAG_SPACE_SHIFT,
                     tag: 0,
                     args: args.map(Number::value),
                 }),
@@ -204,7 +233,7 @@ impl Guest {
                     args,
                 }),
                 Step::Write(register, value) => {
-                    self.write(u64::from(register % 12) * 8, value.value());
+                    self.write(u64::from(register % 24) * 8, value.value());
                 }
                 Step::WriteShort(register, len, value) => {
                     let bytes = value.to_le_bytes();
@@ -220,6 +249,7 @@ impl Guest {
                     self.cpu(offset).store(value.value(), SeqCst);
                 }
                 Step::Wait => self.wait(),
+                Step::Answer(translation, status) => self.answer(translation.value(), status),
                 Step::FreeAll => {
                     let freed = self.backend.guest_freed(all()).expect("the range is right");
                     assert!(freed <= PAGES);
@@ -263,23 +293,31 @@ fn all() -> PageRange {
     PageRange::new(Page(0), Page(PAGES as u32))
 }
 
-/// What decoding lets through is in managed memory.
+/// What decoding lets through is in managed memory, or in the address space.
 fn check_decode(command: &Command) {
     let managed = Managed {
         base: MANAGED,
         bytes: MEMORY,
     };
-    let Ok(operation) = decode(command, &managed) else {
+    let addresses = match space(command) {
+        Ok(accel::PHYSICAL) => managed.addresses(),
+        Ok(_) => Addresses {
+            base: 0,
+            bytes: accel::SPACE_END,
+        },
+        Err(_) => return,
+    };
+    let Ok(operation) = decode(command, &addresses) else {
         return;
     };
     for run in operation.runs() {
         let bytes = run.len.checked_mul(WORD).expect("no run wraps");
         assert!(
-            run.addr.is_multiple_of(WORD) && managed.contains(run.addr, bytes),
+            run.addr.is_multiple_of(WORD) && addresses.contains(run.addr, bytes),
             "{operation:?}"
         );
     }
-    if let Some(pages) = operation.pages() {
-        assert!(pages.end.0 <= PAGES as u32, "{operation:?}");
+    if let Some(span) = operation.span() {
+        assert!(addresses.contains(span.addr, span.bytes), "{operation:?}");
     }
 }

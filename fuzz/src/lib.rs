@@ -6,3 +6,4 @@ pub mod commands;
 pub mod configuration;
 pub mod residency;
 pub mod traces;
+pub mod virtio;

@@ -32,6 +32,9 @@ pub struct BackendConfig {
     /// How many of these bytes, at the end, are memory shared with others (a multiple of 2 MiB): devices reach it in
     /// place, and it never moves.
     pub shared: u64,
+    /// Pages that do not exist, though they have numbers: nobody can reach them. For guests whose memory is not in one piece, so that
+    /// addresses and pages keep their distance.
+    pub hole: PageRange,
     /// How pages are moved.
     pub engine: EngineChoice,
     /// Number of userfaultfds that managed memory is spread over, block by block; more than one helps
@@ -61,6 +64,7 @@ impl BackendConfig {
         BackendConfig {
             memory,
             shared: 0,
+            hole: PageRange::with_len(Page(0), 0),
             engine: EngineChoice::Auto,
             shards: 1,
             recycled: DEFAULT_RECYCLED,
@@ -85,6 +89,7 @@ const MAX_MEMORY: u64 = 1 << 42;
 pub struct Backend {
     pub(crate) table: ResidencyTable,
     pub(crate) guest: Arc<GuestMemory>,
+    hole: PageRange,
     /// Where pages are while one device has exclusive access: each at its own offset.
     pub(crate) exclusive: DeviceMemory,
     /// How many pages are there.
@@ -151,6 +156,7 @@ impl Backend {
             recorder: Recorder::new(config.events),
             driver_calls: DriverCalls::default(),
             pauses: Pauses::default(),
+            hole: config.hole,
             guest,
         }))
     }
@@ -183,6 +189,11 @@ impl Backend {
     /// Pages of managed memory.
     pub fn pages(&self) -> u32 {
         self.table.pages()
+    }
+
+    /// The pages that do not exist, though they have numbers ([`BackendConfig::hole`]).
+    pub fn hole(&self) -> PageRange {
+        self.hole
     }
 
     /// Adds a device with this many bytes of private memory (a multiple of the page size): CPUs do not reach
@@ -261,10 +272,22 @@ impl Backend {
 
     pub(crate) fn check_range(&self, range: PageRange) -> Result<(), Error> {
         let pages = self.pages();
-        if range.end.0 > pages {
-            return Err(Error::OutOfRange { range, pages });
+        match self.first_outside(range) {
+            Some(_) => Err(Error::OutOfRange { range, pages }),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The first of these pages that does not exist.
+    pub(crate) fn first_outside(&self, range: PageRange) -> Option<Page> {
+        let end = Page(self.pages());
+        if range.overlap(self.hole) > 0 {
+            Some(range.start.max(self.hole.start))
+        } else if range.end > end {
+            Some(range.start.max(end))
+        } else {
+            None
+        }
     }
 
     /// The words of a block's pages.

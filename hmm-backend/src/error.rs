@@ -80,7 +80,7 @@ pub enum Error {
     /// The device was never attached or is detached.
     #[error("device {0:?} is not attached")]
     NoDevice(DeviceId),
-    /// The range reaches outside managed memory.
+    /// The range reaches outside managed memory, or into its hole.
     #[error("{range:?} are not all in managed memory, which has {pages:#x} pages")]
     OutOfRange {
         /// The range.

@@ -44,7 +44,7 @@ impl Backend {
     pub(crate) fn is_movable(&self, page: Page) -> bool {
         let word = self.table.word(page);
         match word.residency() {
-            Residency::Untouched => true,
+            Residency::Untouched => self.first_outside(PageRange::single(page)).is_none(),
             Residency::System => word.pins() == 0 && !self.guest.is_shared(page),
             _ => false,
         }

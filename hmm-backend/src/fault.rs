@@ -229,7 +229,7 @@ impl Backend {
     }
 
     /// Fills untouched pages with zeros. Returns how many.
-    fn populate(
+    pub(crate) fn populate(
         &self,
         block: Block,
         pages: &PageSet,

@@ -62,6 +62,7 @@ mod permission;
 mod pin;
 mod poison;
 mod policy;
+mod prefill;
 #[cfg(all(test, not(loom)))]
 mod properties;
 mod residency;

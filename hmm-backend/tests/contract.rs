@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use common::{Rig, both_engines};
 use hmm_backend::{
-    EventKind, FatalCause, FaultError, MirrorError, Page, Residency, Target, snapshot,
+    Backend, BackendConfig, EngineChoice, EventKind, FatalCause, FaultError, MirrorError, Page,
+    PageRange, Residency, Target, snapshot,
 };
 
 #[test]
@@ -240,6 +241,53 @@ fn a_fatal_fault_is_reported_and_the_page_keeps_its_contents() {
             assert_eq!((fault.thread, value), (thread, 5));
             assert!(!rig.backend.is_current(&fault));
         });
+    });
+}
+
+#[test]
+fn pages_in_a_hole_are_out_of_everybody_s_reach() {
+    both_engines(|engine| {
+        let mut config = BackendConfig::new(6 << 20);
+        config.engine = EngineChoice::Only(engine);
+        config.hole = PageRange::new(Page(512), Page(1024));
+        let backend = Backend::new(config).unwrap();
+        let range = |start, end| PageRange::new(Page(start), Page(end));
+        for outside in [
+            range(512, 513),
+            range(500, 1100),
+            range(1023, 1025),
+            range(1535, 1537),
+        ] {
+            assert!(backend.pin(outside).is_err(), "{outside:?}");
+            assert!(backend.guest_freed(outside).is_err(), "{outside:?}");
+            assert!(backend.migrate_to_system(outside).is_err(), "{outside:?}");
+        }
+        for inside in [range(0, 512), range(1024, 1536)] {
+            drop(backend.pin(inside).unwrap());
+        }
+    });
+}
+
+#[test]
+fn prefilling_fills_what_is_untouched_and_nothing_else() {
+    both_engines(|engine| {
+        let rig = Rig::new(1024, engine, "on-demand+timeslice:min=0us");
+        let mut device = rig.device(64);
+        device.write(4, 0, 11).unwrap();
+        rig.cpu(700, 0).store(12, SeqCst);
+        let faults = rig.backend.stats().cpu_faults;
+        rig.backend.prefill(rig.range(2..900)).unwrap();
+        let resident = |pages| rig.backend.resident_bytes(rig.range(pages)).unwrap();
+        assert_eq!(resident(2..900), 897 * 4096);
+        assert_eq!(resident(0..2) + resident(900..1024), 0);
+        assert_eq!(rig.on_device(0..1024), [4].into());
+        for (page, value) in [(2, 0), (511, 0), (512, 0), (700, 12), (899, 0)] {
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), value, "page {page}");
+            rig.cpu(page, 1).store(1, SeqCst);
+        }
+        assert_eq!(rig.backend.stats().cpu_faults, faults);
+        assert_eq!(rig.cpu(4, 0).load(SeqCst), 11);
+        assert!(rig.backend.prefill(rig.range(1000..1025)).is_err());
     });
 }
 

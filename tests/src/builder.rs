@@ -7,7 +7,7 @@ use hmm_backend::{
     BLOCK_PAGES, Backend, BackendConfig, Driver, Engine, EngineChoice, KernelAnswers, PAGE_SIZE,
 };
 use hmmvisor::OnMemoryError;
-use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig};
 use hmmvisor_abi::agent;
 use hmmvisor_policies::{Limits, PolicyChoice};
 
@@ -42,7 +42,7 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Builder {
         Builder {
-            engine: Engine::Remap,
+            engine: crate::ENGINES[0],
             policy: "on-demand+timeslice:min=0".into(),
             vcpus: 2,
             pages: BLOCK_PAGES as u32,
@@ -187,9 +187,11 @@ impl Builder {
                 foreign: Vec::new(),
                 on_memory_error: OnMemoryError::MachineCheck,
             }),
-            guest: hmmvisor_guest_images::IMAGE,
-            cmdline: "workload=agent",
-            seed: 1,
+            guest: Guest::Program {
+                image: hmmvisor_guest_images::IMAGE,
+                cmdline: "workload=agent",
+                seed: 1,
+            },
             console: Box::new(output.clone()),
             hooks: Hooks {
                 devices: vec![(

@@ -35,10 +35,11 @@
 //! | what a vCPU can be told to do, and its answer | [`Vcpu`], [`Pending`], [`Adding`], [`GuestError`] |
 //! | a device's own accesses, holding its driver, making it fail, unplugging it | [`Device`], [`Gate`], [`WayPoint`], [`Arrival`] |
 //! | migrations and the like on another thread | [`Task`] |
-//! | both engines | [`each_engine`], [`machine::both_engines`] |
+//! | both engines | [`ENGINES`], [`each_engine`], [`machine::both_engines`] |
 //! | a driver that checks the contract | [`ScriptedDriver`] |
 //! | machines with a real workload or a guest of a few instructions | [`Setup`], [`Machine`], [`Asm`] |
 //! | an accelerator without a guest | [`accelerator::Rig`] |
+//! | a virtio device without a guest | [`virtio::Rig`] |
 //! | hangs, leaks, random choices that repeat | [`Watchdog`], [`Resources`], [`Random`] |
 //!
 //! Types of [`hmm_backend`] that tests often need are exported here again. `docs/testing.md` has ten examples.
@@ -51,15 +52,18 @@ mod device;
 mod doorbell;
 pub mod driver;
 pub mod elf;
+mod engines;
 mod error;
 pub mod inject;
 pub mod machine;
+mod patience;
 mod pending;
 mod place;
 pub mod process;
 pub mod random;
 mod state;
 mod vcpu;
+pub mod virtio;
 mod vm;
 pub mod watchdog;
 
@@ -69,9 +73,11 @@ pub use conformance::AccessRefused;
 pub use device::{Device, Gate};
 pub use driver::ScriptedDriver;
 pub use elf::{Segment, elf};
+pub use engines::{ENGINES, Engines};
 pub use error::GuestError;
 pub use inject::{Arrival, WayPoint};
-pub use machine::{ENGINES, Machine, Output, Setup, each_engine, word};
+pub use machine::{Machine, Output, Setup, each_engine, word};
+pub use patience::patient;
 pub use pending::{Pending, Task};
 pub use place::{Pages, Word, address, pages};
 pub use process::Resources;

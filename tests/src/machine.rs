@@ -8,21 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hmm_backend::{
     Backend, BackendConfig, DeviceId, Engine, EngineChoice, PAGE_SIZE, Page, PolicySpec, Residency,
 };
-use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig};
 use hmmvisor::{End, OnMemoryError};
 
 use hmmvisor_abi::map;
 
 pub use crate::place::address;
-use crate::{Asm, Random, ScriptedDriver, Segment, Watchdog, elf, pages};
-
-/// Both engines.
-pub const ENGINES: [Engine; 2] = [Engine::Remap, Engine::Copy];
+use crate::{Asm, ENGINES, Random, ScriptedDriver, Segment, Watchdog, elf, pages};
 
 /// Pages that `torture` with its default of 256 shared ones uses, and a few more.
 pub const TORTURE_PAGES: u32 = 320;
 
-/// Runs a test with both engines, each for at most a minute.
+/// Runs a test with both engines (see [`ENGINES`]), each for at most a minute.
 pub fn both_engines(what: &str, test: impl Fn(Engine)) {
     for engine in ENGINES {
         let _watchdog = Watchdog::new(&format!("{what} ({engine})"), 60);
@@ -30,7 +27,7 @@ pub fn both_engines(what: &str, test: impl Fn(Engine)) {
     }
 }
 
-/// Runs a test with both engines, each for at most two minutes. An error is the test's result.
+/// Runs a test with both engines (see [`ENGINES`]), each for at most two minutes. An error is the test's result.
 pub fn each_engine<E>(test: impl Fn(Engine) -> Result<(), E>) -> Result<(), E> {
     for engine in ENGINES {
         let thread = std::thread::current();
@@ -104,7 +101,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Setup {
         Setup {
-            engine: Engine::Remap,
+            engine: ENGINES[0],
             policy: "density+timeslice:min=0us",
             pages: 4096,
             vcpus: 2,
@@ -157,9 +154,11 @@ impl Setup {
                 on_memory_error: self.on_memory_error,
                 foreign: Vec::new(),
             }),
-            guest: image.unwrap_or(hmmvisor_guest_images::IMAGE),
-            cmdline: &self.cmdline(),
-            seed: self.seed,
+            guest: Guest::Program {
+                image: image.unwrap_or(hmmvisor_guest_images::IMAGE),
+                cmdline: &self.cmdline(),
+                seed: self.seed,
+            },
             console: Box::new(output.clone()),
             hooks: Hooks::default(),
         });

@@ -5,6 +5,8 @@ use std::fs;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::patient;
+
 /// Threads by name and open files by what they are, each with their number.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Resources {
@@ -64,7 +66,7 @@ impl Resources {
                 return;
             }
             assert!(
-                begin.elapsed() < PATIENCE,
+                begin.elapsed() < patient(PATIENCE),
                 "left behind after {after}: {now:#?} instead of {self:#?}"
             );
             std::thread::yield_now();

@@ -6,6 +6,8 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::patient;
+
 /// Aborts the process with a message unless it is dropped in time: a test that hangs in a join or in the kernel
 /// cannot be failed in any other way.
 pub struct Watchdog {
@@ -14,13 +16,13 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Gives `what` this many seconds.
+    /// Gives `what` this many seconds, see [`patient`].
     pub fn new(what: &str, seconds: u64) -> Watchdog {
-        let what = what.to_owned();
+        let (what, time) = (what.to_owned(), patient(Duration::from_secs(seconds)));
         let (done, wait) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            if wait.recv_timeout(Duration::from_secs(seconds)) == Err(RecvTimeoutError::Timeout) {
-                let message = format!("watchdog: {what} hangs: no end after {seconds} s\n");
+            if wait.recv_timeout(time) == Err(RecvTimeoutError::Timeout) {
+                let message = format!("watchdog: {what} hangs: no end after {time:?}\n");
                 // Not the macro: the test harness would keep its output until the end that never comes.
                 let _ = std::io::stderr().write_all(message.as_bytes());
                 release_faults();

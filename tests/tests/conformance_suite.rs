@@ -8,9 +8,9 @@ mod model;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::{DeviceFolio, Driver, Engine};
-use hmmvisor_testkit::ScriptedDriver;
+use hmm_backend::{DeviceFolio, Driver};
 use hmmvisor_testkit::conformance::{self, RULES, Report, Subject, Suite, Verdict};
+use hmmvisor_testkit::{ENGINES, ScriptedDriver};
 
 use accelerated::Accelerated;
 use model::{Bug, Model};
@@ -68,14 +68,14 @@ fn a_sound_model_passes_all_rules() {
 fn all_applied(report: &Report) {
     let passed = |o: &&conformance::Outcome| o.verdict == Verdict::Passed;
     let passed = report.outcomes.iter().filter(passed).count();
-    assert_eq!(passed, RULES.len() * 2, "{report}");
+    assert_eq!(passed, RULES.len() * ENGINES.len(), "{report}");
 }
 
 /// A driver with this bug breaks this rule with both engines, and besides at most these: what many threads do meets any
 /// bug, by chance.
 fn breaks(bug: Bug, rule: &str, besides: &[&str]) -> Report {
     let report = conformance::run_subject(|| Model::with(bug));
-    for engine in [Engine::Remap, Engine::Copy] {
+    for engine in ENGINES {
         let mut outcomes = report.outcomes.iter().filter(|o| o.engine == engine);
         assert!(
             outcomes.any(|o| o.rule.name == rule && o.verdict.is_broken()),

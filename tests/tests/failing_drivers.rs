@@ -65,6 +65,7 @@ fn report(end: End) -> Report {
     Report {
         end,
         workload: None,
+        kernel: None,
         guest: None,
         engine: Engine::Copy,
         scripts: None,
@@ -104,6 +105,7 @@ fn a_page_that_cannot_be_supplied_ends_the_run_with_its_name() {
                 page: 5,
                 vcpu: Some(1),
                 cause: found,
+                ..
             }) = &end
             else {
                 panic!("{end:?}");

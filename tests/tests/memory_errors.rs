@@ -155,6 +155,7 @@ fn end_of(engine: Engine, on_memory_error: OnMemoryError, code: impl Fn(Asm) -> 
 fn page_5_was_lost() -> End {
     End::Failed(Failure::Page {
         page: 5,
+        address: map::MANAGED + 5 * 4096,
         vcpu: Some(1),
         cause: "its contents were lost".into(),
     })

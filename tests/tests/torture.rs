@@ -70,7 +70,7 @@ fn the_same_rounds_check_the_same() {
     // With one vCPU, what is checked is a matter of the draws alone; only how many rounds fit into a second is not.
     let rounds = |first: &str| {
         let params = [("seconds", "1"), ("chaos", "off"), ("round", first)];
-        let mut config = config(Engine::Remap, 5, &params);
+        let mut config = config(ENGINES[0], 5, &params);
         config.machine.vcpus = 1;
         let (report, output) = run(&config);
         assert!(report.verified(), "{output}");

@@ -23,14 +23,24 @@ pub trait Device: Send + Sync {
     fn write(&self, offset: u64, data: &[u8]) -> Next;
 }
 
-/// Devices by address. Where there is none, reads give zeros and writes are ignored.
+/// Devices by address. Where there is none, reads give zeros (or ones, see [`Bus::floating`]) and writes are ignored.
 #[derive(Default)]
 pub struct Bus {
     // Sorted and without overlaps.
     windows: Vec<(Range<u64>, Arc<dyn Device>)>,
+    /// What each byte reads as where there is no device.
+    nothing: u8,
 }
 
 impl Bus {
+    /// A bus as on a PC, where operating systems look for devices that may not be there: nothing reads as all ones.
+    pub fn floating() -> Bus {
+        Bus {
+            windows: Vec::new(),
+            nothing: 0xff,
+        }
+    }
+
     /// Puts a device at `range`, which must be free.
     pub fn insert(&mut self, range: Range<u64>, device: Arc<dyn Device>) {
         let at = self
@@ -55,9 +65,12 @@ impl Bus {
 
     /// A vCPU reads.
     pub fn read(&self, address: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some((device, offset)) = self.find(address) {
-            device.read(offset, data);
+        match self.find(address) {
+            Some((device, offset)) => {
+                data.fill(0);
+                device.read(offset, data);
+            }
+            None => data.fill(self.nothing),
         }
     }
 
@@ -90,18 +103,23 @@ mod tests {
 
     #[test]
     fn accesses_reach_the_device_at_their_address_only() {
-        let mut bus = Bus::default();
+        for (bus, nothing) in [(Bus::default(), 0), (Bus::floating(), 0xff)] {
+            accesses_reach(bus, nothing);
+        }
+    }
+
+    fn accesses_reach(mut bus: Bus, nothing: u8) {
         bus.insert(0x2000..0x3000, Arc::new(Echo));
         bus.insert(0x1000..0x1010, Arc::new(Echo));
         let read = |address| {
-            let mut data = [0xff; 2];
+            let mut data = [0x55; 2];
             bus.read(address, &mut data);
             data
         };
         assert_eq!(read(0x1005), [5, 0]);
         assert_eq!(read(0x200f), [15, 0]);
         for hole in [0, 0xfff, 0x1010, 0x1fff, 0x3000, u64::MAX] {
-            assert_eq!(read(hole), [0, 0], "{hole:#x}");
+            assert_eq!(read(hole), [nothing; 2], "{hole:#x}");
         }
         assert_eq!(bus.write(0x1000, &[0]), Next::Leave);
         assert_eq!(bus.write(0x1fff, &[0]), Next::Continue);

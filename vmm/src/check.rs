@@ -8,9 +8,10 @@ use hmmvisor_guest_images as guest_images;
 
 use crate::ending::End;
 use crate::host::Host;
+use crate::kernel_mode::{self, NATIVE};
 use crate::kvm;
 use crate::size::Size;
-use crate::vm::{Hooks, Vm, VmConfig};
+use crate::vm::{Guest, Hooks, Vm, VmConfig};
 
 /// How long the trial guest may take.
 const TRIAL: Duration = Duration::from_secs(5);
@@ -60,6 +61,7 @@ pub fn check() -> Vec<Finding> {
         .all(|finding| finding.state != State::Missing)
     {
         findings.push(trial());
+        findings.push(kernel_mode_finding());
     }
     findings
 }
@@ -247,6 +249,36 @@ fn address_space_limit() -> (u64, bool) {
     )
 }
 
+/// Whether operating systems boot.
+fn kernel_mode_finding() -> Finding {
+    let what = "guest kernel mode";
+    match kernel_mode::instructions_per_second() {
+        Err(error) => Finding::new(
+            what,
+            State::Limited,
+            format!("cannot be tried: {error}; Linux will not boot here"),
+        ),
+        Ok(speed) if speed >= NATIVE => Finding::new(
+            what,
+            State::Ok,
+            format!(
+                "native, {:.0} million instructions/s: stock Linux kernels boot",
+                speed / 1e6
+            ),
+        ),
+        Ok(speed) => Finding::new(
+            what,
+            State::Limited,
+            format!(
+                "emulated, {:.1} million instructions/s: this KVM runs only ring 3 natively, so stock Linux will NOT boot here \
+                 (too slow, and some of its instructions cannot be emulated); it needs VT-x or AMD-V, in a virtual machine nested. \
+                 Other guests run at full speed",
+                speed / 1e6
+            ),
+        ),
+    }
+}
+
 /// Starts the embedded guest without managed memory: it can do nothing but say so and exit, which
 /// takes everything of KVM that a guest needs.
 fn trial() -> Finding {
@@ -256,9 +288,11 @@ fn trial() -> Finding {
         vcpus: 1,
         vcpu_cpus: Vec::new(),
         managed: None,
-        guest: guest_images::IMAGE,
-        cmdline: "",
-        seed: 0,
+        guest: Guest::Program {
+            image: guest_images::IMAGE,
+            cmdline: "",
+            seed: 0,
+        },
         console: Box::new(std::io::sink()),
         hooks: Hooks::default(),
     };
@@ -274,7 +308,7 @@ fn trial() -> Finding {
             Finding::new(what, State::Ok, detail)
         }
         Some(End::Failed(failure)) => Finding::new(what, State::Missing, failure.to_string()),
-        Some(End::Signal(_)) | None => Finding::new(
+        Some(_) | None => Finding::new(
             what,
             State::Missing,
             "started but did not exit within 5 s; see `dmesg | grep -i kvm`",

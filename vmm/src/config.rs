@@ -8,9 +8,12 @@ use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::console_choice::ConsoleChoice;
 use crate::file;
+use crate::linux::cpuid::Template;
 use crate::memory_errors::OnMemoryError;
 use crate::size::Size;
+use crate::virtio::DiskConfig;
 use hmm_backend::{EngineChoice, Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;
@@ -29,6 +32,11 @@ pub struct Config {
     pub seed: u64,
     /// An ELF file to run instead of the embedded guest.
     pub guest: Option<PathBuf>,
+    /// An operating system to run instead of the embedded guest.
+    pub boot: BootConfig,
+    /// Where the guest's serial output goes, and an operating system's input comes from.
+    #[serde(deserialize_with = "from_str")]
+    pub console: ConsoleChoice,
     /// Where to write the figures as JSON; `-` is standard output.
     pub json: Option<PathBuf>,
     /// Where to write the run's trace.
@@ -37,6 +45,13 @@ pub struct Config {
     pub machine: MachineConfig,
     /// Accelerators.
     pub devices: DevicesConfig,
+    /// Virtio disks.
+    pub disk: Vec<DiskConfig>,
+    /// A virtio balloon, and how much of its memory the guest is to give back at first. Without, an operating system has an
+    /// empty one and other guests have none.
+    pub balloon: Option<Size>,
+    /// A virtio entropy device. An operating system has one in any case.
+    pub rng: bool,
     /// How pages migrate.
     pub engine: EngineConfig,
     /// What migrates when.
@@ -62,13 +77,30 @@ pub struct MachineConfig {
     /// What becomes of a vCPU's access to a page that cannot be supplied: `machine-check` or `end`.
     #[serde(deserialize_with = "from_str")]
     pub on_memory_error: OnMemoryError,
+    /// End the run when the guest has accessed no device for this many seconds.
+    pub watchdog: Option<u64>,
+}
+
+/// `[boot]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BootConfig {
+    /// The kernel: a bzImage, or a vmlinux with a PVH entry.
+    pub kernel: Option<PathBuf>,
+    /// Its initial ramdisk.
+    pub initrd: Option<PathBuf>,
+    /// Its command line.
+    pub cmdline: Option<String>,
+    /// The processor that it sees: `host` or `baseline`.
+    #[serde(deserialize_with = "from_str")]
+    pub cpu: Template,
 }
 
 /// `[devices]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DevicesConfig {
-    /// Number of accelerators, 1 to 16.
+    /// Number of accelerators, 1 to 16; an operating system may have none.
     pub count: u32,
     /// Memory of each accelerator, a multiple of 4 KiB.
     pub memory: Size,
@@ -207,10 +239,15 @@ impl Default for Config {
         Config {
             seed: 1,
             guest: None,
+            boot: BootConfig::default(),
+            console: ConsoleChoice::default(),
             json: None,
             record: None,
             machine: MachineConfig::default(),
             devices: DevicesConfig::default(),
+            disk: Vec::new(),
+            balloon: None,
+            rng: false,
             engine: EngineConfig::default(),
             policy: PolicyConfig::default(),
             hint: Vec::new(),
@@ -227,6 +264,7 @@ impl Default for MachineConfig {
             vcpus: 1,
             memory: Size(256 << 20),
             on_memory_error: OnMemoryError::default(),
+            watchdog: None,
         }
     }
 }
@@ -330,17 +368,31 @@ mod tests {
             r#"
             seed = 7
             guest = "guest.elf"
+            console = "console.log"
             json = "-"
             record = "run.hmmtrace"
+            balloon = "64M"
+            rng = true
             [machine]
             vcpus = 4
             memory = "1G"
             on_memory_error = "end"
+            watchdog = 60
+            [boot]
+            kernel = "vmlinuz"
+            initrd = "initrd.img"
+            cmdline = "console=ttyS0"
+            cpu = "baseline"
             [devices]
             count = 2
             memory = 33554432
             [engine]
             shards = 3
+            [[disk]]
+            file = "root.img"
+            read_only = true
+            [[disk]]
+            file = "data.img"
             [workload]
             name = "bfs"
             params = { degree = 4, vertices = "64K" }
@@ -372,7 +424,19 @@ mod tests {
         );
         assert_eq!(config.record.as_deref(), Some(Path::new("run.hmmtrace")));
         assert_eq!(config.machine.on_memory_error, OnMemoryError::End);
+        assert_eq!(config.machine.watchdog, Some(60));
+        assert_eq!(config.console, ConsoleChoice::File("console.log".into()));
+        let boot = &config.boot;
+        assert_eq!(boot.kernel.as_deref(), Some(Path::new("vmlinuz")));
+        assert_eq!(boot.initrd.as_deref(), Some(Path::new("initrd.img")));
+        assert_eq!(boot.cmdline.as_deref(), Some("console=ttyS0"));
+        assert_eq!(boot.cpu, Template::Baseline);
         assert_eq!((config.engine.shards, config.service.threads), (3, Some(2)));
+        assert_eq!((config.balloon, config.rng), (Some(Size(64 << 20)), true));
+        assert_eq!(
+            config.disk,
+            ["root.img,ro", "data.img"].map(|disk| disk.parse().unwrap())
+        );
         assert_eq!(config.placement.vcpu_cpus, Some(vec![0, 1]));
         let hints: Vec<_> = config.hint.iter().map(|h| (h.pages(), h.hint)).collect();
         let pages = |start, end| PageRange::new(Page(start), Page(end));
@@ -401,7 +465,7 @@ mod tests {
             (
                 "[machine]\nvcpu = 2\n",
                 2,
-                "unknown field `vcpu`, expected one of `vcpus`, `memory`, `on_memory_error`",
+                "unknown field `vcpu`, expected one of `vcpus`, `memory`, `on_memory_error`, `watchdog`",
             ),
             ("[machine]\n\nmemory = \"64X\"\n", 3, "is not a size"),
             ("[machine]\nmemory = -1\n", 2, "cannot be negative"),

@@ -1,28 +1,119 @@
-//! The guest's serial port: a 16550 whose output goes to the host, line by line.
+//! The guest's serial port: a 16550 whose output goes to the host, line by line, and whose input comes from there.
 
 use std::convert::Infallible;
 use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Device, Next};
+
+/// Where a PC has its first serial port.
+pub const PORTS: Range<u64> = 0x3f8..0x400;
+/// Which pin of the I/O APIC the port's interrupt is.
+pub const PIN: u32 = 4;
 
 /// Most bytes held back while waiting for the end of a line.
 const LINE_LIMIT: usize = 4096;
 
+/// The register with which the guest says which interrupts it wants.
+const INTERRUPT_ENABLE: u64 = 1;
+/// It wants one for input.
+const INPUT_INTERRUPT: u8 = 1;
+/// The register with the input.
+const DATA: u64 = 0;
+
+/// How a Linux kernel says that it has panicked. What follows in the line is why.
+const KERNEL_PANIC: &str = "Kernel panic - not syncing: ";
+
 /// A serial port with eight byte-wide registers.
-pub struct Console(Mutex<Serial<NoInterrupt, NoEvents, Lines>>);
+pub struct Console {
+    serial: Mutex<Serial<Pin, NoEvents, Lines>>,
+    /// Somebody looks at `attention`.
+    attended: AtomicBool,
+    /// Input waits until the guest can take it.
+    input_waits: AtomicBool,
+    /// There is something to do for whoever attends: the beginning of a line to be passed on, or input is wanted.
+    attention: Option<EventFd>,
+}
 
 impl Console {
-    /// A serial port that writes to `out`.
+    /// A serial port that writes to `out`, for guests that poll.
     pub fn new(out: Box<dyn Write + Send>) -> Console {
+        Console::with_pin(out, Pin(None), None)
+    }
+
+    /// A serial port that writes to `out` and interrupts by `pin`.
+    pub fn with_interrupt(out: Box<dyn Write + Send>, pin: EventFd) -> io::Result<Console> {
+        let attention = EventFd::new(EFD_NONBLOCK)?;
+        Ok(Console::with_pin(out, Pin(Some(pin)), Some(attention)))
+    }
+
+    fn with_pin(out: Box<dyn Write + Send>, pin: Pin, attention: Option<EventFd>) -> Console {
         let lines = Lines {
             line: Vec::new(),
+            passed: 0,
             out,
+            kernel_panic: None,
         };
-        Console(Mutex::new(Serial::new(NoInterrupt, lines)))
+        Console {
+            serial: Mutex::new(Serial::new(pin, lines)),
+            attended: AtomicBool::new(false),
+            input_waits: AtomicBool::new(false),
+            attention,
+        }
+    }
+
+    /// Becomes readable when [`Self::rest`] may have something to pass on, or [`Self::offer`] may take input again. None for guests
+    /// that poll. From now on somebody looks at it.
+    pub fn attend(&self) -> Option<&EventFd> {
+        self.attended.store(true, Ordering::Relaxed);
+        self.attention.as_ref()
+    }
+
+    fn call_attention(&self) {
+        if self.attended.load(Ordering::Relaxed)
+            && let Some(attention) = &self.attention
+        {
+            // Cannot fail: the counter is far from its limit.
+            let _ = attention.write(1);
+        }
+    }
+
+    /// Whether there is the beginning of a line that has not been passed on.
+    pub fn has_rest(&self) -> bool {
+        self.serial().writer().has_rest()
+    }
+
+    /// Passes on the beginning of a line: a prompt, for instance.
+    pub fn rest(&self) {
+        self.serial().writer_mut().pass_on();
+    }
+
+    /// Gives the guest input; returns how much of it was taken. A guest that has not opened the port takes none, since it would throw
+    /// it away. Once it can take more, there is an event.
+    pub fn offer(&self, input: &[u8]) -> usize {
+        let mut serial = self.serial();
+        let listens = serial.state().interrupt_enable & INPUT_INTERRUPT != 0;
+        let taken = match listens {
+            // Nothing is taken if the queue is full.
+            true => serial.enqueue_raw_bytes(input).unwrap_or(0),
+            false => 0,
+        };
+        // Still under the lock: the guest's next access sees it.
+        self.input_waits
+            .store(taken < input.len(), Ordering::Relaxed);
+        taken
+    }
+
+    /// What the guest's kernel said when it panicked, if it did: the console is the only place where every kernel says so. (A program
+    /// in the guest can say the same.)
+    pub fn kernel_panic(&self) -> Option<String> {
+        self.serial().writer().kernel_panic.clone()
     }
 
     /// Writes out what is left of an unfinished line, and ends it.
@@ -30,14 +121,13 @@ impl Console {
         let mut serial = self.serial();
         let lines = serial.writer_mut();
         if !lines.line.is_empty() {
-            lines.line.push(b'\n');
-            lines.pass_on();
+            lines.put(b'\n');
         }
     }
 
-    fn serial(&self) -> MutexGuard<'_, Serial<NoInterrupt, NoEvents, Lines>> {
+    fn serial(&self) -> MutexGuard<'_, Serial<Pin, NoEvents, Lines>> {
         // Whoever panicked while holding it has left a serial port that still works.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -46,16 +136,29 @@ impl Device for Console {
         let Ok(register @ 0..8) = u8::try_from(offset) else {
             return;
         };
-        data[0] = self.serial().read(register);
+        let mut serial = self.serial();
+        // Several bytes are those of a string instruction, all from the same register.
+        data.iter_mut()
+            .for_each(|byte| *byte = serial.read(register));
+        if offset == DATA && self.input_waits.swap(false, Ordering::Relaxed) {
+            self.call_attention();
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Next {
         if let Ok(register @ 0..8) = u8::try_from(offset) {
             let mut serial = self.serial();
+            let had_rest = serial.writer().has_rest();
             // Several bytes are those of a string instruction, all for the same register. Failures
             // are the output's, for instance a closed pipe: no reason to disturb the guest.
             data.iter()
                 .for_each(|byte| _ = serial.write(register, *byte));
+            let begins = !had_rest && serial.writer().has_rest();
+            let listens =
+                offset == INTERRUPT_ENABLE && self.input_waits.swap(false, Ordering::Relaxed);
+            if begins || listens {
+                self.call_attention();
+            }
         }
         Next::Continue
     }
@@ -63,28 +166,49 @@ impl Device for Console {
 
 /// Passes on whole lines. The serial port flushes after each byte, which is why this ignores it.
 struct Lines {
+    /// The line that is being written.
     line: Vec<u8>,
+    /// How much of it has been passed on.
+    passed: usize,
     out: Box<dyn Write + Send>,
+    kernel_panic: Option<String>,
 }
 
 impl Lines {
+    fn has_rest(&self) -> bool {
+        self.line.len() > self.passed
+    }
+
     fn pass_on(&mut self) {
-        let _ = self
-            .out
-            .write_all(&self.line)
-            .and_then(|()| self.out.flush());
-        self.line.clear();
+        if self.has_rest() {
+            let rest = &self.line[self.passed..];
+            let _ = self.out.write_all(rest).and_then(|()| self.out.flush());
+            self.passed = self.line.len();
+        }
+    }
+
+    fn put(&mut self, byte: u8) {
+        self.line.push(byte);
+        if byte == b'\n' || self.line.len() >= LINE_LIMIT {
+            self.look_for_panic();
+            self.pass_on();
+            self.line.clear();
+            self.passed = 0;
+        }
+    }
+
+    fn look_for_panic(&mut self) {
+        if self.kernel_panic.is_none() {
+            let line = String::from_utf8_lossy(&self.line);
+            let said = line.split_once(KERNEL_PANIC);
+            self.kernel_panic = said.map(|(_, why)| why.trim_end().to_owned());
+        }
     }
 }
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for byte in bytes {
-            self.line.push(*byte);
-            if *byte == b'\n' || self.line.len() >= LINE_LIMIT {
-                self.pass_on();
-            }
-        }
+        bytes.iter().for_each(|byte| self.put(*byte));
         Ok(bytes.len())
     }
 
@@ -93,13 +217,17 @@ impl Write for Lines {
     }
 }
 
-/// Small guests poll.
-struct NoInterrupt;
+/// The port's interrupt; none for guests that poll.
+struct Pin(Option<EventFd>);
 
-impl Trigger for NoInterrupt {
+impl Trigger for Pin {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
+        if let Some(event) = &self.0 {
+            // Cannot fail: KVM takes the count at once.
+            let _ = event.write(1);
+        }
         Ok(())
     }
 }
@@ -121,13 +249,23 @@ mod tests {
         }
     }
 
+    fn say(console: &Console, text: &[u8]) {
+        for byte in text {
+            assert_eq!(console.write(DATA, &[*byte]), Next::Continue);
+        }
+    }
+
+    fn interrupting(out: Seen) -> (Console, EventFd) {
+        let pin = EventFd::new(EFD_NONBLOCK).unwrap();
+        let console = Console::with_interrupt(Box::new(out), pin.try_clone().unwrap()).unwrap();
+        (console, pin)
+    }
+
     #[test]
     fn output_comes_in_lines_and_the_rest_at_the_end() {
         let seen = Seen::default();
         let console = Console::new(Box::new(seen.clone()));
-        for byte in b"one\ntwo" {
-            assert_eq!(console.write(0, &[*byte]), Next::Continue);
-        }
+        say(&console, b"one\ntwo");
         assert_eq!(*seen.0.lock().unwrap(), [b"one\n".to_vec()]);
         console.finish();
         console.finish();
@@ -135,6 +273,52 @@ mod tests {
             *seen.0.lock().unwrap(),
             [b"one\n".to_vec(), b"two\n".to_vec()]
         );
+    }
+
+    #[test]
+    fn the_beginning_of_a_line_calls_for_attention_and_can_be_passed_on() {
+        let seen = Seen::default();
+        let (console, _pin) = interrupting(seen.clone());
+        say(&console, b"nobody attends\nlog");
+        let attention = console.attend().unwrap();
+        assert!(attention.read().is_err());
+        say(&console, b"in:\n# ");
+        assert!(console.has_rest() && attention.read().is_ok());
+        console.rest();
+        assert!(!console.has_rest());
+        assert_eq!(seen.0.lock().unwrap().last().unwrap(), b"# ");
+    }
+
+    #[test]
+    fn input_waits_until_the_guest_listens_and_has_room() {
+        let (console, pin) = interrupting(Seen::default());
+        let attention = console.attend().unwrap();
+        let input = [b'x'; 100];
+        assert_eq!(console.offer(&input), 0);
+        assert!(attention.read().is_err() && pin.read().is_err());
+        let _ = console.write(INTERRUPT_ENABLE, &[INPUT_INTERRUPT]);
+        assert_eq!(attention.read().unwrap(), 1);
+        let taken = console.offer(&input);
+        assert!(taken > 0 && taken < input.len());
+        assert_eq!(pin.read().unwrap(), 1);
+        assert_eq!(console.offer(&input[taken..]), 0);
+        let mut byte = [0];
+        console.read(DATA, &mut byte);
+        assert_eq!((byte[0], attention.read().unwrap()), (b'x', 1));
+        assert_eq!(console.offer(&input[taken..]), 1);
+    }
+
+    #[test]
+    fn a_kernel_s_panic_is_noticed() {
+        let console = Console::new(Box::new(io::sink()));
+        say(&console, b"[ 0.1] Kernel panic is a word\n");
+        assert_eq!(console.kernel_panic(), None);
+        // Also in pieces.
+        say(&console, b"[ 1.0] Kernel pa");
+        console.rest();
+        say(&console, b"nic - not syncing: VFS: no root\r\n");
+        say(&console, b"[ 1.1] Kernel panic - not syncing: another\r\n");
+        assert_eq!(console.kernel_panic().as_deref(), Some("VFS: no root"));
     }
 
     #[test]

@@ -14,6 +14,12 @@ use crate::failure::Failure;
 pub enum End {
     /// The guest asked for it, with this code.
     Exit(u32),
+    /// The guest's operating system switched the machine off.
+    PowerOff,
+    /// The guest's operating system reset the machine, without having panicked.
+    Reboot,
+    /// The user typed the sequence for it at the guest's console.
+    Quit,
     /// The VMM got this signal.
     Signal(i32),
     /// Something went wrong.

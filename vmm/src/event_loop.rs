@@ -1,5 +1,5 @@
 //! What the main thread does while the guest runs: wait for its end, for signals, for the time to show
-//! progress, for policy scripts to change.
+//! progress or to look whether the guest still lives, for policy scripts to change.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,17 +23,55 @@ const TICK: Duration = Duration::from_millis(100);
 const ENDED: u32 = 0;
 const SIGNAL: u32 = 1;
 const TIMER: u32 = 2;
+const WATCHDOG: u32 = 3;
 /// The first script's file; the others follow.
-const SCRIPTS: u32 = 3;
+const SCRIPTS: u32 = 4;
+
+/// Ends the run when there has been no sign of life of the guest for a while.
+pub struct Watchdog<'a> {
+    /// How long, in seconds.
+    limit: u64,
+    /// Counts the guest's signs of life.
+    signs: Box<dyn Fn() -> u64 + 'a>,
+    /// As they were when the clock last ticked.
+    before: u64,
+    /// Seconds without one.
+    quiet: u64,
+}
+
+impl<'a> Watchdog<'a> {
+    /// One that waits for `limit` seconds. `signs` counts signs of life.
+    pub fn new(limit: u64, signs: impl Fn() -> u64 + 'a) -> Watchdog<'a> {
+        Watchdog {
+            limit,
+            before: signs(),
+            signs: Box::new(signs),
+            quiet: 0,
+        }
+    }
+
+    /// Another second has passed: whether it was one too many.
+    fn tick(&mut self) -> bool {
+        let now = (self.signs)();
+        self.quiet = if now == self.before {
+            self.quiet + 1
+        } else {
+            0
+        };
+        self.before = now;
+        self.quiet >= self.limit
+    }
+}
 
 /// Waits until the run has ended, whatever ends it, and returns why.
 pub fn wait(
     ending: &Arc<Ending>,
     signals: Option<&Signals>,
     progress: Option<(&Progress, &Control)>,
+    watchdog: Option<Watchdog<'_>>,
     scripts: &[Script],
 ) -> End {
-    if let Err(error) = try_wait(ending, signals, progress, scripts) {
+    if let Err(error) = try_wait(ending, signals, progress, watchdog, scripts) {
         ending.set(End::Failed(Failure::EventLoop(error)));
     }
     if let Some((progress, _)) = progress {
@@ -46,24 +84,26 @@ fn try_wait(
     ending: &Arc<Ending>,
     signals: Option<&Signals>,
     progress: Option<(&Progress, &Control)>,
+    watchdog: Option<Watchdog<'_>>,
     scripts: &[Script],
 ) -> Result<(), String> {
-    let timer = match progress {
-        Some(_) => {
-            let mut timer = TimerFd::new().map_err(|error| error.to_string())?;
-            timer
-                .reset(FIRST_TICK, Some(TICK))
-                .map_err(|error| error.to_string())?;
-            Some(timer)
-        }
-        None => None,
+    let new_timer = |first, every| {
+        let mut timer = TimerFd::new().map_err(|error| error.to_string())?;
+        let set = timer.reset(first, Some(every));
+        set.map(|()| timer).map_err(|error| error.to_string())
     };
+    let timer = progress.map(|_| new_timer(FIRST_TICK, TICK)).transpose()?;
+    let second = Duration::from_secs(1);
+    let watchdog = watchdog
+        .map(|watchdog| new_timer(second, second).map(|timer| (watchdog, timer)))
+        .transpose()?;
     let mut manager = EventManager::new().map_err(|error| error.to_string())?;
     manager.add_subscriber(Waiter {
         ending,
         signals,
         progress,
         timer,
+        watchdog,
         scripts,
         error: None,
     });
@@ -78,6 +118,7 @@ struct Waiter<'a> {
     signals: Option<&'a Signals>,
     progress: Option<(&'a Progress, &'a Control)>,
     timer: Option<TimerFd>,
+    watchdog: Option<(Watchdog<'a>, TimerFd)>,
     scripts: &'a [Script],
     error: Option<event_manager::Error>,
 }
@@ -94,6 +135,10 @@ impl MutEventSubscriber for Waiter<'_> {
         add(Some(self.ending.as_ref()), ENDED);
         add(self.signals.map(|signals| signals as _), SIGNAL);
         add(self.timer.as_ref().map(|timer| timer as _), TIMER);
+        add(
+            self.watchdog.as_ref().map(|(_, timer)| timer as _),
+            WATCHDOG,
+        );
         for (script, what) in self.scripts.iter().zip(SCRIPTS..) {
             add(script.watch.as_ref().map(|watch| watch as _), what);
         }
@@ -121,6 +166,15 @@ impl MutEventSubscriber for Waiter<'_> {
                     progress.show(control.progress());
                 }
             }
+            WATCHDOG => {
+                if let Some((watchdog, timer)) = &mut self.watchdog {
+                    let _ = timer.wait();
+                    if watchdog.tick() {
+                        let hang = Failure::Hang(watchdog.limit);
+                        self.ending.set(End::Failed(hang));
+                    }
+                }
+            }
             what @ SCRIPTS.. => {
                 if let Some(script) = self.scripts.get((what - SCRIPTS) as usize)
                     && script.watch.as_ref().is_some_and(FileWatch::take)
@@ -131,5 +185,29 @@ impl MutEventSubscriber for Waiter<'_> {
             // The run has ended: the loop looks for itself.
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn the_watchdog_waits_for_that_many_quiet_seconds_in_a_row() {
+        let signs = Cell::new(0);
+        let mut watchdog = Watchdog::new(3, || signs.get());
+        let mut ticks = |lives: &[bool]| {
+            let tick = |lives: &bool| {
+                signs.set(signs.get() + u64::from(*lives));
+                watchdog.tick()
+            };
+            lives.iter().map(tick).collect::<Vec<_>>()
+        };
+        assert_eq!(ticks(&[false, false, true, false, false]), [false; 5]);
+        assert_eq!(
+            ticks(&[true, false, false, false]),
+            [false, false, false, true]
+        );
     }
 }

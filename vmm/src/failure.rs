@@ -1,6 +1,5 @@
 //! What can go wrong with a running guest.
 
-use hmmvisor_abi::map;
 use thiserror::Error;
 
 /// Why a run failed, for a reason other than the guest's own verdict.
@@ -85,15 +84,25 @@ pub enum Failure {
         exit: String,
     },
     /// The backend could not supply a page.
-    #[error("page {page:#x} of managed memory (guest-physical {:#x}), accessed by {}, could not be supplied: {cause}", map::MANAGED + u64::from(*page) * 4096, vcpu.map_or("the VMM".to_owned(), |v| format!("vCPU {v}")))]
+    #[error("page {page:#x} of managed memory (guest-physical {address:#x}), accessed by {}, could not be supplied: {cause}", vcpu.map_or("the VMM".to_owned(), |v| format!("vCPU {v}")))]
     Page {
         /// Its number in managed memory.
         page: u32,
+        /// Its guest-physical address.
+        address: u64,
         /// Who accessed it; none if it was the VMM itself.
         vcpu: Option<u32>,
         /// Why it could not be supplied.
         cause: String,
     },
+    /// The guest's kernel panicked, and then reset the machine.
+    #[error("the guest's kernel panicked: {0}")]
+    KernelPanic(String),
+    /// Nothing has been heard of the guest.
+    #[error(
+        "the guest has shown no sign of life for {0} s: no access to a device, no output; it hangs or has nothing to do (`--watchdog` sets the time)"
+    )]
+    Hang(u64),
     /// Nobody is left to end the run.
     #[error(
         "every vCPU has parked, so the guest can never exit; one of them must write the control device's exit register"
@@ -192,6 +201,7 @@ mod tests {
         );
         let page = Failure::Page {
             page: 0x10,
+            address: 0x1_0001_0000,
             vcpu: Some(1),
             cause: "no memory".into(),
         };

@@ -1,4 +1,4 @@
-//! Reading whole files that users name.
+//! Opening and reading files that users name.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -30,8 +30,8 @@ pub enum FileError {
     },
 }
 
-/// Reads a regular file of at most `limit` bytes.
-pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
+/// Opens a regular file of at most `limit` bytes, and says how many it has.
+pub fn open(path: &Path, limit: u64) -> Result<(File, u64), FileError> {
     // Looks before it opens: opening a pipe would wait for a writer.
     let metadata = path.metadata()?;
     if metadata.is_dir() {
@@ -46,8 +46,14 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
             limit: Size(limit),
         });
     }
+    Ok((File::open(path)?, metadata.len()))
+}
+
+/// Reads a regular file of at most `limit` bytes.
+pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
+    let (file, _) = open(path, limit)?;
     let mut bytes = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    file.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

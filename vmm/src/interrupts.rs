@@ -1,4 +1,7 @@
-//! Device interrupts: one eventfd for each line, delivered by KVM as a message to a vCPU's local APIC.
+//! Device interrupts: one eventfd for each line.
+//!
+//! Small guests get them as messages to a vCPU's local APIC, and choose the vCPU by a register of the device. An operating system gets
+//! them through the pins of the I/O APIC, edge-triggered, and chooses the vCPU there.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,38 +13,64 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
-/// KVM's numbers of our lines begin behind those of the I/O APIC.
-const FIRST_GSI: u32 = 24;
+/// KVM's numbers of lines that are messages begin behind those of the I/O APIC.
+const FIRST_MESSAGE: u32 = 24;
+/// The I/O APIC's pin of line 0, where lines are pins. Those below are the PC's own.
+const FIRST_PIN: u32 = 8;
 /// Messages to this address, plus the APIC's number at bit 12, are interrupts.
 const MESSAGE_ADDRESS: u32 = 0xfee0_0000;
 
 const LINES: usize = map::IRQ_LINES as usize;
+const _: () = assert!(FIRST_PIN + map::IRQ_LINES as u32 <= FIRST_MESSAGE);
 
 /// The interrupt lines of a machine and where they lead.
 pub struct InterruptLines {
     vm: Arc<VmFd>,
     vcpus: u32,
-    /// For each line its vCPU. KVM takes all routes at once.
-    routes: Mutex<[Option<u32>; LINES]>,
+    /// KVM's number of line 0.
+    first: u32,
+    /// For each line that is a message, its vCPU; none where lines are pins. KVM takes all routes at once.
+    routes: Option<Mutex<[Option<u32>; LINES]>>,
+}
+
+/// An event that raises this pin of the I/O APIC, for a moment, whenever it is written.
+pub fn pin_event(vm: &VmFd, pin: u32) -> io::Result<EventFd> {
+    let event = EventFd::new(libc::EFD_NONBLOCK)?;
+    vm.register_irqfd(&event, pin)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    Ok(event)
 }
 
 impl InterruptLines {
-    /// Lines that lead nowhere yet.
+    /// Lines that are messages and lead nowhere yet.
     pub fn new(vm: Arc<VmFd>, vcpus: u32) -> Arc<InterruptLines> {
         Arc::new(InterruptLines {
             vm,
             vcpus,
-            routes: Mutex::default(),
+            first: FIRST_MESSAGE,
+            routes: Some(Mutex::default()),
         })
+    }
+
+    /// Lines that are pins of the I/O APIC, with the routes that KVM gives them.
+    pub fn pins(vm: Arc<VmFd>, vcpus: u32) -> Arc<InterruptLines> {
+        Arc::new(InterruptLines {
+            vm,
+            vcpus,
+            first: FIRST_PIN,
+            routes: None,
+        })
+    }
+
+    /// KVM's number of a line; for a pin that is also the guest's (its global system interrupt).
+    pub fn gsi(&self, number: u32) -> u32 {
+        self.first + number
     }
 
     /// Line `number`, to be given to a device. Until it is routed, triggering it does nothing.
     pub fn line(self: &Arc<Self>, number: u32) -> io::Result<Line> {
         assert!((number as usize) < LINES);
-        let event = EventFd::new(libc::EFD_NONBLOCK)?;
-        self.vm
-            .register_irqfd(&event, FIRST_GSI + number)
-            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        let event = pin_event(&self.vm, self.gsi(number))?;
         Ok(Line {
             lines: self.clone(),
             number,
@@ -53,7 +82,11 @@ impl InterruptLines {
         if vcpu >= self.vcpus {
             return false;
         }
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(routes) = &self.routes else {
+            // The guest routes its pins itself.
+            return true;
+        };
+        let mut routes = routes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed = *routes;
         changed[line as usize] = Some(vcpu);
         let applied = self.apply(&changed);
@@ -68,7 +101,7 @@ impl InterruptLines {
             .zip(routes)
             .filter_map(|(line, vcpu)| {
                 let mut entry = kvm_irq_routing_entry {
-                    gsi: FIRST_GSI + line,
+                    gsi: FIRST_MESSAGE + line,
                     type_: KVM_IRQ_ROUTING_MSI,
                     ..Default::default()
                 };

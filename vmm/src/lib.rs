@@ -10,14 +10,18 @@
 //! | `policy_scripts` | scripts among the policies, reloaded when they change |
 //! | `report`, `summary` | the figures, for programs and for people |
 //! | `recording` | events into a trace |
-//! | `check`, `kvm`, `host` | what this host offers |
+//! | `check`, `kvm`, `host`, `kernel_mode` | what this host offers |
 //! | `vm` | a virtual machine put together |
 //! | `machine` | the part of it that is KVM's: memory slots, vCPUs |
 //! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
-//! | `image`, `boot` | the guest's ELF file and what it is told |
+//! | `image`, `boot` | a small guest's ELF file and what it is told |
+//! | `linux` | an operating system's kernel, and what it finds |
+//! | `guest_memory` | the VMM's own view of managed memory |
 //! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
 //! | `memory_errors`, `machine_check` | pages that cannot be supplied: telling the vCPU, telling the guest |
+//! | `virtio` | the virtio devices of a configuration |
 //! | `bus`, `slots`, `control`, `console`, `interrupts` | devices |
+//! | `console_choice`, `console_thread`, `terminal` | the console's output and input on the host |
 //! | `chaos` | what the host does to a guest that runs `torture` |
 //! | `ending`, `failure`, `event_loop`, `signals`, `progress` | how a run ends and who waits for it |
 //! | `cpus`, `process_memory` | small questions to the system |
@@ -28,6 +32,8 @@ mod chaos;
 pub mod check;
 pub mod config;
 pub mod console;
+pub mod console_choice;
+mod console_thread;
 pub mod control;
 pub mod cpus;
 pub mod ending;
@@ -35,10 +41,13 @@ mod event_loop;
 pub mod failure;
 pub mod file;
 pub mod firmware;
+pub mod guest_memory;
 pub mod host;
 pub mod image;
 pub mod interrupts;
+pub mod kernel_mode;
 pub mod kvm;
+pub mod linux;
 pub mod machine;
 mod machine_check;
 pub mod memory_errors;
@@ -54,12 +63,15 @@ mod run;
 pub mod signals;
 mod slots;
 pub mod summary;
+pub mod terminal;
 pub mod vcpu;
 pub mod vcpu_threads;
+pub mod virtio;
 pub mod vm;
 
 pub use chaos::ChaosFigures;
 pub use config::Config;
+pub use console_thread::Input;
 pub use ending::End;
 pub use failure::Failure;
 pub use hmmvisor_experiments::size;

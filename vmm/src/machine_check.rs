@@ -1,7 +1,7 @@
 //! Machine checks: how KVM makes a vCPU take one, and what it says.
 
-use hmm_backend::{FatalCause, FatalFault, PAGE_SIZE};
-use hmmvisor_abi::{map, memory_error};
+use hmm_backend::{FatalCause, FatalFault};
+use hmmvisor_abi::memory_error;
 use kvm_bindings::kvm_x86_mce;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -23,11 +23,11 @@ pub fn set_up(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
 }
 
 /// Makes the machine check about this fault the next thing that the vCPU does. It must be in no `KVM_RUN`, nor in
-/// the middle of an access to a device.
-pub fn deliver(vcpu: &VcpuFd, fault: &FatalFault) -> Result<(), kvm_ioctls::Error> {
+/// the middle of an access to a device. Managed memory begins at the guest-physical address `base`.
+pub fn deliver(vcpu: &VcpuFd, fault: &FatalFault, base: u64) -> Result<(), kvm_ioctls::Error> {
     let error = kvm_x86_mce {
         status: memory_error::STATUS | reason(&fault.cause) << 16,
-        addr: map::MANAGED + u64::from(fault.page.0) * PAGE_SIZE,
+        addr: base + fault.page.offset(),
         misc: memory_error::MISC,
         mcg_status: memory_error::MCG_STATUS_VALUE,
         bank: memory_error::BANK,

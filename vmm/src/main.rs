@@ -3,7 +3,7 @@
 mod cli;
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -13,10 +13,12 @@ use clap::Parser;
 use hmm_backend::policies;
 use hmmvisor::check::{State, check};
 use hmmvisor::config::Config;
+use hmmvisor::console_choice::ConsoleChoice;
 use hmmvisor::progress::Progress;
 use hmmvisor::signals::Signals;
 use hmmvisor::summary::Summary;
-use hmmvisor::{Options, Report};
+use hmmvisor::terminal::RawTerminal;
+use hmmvisor::{Input, Options, Report};
 use hmmvisor_guest_images::{Param, workloads};
 
 use cli::output::{note, print};
@@ -76,18 +78,46 @@ fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> R
         }
     };
 
-    let progress = Progress::on_terminal(config.workload.name.as_deref().unwrap_or("guest"));
-    let console = match &progress {
-        Some(progress) => progress.wrap(output()),
-        None => output(),
+    let is_linux = config.boot.kernel.is_some();
+    // An operating system says itself what it is doing.
+    let progress = match is_linux {
+        true => None,
+        false => Progress::on_terminal(config.workload.name.as_deref().unwrap_or("guest")),
+    };
+    let console = match (&config.console, &progress) {
+        (ConsoleChoice::File(path), _) => Box::new(
+            fs::File::create(path)
+                .with_context(|| format!("writing the console to {}", path.display()))?,
+        ),
+        (_, Some(progress)) => progress.wrap(output()),
+        (_, None) => output(),
+    };
+    let interactive =
+        is_linux && config.console == ConsoleChoice::Auto && io::stdin().is_terminal();
+    let input = match config.console {
+        ConsoleChoice::Auto | ConsoleChoice::Stdio if is_linux => {
+            Some(Input::stdin(interactive).context("using standard input")?)
+        }
+        _ => None,
+    };
+    let terminal = match interactive {
+        true => {
+            let _ = writeln!(io::stderr(), "hmmvisor: to quit, type Ctrl-A and then x\r");
+            Some(RawTerminal::enter().context("switching the terminal to raw mode")?)
+        }
+        false => None,
     };
     let options = Options {
         started,
         console,
+        input,
         signals: Some(signals),
         progress,
     };
-    let report = hmmvisor::run(&config, options)?;
+    let report = hmmvisor::run(&config, options);
+    // Before anything else is said there.
+    drop(terminal);
+    let report = report?;
 
     // Whoever closed the pipe does not want to read it.
     let _ = write!(output(), "\n{}", Summary(&report));

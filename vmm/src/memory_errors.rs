@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hmm_backend::{Backend, FatalFault};
 use vmm_sys_util::signal::SIGRTMIN;
@@ -22,9 +22,9 @@ use crate::failure::Failure;
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
 
-/// How long it may take at all. Only one sleeper takes longer: KVM itself, emulating an access, is deaf to
-/// signals.
-const GIVE_UP: Duration = Duration::from_secs(2);
+/// How many kicks it may miss, two seconds' worth. Only one sleeper misses more: KVM itself, emulating an access, is deaf to signals.
+/// Kicks are counted, not seconds: on a machine that is overloaded or emulated, the kicks become fewer, too.
+const GIVE_UP: u32 = 2000;
 
 /// What becomes of a vCPU's access to a page that cannot be supplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,10 +56,11 @@ impl fmt::Display for OnMemoryError {
     }
 }
 
-/// The end of the run that a fault is if nobody can recover from it.
-pub fn failure(fault: &FatalFault, vcpu: Option<u32>) -> Failure {
+/// The end of the run that a fault is if nobody can recover from it. Managed memory begins at `base`.
+pub fn failure(fault: &FatalFault, vcpu: Option<u32>, base: u64) -> Failure {
     Failure::Page {
         page: fault.page.0,
+        address: base + fault.page.offset(),
         vcpu,
         cause: fault.cause.to_string(),
     }
@@ -68,22 +69,25 @@ pub fn failure(fault: &FatalFault, vcpu: Option<u32>) -> Failure {
 /// A fault that its vCPU has not been told of.
 struct Report {
     fault: FatalFault,
-    /// Since when there is a report without a break.
-    waiting: Instant,
+    /// Kicks since there is a report without a break.
+    kicks: u32,
 }
 
 /// Reports on their way from the fault service to vCPUs.
 pub struct MemoryErrors {
     backend: Arc<Backend>,
+    /// Guest-physical address of page 0.
+    base: u64,
     /// One for each vCPU.
     reports: Box<[Mutex<Option<Report>>]>,
 }
 
 impl MemoryErrors {
-    /// Nothing to report.
-    pub fn new(vcpus: u32, backend: Arc<Backend>) -> MemoryErrors {
+    /// Nothing to report about this memory, whose page 0 has this guest-physical address.
+    pub fn new(vcpus: u32, backend: Arc<Backend>, base: u64) -> MemoryErrors {
         MemoryErrors {
             backend,
+            base,
             reports: (0..vcpus).map(|_| Mutex::new(None)).collect(),
         }
     }
@@ -97,8 +101,8 @@ impl MemoryErrors {
     /// A fault of this vCPU cannot be resolved. The newest report counts: it is about what the vCPU does now.
     fn put(&self, vcpu: u32, fault: FatalFault) {
         let mut report = self.report(vcpu);
-        let waiting = report.take().map_or_else(Instant::now, |old| old.waiting);
-        *report = Some(Report { fault, waiting });
+        let kicks = report.take().map_or(0, |old| old.kicks);
+        *report = Some(Report { fault, kicks });
     }
 
     /// Now, on the clock that [`Self::take`] goes by.
@@ -196,13 +200,18 @@ fn kick(errors: &MemoryErrors, ending: &Ending, kicks: &Receiver<Kick>) {
 }
 
 fn is_to_be_kicked(errors: &MemoryErrors, ending: &Ending, kick: &Kick) -> bool {
-    match &*errors.report(kick.vcpu) {
+    match &mut *errors.report(kick.vcpu) {
         None => false,
-        Some(report) if report.waiting.elapsed() >= GIVE_UP => {
-            ending.set(End::Failed(failure(&report.fault, Some(kick.vcpu))));
+        Some(report) if report.kicks >= GIVE_UP => {
+            ending.set(End::Failed(failure(
+                &report.fault,
+                Some(kick.vcpu),
+                errors.base,
+            )));
             false
         }
-        Some(_) => {
+        Some(report) => {
+            report.kicks += 1;
             interrupt(kick.thread);
             true
         }

@@ -20,8 +20,10 @@ pub struct Report {
     pub end: End,
     /// Name of the workload; none if a guest of the user's ran without one.
     pub workload: Option<String>,
-    /// The guest's file; none for the embedded guest.
+    /// The guest's file; none for the embedded guest and for operating systems.
     pub guest: Option<String>,
+    /// The kernel's file, if an operating system ran.
+    pub kernel: Option<String>,
     /// How pages migrated.
     pub engine: Engine,
     /// What migrated when.
@@ -73,12 +75,13 @@ impl Report {
         self.end == End::Exit(0)
     }
 
-    /// The exit code for a process that did nothing but this run: 0 only if everything was verified, and
-    /// recorded if it was to be.
+    /// The exit code for a process that did nothing but this run: 0 only if everything was verified, or an operating system ended
+    /// the run in good order, and it was recorded if it was to be.
     pub fn exit_code(&self) -> u8 {
         match self.end {
-            End::Exit(0) if self.recording_error().is_some() => 1,
-            End::Exit(0) => 0,
+            End::Exit(0) | End::PowerOff | End::Reboot | End::Quit => {
+                u8::from(self.recording_error().is_some())
+            }
             // Codes from 126 on have meanings of their own in shells.
             End::Exit(code @ 1..=125) => code as u8,
             End::Exit(_) | End::Failed(_) => 1,
@@ -113,7 +116,7 @@ impl Report {
 
     fn end_error(&self) -> Option<String> {
         match &self.end {
-            End::Exit(0) => None,
+            End::Exit(0) | End::PowerOff | End::Reboot | End::Quit => None,
             End::Exit(code) => {
                 let meaning = match *code {
                     control::EXIT_WRONG_DATA => "it found wrong data",
@@ -141,6 +144,15 @@ impl Report {
         let json = Json {
             workload: self.workload.as_deref(),
             guest: self.guest.as_deref(),
+            kernel: self.kernel.as_deref(),
+            end: match self.end {
+                End::Exit(_) => "exit",
+                End::PowerOff => "power-off",
+                End::Reboot => "reboot",
+                End::Quit => "quit",
+                End::Signal(_) => "signal",
+                End::Failed(_) => "failed",
+            },
             engine: self.engine.to_string(),
             policy: &self.policy,
             policy_exact: &self.policy_exact,
@@ -187,6 +199,8 @@ impl Report {
 struct Json<'a> {
     workload: Option<&'a str>,
     guest: Option<&'a str>,
+    kernel: Option<&'a str>,
+    end: &'static str,
     engine: String,
     policy: &'a str,
     policy_exact: &'a str,

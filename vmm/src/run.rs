@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use hmm_backend::{Backend, BackendConfig};
+use hmm_backend::{Backend, BackendConfig, Page, PageRange};
+use hmmvisor_devices::virtio::DiskError;
 use hmmvisor_experiments::trace::{TraceError, TraceKind, TraceMeta};
 use hmmvisor_guest_images::{self as guest_images, CatalogError};
 use hmmvisor_policies::ScriptError;
@@ -13,11 +14,14 @@ use thiserror::Error;
 
 use crate::chaos::{self, Chaos, TortureOptions};
 use crate::config::{Config, ConfigError, DeviceKind};
+use crate::console_thread::{ConsoleThread, Input};
 use crate::ending::End;
-use crate::event_loop;
+use crate::event_loop::{self, Watchdog};
 use crate::file::{self, FileError};
 use crate::host::Host;
 use crate::image::{self, ImageError};
+use crate::linux::layout::Layout;
+use crate::linux::{DEFAULT_CMDLINE, Linux, LoadError};
 use crate::placement::Placement;
 use crate::policy_scripts::Policies;
 use crate::process_memory;
@@ -25,7 +29,8 @@ use crate::progress::Progress;
 use crate::recording::{self, Recording};
 use crate::report::{Replay, Report};
 use crate::signals::Signals;
-use crate::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig, VmError};
+use crate::virtio;
+use crate::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig, VmError};
 
 /// What is not a matter of configuration: the caller's process.
 pub struct Options {
@@ -33,6 +38,8 @@ pub struct Options {
     pub started: Instant,
     /// Where the guest's serial output goes.
     pub console: Box<dyn Write + Send>,
+    /// Where an operating system's serial input comes from.
+    pub input: Option<Input>,
     /// Signals that end the run.
     pub signals: Option<Signals>,
     /// Shows the progress of long runs.
@@ -40,11 +47,12 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Guest output to standard output; no signals, no progress.
+    /// Guest output to standard output; no input, signals or progress.
     fn default() -> Options {
         Options {
             started: Instant::now(),
             console: Box::new(io::stdout()),
+            input: None,
             signals: None,
             progress: None,
         }
@@ -76,9 +84,15 @@ pub enum RunError {
         /// Why not.
         error: ImageError,
     },
+    /// A kernel, its ramdisk or its command line.
+    #[error(transparent)]
+    Linux(#[from] LoadError),
     /// A policy script.
     #[error(transparent)]
     Script(#[from] ScriptError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Managed memory.
     #[error("making managed memory: {0}")]
     Backend(#[from] hmm_backend::Error),
@@ -94,12 +108,10 @@ pub enum RunError {
 pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let host = Host::here();
     config.check(&host)?;
-    let Guest {
-        image,
-        cmdline,
-        workload,
-    } = guest(config)?;
+    let mut guest = Loadable::new(config)?;
+    let (workload, cmdline) = (guest.workload(), guest.cmdline().to_owned());
     let placement = Placement::new(config, &host.cpus);
+    let virtio = virtio::devices(config)?;
 
     let torture = TortureOptions::of(config);
     let policy = torture.as_ref().and_then(|it| it.policy(config.seed));
@@ -111,7 +123,8 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         lockstep: config.engine.lockstep,
         policy: policy.clone(),
         events: config.record.as_ref().map_or(0, |_| recording::RING),
-        ..BackendConfig::new(config.machine.memory.0)
+        hole: guest.hole(),
+        ..BackendConfig::new(guest.memory(config.machine.memory.0))
     })?;
     let mut chaos = torture.map(|options| Chaos::new(options, config.seed, &backend));
     let device = |cpu| DeviceConfig {
@@ -127,11 +140,9 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
             service: placement.service,
             devices: placement.devices.into_iter().map(device).collect(),
             on_memory_error: config.machine.on_memory_error,
-            foreign: Vec::new(),
+            foreign: virtio.new,
         }),
-        guest: &image,
-        cmdline: &cmdline,
-        seed: config.seed,
+        guest: guest.guest(config.seed),
         console: options.console,
         hooks: Hooks {
             driver: chaos.as_ref().and_then(Chaos::wrap_driver),
@@ -139,6 +150,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         },
     })
     .map_err(|error| match (error, &config.guest) {
+        (VmError::Linux(error), _) => RunError::Linux(error),
         (VmError::Image(error), Some(path)) => RunError::Guest {
             path: path.clone(),
             error,
@@ -164,8 +176,22 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
             error,
         })?;
     }
+    // Small guests read no input, and need no help with what they write.
+    let console = match config.boot.kernel {
+        None => None,
+        Some(_) => {
+            let (console, ending) = (vm.console().clone(), vm.ending().clone());
+            let thread = ConsoleThread::start(console, options.input, ending);
+            Some(thread.map_err(|error| VmError::System {
+                what: "the console's thread",
+                error,
+            })?)
+        }
+    };
     let begin = Instant::now();
     vm.start()?;
+    let watchdog = config.machine.watchdog;
+    let watchdog = watchdog.map(|limit| Watchdog::new(limit, || vm.accesses()));
     let progress = options
         .progress
         .as_ref()
@@ -174,8 +200,10 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         vm.ending(),
         options.signals.as_ref(),
         progress,
+        watchdog,
         &policies.scripts,
     );
+    drop(console);
     let elapsed = begin.elapsed();
     if let (End::Signal(_), Some(signals)) = (&end, &options.signals) {
         signals.unblock();
@@ -204,6 +232,11 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         end,
         workload,
         guest: config.guest.as_ref().map(|path| path.display().to_string()),
+        kernel: config
+            .boot
+            .kernel
+            .as_ref()
+            .map(|path| path.display().to_string()),
         engine: backend.engine(),
         policy: backend.policy_name(),
         policy_exact: policy.exact(),
@@ -239,7 +272,12 @@ fn trace_meta(
         params: params
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect(),
-        guest: config.guest.as_ref().map(|path| path.display().to_string()),
+        guest: config
+            .boot
+            .kernel
+            .as_ref()
+            .or(config.guest.as_ref())
+            .map(|path| path.display().to_string()),
         seed: config.seed,
         policy: backend.policy_name(),
         engine: backend.engine().to_string(),
@@ -253,41 +291,95 @@ fn trace_meta(
 }
 
 /// What to load and what to tell it.
-struct Guest<'a> {
-    image: Cow<'a, [u8]>,
-    cmdline: String,
-    workload: Option<String>,
+enum Loadable {
+    Program {
+        image: Cow<'static, [u8]>,
+        cmdline: String,
+        workload: Option<String>,
+    },
+    Linux(Linux, Layout),
 }
 
-fn guest(config: &Config) -> Result<Guest<'static>, RunError> {
-    let params = &config.workload.params;
-    match &config.guest {
-        None => {
-            let workload = match &config.workload.name {
-                Some(name) => guest_images::find(name)?,
-                None => &guest_images::workloads()[0],
-            };
-            Ok(Guest {
-                image: Cow::Borrowed(guest_images::IMAGE),
-                cmdline: workload.cmdline(params)?,
-                workload: Some(workload.name.to_owned()),
-            })
+impl Loadable {
+    fn new(config: &Config) -> Result<Loadable, RunError> {
+        if let Some(kernel) = &config.boot.kernel {
+            let cmdline = config.boot.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE);
+            let initrd = config.boot.initrd.as_deref();
+            let linux = Linux::open(kernel, initrd, cmdline, config.boot.cpu)?;
+            let layout = Layout::new(config.machine.memory);
+            // Before the machine is made: this costs nothing.
+            linux.plan(&layout)?;
+            return Ok(Loadable::Linux(linux, layout));
         }
-        // Somebody else's guest: whatever it understands.
-        Some(path) => {
-            let image =
-                file::read(path, image::FILE_LIMIT).map_err(|error| RunError::GuestFile {
-                    path: path.clone(),
-                    error,
-                })?;
-            let workload = config.workload.name.clone();
-            let name = workload.iter().map(|name| format!("workload={name}"));
-            let words = name.chain(params.iter().map(|(name, value)| format!("{name}={value}")));
-            Ok(Guest {
-                image: Cow::Owned(image),
-                cmdline: words.collect::<Vec<_>>().join(" "),
-                workload,
-            })
+        let params = &config.workload.params;
+        match &config.guest {
+            None => {
+                let workload = match &config.workload.name {
+                    Some(name) => guest_images::find(name)?,
+                    None => &guest_images::workloads()[0],
+                };
+                Ok(Loadable::Program {
+                    image: Cow::Borrowed(guest_images::IMAGE),
+                    cmdline: workload.cmdline(params)?,
+                    workload: Some(workload.name.to_owned()),
+                })
+            }
+            // Somebody else's guest: whatever it understands.
+            Some(path) => {
+                let image =
+                    file::read(path, image::FILE_LIMIT).map_err(|error| RunError::GuestFile {
+                        path: path.clone(),
+                        error,
+                    })?;
+                let workload = config.workload.name.clone();
+                let name = workload.iter().map(|name| format!("workload={name}"));
+                let words = params.iter().map(|(name, value)| format!("{name}={value}"));
+                Ok(Loadable::Program {
+                    image: Cow::Owned(image),
+                    cmdline: name.chain(words).collect::<Vec<_>>().join(" "),
+                    workload,
+                })
+            }
+        }
+    }
+
+    fn workload(&self) -> Option<String> {
+        match self {
+            Loadable::Program { workload, .. } => workload.clone(),
+            Loadable::Linux(..) => None,
+        }
+    }
+
+    fn cmdline(&self) -> &str {
+        match self {
+            Loadable::Program { cmdline, .. } => cmdline,
+            Loadable::Linux(linux, _) => &linux.cmdline,
+        }
+    }
+
+    /// How much managed memory a guest with this much of it needs.
+    fn memory(&self, bytes: u64) -> u64 {
+        match self {
+            Loadable::Program { .. } => bytes,
+            Loadable::Linux(_, layout) => layout.end(),
+        }
+    }
+
+    fn hole(&self) -> PageRange {
+        match self {
+            Loadable::Program { .. } => PageRange::with_len(Page(0), 0),
+            Loadable::Linux(_, layout) => layout.hole(),
+        }
+    }
+
+    fn guest(&mut self, seed: u64) -> Guest<'_> {
+        match self {
+            Loadable::Program { image, cmdline, .. } => Guest::Program {
+                image,
+                cmdline,
+                seed,
+            },
+            Loadable::Linux(linux, layout) => Guest::Linux(linux, layout.clone()),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Plugging devices in: a register window, an interrupt line and a doorbell for each.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use hmm_backend::Backend;
 use hmmvisor_abi::map;
-use hmmvisor_devices::{Accelerator, AcceleratorConfig, MmioDevice, Slot};
+use hmmvisor_devices::{Accelerator, AcceleratorConfig, MmioDevice, Slot, SlotKind};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 
 use crate::bus::{Device, Next};
@@ -37,6 +38,17 @@ impl DeviceConfig {
     }
 }
 
+/// A slot in use, as the guest's operating system is told of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlotInfo {
+    /// What is in it.
+    pub kind: SlotKind,
+    /// Guest-physical addresses of its registers.
+    pub window: Range<u64>,
+    /// Number of its interrupt, a pin of the I/O APIC: edge-triggered, active high, not shared.
+    pub gsi: u32,
+}
+
 /// Windows and interrupt lines, given to one device after the other.
 pub struct Slots<'a> {
     machine: &'a Machine,
@@ -49,10 +61,22 @@ impl Slots<'_> {
     pub fn new(machine: &Machine, vcpus: u32) -> Slots<'_> {
         Slots {
             machine,
-            lines: InterruptLines::new(machine.vm().clone(), vcpus),
+            lines: machine.interrupt_lines(),
             vcpus,
             devices: Devices(Vec::new()),
         }
+    }
+
+    /// The slots in use, in the order of their windows.
+    pub fn infos(&self) -> Vec<SlotInfo> {
+        let devices = (0..).zip(&self.devices.0);
+        devices
+            .map(|(index, device)| SlotInfo {
+                kind: device.kind(),
+                window: window(index)..window(index) + map::ACCEL_STRIDE,
+                gsi: self.lines.gsi(index),
+            })
+            .collect()
     }
 
     /// The place of the next device.
@@ -66,7 +90,7 @@ impl Slots<'_> {
         Ok(Slot {
             index,
             backend,
-            managed_base: map::MANAGED,
+            managed_base: self.machine.managed_base(),
             vcpus: self.vcpus,
             irq: Box::new(line),
         })

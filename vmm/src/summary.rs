@@ -20,8 +20,9 @@ impl fmt::Display for Summary<'_> {
             .workload
             .as_deref()
             .or(report.guest.as_deref())
+            .or(report.kernel.as_deref())
             .unwrap_or("guest");
-        writeln!(f, "{name}: {}", verdict(&report.end))?;
+        writeln!(f, "{name}: {}", verdict(report))?;
         writeln!(
             f,
             "{}, {}, {} of managed memory, engine {}, policy {}, seed {}",
@@ -195,8 +196,13 @@ fn migrations(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     writeln!(f, "  {:<12}{device:>24}   {system:>24}", "bandwidth")
 }
 
-fn verdict(end: &End) -> &'static str {
-    match end {
+fn verdict(report: &Report) -> &'static str {
+    match report.end {
+        End::PowerOff => "powered off",
+        End::Reboot => "asked for a reboot, which ends the run",
+        End::Quit => "ended at the console",
+        End::Signal(_) if report.kernel.is_some() => "interrupted",
+        End::Failed(_) if report.kernel.is_some() => "FAILED",
         End::Exit(0) => "verified",
         End::Exit(_) => "NOT verified, the guest failed",
         End::Signal(_) => "NOT verified, interrupted",

@@ -1,6 +1,6 @@
 //! One vCPU: enters the guest and serves its exits until the guest or somebody else ends that.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub struct Shared {
     pub stop: AtomicBool,
     /// When the first instruction of the guest made itself felt.
     pub first_exit: OnceLock<Instant>,
+    /// Accesses to devices so far: the guest's signs of life.
+    pub accesses: AtomicU64,
 }
 
 /// A vCPU, to be run by a thread of its own.
@@ -112,8 +114,9 @@ impl Vcpu {
 
     /// Makes the guest take a machine check. Where KVM refuses, the error ends the run.
     fn machine_check(&mut self, fault: FatalFault) -> Result<(), Failure> {
-        let delivered = machine_check::deliver(&self.fd, &fault);
-        let failure = memory_errors::failure(&fault, Some(self.index));
+        let base = self.shared.machine.managed_base();
+        let delivered = machine_check::deliver(&self.fd, &fault, base);
+        let failure = memory_errors::failure(&fault, Some(self.index), base);
         self.memory_error = Some(fault);
         delivered.map_err(|_| failure)
     }
@@ -121,7 +124,10 @@ impl Vcpu {
     fn enter(&mut self) -> Result<Exit, Problem> {
         let shared = &*self.shared;
         // Only an instruction of the guest can cause an exit to a device.
-        let seen = || _ = shared.first_exit.get_or_init(Instant::now);
+        let seen = || {
+            shared.first_exit.get_or_init(Instant::now);
+            shared.accesses.fetch_add(1, Ordering::Relaxed);
+        };
         match self.fd.run() {
             Ok(VcpuExit::MmioRead(address, data)) => {
                 seen();
@@ -207,7 +213,8 @@ impl Vcpu {
             && let Some(fault) = &self.memory_error
         {
             // A page that could not be supplied, and the guest has no way to recover.
-            return Some(memory_errors::failure(fault, Some(self.index)));
+            let base = self.shared.machine.managed_base();
+            return Some(memory_errors::failure(fault, Some(self.index), base));
         }
         Some(Failure::Exception {
             vcpu: self.index,

@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -16,20 +16,38 @@ use thiserror::Error;
 
 use crate::boot::{self, BootError, BootParameters};
 use crate::bus::{Bus, Device};
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::control::Control;
 use crate::ending::{End, Ending};
 use crate::image::{Image, ImageError};
+use crate::interrupts::pin_event;
+use crate::linux::cpuid::Template;
+use crate::linux::layout::Layout;
+use crate::linux::power::{self, Power};
+use crate::linux::{Linux, LoadError, Loaded, Plan};
 use crate::machine::{Machine, MachineError};
 use crate::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError, Reporter};
-use crate::slots::{self, Devices, Slots, Window};
+use crate::slots::{self, Devices, SlotInfo, Slots, Window};
 use crate::vcpu::{Shared, Vcpu};
 use crate::vcpu_threads::{ThreadIds, VcpuThreads};
 
-/// Ports of the serial port.
-const SERIAL_PORTS: Range<u64> = 0x3f8..0x400;
 /// Bytes of the address range of a device without a distance of its own.
 const WINDOW: u64 = 0x1000;
+
+/// What runs in a virtual machine.
+pub enum Guest<'a> {
+    /// A program in ring 3 that knows its machine (docs/guest-abi.md).
+    Program {
+        /// Its ELF file.
+        image: &'a [u8],
+        /// What it reads as its command line.
+        cmdline: &'a str,
+        /// What it reads as the run's seed.
+        seed: u64,
+    },
+    /// An operating system. All of its memory is managed: as much as [`Layout::end`] says.
+    Linux(&'a mut Linux, Layout),
+}
 
 /// What to make a virtual machine of.
 pub struct VmConfig<'a> {
@@ -39,12 +57,8 @@ pub struct VmConfig<'a> {
     pub vcpu_cpus: Vec<usize>,
     /// Managed memory and the accelerators that share it. Without, the guest has boot RAM only.
     pub managed: Option<Managed>,
-    /// The guest's ELF file.
-    pub guest: &'a [u8],
-    /// What the guest reads as its command line.
-    pub cmdline: &'a str,
-    /// What the guest reads as the run's seed.
-    pub seed: u64,
+    /// What runs in it.
+    pub guest: Guest<'a>,
     /// Where the guest's serial output goes.
     pub console: Box<dyn Write + Send>,
     /// What tests add; nothing by default.
@@ -58,9 +72,11 @@ impl<'a> VmConfig<'a> {
             vcpus: 1,
             vcpu_cpus: Vec::new(),
             managed: None,
-            guest,
-            cmdline: "",
-            seed: 1,
+            guest: Guest::Program {
+                image: guest,
+                cmdline: "",
+                seed: 1,
+            },
             console: Box::new(io::sink()),
             hooks: Hooks::default(),
         }
@@ -147,6 +163,12 @@ pub enum VmError {
     /// More devices than the memory map has windows for.
     #[error("{0} devices: there are windows for {max}", max = map::MAX_ACCELS)]
     TooManyDevices(usize),
+    /// A kernel, its ramdisk or its command line.
+    #[error(transparent)]
+    Linux(#[from] LoadError),
+    /// An operating system without the memory for it.
+    #[error("booting a kernel: it needs managed memory")]
+    NoMemory,
     /// A device's connection to KVM.
     #[error("connecting {what} of device {index} to KVM: {error}")]
     Connect {
@@ -195,18 +217,15 @@ impl Vm {
             vcpu_cpus,
             managed,
             guest,
-            cmdline,
-            seed,
-            console,
+            console: console_output,
             hooks,
         } = config;
         let backend = managed.as_ref().map(|managed| managed.backend.clone());
         let managed_size = backend
             .as_ref()
             .map_or(0, |backend| backend.host_memory().1);
-        let image = Image::parse(guest, managed_size)?;
-
-        let machine = Machine::new(vcpus, backend.clone())?;
+        let (prepared, machine) = Prepared::new(guest, vcpus, backend.as_ref())?;
+        let base = machine.managed_base();
         let ending = Arc::new(Ending::new().map_err(system("an event"))?);
         let ids = ThreadIds::new(vcpus);
         // In this order: should something fail, the kicker must be dropped after the service, which reports to it.
@@ -229,12 +248,14 @@ impl Vm {
             }
             let mut reporter = None;
             if on_memory_error == OnMemoryError::MachineCheck {
-                let errors = Arc::new(MemoryErrors::new(vcpus, backend.clone()));
+                let errors = Arc::new(MemoryErrors::new(vcpus, backend.clone(), base));
                 let started = Kicker::start(&errors, &ending).map_err(system("a thread"))?;
                 (kicker, reporter) = (Some(started.0), Some(started.1));
                 memory_errors = Some(errors);
             }
-            service = Some(start_service(&backend, threads, &ids, &ending, reporter)?);
+            service = Some(start_service(
+                &backend, threads, &ids, &ending, reporter, base,
+            )?);
             for device in devices {
                 let slot = slots.next(&backend)?;
                 let accelerator = device.make(slot, hooks.driver.as_deref())?;
@@ -247,14 +268,30 @@ impl Vm {
                 slots.plug(make(slot).map_err(|error| VmError::Device { index, error })?)?;
             }
         }
+        let infos = slots.infos();
         let devices = slots.devices;
-        boot::load(&image, machine.ram(), backend.as_ref())?;
+        let loaded = prepared.load(&machine, backend.as_ref(), &infos)?;
 
         let control = Arc::new(Control::new(vcpus, ending.clone()));
-        let console = Arc::new(Console::new(console));
-        let mut mmio = Bus::default();
-        mmio.insert(map::CONTROL..map::CONTROL + WINDOW, control.clone());
-        mmio.insert(map::SERIAL..map::SERIAL + WINDOW, console.clone());
+        let (console, mut mmio, mut ports);
+        match &loaded {
+            LoadedGuest::Program { .. } => {
+                console = Arc::new(Console::new(console_output));
+                (mmio, ports) = (Bus::default(), Bus::default());
+                mmio.insert(map::CONTROL..map::CONTROL + WINDOW, control.clone());
+                mmio.insert(map::SERIAL..map::SERIAL + WINDOW, console.clone());
+            }
+            LoadedGuest::Linux { .. } => {
+                let pin = pin_event(machine.vm(), console::PIN)
+                    .map_err(system("the serial port's interrupt"))?;
+                let new = Console::with_interrupt(console_output, pin);
+                console = Arc::new(new.map_err(system("an event"))?);
+                (mmio, ports) = (Bus::floating(), Bus::floating());
+                let power = Power::new(ending.clone(), console.clone());
+                ports.insert(power::PORTS, Arc::new(power));
+            }
+        }
+        ports.insert(console::PORTS, console.clone());
         for (index, device) in (0..).zip(&devices.0) {
             let window = slots::window(index);
             mmio.insert(
@@ -265,8 +302,6 @@ impl Vm {
         for (range, device) in hooks.devices {
             mmio.insert(range, device);
         }
-        let mut ports = Bus::default();
-        ports.insert(SERIAL_PORTS, console.clone());
 
         let shared = Arc::new(Shared {
             machine,
@@ -276,23 +311,31 @@ impl Vm {
             ending,
             stop: AtomicBool::new(false),
             first_exit: OnceLock::new(),
+            accesses: AtomicU64::new(0),
         });
         let mut waiting = Vec::new();
         let mut tsc_khz = 0;
         for index in 0..vcpus {
-            let fd = shared.machine.vcpu(index, image.entry)?;
+            let fd = match &loaded {
+                LoadedGuest::Program { entry, .. } => shared.machine.vcpu(index, *entry)?,
+                LoadedGuest::Linux { kernel, cpu } => {
+                    shared.machine.linux_vcpu(index, kernel, *cpu)?
+                }
+            };
             tsc_khz = fd.get_tsc_khz().unwrap_or(0);
             waiting.push(Vcpu::new(index, fd, shared.clone()));
         }
-        let parameters = BootParameters {
-            vcpus,
-            devices: accelerators.len() as u32,
-            managed: managed_size,
-            seed,
-            tsc_khz,
-            cmdline,
-        };
-        boot::describe(shared.machine.ram(), &parameters)?;
+        if let LoadedGuest::Program { cmdline, seed, .. } = loaded {
+            let parameters = BootParameters {
+                vcpus,
+                devices: accelerators.len() as u32,
+                managed: managed_size,
+                seed,
+                tsc_khz,
+                cmdline,
+            };
+            boot::describe(shared.machine.ram(), &parameters)?;
+        }
         Ok(Vm {
             threads: None,
             waiting,
@@ -333,9 +376,7 @@ impl Vm {
     pub fn stop(&mut self) {
         // A vCPU may be asleep in a register of a device, and a device's thread never waits for a
         // vCPU.
-        self.shared
-            .stop
-            .store(true, std::sync::atomic::Ordering::Release);
+        self.shared.stop.store(true, Ordering::Release);
         self.devices.stop();
         self.threads = None;
         self.service = None;
@@ -351,6 +392,16 @@ impl Vm {
     /// The control device, which knows how far the guest says it is.
     pub fn control(&self) -> &Arc<Control> {
         &self.control
+    }
+
+    /// The serial port.
+    pub fn console(&self) -> &Arc<Console> {
+        &self.console
+    }
+
+    /// How often the guest has accessed devices.
+    pub fn accesses(&self) -> u64 {
+        self.shared.accesses.load(Ordering::Relaxed)
     }
 
     /// The machine, for a look at boot RAM.
@@ -375,17 +426,121 @@ impl Drop for Vm {
     }
 }
 
+/// A guest that fits into the machine made for it.
+enum Prepared<'a> {
+    Program {
+        image: Image<'a>,
+        cmdline: &'a str,
+        seed: u64,
+    },
+    Linux {
+        linux: &'a mut Linux,
+        plan: Plan,
+        layout: Layout,
+        vcpus: u32,
+    },
+}
+
+/// A guest in memory.
+enum LoadedGuest<'a> {
+    Program {
+        entry: u64,
+        cmdline: &'a str,
+        seed: u64,
+    },
+    Linux {
+        kernel: Loaded,
+        cpu: Template,
+    },
+}
+
+impl<'a> Prepared<'a> {
+    /// Looks at the guest and makes the machine for it.
+    fn new(
+        guest: Guest<'a>,
+        vcpus: u32,
+        backend: Option<&Arc<Backend>>,
+    ) -> Result<(Prepared<'a>, Machine), VmError> {
+        match guest {
+            Guest::Program {
+                image,
+                cmdline,
+                seed,
+            } => {
+                let managed = backend.map_or(0, |backend| backend.host_memory().1);
+                let image = Image::parse(image, managed)?;
+                let machine = Machine::new(vcpus, backend.cloned())?;
+                let prepared = Prepared::Program {
+                    image,
+                    cmdline,
+                    seed,
+                };
+                Ok((prepared, machine))
+            }
+            Guest::Linux(linux, layout) => {
+                let backend = backend.ok_or(VmError::NoMemory)?;
+                let plan = linux.plan(&layout)?;
+                let machine = Machine::for_linux(vcpus, backend.clone(), &layout)?;
+                let prepared = Prepared::Linux {
+                    linux,
+                    plan,
+                    layout,
+                    vcpus,
+                };
+                Ok((prepared, machine))
+            }
+        }
+    }
+
+    /// Puts it into memory, whose faults are served by now.
+    fn load(
+        self,
+        machine: &Machine,
+        backend: Option<&Arc<Backend>>,
+        slots: &[SlotInfo],
+    ) -> Result<LoadedGuest<'a>, VmError> {
+        match self {
+            Prepared::Program {
+                image,
+                cmdline,
+                seed,
+            } => {
+                boot::load(&image, machine.ram(), backend)?;
+                Ok(LoadedGuest::Program {
+                    entry: image.entry,
+                    cmdline,
+                    seed,
+                })
+            }
+            Prepared::Linux {
+                linux,
+                plan,
+                layout,
+                vcpus,
+            } => {
+                let backend = backend.ok_or(VmError::NoMemory)?;
+                let kernel = linux.load(&plan, &layout, vcpus, slots, machine.ram(), backend)?;
+                Ok(LoadedGuest::Linux {
+                    kernel,
+                    cpu: linux.cpu,
+                })
+            }
+        }
+    }
+}
+
 fn start_service(
     backend: &Arc<Backend>,
     threads: Vec<Option<usize>>,
     ids: &ThreadIds,
     ending: &Arc<Ending>,
     reporter: Option<Reporter>,
+    base: u64,
 ) -> Result<FaultService, VmError> {
     let (ids, ending) = (ids.clone(), ending.clone());
     let on_fatal = move |fault: FatalFault| match (ids.vcpu(fault.thread), &reporter) {
         (Some(vcpu), Some(reporter)) => reporter.put(vcpu, fault),
-        (vcpu, _) => ending.set(End::Failed(memory_errors::failure(&fault, vcpu))),
+        (vcpu, _) => ending.set(End::Failed(memory_errors::failure(&fault, vcpu, base))),
     };
     backend
         .start_service(

@@ -51,8 +51,8 @@ pub fn execute(operation: Operation, memory: &mut impl Memory) -> Result<u64, Co
             dist,
             level,
         } => sparse::bfs_step(memory, row, col, dist, level),
-        Operation::Migrate { pages, direction } => memory.migrate(pages, direction),
-        Operation::Free { pages } => memory.free(pages),
-        Operation::Hint { pages, hint } => memory.hint(pages, hint).map(no_result),
+        Operation::Migrate { span, direction } => memory.migrate(span, direction),
+        Operation::Free { span } => memory.free(span),
+        Operation::Hint { span, hint } => memory.hint(span, hint).map(no_result),
     }
 }

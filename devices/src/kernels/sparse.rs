@@ -19,8 +19,8 @@ pub fn spmv(
     x: Words,
 ) -> Result<(), CommandError> {
     let entries = memory.read_word(row.at(y.len))?;
-    let col = memory.managed().words(col, entries)?;
-    let val = memory.managed().words(val, entries)?;
+    let col = memory.addresses().words(col, entries)?;
+    let val = memory.addresses().words(val, entries)?;
     let mut starts = [0u64; CHUNK + 1];
     let mut columns = [0u64; CHUNK];
     let mut values = [0f64; CHUNK];
@@ -57,7 +57,7 @@ pub fn bfs_step(
     level: u64,
 ) -> Result<u64, CommandError> {
     let entries = memory.read_word(row.at(dist.len))?;
-    let col = memory.managed().words(col, entries)?;
+    let col = memory.addresses().words(col, entries)?;
     let mut starts = [0u64; CHUNK + 1];
     let mut levels = [0u64; CHUNK];
     let mut reached = 0;
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn bad_rows_are_refused() {
         let mut memory = PlainMemory::new(8);
-        let end = memory.managed().base + memory.managed().bytes;
+        let end = memory.addresses().base + memory.addresses().bytes;
         let (col, dist) = (memory.put(&[0u64, 1, 2]), memory.put(&[0u64, u64::MAX]));
         let mut step = |row: [u64; 3]| {
             let row = memory.put(&row);

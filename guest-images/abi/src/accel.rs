@@ -9,6 +9,9 @@
 //! | 64 | `n` [`Command`]s, 64 bytes each |
 //! | 64 + 64·n | `n` [`Completion`]s, 32 bytes each |
 //!
+//! Addresses in commands are guest-physical, unless the command names an *address space*: then they are virtual, and
+//! the device asks the guest for translations. Of those it keeps as many as it likes, for as long as the guest lets it.
+//!
 //! Command number `i` (from 0, counting for ever) is in slot `i % n`; its completion is in the slot
 //! of the same number. Commands complete in order.
 
@@ -39,6 +42,56 @@ pub const REG_WAIT: u64 = 0x48;
 /// Read: the last register error (`ERR_*`), cleared by reading.
 pub const REG_ERROR: u64 = 0x50;
 
+/// Read: the number of the last address space; they are numbered from 1.
+pub const REG_SPACES: u64 = 0x58;
+/// Read: guest-physical address of managed memory.
+pub const REG_MANAGED_BASE: u64 = 0x60;
+/// Read: bytes of managed memory.
+pub const REG_MANAGED_SIZE: u64 = 0x68;
+/// Read/write: guest-physical address of the page in which the guest hands over translations, in managed memory; 0 if
+/// there is none. Writable while disabled.
+pub const REG_TRANSLATIONS: u64 = 0x70;
+/// Write the number of an address space: commands may use it from now on. It has no translations.
+pub const REG_SPACE_OPEN: u64 = 0x78;
+/// Write the number of an address space: its translations are forgotten and no longer in use when the write returns; its
+/// commands, the current one included, end as [`STATUS_ABORTED`].
+pub const REG_SPACE_CLOSE: u64 = 0x80;
+/// Write a virtual address, a multiple of [`SPACE_BLOCK`], plus the number of an address space: takes the translations of
+/// the block's pages from the page at [`REG_TRANSLATIONS`]. Those that are 0 there stay as they are.
+pub const REG_MAP: u64 = 0x88;
+/// Read/write: the first virtual address of the next [`REG_INVALIDATE`], page-aligned.
+pub const REG_INVALIDATE_START: u64 = 0x90;
+/// Write the virtual address behind the last one, page-aligned, plus the number of an address space: translations of this
+/// range are forgotten and no longer in use when the write returns.
+pub const REG_INVALIDATE: u64 = 0x98;
+/// Read: the fault that waits for the guest, 0 if none does. Bits 0–15: address space; bit 16: the access is a write; bits
+/// 32–63: the fault's number, never 0.
+pub const REG_FAULT: u64 = 0xa0;
+/// Read: the virtual address of the page on which the fault is.
+pub const REG_FAULT_ADDRESS: u64 = 0xa8;
+/// Write a fault's number in bits 32–63, and in bits 0–31 what becomes of it: 0 = the device tries again, otherwise the
+/// command fails with this `STATUS_*` ([`STATUS_ADDRESS`], [`STATUS_FAULT`], [`STATUS_PERMISSION`]). Ignored if another or
+/// no fault is waiting.
+pub const REG_RESUME: u64 = 0xb0;
+
+/// In place of an address space's number: addresses are guest-physical.
+pub const PHYSICAL: u16 = 0;
+/// Value of [`REG_SPACES`].
+pub const SPACES: u64 = 1023;
+/// Virtual addresses are below this.
+pub const SPACE_END: u64 = 1 << 57;
+/// Bytes of virtual addresses whose translations are handed over together.
+pub const SPACE_BLOCK: u64 = 2 << 20;
+/// Translations handed over together: 64-bit words, guest-physical addresses of pages plus [`TRANSLATION_VALID`] and,
+/// perhaps, [`TRANSLATION_WRITABLE`].
+pub const TRANSLATIONS: usize = 512;
+/// In a translation: there is one.
+pub const TRANSLATION_VALID: u64 = 1;
+/// In a translation: the device may write.
+pub const TRANSLATION_WRITABLE: u64 = 2;
+/// [`REG_FAULT`]: the access is a write.
+pub const FAULT_WRITE: u64 = 1 << 16;
+
 /// Value of [`REG_ID`]: `"HMMACCEL"`, little-endian.
 pub const ID_VALUE: u64 = u64::from_le_bytes(*b"HMMACCEL");
 /// The most slots a queue may have.
@@ -59,6 +112,12 @@ pub const ERR_PIN: u64 = 5;
 /// Register error: the guest claimed more outstanding commands than there are slots; the device
 /// has disabled itself.
 pub const ERR_QUEUE_OVERRUN: u64 = 6;
+/// Register error: no such address space, a virtual address that is misaligned or out of range, or an unknown way to
+/// resume.
+pub const ERR_SPACE: u64 = 7;
+/// Register error: there is no page to take translations from, or some of them, which were left out, were bad: unknown
+/// bits, or outside managed memory.
+pub const ERR_TRANSLATION: u64 = 8;
 
 /// The first 64 bytes of a queue.
 #[repr(C)]
@@ -83,8 +142,8 @@ pub struct Command {
     pub flags: u32,
     /// Returned in the completion.
     pub tag: u64,
-    /// Meaning depends on the opcode. Addresses are guest-physical and 8-byte aligned, counts are
-    /// in 8-byte elements unless said otherwise.
+    /// Meaning depends on the opcode. Addresses are 8-byte aligned, counts are in 8-byte elements unless said
+    /// otherwise.
     pub args: [u64; 6],
 }
 
@@ -125,6 +184,8 @@ pub const fn completions_offset(entries: u64) -> u64 {
 
 /// Raise the interrupt when this command has completed.
 pub const FLAG_INTERRUPT: u32 = 1;
+/// Bits of the flags from here on: the address space that addresses are in, or [`PHYSICAL`].
+pub const FLAG_SPACE_SHIFT: u32 = 16;
 
 /// Does nothing.
 pub const OP_NOP: u32 = 0;
@@ -160,7 +221,7 @@ pub const OP_CHASE: u32 = 12;
 /// program's hint (cause *user*); [`TO_DEVICE`] or [`TO_SYSTEM`]. Result = pages moved.
 pub const OP_MIGRATE: u32 = 13;
 /// `addr, bytes` (page-aligned): the guest needs the contents no longer. Reads return zeros
-/// afterwards. Result = pages freed that had contents.
+/// afterwards. Result = pages freed that had contents. Not in an address space: there the guest's kernel frees.
 pub const OP_FREE: u32 = 14;
 /// `addr, n, value`: `n` times, adds `value` to the word, wrapping, while the device has the page for itself: for
 /// devices whose atomic operations are not atomic towards CPUs. Result = what the word held before.
@@ -197,7 +258,7 @@ pub const STATUS_OK: u32 = 0;
 pub const STATUS_OPCODE: u32 = 1;
 /// An argument is misaligned or out of its range.
 pub const STATUS_ARGUMENT: u32 = 2;
-/// An address is not in managed memory.
+/// An address is not in managed memory, or not in the address space.
 pub const STATUS_ADDRESS: u32 = 3;
 /// The device fault could not be resolved.
 pub const STATUS_FAULT: u32 = 4;
@@ -205,5 +266,5 @@ pub const STATUS_FAULT: u32 = 4;
 pub const STATUS_PERMISSION: u32 = 5;
 /// An index, column or vertex read from memory is out of range.
 pub const STATUS_INDEX: u32 = 6;
-/// The device was stopped before the command had completed.
+/// The device was stopped or the address space closed before the command had completed.
 pub const STATUS_ABORTED: u32 = 7;

@@ -92,8 +92,7 @@ impl<M: DeviceMmu> Mirror<M> {
         want: Want,
         mut program: impl FnMut(&mut M, &[Mapping]),
     ) -> Result<(), MirrorError> {
-        if range.end.0 > self.backend.pages() {
-            let first = range.start.max(Page(self.backend.pages()));
+        if let Some(first) = self.backend.first_outside(range) {
             return Err(MirrorError::OutOfRange(first));
         }
         let started = self.backend.clock.now();

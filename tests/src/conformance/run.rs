@@ -11,9 +11,9 @@ use super::bench::{self, Bench, Checked};
 use super::obstacles::Obstacles;
 use super::witness::{Witness, message};
 use super::{Evidence, Outcome, Plain, RULES, Report, Rule, Subject, Verdict};
-use crate::ENGINES;
+use crate::{ENGINES, patient};
 
-/// Checks all rules with both engines. `make` makes a fresh driver for each.
+/// Checks all rules with both engines (see [`ENGINES`]). `make` makes a fresh driver for each.
 pub fn run<D: Driver + 'static>(make: impl Fn() -> D) -> Report {
     run_subject(|| Plain::new(make()))
 }
@@ -35,7 +35,7 @@ impl Default for Suite {
     /// Everything; a rule may take half a minute before it counts as stuck.
     fn default() -> Suite {
         Suite {
-            engines: ENGINES.into(),
+            engines: ENGINES.to_vec(),
             rules: RULES.iter().map(|rule| rule.name).collect(),
             patience: Duration::from_secs(30),
         }
@@ -111,7 +111,7 @@ impl Suite {
         }
         let witnesses: Vec<_> = subjects.iter().map(|(_, w)| w.clone()).collect();
         let (say, hear) = mpsc::channel();
-        let patience = self.patience;
+        let patience = patient(self.patience);
         let trial = move || try_rule(rule, memory, subjects, patience, &say);
         let thread = std::thread::Builder::new().name("conformance".into());
         let thread = match thread.spawn(trial) {

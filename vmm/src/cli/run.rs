@@ -7,7 +7,10 @@ use clap::Args;
 use hmm_backend::EngineChoice;
 use hmmvisor::OnMemoryError;
 use hmmvisor::config::{Config, DeviceKind};
+use hmmvisor::console_choice::ConsoleChoice;
+use hmmvisor::linux::cpuid::Template;
 use hmmvisor::size::Size;
+use hmmvisor::virtio::DiskConfig;
 use hmmvisor_policies::PolicyChoice;
 
 use super::commands;
@@ -47,7 +50,7 @@ pub struct RunArgs {
     /// place, pages move only when the guest asks for it) [default: private]
     #[arg(long, value_name = "KIND")]
     device_kind: Option<DeviceKind>,
-    /// Number of accelerators, 1 to 16 [default: 1]
+    /// Number of accelerators, 1 to 16; 0 is possible with --kernel [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     devices: Option<u32>,
     /// Seed of the guest's pseudo-random numbers [default: 1]
@@ -56,6 +59,36 @@ pub struct RunArgs {
     /// Run this ELF file instead of the embedded guest; docs/guest-abi.md says what it finds
     #[arg(long, value_name = "FILE")]
     guest: Option<PathBuf>,
+    /// Boot this operating system kernel, a bzImage (vmlinuz) or vmlinux, instead of the embedded guest; docs/linux.md
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The kernel's initial ramdisk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line [default: "console=ttyS0 panic=-1"]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// The processor that the kernel sees: host, or baseline (x86-64-v2) [default: host]
+    #[arg(long, value_name = "TEMPLATE")]
+    cpu: Option<Template>,
+    /// Where the serial port leads: auto (a terminal if standard input is one, where Ctrl-A x quits; otherwise as stdio), stdio
+    /// (standard input and output as they are), or a file for the output [default: auto]
+    #[arg(long, value_name = "auto|stdio|FILE")]
+    console: Option<ConsoleChoice>,
+    /// End the run when the guest has accessed no device for this many seconds; idle systems access none either [default: never]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    watchdog: Option<u64>,
+    /// A raw disk image for the guest (virtio-blk), with `,ro` read-only; may be given several times, and replaces the
+    /// configuration file's disks
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    disks: Vec<DiskConfig>,
+    /// Give the guest a memory balloon (virtio-balloon), and have it give back this much at first [default: 0 with --kernel,
+    /// otherwise no balloon]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    balloon: Option<Size>,
+    /// Give the guest a source of random numbers (virtio-rng); with --kernel it has one anyway
+    #[arg(long)]
+    rng: bool,
     /// Write the figures as one JSON object; with `-` to standard output, and all else to standard
     /// error
     #[arg(long, value_name = "FILE|-")]
@@ -105,6 +138,17 @@ impl RunArgs {
         set(&mut config.devices.kind, self.device_kind);
         set(&mut config.devices.count, self.devices);
         set(&mut config.seed, self.seed);
+        config.boot.kernel = self.kernel.or(config.boot.kernel);
+        config.boot.initrd = self.initrd.or(config.boot.initrd);
+        config.boot.cmdline = self.cmdline.or(config.boot.cmdline);
+        config.machine.watchdog = self.watchdog.or(config.machine.watchdog);
+        set(&mut config.boot.cpu, self.cpu);
+        set(&mut config.console, self.console);
+        if !self.disks.is_empty() {
+            config.disk = self.disks;
+        }
+        config.balloon = self.balloon.or(config.balloon);
+        config.rng |= self.rng;
         Ok(config)
     }
 }

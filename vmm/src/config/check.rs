@@ -8,10 +8,15 @@ use hmmvisor_policies::PolicyChoice;
 
 use super::{Config, ConfigError};
 use crate::host::Host;
+use crate::linux::cpuid::Template;
 use crate::size::Size;
+use crate::virtio;
 
 /// Managed memory comes in blocks of this size.
 const BLOCK: u64 = 2 << 20;
+
+/// A day.
+const MAX_WATCHDOG: u64 = 24 * 60 * 60;
 
 impl Config {
     /// Whether the host can run it, as far as that can be told without trying.
@@ -30,11 +35,26 @@ impl Config {
             self.machine.vcpus.into(),
             map::MAX_VCPUS,
         )?;
-        range(
-            "the number of accelerators",
-            self.devices.count.into(),
-            map::MAX_ACCELS,
-        )?;
+        self.check_boot()?;
+        let no_accelerators = self.boot.kernel.is_some() && self.devices.count == 0;
+        if !no_accelerators {
+            range(
+                "the number of accelerators",
+                self.devices.count.into(),
+                map::MAX_ACCELS,
+            )?;
+        }
+        if let Some(seconds) = self.machine.watchdog {
+            range("the watchdog's time in seconds", seconds, MAX_WATCHDOG)?;
+        }
+        let virtio = virtio::count(self);
+        if virtio > 0 {
+            range(
+                "the number of accelerators, disks and other virtio devices together",
+                u64::from(self.devices.count) + virtio as u64,
+                map::MAX_ACCELS,
+            )?;
+        }
         range("the number of shards", self.engine.shards as u64, 64)?;
         if let Some(threads) = self.service.threads {
             range("the number of service threads", threads as u64, 64)?;
@@ -83,6 +103,33 @@ impl Config {
         Ok(())
     }
 
+    /// An operating system, or one of the other guests, but not both.
+    fn check_boot(&self) -> Result<(), ConfigError> {
+        let boot = &self.boot;
+        let (conflict, kernel) = match boot.kernel {
+            Some(_) => (
+                [
+                    ("a guest file", self.guest.is_some()),
+                    ("a workload", self.workload.name.is_some()),
+                    ("parameters", !self.workload.params.is_empty()),
+                ],
+                "for another guest, together with a kernel; give one of them",
+            ),
+            None => (
+                [
+                    ("an initial ramdisk", boot.initrd.is_some()),
+                    ("a kernel command line", boot.cmdline.is_some()),
+                    ("a processor", boot.cpu != Template::default()),
+                ],
+                "without a kernel to give it to; name one with --kernel",
+            ),
+        };
+        match conflict.into_iter().find(|(_, given)| *given) {
+            Some((what, _)) => Err(ConfigError::Boot { what, kernel }),
+            None => Ok(()),
+        }
+    }
+
     fn check_sizes(&self, host: &Host) -> Result<(), ConfigError> {
         let multiple = |what, given: Size, unit| match given.0 != 0 && given.0.is_multiple_of(unit)
         {
@@ -96,11 +143,15 @@ impl Config {
         let (memory, device) = (self.machine.memory, self.devices.memory);
         multiple("guest memory", memory, BLOCK)?;
         multiple("device memory", device, PAGE_SIZE)?;
+        let map_limit = match self.boot.kernel {
+            Some(_) => "a kernel can get",
+            None => "the guest's page tables can map",
+        };
         let limits = [
             (
                 "guest memory",
                 memory,
-                "the guest's page tables can map",
+                map_limit,
                 map::MANAGED_MAX,
                 "use less with --memory",
             ),
@@ -119,7 +170,11 @@ impl Config {
                 "use less with --device-memory, or more with --memory",
             ),
         ];
-        for (what, given, limit_of, limit, remedy) in limits {
+        let balloon = self.balloon.map(|balloon| {
+            let remedy = "use less with --balloon";
+            ("the balloon", balloon, "guest memory", memory.0, remedy)
+        });
+        for (what, given, limit_of, limit, remedy) in limits.into_iter().chain(balloon) {
             if given.0 > limit {
                 return Err(ConfigError::TooLarge {
                     what,
@@ -249,6 +304,10 @@ mod tests {
     #[test]
     fn the_default_is_fine() {
         Config::default().check(&host()).unwrap();
+        let mut linux = Config::default();
+        linux.boot.kernel = Some("vmlinuz".into());
+        linux.devices.count = 0;
+        linux.check(&host()).unwrap();
     }
 
     #[test]
@@ -274,6 +333,17 @@ mod tests {
             complaint(|config| config.devices.memory = Size(1 << 30))
                 .contains("more than guest memory (256 MiB)")
         );
+        assert!(
+            complaint(|config| config.balloon = Some(Size(257 << 20)))
+                .contains("the balloon of 257 MiB is more than guest memory (256 MiB)")
+        );
+        let disks = |count: usize| vec!["a.img".parse().unwrap(); count];
+        assert!(
+            complaint(|config| {
+                (config.disk, config.rng) = (disks(15), true);
+            })
+            .contains("virtio devices together is 17, but must be from 1 to 16")
+        );
         assert!(complaint(|config| config.service.cpus = Some(vec![2])).contains("only [0, 1]"));
         assert!(complaint(|config| config.service.cpus = Some(vec![])).contains("empty"));
         assert!(complaint(|config| config.json = Some("/".into())).contains("folder"));
@@ -283,6 +353,23 @@ mod tests {
         assert!(
             complaint(|config| config.record = Some("/nosuch/x".into()))
                 .contains("writing the trace to /nosuch/x: its folder does not exist")
+        );
+        assert!(complaint(|config| config.machine.watchdog = Some(0)).contains("from 1 to 86400"));
+        assert_eq!(
+            complaint(|config| config.boot.cmdline = Some("quiet".into())),
+            "a kernel command line without a kernel to give it to; name one with --kernel"
+        );
+        assert!(complaint(|config| config.boot.initrd = Some("i".into())).contains("ramdisk"));
+        assert!(complaint(|config| config.boot.cpu = Template::Baseline).contains("--kernel"));
+        let with_kernel = |change: fn(&mut Config)| {
+            complaint(|config| {
+                config.boot.kernel = Some("vmlinuz".into());
+                change(config);
+            })
+        };
+        assert!(with_kernel(|config| config.guest = Some("g".into())).contains("a guest file"));
+        assert!(
+            with_kernel(|config| config.workload.name = Some("bfs".into())).contains("a workload")
         );
         let hint = |start, bytes, hint: &str| {
             let hint = HintConfig {

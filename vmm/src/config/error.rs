@@ -85,6 +85,14 @@ pub enum ConfigError {
         /// The key.
         what: &'static str,
     },
+    /// Something for another kind of guest.
+    #[error("{what} {kernel}")]
+    Boot {
+        /// What was given.
+        what: &'static str,
+        /// And whether there is a kernel.
+        kernel: &'static str,
+    },
     /// A parameter that would break the guest's command line.
     #[error(
         "parameter `{0}`: names and values must not be empty or contain spaces, and names no `=`"

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::{Access, DeviceId, PAGE_SIZE, PageRange};
+use hmm_backend::{Access, DeviceId, PAGE_SIZE};
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map;
 use hmmvisor_devices::command::{Direction, GuestHint, decode};
 use hmmvisor_devices::error::CommandError;
 use hmmvisor_devices::kernels;
-use hmmvisor_devices::managed::{Managed, Words};
+use hmmvisor_devices::managed::{Addresses, Managed, Span, Words};
 use hmmvisor_devices::memory::Memory;
 
 use super::{Who, tell, words};
@@ -79,7 +79,7 @@ impl Accelerator {
                     bytes: words().len() as u64 * 8,
                 },
             };
-            let result = decode(&command, &memory.managed)
+            let result = decode(&command, &memory.addresses())
                 .and_then(|operation| kernels::execute(operation, &mut memory));
             let (status, result, address) = match result {
                 Ok(result) => (STATUS_OK, result, 0),
@@ -103,8 +103,8 @@ struct DeviceMemory {
 }
 
 impl Memory for DeviceMemory {
-    fn managed(&self) -> Managed {
-        self.managed
+    fn addresses(&self) -> Addresses {
+        self.managed.addresses()
     }
 
     fn visit(
@@ -115,7 +115,7 @@ impl Memory for DeviceMemory {
     ) -> Result<(), CommandError> {
         let mut run = first;
         while !run.is_empty() {
-            self.managed.words(run.addr, run.len)?;
+            self.addresses().words(run.addr, run.len)?;
             tell(Who::Device(self.index), self.managed.page(run.addr), access);
             let start = ((run.addr - self.managed.base) / 8) as usize;
             let in_page = (PAGE_SIZE - run.addr % PAGE_SIZE) / 8;
@@ -125,7 +125,7 @@ impl Memory for DeviceMemory {
     }
 
     fn add_exclusively(&mut self, addr: u64, n: u64, value: u64) -> Result<u64, CommandError> {
-        let word = self.managed.words(addr, 1)?;
+        let word = self.addresses().words(addr, 1)?;
         let page = self.managed.page(word.addr);
         tell(Who::Device(self.index), page, Access::Write);
         let word = &words()[((addr - self.managed.base) / 8) as usize];
@@ -133,15 +133,17 @@ impl Memory for DeviceMemory {
     }
 
     /// A hint; nothing is anywhere here, so nothing moves.
-    fn migrate(&mut self, _: PageRange, _: Direction) -> Result<u64, CommandError> {
+    fn migrate(&mut self, _: Span, _: Direction) -> Result<u64, CommandError> {
         Ok(0)
     }
 
-    fn free(&mut self, pages: PageRange) -> Result<u64, CommandError> {
+    fn free(&mut self, span: Span) -> Result<u64, CommandError> {
+        let pages = self.managed.pages(span.addr, span.bytes)?;
         Ok(super::free(self.index, pages))
     }
 
-    fn hint(&mut self, pages: PageRange, hint: GuestHint) -> Result<(), CommandError> {
+    fn hint(&mut self, span: Span, hint: GuestHint) -> Result<(), CommandError> {
+        let pages = self.managed.pages(span.addr, span.bytes)?;
         super::hint(pages, hint.by(DeviceId(self.index)));
         Ok(())
     }

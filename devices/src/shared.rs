@@ -1,0 +1,204 @@
+//! What the vCPUs' side of an accelerator and its thread share: registers, and ways to wake each other.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hmmvisor_abi::accel;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::accelerator::Interrupt;
+use crate::error::CommandError;
+use crate::guest_fault::GuestFault;
+use crate::managed::Managed;
+use crate::queue::{PinnedWords, Queue};
+use crate::registers::Registers;
+use crate::spaces::Spaces;
+use crate::stats::Counters;
+
+/// How long a vCPU sleeps at most in one register write. It cannot take interrupts meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_millis(5);
+
+/// What vCPUs and the command processor share.
+pub struct Shared {
+    state: Mutex<State>,
+    /// Something happened that a vCPU asleep in a register may wait for.
+    changed: Condvar,
+    /// Something happened that the device's thread may wait for in a fault.
+    answered: Condvar,
+    /// The guest's translations. Their lock comes after that of the state.
+    pub spaces: Spaces,
+    doorbell: EventFd,
+    stop: AtomicBool,
+    irq: Box<dyn Interrupt>,
+    counters: Arc<Counters>,
+}
+
+/// The part under the lock. It is never held while a command is executed.
+pub struct State {
+    pub registers: Registers,
+    /// A queue on its way to the command processor.
+    pub new_queue: Option<Queue<PinnedWords>>,
+    /// The page in which the guest hands over translations, while the device is enabled.
+    pub translations: Option<PinnedWords>,
+    /// Number of vCPUs asleep in a register.
+    waiting: u32,
+}
+
+impl Shared {
+    pub fn new(
+        registers: Registers,
+        managed: Managed,
+        doorbell: EventFd,
+        irq: Box<dyn Interrupt>,
+        counters: Arc<Counters>,
+    ) -> Shared {
+        Shared {
+            state: Mutex::new(State {
+                registers,
+                new_queue: None,
+                translations: None,
+                waiting: 0,
+            }),
+            changed: Condvar::new(),
+            answered: Condvar::new(),
+            spaces: Spaces::new(managed),
+            doorbell,
+            stop: AtomicBool::new(false),
+            irq,
+            counters,
+        }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between any two of its changes.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub fn doorbell(&self) -> &EventFd {
+        &self.doorbell
+    }
+
+    pub fn route_interrupt(&self, vcpu: u32) -> bool {
+        self.irq.route(vcpu)
+    }
+
+    /// Whether the device is to stop for good.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Tells the device's thread, and vCPUs that sleep in a register.
+    pub fn stop(&self) {
+        {
+            // With the lock held, so that nobody goes to sleep after having seen that it is not set.
+            let _state = self.lock();
+            self.stop.store(true, Ordering::Relaxed);
+            self.changed.notify_all();
+            self.answered.notify_all();
+        }
+        self.ring_doorbell();
+    }
+
+    /// Sleeps until the doorbell has been rung since the last call.
+    pub fn wait_for_doorbell(&self) {
+        // Reading blocks while the count is 0, and resets it. An interrupted read is a false alarm.
+        let _ = self.doorbell.read();
+    }
+
+    pub fn ring_doorbell(&self) {
+        // Cannot fail: the count does not overflow within the age of the universe.
+        let _ = self.doorbell.write(1);
+    }
+
+    /// The device's fault has been answered, or needs no answer any more. With the state locked.
+    pub fn answer_fault(&self) {
+        self.answered.notify_all();
+    }
+
+    /// The completion is in the queue: tells everybody.
+    pub fn command_completed(&self, completed: u64, failed: bool, interrupt: bool) {
+        self.counters.commands.add(1);
+        self.counters.errors.add(u64::from(failed));
+        let mut state = self.lock();
+        state.registers.set_completed(completed);
+        let interrupt = interrupt && state.registers.interrupts();
+        self.wake(state);
+        if interrupt {
+            self.irq.trigger();
+        }
+    }
+
+    /// Asks the guest for a translation and sleeps until it has answered. After `Ok` there may be one.
+    pub fn guest_fault(&self, fault: GuestFault) -> Result<(), CommandError> {
+        self.counters.guest_faults.add(1);
+        let mut state = self.lock();
+        // Closing needs the state, so whoever closes the space from here on finds the fault and aborts it.
+        if !self.spaces.is_open(fault.space) {
+            return Err(CommandError::Aborted);
+        }
+        state.registers.spaces.fault.raise(fault);
+        let interrupt = state.registers.interrupts();
+        self.wake(state);
+        if interrupt {
+            self.irq.trigger();
+        }
+        let mut state = self.lock();
+        let answer = loop {
+            if self.stopping() || !state.registers.is_enabled() {
+                break Err(CommandError::Aborted);
+            }
+            if let Some(answer) = state.registers.spaces.fault.answer() {
+                break answer;
+            }
+            state = self
+                .answered
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        };
+        state.registers.spaces.fault.clear();
+        answer
+    }
+
+    /// The processor has let go of the queue; an error if it did so on its own account.
+    pub fn disabled(&self, error: u64) {
+        let mut state = self.lock();
+        state.new_queue = None;
+        state.translations = None;
+        self.spaces.close_all();
+        state.registers.disabled();
+        if error != accel::ERR_NONE {
+            state.registers.refuse(error);
+        }
+        self.wake(state);
+    }
+
+    fn wake(&self, state: MutexGuard<'_, State>) {
+        let anybody = state.waiting != 0;
+        drop(state);
+        if anybody {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Sleeps until the condition holds, the device stops, or it has been long enough.
+    pub fn sleep_until(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        condition: impl Fn(&Registers) -> bool,
+    ) {
+        state.waiting += 1;
+        let mut state = self
+            .changed
+            .wait_timeout_while(state, LONGEST_WAIT, |state| {
+                !self.stopping() && !condition(&state.registers)
+            })
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+        state.waiting -= 1;
+    }
+}

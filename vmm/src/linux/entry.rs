@@ -1,0 +1,193 @@
+//! The registers with which a kernel's first vCPU begins. The others wait for start-up interrupts, as on hardware.
+
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+use super::kernel::{Loaded, Protocol};
+use super::layout::{GDT, PAGE_TABLES_END, PML4, START_INFO, ZERO_PAGE};
+
+// Control register bits.
+const CR0_PROTECTED: u64 = 1;
+const CR0_EXTENSION_TYPE: u64 = 1 << 4;
+const CR0_PAGING: u64 = 1 << 31;
+const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
+const EFER_LONG_MODE_ENABLE: u64 = 1 << 8;
+const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
+
+/// Bit 1 always reads as one; interrupts are off.
+const RFLAGS_FIXED: u64 = 1 << 1;
+
+/// The code segment that Linux's boot protocol asks for.
+const CODE: u16 = 0x10;
+/// The data segment that Linux's boot protocol asks for.
+const DATA: u16 = 0x18;
+const TASK: u16 = 0x20;
+
+const PAGE: u64 = 0x1000;
+const LARGE_PAGE: u64 = 2 << 20;
+const PRESENT_WRITABLE: u64 = 3;
+const LARGE: u64 = 1 << 7;
+
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+const MISC_ENABLE_FAST_STRINGS: u64 = 1;
+const MSR_MTRR_DEFAULT_TYPE: u32 = 0x2ff;
+/// Memory ranges have types, and that of all of them is write-back.
+const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// Writes the tables that [`system`] points to.
+pub fn install(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+    let put = |address: u64, value: u64| memory.write_obj(value.to_le(), GuestAddress(address));
+    let code = descriptor(&segment(CODE, 11, true));
+    let data = descriptor(&segment(DATA, 3, false));
+    for (index, entry) in [0, 0, code, data].into_iter().enumerate() {
+        put(GDT + 8 * index as u64, entry)?;
+    }
+    // One to one, 4 GiB.
+    let directories = PML4 + 2 * PAGE;
+    put(PML4, PML4 + PAGE | PRESENT_WRITABLE)?;
+    for gib in 0..4 {
+        let directory = directories + gib * PAGE;
+        assert!(directory < PAGE_TABLES_END);
+        put(PML4 + PAGE + 8 * gib, directory | PRESENT_WRITABLE)?;
+    }
+    for large in 0..4 * 512 {
+        put(
+            directories + 8 * large,
+            large * LARGE_PAGE | PRESENT_WRITABLE | LARGE,
+        )?;
+    }
+    Ok(())
+}
+
+/// A flat segment.
+fn segment(selector: u16, type_: u8, long: bool) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        selector,
+        type_,
+        present: 1,
+        db: u8::from(!long),
+        s: 1,
+        l: u8::from(long),
+        g: 1,
+        ..Default::default()
+    }
+}
+
+/// How a flat segment looks in a descriptor table.
+fn descriptor(it: &kvm_segment) -> u64 {
+    let attributes = u64::from(it.type_)
+        | u64::from(it.s) << 4
+        | u64::from(it.present) << 7
+        | u64::from(it.l) << 13
+        | u64::from(it.db) << 14
+        | u64::from(it.g) << 15;
+    // Limit 0xfffff, base 0.
+    0xffff | attributes << 40 | 0xf << 48
+}
+
+/// General registers of the first vCPU.
+pub fn general(kernel: &Loaded) -> kvm_regs {
+    let (rsi, rbx) = match kernel.protocol {
+        Protocol::Linux(_) => (ZERO_PAGE, 0),
+        Protocol::Pvh => (0, START_INFO),
+    };
+    kvm_regs {
+        rip: kernel.entry,
+        rsi,
+        rbx,
+        rflags: RFLAGS_FIXED,
+        ..Default::default()
+    }
+}
+
+/// Segments, tables and control registers of the first vCPU; the rest stays as it is in `reset`.
+pub fn system(kernel: &Loaded, mut reset: kvm_sregs) -> kvm_sregs {
+    let long = matches!(kernel.protocol, Protocol::Linux(_));
+    let data = segment(DATA, 3, false);
+    reset.cs = segment(CODE, 11, long);
+    (reset.ds, reset.es, reset.ss) = (data, data, data);
+    (reset.fs, reset.gs) = (data, data);
+    reset.tr = kvm_segment {
+        limit: 0x67,
+        selector: TASK,
+        // A busy task state segment.
+        type_: 11,
+        present: 1,
+        ..Default::default()
+    };
+    reset.gdt.base = GDT;
+    reset.gdt.limit = 4 * 8 - 1;
+    reset.idt.base = 0;
+    reset.idt.limit = 0;
+    reset.cr0 = CR0_PROTECTED | CR0_EXTENSION_TYPE;
+    if long {
+        reset.cr0 |= CR0_PAGING;
+        reset.cr3 = PML4;
+        reset.cr4 = CR4_PHYSICAL_ADDRESS_EXTENSION;
+        reset.efer = EFER_LONG_MODE_ENABLE | EFER_LONG_MODE_ACTIVE;
+    }
+    reset
+}
+
+/// What firmware would have left in model-specific registers of every vCPU.
+pub fn model_specific() -> Msrs {
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    Msrs::from_entries(&[
+        entry(MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRINGS),
+        entry(MSR_MTRR_DEFAULT_TYPE, MTRR_ENABLED_WRITE_BACK),
+    ])
+    .expect("two are not too many")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use linux_loader::loader::bootparam::setup_header;
+
+    fn read(memory: &GuestMemoryMmap, address: u64) -> u64 {
+        memory.read_obj(GuestAddress(address)).unwrap()
+    }
+
+    #[test]
+    fn tables_map_four_gibibytes_one_to_one() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        install(&memory).unwrap();
+        for address in [0u64, 0x1234, 16 << 20, 0xbfff_ffff, 0xffff_ffff] {
+            let top = read(&memory, PML4 + (address >> 39) * 8);
+            let gib = read(&memory, (top & !0xfff) + (address >> 30) * 8);
+            let entry = read(&memory, (gib & !0xfff) + (address >> 21 & 511) * 8);
+            assert!(top & gib & entry & PRESENT_WRITABLE == PRESENT_WRITABLE);
+            assert_eq!(entry & !0xff, address & !(LARGE_PAGE - 1));
+        }
+        assert_eq!(read(&memory, GDT + u64::from(CODE)), 0x00af_9b00_0000_ffff);
+        assert_eq!(read(&memory, GDT + u64::from(DATA)), 0x00cf_9300_0000_ffff);
+        // Nothing else was written.
+        assert_eq!(read(&memory, PAGE_TABLES_END), 0);
+        assert_eq!(read(&memory, PML4 + 8), 0);
+    }
+
+    #[test]
+    fn each_protocol_has_its_mode() {
+        let header = Box::new(setup_header::default());
+        for (protocol, cs_long, cr0, registers) in [
+            (Protocol::Linux(header), 1, CR0_PAGING, (ZERO_PAGE, 0)),
+            (Protocol::Pvh, 0, 0, (0, START_INFO)),
+        ] {
+            let kernel = Loaded {
+                entry: 0x100_0200,
+                protocol,
+            };
+            let sregs = system(&kernel, kvm_sregs::default());
+            assert_eq!((sregs.cs.l, sregs.cr0 & CR0_PAGING), (cs_long, cr0));
+            assert_eq!(sregs.cs.db, 1 - cs_long);
+            let regs = general(&kernel);
+            assert_eq!(((regs.rsi, regs.rbx), regs.rip), (registers, 0x100_0200));
+        }
+    }
+}
