@@ -120,6 +120,16 @@ pub fn identify(cpuid: &mut CpuId, vcpu: u32, vcpus: u32) {
                 // This is a virtual machine.
                 leaf.ecx |= 1 << 31;
             }
+            _ => {}
+        }
+    }
+    identify_topology(cpuid, vcpu, vcpus);
+}
+
+/// The part of [`identify`] that is about leaves with a level of the topology in each subleaf.
+pub fn identify_topology(cpuid: &mut CpuId, vcpu: u32, vcpus: u32) {
+    for leaf in cpuid.as_mut_slice() {
+        match leaf.function {
             // Topology: one thread in each core, all cores in one package.
             0xb | 0x1f => {
                 leaf.edx = vcpu;
