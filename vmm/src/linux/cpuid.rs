@@ -35,16 +35,14 @@ impl FromStr for Template {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Template, String> {
-        let names = Template::ALL.map(|template| template.to_string());
-        let found = Template::ALL.into_iter().zip(&names);
-        let found = found.filter(|(_, name)| *name == text).map(|(it, _)| it);
-        let unknown = || {
+        let is_it = |template: &Template| template.to_string() == text;
+        Template::ALL.into_iter().find(is_it).ok_or_else(|| {
+            let names = Template::ALL.map(|template| template.to_string());
             format!(
                 "unknown processor '{text}'; there are: {}",
                 names.join(", ")
             )
-        };
-        found.last().ok_or_else(unknown)
+        })
     }
 }
 

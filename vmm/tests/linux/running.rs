@@ -50,7 +50,8 @@ fn a_kernel_that_hangs_is_noticed_by_the_watchdog() {
     assert_eq!(said, "a\n");
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(
-        text(&output).contains("no sign of life for 1 s"),
+        text(&output).contains("no sign of life for 1 s")
+            && text(&output).contains("hmmvisor check"),
         "{}",
         text(&output)
     );
