@@ -67,6 +67,7 @@ fn report(end: End) -> Report {
         workload: None,
         kernel: None,
         guest: None,
+        kernel: None,
         engine: Engine::Copy,
         scripts: None,
         policy: String::new(),
@@ -103,6 +104,7 @@ fn a_page_that_cannot_be_supplied_ends_the_run_with_its_name() {
             let end = machine.finish();
             let End::Failed(Failure::Page {
                 page: 5,
+                address: 0x1_0000_5000,
                 vcpu: Some(1),
                 cause: found,
                 ..

@@ -37,10 +37,10 @@ pub struct Cli {
 /// What can be done.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Run a guest, let it verify its results, print a summary
+    /// Run a guest, let it verify its results, print a summary; or boot an operating system with --kernel
     ///
-    /// The exit code is 0 only if the guest verified everything. Otherwise it is the guest's own
-    /// (1 wrong data, 2 panic, 3 cannot start), 1 for any other failure, 2 for a wrong command line,
+    /// The exit code is 0 only if the guest verified everything, or an operating system switched the
+    /// machine off or rebooted it. Otherwise it is the guest's own (1 wrong data, 2 panic, 3 cannot start), 1 for any other failure, 2 for a wrong command line,
     /// 130 after SIGINT and 143 after SIGTERM.
     Run(Box<RunArgs>),
     /// List the embedded guest's workloads and their parameters

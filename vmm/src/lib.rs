@@ -15,6 +15,7 @@
 //! | `machine` | the part of it that is KVM's: memory slots, vCPUs |
 //! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
 //! | `image`, `boot` | a small guest's ELF file and what it is told |
+//! | `guest` | both kinds of guests on their way into a machine |
 //! | `linux` | an operating system's kernel, and what it finds |
 //! | `guest_memory` | the VMM's own view of managed memory |
 //! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
@@ -41,6 +42,7 @@ mod event_loop;
 pub mod failure;
 pub mod file;
 pub mod firmware;
+mod guest;
 pub mod guest_memory;
 pub mod host;
 pub mod image;

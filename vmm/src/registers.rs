@@ -114,25 +114,29 @@ pub const APIC_SPURIOUS_VALUE: u32 = 1 << 8 | ring0::SPURIOUS_VECTOR as u32;
 /// Makes the host's processor description one of this vCPU: its own number wherever one is.
 pub fn identify(cpuid: &mut CpuId, vcpu: u32, vcpus: u32) {
     for leaf in cpuid.as_mut_slice() {
-        match leaf.function {
-            1 => {
-                leaf.ebx = leaf.ebx & 0xffff | vcpus << 16 | vcpu << 24;
-                // This is a virtual machine.
-                leaf.ecx |= 1 << 31;
-            }
-            // Topology: one thread in each core, all cores in one package.
-            0xb | 0x1f => {
-                leaf.edx = vcpu;
-                let (shift, count, kind) = match leaf.index {
-                    0 => (0, 1, 1),
-                    1 => (vcpus.next_power_of_two().trailing_zeros(), vcpus, 2),
-                    _ => (0, 0, 0),
-                };
-                leaf.eax = shift;
-                leaf.ebx = count;
-                leaf.ecx = leaf.index | kind << 8;
-            }
-            _ => {}
+        if leaf.function == 1 {
+            leaf.ebx = leaf.ebx & 0xffff | vcpus << 16 | vcpu << 24;
+            // This is a virtual machine.
+            leaf.ecx |= 1 << 31;
+        }
+    }
+    identify_topology(cpuid, vcpu, vcpus);
+}
+
+/// The part of [`identify`] that is about leaves with a level of the topology in each subleaf.
+pub fn identify_topology(cpuid: &mut CpuId, vcpu: u32, vcpus: u32) {
+    for leaf in cpuid.as_mut_slice() {
+        // One thread in each core, all cores in one package.
+        if matches!(leaf.function, 0xb | 0x1f) {
+            leaf.edx = vcpu;
+            let (shift, count, kind) = match leaf.index {
+                0 => (0, 1, 1),
+                1 => (vcpus.next_power_of_two().trailing_zeros(), vcpus, 2),
+                _ => (0, 0, 0),
+            };
+            leaf.eax = shift;
+            leaf.ebx = count;
+            leaf.ecx = leaf.index | kind << 8;
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::chaos::ChaosFigures;
 use crate::ending::End;
+use crate::failure::Failure;
 use crate::recording::RecordingFigures;
 use crate::size::Size;
 
@@ -127,6 +128,14 @@ impl Report {
                 Some(format!("the guest exited with code {code}: {meaning}"))
             }
             End::Signal(signal) => Some(format!("interrupted by {}", signal_name(*signal))),
+            // What kernels do on hosts that cannot run them.
+            End::Failed(failure @ (Failure::Internal { .. } | Failure::Hang(_)))
+                if self.kernel.is_some() =>
+            {
+                Some(format!(
+                    "{failure}; if no kernel boots, see what `hmmvisor check` says about guest kernel mode"
+                ))
+            }
             End::Failed(failure) => Some(failure.to_string()),
         }
     }

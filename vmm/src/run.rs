@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use hmm_backend::{Backend, BackendConfig, Page, PageRange};
+use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, Page, PageRange};
 use hmmvisor_devices::virtio::DiskError;
 use hmmvisor_experiments::trace::{TraceError, TraceKind, TraceMeta};
 use hmmvisor_guest_images::{self as guest_images, CatalogError};
@@ -283,7 +283,8 @@ fn trace_meta(
         engine: backend.engine().to_string(),
         vcpus: config.machine.vcpus,
         devices: config.devices.count,
-        memory: config.machine.memory.0,
+        memory: u64::from(backend.pages()) * PAGE_SIZE,
+        base: config.boot.kernel.as_ref().map(|_| 0),
         device_memory: config.devices.memory.0,
         device_kind: config.devices.kind.to_string(),
         source: None,

@@ -19,35 +19,21 @@ use crate::bus::{Bus, Device};
 use crate::console::{self, Console};
 use crate::control::Control;
 use crate::ending::{End, Ending};
-use crate::image::{Image, ImageError};
+use crate::guest::{LoadedGuest, Prepared};
+use crate::image::ImageError;
 use crate::interrupts::pin_event;
-use crate::linux::cpuid::Template;
-use crate::linux::layout::Layout;
+use crate::linux::LoadError;
 use crate::linux::power::{self, Power};
-use crate::linux::{Linux, LoadError, Loaded, Plan};
 use crate::machine::{Machine, MachineError};
 use crate::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError, Reporter};
-use crate::slots::{self, Devices, SlotInfo, Slots, Window};
+use crate::slots::{self, Devices, Slots, Window};
 use crate::vcpu::{Shared, Vcpu};
 use crate::vcpu_threads::{ThreadIds, VcpuThreads};
 
+pub use crate::guest::Guest;
+
 /// Bytes of the address range of a device without a distance of its own.
 const WINDOW: u64 = 0x1000;
-
-/// What runs in a virtual machine.
-pub enum Guest<'a> {
-    /// A program in ring 3 that knows its machine (docs/guest-abi.md).
-    Program {
-        /// Its ELF file.
-        image: &'a [u8],
-        /// What it reads as its command line.
-        cmdline: &'a str,
-        /// What it reads as the run's seed.
-        seed: u64,
-    },
-    /// An operating system. All of its memory is managed: as much as [`Layout::end`] says.
-    Linux(&'a mut Linux, Layout),
-}
 
 /// What to make a virtual machine of.
 pub struct VmConfig<'a> {
@@ -423,109 +409,6 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// A guest that fits into the machine made for it.
-enum Prepared<'a> {
-    Program {
-        image: Image<'a>,
-        cmdline: &'a str,
-        seed: u64,
-    },
-    Linux {
-        linux: &'a mut Linux,
-        plan: Plan,
-        layout: Layout,
-        vcpus: u32,
-    },
-}
-
-/// A guest in memory.
-enum LoadedGuest<'a> {
-    Program {
-        entry: u64,
-        cmdline: &'a str,
-        seed: u64,
-    },
-    Linux {
-        kernel: Loaded,
-        cpu: Template,
-    },
-}
-
-impl<'a> Prepared<'a> {
-    /// Looks at the guest and makes the machine for it.
-    fn new(
-        guest: Guest<'a>,
-        vcpus: u32,
-        backend: Option<&Arc<Backend>>,
-    ) -> Result<(Prepared<'a>, Machine), VmError> {
-        match guest {
-            Guest::Program {
-                image,
-                cmdline,
-                seed,
-            } => {
-                let managed = backend.map_or(0, |backend| backend.host_memory().1);
-                let image = Image::parse(image, managed)?;
-                let machine = Machine::new(vcpus, backend.cloned())?;
-                let prepared = Prepared::Program {
-                    image,
-                    cmdline,
-                    seed,
-                };
-                Ok((prepared, machine))
-            }
-            Guest::Linux(linux, layout) => {
-                let backend = backend.ok_or(VmError::NoMemory)?;
-                let plan = linux.plan(&layout)?;
-                let machine = Machine::for_linux(vcpus, backend.clone(), &layout)?;
-                let prepared = Prepared::Linux {
-                    linux,
-                    plan,
-                    layout,
-                    vcpus,
-                };
-                Ok((prepared, machine))
-            }
-        }
-    }
-
-    /// Puts it into memory, whose faults are served by now.
-    fn load(
-        self,
-        machine: &Machine,
-        backend: Option<&Arc<Backend>>,
-        slots: &[SlotInfo],
-    ) -> Result<LoadedGuest<'a>, VmError> {
-        match self {
-            Prepared::Program {
-                image,
-                cmdline,
-                seed,
-            } => {
-                boot::load(&image, machine.ram(), backend)?;
-                Ok(LoadedGuest::Program {
-                    entry: image.entry,
-                    cmdline,
-                    seed,
-                })
-            }
-            Prepared::Linux {
-                linux,
-                plan,
-                layout,
-                vcpus,
-            } => {
-                let backend = backend.ok_or(VmError::NoMemory)?;
-                let kernel = linux.load(&plan, &layout, vcpus, slots, machine.ram(), backend)?;
-                Ok(LoadedGuest::Linux {
-                    kernel,
-                    cpu: linux.cpu,
-                })
-            }
-        }
     }
 }
 

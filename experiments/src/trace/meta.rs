@@ -44,6 +44,9 @@ pub struct TraceMeta {
     pub devices: u32,
     /// Managed memory in bytes; pages are numbered within it.
     pub memory: u64,
+    /// Guest-physical address of page 0; if absent, where small guests have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<u64>,
     /// Memory of each accelerator in bytes; 0 for access traces.
     pub device_memory: u64,
     /// `private` or `coherent`; empty for access traces.

@@ -99,7 +99,7 @@ fn run_page(path: &Path) -> Result<String> {
             None => name.display().to_string(),
         },
         memory: meta.memory,
-        base: map::MANAGED,
+        base: meta.base.unwrap_or(map::MANAGED),
         device_memory: vec![meta.device_memory; meta.devices.min(64) as usize],
         policy: meta.policy.clone(),
         facts: facts

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use crate::registers;
 
@@ -35,16 +35,14 @@ impl FromStr for Template {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Template, String> {
-        let names = Template::ALL.map(|template| template.to_string());
-        let found = Template::ALL.into_iter().zip(&names);
-        let found = found.filter(|(_, name)| *name == text).map(|(it, _)| it);
-        let unknown = || {
+        let is_it = |template: &Template| template.to_string() == text;
+        Template::ALL.into_iter().find(is_it).ok_or_else(|| {
+            let names = Template::ALL.map(|template| template.to_string());
             format!(
                 "unknown processor '{text}'; there are: {}",
                 names.join(", ")
             )
-        };
-        found.last().ok_or_else(unknown)
+        })
     }
 }
 
@@ -193,7 +191,7 @@ impl Template {
             }
         }
         registers::identify(cpuid, processor.vcpu, processor.vcpus);
-        topology(cpuid, processor);
+        topology(cpuid, processor)?;
         timing(cpuid, processor)
     }
 }
@@ -207,8 +205,13 @@ fn register(entry: &mut kvm_cpuid_entry2, register: Register) -> &mut u32 {
     }
 }
 
-/// One thread in each core, all cores in one package: also where not every processor says so.
-fn topology(cpuid: &mut CpuId, processor: &Processor) {
+/// The leaf in which processors of all vendors describe their topology, if they have it.
+const EXTENDED_TOPOLOGY: u32 = 0xb;
+/// Its successor, which says no more here.
+const EXTENDED_TOPOLOGY_2: u32 = 0x1f;
+
+/// One thread in each core, all cores in one package, said in every way that processors have.
+fn topology(cpuid: &mut CpuId, processor: &Processor) -> Result<(), vmm_sys_util::fam::Error> {
     let Processor { vcpu, vcpus, .. } = *processor;
     // EBX of leaf 0 is the first third of the vendor's name.
     let first = cpuid.as_slice().iter().find(|entry| entry.function == 0);
@@ -239,6 +242,21 @@ fn topology(cpuid: &mut CpuId, processor: &Processor) {
             _ => {}
         }
     }
+    // KVM has one subleaf only, which says that there is no topology.
+    let leaves = cpuid.as_slice();
+    if leaves.iter().any(|leaf| leaf.function == EXTENDED_TOPOLOGY) {
+        cpuid.retain(|leaf| ![EXTENDED_TOPOLOGY, EXTENDED_TOPOLOGY_2].contains(&leaf.function));
+        for index in 0..3 {
+            cpuid.push(kvm_cpuid_entry2 {
+                function: EXTENDED_TOPOLOGY,
+                index,
+                flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+                ..Default::default()
+            })?;
+        }
+        registers::identify_topology(cpuid, vcpu, vcpus);
+    }
+    Ok(())
 }
 
 const KVM_SIGNATURE: u32 = 0x4000_0000;
@@ -338,10 +356,16 @@ mod tests {
     fn every_vcpu_has_its_number_and_all_are_cores_of_a_package() {
         let cpuid = applied(
             Template::Host,
-            &[(1, 0), (4, 3), (0xb, 0), (0xb, 1), (0x8000_001e, 0)],
+            &[(1, 0), (4, 3), (0xb, 0), (0x1f, 0), (0x8000_001e, 0)],
         );
+        let levels = cpuid.as_slice().iter().filter(|leaf| leaf.function == 0xb);
+        let levels: Vec<_> = levels
+            .map(|leaf| (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx))
+            .collect();
+        // A thread of a core, a core of a package, and no more.
+        assert_eq!(levels, [(0, 1, 0x100, 2), (2, 4, 0x201, 2), (0, 0, 2, 2)]);
+        assert!(cpuid.as_slice().iter().all(|leaf| leaf.function != 0x1f));
         assert_eq!(leaf(&cpuid, 1).ebx >> 16, 2 << 8 | 4);
-        assert_eq!(leaf(&cpuid, 0xb).edx, 2);
         assert_eq!(leaf(&cpuid, 0x8000_001e).eax, 2);
         // A cache of level 7 (all ones) is shared by 4.
         assert_eq!(leaf(&cpuid, 4).eax >> 14 & 0xfff, 3);

@@ -44,7 +44,7 @@ pub fn install(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     }
     // One to one, 4 GiB.
     let directories = PML4 + 2 * PAGE;
-    put(PML4, PML4 + PAGE | PRESENT_WRITABLE)?;
+    put(PML4, (PML4 + PAGE) | PRESENT_WRITABLE)?;
     for gib in 0..4 {
         let directory = directories + gib * PAGE;
         assert!(directory < PAGE_TABLES_END);
@@ -53,7 +53,7 @@ pub fn install(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     for large in 0..4 * 512 {
         put(
             directories + 8 * large,
-            large * LARGE_PAGE | PRESENT_WRITABLE | LARGE,
+            (large * LARGE_PAGE) | PRESENT_WRITABLE | LARGE,
         )?;
     }
     Ok(())

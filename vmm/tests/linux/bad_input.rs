@@ -4,6 +4,7 @@ use hmmvisor::linux::cpuid::Template;
 use hmmvisor::linux::layout::Layout;
 use hmmvisor::linux::{Linux, LoadError};
 use hmmvisor::size::Size;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::kernel::{Code, Folder, command, initrd, run, str, text};
 
@@ -213,6 +214,7 @@ fn damaged_files_never_hurt_the_vmm() {
     };
     let folder = Folder::new();
     let layout = Layout::new(Size(64 << 20));
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
     for good in [kernel().bzimage(), kernel().vmlinux()] {
         for _ in 0..2000 {
             let mut file = good.clone();
@@ -223,9 +225,10 @@ fn damaged_files_never_hurt_the_vmm() {
             file.truncate(good.len() - random(2) * random(good.len()));
             let path = folder.file("kernel", &file);
             let linux = Linux::open(path.as_ref(), None, "", Template::Host);
-            // Planning is what remains before a machine is made.
-            if let Ok(linux) = linux {
-                let _ = linux.plan(&layout);
+            if let Ok(mut linux) = linux
+                && linux.plan(&layout).is_ok()
+            {
+                let _ = linux.kernel.load(&memory);
             }
         }
     }

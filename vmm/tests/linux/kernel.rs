@@ -157,8 +157,11 @@ impl Folder {
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hmmvisor"));
     command.arg("run").args(args);
-    if !args.contains(&"--memory") {
-        command.args(["--memory", "64M"]);
+    // A kernel that does not end as it should must not keep the test for ever.
+    for default in [["--memory", "64M"], ["--watchdog", "60"]] {
+        if !args.contains(&default[0]) {
+            command.args(default);
+        }
     }
     command.stdin(Stdio::null());
     command

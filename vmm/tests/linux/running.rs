@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::process::Stdio;
 
+use hmmvisor_experiments::trace::TraceReader;
+
 use crate::kernel::{AT, Code, Folder, command, initrd, run, text};
 
 fn code() -> Code {
@@ -50,7 +52,8 @@ fn a_kernel_that_hangs_is_noticed_by_the_watchdog() {
     assert_eq!(said, "a\n");
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(
-        text(&output).contains("no sign of life for 1 s"),
+        text(&output).contains("no sign of life for 1 s")
+            && text(&output).contains("hmmvisor check"),
         "{}",
         text(&output)
     );
@@ -244,4 +247,17 @@ fn the_report_says_how_it_ended() {
     assert!(report["kernel"].as_str().unwrap().ends_with("kernel"));
     assert!(report["error"].is_null() && report["workload"].is_null());
     assert_eq!(report["devices"], 0);
+}
+
+#[test]
+fn a_trace_says_where_memory_is() {
+    let folder = Folder::new();
+    let trace = folder.path("trace");
+    let args = ["--record", trace.to_str().unwrap()];
+    let (_, output) = run(&code().power_off().bzimage(), &args);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let reader = TraceReader::open(&trace).unwrap();
+    let meta = reader.meta();
+    assert_eq!((meta.base, meta.memory), (Some(0), 64 << 20));
+    assert!(meta.guest.as_ref().unwrap().ends_with("kernel"));
 }
