@@ -1,5 +1,7 @@
-//! The emulated accelerator: registers, a command queue in managed memory, an MMU with a TLB, and
-//! compute kernels. `docs/devices.md` is its data sheet.
+//! What a guest finds on its bus: the emulated accelerator, and virtio devices ([`virtio`]). `docs/devices.md` is the data
+//! sheet of all of them.
+//!
+//! The accelerator has registers, a command queue in managed memory, an MMU with a TLB, and compute kernels.
 //!
 //! It reaches guest memory only through an `hmm-backend` [`Mirror`](hmm_backend::Mirror) and knows of
 //! migration only what a [`Driver`](hmm_backend::Driver) is told: what it does here, any device model
@@ -17,6 +19,7 @@
 //! | `mmu` | device page table and TLB |
 //! | `driver` | the device's side of the migration contract |
 //! | `mmio` | what a device is to the machine; also for devices of others |
+//! | `virtio` | virtio-mmio devices: balloon, block, entropy |
 
 mod accelerator;
 pub mod command;
@@ -32,6 +35,7 @@ mod processor;
 mod queue;
 mod registers;
 mod stats;
+pub mod virtio;
 
 pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError, Interrupt};
 pub use driver::AcceleratorDriver;

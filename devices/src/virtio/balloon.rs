@@ -1,0 +1,386 @@
+//! The balloon: memory that the guest gives back, on request or of its own accord.
+//!
+//! Whatever the way (inflation, free page reporting, free page hinting), the pages go the way of every free
+//! ([`hmm_backend::Backend::guest_freed`]) before the driver hears that the request is done: neighbours together, nothing
+//! copied, `page_free` for those in a device's memory. A page that the guest touches again is zeros. So deflation needs
+//! nothing.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hmm_backend::PAGE_SIZE;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+
+use super::device::{DeviceError, Model, Parts, Port, Reply, VirtioDevice};
+use super::queue::{Chain, Malformed};
+use super::ram::GuestRam;
+use super::registers::Profile;
+use super::span::Span;
+use super::statistics::{self, Statistics};
+use crate::Interrupt;
+
+const F_STATISTICS: u32 = 1;
+const F_DEFLATE_ON_OOM: u32 = 2;
+const F_HINTING: u32 = 3;
+const F_PAGE_POISON: u32 = 4;
+const F_REPORTING: u32 = 5;
+
+// Queues.
+const INFLATE: usize = 0;
+const DEFLATE: usize = 1;
+const STATISTICS: usize = 2;
+const HINTING: usize = 3;
+const REPORTING: usize = 4;
+const QUEUES: usize = 5;
+const SLOTS: u16 = 128;
+
+// Fields of the configuration space, 4 bytes each.
+const TARGET: usize = 0;
+const ACTUAL: usize = 4;
+const COMMAND: usize = 8;
+const POISON: usize = 12;
+const CONFIG_BYTES: usize = 16;
+
+// Commands for hinting. All others are numbers of rounds.
+const STOP: u32 = 0;
+const DONE: u32 = 1;
+const FIRST_ROUND: u32 = 2;
+
+/// Bytes of page numbers in one request, at most. Linux sends 1024.
+const MOST_NUMBERS: u64 = 64 << 10;
+
+/// A target that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("balloon of {bytes} bytes: the guest has only {most}")]
+pub struct BalloonError {
+    /// The target.
+    pub bytes: u64,
+    /// Guest memory.
+    pub most: u64,
+}
+
+/// How far free page hinting is.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Hinting {
+    /// Nobody has asked for it, or it was stopped.
+    #[default]
+    Off,
+    /// The driver is to begin.
+    Asked,
+    /// The driver names pages.
+    Running,
+    /// The driver has named all it has.
+    Done,
+}
+
+/// Managed pages that were given back and had contents, by the way they came.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct BalloonFigures {
+    /// By inflation.
+    pub inflated: u64,
+    /// By free page reporting.
+    pub reported: u64,
+    /// By free page hinting.
+    pub hinted: u64,
+}
+
+/// A balloon, for whoever wants memory back from the guest.
+pub struct Balloon {
+    device: Arc<VirtioDevice>,
+    books: Arc<Mutex<Books>>,
+    most: u64,
+}
+
+/// What the device's thread and the others share.
+#[derive(Default)]
+struct Books {
+    figures: BalloonFigures,
+    statistics: Option<Statistics>,
+    /// How many of them have come.
+    received: u64,
+    /// New ones are wanted.
+    wanted: bool,
+    hinting: Hinting,
+    last_round: u32,
+}
+
+fn lock(books: &Mutex<Books>) -> MutexGuard<'_, Books> {
+    // They are consistent between any two of their changes.
+    books.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn field(config: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(config[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn set_field(config: &mut [u8], at: usize, value: u32) {
+    config[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+impl Balloon {
+    /// A balloon whose driver is to give back `target` bytes at first.
+    pub fn new(
+        target: u64,
+        ram: GuestRam,
+        irq: Box<dyn Interrupt>,
+    ) -> Result<Balloon, DeviceError> {
+        let most = ram.bytes();
+        let books: Arc<Mutex<Books>> = Arc::default();
+        let mut config = vec![0; CONFIG_BYTES];
+        set_field(&mut config, TARGET, pages(target.min(most)));
+        // Without event indices: a driver that is asked not to ring might leave hints lying about.
+        let features = [
+            VIRTIO_F_VERSION_1,
+            VIRTIO_RING_F_INDIRECT_DESC,
+            F_STATISTICS,
+            F_DEFLATE_ON_OOM,
+            F_HINTING,
+            F_PAGE_POISON,
+            F_REPORTING,
+        ];
+        let parts = Parts {
+            name: "virtio-balloon".to_owned(),
+            profile: Profile {
+                id: VIRTIO_ID_BALLOON,
+                features: features.iter().fold(0, |all, bit| all | 1 << bit),
+                queues: vec![SLOTS; QUEUES],
+                config,
+                writable: vec![ACTUAL..ACTUAL + 4, POISON..POISON + 4],
+            },
+            model: Box::new(Device {
+                books: books.clone(),
+                features: 0,
+                statistics: None,
+                round: None,
+            }),
+            // A driver may take hinted pages back without a word, but not while it rings: what it has just named is
+            // not in its list yet. So hints are taken at once or not at all; see `docs/devices.md`.
+            immediate: Some(HINTING as u32),
+        };
+        Ok(Balloon {
+            device: Arc::new(VirtioDevice::new(parts, ram, irq)?),
+            books,
+            most,
+        })
+    }
+
+    /// The device, to be plugged in.
+    pub fn device(&self) -> &Arc<VirtioDevice> {
+        &self.device
+    }
+
+    /// Has the guest give back this much, in all, or take back what it gave beyond. It does so as it can:
+    /// [`Self::actual`] tells how far it is.
+    pub fn set_target(&self, bytes: u64) -> Result<(), BalloonError> {
+        if bytes > self.most {
+            let most = self.most;
+            return Err(BalloonError { bytes, most });
+        }
+        let change = |config: &mut [u8]| set_field(config, TARGET, pages(bytes));
+        self.device.port().change_config(change);
+        Ok(())
+    }
+
+    /// How much the guest is to give back, in bytes.
+    pub fn target(&self) -> u64 {
+        self.bytes(TARGET)
+    }
+
+    /// How much it has given back by inflation, as it says, in bytes.
+    pub fn actual(&self) -> u64 {
+        self.bytes(ACTUAL)
+    }
+
+    fn bytes(&self, at: usize) -> u64 {
+        let pages = self.device.port().config(|config| field(config, at));
+        u64::from(pages) * PAGE_SIZE
+    }
+
+    /// Asks the guest for new figures about its memory.
+    pub fn request_statistics(&self) {
+        lock(&self.books).wanted = true;
+        self.device.port().wake();
+    }
+
+    /// The last figures, and how many have come so far: a driver sends some when it starts, and then when it is asked.
+    pub fn statistics(&self) -> Option<(u64, Statistics)> {
+        let books = lock(&self.books);
+        Some((books.received, books.statistics?))
+    }
+
+    /// Asks the guest to name pages that nobody uses, all of it at once; they are freed. Afterwards it takes them
+    /// back.
+    pub fn start_hinting(&self) {
+        let round = {
+            let mut books = lock(&self.books);
+            books.hinting = Hinting::Asked;
+            // Never the number of the round before.
+            books.last_round = books.last_round.wrapping_add(1).max(FIRST_ROUND);
+            books.last_round
+        };
+        let change = |config: &mut [u8]| set_field(config, COMMAND, round);
+        self.device.port().change_config(change);
+    }
+
+    /// Asks it to stop before it has named them all.
+    pub fn stop_hinting(&self) {
+        lock(&self.books).hinting = Hinting::Off;
+        let change = |config: &mut [u8]| set_field(config, COMMAND, STOP);
+        self.device.port().change_config(change);
+    }
+
+    /// How far hinting is.
+    pub fn hinting(&self) -> Hinting {
+        lock(&self.books).hinting
+    }
+
+    /// What was given back so far.
+    pub fn figures(&self) -> BalloonFigures {
+        lock(&self.books).figures
+    }
+}
+
+fn pages(bytes: u64) -> u32 {
+    u32::try_from(bytes / PAGE_SIZE).unwrap_or(u32::MAX)
+}
+
+/// The device's side.
+struct Device {
+    books: Arc<Mutex<Books>>,
+    features: u64,
+    /// The buffer in which the driver sent figures: it gets it back when new ones are wanted.
+    statistics: Option<u16>,
+    /// The round of hinting that the driver says it is in.
+    round: Option<u32>,
+}
+
+impl Model for Device {
+    fn start(&mut self, features: u64) {
+        self.features = features;
+    }
+
+    fn request(&mut self, port: &Port, queue: usize, chain: &Chain) -> Result<Reply, Malformed> {
+        match queue {
+            INFLATE => {
+                let freed = port.ram().free(numbered_pages(port, chain)?)?;
+                lock(&self.books).figures.inflated += freed;
+            }
+            STATISTICS => return self.statistics(port, chain),
+            HINTING => self.hinted(port, chain)?,
+            REPORTING => {
+                let freed = self.unused(port, chain)?;
+                lock(&self.books).figures.reported += freed;
+            }
+            // Pages come back when they are touched.
+            DEFLATE | QUEUES.. => {}
+        }
+        Ok(Reply::Used(0))
+    }
+
+    fn finished(&mut self, _: &Port, queue: usize) -> Option<(u16, u32)> {
+        if queue != STATISTICS || self.statistics.is_none() {
+            return None;
+        }
+        let wanted = std::mem::take(&mut lock(&self.books).wanted);
+        let head = wanted.then(|| self.statistics.take())??;
+        Some((head, 0))
+    }
+
+    fn reset(&mut self, port: &Port) {
+        self.features = 0;
+        self.statistics = None;
+        self.round = None;
+        lock(&self.books).hinting = Hinting::Off;
+        // The next driver begins with nothing given back. What it is to give back stays.
+        port.change_config(|config| {
+            set_field(config, ACTUAL, 0);
+            set_field(config, COMMAND, STOP);
+            set_field(config, POISON, 0);
+        });
+    }
+}
+
+impl Device {
+    fn statistics(&mut self, port: &Port, chain: &Chain) -> Result<Reply, Malformed> {
+        if self.statistics.is_some() {
+            return Err(Malformed::Request("a second buffer of statistics"));
+        }
+        let len = chain.readable.bytes().min(statistics::MOST_BYTES);
+        let mut bytes = vec![0; len as usize];
+        port.ram().read(&chain.readable, 0, &mut bytes)?;
+        let mut books = lock(&self.books);
+        books.statistics = Some(Statistics::parse(&bytes));
+        books.received += 1;
+        self.statistics = Some(chain.head);
+        Ok(Reply::Keep)
+    }
+
+    /// What is in the driver's part of a hint is a command, what is in the device's part is pages.
+    fn hinted(&mut self, port: &Port, chain: &Chain) -> Result<(), Malformed> {
+        if !chain.readable.0.is_empty() {
+            let mut command = [0; 4];
+            if chain.readable.bytes() != command.len() as u64 {
+                return Err(Malformed::Request("a hinting command that is not 4 bytes"));
+            }
+            port.ram().read(&chain.readable, 0, &mut command)?;
+            self.command(port, u32::from_le_bytes(command));
+        }
+        // Only while the driver is in the round that is asked for: pages of others may be in use again.
+        let asked = port.config(|config| field(config, COMMAND));
+        if self.round == Some(asked) {
+            let freed = self.unused(port, chain)?;
+            lock(&self.books).figures.hinted += freed;
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, port: &Port, command: u32) {
+        let asked = port.config(|config| field(config, COMMAND));
+        if command >= FIRST_ROUND && command == asked {
+            self.round = Some(command);
+            lock(&self.books).hinting = Hinting::Running;
+            return;
+        }
+        let ended = self.round.take();
+        if command != STOP {
+            return;
+        }
+        // The driver may have its pages back, unless another round has been asked for.
+        port.change_config(|config| {
+            let asked = field(config, COMMAND);
+            if Some(asked) == ended || asked == STOP {
+                set_field(config, COMMAND, DONE);
+            }
+        });
+        let mut books = lock(&self.books);
+        if books.hinting == Hinting::Running && Some(books.last_round) == ended {
+            books.hinting = Hinting::Done;
+        }
+    }
+
+    /// Frees what a chain names by its buffers.
+    fn unused(&self, port: &Port, chain: &Chain) -> Result<u64, Malformed> {
+        let poison = port.config(|config| field(config, POISON));
+        if self.features & 1 << F_PAGE_POISON != 0 && poison != 0 {
+            // The guest will look for that pattern in pages that it has freed, and zeros are another one.
+            return Ok(0);
+        }
+        Ok(port.ram().free(chain.writable.0.iter().copied())?)
+    }
+}
+
+/// The pages whose numbers are in a request.
+fn numbered_pages(port: &Port, chain: &Chain) -> Result<Vec<Span>, Malformed> {
+    let len = chain.readable.bytes();
+    if !len.is_multiple_of(4) || len > MOST_NUMBERS {
+        return Err(Malformed::Request("too many page numbers, or half of one"));
+    }
+    let mut numbers = vec![0; len as usize];
+    port.ram().read(&chain.readable, 0, &mut numbers)?;
+    let page = |number: &[u8]| Span {
+        addr: u64::from(field(number, 0)) * PAGE_SIZE,
+        len: PAGE_SIZE,
+    };
+    Ok(numbers.chunks_exact(4).map(page).collect())
+}

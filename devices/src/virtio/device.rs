@@ -1,0 +1,427 @@
+//! A virtio device put together: registers for vCPUs, a thread that does the device's work, and what the two share.
+//!
+//! The thread works in *passes*: it takes notice of what the driver has set up, then looks through all queues. A vCPU that
+//! resets the device or stops a queue sleeps until a pass has begun and ended after its write, so that when the write is
+//! over, the device no longer touches the queue's memory.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::queue::{Chain, Malformed, VirtQueue};
+use super::ram::GuestRam;
+use super::registers::{Active, Effect, Profile, Registers};
+use crate::{Interrupt, MmioDevice};
+
+/// What becomes of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reply {
+    /// It is done, and so many bytes were written to it.
+    Used(u32),
+    /// The device keeps it for now; [`Model::finished`] gives it back.
+    Keep,
+}
+
+/// What a device does. Called by the device's thread only.
+pub trait Model: Send {
+    /// The driver is ready, with these features.
+    fn start(&mut self, _features: u64) {}
+
+    /// A request on a queue. What no driver may send is an error, after which the device does nothing before a reset; what
+    /// goes wrong with a proper request is the reply's business. Returns after bounded work.
+    fn request(&mut self, port: &Port, queue: usize, chain: &Chain) -> Result<Reply, Malformed>;
+
+    /// A request of this queue that was kept and is done now: its head and the bytes written.
+    fn finished(&mut self, _port: &Port, _queue: usize) -> Option<(u16, u32)> {
+        None
+    }
+
+    /// The driver has reset the device: what was kept is gone.
+    fn reset(&mut self, _port: &Port) {}
+}
+
+/// What a device is made of.
+pub struct Parts {
+    /// Its thread's name, of at most 15 bytes.
+    pub name: String,
+    /// What it is to its driver.
+    pub profile: Profile,
+    /// What it does.
+    pub model: Box<dyn Model>,
+    /// A queue whose doorbell rings for as long as the device needs: when the register write is over, the requests are
+    /// done. Costs every doorbell of this device an exit to user space.
+    pub immediate: Option<u32>,
+}
+
+/// A virtio device could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("starting the virtio device {name}: {error}; raise the limits on open files and processes")]
+pub struct DeviceError {
+    /// Its name.
+    pub name: String,
+    /// The system's answer.
+    pub error: io::Error,
+}
+
+/// A virtio device behind the registers of virtio-mmio.
+pub struct VirtioDevice {
+    port: Port,
+    immediate: Option<u32>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl VirtioDevice {
+    /// Starts the device's thread.
+    pub fn new(
+        parts: Parts,
+        ram: GuestRam,
+        irq: Box<dyn Interrupt>,
+    ) -> Result<VirtioDevice, DeviceError> {
+        let Parts {
+            name,
+            profile,
+            model,
+            immediate,
+        } = parts;
+        let failed = |error| DeviceError {
+            name: name.clone(),
+            error,
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                registers: Registers::new(profile),
+                wanted: 0,
+                done: 0,
+                problem: None,
+            }),
+            passed: Condvar::new(),
+            doorbell: EventFd::new(0).map_err(failed)?,
+            attention: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            irq,
+        });
+        let port = Port {
+            shared,
+            ram: Arc::new(ram),
+        };
+        let worker = Worker {
+            port: port.clone(),
+            model,
+            immediate,
+            queues: Vec::new(),
+            features: None,
+            resets: 0,
+        };
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || worker.run())
+            .map_err(failed)?;
+        Ok(VirtioDevice {
+            port,
+            immediate,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// What the device and others who have to do with it share.
+    pub fn port(&self) -> &Port {
+        &self.port
+    }
+
+    /// What the driver did wrong, if the device needs a reset for it.
+    pub fn problem(&self) -> Option<String> {
+        self.port.shared.lock().problem.clone()
+    }
+}
+
+impl MmioDevice for VirtioDevice {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        self.port.shared.lock().registers.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let shared = &*self.port.shared;
+        let mut state = shared.lock();
+        let resets = state.registers.resets();
+        match state.registers.write(offset, data) {
+            Effect::None => {}
+            Effect::Notify(queue) if self.immediate == Some(queue) => shared.wait_for_pass(state),
+            Effect::Notify(_) => shared.ring(),
+            Effect::Start => {
+                shared.attention.store(true, Ordering::Release);
+                shared.ring();
+            }
+            Effect::LetGo => {
+                if state.registers.resets() != resets {
+                    state.problem = None;
+                }
+                shared.attention.store(true, Ordering::Release);
+                shared.wait_for_pass(state);
+            }
+        }
+    }
+
+    fn doorbell(&self) -> Option<(u64, &EventFd)> {
+        let ring = (
+            u64::from(VIRTIO_MMIO_QUEUE_NOTIFY),
+            &self.port.shared.doorbell,
+        );
+        self.immediate.is_none().then_some(ring)
+    }
+
+    fn stop(&self) {
+        let shared = &*self.port.shared;
+        // Taken first and held: a second caller returns when the thread has ended, too.
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            // With the lock held, so that nobody goes to sleep after having seen that it is not set.
+            let _state = shared.lock();
+            shared.stop.store(true, Ordering::Release);
+            shared.attention.store(true, Ordering::Release);
+            shared.passed.notify_all();
+        }
+        shared.ring();
+        if let Some(thread) = thread.take() {
+            // If it panicked, it has said so; there is nothing left to stop.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for VirtioDevice {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// A pass has ended, or the device is to stop.
+    passed: Condvar,
+    doorbell: EventFd,
+    /// The thread is to leave the queues as they are and begin a new pass.
+    attention: AtomicBool,
+    stop: AtomicBool,
+    irq: Box<dyn Interrupt>,
+}
+
+/// Under the lock, which is never held while the device works.
+struct State {
+    registers: Registers,
+    /// The pass that somebody waits for.
+    wanted: u64,
+    /// The last one that is over.
+    done: u64,
+    problem: Option<String>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between any two of its changes.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn ring(&self) {
+        // Cannot fail: the count does not overflow within the age of the universe.
+        let _ = self.doorbell.write(1);
+    }
+
+    /// Sleeps until a pass that begins from now on is over, or the device stops.
+    fn wait_for_pass(&self, mut state: MutexGuard<'_, State>) {
+        state.wanted += 1;
+        let wanted = state.wanted;
+        self.ring();
+        let waiting = |state: &mut State| state.done < wanted && !self.stopping();
+        drop(self.passed.wait_while(state, waiting));
+    }
+}
+
+/// What a device's model has to do with the rest of the machine.
+#[derive(Clone)]
+pub struct Port {
+    shared: Arc<Shared>,
+    ram: Arc<GuestRam>,
+}
+
+impl Port {
+    /// The guest's memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// Looks at the configuration space.
+    pub fn config<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
+        look(self.shared.lock().registers.config())
+    }
+
+    /// Changes the configuration space, and tells the driver if there is one.
+    pub fn change_config(&self, change: impl FnOnce(&mut [u8])) {
+        let tell = self.shared.lock().registers.change_config(change);
+        if tell {
+            self.shared.irq.trigger();
+        }
+    }
+
+    /// Has the device's thread look for [`Model::finished`].
+    pub fn wake(&self) {
+        self.shared.ring();
+    }
+
+    /// Whether the device is to drop what it is doing: it is being reset or stopped.
+    pub fn interrupted(&self) -> bool {
+        self.shared.attention.load(Ordering::Acquire)
+    }
+
+    /// Tells the driver that a request is done. Not if the driver has reset the device since.
+    fn used(&self, resets: u64) {
+        let mut state = self.shared.lock();
+        if state.registers.resets() == resets {
+            state.registers.used();
+            drop(state);
+            // Also if the driver has not acknowledged the last one: the line has edges only.
+            self.shared.irq.trigger();
+        }
+    }
+
+    /// The driver has to reset the device.
+    fn fail(&self, resets: u64, problem: &Malformed) {
+        let mut state = self.shared.lock();
+        if state.registers.resets() == resets {
+            state.problem = Some(problem.to_string());
+            if state.registers.needs_reset() {
+                drop(state);
+                self.shared.irq.trigger();
+            }
+        }
+    }
+}
+
+/// The device's thread.
+struct Worker {
+    port: Port,
+    model: Box<dyn Model>,
+    immediate: Option<u32>,
+    /// As the driver numbers them; empty while the device does not work.
+    queues: Vec<Option<VirtQueue>>,
+    /// The features that the model was started with.
+    features: Option<u64>,
+    /// The number of resets that the queues are from.
+    resets: u64,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let shared = self.port.shared.clone();
+        while !shared.stopping() {
+            let (pass, resets, active) = {
+                let state = shared.lock();
+                // Whatever changes from here on sets it again.
+                shared.attention.store(shared.stopping(), Ordering::Release);
+                let registers = &state.registers;
+                (state.wanted, registers.resets(), registers.active())
+            };
+            let more = self.apply(resets, active).and_then(|()| self.look());
+            let more = more.unwrap_or_else(|problem| {
+                // Lets go of the rings: until the reset, nothing of the guest's memory is kept in place.
+                self.queues.clear();
+                self.port.fail(self.resets, &problem);
+                false
+            });
+            {
+                let mut state = shared.lock();
+                state.done = pass;
+                shared.passed.notify_all();
+            }
+            if !more && !self.port.interrupted() {
+                // Reading blocks while the count is 0, and resets it. An interrupted read is a false alarm.
+                let _ = shared.doorbell.read();
+            }
+        }
+    }
+
+    /// Takes notice of what the driver has set up.
+    fn apply(&mut self, resets: u64, active: Option<Active>) -> Result<(), Malformed> {
+        if resets != self.resets {
+            self.queues.clear();
+            self.features = None;
+            self.model.reset(&self.port);
+            self.resets = resets;
+        }
+        let Some(active) = active else {
+            self.queues.clear();
+            return Ok(());
+        };
+        if self.features.is_none() {
+            self.model.start(active.features);
+            self.features = Some(active.features);
+        }
+        self.queues.resize_with(active.queues.len(), || None);
+        for (index, (queue, state)) in (0..).zip(self.queues.iter_mut().zip(active.queues)) {
+            match state {
+                None => *queue = None,
+                Some(state) if queue.is_none() => {
+                    *queue = Some(VirtQueue::new(&self.port.ram, index, state)?);
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Works on all queues, on at most as many requests of each as it has slots. True if there may be more to do at once.
+    fn look(&mut self) -> Result<bool, Malformed> {
+        let mut more = false;
+        for index in 0..self.queues.len() {
+            while let Some((head, written)) = self.model.finished(&self.port, index) {
+                self.complete(index, head, written)?;
+            }
+            more |= self.look_at(index)?;
+        }
+        Ok(more)
+    }
+
+    fn look_at(&mut self, index: usize) -> Result<bool, Malformed> {
+        let immediate = self.immediate == Some(index as u32);
+        let Some(queue) = &mut self.queues[index] else {
+            return Ok(false);
+        };
+        let size = queue.size();
+        if !immediate {
+            queue.expect_no_doorbell()?;
+        }
+        for _ in 0..size {
+            if self.port.interrupted() {
+                return Ok(true);
+            }
+            let Some(queue) = &mut self.queues[index] else {
+                return Ok(false);
+            };
+            let Some(chain) = queue.pop()? else {
+                return queue.expect_doorbell();
+            };
+            match self.model.request(&self.port, index, &chain)? {
+                Reply::Used(written) => self.complete(index, chain.head, written)?,
+                Reply::Keep => {}
+            }
+        }
+        Ok(true)
+    }
+
+    fn complete(&mut self, index: usize, head: u16, written: u32) -> Result<(), Malformed> {
+        if let Some(queue) = &mut self.queues[index]
+            && queue.complete(head, written)?
+        {
+            self.port.used(self.resets);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,352 @@
+//! The file behind a disk: opened, locked, read and written at guest memory directly.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::ram::PinnedRam;
+use super::span::Spans;
+
+/// Bytes of a sector: the unit of everything that a driver asks for.
+pub const SECTOR: u64 = 512;
+/// Zeros that are written at once where the file system cannot make them.
+const ZEROS: usize = 64 << 10;
+
+/// Why a file cannot be a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The system refused.
+    #[error("opening disk {} {}: {error}{}", path.display(), if *read_only { "for reading" } else { "for writing" }, hint(error, *read_only))]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        read_only: bool,
+        /// The system's answer.
+        error: io::Error,
+    },
+    /// A folder.
+    #[error("opening disk {}: it is a folder; give an image file", .0.display())]
+    Folder(PathBuf),
+    /// A pipe, a device, …
+    #[error("opening disk {}: it is not a regular file; only image files can be disks", .0.display())]
+    NotRegular(PathBuf),
+    /// Nothing in it.
+    #[error("opening disk {}: it is empty; make it as large as the disk is to be, for example with `truncate -s 1G`", .0.display())]
+    Empty(PathBuf),
+    /// Not whole sectors.
+    #[error("opening disk {}: it has {bytes} bytes, but a raw image has a multiple of 512; is it another format, or was it cut off?", path.display())]
+    Odd {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Somebody else has it.
+    #[error("opening disk {} {}: {}; end the other one, give each its own copy, or open it read-only in both (`,ro`)", path.display(), if *read_only { "for reading" } else { "for writing" }, if *read_only { "somebody else has it open as a disk for writing" } else { "somebody else has it open as a disk" })]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// How it was to be opened.
+        read_only: bool,
+    },
+    /// It cannot be known whether somebody else has it.
+    #[error("locking disk {}: {error}; use a file system with file locks", path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        error: io::Error,
+    },
+}
+
+fn hint(error: &io::Error, read_only: bool) -> &'static str {
+    let refused = matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    );
+    match refused && !read_only {
+        true => "; to open it read-only, append `,ro`",
+        false => "",
+    }
+}
+
+/// A raw image. While it is open, nobody else can open it as a disk, unless all only read.
+#[derive(Debug)]
+pub struct Disk {
+    file: File,
+    bytes: u64,
+    read_only: bool,
+}
+
+impl Disk {
+    /// Opens and locks an image.
+    pub fn open(path: &Path, read_only: bool) -> Result<Disk, DiskError> {
+        let open_error = |error| DiskError::Open {
+            path: path.to_owned(),
+            read_only,
+            error,
+        };
+        if path.metadata().map_err(open_error)?.is_dir() {
+            return Err(DiskError::Folder(path.to_owned()));
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            // Opening a pipe would wait for a writer. Regular files do not care.
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(open_error)?;
+        let metadata = file.metadata().map_err(open_error)?;
+        if !metadata.is_file() {
+            return Err(DiskError::NotRegular(path.to_owned()));
+        }
+        lock(&file, read_only).map_err(|error| match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse {
+                path: path.to_owned(),
+                read_only,
+            },
+            _ => DiskError::Lock {
+                path: path.to_owned(),
+                error,
+            },
+        })?;
+        // Once nobody changes it any more.
+        let bytes = file.metadata().map_err(open_error)?.len();
+        if bytes == 0 {
+            return Err(DiskError::Empty(path.to_owned()));
+        }
+        if !bytes.is_multiple_of(SECTOR) {
+            return Err(DiskError::Odd {
+                path: path.to_owned(),
+                bytes,
+            });
+        }
+        Ok(Disk {
+            file,
+            bytes,
+            read_only,
+        })
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether it must not be written.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Reads `spans` of pinned guest memory from `offset` on.
+    pub fn read(&self, ram: &PinnedRam, spans: &Spans, offset: u64) -> io::Result<()> {
+        self.transfer(ram, spans, offset, libc::preadv)
+    }
+
+    /// Writes `spans` of pinned guest memory from `offset` on.
+    pub fn write(&self, ram: &PinnedRam, spans: &Spans, offset: u64) -> io::Result<()> {
+        self.transfer(ram, spans, offset, libc::pwritev)
+    }
+
+    fn transfer(
+        &self,
+        ram: &PinnedRam,
+        spans: &Spans,
+        mut offset: u64,
+        call: unsafe extern "C" fn(i32, *const libc::iovec, i32, i64) -> isize,
+    ) -> io::Result<()> {
+        let slices = spans.0.iter().flat_map(|span| ram.slices(*span));
+        let mut parts: Vec<libc::iovec> = slices
+            .map(|slice| libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            })
+            .collect();
+        let mut left = &mut parts[..];
+        while !left.is_empty() {
+            // SAFETY: each part is guest memory that `ram` keeps in place, of the length that its slice has; the kernel
+            // is one more of those who access it at any time. The descriptor is ours.
+            let done = unsafe {
+                call(
+                    self.file.as_raw_fd(),
+                    left.as_ptr(),
+                    left.len() as i32,
+                    offset as i64,
+                )
+            };
+            if done < 0 {
+                let error = io::Error::last_os_error();
+                match error.kind() {
+                    io::ErrorKind::Interrupted => continue,
+                    _ => return Err(error),
+                }
+            }
+            if done == 0 {
+                // Somebody has cut the file off.
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            offset += done as u64;
+            left = advance(left, done as usize);
+        }
+        Ok(())
+    }
+
+    /// What was written stays, whatever happens to the host.
+    pub fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// The contents of these bytes are no longer needed. Where the file system cannot make use of that, they stay.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let punched = self.allocate(
+            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            offset,
+            len,
+        );
+        punched.or_else(|error| match unsupported(&error) {
+            true => Ok(()),
+            false => Err(error),
+        })
+    }
+
+    /// Makes these bytes zeros; `unmap` if their place need not be kept.
+    pub fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let mode = match unmap {
+            true => libc::FALLOC_FL_PUNCH_HOLE,
+            false => libc::FALLOC_FL_ZERO_RANGE,
+        };
+        match self.allocate(mode | libc::FALLOC_FL_KEEP_SIZE, offset, len) {
+            Err(error) if unsupported(&error) => {}
+            result => return result,
+        }
+        let zeros = [0; ZEROS];
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(ZEROS as u64);
+            self.file
+                .write_all_at(&zeros[..part as usize], offset + done)?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+        loop {
+            // SAFETY: the descriptor is ours; no memory is involved.
+            let result =
+                unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset as i64, len as i64) };
+            if result == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+}
+
+fn unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
+}
+
+/// A lock of the open file, so that it ends with it, binds this process, too, and does not end with another descriptor of
+/// the same file.
+fn lock(file: &File, read_only: bool) -> io::Result<()> {
+    let kind = match read_only {
+        true => libc::F_RDLCK,
+        false => libc::F_WRLCK,
+    };
+    let whole = libc::flock {
+        l_type: kind as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the kernel reads the structure, which is valid; the descriptor is open.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &whole) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What is left of the parts behind the first `done` bytes.
+fn advance(mut parts: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec] {
+    while let Some(first) = parts.first_mut() {
+        if done < first.iov_len {
+            first.iov_base = first.iov_base.wrapping_byte_add(done);
+            first.iov_len -= done;
+            break;
+        }
+        done -= first.iov_len;
+        parts = &mut parts[1..];
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(bytes: usize) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, vec![1; bytes]).unwrap();
+        file
+    }
+
+    fn refusal(path: &Path, read_only: bool) -> String {
+        Disk::open(path, read_only).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        assert!(refusal(&missing, false).contains("No such file"));
+        assert!(refusal(folder.path(), false).contains("it is a folder"));
+        assert!(refusal(Path::new("/dev/zero"), true).contains("not a regular file"));
+        assert!(refusal(image(0).path(), false).contains("it is empty"));
+        assert!(refusal(image(1000).path(), true).contains("1000 bytes"));
+        let pipe = folder.path().join("pipe");
+        let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+        // SAFETY: a valid string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        assert!(refusal(&pipe, true).contains("not a regular file"));
+    }
+
+    #[test]
+    fn an_image_has_one_writer_or_readers() {
+        let file = image(1024);
+        let writer = Disk::open(file.path(), false).unwrap();
+        assert_eq!((writer.bytes(), writer.read_only()), (1024, false));
+        for read_only in [false, true] {
+            assert!(refusal(file.path(), read_only).contains("somebody else has it open"));
+        }
+        drop(writer);
+        let readers = [true; 2].map(|_| Disk::open(file.path(), true).unwrap());
+        assert!(refusal(file.path(), false).contains("for writing"));
+        drop(readers);
+        Disk::open(file.path(), false).unwrap();
+    }
+
+    #[test]
+    fn zeros_and_holes() {
+        let file = image(4 << 20);
+        let disk = Disk::open(file.path(), false).unwrap();
+        disk.zero(512, 512, false).unwrap();
+        disk.zero(4096, 1 << 20, true).unwrap();
+        disk.discard(2 << 20, 1 << 20).unwrap();
+        disk.flush().unwrap();
+        let bytes = std::fs::read(&file).unwrap();
+        assert_eq!(bytes.len(), 4 << 20);
+        let zeros = |range: std::ops::Range<usize>| bytes[range].iter().all(|byte| *byte == 0);
+        let ones = |range: std::ops::Range<usize>| bytes[range].iter().all(|byte| *byte == 1);
+        assert!(ones(0..512) && zeros(512..1024) && ones(1024..4096));
+        assert!(zeros(4096..4096 + (1 << 20)) && ones(4096 + (1 << 20)..2 << 20));
+        assert!(ones(3 << 20..4 << 20));
+    }
+}

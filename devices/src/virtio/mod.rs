@@ -1,0 +1,33 @@
+//! Virtio devices behind virtio-mmio registers: balloon, block and entropy. `docs/devices.md` says what each offers.
+//!
+//! | module | what |
+//! |---|---|
+//! | `registers` | the transport's registers, a pure state machine |
+//! | `device` | a device put together: what vCPUs see, and its thread |
+//! | `queue` | the device's end of a virtqueue |
+//! | `span`, `ram` | guest-physical memory, pinned while it is in use |
+//! | `balloon`, `statistics` | memory that the guest gives back |
+//! | `block`, `disk` | a disk, and the file behind it |
+//! | `rng` | random bytes |
+
+mod balloon;
+mod block;
+mod device;
+mod disk;
+mod queue;
+mod ram;
+mod registers;
+mod rng;
+mod span;
+mod statistics;
+
+pub use balloon::{Balloon, BalloonError, BalloonFigures, Hinting};
+pub use block::block;
+pub use device::{DeviceError, Model, Parts, Port, Reply, VirtioDevice};
+pub use disk::{Disk, DiskError};
+pub use queue::{Chain, Malformed};
+pub use ram::{GuestRam, RamError};
+pub use registers::Profile;
+pub use rng::parts as rng;
+pub use span::{Span, Spans};
+pub use statistics::Statistics;

@@ -1,0 +1,320 @@
+//! Guest memory as virtio devices reach it: by guest-physical address, and pinned while it is in use.
+//!
+//! A device's thread never touches a managed page that is not pinned. A page in a device's memory migrates back when it
+//! is pinned, as by any CPU access; and a page that cannot be supplied is an error of the request, not a thread that sleeps
+//! in a fault for ever.
+
+use std::sync::Arc;
+
+use hmm_backend::{Backend, PAGE_SIZE, Page, PageRange, Pinned};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
+};
+
+use super::span::{Span, Spans, merged};
+
+/// Why guest memory could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// There is no such memory.
+    #[error("{len} bytes at guest-physical {addr:#x} are not all memory")]
+    OutOfRange {
+        /// Where they begin.
+        addr: u64,
+        /// How many.
+        len: u64,
+    },
+    /// The contents cannot be supplied.
+    #[error("guest-physical {addr:#x} cannot be reached: {error}")]
+    Unavailable {
+        /// The first page that was wanted.
+        addr: u64,
+        /// Why not.
+        error: hmm_backend::Error,
+    },
+    /// The device would have to write there.
+    #[error("guest-physical {addr:#x} is read-only")]
+    ReadOnly {
+        /// The page.
+        addr: u64,
+    },
+}
+
+/// What the device is about to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Use {
+    /// Only read.
+    Read,
+    /// Write.
+    Write,
+}
+
+/// The guest's memory: managed memory, and memory that never migrates.
+pub struct GuestRam {
+    backend: Arc<Backend>,
+    fixed: GuestMemoryMmap,
+    /// Sorted; no overlaps.
+    regions: Vec<Region>,
+}
+
+#[derive(Clone, Copy)]
+struct Region {
+    span: Span,
+    /// The first page, if it is managed memory.
+    managed: Option<Page>,
+}
+
+impl Region {
+    fn pages(&self, part: Span) -> Option<PageRange> {
+        let page = |bytes: u64| (bytes / PAGE_SIZE) as u32;
+        let first = self.managed?.plus(page(part.addr - self.span.addr));
+        Some(PageRange::with_len(first, page(part.len)))
+    }
+}
+
+impl GuestRam {
+    /// Managed memory only, all of it from guest-physical address `base` on.
+    pub fn managed(backend: &Arc<Backend>, base: u64) -> GuestRam {
+        let all = PageRange::new(Page(0), Page(backend.pages()));
+        GuestRam::new(backend, [(base, all)], GuestMemoryMmap::default())
+    }
+
+    /// Pages of managed memory, each range from its page-aligned guest-physical address on, and other memory. They must not
+    /// overlap.
+    pub fn new(
+        backend: &Arc<Backend>,
+        managed: impl IntoIterator<Item = (u64, PageRange)>,
+        fixed: GuestMemoryMmap,
+    ) -> GuestRam {
+        let managed = managed.into_iter().map(|(addr, pages)| Region {
+            span: Span {
+                addr,
+                len: u64::from(pages.len()) * PAGE_SIZE,
+            },
+            managed: Some(pages.start),
+        });
+        let others = fixed.iter().map(|region| Region {
+            span: Span {
+                addr: region.start_addr().0,
+                len: region.len(),
+            },
+            managed: None,
+        });
+        let mut regions: Vec<Region> = managed.chain(others).collect();
+        regions.sort_unstable_by_key(|region| region.span);
+        GuestRam {
+            backend: backend.clone(),
+            fixed,
+            regions,
+        }
+    }
+
+    /// Number of bytes.
+    pub fn bytes(&self) -> u64 {
+        self.regions.iter().map(|region| region.span.len).sum()
+    }
+
+    /// Whether all of it is memory. No bytes are memory anywhere.
+    pub fn contains(&self, span: Span) -> bool {
+        self.parts(span).is_ok()
+    }
+
+    /// The span cut at the regions' borders.
+    fn parts(&self, span: Span) -> Result<Vec<(Region, Span)>, RamError> {
+        let outside = || RamError::OutOfRange {
+            addr: span.addr,
+            len: span.len,
+        };
+        let end = span.end().ok_or_else(outside)?;
+        let mut parts = Vec::new();
+        let mut at = span.addr;
+        while at < end {
+            let behind = self.regions.partition_point(|it| it.span.addr <= at);
+            let region = behind.checked_sub(1).map(|index| self.regions[index]);
+            let region = region.ok_or_else(outside)?;
+            let stop = (region.span.addr + region.span.len).min(end);
+            if stop <= at {
+                return Err(outside());
+            }
+            let part = Span {
+                addr: at,
+                len: stop - at,
+            };
+            parts.push((region, part));
+            at = stop;
+        }
+        Ok(parts)
+    }
+
+    /// Keeps the pages of these bytes in system memory, each page once. Sleeps as long as it takes to bring them there.
+    pub fn pin(
+        self: &Arc<Self>,
+        spans: impl IntoIterator<Item = Span>,
+        to: Use,
+    ) -> Result<PinnedRam, RamError> {
+        let whole = |span: Span| {
+            span.touched_pages().ok_or(RamError::OutOfRange {
+                addr: span.addr,
+                len: span.len,
+            })
+        };
+        let spans: Result<Vec<Span>, RamError> = spans.into_iter().map(whole).collect();
+        let mut pinned = PinnedRam {
+            pieces: Vec::new(),
+            _ram: self.clone(),
+        };
+        for span in merged(spans?) {
+            for (region, part) in self.parts(span)? {
+                pinned.pieces.push(self.pin_part(&region, part, to)?);
+            }
+        }
+        Ok(pinned)
+    }
+
+    fn pin_part(&self, region: &Region, part: Span, to: Use) -> Result<Piece, RamError> {
+        let unavailable = |error| RamError::Unavailable {
+            addr: part.addr,
+            error,
+        };
+        let Some(pages) = region.pages(part) else {
+            let host = self.fixed.get_host_address(GuestAddress(part.addr));
+            let host = host.map_err(|_| RamError::OutOfRange {
+                addr: part.addr,
+                len: part.len,
+            })?;
+            return Ok(Piece {
+                span: part,
+                host,
+                _pin: None,
+            });
+        };
+        let pin = self.backend.pin(pages).map_err(unavailable)?;
+        if to == Use::Write {
+            // The kernel, writing there for us, would take a fault that nobody can resolve.
+            for (index, page) in (0..).zip(pages.pages()) {
+                if self.backend.word(page).map_err(unavailable)?.read_only() {
+                    let addr = part.addr + index * PAGE_SIZE;
+                    return Err(RamError::ReadOnly { addr });
+                }
+            }
+        }
+        Ok(Piece {
+            span: part,
+            host: pin.host(),
+            _pin: Some(pin),
+        })
+    }
+
+    /// Copies bytes out of guest memory: `into.len()` of these from `at` on, of which there must be so many.
+    pub fn read(self: &Arc<Self>, spans: &Spans, at: u64, into: &mut [u8]) -> Result<(), RamError> {
+        let part = spans.part(at, into.len() as u64);
+        assert_eq!(
+            part.bytes(),
+            into.len() as u64,
+            "the caller has counted them"
+        );
+        let pinned = self.pin(part.0.iter().copied(), Use::Read)?;
+        let mut done = 0;
+        for slice in part.0.iter().flat_map(|span| pinned.slices(*span)) {
+            done += slice.copy_to(&mut into[done..]);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes into guest memory: over these from `at` on, of which there must be so many.
+    pub fn write(self: &Arc<Self>, spans: &Spans, at: u64, from: &[u8]) -> Result<(), RamError> {
+        let part = spans.part(at, from.len() as u64);
+        assert_eq!(
+            part.bytes(),
+            from.len() as u64,
+            "the caller has counted them"
+        );
+        let pinned = self.pin(part.0.iter().copied(), Use::Write)?;
+        let mut done = 0;
+        for slice in part.0.iter().flat_map(|span| pinned.slices(*span)) {
+            let end = done + slice.len();
+            slice.copy_from(&from[done..end]);
+            done = end;
+        }
+        Ok(())
+    }
+
+    /// The guest needs the contents of these pages no longer: whole pages only, neighbours together. What migrates goes
+    /// the way of every free; other memory goes back to the host. All of it reads as zeros from now on, except pages that are
+    /// pinned. Returns the number of managed pages that had contents.
+    pub fn free(&self, spans: impl IntoIterator<Item = Span>) -> Result<u64, RamError> {
+        let whole = spans.into_iter().filter_map(Span::whole_pages).collect();
+        let mut freed = 0;
+        for span in merged(whole) {
+            for (region, part) in self.parts(span)? {
+                freed +=
+                    match region.pages(part) {
+                        Some(pages) => self.backend.guest_freed(pages).map_err(|error| {
+                            RamError::Unavailable {
+                                addr: part.addr,
+                                error,
+                            }
+                        })?,
+                        None => self.discard(part),
+                    };
+            }
+        }
+        Ok(freed)
+    }
+
+    /// Gives the host back what never migrates.
+    fn discard(&self, part: Span) -> u64 {
+        if let Ok(host) = self.fixed.get_host_address(GuestAddress(part.addr)) {
+            // SAFETY: whole pages of one mapping that `self.fixed` keeps. They are guest memory, which no Rust reference
+            // points into and which may become zeros at any time. If the kernel refuses, they keep their contents: the
+            // guest does not rely on zeros there.
+            unsafe { libc::madvise(host.cast(), part.len as usize, libc::MADV_DONTNEED) };
+        }
+        0
+    }
+}
+
+/// Guest memory that stays where it is while this lives.
+pub struct PinnedRam {
+    /// Sorted; no overlaps.
+    pieces: Vec<Piece>,
+    // Keeps the mappings.
+    _ram: Arc<GuestRam>,
+}
+
+struct Piece {
+    span: Span,
+    host: *mut u8,
+    _pin: Option<Pinned>,
+}
+
+// SAFETY: what the pointers lead to is guest memory, which is mapped and stays in place as long as the pins and the
+// mappings' owner, which move along. It is accessed by all threads anyway, through volatile accesses only.
+unsafe impl Send for PinnedRam {}
+
+impl PinnedRam {
+    /// The bytes from `addr` on as this process reaches them, up to the end of the piece. None if `addr` is not pinned.
+    pub fn at(&self, addr: u64) -> Option<(*mut u8, u64)> {
+        let behind = self.pieces.partition_point(|it| it.span.addr <= addr);
+        let piece = &self.pieces[behind.checked_sub(1)?];
+        let offset = addr - piece.span.addr;
+        let left = piece.span.len.checked_sub(offset)?;
+        (left > 0).then(|| (piece.host.wrapping_add(offset as usize), left))
+    }
+
+    /// These bytes, which are pinned.
+    pub fn slices(&self, span: Span) -> impl Iterator<Item = VolatileSlice<'_>> {
+        let (mut addr, mut left) = (span.addr, span.len);
+        std::iter::from_fn(move || {
+            if left == 0 {
+                return None;
+            }
+            let (host, bytes) = self.at(addr).expect("only what is pinned is asked for");
+            let len = bytes.min(left);
+            (addr, left) = (addr + len, left - len);
+            // SAFETY: so many bytes of pinned guest memory, which stay in place as long as `self`, whose borrow the
+            // slice has. Everybody's accesses to it are volatile.
+            Some(unsafe { VolatileSlice::new(host, len as usize) })
+        })
+    }
+}

@@ -1,0 +1,538 @@
+//! The registers of virtio-mmio, version 2: a state machine without threads or memory.
+
+use std::ops::Range;
+
+use virtio_bindings::virtio_config::*;
+use virtio_bindings::virtio_mmio::*;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueState;
+
+/// "virt".
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+/// "HMMV": whose device it is.
+const VENDOR: u32 = u32::from_le_bytes(*b"HMMV");
+/// Where the configuration space begins.
+const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
+/// What a register that there is not reads as where all ones mean "none".
+const NONE: u32 = u32::MAX;
+
+const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
+const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;
+const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
+const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
+const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
+
+/// What a device is, to its driver.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// The device's type: `VIRTIO_ID_*`.
+    pub id: u32,
+    /// The features it offers. Version 1 is one of them.
+    pub features: u64,
+    /// Number of slots, at most, of each queue: powers of two.
+    pub queues: Vec<u16>,
+    /// The configuration space after a reset, little-endian.
+    pub config: Vec<u8>,
+    /// The fields of it that the driver may write.
+    pub writable: Vec<Range<usize>>,
+}
+
+/// What the device has to do about a register write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// Look at this queue.
+    Notify(u32),
+    /// Start to use the queues.
+    Start,
+    /// Let go of all queues, or of one, before the write is over.
+    LetGo,
+}
+
+/// What the driver has set up, if the device is to work.
+#[derive(Clone, Debug)]
+pub struct Active {
+    /// The features that the driver and the device agree on.
+    pub features: u64,
+    /// The queues that are ready.
+    pub queues: Vec<Option<QueueState>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct QueueRegisters {
+    size: u32,
+    ready: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+}
+
+/// The registers.
+pub struct Registers {
+    profile: Profile,
+    status: u32,
+    driver_features: u64,
+    device_features_half: u32,
+    driver_features_half: u32,
+    selected: u32,
+    queues: Vec<QueueRegisters>,
+    interrupts: u32,
+    config: Vec<u8>,
+    generation: u32,
+    resets: u64,
+}
+
+impl Registers {
+    /// After power-on.
+    pub fn new(profile: Profile) -> Registers {
+        let mut registers = Registers {
+            status: 0,
+            driver_features: 0,
+            device_features_half: 0,
+            driver_features_half: 0,
+            selected: 0,
+            queues: Vec::new(),
+            interrupts: 0,
+            config: profile.config.clone(),
+            generation: 0,
+            resets: 0,
+            profile,
+        };
+        registers.clear_queues();
+        registers
+    }
+
+    fn clear_queues(&mut self) {
+        let fresh = |max: &u16| QueueRegisters {
+            size: (*max).into(),
+            ..QueueRegisters::default()
+        };
+        self.queues = self.profile.queues.iter().map(fresh).collect();
+    }
+
+    /// A vCPU reads; `data` is zero. Registers are 4 bytes; the configuration space has fields of 1, 2, 4 and 8.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        if let Some(from) = offset.checked_sub(CONFIG) {
+            let fields = self.config.get(from as usize..).unwrap_or_default();
+            let len = fields.len().min(data.len());
+            data[..len].copy_from_slice(&fields[..len]);
+        } else if data.len() == 4 {
+            data.copy_from_slice(&self.read_register(offset as u32).to_le_bytes());
+        }
+    }
+
+    fn read_register(&self, offset: u32) -> u32 {
+        let queue = self.queues.get(self.selected as usize);
+        match offset {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => 2,
+            VIRTIO_MMIO_DEVICE_ID => self.profile.id,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => half(self.profile.features, self.device_features_half),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => {
+                let max = self.profile.queues.get(self.selected as usize);
+                max.map_or(0, |max| u32::from(*max))
+            }
+            VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(|queue| queue.ready).into(),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupts,
+            VIRTIO_MMIO_STATUS => self.status,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.generation,
+            VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => NONE,
+            _ => 0,
+        }
+    }
+
+    /// A vCPU writes.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+        if let Some(from) = offset.checked_sub(CONFIG) {
+            self.write_config(from as usize, data);
+            return Effect::None;
+        }
+        match data.try_into() {
+            Ok(bytes) => self.write_register(offset as u32, u32::from_le_bytes(bytes)),
+            Err(_) => Effect::None,
+        }
+    }
+
+    fn write_config(&mut self, from: usize, data: &[u8]) {
+        let inside = |field: &Range<usize>| {
+            from >= field.start && data.len() <= field.end.saturating_sub(from)
+        };
+        if self.status & DRIVER != 0 && self.profile.writable.iter().any(inside) {
+            self.config[from..from + data.len()].copy_from_slice(data);
+        }
+    }
+
+    fn write_register(&mut self, offset: u32, value: u32) -> Effect {
+        match offset {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_half = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_half = value,
+            VIRTIO_MMIO_DRIVER_FEATURES if self.negotiating() => {
+                set_half(&mut self.driver_features, self.driver_features_half, value);
+            }
+            VIRTIO_MMIO_QUEUE_SEL => self.selected = value,
+            VIRTIO_MMIO_QUEUE_NOTIFY => return Effect::Notify(value),
+            VIRTIO_MMIO_INTERRUPT_ACK => self.interrupts &= !value,
+            VIRTIO_MMIO_STATUS => return self.write_status(value),
+            VIRTIO_MMIO_QUEUE_READY => return self.write_ready(value),
+            _ => self.write_queue(offset, value),
+        }
+        Effect::None
+    }
+
+    fn negotiating(&self) -> bool {
+        self.status & (DRIVER | FEATURES_OK) == DRIVER
+    }
+
+    /// The selected queue, while its place may change: after the features, and not while it is in use.
+    fn queue(&mut self) -> Option<&mut QueueRegisters> {
+        let may_change = self.status & FEATURES_OK != 0;
+        let queue = self.queues.get_mut(self.selected as usize)?;
+        may_change.then_some(queue)
+    }
+
+    fn write_queue(&mut self, offset: u32, value: u32) {
+        let Some(queue) = self.queue().filter(|queue| !queue.ready) else {
+            return;
+        };
+        match offset {
+            VIRTIO_MMIO_QUEUE_NUM => queue.size = value,
+            VIRTIO_MMIO_QUEUE_DESC_LOW => set_half(&mut queue.descriptors, 0, value),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => set_half(&mut queue.descriptors, 1, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_half(&mut queue.available, 0, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_half(&mut queue.available, 1, value),
+            VIRTIO_MMIO_QUEUE_USED_LOW => set_half(&mut queue.used, 0, value),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => set_half(&mut queue.used, 1, value),
+            _ => {}
+        }
+    }
+
+    fn write_ready(&mut self, value: u32) -> Effect {
+        let working = self.status & DRIVER_OK != 0;
+        let Some(queue) = self.queue() else {
+            return Effect::None;
+        };
+        let was = std::mem::replace(&mut queue.ready, value == 1);
+        match (working, was, queue.ready) {
+            (true, true, false) => Effect::LetGo,
+            (true, false, true) => Effect::Start,
+            _ => Effect::None,
+        }
+    }
+
+    fn write_status(&mut self, value: u32) -> Effect {
+        if value == 0 {
+            self.reset();
+            return Effect::LetGo;
+        }
+        // A driver sets one bit after the other and clears none but by a reset. NEEDS_RESET is the device's.
+        let value = value & !NEEDS_RESET | self.status & NEEDS_RESET;
+        if value & self.status != self.status {
+            return Effect::None;
+        }
+        let mut new = value & !self.status;
+        if new & FEATURES_OK != 0 && !self.features_are_fine() {
+            // The driver reads the status again and sees that it is not set.
+            new &= !FEATURES_OK;
+        }
+        let status = self.status | new;
+        let needs = [
+            (DRIVER, ACKNOWLEDGE),
+            (FEATURES_OK, DRIVER),
+            (DRIVER_OK, FEATURES_OK),
+        ];
+        if needs
+            .iter()
+            .any(|(bit, before)| status & bit != 0 && status & before == 0)
+        {
+            return Effect::None;
+        }
+        self.status = status;
+        match new & DRIVER_OK != 0 {
+            true => Effect::Start,
+            false => Effect::None,
+        }
+    }
+
+    fn features_are_fine(&self) -> bool {
+        let version_1 = 1u64 << VIRTIO_F_VERSION_1;
+        self.driver_features & !self.profile.features == 0 && self.driver_features & version_1 != 0
+    }
+
+    fn reset(&mut self) {
+        self.status = 0;
+        self.driver_features = 0;
+        self.device_features_half = 0;
+        self.driver_features_half = 0;
+        self.selected = 0;
+        self.interrupts = 0;
+        self.resets += 1;
+        self.clear_queues();
+    }
+
+    /// How often the driver has reset the device.
+    pub fn resets(&self) -> u64 {
+        self.resets
+    }
+
+    /// What is set up; none while the driver is not ready or the device needs a reset.
+    pub fn active(&self) -> Option<Active> {
+        if self.status & (DRIVER_OK | NEEDS_RESET) != DRIVER_OK {
+            return None;
+        }
+        let queue = |(queue, max): (&QueueRegisters, &u16)| {
+            queue.ready.then(|| QueueState {
+                max_size: *max,
+                next_avail: 0,
+                next_used: 0,
+                event_idx_enabled: self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
+                // Too large a size stays too large.
+                size: queue.size.try_into().unwrap_or(u16::MAX),
+                ready: true,
+                desc_table: queue.descriptors,
+                avail_ring: queue.available,
+                used_ring: queue.used,
+            })
+        };
+        Some(Active {
+            features: self.driver_features,
+            queues: self
+                .queues
+                .iter()
+                .zip(&self.profile.queues)
+                .map(queue)
+                .collect(),
+        })
+    }
+
+    /// The device cannot go on before a reset. True if the driver is to be told by an interrupt.
+    pub fn needs_reset(&mut self) -> bool {
+        self.status |= NEEDS_RESET;
+        let tell = self.status & DRIVER_OK != 0;
+        if tell {
+            self.interrupts |= VIRTIO_MMIO_INT_CONFIG;
+        }
+        tell
+    }
+
+    /// A queue has requests that are done.
+    pub fn used(&mut self) {
+        self.interrupts |= VIRTIO_MMIO_INT_VRING;
+    }
+
+    /// The configuration space.
+    pub fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    /// Changes the configuration space. True if the driver is to be told by an interrupt.
+    pub fn change_config(&mut self, change: impl FnOnce(&mut [u8])) -> bool {
+        change(&mut self.config);
+        self.generation = self.generation.wrapping_add(1);
+        let tell = self.status & DRIVER_OK != 0;
+        if tell {
+            self.interrupts |= VIRTIO_MMIO_INT_CONFIG;
+        }
+        tell
+    }
+}
+
+fn half(value: u64, half: u32) -> u32 {
+    match half {
+        0 => value as u32,
+        1 => (value >> 32) as u32,
+        _ => 0,
+    }
+}
+
+fn set_half(value: &mut u64, half: u32, to: u32) {
+    match half {
+        0 => *value = *value & !0xffff_ffff | u64::from(to),
+        1 => *value = *value & 0xffff_ffff | u64::from(to) << 32,
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+
+    fn registers() -> Registers {
+        Registers::new(Profile {
+            id: 4,
+            features: VERSION_1 | 0b101,
+            queues: vec![8, 64],
+            config: vec![1, 2, 3, 4, 5, 6, 7, 8],
+            writable: Vec::from([4..8]),
+        })
+    }
+
+    fn read(registers: &Registers, offset: u32) -> u32 {
+        let mut data = [0; 4];
+        registers.read(offset.into(), &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(registers: &mut Registers, offset: u32, value: u32) -> Effect {
+        registers.write(offset.into(), &value.to_le_bytes())
+    }
+
+    fn negotiate(registers: &mut Registers, features: u64) {
+        write(registers, VIRTIO_MMIO_STATUS, ACKNOWLEDGE);
+        write(registers, VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER);
+        for half in 0..2 {
+            write(registers, VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
+            let value = (features >> (32 * half)) as u32;
+            write(registers, VIRTIO_MMIO_DRIVER_FEATURES, value);
+        }
+        let status = ACKNOWLEDGE | DRIVER | FEATURES_OK;
+        write(registers, VIRTIO_MMIO_STATUS, status);
+    }
+
+    const READY: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
+
+    #[test]
+    fn a_driver_comes_to_a_working_device() {
+        let mut it = registers();
+        assert_eq!(read(&it, 0), 0x7472_6976);
+        assert_eq!((read(&it, 4), read(&it, 8)), (2, 4));
+        write(&mut it, VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
+        assert_eq!(read(&it, VIRTIO_MMIO_DEVICE_FEATURES), 1);
+        write(&mut it, VIRTIO_MMIO_DEVICE_FEATURES_SEL, 2);
+        assert_eq!(read(&it, VIRTIO_MMIO_DEVICE_FEATURES), 0);
+
+        negotiate(&mut it, VERSION_1 | 1);
+        assert_eq!(read(&it, VIRTIO_MMIO_STATUS), READY & !DRIVER_OK);
+        write(&mut it, VIRTIO_MMIO_QUEUE_SEL, 1);
+        assert_eq!(read(&it, VIRTIO_MMIO_QUEUE_NUM_MAX), 64);
+        write(&mut it, VIRTIO_MMIO_QUEUE_NUM, 16);
+        write(&mut it, VIRTIO_MMIO_QUEUE_DESC_LOW, 0x1000);
+        write(&mut it, VIRTIO_MMIO_QUEUE_DESC_HIGH, 7);
+        assert_eq!(write(&mut it, VIRTIO_MMIO_QUEUE_READY, 1), Effect::None);
+        // A queue that is ready stays where it is.
+        write(&mut it, VIRTIO_MMIO_QUEUE_NUM, 32);
+        assert!(it.active().is_none());
+        assert_eq!(write(&mut it, VIRTIO_MMIO_STATUS, READY), Effect::Start);
+
+        let active = it.active().unwrap();
+        assert_eq!(active.features, VERSION_1 | 1);
+        assert!(active.queues[0].is_none());
+        let queue = active.queues[1].unwrap();
+        assert_eq!((queue.size, queue.desc_table), (16, 0x7_0000_1000));
+        assert!(!queue.event_idx_enabled);
+        assert_eq!(
+            write(&mut it, VIRTIO_MMIO_QUEUE_NOTIFY, 1),
+            Effect::Notify(1)
+        );
+        assert_eq!(write(&mut it, VIRTIO_MMIO_QUEUE_READY, 0), Effect::LetGo);
+
+        assert_eq!(write(&mut it, VIRTIO_MMIO_STATUS, 0), Effect::LetGo);
+        assert_eq!((read(&it, VIRTIO_MMIO_STATUS), it.resets()), (0, 1));
+        assert!(it.active().is_none());
+    }
+
+    #[test]
+    fn features_that_are_not_offered_are_refused() {
+        for features in [VERSION_1 | 0b10, 0b1, 0, VERSION_1 << 1] {
+            let mut it = registers();
+            negotiate(&mut it, features);
+            assert_eq!(read(&it, VIRTIO_MMIO_STATUS), ACKNOWLEDGE | DRIVER);
+            assert_eq!(write(&mut it, VIRTIO_MMIO_STATUS, READY), Effect::None);
+            assert_eq!(read(&it, VIRTIO_MMIO_STATUS), ACKNOWLEDGE | DRIVER);
+        }
+        let mut it = registers();
+        negotiate(&mut it, VERSION_1);
+        // Too late.
+        write(&mut it, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0);
+        write(&mut it, VIRTIO_MMIO_DRIVER_FEATURES, 1);
+        write(&mut it, VIRTIO_MMIO_STATUS, READY);
+        assert_eq!(it.active().unwrap().features, VERSION_1);
+    }
+
+    #[test]
+    fn the_status_goes_one_way() {
+        let mut it = registers();
+        for (value, status) in [
+            (DRIVER, 0),
+            (DRIVER_OK | ACKNOWLEDGE, 0),
+            (ACKNOWLEDGE, ACKNOWLEDGE),
+            (DRIVER, ACKNOWLEDGE),
+            (ACKNOWLEDGE | NEEDS_RESET, ACKNOWLEDGE),
+            (ACKNOWLEDGE | DRIVER | DRIVER_OK, ACKNOWLEDGE),
+            (ACKNOWLEDGE | DRIVER, ACKNOWLEDGE | DRIVER),
+            (0, 0),
+        ] {
+            write(&mut it, VIRTIO_MMIO_STATUS, value);
+            assert_eq!(read(&it, VIRTIO_MMIO_STATUS), status, "after {value:#x}");
+        }
+        // Queues are set up after the features.
+        assert_eq!(write(&mut it, VIRTIO_MMIO_QUEUE_READY, 1), Effect::None);
+        assert_eq!(read(&it, VIRTIO_MMIO_QUEUE_READY), 0);
+    }
+
+    #[test]
+    fn a_device_that_needs_a_reset_does_nothing_before() {
+        let mut it = registers();
+        assert!(!it.needs_reset());
+        write(&mut it, VIRTIO_MMIO_STATUS, 0);
+        negotiate(&mut it, VERSION_1);
+        write(&mut it, VIRTIO_MMIO_STATUS, READY);
+        assert!(it.needs_reset());
+        assert!(it.active().is_none());
+        assert_eq!(read(&it, VIRTIO_MMIO_INTERRUPT_STATUS), 2);
+        write(&mut it, VIRTIO_MMIO_INTERRUPT_ACK, 2);
+        assert_eq!(read(&it, VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+        // Not even by a driver that ignores it.
+        write(&mut it, VIRTIO_MMIO_STATUS, READY | VIRTIO_CONFIG_S_FAILED);
+        assert_eq!(
+            read(&it, VIRTIO_MMIO_STATUS),
+            READY | NEEDS_RESET | VIRTIO_CONFIG_S_FAILED
+        );
+        write(&mut it, VIRTIO_MMIO_STATUS, 0);
+        assert_eq!(read(&it, VIRTIO_MMIO_STATUS), 0);
+    }
+
+    #[test]
+    fn the_configuration_space_is_read_and_partly_written() {
+        let mut it = registers();
+        let mut data = [0; 8];
+        it.read(CONFIG, &mut data);
+        assert_eq!(data, [1, 2, 3, 4, 5, 6, 7, 8]);
+        let mut data = [0; 4];
+        it.read(CONFIG + 6, &mut data);
+        assert_eq!(data, [7, 8, 0, 0]);
+        let mut data = [0; 2];
+        it.read(CONFIG + 3000, &mut data);
+        assert_eq!(data, [0, 0]);
+
+        it.write(CONFIG + 4, &[9; 4]);
+        assert_eq!(it.config()[4], 5, "before there is a driver");
+        write(&mut it, VIRTIO_MMIO_STATUS, ACKNOWLEDGE);
+        write(&mut it, VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER);
+        it.write(CONFIG + 4, &[9; 4]);
+        it.write(CONFIG + 3, &[7; 2]);
+        it.write(CONFIG + 7, &[7; 2]);
+        it.write(CONFIG + 3000, &[7; 2]);
+        assert_eq!(it.config(), [1, 2, 3, 4, 9, 9, 9, 9]);
+
+        let before = read(&it, VIRTIO_MMIO_CONFIG_GENERATION);
+        assert!(!it.change_config(|config| config[0] = 77));
+        assert_ne!(read(&it, VIRTIO_MMIO_CONFIG_GENERATION), before);
+    }
+
+    #[test]
+    fn accesses_of_other_sizes_are_none() {
+        let mut it = registers();
+        let mut data = [0; 8];
+        it.read(0, &mut data);
+        assert_eq!(data, [0; 8]);
+        it.write(VIRTIO_MMIO_STATUS.into(), &[1]);
+        it.write(VIRTIO_MMIO_STATUS.into(), &[1; 8]);
+        it.write(VIRTIO_MMIO_STATUS as u64 + 2, &[1, 0, 0, 0]);
+        assert_eq!(read(&it, VIRTIO_MMIO_STATUS), 0);
+        assert_eq!(read(&it, VIRTIO_MMIO_SHM_LEN_LOW), u32::MAX);
+    }
+}
