@@ -39,6 +39,7 @@
 //! | a driver that checks the contract | [`ScriptedDriver`] |
 //! | machines with a real workload or a guest of a few instructions | [`Setup`], [`Machine`], [`Asm`] |
 //! | an accelerator without a guest | [`accelerator::Rig`] |
+//! | a virtio device without a guest | [`virtio::Rig`] |
 //! | hangs, leaks, random choices that repeat | [`Watchdog`], [`Resources`], [`Random`] |
 //!
 //! Types of [`hmm_backend`] that tests often need are exported here again. `docs/testing.md` has ten examples.
@@ -60,6 +61,7 @@ pub mod process;
 pub mod random;
 mod state;
 mod vcpu;
+pub mod virtio;
 mod vm;
 pub mod watchdog;
 

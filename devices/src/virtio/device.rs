@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::queue::{Chain, Malformed, VirtQueue};
 use super::ram::GuestRam;
 use super::registers::{Active, Effect, Profile, Registers};
-use crate::{Interrupt, MmioDevice};
+use crate::{Interrupt, MmioDevice, SlotKind};
 
 /// What becomes of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -139,6 +139,10 @@ impl VirtioDevice {
 }
 
 impl MmioDevice for VirtioDevice {
+    fn kind(&self) -> SlotKind {
+        SlotKind::Virtio
+    }
+
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         self.port.shared.lock().registers.read(offset, data);
@@ -381,10 +385,10 @@ impl Worker {
     fn look(&mut self) -> Result<bool, Malformed> {
         let mut more = false;
         for index in 0..self.queues.len() {
+            more |= self.look_at(index)?;
             while let Some((head, written)) = self.model.finished(&self.port, index) {
                 self.complete(index, head, written)?;
             }
-            more |= self.look_at(index)?;
         }
         Ok(more)
     }

@@ -366,7 +366,7 @@ mod tests {
             features: VERSION_1 | 0b101,
             queues: vec![8, 64],
             config: vec![1, 2, 3, 4, 5, 6, 7, 8],
-            writable: Vec::from([4..8]),
+            writable: vec![4..8, 8..8],
         })
     }
 

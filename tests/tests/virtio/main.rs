@@ -1,0 +1,7 @@
+//! The virtio devices, driven by a driver in this process, on real memory that migrates.
+
+mod balloon;
+mod block;
+mod entropy;
+mod malformed;
+mod transport;
