@@ -13,6 +13,7 @@ use crate::file;
 use crate::linux::cpuid::Template;
 use crate::memory_errors::OnMemoryError;
 use crate::size::Size;
+use crate::virtio::DiskConfig;
 use hmm_backend::{EngineChoice, Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;
@@ -44,6 +45,12 @@ pub struct Config {
     pub machine: MachineConfig,
     /// Accelerators.
     pub devices: DevicesConfig,
+    /// Virtio disks.
+    pub disk: Vec<DiskConfig>,
+    /// A virtio balloon, and how much of its memory the guest is to give back at first.
+    pub balloon: Option<Size>,
+    /// A virtio entropy device.
+    pub rng: bool,
     /// How pages migrate.
     pub engine: EngineConfig,
     /// What migrates when.
@@ -237,6 +244,9 @@ impl Default for Config {
             record: None,
             machine: MachineConfig::default(),
             devices: DevicesConfig::default(),
+            disk: Vec::new(),
+            balloon: None,
+            rng: false,
             engine: EngineConfig::default(),
             policy: PolicyConfig::default(),
             hint: Vec::new(),
@@ -360,6 +370,8 @@ mod tests {
             console = "console.log"
             json = "-"
             record = "run.hmmtrace"
+            balloon = "64M"
+            rng = true
             [machine]
             vcpus = 4
             memory = "1G"
@@ -375,6 +387,11 @@ mod tests {
             memory = 33554432
             [engine]
             shards = 3
+            [[disk]]
+            file = "root.img"
+            read_only = true
+            [[disk]]
+            file = "data.img"
             [workload]
             name = "bfs"
             params = { degree = 4, vertices = "64K" }
@@ -414,6 +431,11 @@ mod tests {
         assert_eq!(boot.cmdline.as_deref(), Some("console=ttyS0"));
         assert_eq!(boot.cpu, Template::Baseline);
         assert_eq!((config.engine.shards, config.service.threads), (3, Some(2)));
+        assert_eq!((config.balloon, config.rng), (Some(Size(64 << 20)), true));
+        assert_eq!(
+            config.disk,
+            ["root.img,ro", "data.img"].map(|disk| disk.parse().unwrap())
+        );
         assert_eq!(config.placement.vcpu_cpus, Some(vec![0, 1]));
         let hints: Vec<_> = config.hint.iter().map(|h| (h.pages(), h.hint)).collect();
         let pages = |start, end| PageRange::new(Page(start), Page(end));

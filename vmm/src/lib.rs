@@ -20,6 +20,7 @@
 //! | `guest_memory` | the VMM's own view of managed memory |
 //! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
 //! | `memory_errors`, `machine_check` | pages that cannot be supplied: telling the vCPU, telling the guest |
+//! | `virtio` | the virtio devices of a configuration |
 //! | `bus`, `slots`, `control`, `console`, `interrupts` | devices |
 //! | `console_choice`, `console_thread`, `terminal` | the console's output and input on the host |
 //! | `chaos` | what the host does to a guest that runs `torture` |
@@ -67,6 +68,7 @@ pub mod summary;
 pub mod terminal;
 pub mod vcpu;
 pub mod vcpu_threads;
+pub mod virtio;
 pub mod vm;
 
 pub use chaos::ChaosFigures;

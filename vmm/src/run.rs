@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, Page, PageRange};
+use hmmvisor_devices::virtio::DiskError;
 use hmmvisor_experiments::trace::{TraceError, TraceKind, TraceMeta};
 use hmmvisor_guest_images::{self as guest_images, CatalogError};
 use hmmvisor_policies::ScriptError;
@@ -28,6 +29,7 @@ use crate::progress::Progress;
 use crate::recording::{self, Recording};
 use crate::report::{Replay, Report};
 use crate::signals::Signals;
+use crate::virtio;
 use crate::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig, VmError};
 
 /// What is not a matter of configuration: the caller's process.
@@ -88,6 +90,9 @@ pub enum RunError {
     /// A policy script.
     #[error(transparent)]
     Script(#[from] ScriptError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Managed memory.
     #[error("making managed memory: {0}")]
     Backend(#[from] hmm_backend::Error),
@@ -106,6 +111,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let mut guest = Loadable::new(config)?;
     let (workload, cmdline) = (guest.workload(), guest.cmdline().to_owned());
     let placement = Placement::new(config, &host.cpus);
+    let virtio = virtio::devices(config)?;
 
     let torture = TortureOptions::of(config);
     let policy = torture.as_ref().and_then(|it| it.policy(config.seed));
@@ -134,7 +140,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
             service: placement.service,
             devices: placement.devices.into_iter().map(device).collect(),
             on_memory_error: config.machine.on_memory_error,
-            foreign: Vec::new(),
+            foreign: virtio.new,
         }),
         guest: guest.guest(config.seed),
         console: options.console,

@@ -130,7 +130,9 @@ fn what_a_device_holds_is_written() {
     both_engines("block", |engine| {
         let file = image();
         let mut rig = rig(engine, file.path(), false, ALL);
-        let bytes: Vec<u8> = (0..64 * 4096u32).map(|i| (i.wrapping_mul(i) >> 8) as u8).collect();
+        let bytes: Vec<u8> = (0..64 * 4096u32)
+            .map(|i| (i.wrapping_mul(i) >> 8) as u8)
+            .collect();
         rig.put(at(DATA), &bytes);
         rig.to_device(DATA..DATA + 64);
         assert!(rig.driver.live() > 0);

@@ -10,6 +10,7 @@ use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::console_choice::ConsoleChoice;
 use hmmvisor::linux::cpuid::Template;
 use hmmvisor::size::Size;
+use hmmvisor::virtio::DiskConfig;
 use hmmvisor_policies::PolicyChoice;
 
 use super::commands;
@@ -77,6 +78,16 @@ pub struct RunArgs {
     /// End the run when the guest has accessed no device for this many seconds; idle systems access none either [default: never]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     watchdog: Option<u64>,
+    /// A raw disk image for the guest (virtio-blk), with `,ro` read-only; may be given several times, and replaces the
+    /// configuration file's disks
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    disks: Vec<DiskConfig>,
+    /// Give the guest a memory balloon (virtio-balloon), and have it give back this much at first; 0 is possible
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    balloon: Option<Size>,
+    /// Give the guest a source of random numbers (virtio-rng)
+    #[arg(long)]
+    rng: bool,
     /// Write the figures as one JSON object; with `-` to standard output, and all else to standard
     /// error
     #[arg(long, value_name = "FILE|-")]
@@ -132,6 +143,11 @@ impl RunArgs {
         config.machine.watchdog = self.watchdog.or(config.machine.watchdog);
         set(&mut config.boot.cpu, self.cpu);
         set(&mut config.console, self.console);
+        if !self.disks.is_empty() {
+            config.disk = self.disks;
+        }
+        config.balloon = self.balloon.or(config.balloon);
+        config.rng |= self.rng;
         Ok(config)
     }
 }

@@ -46,6 +46,14 @@ impl Config {
         if let Some(seconds) = self.machine.watchdog {
             range("the watchdog's time in seconds", seconds, MAX_WATCHDOG)?;
         }
+        let virtio = self.disk.len() + usize::from(self.balloon.is_some()) + usize::from(self.rng);
+        if virtio > 0 {
+            range(
+                "the number of accelerators, disks and other virtio devices together",
+                u64::from(self.devices.count) + virtio as u64,
+                map::MAX_ACCELS,
+            )?;
+        }
         range("the number of shards", self.engine.shards as u64, 64)?;
         if let Some(threads) = self.service.threads {
             range("the number of service threads", threads as u64, 64)?;
@@ -161,7 +169,11 @@ impl Config {
                 "use less with --device-memory, or more with --memory",
             ),
         ];
-        for (what, given, limit_of, limit, remedy) in limits {
+        let balloon = self.balloon.map(|balloon| {
+            let remedy = "use less with --balloon";
+            ("the balloon", balloon, "guest memory", memory.0, remedy)
+        });
+        for (what, given, limit_of, limit, remedy) in limits.into_iter().chain(balloon) {
             if given.0 > limit {
                 return Err(ConfigError::TooLarge {
                     what,
@@ -319,6 +331,17 @@ mod tests {
         assert!(
             complaint(|config| config.devices.memory = Size(1 << 30))
                 .contains("more than guest memory (256 MiB)")
+        );
+        assert!(
+            complaint(|config| config.balloon = Some(Size(257 << 20)))
+                .contains("the balloon of 257 MiB is more than guest memory (256 MiB)")
+        );
+        let disks = |count: usize| vec!["a.img".parse().unwrap(); count];
+        assert!(
+            complaint(|config| {
+                (config.disk, config.rng) = (disks(15), true);
+            })
+            .contains("virtio devices together is 17, but must be from 1 to 16")
         );
         assert!(complaint(|config| config.service.cpus = Some(vec![2])).contains("only [0, 1]"));
         assert!(complaint(|config| config.service.cpus = Some(vec![])).contains("empty"));
