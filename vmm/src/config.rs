@@ -47,9 +47,10 @@ pub struct Config {
     pub devices: DevicesConfig,
     /// Virtio disks.
     pub disk: Vec<DiskConfig>,
-    /// A virtio balloon, and how much of its memory the guest is to give back at first.
+    /// A virtio balloon, and how much of its memory the guest is to give back at first. Without, an operating system has an
+    /// empty one and other guests have none.
     pub balloon: Option<Size>,
-    /// A virtio entropy device.
+    /// A virtio entropy device. An operating system has one in any case.
     pub rng: bool,
     /// How pages migrate.
     pub engine: EngineConfig,

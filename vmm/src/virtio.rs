@@ -9,6 +9,7 @@ use hmmvisor_devices::{NewDevice, Slot};
 use serde::Deserialize;
 
 use crate::config::Config;
+use crate::size::Size;
 
 /// `[[disk]]`
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -49,6 +50,23 @@ pub struct VirtioDevices {
     pub balloon: Arc<OnceLock<Balloon>>,
 }
 
+/// What the balloon is to get at first; none if there is no balloon. An operating system has one in any case, so that what
+/// it frees is given back.
+fn balloon(config: &Config) -> Option<Size> {
+    let always = config.boot.kernel.is_some().then_some(Size(0));
+    config.balloon.or(always)
+}
+
+/// Whether there is an entropy device. An operating system has one in any case: it waits for entropy when it boots.
+fn has_entropy(config: &Config) -> bool {
+    config.rng || config.boot.kernel.is_some()
+}
+
+/// How many virtio devices the machine has.
+pub fn count(config: &Config) -> usize {
+    config.disk.len() + usize::from(balloon(config).is_some()) + usize::from(has_entropy(config))
+}
+
 /// Opens what the configuration names.
 pub fn devices(config: &Config) -> Result<VirtioDevices, DiskError> {
     let mut new: Vec<NewDevice> = Vec::new();
@@ -56,9 +74,9 @@ pub fn devices(config: &Config) -> Result<VirtioDevices, DiskError> {
         let disk = Disk::open(&disk.file, disk.read_only)?;
         new.push(device(virtio::block(number, disk)));
     }
-    let balloon = Arc::new(OnceLock::new());
-    if let Some(target) = config.balloon {
-        let made = balloon.clone();
+    let made_balloon = Arc::new(OnceLock::new());
+    if let Some(target) = balloon(config) {
+        let made = made_balloon.clone();
         new.push(Box::new(move |slot: Slot<'_>| {
             let (ram, irq) = connect(slot);
             let balloon = Balloon::new(target.0, ram, irq)?;
@@ -68,10 +86,13 @@ pub fn devices(config: &Config) -> Result<VirtioDevices, DiskError> {
             Ok(device)
         }));
     }
-    if config.rng {
+    if has_entropy(config) {
         new.push(device(virtio::rng()));
     }
-    Ok(VirtioDevices { new, balloon })
+    Ok(VirtioDevices {
+        new,
+        balloon: made_balloon,
+    })
 }
 
 fn device(parts: Parts) -> NewDevice {

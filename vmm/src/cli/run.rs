@@ -82,10 +82,11 @@ pub struct RunArgs {
     /// configuration file's disks
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<DiskConfig>,
-    /// Give the guest a memory balloon (virtio-balloon), and have it give back this much at first; 0 is possible
+    /// Give the guest a memory balloon (virtio-balloon), and have it give back this much at first [default: 0 with --kernel,
+    /// otherwise no balloon]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     balloon: Option<Size>,
-    /// Give the guest a source of random numbers (virtio-rng)
+    /// Give the guest a source of random numbers (virtio-rng); with --kernel it has one anyway
     #[arg(long)]
     rng: bool,
     /// Write the figures as one JSON object; with `-` to standard output, and all else to standard

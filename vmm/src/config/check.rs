@@ -10,6 +10,7 @@ use super::{Config, ConfigError};
 use crate::host::Host;
 use crate::linux::cpuid::Template;
 use crate::size::Size;
+use crate::virtio;
 
 /// Managed memory comes in blocks of this size.
 const BLOCK: u64 = 2 << 20;
@@ -46,7 +47,7 @@ impl Config {
         if let Some(seconds) = self.machine.watchdog {
             range("the watchdog's time in seconds", seconds, MAX_WATCHDOG)?;
         }
-        let virtio = self.disk.len() + usize::from(self.balloon.is_some()) + usize::from(self.rng);
+        let virtio = virtio::count(self);
         if virtio > 0 {
             range(
                 "the number of accelerators, disks and other virtio devices together",
