@@ -5,3 +5,4 @@ mod cli;
 pub mod commands;
 pub mod configuration;
 pub mod residency;
+pub mod virtio;

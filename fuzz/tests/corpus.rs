@@ -42,6 +42,11 @@ fn commands() {
 }
 
 #[test]
+fn virtio() {
+    replay("virtio", hmmvisor_fuzz::virtio::run, 300);
+}
+
+#[test]
 fn configuration() {
     replay("configuration", hmmvisor_fuzz::configuration::run, 3000);
 }

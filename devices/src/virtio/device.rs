@@ -132,6 +132,12 @@ impl VirtioDevice {
         &self.port
     }
 
+    /// Sleeps until the device has looked at its queues once more, or has stopped.
+    pub fn settle(&self) {
+        let shared = &*self.port.shared;
+        shared.wait_for_pass(shared.lock());
+    }
+
     /// What the driver did wrong, if the device needs a reset for it.
     pub fn problem(&self) -> Option<String> {
         self.port.shared.lock().problem.clone()
