@@ -30,7 +30,8 @@ pub trait MmioDevice: Send + Sync {
     /// A vCPU reads `data.len()` bytes (1, 2, 4 or 8) at `offset`; `data` is zero. Called from all vCPU threads at once.
     fn read(&self, offset: u64, data: &mut [u8]);
 
-    /// A vCPU writes. It may sleep here for a few milliseconds, but takes no interrupts meanwhile.
+    /// A vCPU writes. It may sleep here for a few milliseconds, and in a reset until the device has finished what it has in
+    /// hand, but takes no interrupts meanwhile.
     fn write(&self, offset: u64, data: &[u8]);
 
     /// A register whose writes KVM turns into events on a descriptor, without a call of [`MmioDevice::write`] and without

@@ -12,9 +12,10 @@ use std::thread::JoinHandle;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::{Chain, Malformed, VirtQueue};
+use super::queue::{Chain, Malformed};
 use super::ram::GuestRam;
 use super::registers::{Active, Effect, Profile, Registers};
+use super::worker::Worker;
 use crate::{Interrupt, MmioDevice, SlotKind};
 
 /// What becomes of a request.
@@ -108,14 +109,7 @@ impl VirtioDevice {
             shared,
             ram: Arc::new(ram),
         };
-        let worker = Worker {
-            port: port.clone(),
-            model,
-            immediate,
-            queues: Vec::new(),
-            features: None,
-            resets: 0,
-        };
+        let worker = Worker::new(port.clone(), model, immediate);
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || worker.run())
@@ -255,6 +249,13 @@ impl Shared {
     }
 }
 
+/// A pass begins with what the driver has set up at that moment.
+pub struct Pass {
+    pub number: u64,
+    pub resets: u64,
+    pub active: Option<Active>,
+}
+
 /// What a device's model has to do with the rest of the machine.
 #[derive(Clone)]
 pub struct Port {
@@ -291,8 +292,34 @@ impl Port {
         self.shared.attention.load(Ordering::Acquire)
     }
 
+    /// What there is to do now; none if the device is to stop.
+    pub(super) fn begin_pass(&self) -> Option<Pass> {
+        let state = self.shared.lock();
+        if self.shared.stopping() {
+            return None;
+        }
+        // Whatever changes from here on sets it again.
+        self.shared.attention.store(false, Ordering::Release);
+        Some(Pass {
+            number: state.wanted,
+            resets: state.registers.resets(),
+            active: state.registers.active(),
+        })
+    }
+
+    /// Lets go those who wait for the pass. Then, unless there is `more` to do, sleeps until somebody rings.
+    pub(super) fn end_pass(&self, number: u64, more: bool) {
+        let shared = &self.shared;
+        shared.lock().done = number;
+        shared.passed.notify_all();
+        if !more && !self.interrupted() {
+            // Reading blocks while the count is 0, and resets it. An interrupted read is a false alarm.
+            let _ = shared.doorbell.read();
+        }
+    }
+
     /// Tells the driver that a request is done. Not if the driver has reset the device since.
-    fn used(&self, resets: u64) {
+    pub(super) fn used(&self, resets: u64) {
         let mut state = self.shared.lock();
         if state.registers.resets() == resets {
             state.registers.used();
@@ -303,7 +330,7 @@ impl Port {
     }
 
     /// The driver has to reset the device.
-    fn fail(&self, resets: u64, problem: &Malformed) {
+    pub(super) fn fail(&self, resets: u64, problem: &Malformed) {
         let mut state = self.shared.lock();
         if state.registers.resets() == resets {
             state.problem = Some(problem.to_string());
@@ -312,126 +339,5 @@ impl Port {
                 self.shared.irq.trigger();
             }
         }
-    }
-}
-
-/// The device's thread.
-struct Worker {
-    port: Port,
-    model: Box<dyn Model>,
-    immediate: Option<u32>,
-    /// As the driver numbers them; empty while the device does not work.
-    queues: Vec<Option<VirtQueue>>,
-    /// The features that the model was started with.
-    features: Option<u64>,
-    /// The number of resets that the queues are from.
-    resets: u64,
-}
-
-impl Worker {
-    fn run(mut self) {
-        let shared = self.port.shared.clone();
-        while !shared.stopping() {
-            let (pass, resets, active) = {
-                let state = shared.lock();
-                // Whatever changes from here on sets it again.
-                shared.attention.store(shared.stopping(), Ordering::Release);
-                let registers = &state.registers;
-                (state.wanted, registers.resets(), registers.active())
-            };
-            let more = self.apply(resets, active).and_then(|()| self.look());
-            let more = more.unwrap_or_else(|problem| {
-                // Lets go of the rings: until the reset, nothing of the guest's memory is kept in place.
-                self.queues.clear();
-                self.port.fail(self.resets, &problem);
-                false
-            });
-            {
-                let mut state = shared.lock();
-                state.done = pass;
-                shared.passed.notify_all();
-            }
-            if !more && !self.port.interrupted() {
-                // Reading blocks while the count is 0, and resets it. An interrupted read is a false alarm.
-                let _ = shared.doorbell.read();
-            }
-        }
-    }
-
-    /// Takes notice of what the driver has set up.
-    fn apply(&mut self, resets: u64, active: Option<Active>) -> Result<(), Malformed> {
-        if resets != self.resets {
-            self.queues.clear();
-            self.features = None;
-            self.model.reset(&self.port);
-            self.resets = resets;
-        }
-        let Some(active) = active else {
-            self.queues.clear();
-            return Ok(());
-        };
-        if self.features.is_none() {
-            self.model.start(active.features);
-            self.features = Some(active.features);
-        }
-        self.queues.resize_with(active.queues.len(), || None);
-        for (index, (queue, state)) in (0..).zip(self.queues.iter_mut().zip(active.queues)) {
-            match state {
-                None => *queue = None,
-                Some(state) if queue.is_none() => {
-                    *queue = Some(VirtQueue::new(&self.port.ram, index, state)?);
-                }
-                Some(_) => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Works on all queues, on at most as many requests of each as it has slots. True if there may be more to do at once.
-    fn look(&mut self) -> Result<bool, Malformed> {
-        let mut more = false;
-        for index in 0..self.queues.len() {
-            more |= self.look_at(index)?;
-            while let Some((head, written)) = self.model.finished(&self.port, index) {
-                self.complete(index, head, written)?;
-            }
-        }
-        Ok(more)
-    }
-
-    fn look_at(&mut self, index: usize) -> Result<bool, Malformed> {
-        let immediate = self.immediate == Some(index as u32);
-        let Some(queue) = &mut self.queues[index] else {
-            return Ok(false);
-        };
-        let size = queue.size();
-        if !immediate {
-            queue.expect_no_doorbell()?;
-        }
-        for _ in 0..size {
-            if self.port.interrupted() {
-                return Ok(true);
-            }
-            let Some(queue) = &mut self.queues[index] else {
-                return Ok(false);
-            };
-            let Some(chain) = queue.pop()? else {
-                return queue.expect_doorbell();
-            };
-            match self.model.request(&self.port, index, &chain)? {
-                Reply::Used(written) => self.complete(index, chain.head, written)?,
-                Reply::Keep => {}
-            }
-        }
-        Ok(true)
-    }
-
-    fn complete(&mut self, index: usize, head: u16, written: u32) -> Result<(), Malformed> {
-        if let Some(queue) = &mut self.queues[index]
-            && queue.complete(head, written)?
-        {
-            self.port.used(self.resets);
-        }
-        Ok(())
     }
 }

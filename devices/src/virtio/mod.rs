@@ -3,7 +3,8 @@
 //! | module | what |
 //! |---|---|
 //! | `registers` | the transport's registers, a pure state machine |
-//! | `device` | a device put together: what vCPUs see, and its thread |
+//! | `device` | a device put together, and what vCPUs see of it |
+//! | `worker` | its thread |
 //! | `queue` | the device's end of a virtqueue |
 //! | `span`, `ram` | guest-physical memory, pinned while it is in use |
 //! | `balloon`, `statistics` | memory that the guest gives back |
@@ -20,6 +21,7 @@ mod registers;
 mod rng;
 mod span;
 mod statistics;
+mod worker;
 
 pub use balloon::{Balloon, BalloonError, BalloonFigures, Hinting};
 pub use block::block;

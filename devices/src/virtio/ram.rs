@@ -318,3 +318,87 @@ impl PinnedRam {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hmm_backend::BackendConfig;
+
+    use super::*;
+
+    const FIXED: u64 = 0x10_0000;
+
+    /// Two halves of managed memory, the second one first and next to memory that never migrates.
+    fn ram() -> Arc<GuestRam> {
+        let backend = Backend::new(BackendConfig::new(2 << 20)).expect("userfaultfd");
+        let (first, second) = (Page(0), Page(256));
+        let fixed = GuestMemoryMmap::from_ranges(&[(GuestAddress(FIXED), 0x10_0000)]);
+        let managed = [
+            (0x100_0000, PageRange::new(first, second)),
+            (0, PageRange::new(second, Page(512))),
+        ];
+        Arc::new(GuestRam::new(&backend, managed, fixed.expect("memory")))
+    }
+
+    fn span(addr: u64, len: u64) -> Span {
+        Span { addr, len }
+    }
+
+    #[test]
+    fn memory_is_where_it_is_said_to_be() {
+        let ram = ram();
+        assert_eq!(ram.bytes(), 3 << 20);
+        for inside in [
+            span(0, 1),
+            span(0, 2 << 20),
+            span((2 << 20) - 1, 1),
+            span(0x100_0000, 1 << 20),
+            span(77 << 30, 0),
+        ] {
+            assert!(ram.contains(inside), "{inside:?}");
+        }
+        for outside in [
+            span(0, (2 << 20) + 1),
+            span(2 << 20, 1),
+            span(0xff_ffff, 2),
+            span(0x110_0000, 1),
+            span(u64::MAX, 1),
+            span(u64::MAX, u64::MAX),
+        ] {
+            assert!(!ram.contains(outside), "{outside:?}");
+            assert!(ram.pin([outside], Use::Read).is_err(), "{outside:?}");
+        }
+        assert!(ram.free([span((2 << 20) - 4096, 8192)]).is_err());
+    }
+
+    #[test]
+    fn bytes_go_over_the_border_of_regions() {
+        let ram = ram();
+        let bytes: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
+        let spans = Spans(vec![span(FIXED - 5000, 9000), span(0x100_0000, 1000)]);
+        ram.write(&spans, 0, &bytes).expect("it is memory");
+        let mut read = vec![0; 9000];
+        ram.read(&spans, 1000, &mut read).expect("it is memory");
+        assert!(read == bytes[1000..]);
+
+        // A page is pinned once, however often it is named; what was pinned is let go of.
+        let same = [span(8, 8), span(16, 8), span(0, 4096)];
+        let pins = |page| ram.backend.word(Page(page)).expect("a page").pins();
+        let pinned = ram.pin(same, Use::Write).expect("it is memory");
+        assert_eq!(
+            (pins(256), pinned.at(4095).map(|(_, left)| left)),
+            (1, Some(1))
+        );
+        assert!(pinned.at(4096).is_none() && pinned.at(u64::MAX).is_none());
+        drop(pinned);
+        assert_eq!(pins(256), 0);
+
+        // Three whole pages, one of which never migrates.
+        let whole = [span(FIXED - 8192, 8192 + 4096 + 4095)];
+        let freed = ram.free(whole).expect("it is memory");
+        assert_eq!(freed, 2);
+        let mut read = vec![1; 10_000];
+        ram.read(&spans, 0, &mut read).expect("it is memory");
+        assert!(read[..9000].iter().all(|byte| *byte == 0));
+        assert!(read[9000..] == bytes[9000..]);
+    }
+}

@@ -125,14 +125,24 @@ fn broken_tables_need_a_reset() {
         entry(&rig, 1, WRITE | NEXT, 0);
         rig.add(0, &[(table, 32, INDIRECT)]);
         expect_reset(&mut rig, "a loop");
-        // Longer than the queue, which no chain may be: all over the largest table there can be.
+        // Longer than the queue, which no chain may be: by one, and all over the largest table there can be.
+        for index in 0..9 {
+            entry(
+                &rig,
+                index,
+                if index < 8 { WRITE | NEXT } else { WRITE },
+                index + 1,
+            );
+        }
+        rig.add(0, &[(table, 16 * 9, INDIRECT)]);
+        expect_reset(&mut rig, "a chain that is too long");
+        let far = |index: u16| index % 200 * 300 + index / 200;
         for index in 0..4000 {
-            let far = index % 200 * 300 + index / 200;
-            let next = (index + 1) % 200 * 300 + (index + 1) / 200;
-            entry(&rig, far, WRITE | NEXT, next);
+            let flags = if index < 3999 { WRITE | NEXT } else { WRITE };
+            entry(&rig, far(index), flags, far(index + 1));
         }
         rig.add(0, &[(table, 16 * 65535, INDIRECT)]);
-        expect_reset(&mut rig, "a long chain");
+        expect_reset(&mut rig, "a chain that is much too long");
         // As long as it may be.
         for index in 0..8 {
             entry(
