@@ -16,9 +16,8 @@ const END: u64 = 0x1_0000_0000 + PAGES as u64 * 4096;
 fn expect_reset(rig: &mut Rig, what: &str) {
     rig.kick(0);
     rig.wait_for_needs_reset();
-    // Once it has said so, it may still be on its way to the end of a pass.
-    rig.write(STATUS, 0);
     assert!(rig.pinned().is_empty(), "{what}");
+    rig.write(STATUS, 0);
     rig.start(VERSION_1, &[8]);
 }
 
