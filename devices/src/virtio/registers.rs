@@ -156,9 +156,8 @@ impl Registers {
     }
 
     fn write_config(&mut self, from: usize, data: &[u8]) {
-        let inside = |field: &Range<usize>| {
-            from >= field.start && data.len() <= field.end.saturating_sub(from)
-        };
+        let end = from.saturating_add(data.len());
+        let inside = |field: &Range<usize>| from >= field.start && end <= field.end;
         if self.status & DRIVER != 0 && self.profile.writable.iter().any(inside) {
             self.config[from..from + data.len()].copy_from_slice(data);
         }
@@ -516,6 +515,7 @@ mod tests {
         it.write(CONFIG + 3, &[7; 2]);
         it.write(CONFIG + 7, &[7; 2]);
         it.write(CONFIG + 3000, &[7; 2]);
+        it.write(CONFIG + 3000, &[]);
         assert_eq!(it.config(), [1, 2, 3, 4, 9, 9, 9, 9]);
 
         let before = read(&it, VIRTIO_MMIO_CONFIG_GENERATION);
