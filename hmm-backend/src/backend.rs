@@ -190,6 +190,11 @@ impl Backend {
         self.table.pages()
     }
 
+    /// The pages that do not exist, though they have numbers ([`BackendConfig::hole`]).
+    pub fn hole(&self) -> PageRange {
+        self.hole
+    }
+
     /// Adds a device with this many bytes of private memory (a multiple of the page size): CPUs do not reach
     /// it, and pages migrate on faults.
     pub fn attach(&self, memory: u64, driver: Arc<dyn Driver>) -> Result<DeviceId, Error> {

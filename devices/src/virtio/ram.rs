@@ -73,10 +73,23 @@ impl Region {
 }
 
 impl GuestRam {
-    /// Managed memory only, all of it from guest-physical address `base` on.
+    /// Managed memory only, all of it: page 0 is at guest-physical address `base`, and the others are as far from it as
+    /// their numbers say.
     pub fn managed(backend: &Arc<Backend>, base: u64) -> GuestRam {
-        let all = PageRange::new(Page(0), Page(backend.pages()));
-        GuestRam::new(backend, [(base, all)], GuestMemoryMmap::default())
+        let (hole, end) = (backend.hole(), Page(backend.pages()));
+        let parts = match hole.is_empty() {
+            true => vec![PageRange::new(Page(0), end)],
+            false => vec![
+                PageRange::new(Page(0), hole.start),
+                PageRange::new(hole.end, end),
+            ],
+        };
+        let at = |pages: PageRange| (base + pages.start.offset(), pages);
+        GuestRam::new(
+            backend,
+            parts.into_iter().map(at),
+            GuestMemoryMmap::default(),
+        )
     }
 
     /// Pages of managed memory, each range from its page-aligned guest-physical address on, and other memory. They must not
@@ -368,6 +381,26 @@ mod tests {
             assert!(ram.pin([outside], Use::Read).is_err(), "{outside:?}");
         }
         assert!(ram.free([span((2 << 20) - 4096, 8192)]).is_err());
+    }
+
+    #[test]
+    fn a_hole_is_no_memory() {
+        let backend = Backend::new(BackendConfig {
+            hole: PageRange::new(Page(512), Page(1024)),
+            ..BackendConfig::new(6 << 20)
+        });
+        let ram = Arc::new(GuestRam::managed(&backend.expect("userfaultfd"), 1 << 32));
+        assert_eq!(ram.bytes(), 4 << 20);
+        let at = |bytes: u64| (1 << 32) + bytes;
+        assert!(ram.contains(span(at(0), 2 << 20)) && ram.contains(span(at(4 << 20), 2 << 20)));
+        assert!(!ram.contains(span(at((2 << 20) - 1), 2)));
+        assert!(!ram.contains(span(at((4 << 20) - 1), 2)));
+        ram.write(&Spans(vec![span(at(4 << 20), 4)]), 0, b"here")
+            .expect("it is memory");
+        assert_eq!(
+            ram.free([span(at(4 << 20), 4096)]).expect("it is memory"),
+            1
+        );
     }
 
     #[test]
