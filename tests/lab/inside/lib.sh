@@ -27,6 +27,10 @@ boot() {
             return 1
         }
     done
+    grep -q '"end": *"power-off"' "$TMP/summary.json" || {
+        echo "the summary does not say that the machine was switched off"
+        return 1
+    }
 }
 
 # Runs the Rust tests of this binary, but the ones named: `rust BINARY [TEST NOT TO RUN...]`.
