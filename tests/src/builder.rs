@@ -49,7 +49,7 @@ impl Default for Builder {
             shared: 0,
             kernel: None,
             devices: Vec::new(),
-            patience: Duration::from_secs(30),
+            patience: crate::patient(Duration::from_secs(30)),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::doorbell::Doorbell;
 use crate::pending::Task;
 use crate::place::{Pages, Word, pages};
 use crate::vcpu::{Desk, Vcpu};
-use crate::{Output, patient, word};
+use crate::{Output, word};
 
 /// A running virtual machine under test. Dropping it stops it, opens all gates, and checks that the backend has kept
 /// to the contract with every driver that can tell.
@@ -254,7 +254,7 @@ impl TestVm {
     }
 
     pub(crate) fn patience(&self) -> Duration {
-        patient(*lock(&self.patience))
+        *lock(&self.patience)
     }
 
     pub(crate) fn doorbell(&self) -> &Doorbell {

@@ -67,7 +67,6 @@ fn report(end: End) -> Report {
         workload: None,
         kernel: None,
         guest: None,
-        kernel: None,
         engine: Engine::Copy,
         scripts: None,
         policy: String::new(),

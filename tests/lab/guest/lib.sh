@@ -1,10 +1,10 @@
 # For tests of L2: `. /lab/lib.sh`.
 set -e
 
-# Loads modules of this kernel, or the accelerator's.
+# Loads modules of this kernel that are not a part of it, or the accelerator's.
 load() {
     for module; do
-        [ -d "/sys/module/$(echo "$module" | tr - _)" ] || insmod "/modules/$module.ko"
+        [ -d "/sys/module/$(echo "$module" | tr - _)" ] || [ ! -e "/modules/$module.ko" ] || insmod "/modules/$module.ko"
     done
 }
 

@@ -37,7 +37,7 @@ impl Default for Suite {
         Suite {
             engines: ENGINES.to_vec(),
             rules: RULES.iter().map(|rule| rule.name).collect(),
-            patience: Duration::from_secs(30),
+            patience: patient(Duration::from_secs(30)),
         }
     }
 }
@@ -111,7 +111,7 @@ impl Suite {
         }
         let witnesses: Vec<_> = subjects.iter().map(|(_, w)| w.clone()).collect();
         let (say, hear) = mpsc::channel();
-        let patience = patient(self.patience);
+        let patience = self.patience;
         let trial = move || try_rule(rule, memory, subjects, patience, &say);
         let thread = std::thread::Builder::new().name("conformance".into());
         let thread = match thread.spawn(trial) {
