@@ -1,10 +1,11 @@
 //! Decoding of commands: from 64 bytes that anything may be in to operations whose arguments are in
 //! range. Pure, so that it can be fuzzed.
 
-use hmm_backend::{DeviceId, Hint, PAGE_SIZE, Place};
+use hmm_backend::PAGE_SIZE;
 use hmmvisor_abi::accel::{self, Command};
 
 use crate::error::CommandError;
+use crate::guest_hint::GuestHint;
 use crate::managed::{Addresses, Span, WORD, Words};
 
 /// Where to migrate to.
@@ -14,47 +15,6 @@ pub enum Direction {
     ToDevice,
     /// Into system memory.
     ToSystem,
-}
-
-/// What the guest says about pages. *This* device is the one that executes the command.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum GuestHint {
-    /// The pages should be nowhere in particular.
-    PreferNone,
-    /// In system memory.
-    PreferSystem,
-    /// In this device's memory.
-    PreferDevice,
-    /// Whether this device should reach the pages where they are.
-    Accessed(bool),
-    /// Whether the pages are read far more often than written.
-    ReadMostly(bool),
-}
-
-impl GuestHint {
-    fn decode(number: u64) -> Result<GuestHint, CommandError> {
-        Ok(match number {
-            accel::HINT_PREFER_NONE => GuestHint::PreferNone,
-            accel::HINT_PREFER_SYSTEM => GuestHint::PreferSystem,
-            accel::HINT_PREFER_DEVICE => GuestHint::PreferDevice,
-            accel::HINT_ACCESSED => GuestHint::Accessed(true),
-            accel::HINT_NOT_ACCESSED => GuestHint::Accessed(false),
-            accel::HINT_READ_MOSTLY => GuestHint::ReadMostly(true),
-            accel::HINT_NOT_READ_MOSTLY => GuestHint::ReadMostly(false),
-            _ => return Err(CommandError::Argument),
-        })
-    }
-
-    /// The backend's word for it, said by this device.
-    pub fn by(self, device: DeviceId) -> Hint {
-        match self {
-            GuestHint::PreferNone => Hint::PreferredLocation(None),
-            GuestHint::PreferSystem => Hint::PreferredLocation(Some(Place::System)),
-            GuestHint::PreferDevice => Hint::PreferredLocation(Some(Place::Device(device))),
-            GuestHint::Accessed(on) => Hint::AccessedBy(device, on),
-            GuestHint::ReadMostly(on) => Hint::ReadMostly(on),
-        }
-    }
 }
 
 /// A command whose arguments are valid: each run of words is aligned and among the addresses that there are. The
@@ -453,31 +413,6 @@ mod tests {
         assert_eq!(
             space(&in_space(accel::SPACES + 1)),
             Err(CommandError::Argument)
-        );
-    }
-
-    #[test]
-    fn hints_are_about_the_device_that_is_told() {
-        let said = |number| {
-            let args = [MANAGED.base + 8, 4096, number, 0, 0, 0];
-            match decode_args(accel::OP_HINT, args) {
-                Ok(Operation::Hint { span, hint }) if span.bytes == 4096 => {
-                    hint.by(DeviceId(3)).to_string()
-                }
-                other => panic!("{other:?}"),
-            }
-        };
-        assert_eq!(
-            [0, 1, 2, 3, 4, 5, 6].map(said),
-            [
-                "preferred:none",
-                "preferred:system",
-                "preferred:device3",
-                "accessed-by:device3",
-                "not-accessed-by:device3",
-                "read-mostly",
-                "not-read-mostly",
-            ]
         );
     }
 

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hmm_backend::{Access, Backend, DeviceId, Mirror, MirrorError, PAGE_SIZE, Page, PageRange};
 use hmmvisor_abi::accel::{PHYSICAL, SPACE_BLOCK};
 
-use crate::command::{Direction, GuestHint};
+use crate::command::Direction;
 use crate::error::CommandError;
 use crate::guest_fault::GuestFault;
+use crate::guest_hint::GuestHint;
 use crate::managed::{Addresses, Managed, Span, WORD, Words};
 use crate::memory::Memory;
 use crate::mmu::Mmu;

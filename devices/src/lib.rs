@@ -29,6 +29,7 @@ pub mod command;
 mod driver;
 pub mod error;
 mod guest_fault;
+pub mod guest_hint;
 mod guest_memory;
 pub mod kernels;
 pub mod managed;

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hmm_backend::Access;
 
-use crate::command::{Direction, GuestHint};
+use crate::command::Direction;
 use crate::error::CommandError;
+use crate::guest_hint::GuestHint;
 use crate::managed::{Addresses, Span, Words};
 
 /// Words that a kernel moves at a time through a local buffer: small enough for the first-level cache,

@@ -308,19 +308,7 @@ impl Backend {
 
     /// How long a page that is in a device's memory still stays as it is.
     pub(crate) fn device_hold(&self, page: Page, word: Word) -> Option<Duration> {
-        let (Residency::Device {
-            device,
-            frame,
-            order,
-        }
-        | Residency::Duplicated {
-            device,
-            frame,
-            order,
-        }) = word.residency()
-        else {
-            return None;
-        };
+        let (device, frame, order) = word.residency().frame()?;
         let first = Frame(frame.0 - (page.0 - page.folio_head(order).0));
         self.device_of(device).held(first, self.clock.now())
     }

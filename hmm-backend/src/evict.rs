@@ -8,10 +8,10 @@ use crate::backend::Backend;
 use crate::device::Device;
 use crate::driver::{DeviceId, Frame};
 use crate::error::Error;
-use crate::fault::{Attempts, Unresolved};
 use crate::migrate::Reason;
 use crate::page::{Page, PageRange};
 use crate::stats::{Cause, Counter};
+use crate::unresolved::{Attempts, Unresolved};
 
 /// Frames evicted at a time, at least: neighbours move together, and the next faults find room.
 const BATCH: u32 = 64;

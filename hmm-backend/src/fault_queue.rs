@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::fault::Attempts;
 use crate::page::Page;
+use crate::unresolved::Attempts;
 
 /// A fault as far as the service cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -78,6 +78,7 @@ mod stats;
 mod sync;
 mod time;
 mod uffd;
+mod unresolved;
 mod wait;
 mod wishes;
 mod word;

@@ -11,10 +11,10 @@ use crate::engine::{Engine, EngineChoice};
 use crate::error::Error;
 use crate::events::{Event, EventKind};
 use crate::fatal::FatalCause;
-use crate::fault::{Attempts, Unresolved};
 use crate::page::{Page, PageRange, PageSet};
 use crate::policy::Access;
 use crate::stats::Counter;
+use crate::unresolved::{Attempts, Unresolved};
 
 /// Managed memory of which only the books are kept; and whether its policies want to know of time.
 pub struct ModelBackend(Arc<Backend>, bool);

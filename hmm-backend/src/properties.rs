@@ -8,11 +8,11 @@ use proptest::prelude::*;
 
 use crate::driver::{DeviceId, Frame};
 use crate::fatal::FatalCause;
-use crate::fault::{Attempts, Unresolved};
 use crate::fault_queue::{Deferred, Fault, sort_and_deduplicate};
 use crate::page::{BLOCK_PAGES, Block, MAX_ORDER, Page, PageRange, PageSet};
 use crate::policy::{Access, Advice, BlockFault, BlockView, Hint, Place, PolicySpec};
 use crate::time::{MAX_HOLD, Tick};
+use crate::unresolved::{Attempts, Unresolved};
 use crate::word::{LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
 
 /// The ticks' counter wraps after so many microseconds.

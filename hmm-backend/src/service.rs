@@ -18,13 +18,13 @@ use crate::backend::Backend;
 use crate::error::Error;
 use crate::events::{Event, EventKind};
 use crate::fatal::{FatalCause, FatalFault};
-use crate::fault::{Attempts, Unresolved};
 use crate::fault_queue::{Deferred, Fault, sort_and_deduplicate};
 use crate::page::{Block, Page, PageRange, PageSet};
 use crate::policy::Access;
 use crate::service_watch::ServiceWatch;
 use crate::stats::{Counter, Toucher};
 use crate::uffd::{BATCH, FaultMessage};
+use crate::unresolved::{Attempts, Unresolved};
 
 /// How many service threads, and where they run.
 #[derive(Clone, Debug)]

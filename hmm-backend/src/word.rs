@@ -71,14 +71,36 @@ impl Residency {
         matches!(self, Residency::Duplicated { .. })
     }
 
+    /// The device whose memory has the page, in which frame, and the order of the folio that the frame belongs to.
+    pub fn frame(self) -> Option<(DeviceId, Frame, u8)> {
+        match self {
+            Residency::Device {
+                device,
+                frame,
+                order,
+            }
+            | Residency::Coherent {
+                device,
+                frame,
+                order,
+            }
+            | Residency::Duplicated {
+                device,
+                frame,
+                order,
+            } => Some((device, frame, order)),
+            Residency::Untouched
+            | Residency::System
+            | Residency::Exclusive(_)
+            | Residency::Poisoned => None,
+        }
+    }
+
     /// The device that has the page, in its memory or for itself.
     pub(crate) fn device(self) -> Option<DeviceId> {
         match self {
-            Residency::Device { device, .. }
-            | Residency::Coherent { device, .. }
-            | Residency::Duplicated { device, .. }
-            | Residency::Exclusive(device) => Some(device),
-            Residency::Untouched | Residency::System | Residency::Poisoned => None,
+            Residency::Exclusive(device) => Some(device),
+            other => other.frame().map(|(device, ..)| device),
         }
     }
 }

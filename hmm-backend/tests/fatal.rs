@@ -41,7 +41,7 @@ fn word_of<'a>(backend: &'a Backend, page: u64, id: &mpsc::Sender<u32>) -> &'a A
 }
 
 /// Waits until these threads all sleep in a page fault.
-fn wait_asleep<'a>(threads: impl IntoIterator<Item = &'a u32> + Clone) {
+fn until_in_faults<'a>(threads: impl IntoIterator<Item = &'a u32> + Clone) {
     while !threads
         .clone()
         .into_iter()
@@ -62,7 +62,7 @@ fn threads_that_touch_a_lost_page_at_once_are_all_named() {
             let read = |id: mpsc::Sender<u32>| word_of(&backend, 7, &id).load(SeqCst);
             let sleepers = [send.clone(), send].map(|id| scope.spawn(move || read(id)));
             let threads: BTreeSet<u32> = started.iter().take(2).collect();
-            wait_asleep(&threads);
+            until_in_faults(&threads);
             // Only now is there anybody who reads the messages: both at once.
             let (send, reports) = mpsc::channel();
             let service = backend.start_service(ServiceConfig::default(), move |fault| {
@@ -105,7 +105,7 @@ fn a_reader_beside_a_writer_of_a_read_only_page_just_reads() {
             let writes = started.recv().unwrap();
             let reader = scope.spawn(|| word_of(&backend, 7, &second).load(SeqCst));
             let reads = started.recv().unwrap();
-            wait_asleep(&[writes, reads]);
+            until_in_faults(&[writes, reads]);
             let (send, reports) = mpsc::channel();
             let service = backend.start_service(ServiceConfig::default(), move |fault| {
                 send.send(fault).unwrap();

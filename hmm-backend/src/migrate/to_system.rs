@@ -15,7 +15,7 @@ use crate::page::{Block, Page, PageRange, PageSet};
 use crate::residency::TryLock;
 use crate::stats::{Cause, Counter, Direction};
 use crate::time::Tick;
-use crate::word::{Residency, Word};
+use crate::word::Word;
 
 /// A folio in device memory, locked.
 pub(crate) struct Source<'b> {
@@ -380,12 +380,7 @@ impl Backend {
     /// Locks the folio of a page that is in device memory, unless somebody works on it.
     pub(crate) fn lock_device_folio(&self, page: Page) -> Option<(&Arc<Device>, Source<'_>)> {
         // Looked at first without the lock, so as not to disturb pages of other kinds.
-        if !matches!(
-            self.table.word(page).residency(),
-            Residency::Device { .. } | Residency::Coherent { .. } | Residency::Duplicated { .. }
-        ) {
-            return None;
-        }
+        self.table.word(page).residency().frame()?;
         let TryLock::Locked(lock) = self.table.try_lock(page) else {
             self.recorder.add(Counter::PagesSkippedBusy, 1);
             return None;
@@ -398,24 +393,7 @@ impl Backend {
         &'b self,
         lock: FolioLock<'b>,
     ) -> Option<(&'b Arc<Device>, Source<'b>)> {
-        let (Residency::Device {
-            device,
-            frame,
-            order,
-        }
-        | Residency::Coherent {
-            device,
-            frame,
-            order,
-        }
-        | Residency::Duplicated {
-            device,
-            frame,
-            order,
-        }) = lock.word().residency()
-        else {
-            return None;
-        };
+        let (device, frame, order) = lock.word().residency().frame()?;
         let device = self.device_of(device);
         let folio = device.folio(lock.head(), frame, order);
         Some((device, Source { lock, folio }))

@@ -9,12 +9,12 @@ use crate::engine::Engine;
 use crate::error::MirrorError;
 use crate::events::{Event, EventKind};
 use crate::fatal::FatalCause;
-use crate::fault::{Attempts, Unresolved};
 use crate::migrate::Reason;
 use crate::page::{BLOCK_PAGES, Page, PageRange, PageSet};
 use crate::policy::{Access, Advice, BlockFault, Place};
 use crate::stats::{Cause, Counter, Toucher};
 use crate::time::Tick;
+use crate::unresolved::{Attempts, Unresolved};
 use crate::word::{Residency, Word};
 
 /// What a device wants a page for.

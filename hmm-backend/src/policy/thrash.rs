@@ -6,18 +6,17 @@
 //! memory, and devices their own and system memory, so a pin ends in system memory as soon as both sides want
 //! the page: the device reaches it there in place. Differences from UVM are listed in `docs/policies.md`.
 
+mod lapse;
+
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use super::catalogue::{LONGEST_LAPSE, SHORTEST_LAPSE};
 use super::hints::Preferences;
 use super::modifier::Modifier;
 use super::{Advice, BlockFault, BlockView, Hint, MAX_WISH, Place, Wish};
 use crate::page::{BLOCK_PAGES, Block, Page, PageRange, PageSet};
 use crate::word::Residency;
-
-/// Votes in one direction before the lapse changes by an eighth.
-const VOTES: i32 = 32;
+use lapse::Lapse;
 
 /// Parameters of [`Thrash`]. UVM's values are the defaults.
 #[derive(Clone, Copy, Debug)]
@@ -108,30 +107,6 @@ enum Verdict {
     Pin(Place),
 }
 
-/// How soon after another a migration counts, in nanoseconds. It follows the time between migrations of thrashing pages:
-/// a signed vote for each, and an eighth more or less when one side is ahead by enough.
-#[derive(Debug)]
-struct Lapse {
-    now: u64,
-    votes: i32,
-}
-
-impl Lapse {
-    fn vote(&mut self, gap: u64) {
-        self.votes += if gap >= self.now { 1 } else { -1 };
-        if self.votes.abs() < VOTES {
-            return;
-        }
-        let eighth = self.now / 8;
-        let lapse = match self.votes > 0 {
-            true => self.now + eighth,
-            false => self.now - eighth,
-        };
-        self.now = lapse.clamp(nanos(SHORTEST_LAPSE), nanos(LONGEST_LAPSE));
-        self.votes = 0;
-    }
-}
-
 impl PageState {
     /// How long the page has been left alone. A nap is no sign that the sleeper lost interest.
     fn quiet(&self, now: u64) -> u64 {
@@ -164,10 +139,7 @@ impl Thrash {
     /// Nothing known yet.
     pub fn new(params: ThrashParams) -> Thrash {
         Thrash {
-            lapse: Lapse {
-                now: nanos(params.lapse),
-                votes: 0,
-            },
+            lapse: Lapse::new(params.lapse),
             params,
             blocks: HashMap::new(),
             preferences: Preferences::default(),
@@ -213,7 +185,7 @@ impl Thrash {
         if it.napping & who != 0 && !exempt && now < it.nap_end {
             return Verdict::Throttle(it.nap_end);
         }
-        if quiet > self.lapse.now && it.pinned.is_none() {
+        if quiet > self.lapse.nanos() && it.pinned.is_none() {
             return Verdict::Nothing;
         }
         it.thrashers |= who;
@@ -269,7 +241,8 @@ impl Thrash {
             pinned: 0,
             resets: 0,
         });
-        let both = side(state.to) != side(to) && now.saturating_sub(state.last) <= self.lapse.now;
+        let both =
+            side(state.to) != side(to) && now.saturating_sub(state.last) <= self.lapse.nanos();
         (state.to, state.last) = (to, now);
         if both && state.pages.is_none() {
             state.pages = Some(vec![PageState::default(); BLOCK_PAGES as usize].into());
@@ -280,7 +253,7 @@ impl Thrash {
         for index in pages.iter() {
             let it = &mut states[index];
             let gap = it.quiet(now);
-            if it.last != 0 && gap <= self.lapse.now {
+            if it.last != 0 && gap <= self.lapse.nanos() {
                 it.events = it.events.saturating_add(1);
                 if it.events >= self.params.threshold {
                     state.thrashing.insert(index);
@@ -473,34 +446,5 @@ impl Thrash {
             it.pin_end = nanos(until);
         }
         self.pins.push_back((nanos(until), page));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lapse_follows_the_votes_both_ways() {
-        let mut lapse = Lapse {
-            now: 80_000,
-            votes: 0,
-        };
-        let mut votes = |gaps: &[u64], times| {
-            for _ in 0..times {
-                gaps.iter().for_each(|gap| lapse.vote(*gap));
-            }
-            lapse.now
-        };
-        assert_eq!(votes(&[90_000], 31), 80_000);
-        assert_eq!(votes(&[80_000], 1), 90_000);
-        assert_eq!(votes(&[1], 32), 78_750);
-        assert_eq!(
-            votes(&[1, u64::MAX], 1000),
-            78_750,
-            "as many for as against"
-        );
-        assert_eq!(votes(&[0], 32 * 100), nanos(SHORTEST_LAPSE));
-        assert_eq!(votes(&[u64::MAX], 32 * 200), nanos(LONGEST_LAPSE));
     }
 }

@@ -55,7 +55,7 @@ impl World {
             if it.present {
                 return it.value;
             }
-            self.sleep(cpu, page, false);
+            self.wait_in_fault(cpu, page, false);
         }
     }
 

@@ -292,19 +292,7 @@ impl Script<'_> {
         });
         self.let_go(range);
         for page in self.of(range) {
-            let (device, frame, order) = match page.residency {
-                Residency::Device {
-                    device,
-                    frame,
-                    order,
-                }
-                | Residency::Duplicated {
-                    device,
-                    frame,
-                    order,
-                } => (device, frame, order),
-                other => unreachable!("{other:?} is on no device"),
-            };
+            let (device, frame, order) = page.residency.frame().expect("a page on a device");
             let residency = match two {
                 true => Residency::Duplicated {
                     device,

@@ -10,24 +10,8 @@ use crate::world::{COHERENT, PAGES, World, patience};
 impl World {
     /// The frame and order of a page on device `d`.
     pub fn on(&self, d: usize, word: Word) -> Option<(u32, u8)> {
-        match word.residency() {
-            Residency::Device {
-                device,
-                frame,
-                order,
-            }
-            | Residency::Coherent {
-                device,
-                frame,
-                order,
-            }
-            | Residency::Duplicated {
-                device,
-                frame,
-                order,
-            } if device == self.devices[d].id => Some((frame.0, order)),
-            _ => None,
-        }
+        let (device, frame, order) = word.residency().frame()?;
+        (device == self.devices[d].id).then_some((frame.0, order))
     }
 
     /// What must hold between any two steps. Prefetching goes on in the service thread, and what a fault's

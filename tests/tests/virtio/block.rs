@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc;
 
 use hmmvisor_devices::MmioDevice;
 use hmmvisor_devices::virtio::{Disk, VirtioDevice, block};
@@ -16,33 +15,33 @@ const SECTORS: u64 = 16384;
 const FLUSH: u64 = 1 << 9;
 const DISCARD: u64 = 1 << 13;
 const WRITE_ZEROES: u64 = 1 << 14;
-const ALL: u64 = VERSION_1 | FLUSH | DISCARD | WRITE_ZEROES;
+pub const ALL: u64 = VERSION_1 | FLUSH | DISCARD | WRITE_ZEROES;
 
 // Requests.
-const IN: u32 = 0;
-const OUT: u32 = 1;
+pub const IN: u32 = 0;
+pub const OUT: u32 = 1;
 const DO_FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
 const DO_DISCARD: u32 = 11;
 const DO_WRITE_ZEROES: u32 = 13;
 
 // Answers.
-const OK: u8 = 0;
+pub const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
 
 /// Where headers and states are.
 const HEADER: u64 = FIRST;
-const STATUS_AT: u64 = 0x1_0000_0000 + FIRST * 4096 + 64;
+pub const STATUS_AT: u64 = 0x1_0000_0000 + FIRST * 4096 + 64;
 /// Where data is.
-const DATA: u64 = FIRST + 16;
+pub const DATA: u64 = FIRST + 16;
 
 /// A byte of the disk that tells where it is.
-fn pattern(offset: u64) -> u8 {
+pub fn pattern(offset: u64) -> u8 {
     (offset / 512 * 7 + offset % 251) as u8
 }
 
-fn image() -> NamedTempFile {
+pub fn image() -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
     let bytes: Vec<u8> = (0..SECTORS * 512).map(pattern).collect();
     fs::write(&file, bytes).unwrap();
@@ -58,7 +57,7 @@ pub fn rig(engine: Engine, path: &Path, read_only: bool, features: u64) -> Rig {
     rig
 }
 
-fn header(rig: &Rig, kind: u32, sector: u64) -> Descriptor {
+pub fn header(rig: &Rig, kind: u32, sector: u64) -> Descriptor {
     let mut bytes = [0; 16];
     bytes[..4].copy_from_slice(&kind.to_le_bytes());
     bytes[8..].copy_from_slice(&sector.to_le_bytes());
@@ -68,7 +67,7 @@ fn header(rig: &Rig, kind: u32, sector: u64) -> Descriptor {
 }
 
 /// A request with this data; the status and the bytes written.
-fn request(rig: &mut Rig, kind: u32, sector: u64, data: &[Descriptor]) -> (u8, u32) {
+pub fn request(rig: &mut Rig, kind: u32, sector: u64, data: &[Descriptor]) -> (u8, u32) {
     let mut chain = vec![header(rig, kind, sector)];
     chain.extend(data);
     chain.push((STATUS_AT, 1, WRITE));
@@ -377,131 +376,4 @@ fn memory_that_cannot_be_reached_is_an_error() {
         rig.finish();
     });
     assert!(fs::read(&file).unwrap() == before);
-}
-
-/// Holds the driver of the device that only migrates where it is to give pages back, until told otherwise.
-fn hold(rig: &Rig) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
-    let (arrived, wait) = mpsc::channel();
-    let (go, gate) = mpsc::channel();
-    let mut gate = Some(gate);
-    rig.driver.refuse(move |_| {
-        if let Some(gate) = gate.take() {
-            arrived.send(()).unwrap();
-            let _ = gate.recv();
-        }
-        None
-    });
-    (wait, go)
-}
-
-/// While the device waits for the second page of a request, the first stays where it is.
-#[test]
-fn pages_under_io_do_not_migrate() {
-    let file = image();
-    both_engines("block", |engine| {
-        let mut rig = rig(engine, file.path(), false, ALL);
-        rig.put(at(DATA), &[5; 4096]);
-        rig.put(at(DATA + 9), &[6; 4096]);
-        rig.to_device(DATA + 9..DATA + 10);
-        let (arrived, go) = hold(&rig);
-        let chain = [
-            header(&rig, OUT, 0),
-            (at(DATA), 4096, 0),
-            (at(DATA + 9), 4096, 0),
-            (STATUS_AT, 1, WRITE),
-        ];
-        rig.add(0, &chain);
-        rig.kick(0);
-        arrived.recv().unwrap();
-        let first = pages(DATA as u32..DATA as u32 + 1);
-        assert_eq!(rig.backend.word(first.start).unwrap().pins(), 1);
-        assert_eq!(rig.backend.migrate_to_device(rig.other, first).unwrap(), 0);
-        assert_eq!(rig.backend.guest_freed(first).unwrap(), 0);
-        assert_eq!(rig.used(0), 0);
-        go.send(()).unwrap();
-        rig.take(0);
-        assert_eq!(rig.get(STATUS_AT, 1), [OK]);
-        rig.to_device(DATA..DATA + 1);
-        let disk = fs::read(&file).unwrap();
-        assert_eq!((disk[0], disk[4096], disk[8192]), (5, 6, pattern(8192)));
-        rig.finish();
-    });
-}
-
-/// The write that resets the device ends when the device has let go, and what was in flight is not answered.
-#[test]
-fn a_reset_waits_for_the_request_in_hand() {
-    let file = image();
-    both_engines("block", |engine| {
-        let mut rig = rig(engine, file.path(), false, ALL);
-        rig.put(at(DATA), &[9; 4096]);
-        rig.to_device(DATA..DATA + 1);
-        let (arrived, go) = hold(&rig);
-        for _ in 0..3 {
-            let chain = [
-                header(&rig, OUT, 0),
-                (at(DATA), 4096, 0),
-                (STATUS_AT, 1, WRITE),
-            ];
-            rig.add(0, &chain);
-        }
-        rig.kick(0);
-        arrived.recv().unwrap();
-        let device = rig.device.clone();
-        let reset = std::thread::spawn(move || {
-            device.write(STATUS, &0u32.to_le_bytes());
-        });
-        // The registers are reset at once; the write is not over before the device has let go.
-        while rig.read(STATUS) != 0 {
-            std::thread::yield_now();
-        }
-        assert!(!reset.is_finished());
-        go.send(()).unwrap();
-        reset.join().unwrap();
-        assert!(rig.pinned().is_empty(), "{:?}", rig.pinned());
-        // At most the one in hand was carried out.
-        assert!(rig.used(0) <= 1, "{}", rig.used(0));
-        assert_eq!(rig.read(INTERRUPT_STATUS), 0);
-        // All is well again.
-        rig.start(ALL, &[64]);
-        assert_eq!(
-            request(&mut rig, IN, 0, &[(at(DATA + 1), 512, WRITE)]).0,
-            OK
-        );
-        rig.finish();
-    });
-}
-
-/// A vCPU that sleeps in a reset is let go when the device stops, and so is everybody else.
-#[test]
-fn stopping_amid_requests_ends() {
-    let file = image();
-    both_engines("block", |engine| {
-        let mut rig = rig(engine, file.path(), false, ALL);
-        rig.put(at(DATA), &[9; 4096]);
-        rig.to_device(DATA..DATA + 1);
-        let (arrived, go) = hold(&rig);
-        let chain = [
-            header(&rig, OUT, 0),
-            (at(DATA), 4096, 0),
-            (STATUS_AT, 1, WRITE),
-        ];
-        rig.add(0, &chain);
-        rig.kick(0);
-        arrived.recv().unwrap();
-        let writing = |device: Arc<VirtioDevice>| {
-            std::thread::spawn(move || device.write(STATUS, &0u32.to_le_bytes()))
-        };
-        let reset = writing(rig.device.clone());
-        let device = rig.device.clone();
-        let stop = std::thread::spawn(move || device.stop());
-        // The device's thread is still at its driver's gate.
-        reset.join().unwrap();
-        assert!(!stop.is_finished());
-        go.send(()).unwrap();
-        stop.join().unwrap();
-        // Nobody sleeps in a device that has stopped.
-        rig.write(STATUS, 0);
-        rig.finish();
-    });
 }

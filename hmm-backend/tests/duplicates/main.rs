@@ -1,16 +1,14 @@
 //! Read duplication: what is read mostly is in a device's memory and in system memory, until somebody writes.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod crowd;
+mod refusals;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use common::{Device, Rig, both_engines};
-use hmm_backend::{
-    Engine, Event, EventKind, FaultError, KernelAnswers, KernelCall, MadeUpAnswer, MirrorError,
-    Page, PageRange, Residency, Target, snapshot,
-};
+use hmm_backend::{Engine, Event, EventKind, MirrorError, Page, Residency, Target, snapshot};
 
 const POLICY: &str = "on-demand+hints+timeslice:min=0us";
 
@@ -371,85 +369,6 @@ fn what_the_policy_brings_along_is_duplicated_too() {
     });
 }
 
-/// The driver refuses, or gives up half-way: what was is still there, and the fault is served in the end.
-#[test]
-fn drivers_that_refuse_harm_nothing() {
-    both_engines(|engine| {
-        let rig = rig(engine);
-        let mut device = rig.device(64);
-        let refuse = |device: &Device| {
-            let mut faults = device.driver.faults.lock().unwrap();
-            faults.to_ram = vec![FaultError::Retry, FaultError::OutOfMemory];
-            faults.to_ram_after_copy = 2;
-        };
-        rig.cpu(0, 0).store(10, SeqCst);
-        assert_eq!(device.read(0, 0), Ok(10));
-        refuse(&device);
-        assert_eq!(rig.cpu(0, 0).load(SeqCst), 10);
-        assert_eq!(duplicates(&rig, 0..1), [0]);
-        assert_eq!(device.read(0, 0), Ok(10));
-        refuse(&device);
-        assert_eq!(rig.cpu(0, 0).fetch_add(1, SeqCst), 10);
-        assert_eq!(residency(&rig, 0), Residency::System);
-        assert_eq!(device.read(0, 0), Ok(11));
-        assert_eq!(counter(&rig, "faults_retried"), 8);
-        assert_eq!(rig.cpu(0, 0).load(SeqCst), 11);
-        // A pin asks as often as it must.
-        refuse(&device);
-        drop(rig.backend.pin(rig.range(0..1)).unwrap());
-        assert_eq!(rig.cpu(0, 0).load(SeqCst), 11);
-        device.driver.assert_clean();
-    });
-}
-
-/// Every call that gives pages back to CPUs gets only a part of its way, a few times.
-struct Halting(AtomicU32);
-
-impl KernelAnswers for Halting {
-    fn answer(&self, call: KernelCall, pages: PageRange) -> Option<MadeUpAnswer> {
-        let left = |n: u32| n.checked_sub(1);
-        if call != KernelCall::Give || self.0.fetch_update(SeqCst, SeqCst, left).is_err() {
-            return None;
-        }
-        let (done, errno) = match pages.len() {
-            1 => (0, libc::EBUSY),
-            n => (n / 2, libc::ENOMEM),
-        };
-        Some(MadeUpAnswer { done, errno })
-    }
-}
-
-#[test]
-fn a_kernel_that_refuses_harms_nothing() {
-    both_engines(|engine| {
-        let answers = Arc::new(Halting(AtomicU32::new(0)));
-        let kernel = answers.clone();
-        let change = |config: &mut hmm_backend::BackendConfig| config.kernel = Some(kernel);
-        let rig = Rig::with(
-            512,
-            engine,
-            "density:threshold=1+hints+timeslice:min=0us",
-            change,
-            1,
-        );
-        read_mostly(&rig, 0..512);
-        let mut device = rig.device(64);
-        let all = rig.range(0..16);
-        assert_eq!(rig.backend.migrate_to_device(device.id, all).unwrap(), 16);
-        for page in 0..16 {
-            device.write(page, 0, 10 + u64::from(page)).unwrap();
-        }
-        answers.0.store(3, SeqCst);
-        for page in 0..16 {
-            assert_eq!(rig.cpu(page, 0).load(SeqCst), 10 + u64::from(page));
-            assert_eq!(device.read(page, 0), Ok(10 + u64::from(page)));
-        }
-        assert_eq!(duplicates(&rig, 0..16).len(), 16);
-        assert_eq!(answers.0.load(SeqCst), 0, "the kernel has refused");
-        device.driver.assert_clean();
-    });
-}
-
 #[test]
 fn events_tell_where_the_copies_are() {
     both_engines(|engine| {
@@ -476,117 +395,5 @@ fn events_tell_where_the_copies_are() {
         assert_eq!(told(EventKind::Duplicated), [(0, 1, id), (1, 1, id)]);
         assert_eq!(told(EventKind::Collapsed), [(0, 1, None), (1, 1, id)]);
         assert_eq!(told(EventKind::ToSystem), []);
-    });
-}
-
-/// CPUs and two devices read and write the same few pages, with so little device memory that pages are evicted all the
-/// time, and somebody asks for migrations and pins. Everybody adds to a word of his own, and nobody ever sees a number
-/// get smaller: a copy that somebody wrote while another one was read would show.
-#[test]
-fn nobody_reads_an_old_copy() {
-    const PAGES: u32 = 6;
-    const WORDS: usize = 5;
-    both_engines(|engine| {
-        let rig = Rig::with(512, engine, POLICY, |_| {}, 2);
-        read_mostly(&rig, 0..512);
-        let (mut one, mut two) = (rig.device(4), rig.device(4));
-        let stop = AtomicBool::new(false);
-        let rounds = 400u32;
-        // Mostly reads, and writes now and then: by whom, when and where differs from round to round.
-        let is_write = |round: u32| round % 7 == 3;
-        let page_of = |round: u32, who: u32| (round / 5 * 7 + round + who * 3) % PAGES;
-        let check =
-            |seen: &mut [[u64; WORDS]; PAGES as usize], page: u32, word: usize, now: u64| {
-                let before = std::mem::replace(&mut seen[page as usize][word], now);
-                assert!(
-                    before <= now,
-                    "page {page}, word {word}: {now} after {before}"
-                );
-            };
-        let added = std::thread::scope(|scope| {
-            let cpu = |who: u32| {
-                let (rig, stop) = (&rig, &stop);
-                move || {
-                    let mut seen = [[0; WORDS]; PAGES as usize];
-                    let mut added = 0;
-                    for round in 0.. {
-                        if stop.load(SeqCst) && round >= rounds {
-                            break;
-                        }
-                        let page = page_of(round, who);
-                        if is_write(round) {
-                            let before = rig.cpu(page, who as usize).fetch_add(1, SeqCst);
-                            check(&mut seen, page, who as usize, before);
-                            added += 1;
-                        }
-                        for word in 0..WORDS {
-                            check(&mut seen, page, word, rig.cpu(page, word).load(SeqCst));
-                        }
-                    }
-                    added
-                }
-            };
-            let accelerator = move |who: u32, device: &mut Device| {
-                let mut seen = [[0; WORDS]; PAGES as usize];
-                let mut added = 0u64;
-                for round in 0..rounds {
-                    let page = page_of(round, who);
-                    if is_write(round) {
-                        let before = device.add(page, who as usize, 1).unwrap();
-                        check(&mut seen, page, who as usize, before);
-                        added += 1;
-                    }
-                    for word in 0..WORDS {
-                        check(&mut seen, page, word, device.read(page, word).unwrap());
-                    }
-                }
-                added
-            };
-            let (one, two) = (&mut one, &mut two);
-            let cpus = [scope.spawn(cpu(0)), scope.spawn(cpu(1))];
-            let devices = [
-                scope.spawn(move || accelerator(2, one)),
-                scope.spawn(move || accelerator(3, two)),
-            ];
-            let others = scope.spawn(|| {
-                let mut added = 0u64;
-                for round in 0u32.. {
-                    if stop.load(SeqCst) {
-                        break;
-                    }
-                    let page = round % PAGES;
-                    let range = rig.range(page..page + 1);
-                    match round % 4 {
-                        0 => drop(rig.backend.migrate_to_system(range).unwrap()),
-                        1 => {
-                            let pinned = rig.backend.pin(range).unwrap();
-                            rig.cpu(page, 4).fetch_add(1, SeqCst);
-                            added += 1;
-                            drop(pinned);
-                        }
-                        _ => std::thread::yield_now(),
-                    }
-                }
-                added
-            });
-            let sums = devices.map(|device| device.join());
-            // The others must end in any case.
-            stop.store(true, SeqCst);
-            let mut sum: u64 = sums.into_iter().map(Result::unwrap).sum();
-            sum += cpus.into_iter().map(|c| c.join().unwrap()).sum::<u64>();
-            sum + others.join().unwrap()
-        });
-        let cells = (0..PAGES).flat_map(|page| (0..WORDS).map(move |word| (page, word)));
-        let found: u64 = cells.map(|(p, w)| rig.cpu(p, w).load(SeqCst)).sum();
-        assert_eq!(found, added, "additions are lost");
-        let stats = rig.backend.stats();
-        assert!(stats.other["duplicated"] > 0 && stats.other["collapsed"] > 0);
-        assert!(stats.other["collapsed"] <= stats.other["duplicated"]);
-        for device in [&one, &two] {
-            rig.backend.detach(device.id).unwrap();
-            assert_eq!(device.driver.live(), 0);
-            device.driver.assert_clean();
-        }
-        assert!(rig.fatal.lock().unwrap().is_empty());
     });
 }
