@@ -106,7 +106,9 @@ fn commands_without_a_guest_end_with_a_signal() {
     for (signal, name) in [(libc::SIGINT, "INT"), (libc::SIGTERM, "TERM")] {
         let folder = tempfile::tempdir().unwrap();
         let trace = folder.path().join("t.hmmtrace");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
+        // Whoever runs these tests in the background may have them ignore SIGINT, and commands inherit that.
+        let mut child = Command::new("env")
+            .args(["--default-signal", env!("CARGO_BIN_EXE_hmmvisor")])
             .args(["trace", "import", "--format", "csv", "-", "-o"])
             .arg(&trace)
             .stdin(Stdio::piped())

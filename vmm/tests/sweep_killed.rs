@@ -26,7 +26,9 @@ params = { kind = "hang" }
 "#;
 
 fn hmmvisor(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hmmvisor"));
+    // Whoever runs these tests in the background may have them ignore SIGINT, and commands inherit that.
+    let mut command = Command::new("env");
+    command.args(["--default-signal", env!("CARGO_BIN_EXE_hmmvisor")]);
     command.args(args).current_dir(folder);
     command
 }
