@@ -56,6 +56,7 @@ impl AcceleratorDriver {
             self.violation("frame allocated while in use", frame);
         }
         frames[0].store(cookie, Ordering::Relaxed);
+        self.counters.folios_allocated.add(1);
         cookie
     }
 
@@ -79,7 +80,7 @@ impl Driver for AcceleratorDriver {
             .get(folio.frame.0 as usize)
             .map(|it| it.compare_exchange(folio.cookie, 0, Ordering::Relaxed, Ordering::Relaxed));
         match freed {
-            Some(Ok(cookie)) if cookie != 0 => {}
+            Some(Ok(cookie)) if cookie != 0 => self.counters.folios_freed.add(1),
             _ => self.violation(
                 "page_free without a folio or with a wrong cookie",
                 folio.frame,
@@ -129,6 +130,8 @@ mod tests {
             driver.page_free(folio(10, 1, upper));
         }
         assert_eq!(violations(), 0);
+        let stats = driver.counters.stats();
+        assert_eq!((stats.folios_allocated, stats.folios_freed), (4, 4));
         driver.page_free(folio(10, 1, 4));
         driver.page_free(folio(10, 1, 0));
         driver.page_free(folio(99, 0, 1));

@@ -17,6 +17,10 @@ pub struct AcceleratorStats {
     pub faults: u64,
     /// Faults on virtual addresses, which the guest had to answer.
     pub guest_faults: u64,
+    /// Folios that came into use in device memory, the upper halves of those that were split included.
+    pub folios_allocated: u64,
+    /// Folios whose `page_free` came; those that are neither are in use.
+    pub folios_freed: u64,
     /// Times the backend broke the driver contract, for example freed a folio twice. Not 0 means a
     /// bug in the backend.
     pub contract_violations: u64,
@@ -31,6 +35,8 @@ pub struct Counters {
     pub tlb_misses: Counter,
     pub faults: Counter,
     pub guest_faults: Counter,
+    pub folios_allocated: Counter,
+    pub folios_freed: Counter,
     pub contract_violations: Counter,
 }
 
@@ -43,6 +49,8 @@ impl Counters {
             tlb_misses: self.tlb_misses.get(),
             faults: self.faults.get(),
             guest_faults: self.guest_faults.get(),
+            folios_allocated: self.folios_allocated.get(),
+            folios_freed: self.folios_freed.get(),
             contract_violations: self.contract_violations.get(),
         }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 
 /// A number of bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Size(pub u64);
 
 /// Not a size.

@@ -84,6 +84,8 @@ fn report(end: End) -> Report {
         chaos: None,
         replay: None,
         recording: None,
+        balloon: None,
+        drivers: Default::default(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::balloon::BalloonConfig;
 use crate::console_choice::ConsoleChoice;
 use crate::file;
 use crate::linux::cpuid::Template;
@@ -47,9 +48,8 @@ pub struct Config {
     pub devices: DevicesConfig,
     /// Virtio disks.
     pub disk: Vec<DiskConfig>,
-    /// A virtio balloon, and how much of its memory the guest is to give back at first. Without, an operating system has an
-    /// empty one and other guests have none.
-    pub balloon: Option<Size>,
+    /// A virtio balloon. Without, an operating system has an empty one and other guests have none.
+    pub balloon: Option<BalloonConfig>,
     /// A virtio entropy device. An operating system has one in any case.
     pub rng: bool,
     /// How pages migrate.
@@ -72,8 +72,10 @@ pub struct Config {
 pub struct MachineConfig {
     /// Number of vCPUs, 1 to 64.
     pub vcpus: u32,
-    /// Managed memory, a multiple of 2 MiB.
+    /// Guest memory, a multiple of 2 MiB.
     pub memory: Size,
+    /// How much of it, at its end, never migrates: accelerators reach it in place. A multiple of 2 MiB.
+    pub shared: Size,
     /// What becomes of a vCPU's access to a page that cannot be supplied: `machine-check` or `end`.
     #[serde(deserialize_with = "from_str")]
     pub on_memory_error: OnMemoryError,
@@ -263,6 +265,7 @@ impl Default for MachineConfig {
         MachineConfig {
             vcpus: 1,
             memory: Size(256 << 20),
+            shared: Size(0),
             on_memory_error: OnMemoryError::default(),
             watchdog: None,
         }
@@ -371,11 +374,14 @@ mod tests {
             console = "console.log"
             json = "-"
             record = "run.hmmtrace"
-            balloon = "64M"
             rng = true
+            [balloon]
+            size = "64M"
+            hints = 5
             [machine]
             vcpus = 4
             memory = "1G"
+            shared = "64M"
             on_memory_error = "end"
             watchdog = 60
             [boot]
@@ -432,7 +438,12 @@ mod tests {
         assert_eq!(boot.cmdline.as_deref(), Some("console=ttyS0"));
         assert_eq!(boot.cpu, Template::Baseline);
         assert_eq!((config.engine.shards, config.service.threads), (3, Some(2)));
-        assert_eq!((config.balloon, config.rng), (Some(Size(64 << 20)), true));
+        let balloon = BalloonConfig {
+            size: Size(64 << 20),
+            hints: Some(5),
+            statistics: None,
+        };
+        assert_eq!((config.balloon, config.rng), (Some(balloon), true));
         assert_eq!(
             config.disk,
             ["root.img,ro", "data.img"].map(|disk| disk.parse().unwrap())
@@ -465,7 +476,7 @@ mod tests {
             (
                 "[machine]\nvcpu = 2\n",
                 2,
-                "unknown field `vcpu`, expected one of `vcpus`, `memory`, `on_memory_error`, `watchdog`",
+                "unknown field `vcpu`, expected one of `vcpus`, `memory`, `shared`, `on_memory_error`, `watchdog`",
             ),
             ("[machine]\n\nmemory = \"64X\"\n", 3, "is not a size"),
             ("[machine]\nmemory = -1\n", 2, "cannot be negative"),

@@ -1,5 +1,5 @@
 //! What the main thread does while the guest runs: wait for its end, for signals, for the time to show
-//! progress or to look whether the guest still lives, for policy scripts to change.
+//! progress or to do what is done now and then, for policy scripts to change.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +23,38 @@ const TICK: Duration = Duration::from_millis(100);
 const ENDED: u32 = 0;
 const SIGNAL: u32 = 1;
 const TIMER: u32 = 2;
-const WATCHDOG: u32 = 3;
+/// The first of what is periodic; the others follow.
+const PERIODIC: u32 = 3;
 /// The first script's file; the others follow.
-const SCRIPTS: u32 = 4;
+const SCRIPTS: u32 = 1000;
 
-/// Ends the run when there has been no sign of life of the guest for a while.
-pub struct Watchdog<'a> {
+/// Something to be done again and again, by the thread that waits.
+pub struct Periodic<'a> {
+    every: Duration,
+    action: Box<dyn FnMut() + 'a>,
+}
+
+impl<'a> Periodic<'a> {
+    /// `action`, the first time after one period.
+    pub fn new(every: Duration, action: impl FnMut() + 'a) -> Periodic<'a> {
+        Periodic {
+            every,
+            action: Box::new(action),
+        }
+    }
+}
+
+/// Ends the run when there has been no sign of life of the guest for `limit` seconds. `signs` counts them.
+pub fn watchdog<'a>(limit: u64, signs: impl Fn() -> u64 + 'a, ending: &'a Ending) -> Periodic<'a> {
+    let mut watchdog = Watchdog::new(limit, signs);
+    Periodic::new(Duration::from_secs(1), move || {
+        if watchdog.tick() {
+            ending.set(End::Failed(Failure::Hang(limit)));
+        }
+    })
+}
+
+struct Watchdog<'a> {
     /// How long, in seconds.
     limit: u64,
     /// Counts the guest's signs of life.
@@ -40,8 +66,7 @@ pub struct Watchdog<'a> {
 }
 
 impl<'a> Watchdog<'a> {
-    /// One that waits for `limit` seconds. `signs` counts signs of life.
-    pub fn new(limit: u64, signs: impl Fn() -> u64 + 'a) -> Watchdog<'a> {
+    fn new(limit: u64, signs: impl Fn() -> u64 + 'a) -> Watchdog<'a> {
         Watchdog {
             limit,
             before: signs(),
@@ -68,10 +93,10 @@ pub fn wait(
     ending: &Arc<Ending>,
     signals: Option<&Signals>,
     progress: Option<(&Progress, &Control)>,
-    watchdog: Option<Watchdog<'_>>,
+    periodic: Vec<Periodic<'_>>,
     scripts: &[Script],
 ) -> End {
-    if let Err(error) = try_wait(ending, signals, progress, watchdog, scripts) {
+    if let Err(error) = try_wait(ending, signals, progress, periodic, scripts) {
         ending.set(End::Failed(Failure::EventLoop(error)));
     }
     if let Some((progress, _)) = progress {
@@ -84,7 +109,7 @@ fn try_wait(
     ending: &Arc<Ending>,
     signals: Option<&Signals>,
     progress: Option<(&Progress, &Control)>,
-    watchdog: Option<Watchdog<'_>>,
+    periodic: Vec<Periodic<'_>>,
     scripts: &[Script],
 ) -> Result<(), String> {
     let new_timer = |first, every| {
@@ -93,17 +118,17 @@ fn try_wait(
         set.map(|()| timer).map_err(|error| error.to_string())
     };
     let timer = progress.map(|_| new_timer(FIRST_TICK, TICK)).transpose()?;
-    let second = Duration::from_secs(1);
-    let watchdog = watchdog
-        .map(|watchdog| new_timer(second, second).map(|timer| (watchdog, timer)))
-        .transpose()?;
+    let periodic = periodic
+        .into_iter()
+        .map(|it| new_timer(it.every, it.every).map(|timer| (it.action, timer)))
+        .collect::<Result<_, _>>()?;
     let mut manager = EventManager::new().map_err(|error| error.to_string())?;
     manager.add_subscriber(Waiter {
         ending,
         signals,
         progress,
         timer,
-        watchdog,
+        periodic,
         scripts,
         error: None,
     });
@@ -118,7 +143,7 @@ struct Waiter<'a> {
     signals: Option<&'a Signals>,
     progress: Option<(&'a Progress, &'a Control)>,
     timer: Option<TimerFd>,
-    watchdog: Option<(Watchdog<'a>, TimerFd)>,
+    periodic: Vec<(Box<dyn FnMut() + 'a>, TimerFd)>,
     scripts: &'a [Script],
     error: Option<event_manager::Error>,
 }
@@ -135,10 +160,9 @@ impl MutEventSubscriber for Waiter<'_> {
         add(Some(self.ending.as_ref()), ENDED);
         add(self.signals.map(|signals| signals as _), SIGNAL);
         add(self.timer.as_ref().map(|timer| timer as _), TIMER);
-        add(
-            self.watchdog.as_ref().map(|(_, timer)| timer as _),
-            WATCHDOG,
-        );
+        for ((_, timer), what) in self.periodic.iter().zip(PERIODIC..) {
+            add(Some(timer), what);
+        }
         for (script, what) in self.scripts.iter().zip(SCRIPTS..) {
             add(script.watch.as_ref().map(|watch| watch as _), what);
         }
@@ -166,13 +190,10 @@ impl MutEventSubscriber for Waiter<'_> {
                     progress.show(control.progress());
                 }
             }
-            WATCHDOG => {
-                if let Some((watchdog, timer)) = &mut self.watchdog {
+            what @ PERIODIC..SCRIPTS => {
+                if let Some((action, timer)) = self.periodic.get_mut((what - PERIODIC) as usize) {
                     let _ = timer.wait();
-                    if watchdog.tick() {
-                        let hang = Failure::Hang(watchdog.limit);
-                        self.ending.set(End::Failed(hang));
-                    }
+                    action();
                 }
             }
             what @ SCRIPTS.. => {

@@ -20,13 +20,14 @@
 //! | `guest_memory` | the VMM's own view of managed memory |
 //! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
 //! | `memory_errors`, `machine_check` | pages that cannot be supplied: telling the vCPU, telling the guest |
-//! | `virtio` | the virtio devices of a configuration |
+//! | `virtio`, `balloon` | the virtio devices of a configuration; what one of them is asked, and was good for |
 //! | `bus`, `slots`, `control`, `console`, `interrupts` | devices |
 //! | `console_choice`, `console_thread`, `terminal` | the console's output and input on the host |
 //! | `chaos` | what the host does to a guest that runs `torture` |
 //! | `ending`, `failure`, `event_loop`, `signals`, `progress` | how a run ends and who waits for it |
 //! | `cpus`, `process_memory` | small questions to the system |
 
+pub mod balloon;
 pub mod boot;
 pub mod bus;
 mod chaos;

@@ -1,13 +1,16 @@
 //! What a run has shown: the figures, and their stable names in JSON.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::{Cause, Engine, Latency, Stats};
 use hmmvisor_abi::control;
+use hmmvisor_devices::Accelerator;
 use hmmvisor_policies::ScriptFigures;
 use serde::Serialize;
 
+use crate::balloon::BalloonReport;
 use crate::chaos::ChaosFigures;
 use crate::ending::End;
 use crate::failure::Failure;
@@ -59,6 +62,34 @@ pub struct Report {
     pub replay: Option<Replay>,
     /// The trace, if one was recorded.
     pub recording: Option<RecordingFigures>,
+    /// The balloon, if there was one.
+    pub balloon: Option<BalloonReport>,
+    /// What the accelerators' drivers were told.
+    pub drivers: DriverReport,
+}
+
+/// The books that the accelerators' drivers keep of the folios in device memory, all together.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct DriverReport {
+    /// Folios that came into use, the upper halves of those that were split included.
+    pub folios_allocated: u64,
+    /// Folios whose `page_free` came. The others are in use.
+    pub folios_freed: u64,
+    /// Calls that made no sense, such as a second `page_free` of the same folio: not 0 means a bug in Hmmvisor.
+    pub contract_violations: u64,
+}
+
+impl DriverReport {
+    /// As it is now.
+    pub fn of(accelerators: &[Arc<Accelerator>]) -> DriverReport {
+        let mut all = DriverReport::default();
+        for stats in accelerators.iter().map(|it| it.stats()) {
+            all.folios_allocated += stats.folios_allocated;
+            all.folios_freed += stats.folios_freed;
+            all.contract_violations += stats.contract_violations;
+        }
+        all
+    }
 }
 
 /// A round that failed.
@@ -195,6 +226,8 @@ impl Report {
             rounds: self.rounds,
             chaos: self.chaos.as_ref(),
             recording: self.recording.as_ref(),
+            balloon: self.balloon.as_ref(),
+            drivers: self.drivers,
             elapsed_s: self.elapsed.as_secs_f64(),
             first_instruction_ms: self.first_instruction.map(|time| time.as_secs_f64() * 1e3),
             vmm_overhead_bytes: self.overhead,
@@ -240,6 +273,8 @@ struct Json<'a> {
     rounds: u64,
     chaos: Option<&'a ChaosFigures>,
     recording: Option<&'a RecordingFigures>,
+    balloon: Option<&'a BalloonReport>,
+    drivers: DriverReport,
     elapsed_s: f64,
     first_instruction_ms: Option<f64>,
     vmm_overhead_bytes: Option<u64>,

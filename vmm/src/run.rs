@@ -12,11 +12,12 @@ use hmmvisor_guest_images::{self as guest_images, CatalogError};
 use hmmvisor_policies::ScriptError;
 use thiserror::Error;
 
+use crate::balloon::{self, BalloonReport};
 use crate::chaos::{self, Chaos, TortureOptions};
 use crate::config::{Config, ConfigError, DeviceKind};
 use crate::console_thread::{ConsoleThread, Input};
 use crate::ending::End;
-use crate::event_loop::{self, Watchdog};
+use crate::event_loop;
 use crate::file::{self, FileError};
 use crate::host::Host;
 use crate::image::{self, ImageError};
@@ -27,7 +28,7 @@ use crate::policy_scripts::Policies;
 use crate::process_memory;
 use crate::progress::Progress;
 use crate::recording::{self, Recording};
-use crate::report::{Replay, Report};
+use crate::report::{DriverReport, Replay, Report};
 use crate::signals::Signals;
 use crate::virtio;
 use crate::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig, VmError};
@@ -124,6 +125,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         policy: policy.clone(),
         events: config.record.as_ref().map_or(0, |_| recording::RING),
         hole: guest.hole(),
+        shared: config.machine.shared.0,
         ..BackendConfig::new(guest.memory(config.machine.memory.0))
     })?;
     let mut chaos = torture.map(|options| Chaos::new(options, config.seed, &backend));
@@ -190,8 +192,15 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     };
     let begin = Instant::now();
     vm.start()?;
-    let watchdog = config.machine.watchdog;
-    let watchdog = watchdog.map(|limit| Watchdog::new(limit, || vm.accesses()));
+    let balloon = virtio.balloon.get();
+    let mut periodic = match (&config.balloon, balloon) {
+        (Some(config), Some(balloon)) => balloon::questions(config, balloon),
+        _ => Vec::new(),
+    };
+    if let Some(limit) = config.machine.watchdog {
+        let signs = || vm.accesses();
+        periodic.push(event_loop::watchdog(limit, signs, vm.ending()));
+    }
     let progress = options
         .progress
         .as_ref()
@@ -200,7 +209,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         vm.ending(),
         options.signals.as_ref(),
         progress,
-        watchdog,
+        periodic,
         &policies.scripts,
     );
     drop(console);
@@ -210,6 +219,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     }
     // While everything is still there.
     let overhead = process_memory::overhead(&backend.host_ranges());
+    let balloon = balloon.map(BalloonReport::of);
     let (round, rounds) = (vm.control().round(), vm.control().rounds());
     let timed = chaos.is_some();
     let chaos = chaos.and_then(|chaos| chaos.finish(&mut vm, &mut end));
@@ -229,6 +239,8 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         chaos,
         replay,
         recording,
+        balloon,
+        drivers: DriverReport::of(vm.accelerators()),
         end,
         workload,
         guest: config.guest.as_ref().map(|path| path.display().to_string()),

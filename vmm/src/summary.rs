@@ -5,6 +5,7 @@ use std::fmt;
 
 use hmm_backend::{Cause, Latency, PAGE_SIZE};
 
+use crate::balloon::BalloonReport;
 use crate::ending::End;
 use crate::recording::RecordingFigures;
 use crate::report::Report;
@@ -92,6 +93,9 @@ impl fmt::Display for Summary<'_> {
             "frees",
             format!("{freed} pages reported by the guest, {calls} page_free calls to drivers"),
         )?;
+        if let Some(balloon) = report.balloon {
+            line(f, "balloon", given_back(&balloon))?;
+        }
         let other = |name| stats.other.get(name).copied().unwrap_or(0);
         if let Some(duplicated @ 1..) = stats.other.get("duplicated").copied() {
             let [duplicated, collapsed] = [duplicated, other("collapsed")].map(grouped);
@@ -235,6 +239,20 @@ fn bytes(number: u64) -> String {
         0x10_0000..0x4000_0000 => format!("{:.1} MiB", scaled(1 << 20)),
         _ => format!("{:.1} GiB", scaled(1 << 30)),
     }
+}
+
+fn given_back(balloon: &BalloonReport) -> String {
+    let [inflated, reported, hinted] = [
+        balloon.pages.inflated,
+        balloon.pages.reported,
+        balloon.pages.hinted,
+    ]
+    .map(grouped);
+    let size = match (balloon.actual_bytes, balloon.target_bytes) {
+        (0, 0) => "empty".to_owned(),
+        (actual, target) => format!("{} of {}", bytes(actual), bytes(target)),
+    };
+    format!("{size}; pages given back: {inflated} inflated, {reported} reported, {hinted} hinted")
 }
 
 fn trace(recording: &RecordingFigures) -> String {

@@ -8,8 +8,8 @@ use hmmvisor_devices::virtio::{self, Balloon, Disk, DiskError, GuestRam, Parts, 
 use hmmvisor_devices::{NewDevice, Slot};
 use serde::Deserialize;
 
+use crate::balloon::BalloonConfig;
 use crate::config::Config;
-use crate::size::Size;
 
 /// `[[disk]]`
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -50,10 +50,10 @@ pub struct VirtioDevices {
     pub balloon: Arc<OnceLock<Balloon>>,
 }
 
-/// What the balloon is to get at first; none if there is no balloon. An operating system has one in any case, so that what
-/// it frees is given back.
-fn balloon(config: &Config) -> Option<Size> {
-    let always = config.boot.kernel.is_some().then_some(Size(0));
+/// What the balloon is to be; none if there is no balloon. An operating system has one in any case, so that what it frees
+/// is given back.
+fn balloon(config: &Config) -> Option<BalloonConfig> {
+    let always = config.boot.kernel.is_some().then(BalloonConfig::default);
     config.balloon.or(always)
 }
 
@@ -75,11 +75,11 @@ pub fn devices(config: &Config) -> Result<VirtioDevices, DiskError> {
         new.push(device(virtio::block(number, disk)));
     }
     let made_balloon = Arc::new(OnceLock::new());
-    if let Some(target) = balloon(config) {
+    if let Some(BalloonConfig { size, .. }) = balloon(config) {
         let made = made_balloon.clone();
         new.push(Box::new(move |slot: Slot<'_>| {
             let (ram, irq) = connect(slot);
-            let balloon = Balloon::new(target.0, ram, irq)?;
+            let balloon = Balloon::new(size.0, ram, irq)?;
             let device = balloon.device().clone();
             // There is one balloon.
             let _ = made.set(balloon);

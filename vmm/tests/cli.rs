@@ -92,6 +92,29 @@ fn a_refused_run_leaves_no_report() {
 }
 
 #[test]
+fn shared_memory_never_migrates() {
+    let figures = |args: &[&str]| -> Vec<u64> {
+        let run = ["--memory", "64M", "--json", "-"];
+        let output = hmmvisor(&[&run, args].concat());
+        assert!(output.status.success(), "{args:?}");
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let drivers = &json["drivers"];
+        assert_eq!(drivers["contract_violations"], 0);
+        let figure = |value: &serde_json::Value| value.as_u64().unwrap();
+        vec![
+            figure(&json["pages_to_device"]),
+            figure(&drivers["folios_allocated"]),
+            figure(&json["counters"]["mapped_in_place"]),
+        ]
+    };
+    let all = figures(&[]);
+    assert!(all[0] > 1000 && all[1] > 0, "{all:?}");
+    // What is left is one block.
+    let part = figures(&["--shared", "62M"]);
+    assert!(part[0] <= 512 && part[2] > 1000, "{part:?}");
+}
+
+#[test]
 fn workloads_are_listed_with_their_parameters() {
     let output = hmmvisor(&["workloads"]);
     assert!(output.status.success());

@@ -33,7 +33,15 @@ fn a_guest_that_does_not_know_them_is_not_disturbed() {
         image(folder.path(), "data.img", 512),
     );
     let root = format!("{root},ro");
-    let args = ["--disk", &root, "--disk", &data, "--balloon", "1M", "--rng"];
+    let args = [
+        "--disk",
+        &root,
+        "--disk",
+        &data,
+        "--balloon",
+        "1M,hints=1",
+        "--rng",
+    ];
     let output = hmmvisor(&args);
     assert!(
         output.status.success(),
@@ -64,6 +72,8 @@ fn files_that_are_no_disks_are_refused() {
             "somebody else has it open as a disk",
         ),
         (vec!["--balloon", "257M"], "more than guest memory"),
+        (vec!["--balloon", "1M,hints=0"], "must be from 1"),
+        (vec!["--balloon", "1M,wishes=1"], "unknown `wishes`"),
         (vec!["--rng", "--devices", "16"], "must be from 1 to 16"),
     ] {
         let message = refusal(&args);

@@ -75,7 +75,7 @@ pub enum Hinting {
 }
 
 /// Managed pages that were given back and had contents, by the way they came.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
 pub struct BalloonFigures {
     /// By inflation.
     pub inflated: u64,

@@ -9,7 +9,7 @@ const TAGS: usize = 16;
 
 /// A guest's figures about its memory, as its balloon driver sends them; those that it does not send are none. Sizes are
 /// bytes, the others are counts since the guest's start.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
 pub struct Statistics {
     /// Swapped in.
     pub swap_in: Option<u64>,

@@ -3,20 +3,32 @@
  * Memory that the accelerator has worked on is given back: `freed [MIB [PAUSE]]`.
  *
  * Touches so many MiB, lets the accelerator work on them so that they are in its memory, frees them, and says so. The kernel's free page
- * reporting then tells the host, if there is a balloon. PAUSE seconds later, it takes memory again: that must be zeros.
+ * reporting then tells the host, if there is a balloon. PAUSE seconds later, it takes memory again: that must be zeros. With a PAUSE,
+ * it also waits for two seconds before it frees, so that somebody can look.
+ *
+ * The memory is in huge pages if the kernel has some: only these are reported (in units of pageblock_order).
  */
 
 #include <sys/mman.h>
 
 #include "common.h"
 
+#define HUGE_PAGE (2ul << 20)
+
 static uint64_t *map(uint64_t bytes)
 {
-	uint64_t *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *memory = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	size_t before;
 
 	if (memory == MAP_FAILED)
 		err(1, "%ju bytes", bytes);
-	return memory;
+	/* An aligned part of it. Without huge pages small ones will do. */
+	before = -(uintptr_t)memory % HUGE_PAGE;
+	if (before)
+		munmap(memory, before);
+	munmap(memory + before + bytes, HUGE_PAGE - before);
+	madvise(memory + before, bytes, MADV_HUGEPAGE);
+	return (uint64_t *)(memory + before);
 }
 
 int main(int argc, char **argv)
@@ -35,6 +47,8 @@ int main(int argc, char **argv)
 		errx(1, "the sum is %ju instead of %ju", sum, n / 2 * (n - 1));
 	must(&device, "fill", hmmvisor_fill(&device, memory, n, 7, 0));
 	printf("freed: used %ju MiB\n", mib);
+	if (pause)
+		sleep(2);
 	if (munmap(memory, bytes) < 0)
 		err(1, "munmap");
 	printf("freed: gave them back\n");
@@ -42,6 +56,7 @@ int main(int argc, char **argv)
 	if (hmmvisor_reduce(&device, memory, n, &sum) != HMMVISOR_BAD_ADDRESS)
 		errx(1, "the accelerator still reads what was unmapped: %s", hmmvisor_error(&device));
 	sleep(pause);
+	printf("freed: takes memory again\n");
 	/* The accelerator is the first to touch the new memory; then the CPU looks at some of it. */
 	memory = map(bytes);
 	must(&device, "reduce", hmmvisor_reduce(&device, memory, n, &sum));

@@ -33,6 +33,9 @@ boot() {
     }
 }
 
+# A number in the summary, whatever it is in.
+figure() { sed -n "s/.*\"$1\": *\([0-9]*\).*/\1/p" "$TMP/summary.json"; }
+
 # Runs the Rust tests of this binary, but the ones named: `rust BINARY [TEST NOT TO RUN...]`.
 rust() {
     binary=$1

@@ -55,13 +55,15 @@ struct Row<'a> {
     here: &'a str,
     /// With what is said of each in parentheses.
     tests: Vec<(&'a str, &'a str)>,
+    /// Numbers of the lab's tests.
+    lab: Vec<&'a str>,
 }
 
 /// The rows of all tables of tests.
 fn rows(document: &str) -> Vec<Row<'_>> {
     let row = |line| {
         let cells: Vec<&str> = str::split(line, '|').map(str::trim).collect();
-        let &["", number, what, here, tests, ""] = &cells[..] else {
+        let &["", number, what, here, tests, lab, ""] = &cells[..] else {
             return None;
         };
         let mut named = Vec::new();
@@ -77,9 +79,74 @@ fn rows(document: &str) -> Vec<Row<'_>> {
             what,
             here,
             tests: named,
+            lab: lab.split(", ").filter(|lab| !lab.is_empty()).collect(),
         })
     };
     document.lines().filter_map(row).collect()
+}
+
+/// A line of one of the lab's tests that runs tests in Rust.
+struct LabRun {
+    /// Of the lab's test.
+    number: String,
+    /// The test binary.
+    binary: String,
+    /// Whether it runs all but those with these words in their names, or only those with the first.
+    all_but: bool,
+    words: Vec<String>,
+}
+
+impl LabRun {
+    fn runs(&self, binary: &str, test: &str) -> bool {
+        let named = |word: &String| test.contains(&**word);
+        self.binary == binary
+            && match self.all_but {
+                true => !self.words.iter().any(named),
+                false => self.words.first().is_some_and(named),
+            }
+    }
+}
+
+/// What the lab runs of the tests in `tests/tests`.
+fn lab_runs() -> Vec<LabRun> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/tests");
+    let mut runs = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let (number, _) = name.split_once('-').expect("NUMBER-NAME");
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            let mut words = line.split_whitespace();
+            let all_but = match words.next() {
+                Some("rust") => true,
+                Some("show") => false,
+                _ => continue,
+            };
+            runs.extend(words.next().map(|binary| LabRun {
+                number: number.to_owned(),
+                binary: binary.to_owned(),
+                all_but,
+                words: words.map(str::to_owned).collect(),
+            }));
+        }
+    }
+    runs
+}
+
+/// The test binaries of this folder, each with its tests.
+fn tests_by_binary() -> BTreeMap<String, BTreeMap<String, &'static str>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let binary = |path: std::path::PathBuf| {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let mut tests = BTreeMap::new();
+        match path.is_dir() {
+            true => tests_in(&path, "", &mut tests),
+            false => tests_in_file(&path, "", &mut tests),
+        }
+        (name, tests)
+    };
+    let entries = fs::read_dir(folder).unwrap();
+    entries.map(|entry| binary(entry.unwrap().path())).collect()
 }
 
 /// Names of the functions marked as tests in all sources below, and what kind of test they are.
@@ -95,17 +162,21 @@ fn tests_in(folder: &Path, kind: &'static str, found: &mut BTreeMap<String, &'st
             };
             tests_in(&path, kind, found);
         } else if name.ends_with(".rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            for after in text.split("#[test]").skip(1) {
-                // Other attributes may come between.
-                let mut lines = after.lines().map(str::trim);
-                let function = lines.find(|line| !line.is_empty() && !line.starts_with(['#', '/']));
-                let name = function
-                    .and_then(|line| line.strip_prefix("fn "))
-                    .and_then(|line| line.split_once(['(', '<']));
-                found.extend(name.map(|(name, _)| (name.to_owned(), kind)));
-            }
+            tests_in_file(&path, kind, found);
         }
+    }
+}
+
+fn tests_in_file(path: &Path, kind: &'static str, found: &mut BTreeMap<String, &'static str>) {
+    let text = fs::read_to_string(path).unwrap();
+    for after in text.split("#[test]").skip(1) {
+        // Other attributes may come between.
+        let mut lines = after.lines().map(str::trim);
+        let function = lines.find(|line| !line.is_empty() && !line.starts_with(['#', '/']));
+        let name = function
+            .and_then(|line| line.strip_prefix("fn "))
+            .and_then(|line| line.split_once(['(', '<']));
+        found.extend(name.map(|(name, _)| (name.to_owned(), kind)));
     }
 }
 
@@ -170,8 +241,31 @@ fn the_selftest_s_tests_are_where_they_belong() {
 }
 
 #[test]
+fn the_lab_s_column_says_what_the_lab_runs() {
+    let (runs, binaries) = (lab_runs(), tests_by_binary());
+    for row in rows(DOCUMENT) {
+        let mut expected = BTreeSet::new();
+        for (test, _) in &row.tests {
+            for (binary, tests) in &binaries {
+                if tests.contains_key(*test) {
+                    let runs = runs.iter().filter(|run| run.runs(binary, test));
+                    expected.extend(runs.map(|run| &*run.number));
+                }
+            }
+        }
+        let expected: Vec<&str> = expected.into_iter().collect();
+        assert_eq!(row.lab, expected, "row {}", row.number);
+    }
+    let run = |name: &str| runs.iter().find(|run| run.binary == name).unwrap();
+    assert!(run("hmm_selftests").runs("hmm_selftests", "t01_open_close"));
+    assert!(!run("hmm_selftests").runs("kit", "t01_open_close"));
+    assert!(!run("conformance_suite").runs("conformance_suite", "t01_open_close"));
+    assert!(!run("memory_errors").runs("memory_errors", "kicks_and_migrations"));
+}
+
+#[test]
 fn a_document_that_is_wrong_is_noticed() {
-    let wrong = "| F01 | one | how | `a` (unit) `b_c` |\n| what | x | y | z |\n|---|---|---|---|\n| F2 | a | b | |";
+    let wrong = "| F01 | one | how | `a` (unit) `b_c` | 1, 2 |\n| what | x | y | z | |\n|---|---|---|---|---|\n| F2 | a | b | | |";
     let rows = rows(wrong);
     let found: Vec<_> = rows
         .iter()
@@ -181,6 +275,8 @@ fn a_document_that_is_wrong_is_noticed() {
         found,
         [("F01", vec![("a", "unit"), ("b_c", "")]), ("F2", vec![])]
     );
+    assert_eq!(rows[0].lab, ["1", "2"]);
+    assert!(rows[1].lab.is_empty());
     let tests = tests_in_workspace();
     assert_eq!(tests.get("the_document_has_no_row"), None);
     assert_eq!(tests.get("two_cpus_fault_on_one_page"), Some(&"model"));

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use hmm_backend::EngineChoice;
 use hmmvisor::OnMemoryError;
+use hmmvisor::balloon::BalloonConfig;
 use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::console_choice::ConsoleChoice;
 use hmmvisor::linux::cpuid::Template;
@@ -36,9 +37,12 @@ pub struct RunArgs {
     /// Number of vCPUs, 1 to 64 [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     vcpus: Option<u32>,
-    /// Guest memory whose pages migrate, like 64M or 1G [default: 256M]
+    /// Guest memory, whose pages migrate, like 64M or 1G [default: 256M]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     memory: Option<Size>,
+    /// Of guest memory, this much at its end never migrates, and accelerators reach it in place, like 64M [default: 0]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    shared: Option<Size>,
     /// When a page that a vCPU accesses cannot be supplied: machine-check (the guest is told, and may
     /// recover) or end (of the run) [default: machine-check]
     #[arg(long, value_name = "WHAT")]
@@ -82,10 +86,14 @@ pub struct RunArgs {
     /// configuration file's disks
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<DiskConfig>,
-    /// Give the guest a memory balloon (virtio-balloon), and have it give back this much at first [default: 0 with --kernel,
-    /// otherwise no balloon]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    balloon: Option<Size>,
+    /// Give the guest a memory balloon (virtio-balloon), and have it give back this much. With `hints=N`, ask it every N seconds for
+    /// pages that are free; with `statistics=N`, for figures about its memory [default: 0 with --kernel, otherwise no balloon]
+    #[arg(
+        long,
+        value_name = "SIZE[,hints=N][,statistics=N]",
+        allow_hyphen_values = true
+    )]
+    balloon: Option<BalloonConfig>,
     /// Give the guest a source of random numbers (virtio-rng); with --kernel it has one anyway
     #[arg(long)]
     rng: bool,
@@ -133,6 +141,7 @@ impl RunArgs {
         set(&mut config.engine.kind, self.engine);
         set(&mut config.machine.vcpus, self.vcpus);
         set(&mut config.machine.memory, self.memory);
+        set(&mut config.machine.shared, self.shared);
         set(&mut config.machine.on_memory_error, self.on_memory_error);
         set(&mut config.devices.memory, self.device_memory);
         set(&mut config.devices.kind, self.device_kind);

@@ -9,14 +9,15 @@ use hmmvisor_policies::PolicyChoice;
 use super::{Config, ConfigError};
 use crate::host::Host;
 use crate::linux::cpuid::Template;
+use crate::linux::layout::Layout;
 use crate::size::Size;
 use crate::virtio;
 
 /// Managed memory comes in blocks of this size.
 const BLOCK: u64 = 2 << 20;
 
-/// A day.
-const MAX_WATCHDOG: u64 = 24 * 60 * 60;
+/// In seconds.
+const DAY: u64 = 24 * 60 * 60;
 
 impl Config {
     /// Whether the host can run it, as far as that can be told without trying.
@@ -45,7 +46,15 @@ impl Config {
             )?;
         }
         if let Some(seconds) = self.machine.watchdog {
-            range("the watchdog's time in seconds", seconds, MAX_WATCHDOG)?;
+            range("the watchdog's time in seconds", seconds, DAY)?;
+        }
+        if let Some(balloon) = &self.balloon {
+            for (what, seconds) in [
+                ("the seconds between hints", balloon.hints),
+                ("the seconds between statistics", balloon.statistics),
+            ] {
+                seconds.map_or(Ok(()), |seconds| range(what, seconds, DAY))?;
+            }
         }
         let virtio = virtio::count(self);
         if virtio > 0 {
@@ -143,6 +152,18 @@ impl Config {
         let (memory, device) = (self.machine.memory, self.devices.memory);
         multiple("guest memory", memory, BLOCK)?;
         multiple("device memory", device, PAGE_SIZE)?;
+        let shared = self.machine.shared;
+        if shared.0 > 0 {
+            multiple("shared memory", shared, BLOCK)?;
+        }
+        // With a kernel, it has no gap in it.
+        let (shared_limit_of, shared_limit) = match &self.boot.kernel {
+            Some(_) => {
+                let last = Layout::new(memory).last();
+                ("the memory behind the last gap", last.end - last.start)
+            }
+            None => ("guest memory", memory.0),
+        };
         let map_limit = match self.boot.kernel {
             Some(_) => "a kernel can get",
             None => "the guest's page tables can map",
@@ -169,10 +190,23 @@ impl Config {
                 memory.0,
                 "use less with --device-memory, or more with --memory",
             ),
+            (
+                "shared memory",
+                shared,
+                shared_limit_of,
+                shared_limit,
+                "use less with --shared",
+            ),
         ];
         let balloon = self.balloon.map(|balloon| {
             let remedy = "use less with --balloon";
-            ("the balloon", balloon, "guest memory", memory.0, remedy)
+            (
+                "the balloon",
+                balloon.size,
+                "guest memory",
+                memory.0,
+                remedy,
+            )
         });
         for (what, given, limit_of, limit, remedy) in limits.into_iter().chain(balloon) {
             if given.0 > limit {
@@ -334,7 +368,18 @@ mod tests {
                 .contains("more than guest memory (256 MiB)")
         );
         assert!(
-            complaint(|config| config.balloon = Some(Size(257 << 20)))
+            complaint(|config| config.machine.shared = Size(258 << 20))
+                .contains("shared memory of 258 MiB is more than guest memory (256 MiB)")
+        );
+        assert!(
+            complaint(|config| {
+                config.boot.kernel = Some("vmlinuz".into());
+                (config.machine.memory, config.machine.shared) = (Size(4 << 30), Size(2 << 30));
+            })
+            .contains("more than the memory behind the last gap (1 GiB)")
+        );
+        assert!(
+            complaint(|config| config.balloon = "257M".parse().ok())
                 .contains("the balloon of 257 MiB is more than guest memory (256 MiB)")
         );
         let disks = |count: usize| vec!["a.img".parse().unwrap(); count];

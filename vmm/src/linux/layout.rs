@@ -75,9 +75,14 @@ impl Layout {
         [Some(self.low()), self.high()].into_iter().flatten()
     }
 
+    /// The last of them.
+    pub fn last(&self) -> Range<u64> {
+        self.high().unwrap_or(self.low())
+    }
+
     /// One past the last byte of memory: how much managed memory is to be made, the part without memory included.
     pub fn end(&self) -> u64 {
-        self.high().unwrap_or(self.low()).end
+        self.last().end
     }
 
     /// The pages below [`Self::end`] that do not exist.

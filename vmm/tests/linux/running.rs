@@ -228,8 +228,10 @@ fn large_memory_leaves_a_gap() {
     let memory_end = 0x1_0000_0000u64 + (64 << 20);
     assert!(memory_end > AT);
     let kernel = code().say_memory(0x71e8).say("\n").power_off().bzimage();
-    let (said, output) = run(&kernel, &["--memory", "3136M"]);
-    assert_eq!(said, "\u{4}\n", "{}", text(&output));
+    for shared in ["0", "32M"] {
+        let (said, output) = run(&kernel, &["--memory", "3136M", "--shared", shared]);
+        assert_eq!(said, "\u{4}\n", "{}", text(&output));
+    }
     let (said, _) = run(&kernel, &[]);
     assert_eq!(said, "\u{3}\n");
 }
