@@ -54,15 +54,14 @@ impl FromStr for BalloonConfig {
 
 /// What the configuration wants to be asked of the guest again and again.
 pub(crate) fn questions<'a>(config: &BalloonConfig, balloon: &'a Balloon) -> Vec<Periodic<'a>> {
-    let ask: [(Option<u64>, fn(&Balloon)); 2] = [
-        (config.hints, ask_for_hints),
-        (config.statistics, Balloon::request_statistics),
-    ];
-    let question = |(every, ask): (Option<u64>, fn(&Balloon))| {
-        let every = Duration::from_secs(every?);
-        Some(Periodic::new(every, move || ask(balloon)))
+    let mut questions = Vec::new();
+    let mut ask = |every: Option<u64>, question: fn(&Balloon)| {
+        let every = every.map(Duration::from_secs);
+        questions.extend(every.map(|every| Periodic::new(every, move || question(balloon))));
     };
-    ask.into_iter().filter_map(question).collect()
+    ask(config.hints, ask_for_hints);
+    ask(config.statistics, Balloon::request_statistics);
+    questions
 }
 
 /// A guest that is still at it is left to it.
