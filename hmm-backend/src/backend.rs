@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::events::Events;
 use crate::folio_lock::FolioLock;
 use crate::link::LinkModel;
+use crate::mapping::Mapping;
 use crate::memory::{DeviceMemory, GuestMemory, KernelAnswers};
 use crate::mirror::Invalidate;
 use crate::page::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange, PageSet};
@@ -35,6 +36,9 @@ pub struct BackendConfig {
     /// Pages that do not exist, though they have numbers: nobody can reach them. For guests whose memory is not in one piece, so that
     /// addresses and pages keep their distance.
     pub hole: PageRange,
+    /// Pages that are in system memory from the start, as zeros: for what is about to be written as a whole, by a boot loader
+    /// for instance. Any other page costs a fault when it is first touched, and is never a part of a huge page of the host.
+    pub present: Vec<PageRange>,
     /// How pages are moved.
     pub engine: EngineChoice,
     /// Number of userfaultfds that managed memory is spread over, block by block; more than one helps
@@ -65,6 +69,7 @@ impl BackendConfig {
             memory,
             shared: 0,
             hole: PageRange::with_len(Page(0), 0),
+            present: Vec::new(),
             engine: EngineChoice::Auto,
             shards: 1,
             recycled: DEFAULT_RECYCLED,
@@ -120,6 +125,12 @@ impl Backend {
         if config.shared > 0 {
             check_size("shared memory", config.shared, unit, config.memory)?;
         }
+        let pages = (config.memory / PAGE_SIZE) as u32;
+        let outside = |range: &&PageRange| range.end.0 > pages || range.overlap(config.hole) > 0;
+        if let Some(range) = config.present.iter().find(outside) {
+            let range = *range;
+            return Err(Error::OutOfRange { range, pages });
+        }
         let guest = Arc::new(GuestMemory::new(&config)?);
         let factory = config.policy.for_backend().unwrap_or(config.policy);
         let threshold = AtomicU32::new(0);
@@ -132,8 +143,14 @@ impl Backend {
         let advisors: Box<[_]> = (0..config.shards).map(advisor).collect();
         let table =
             ResidencyTable::new((config.memory / PAGE_SIZE) as u32, Box::new(guest.clone()));
-        // Shared memory is there from the start: its first touch is nobody's business.
-        for page in (guest.private_pages().end.0..table.pages()).map(Page) {
+        // Nobody asks the policy about what is there from the start; that goes for shared memory, too.
+        let shared = PageRange::new(guest.private_pages().end, Page(table.pages()));
+        for page in config
+            .present
+            .iter()
+            .chain([&shared])
+            .flat_map(|it| it.pages())
+        {
             table.store(page, Word::default().to_system(Tick::default()));
         }
         Ok(Arc::new(Backend {
@@ -425,16 +442,24 @@ impl Backend {
     /// Bytes of host memory behind these pages of system memory at this moment, as the kernel says.
     pub fn resident_bytes(&self, range: PageRange) -> Result<u64, Error> {
         self.check_range(range)?;
-        let (offset, len) = (range.start.offset(), u64::from(range.len()) * PAGE_SIZE);
-        let mapping = self.guest.mapping();
-        mapping
-            .resident_bytes(offset, len)
-            .map_err(|error| Error::Map {
-                len,
-                what: "residency query",
-                error,
-            })
+        let len = u64::from(range.len()) * PAGE_SIZE;
+        resident(self.guest.mapping(), range.start.offset(), len)
     }
+
+    /// Bytes of host memory behind a device's private memory at this moment, as the kernel says; 0 for coherent
+    /// memory, which is a part of system memory here.
+    pub fn device_resident_bytes(&self, id: DeviceId) -> Result<u64, Error> {
+        match &self.any_device(id)?.memory {
+            Some(memory) => resident(memory.mapping(), 0, memory.mapping().len()),
+            None => Ok(0),
+        }
+    }
+}
+
+fn resident(mapping: &Mapping, offset: u64, len: u64) -> Result<u64, Error> {
+    let what = "residency query";
+    let resident = mapping.resident_bytes(offset, len);
+    resident.map_err(|error| Error::Map { len, what, error })
 }
 
 /// How many pages of a range within one block are in the set.

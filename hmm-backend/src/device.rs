@@ -199,12 +199,13 @@ impl Device {
     }
 
     /// The folio is no longer in use: tells the driver, then gives the frames back. No lock on its
-    /// pages is held any more, nobody can find it. `scrub` if the frames still hold dead contents;
+    /// pages is held any more, nobody can find it. `dead` if the frames hold contents that nobody needs: the host gets
+    /// their memory back (and engine `remap` can only move pages to where none is);
     /// `resident` if the eviction policy knows the folio.
     pub(crate) fn release(
         &self,
         folio: DeviceFolio,
-        scrub: bool,
+        dead: bool,
         resident: bool,
         recorder: &Recorder,
     ) {
@@ -217,8 +218,8 @@ impl Device {
         }
         recorder.add(Counter::PageFreeCalls, 1);
         self.driver.page_free(folio);
-        if let (true, Some(memory)) = (scrub, &self.memory) {
-            memory.scrub(folio.frame, folio.pages());
+        if let (true, Some(memory)) = (dead, &self.memory) {
+            memory.forget(folio.frame, folio.pages());
         }
         let mut pool = self.pool();
         pool.buddy.free(folio.frame, folio.order);

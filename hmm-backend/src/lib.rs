@@ -62,7 +62,6 @@ mod permission;
 mod pin;
 mod poison;
 mod policy;
-mod prefill;
 #[cfg(all(test, not(loom)))]
 mod properties;
 mod residency;

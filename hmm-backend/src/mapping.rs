@@ -168,6 +168,31 @@ impl Mapping {
         assert_eq!(ret, 0, "giving memory back to the host: {error}");
     }
 
+    /// Makes the range present. What has no contents yet is zeros, in huge pages where the kernel gives them.
+    pub(crate) fn populate(&self, offset: u64, len: u64) -> Result<(), Error> {
+        if len == 0 {
+            return Ok(());
+        }
+        let (start, bytes) = (self.address(offset) as *mut libc::c_void, len as usize);
+        // SAFETY: the range lies inside the mapping; contents do not change.
+        let ret = unsafe { libc::madvise(start, bytes, libc::MADV_POPULATE_WRITE) };
+        let error = io::Error::last_os_error();
+        match (ret, error.raw_os_error()) {
+            (0, _) => Ok(()),
+            // Linux before 5.14: the pages come when they are written.
+            (_, Some(libc::EINVAL)) => {
+                // SAFETY: the range is ours alone as yet, and zeros.
+                unsafe { std::ptr::write_bytes(start.cast::<u8>(), 0, bytes) };
+                Ok(())
+            }
+            _ => Err(Error::Map {
+                len,
+                what: "the part of it that is present from the start",
+                error,
+            }),
+        }
+    }
+
     /// Bytes of the range that are in host memory now.
     pub(crate) fn resident_bytes(&self, offset: u64, len: u64) -> io::Result<u64> {
         const HOST_PAGE: u64 = 4096;

@@ -104,9 +104,13 @@ fn freed_pages_read_as_zeros_and_their_frames_come_back_once() {
             .migrate_to_device(device.id, rig.range(0..512))
             .unwrap();
         assert!(rig.backend.resident_bytes(rig.range(512..600)).unwrap() == 88 * 4096);
+        let in_device_memory = || rig.backend.device_resident_bytes(device.id).unwrap();
+        assert_eq!(in_device_memory(), 512 * 4096);
         // Part of a device folio, the rest of it, system pages, and pages nobody touched.
         assert_eq!(rig.backend.guest_freed(rig.range(10..20)).unwrap(), 10);
+        assert_eq!(in_device_memory(), 502 * 4096);
         assert_eq!(rig.backend.guest_freed(rig.range(0..1024)).unwrap(), 590);
+        assert_eq!(in_device_memory(), 0);
         assert_eq!(rig.backend.guest_freed(rig.range(0..1024)).unwrap(), 0);
         assert_eq!(rig.backend.resident_bytes(rig.range(0..1024)).unwrap(), 0);
         assert_eq!(device.driver.live(), 0);
@@ -269,25 +273,42 @@ fn pages_in_a_hole_are_out_of_everybody_s_reach() {
 }
 
 #[test]
-fn prefilling_fills_what_is_untouched_and_nothing_else() {
+fn pages_present_from_the_start_cost_no_fault_and_migrate_as_any() {
     both_engines(|engine| {
-        let rig = Rig::new(1024, engine, "on-demand+timeslice:min=0us");
-        let mut device = rig.device(64);
-        device.write(4, 0, 11).unwrap();
-        rig.cpu(700, 0).store(12, SeqCst);
-        let faults = rig.backend.stats().cpu_faults;
-        rig.backend.prefill(rig.range(2..900)).unwrap();
+        // Two blocks, which may be huge pages of the host, and parts of others.
+        let present =
+            [2..7, 512..1536, 1600..1601].map(|it| PageRange::new(Page(it.start), Page(it.end)));
+        let change = |config: &mut BackendConfig| config.present = present.to_vec();
+        let rig = Rig::with(2048, engine, "on-demand+timeslice:min=0us", change, 1);
+        let mut device = rig.device(1024);
         let resident = |pages| rig.backend.resident_bytes(rig.range(pages)).unwrap();
-        assert_eq!(resident(2..900), 897 * 4096);
-        assert_eq!(resident(0..2) + resident(900..1024), 0);
-        assert_eq!(rig.on_device(0..1024), [4].into());
-        for (page, value) in [(2, 0), (511, 0), (512, 0), (700, 12), (899, 0)] {
-            assert_eq!(rig.cpu(page, 0).load(SeqCst), value, "page {page}");
-            rig.cpu(page, 1).store(1, SeqCst);
+        assert_eq!(resident(2..7) + resident(512..1536), 1029 * 4096);
+        for page in [2, 6, 512, 1000, 1535, 1600] {
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), 0);
+            rig.cpu(page, 1).store(page.into(), SeqCst);
         }
-        assert_eq!(rig.backend.stats().cpu_faults, faults);
-        assert_eq!(rig.cpu(4, 0).load(SeqCst), 11);
-        assert!(rig.backend.prefill(rig.range(1000..1025)).is_err());
+        assert_eq!(rig.backend.stats().cpu_faults, 0);
+        // One page out of the middle of a block, then a whole block.
+        assert_eq!(device.read(1000, 1), Ok(1000));
+        let moved = rig
+            .backend
+            .migrate_to_device(device.id, rig.range(1024..1536));
+        assert_eq!(moved.unwrap(), 512);
+        assert_eq!(device.read(1535, 1), Ok(1535));
+        assert_eq!(rig.on_device(0..2048).len(), 513);
+        assert_eq!(resident(512..1536), 511 * 4096);
+        for page in [1000, 1535] {
+            assert_eq!(rig.cpu(page, 1).load(SeqCst), page.into());
+        }
+        assert_eq!(rig.backend.guest_freed(rig.range(512..1024)).unwrap(), 512);
+        assert_eq!(resident(512..1024), 0);
+        assert_eq!(rig.cpu(512, 1).load(SeqCst), 0);
+        device.driver.assert_clean();
+
+        let mut config = BackendConfig::new(1 << 21);
+        config.engine = EngineChoice::Only(engine);
+        config.present = vec![PageRange::new(Page(511), Page(513))];
+        assert!(Backend::new(config).is_err());
     });
 }
 

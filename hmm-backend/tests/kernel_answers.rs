@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
-use common::{Rig, both_engines, moves_are_off};
+use common::{Rig, both_engines};
 use hmm_backend::{
     Engine, FatalCause, KernelAnswers, KernelCall, MadeUpAnswer, Page, PageRange, Residency,
 };
@@ -115,15 +115,12 @@ fn migrations_lose_only_the_pages_the_kernel_keeps() {
             let moved = moved as usize;
             assert_eq!(rig.on_device(0..64).len(), moved);
             assert!(!rig.on_device(0..64).contains(&10));
-            // Pages copied in place cannot be told apart: one call is about all of them.
-            let in_place = engine == Engine::Copy && moves_are_off();
-            let expected = if in_place { 0 } else { 63 };
-            assert_eq!(moved, expected, "{errno}");
+            assert_eq!(moved, 63, "{errno}");
             script.0.lock().unwrap().clear();
             script.say(KernelCall::Give, 20, 100, errno);
             rig.backend.migrate_to_system(range).unwrap();
             let left: Vec<u32> = rig.on_device(0..64).into_iter().collect();
-            assert!(left == [20] || in_place && left.is_empty(), "{left:?} left");
+            assert_eq!(left, [20]);
             script.0.lock().unwrap().clear();
             for page in 0..64 {
                 assert_eq!(device.read(page, 0), Ok(100 + u64::from(page)));

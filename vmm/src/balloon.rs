@@ -76,7 +76,7 @@ fn ask_for_hints(balloon: &Balloon) {
 pub struct BalloonReport {
     /// What the guest was to give back, in bytes.
     pub target_bytes: u64,
-    /// What it had given back by inflation at the end, in bytes.
+    /// What it had given back by inflation, as it last said, in bytes.
     pub actual_bytes: u64,
     /// Pages with contents that it gave back, by the way they came.
     pub pages: BalloonFigures,
@@ -89,7 +89,7 @@ impl BalloonReport {
     pub fn of(balloon: &Balloon) -> BalloonReport {
         BalloonReport {
             target_bytes: balloon.target(),
-            actual_bytes: balloon.actual(),
+            actual_bytes: balloon.last_actual(),
             pages: balloon.figures(),
             statistics: balloon.statistics().map(|(_, figures)| figures),
         }

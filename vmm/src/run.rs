@@ -22,7 +22,7 @@ use crate::file::{self, FileError};
 use crate::host::Host;
 use crate::image::{self, ImageError};
 use crate::linux::layout::Layout;
-use crate::linux::{DEFAULT_CMDLINE, Linux, LoadError};
+use crate::linux::{DEFAULT_CMDLINE, Linux, LoadError, Plan};
 use crate::placement::Placement;
 use crate::policy_scripts::Policies;
 use crate::process_memory;
@@ -125,6 +125,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         policy: policy.clone(),
         events: config.record.as_ref().map_or(0, |_| recording::RING),
         hole: guest.hole(),
+        present: guest.present(),
         shared: config.machine.shared.0,
         ..BackendConfig::new(guest.memory(config.machine.memory.0))
     })?;
@@ -310,7 +311,7 @@ enum Loadable {
         cmdline: String,
         workload: Option<String>,
     },
-    Linux(Linux, Layout),
+    Linux(Linux, Layout, Plan),
 }
 
 impl Loadable {
@@ -321,8 +322,8 @@ impl Loadable {
             let linux = Linux::open(kernel, initrd, cmdline, config.boot.cpu)?;
             let layout = Layout::new(config.machine.memory);
             // Before the machine is made: this costs nothing.
-            linux.plan(&layout)?;
-            return Ok(Loadable::Linux(linux, layout));
+            let plan = linux.plan(&layout)?;
+            return Ok(Loadable::Linux(linux, layout, plan));
         }
         let params = &config.workload.params;
         match &config.guest {
@@ -366,7 +367,7 @@ impl Loadable {
     fn cmdline(&self) -> &str {
         match self {
             Loadable::Program { cmdline, .. } => cmdline,
-            Loadable::Linux(linux, _) => &linux.cmdline,
+            Loadable::Linux(linux, ..) => &linux.cmdline,
         }
     }
 
@@ -374,14 +375,22 @@ impl Loadable {
     fn memory(&self, bytes: u64) -> u64 {
         match self {
             Loadable::Program { .. } => bytes,
-            Loadable::Linux(_, layout) => layout.end(),
+            Loadable::Linux(_, layout, _) => layout.end(),
         }
     }
 
     fn hole(&self) -> PageRange {
         match self {
             Loadable::Program { .. } => PageRange::with_len(Page(0), 0),
-            Loadable::Linux(_, layout) => layout.hole(),
+            Loadable::Linux(_, layout, _) => layout.hole(),
+        }
+    }
+
+    /// Managed memory that is to be there from the start.
+    fn present(&self) -> Vec<PageRange> {
+        match self {
+            Loadable::Program { .. } => Vec::new(),
+            Loadable::Linux(_, layout, plan) => plan.written(layout),
         }
     }
 
@@ -392,7 +401,7 @@ impl Loadable {
                 cmdline,
                 seed,
             },
-            Loadable::Linux(linux, layout) => Guest::Linux(linux, layout.clone()),
+            Loadable::Linux(linux, layout, _) => Guest::Linux(linux, layout.clone()),
         }
     }
 }

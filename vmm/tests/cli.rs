@@ -102,7 +102,7 @@ fn shared_memory_never_migrates() {
         assert_eq!(drivers["contract_violations"], 0);
         let figure = |value: &serde_json::Value| value.as_u64().unwrap();
         vec![
-            figure(&json["pages_to_device"]),
+            figure(&json["device_pages_peak"]),
             figure(&drivers["folios_allocated"]),
             figure(&json["counters"]["mapped_in_place"]),
         ]

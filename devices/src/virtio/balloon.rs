@@ -103,6 +103,8 @@ struct Books {
     wanted: bool,
     hinting: Hinting,
     last_round: u32,
+    /// What the last driver had given back when it reset the device, in bytes.
+    at_reset: u64,
 }
 
 fn lock(books: &Mutex<Books>) -> MutexGuard<'_, Books> {
@@ -192,9 +194,14 @@ impl Balloon {
         self.bytes(ACTUAL)
     }
 
+    /// The same, but if the driver is gone, as it said last: operating systems reset their devices before they switch the
+    /// machine off.
+    pub fn last_actual(&self) -> u64 {
+        self.actual().max(lock(&self.books).at_reset)
+    }
+
     fn bytes(&self, at: usize) -> u64 {
-        let pages = self.device.port().config(|config| field(config, at));
-        u64::from(pages) * PAGE_SIZE
+        self.device.port().config(|config| bytes(config, at))
     }
 
     /// Asks the guest for new figures about its memory.
@@ -241,6 +248,11 @@ impl Balloon {
     }
 }
 
+/// A field that counts pages, in bytes.
+fn bytes(config: &[u8], at: usize) -> u64 {
+    u64::from(field(config, at)) * PAGE_SIZE
+}
+
 fn pages(bytes: u64) -> u32 {
     u32::try_from(bytes / PAGE_SIZE).unwrap_or(u32::MAX)
 }
@@ -258,6 +270,7 @@ struct Device {
 impl Model for Device {
     fn start(&mut self, features: u64) {
         self.features = features;
+        lock(&self.books).at_reset = 0;
     }
 
     fn request(&mut self, port: &Port, queue: usize, chain: &Chain) -> Result<Reply, Malformed> {
@@ -291,7 +304,13 @@ impl Model for Device {
         self.features = 0;
         self.statistics = None;
         self.round = None;
-        lock(&self.books).hinting = Hinting::Off;
+        let actual = port.config(|config| bytes(config, ACTUAL));
+        {
+            let mut books = lock(&self.books);
+            books.hinting = Hinting::Off;
+            // Two resets in a row are one.
+            books.at_reset = books.at_reset.max(actual);
+        }
         // The next driver begins with nothing given back. What it is to give back stays.
         port.change_config(|config| {
             set_field(config, ACTUAL, 0);

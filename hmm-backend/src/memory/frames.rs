@@ -69,7 +69,7 @@ impl DeviceMemory {
         }
     }
 
-    /// The contents of these pages are dead, or have been copied: their memory goes back to the host.
+    /// The contents of these frames are dead, or have been copied: their memory goes back to the host.
     pub(crate) fn forget(&self, frame: Frame, frames: u32) {
         if self.engine == Engine::Model {
             return;
@@ -78,14 +78,7 @@ impl DeviceMemory {
             u64::from(frame.0) * PAGE_SIZE,
             u64::from(frames) * PAGE_SIZE,
         );
-        // SAFETY: the caller, who holds the pages' lock, says so.
+        // SAFETY: the caller, whose frames they are, says so.
         unsafe { self.mapping.discard(offset, len) };
-    }
-
-    /// The contents of these frames are dead; makes them ready for reuse.
-    pub(crate) fn scrub(&self, frame: Frame, frames: u32) {
-        if self.uffd.is_some() {
-            self.forget(frame, frames);
-        }
     }
 }

@@ -140,6 +140,11 @@ impl GuestMemory {
         };
         // Write protection is for read-only pages, and for the copy engine's migrations.
         if engine != Engine::Model {
+            // Before faults are caught: then the kernel makes huge pages.
+            for range in &config.present {
+                let len = u64::from(range.len()) * PAGE_SIZE;
+                guest.mapping.populate(range.start.offset(), len)?;
+            }
             guest.each_shard_range(|uffd, start, len| uffd.register(start, len, true))?;
         }
         Ok(guest)
@@ -305,8 +310,17 @@ impl GuestMemory {
                         )
                     }
                 });
-        } else if let Err(error) = self.protect_and_copy(run, device) {
-            (0..run.pages).for_each(|i| failed(i, error));
+        } else if self.protect_and_copy(run, device).is_err() {
+            // Partial success: one call is about all of the pages, so each is tried by itself to find those that stay.
+            for at in 0..run.pages {
+                let page = Run {
+                    pages: 1,
+                    ..run.skip(at)
+                };
+                if let Err(error) = self.protect_and_copy(page, device) {
+                    failed(at, error);
+                }
+            }
         }
     }
 

@@ -355,8 +355,8 @@ impl CommittedToSystem<'_> {
             }
         }
         // With no lock held any more.
-        for (folio, scrub) in empty {
-            device.release(folio, scrub, true, recorder);
+        for (folio, dead) in empty {
+            device.release(folio, dead, true, recorder);
         }
         for cause in Cause::ALL {
             match by_cause[cause as usize] {

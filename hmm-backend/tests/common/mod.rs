@@ -360,11 +360,6 @@ thread_local! {
     static NO_MOVES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Whether the test's rigs copy pages in place.
-pub fn moves_are_off() -> bool {
-    NO_MOVES.get()
-}
-
 /// Runs a test once with each engine, and with `copy` also as on a kernel without moves.
 pub fn both_engines(test: impl Fn(Engine)) {
     for (engine, no_moves) in [

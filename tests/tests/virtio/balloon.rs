@@ -130,6 +130,15 @@ fn the_target_changes_while_the_guest_runs() {
     rig.write(CONFIG + 4, 3);
     rig.start(FEATURES, &[64; 5]);
     assert_eq!((balloon.target(), balloon.actual()), (memory, 0));
+    // When it has had its first answer, what the one before said is forgotten.
+    let request = numbers(&rig, [DATA]);
+    assert_eq!(rig.run(DEFLATE, &[request]), 0);
+    assert_eq!(balloon.last_actual(), 0);
+    // What an operating system had given back when it was shut down.
+    rig.write(CONFIG + 4, 3);
+    rig.write(STATUS, 0);
+    rig.write(STATUS, 0);
+    assert_eq!((balloon.actual(), balloon.last_actual()), (0, 3 << 12));
     rig.finish();
 }
 

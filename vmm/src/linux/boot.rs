@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use hmm_backend::{Backend, PAGE_SIZE, Page, PageRange};
+use hmm_backend::{BLOCK_PAGES, Backend, PAGE_SIZE, Page, PageRange};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
@@ -75,6 +75,22 @@ pub struct Plan {
     initrd: Option<Range<u64>>,
 }
 
+impl Plan {
+    /// The pages that loading writes, and those that the kernel unpacks itself to: to be there from the start, as page by page, as
+    /// somebody touches them, takes much longer. Whole blocks, since those can be huge pages of the host.
+    pub fn written(&self, layout: &Layout) -> Vec<PageRange> {
+        let low = pages(&layout.low());
+        let blocks = |range: &Range<u64>| {
+            let range = pages(range);
+            let end = Page(range.end.0.next_multiple_of(BLOCK_PAGES as u32));
+            PageRange::new(range.start.block().first_page(), end.min(low.end))
+        };
+        let files = [Some(&self.kernel), self.initrd.as_ref()];
+        let files = files.into_iter().flatten().map(blocks);
+        files.chain([pages(&(0..HIGH_START))]).collect()
+    }
+}
+
 impl Linux {
     /// Finds places for everything, or the reason why there are none. To be asked before a machine is made.
     pub fn plan(&self, layout: &Layout) -> Result<Plan, LoadError> {
@@ -120,12 +136,12 @@ impl Linux {
         backend: &Arc<Backend>,
     ) -> Result<Loaded, LoadError> {
         let kernel = {
-            let _present = present(backend, &plan.kernel)?;
+            let _traced = traced(backend, &plan.kernel)?;
             self.kernel.load(memory)
         };
         let kernel = kernel.map_err(|error| self.refuse(error))?;
         if let (Some(initrd), Some(place)) = (&mut self.initrd, &plan.initrd) {
-            let _present = present(backend, place)?;
+            let _traced = traced(backend, place)?;
             let size = (place.end - place.start) as usize;
             let path = initrd.path().display().to_string();
             let file = initrd.contents().map_err(|error| LoadError::Initrd {
@@ -141,7 +157,7 @@ impl Linux {
                 })?;
         }
 
-        let _present = present(backend, &(0..HIGH_START))?;
+        let _traced = traced(backend, &(0..HIGH_START))?;
         memory.write_slice(self.cmdline.as_bytes(), GuestAddress(CMDLINE))?;
         memory.write_slice(
             &acpi::tables(ACPI.start, vcpus, slots),
@@ -227,17 +243,19 @@ fn start_info(plan: &Plan, layout: &Layout, memory: &GuestMemoryMmap) -> Result<
         .map_err(|error| LoadError::Parameters(error.to_string()))
 }
 
-/// Fills these pages before they are written, since page by page, as somebody touches them, takes much longer; and pins them, so that
-/// a trace of the run tells of them.
-fn present(
+/// Pins these pages, which are there already, so that a trace of the run tells of them.
+fn traced(
     backend: &Arc<Backend>,
     range: &Range<u64>,
 ) -> Result<hmm_backend::Pinned, hmm_backend::Error> {
+    backend.pin(pages(range))
+}
+
+/// The pages of a range of memory.
+fn pages(range: &Range<u64>) -> PageRange {
     let page = |number: u64| Page(number as u32);
-    let pages = PageRange::new(
+    PageRange::new(
         page(range.start / PAGE_SIZE),
         page(range.end.div_ceil(PAGE_SIZE)),
-    );
-    backend.prefill(pages)?;
-    backend.pin(pages)
+    )
 }
