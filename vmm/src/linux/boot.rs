@@ -71,13 +71,14 @@ pub enum LoadError {
 /// Where kernel and ramdisk go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
+    /// What loading the kernel writes. More was looked for, since a bzImage unpacks itself.
     kernel: Range<u64>,
     initrd: Option<Range<u64>>,
 }
 
 impl Plan {
-    /// The pages that loading writes, and those that the kernel unpacks itself to: to be there from the start, as page by page, as
-    /// somebody touches them, takes much longer. Whole blocks, since those can be huge pages of the host.
+    /// The pages that loading writes: to be there from the start, as page by page, as somebody touches them, takes much longer.
+    /// Whole blocks, since those can be huge pages of the host. Where the kernel unpacks itself to is its own choice (KASLR).
     pub fn written(&self, layout: &Layout) -> Vec<PageRange> {
         let low = pages(&layout.low());
         let blocks = |range: &Range<u64>| {
@@ -115,7 +116,10 @@ impl Linux {
                 })
         };
         let initrd = self.initrd.as_ref().map(place).transpose()?;
-        Ok(Plan { kernel, initrd })
+        Ok(Plan {
+            kernel: self.kernel.loaded(&kernel),
+            initrd,
+        })
     }
 
     fn refuse(&self, error: KernelError) -> LoadError {

@@ -178,6 +178,14 @@ impl Kernel {
         Ok(place)
     }
 
+    /// The part of its place that [`Self::load`] writes.
+    pub fn loaded(&self, place: &Range<u64>) -> Range<u64> {
+        match &self.format {
+            Format::BzImage(header) => place.start..place.start + u64::from(header.syssize) * 16,
+            Format::Elf(_) => place.clone(),
+        }
+    }
+
     /// Puts it into memory, where [`Self::place`] says.
     pub fn load(&mut self, memory: &GuestMemoryMmap) -> Result<Loaded, KernelError> {
         let damaged = |error: linux_loader::loader::Error| KernelError::Damaged(error.to_string());
