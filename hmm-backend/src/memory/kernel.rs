@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::ranged::{self, EngineError};
-use crate::page::{PAGE_SIZE, Page, PageRange};
+use crate::page::{PAGE_SIZE, PageRange};
 use crate::uffd::Progress;
 
 /// A call of the kernel about pages.
@@ -20,8 +20,7 @@ pub enum KernelCall {
 /// What the kernel is made to answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MadeUpAnswer {
-    /// So many pages are done for real first. In-place copies of engine `copy`, which cannot get half their way,
-    /// do none.
+    /// So many pages are done for real first.
     pub done: u32,
     /// Then this error, such as `libc::EAGAIN`.
     pub errno: i32,
@@ -73,12 +72,6 @@ impl Kernel {
                 ..progress
             }
         });
-    }
-
-    /// The made-up error of a call that is made once for all of its pages.
-    pub(super) fn refuses(&self, call: KernelCall, first: Page, pages: u32) -> Option<i32> {
-        let answer = self.made_up(call, PageRange::with_len(first, pages))?;
-        Some(answer.errno)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::mapping::Mapping;
 use crate::page::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 use crate::residency::WakeFaults;
-use crate::uffd::{Uffd, UffdSupport, probe_userfaultfd};
+use crate::uffd::{Progress, Uffd, UffdSupport, probe_userfaultfd};
 
 pub(crate) use frames::DeviceMemory;
 use kernel::Kernel;
@@ -283,7 +283,7 @@ impl GuestMemory {
         &self,
         run: Run,
         device: &DeviceMemory,
-        mut failed: impl FnMut(u32, EngineError),
+        failed: impl FnMut(u32, EngineError),
     ) {
         if self.engine == Engine::Model {
             return;
@@ -310,30 +310,34 @@ impl GuestMemory {
                         )
                     }
                 });
-        } else if self.protect_and_copy(run, device).is_err() {
-            // Partial success: one call is about all of the pages, so each is tried by itself to find those that stay.
-            for at in 0..run.pages {
-                let page = Run {
-                    pages: 1,
-                    ..run.skip(at)
-                };
-                if let Err(error) = self.protect_and_copy(page, device) {
-                    failed(at, error);
-                }
-            }
+        } else {
+            self.kernel
+                .each(KernelCall::Take, run.range(), failed, |at, n| {
+                    let part = Run {
+                        pages: n,
+                        ..run.skip(at)
+                    };
+                    match self.protect_and_copy(part, device) {
+                        Ok(()) => Progress {
+                            done: kernel::bytes(n),
+                            error: None,
+                        },
+                        // One call is about all of its pages: none is done.
+                        Err(error) => Progress {
+                            done: 0,
+                            error: error.raw_os_error().or(Some(libc::EIO)),
+                        },
+                    }
+                });
         }
     }
 
     /// Copies guest pages into frames; from the copy on nobody can change them.
-    fn protect_and_copy(&self, run: Run, device: &DeviceMemory) -> Result<(), EngineError> {
-        let refused = self
-            .kernel
-            .refuses(KernelCall::Take, run.page, run.pages)
-            .map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)));
-        if let Err(e) = refused.and_then(|()| self.protect(run.range(), true)) {
+    fn protect_and_copy(&self, run: Run, device: &DeviceMemory) -> io::Result<()> {
+        if let Err(error) = self.protect(run.range(), true) {
             // Part of the range may be protected; nobody would answer for that.
             self.lift_protection(run);
-            return Err(e.raw_os_error().unwrap_or(libc::EIO).into());
+            return Err(error);
         }
         let start = self.address(run.page);
         // SAFETY: the source is present (system pages always are) and now changes no more;
