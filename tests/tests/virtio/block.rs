@@ -12,7 +12,7 @@ use hmmvisor_testkit::{Engine, Page, Residency, pages};
 use tempfile::NamedTempFile;
 
 const SECTORS: u64 = 16384;
-const FLUSH: u64 = 1 << 9;
+pub const FLUSH: u64 = 1 << 9;
 const DISCARD: u64 = 1 << 13;
 const WRITE_ZEROES: u64 = 1 << 14;
 pub const ALL: u64 = VERSION_1 | FLUSH | DISCARD | WRITE_ZEROES;
@@ -20,7 +20,7 @@ pub const ALL: u64 = VERSION_1 | FLUSH | DISCARD | WRITE_ZEROES;
 // Requests.
 pub const IN: u32 = 0;
 pub const OUT: u32 = 1;
-const DO_FLUSH: u32 = 4;
+pub const DO_FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
 const DO_DISCARD: u32 = 11;
 const DO_WRITE_ZEROES: u32 = 13;

@@ -2,6 +2,7 @@
 
 mod balloon;
 mod block;
+mod block_durable;
 mod block_in_hand;
 mod entropy;
 mod malformed;
