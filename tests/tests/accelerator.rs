@@ -280,6 +280,12 @@ fn read_mostly_pages_keep_every_result_right() {
             rig.backend.hint(pages(0..PAGES), hint).unwrap();
             let mut random = Random(11);
             rig.amid_migrations(3, |rig| integers(rig, &mut random));
+            // Whatever came of it amid migrations: a page that a CPU reads on the device, and then writes.
+            rig.fill(100, 0..512);
+            rig.result(OP_MIGRATE, &[at(100), PAGE_SIZE, TO_DEVICE]);
+            rig.expect("what was migrated", 100, 0..512);
+            rig.fill(100, 512..1024);
+            rig.expect("what was written", 100, 512..1024);
             let stats = rig.backend.stats();
             assert!(stats.other["duplicated"] > 0, "{stats:?}");
             assert!(stats.other["collapsed"] > 0, "{stats:?}");
