@@ -156,11 +156,11 @@ impl Config {
         if shared.0 > 0 {
             multiple("shared memory", shared, BLOCK)?;
         }
-        // With a kernel, it has no gap in it.
+        // It has no gap in it.
         let (shared_limit_of, shared_limit) = match &self.boot.kernel {
             Some(_) => {
                 let last = Layout::new(memory).last();
-                ("the memory behind the last gap", last.end - last.start)
+                ("the last piece of guest memory", last.end - last.start)
             }
             None => ("guest memory", memory.0),
         };
@@ -376,7 +376,7 @@ mod tests {
                 config.boot.kernel = Some("vmlinuz".into());
                 (config.machine.memory, config.machine.shared) = (Size(4 << 30), Size(2 << 30));
             })
-            .contains("more than the memory behind the last gap (1 GiB)")
+            .contains("more than the last piece of guest memory (1 GiB)")
         );
         assert!(
             complaint(|config| config.balloon = "257M".parse().ok())
