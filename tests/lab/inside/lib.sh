@@ -8,13 +8,13 @@ show() {
 }
 
 # Boots Linux, has it run these tests of L2 (names separated by commas, see guest/), and succeeds if all of them do and the machine then
-# powers off: `boot NAMES [OPTION OF hmmvisor...]`. The summary is in $TMP/summary.json.
+# powers off: `boot NAMES [OPTION OF hmmvisor...]`. The summary is in $TMP/summary.json. The kernel is the usual one, or $KERNEL.
 boot() {
     names=$1
     shift
     echo "+ hmmvisor run --kernel ... lab.run=$names $*"
     {
-        hmmvisor run --kernel "$LAB/kernel" --initrd "$LAB/initrd" --cmdline "console=ttyS0 quiet panic=-1 lab.run=$names" \
+        hmmvisor run --kernel "${KERNEL:-$LAB/kernel}" --initrd "$LAB/initrd" --cmdline "console=ttyS0 quiet panic=-1 lab.run=$names" \
             --engine "$ENGINE" --memory 256M --json "$TMP/summary.json" "$@" </dev/null 2>&1 || echo "hmmvisor: exit code $?" >"$TMP/status"
     } | tee "$TMP/console"
     if [ -e "$TMP/status" ]; then
