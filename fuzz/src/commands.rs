@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 
 use arbitrary::{Arbitrary, Unstructured};
-use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, Page, PageRange, Residency, ServiceConfig};
+use hmm_backend::{Backend, PAGE_SIZE, Page, PageRange, Residency};
 use hmmvisor_abi::accel::{self, Command};
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::command::{decode, space};
@@ -108,27 +108,8 @@ struct Guest {
 
 impl Guest {
     fn new(input: &Input) -> Guest {
-        let mut config = BackendConfig::new(MEMORY);
         let policy = ["density+hints+timeslice:min=0us", "on-demand"][usize::from(input.policy)];
-        config.policy = Arc::new(
-            policy
-                .parse::<hmm_backend::PolicySpec>()
-                .expect("it is one"),
-        );
-        let backend = Backend::new(config).expect("userfaultfd is needed");
-        let service = backend
-            .start_service(
-                ServiceConfig {
-                    threads: vec![None],
-                    ..ServiceConfig::default()
-                },
-                |fault| {
-                    // A guest must not be able to cause this; and whoever faulted would sleep for ever.
-                    eprintln!("{fault:?}");
-                    std::process::abort();
-                },
-            )
-            .expect("a thread is needed");
+        let (backend, service) = crate::managed::memory(MEMORY, policy);
         let config = AcceleratorConfig {
             coherent: false,
             memory: (u64::from(input.device_pages) + 1) * PAGE_SIZE,

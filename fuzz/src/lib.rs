@@ -4,6 +4,7 @@
 mod cli;
 pub mod commands;
 pub mod configuration;
+mod managed;
 pub mod residency;
 pub mod traces;
 pub mod virtio;

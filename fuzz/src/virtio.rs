@@ -9,10 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use arbitrary::{Arbitrary, Unstructured};
-use hmm_backend::{
-    Backend, BackendConfig, DeviceFolio, DeviceId, Driver, PAGE_SIZE, Page, PageRange, Residency,
-    ServiceConfig,
-};
+use hmm_backend::{Backend, DeviceFolio, DeviceId, Driver, PAGE_SIZE, Page, PageRange, Residency};
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::virtio::{Balloon, Disk, GuestRam, VirtioDevice, block, rng};
 use hmmvisor_devices::{Interrupt, MmioDevice};
@@ -153,23 +150,7 @@ struct Guest {
 
 impl Guest {
     fn new(input: &Input) -> Guest {
-        let mut config = BackendConfig::new(MEMORY);
-        let policy = "on-demand+timeslice:min=0us".parse::<hmm_backend::PolicySpec>();
-        config.policy = Arc::new(policy.expect("it is one"));
-        let backend = Backend::new(config).expect("userfaultfd is needed");
-        let service = backend
-            .start_service(
-                ServiceConfig {
-                    threads: vec![None],
-                    ..ServiceConfig::default()
-                },
-                |fault| {
-                    // A guest must not be able to cause this; and whoever faulted would sleep for ever.
-                    eprintln!("{fault:?}");
-                    std::process::abort();
-                },
-            )
-            .expect("a thread is needed");
+        let (backend, service) = crate::managed::memory(MEMORY, "on-demand+timeslice:min=0us");
         let other = backend
             .attach(DEVICE_PAGES * PAGE_SIZE, Arc::new(Plain))
             .expect("a device");

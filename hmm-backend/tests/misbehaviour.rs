@@ -81,7 +81,7 @@ fn cpus_that_wait_for_the_other_half_of_a_folio_are_woken() {
 }
 
 #[test]
-fn a_service_that_ends_leaves_nobody_asleep() {
+fn a_service_that_ends_leaves_no_cpu_waiting() {
     let mut rig = Rig::new(512, Engine::Remap, "on-demand+timeslice:min=1s");
     let mut device = rig.device(64);
     device.write(3, 0, 77).unwrap();

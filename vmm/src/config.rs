@@ -1,10 +1,11 @@
 //! What to run: the TOML file's schema and its defaults.
 
 mod check;
+mod device_kind;
 mod error;
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -20,6 +21,7 @@ use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+pub use device_kind::DeviceKind;
 pub use error::ConfigError;
 
 /// A configuration file is no larger than this.
@@ -109,39 +111,6 @@ pub struct DevicesConfig {
     /// What that memory is: `private` or `coherent`.
     #[serde(deserialize_with = "from_str")]
     pub kind: DeviceKind,
-}
-
-/// What an accelerator's memory is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum DeviceKind {
-    /// Out of reach of CPUs: pages migrate on faults.
-    #[default]
-    Private,
-    /// CPUs reach it in place: pages move only when the guest asks for it.
-    Coherent,
-}
-
-impl Display for DeviceKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DeviceKind::Private => "private",
-            DeviceKind::Coherent => "coherent",
-        })
-    }
-}
-
-impl FromStr for DeviceKind {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<DeviceKind, String> {
-        match text {
-            "private" => Ok(DeviceKind::Private),
-            "coherent" => Ok(DeviceKind::Coherent),
-            _ => Err(format!(
-                "unknown kind of device memory '{text}'; there are: private, coherent"
-            )),
-        }
-    }
 }
 
 /// `[engine]`

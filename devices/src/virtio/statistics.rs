@@ -7,42 +7,59 @@ pub const MOST_BYTES: u64 = 64 * RECORD as u64;
 /// Tags there are.
 const TAGS: usize = 16;
 
-/// A guest's figures about its memory, as its balloon driver sends them; those that it does not send are none. Sizes are
-/// bytes, the others are counts since the guest's start.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
-pub struct Statistics {
+/// The figures, in the order of their tags.
+macro_rules! figures {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// A guest's figures about its memory, as its balloon driver sends them; those that it does not send are none. Sizes are
+        /// bytes, the others are counts since the guest's start.
+        #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
+        pub struct Statistics {
+            $($(#[$doc])* pub $name: Option<u64>),*
+        }
+
+        impl Statistics {
+            /// By tag.
+            fn of(values: [Option<u64>; TAGS]) -> Statistics {
+                let [$($name),*] = values;
+                Statistics { $($name),* }
+            }
+        }
+    };
+}
+
+figures! {
     /// Swapped in.
-    pub swap_in: Option<u64>,
+    swap_in,
     /// Swapped out.
-    pub swap_out: Option<u64>,
+    swap_out,
     /// Page faults that needed a disk.
-    pub major_faults: Option<u64>,
+    major_faults,
     /// Other page faults.
-    pub minor_faults: Option<u64>,
+    minor_faults,
     /// Memory that nobody uses.
-    pub free: Option<u64>,
+    free,
     /// All memory that the guest has.
-    pub total: Option<u64>,
+    total,
     /// What it could give away without swapping.
-    pub available: Option<u64>,
+    available,
     /// Caches of its disks.
-    pub caches: Option<u64>,
+    caches,
     /// Huge pages that it got.
-    pub huge_page_allocations: Option<u64>,
+    huge_page_allocations,
     /// Huge pages that it wanted and did not get.
-    pub huge_page_failures: Option<u64>,
+    huge_page_failures,
     /// Processes killed for want of memory.
-    pub oom_kills: Option<u64>,
+    oom_kills,
     /// Allocations that had to wait.
-    pub allocation_stalls: Option<u64>,
+    allocation_stalls,
     /// Memory looked at by reclaim in the background.
-    pub background_scan: Option<u64>,
+    background_scan,
     /// Memory looked at by reclaim of those who wanted some.
-    pub direct_scan: Option<u64>,
+    direct_scan,
     /// Memory reclaimed in the background.
-    pub background_reclaim: Option<u64>,
+    background_reclaim,
     /// Memory reclaimed by those who wanted some.
-    pub direct_reclaim: Option<u64>,
+    direct_reclaim,
 }
 
 impl Statistics {
@@ -56,42 +73,7 @@ impl Statistics {
                 *place = Some(u64::from_le_bytes(value.try_into().expect("eight bytes")));
             }
         }
-        let [
-            swap_in,
-            swap_out,
-            major_faults,
-            minor_faults,
-            free,
-            total,
-            available,
-            caches,
-            huge_page_allocations,
-            huge_page_failures,
-            oom_kills,
-            allocation_stalls,
-            background_scan,
-            direct_scan,
-            background_reclaim,
-            direct_reclaim,
-        ] = values;
-        Statistics {
-            swap_in,
-            swap_out,
-            major_faults,
-            minor_faults,
-            free,
-            total,
-            available,
-            caches,
-            huge_page_allocations,
-            huge_page_failures,
-            oom_kills,
-            allocation_stalls,
-            background_scan,
-            direct_scan,
-            background_reclaim,
-            direct_reclaim,
-        }
+        Statistics::of(values)
     }
 }
 
