@@ -126,7 +126,7 @@ impl Backend {
             check_size("shared memory", config.shared, unit, config.memory)?;
         }
         let pages = (config.memory / PAGE_SIZE) as u32;
-        let outside = |range: &&PageRange| range.end.0 > pages || range.overlap(config.hole) > 0;
+        let outside = |range: &&PageRange| first_outside(**range, pages, config.hole).is_some();
         if let Some(range) = config.present.iter().find(outside) {
             let range = *range;
             return Err(Error::OutOfRange { range, pages });
@@ -297,14 +297,7 @@ impl Backend {
 
     /// The first of these pages that does not exist.
     pub(crate) fn first_outside(&self, range: PageRange) -> Option<Page> {
-        let end = Page(self.pages());
-        if range.overlap(self.hole) > 0 {
-            Some(range.start.max(self.hole.start))
-        } else if range.end > end {
-            Some(range.start.max(end))
-        } else {
-            None
-        }
+        first_outside(range, self.pages(), self.hole)
     }
 
     /// The words of a block's pages.
@@ -453,6 +446,18 @@ impl Backend {
             Some(memory) => resident(memory.mapping(), 0, memory.mapping().len()),
             None => Ok(0),
         }
+    }
+}
+
+/// The first page of a range that is not among so many pages, or that is in the hole.
+fn first_outside(range: PageRange, pages: u32, hole: PageRange) -> Option<Page> {
+    let end = Page(pages);
+    if range.overlap(hole) > 0 {
+        Some(range.start.max(hole.start))
+    } else if range.end > end {
+        Some(range.start.max(end))
+    } else {
+        None
     }
 }
 

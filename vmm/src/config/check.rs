@@ -50,8 +50,11 @@ impl Config {
         }
         if let Some(balloon) = &self.balloon {
             for (what, seconds) in [
-                ("the seconds between hints", balloon.hints),
-                ("the seconds between statistics", balloon.statistics),
+                ("the number of seconds between hints", balloon.hints),
+                (
+                    "the number of seconds between statistics",
+                    balloon.statistics,
+                ),
             ] {
                 seconds.map_or(Ok(()), |seconds| range(what, seconds, DAY))?;
             }
