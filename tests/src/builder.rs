@@ -120,7 +120,8 @@ impl Builder {
         self
     }
 
-    /// How long anything that the test waits for may take; 30 s if not said. Only tests that fail wait so long.
+    /// How long anything that the test waits for may take, a decision of a policy's script too; 30 s if not said. Only
+    /// tests that fail wait so long.
     pub fn patience(mut self, patience: Duration) -> Builder {
         self.patience = patience;
         self
@@ -152,7 +153,12 @@ impl Builder {
         config.engine = EngineChoice::Only(self.engine);
         let policy: PolicyChoice = self.policy.parse().expect("a known policy");
         let log = Arc::new(|line: &str| eprintln!("policy script {line}"));
-        let policy = policy.load(Limits::default(), log).expect("a good script");
+        // How fast the machine is must not decide what a script decides; its steps are bounded as everywhere.
+        let limits = Limits {
+            time: self.patience,
+            ..Limits::DEFAULT
+        };
+        let policy = policy.load(limits, log).expect("a good script");
         config.policy = policy.factory;
         config.events = EVENTS;
         config.kernel = self.kernel;

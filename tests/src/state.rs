@@ -64,6 +64,9 @@ impl fmt::Debug for TestVm {
             writeln!(f, "{place}: {ranges:?}")?;
         }
         writeln!(f, "{:#?}", self.stats())?;
+        if let Some(figures) = self.script() {
+            writeln!(f, "policy's script: {figures:?}")?;
+        }
         write!(f, "the guest says: {:?}", self.output.text())
     }
 }
