@@ -12,6 +12,8 @@ mod clock;
 mod density;
 #[cfg(test)]
 mod eviction_model;
+#[cfg(test)]
+mod eviction_tests;
 mod fifo;
 mod first_touch;
 mod ghost;

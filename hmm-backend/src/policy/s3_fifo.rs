@@ -12,18 +12,22 @@ const SMALL: usize = 0;
 const MAIN: usize = 1;
 /// Where victims are while more are looked for.
 const ASIDE: usize = 2;
+/// What could not be evicted lately. In its own queue it would be proposed again before the other queue's turn.
+const REFUSED: usize = 3;
 
 /// Uses are counted up to this, in the note's lower bits.
 const MOST: u8 = 3;
 /// Note of a folio that has been proposed from the small queue: if it goes, its pages become ghosts.
 const PROPOSED: u8 = 4;
+/// Note of a refused folio that belongs in the main queue.
+const OF_MAIN: u8 = 8;
 /// More uses than this in the small queue, and a folio moves to the main one.
 const ENOUGH: u8 = 1;
 
 /// The S3-FIFO policy.
 #[derive(Debug)]
 pub struct S3Fifo {
-    queues: Lists<3>,
+    queues: Lists<4>,
     /// The first page of the folio that starts at each frame.
     pages: Box<[u32]>,
     ghost: Ghost,
@@ -46,10 +50,24 @@ impl S3Fifo {
     fn uses(&self, head: Frame) -> u8 {
         self.queues.note(head) & MOST
     }
+
+    /// Puts what was refused back where it belongs.
+    fn forgive(&mut self) {
+        while let Some(head) = self.queues.oldest(REFUSED) {
+            let queue = match self.queues.note(head) & OF_MAIN {
+                0 => SMALL,
+                _ => MAIN,
+            };
+            self.queues.set_note(head, self.uses(head));
+            self.queues.move_to(queue, head);
+        }
+    }
 }
 
 impl EvictionPolicy for S3Fifo {
     fn allocated(&mut self, head: Frame, order: u8, page: Page) {
+        // Whoever wanted room has found it: what could not be evicted then may be evicted now.
+        self.forgive();
         let pages = page.0..page.0 + (1 << order);
         let known = pages.filter(|page| self.ghost.take(*page)).count() > 0;
         let queue = if known { MAIN } else { SMALL };
@@ -60,15 +78,20 @@ impl EvictionPolicy for S3Fifo {
     fn touched(&mut self, head: Frame) {
         if self.queues.holds(head) {
             let uses = (self.uses(head) + 1).min(MOST);
-            self.queues.set_note(head, uses);
+            self.queues
+                .set_note(head, self.queues.note(head) & OF_MAIN | uses);
         }
     }
 
     fn refused(&mut self, head: Frame) {
         if self.queues.holds(head) {
-            let uses = self.uses(head);
-            self.queues.set_note(head, uses);
-            self.queues.move_to(self.queues.list_of(head), head);
+            let queue = match self.queues.list_of(head) {
+                REFUSED => self.queues.note(head) & OF_MAIN,
+                MAIN => OF_MAIN,
+                _ => 0,
+            };
+            self.queues.set_note(head, queue | self.uses(head));
+            self.queues.move_to(REFUSED, head);
         }
     }
 
@@ -118,7 +141,15 @@ impl EvictionPolicy for S3Fifo {
         for (head, queue) in &victims {
             self.queues.move_to(*queue, *head);
         }
-        victims.into_iter().map(|(head, _)| head).collect()
+        let mut victims: Vec<Frame> = victims.into_iter().map(|(head, _)| head).collect();
+        for head in self.queues.first(REFUSED, frames.saturating_sub(sum)) {
+            let note = self.queues.note(head);
+            if note & OF_MAIN == 0 {
+                self.queues.set_note(head, note | PROPOSED);
+            }
+            victims.push(head);
+        }
+        victims
     }
 }
 
@@ -135,6 +166,8 @@ mod tests {
         folio: Folio,
         uses: u32,
         proposed: bool,
+        /// Of those that were refused: which queue they belong in.
+        of_main: bool,
     }
 
     /// The paper's algorithm on vectors, oldest first.
@@ -142,6 +175,7 @@ mod tests {
     struct Naive {
         small: Vec<Entry>,
         main: Vec<Entry>,
+        refused: Vec<Entry>,
         /// Each slot of the last evictions, the oldest first; taken ones stay as `None`.
         ghost: Vec<Option<u32>>,
     }
@@ -152,7 +186,7 @@ mod tests {
 
     impl Naive {
         fn find(&mut self, head: u32) -> Option<(&mut Vec<Entry>, usize)> {
-            for queue in [&mut self.small, &mut self.main] {
+            for queue in [&mut self.small, &mut self.main, &mut self.refused] {
                 if let Some(at) = queue.iter().position(|e| e.folio.head == head) {
                     return Some((queue, at));
                 }
@@ -170,6 +204,16 @@ mod tests {
 
     impl Model for Naive {
         fn allocated(&mut self, folio: Folio) {
+            for entry in std::mem::take(&mut self.refused) {
+                let queue = match entry.of_main {
+                    true => &mut self.main,
+                    false => &mut self.small,
+                };
+                queue.push(Entry {
+                    proposed: false,
+                    ..entry
+                });
+            }
             let pages = folio.page..folio.page + folio.frames();
             let mut known = false;
             for page in pages {
@@ -179,6 +223,7 @@ mod tests {
                 folio,
                 uses: 0,
                 proposed: false,
+                of_main: false,
             };
             if known {
                 &mut self.main
@@ -194,10 +239,12 @@ mod tests {
             }
         }
         fn refused(&mut self, head: u32) {
+            let in_main = self.main.iter().any(|e| e.folio.head == head);
             if let Some((queue, at)) = self.find(head) {
                 let entry = queue.remove(at);
-                queue.push(Entry {
+                self.refused.push(Entry {
                     proposed: false,
+                    of_main: in_main || entry.of_main,
                     ..entry
                 });
             }
@@ -258,6 +305,12 @@ mod tests {
             }
             self.small.append(&mut from_small);
             self.main.append(&mut from_main);
+            for entry in &mut self.refused {
+                if victims.iter().map(Folio::frames).sum::<u32>() < wanted {
+                    entry.proposed |= !entry.of_main;
+                    victims.push(entry.folio);
+                }
+            }
             victims.iter().map(|f| f.head).collect()
         }
     }
