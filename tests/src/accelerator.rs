@@ -179,11 +179,16 @@ impl Rig {
         result
     }
 
-    /// Stores words from a page on.
+    /// Stores words from a page on. The pages are at rest then, at least for a moment: a CPU goes on before whoever served
+    /// its fault lets go of the page, and what prefetches would pass it over.
     pub fn fill(&self, page: u64, values: impl IntoIterator<Item = u64>) {
+        let mut end = page;
         for (index, value) in (0..).zip(values) {
-            self.cpu(page * PAGE_SIZE + 8 * index).store(value, Relaxed);
+            let offset = page * PAGE_SIZE + 8 * index;
+            self.cpu(offset).store(value, Relaxed);
+            end = offset / PAGE_SIZE + 1;
         }
+        self.backend.settle(pages(page as u32..end as u32)).unwrap();
     }
 
     /// Checks words from a page on.
