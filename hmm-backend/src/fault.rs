@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, set_of};
 use crate::device::Device;
 use crate::driver::DeviceId;
 use crate::events::{Event, EventKind};
 use crate::fatal::FatalCause;
 use crate::memory::Fill;
 use crate::migrate::{Reason, Take, collect_to_system};
-use crate::page::{Block, Page, PageRange, PageSet};
+use crate::page::{BLOCK_PAGES, Block, Page, PageRange, PageSet};
 use crate::policy::{Access, BlockFault, Place};
 use crate::residency::TryLock;
 use crate::stats::{Cause, Counter};
@@ -86,13 +86,7 @@ impl Backend {
             duplicate: false,
         };
         if !untouched.is_empty() {
-            served.first_touches = self.populate(
-                block,
-                &untouched,
-                access,
-                advice.hold,
-                &mut served.unresolved,
-            );
+            self.first_touch(block, &untouched, access, advice.hold, &words, &mut served);
         }
         for index in exclusive.iter() {
             let page = block.page(index);
@@ -195,7 +189,35 @@ impl Backend {
         rest
     }
 
-    /// Fills untouched pages with zeros. Returns how many.
+    /// Fills pages that CPUs have touched for the first time; with them all of a block that has been blank.
+    fn first_touch(
+        &self,
+        block: Block,
+        touched: &PageSet,
+        access: Access,
+        hold: Duration,
+        words: &[Word],
+        served: &mut Served,
+    ) {
+        let blank = |word: &Word| word.residency() == Residency::Untouched && !word.read_only();
+        let all = PageRange::with_len(block.first_page(), BLOCK_PAGES as u32);
+        let whole = self.fill_blocks && words.iter().all(blank) && self.check_range(all).is_ok();
+        let (pages, access) = match whole {
+            // Memory, not the kernel's zero page, though this may be a read: what the other pages are for is not known.
+            true => (set_of(all), Access::Write),
+            false => (*touched, access),
+        };
+        let mut failed = Vec::new();
+        let filled = self.populate(block, &pages, access, hold, &mut failed);
+        served.first_touches = filled.intersection(touched).count() as u64;
+        // Nobody waits for the others.
+        let waited_for = failed
+            .into_iter()
+            .filter(|(page, _)| touched.contains(page.index_in_block()));
+        served.unresolved.extend(waited_for);
+    }
+
+    /// Fills untouched pages with zeros. Returns which.
     pub(crate) fn populate(
         &self,
         block: Block,
@@ -203,7 +225,7 @@ impl Backend {
         access: Access,
         hold: Duration,
         unresolved: &mut Vec<(Page, Unresolved)>,
-    ) -> u64 {
+    ) -> PageSet {
         let mut locks = Vec::new();
         let mut taken = PageSet::EMPTY;
         for index in pages.iter() {
@@ -241,7 +263,7 @@ impl Backend {
                 lock.publish_pages(|word| word.to_system(until));
             }
         }
-        taken.difference(&failed).count() as u64
+        taken.difference(&failed)
     }
 
     /// Migrates (or duplicates) device pages of one block back through their drivers.

@@ -124,6 +124,18 @@ impl Mapping {
         }
     }
 
+    /// Has the kernel use huge pages where it can.
+    pub(crate) fn prefer_huge_pages(&self) {
+        // SAFETY: the range is ours; contents do not change. Fails on kernels without huge pages, which is all right.
+        unsafe {
+            libc::madvise(
+                self.start.as_ptr().cast(),
+                self.len as usize,
+                libc::MADV_HUGEPAGE,
+            )
+        };
+    }
+
     pub(crate) fn start(&self) -> u64 {
         self.start.as_ptr() as u64
     }

@@ -126,6 +126,10 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         events: config.record.as_ref().map_or(0, |_| recording::RING),
         hole: guest.hole(),
         present: guest.present(),
+        fill_blocks: guest.fills_blocks()
+            || torture
+                .as_ref()
+                .is_some_and(|it| it.fills_blocks(config.seed)),
         shared: config.machine.shared.0,
         ..BackendConfig::new(guest.memory(config.machine.memory.0))
     })?;
@@ -392,6 +396,12 @@ impl Loadable {
             Loadable::Program { .. } => Vec::new(),
             Loadable::Linux(_, layout, plan) => plan.written(layout),
         }
+    }
+
+    /// Whether a first touch is to fill a whole block. Linux uses its memory by and large, in huge pages of its own, and on
+    /// other hosts finds huge pages under them.
+    fn fills_blocks(&self) -> bool {
+        matches!(self, Loadable::Linux(..))
     }
 
     fn guest(&mut self, seed: u64) -> Guest<'_> {

@@ -8,6 +8,7 @@
 //! Both offer the same steps, so that the migration phases need not know which one runs. All of them
 //! are called with the pages' locks held.
 
+mod blank;
 mod frames;
 mod kernel;
 mod ranged;
@@ -26,6 +27,7 @@ use crate::page::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 use crate::residency::WakeFaults;
 use crate::uffd::{Progress, Uffd, UffdSupport, probe_userfaultfd};
 
+use blank::Blank;
 pub(crate) use frames::DeviceMemory;
 use kernel::Kernel;
 pub use kernel::{KernelAnswers, KernelCall, MadeUpAnswer};
@@ -90,6 +92,8 @@ pub(crate) struct GuestMemory {
     recycler: Option<Recycler>,
     /// A block of zeros, never written, so that it costs no memory.
     zeros: Mapping,
+    /// Engine `remap`, if blocks are filled as a whole.
+    blank: Option<Blank>,
     /// The file behind the shared pages, and the first of them. They are not registered for faults.
     shared: Option<(File, Page)>,
 }
@@ -113,6 +117,14 @@ impl GuestMemory {
             return Err(Error::BadShards(shards));
         }
         let mapping = Mapping::new(bytes, "hmm-managed")?;
+        let blank = match engine {
+            Engine::Remap if config.fill_blocks => {
+                // Or the kernel has a page table for small pages in the way when it tells of the fault.
+                mapping.prefer_huge_pages();
+                Some(Blank::new()?)
+            }
+            _ => None,
+        };
         let shared = match shared {
             0 => None,
             len => {
@@ -136,6 +148,7 @@ impl GuestMemory {
             kernel: Kernel::new(config.kernel.clone()),
             recycler,
             zeros,
+            blank,
             shared,
         };
         // Write protection is for read-only pages, and for the copy engine's migrations.
@@ -254,7 +267,14 @@ impl GuestMemory {
             return;
         }
         let uffd = self.shard(range.start);
+        let whole = u64::from(range.len()) == BLOCK_PAGES && fill == Fill::Memory;
+        let blank = self.blank.as_ref().filter(|_| whole).and_then(Blank::zeros);
         let fill = |at: u32, left: u32| {
+            if let Some(blank) = &blank {
+                let start = self.address(range.start.plus(at));
+                // SAFETY: the pages are locked by the caller and untouched; the zeros are there for them.
+                return unsafe { uffd.move_pages(start, blank.address(at), kernel::bytes(left)) };
+            }
             // There are no more zeros than for a block.
             let n = left.min(BLOCK_PAGES as u32);
             let (start, len) = (self.address(range.start.plus(at)), kernel::bytes(n));

@@ -31,12 +31,12 @@ fn config() -> ProptestConfig {
 
 #[test]
 fn the_model_agrees_under_remap() {
-    proptest!(config(), |((sizes, policy, ops) in case())| run(Engine::Remap, sizes, policy, &ops));
+    proptest!(config(), |((sizes, policy, ops) in case(), blocks: bool)| run(Engine::Remap, sizes, policy, blocks, &ops));
 }
 
 #[test]
 fn the_model_agrees_under_copy() {
-    proptest!(config(), |((sizes, policy, ops) in case())| run(Engine::Copy, sizes, policy, &ops));
+    proptest!(config(), |((sizes, policy, ops) in case(), blocks: bool)| run(Engine::Copy, sizes, policy, blocks, &ops));
 }
 
 #[test]

@@ -51,8 +51,8 @@ impl Drop for World {
     }
 }
 
-pub fn run(engine: Engine, sizes: [u32; 3], policy: &str, ops: &[Op]) {
-    let rig = Rig::new(PAGES, engine, policy);
+pub fn run(engine: Engine, sizes: [u32; 3], policy: &str, fill_blocks: bool, ops: &[Op]) {
+    let rig = Rig::with(PAGES, engine, policy, |c| c.fill_blocks = fill_blocks, 1);
     let mut world = World {
         devices: vec![
             rig.device(sizes[0]),

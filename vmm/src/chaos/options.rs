@@ -50,6 +50,11 @@ impl TortureOptions {
         };
         (options.seconds > 0).then_some(options)
     }
+
+    /// Whether first touches fill blocks, as under Linux: with every other seed.
+    pub(crate) fn fills_blocks(&self, seed: u64) -> bool {
+        self.chaos && seed % 2 == 1
+    }
 }
 
 /// The command that starts with this round, with the same draws.
