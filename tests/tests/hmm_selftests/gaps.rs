@@ -9,7 +9,7 @@ use hmmvisor_testkit::{
     FaultError, GuestError, Random, Residency, TestVm, WayPoint, each_engine, pages,
 };
 
-use crate::{Kind, LARGE, N, START, device_verifies, each_kind, migrate};
+use crate::{Kind, LARGE, N, START, all_freed, device_verifies, each_kind, migrate};
 
 #[test]
 fn eight_vcpus_fault_on_one_page() -> Result<(), GuestError> {
@@ -136,7 +136,7 @@ fn a_cpu_touches_a_hole_that_is_being_migrated() -> Result<(), GuestError> {
             assert_eq!(vm.device(0).read(4), Ok(0));
             assert_eq!(vm.vcpu(0).free(0..8).wait()?, 8);
         }
-        assert_eq!(vm.device(0).script().live(), 0);
+        all_freed(&vm);
         Ok(())
     })
 }

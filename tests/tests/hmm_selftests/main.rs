@@ -32,7 +32,8 @@ enum Kind {
 impl Kind {
     /// A machine with one such device.
     fn machine(self, engine: Engine, device_pages: u32) -> TestVm {
-        self.machines(engine, &[device_pages], LARGE)
+        // With room for as many again: a CPU goes on after its fault before the frames are free.
+        self.machines(engine, &[2 * device_pages], LARGE)
     }
 
     /// A machine with so many pages and such devices.
@@ -104,6 +105,12 @@ fn device_finds_zeros(vm: &TestVm, device: usize, range: std::ops::Range<u32>) {
         let found = WORDS.map(|word| vm.device(device).read((page, word)));
         assert_eq!(found, [Ok(0), Ok(0), Ok(0), Ok(0)], "page {page:#x}");
     }
+}
+
+/// The driver of device 0 gets rid of all of its folios: a CPU goes on after its fault before `page_free` is called.
+fn all_freed(vm: &TestVm) {
+    let driver = vm.device(0).script();
+    vm.wait_until("page_free for every folio", || driver.live() == 0);
 }
 
 /// A vCPU copies pages, as a guest's kernel does when it breaks copy-on-write.
