@@ -32,8 +32,7 @@ enum Kind {
 impl Kind {
     /// A machine with one such device.
     fn machine(self, engine: Engine, device_pages: u32) -> TestVm {
-        // With room for as many again: a CPU goes on after its fault before the frames are free.
-        self.machines(engine, &[2 * device_pages], LARGE)
+        self.machines(engine, &[device_pages], LARGE)
     }
 
     /// A machine with so many pages and such devices.
