@@ -1,3 +1,4 @@
+# shellcheck shell=dash
 # For tests of L2: `. /lab/lib.sh`.
 set -e
 

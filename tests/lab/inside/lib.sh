@@ -1,3 +1,4 @@
+# shellcheck shell=dash
 # For tests: `. "$LAB/lib.sh"`.
 set -e
 
