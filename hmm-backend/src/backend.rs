@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::advisor::Advisor;
-use crate::device::Device;
+use crate::device::{Device, Occupancy};
 use crate::driver::{DeviceId, Driver, Frame};
 use crate::driver_calls::DriverCalls;
 use crate::engine::{Engine, EngineChoice};
@@ -106,6 +106,7 @@ pub struct Backend {
     pub(crate) exclusive_pages: AtomicU32,
     devices: [OnceLock<Arc<Device>>; MAX_DEVICES],
     attaching: Mutex<usize>,
+    occupancy: Arc<Occupancy>,
     pub(crate) mirrors: RwLock<Vec<Arc<dyn Invalidate>>>,
     pub(crate) advisors: Box<[Mutex<Advisor>]>,
     /// What policies want to migrate when there is time.
@@ -165,6 +166,7 @@ impl Backend {
             exclusive_pages: AtomicU32::new(0),
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             attaching: Mutex::new(0),
+            occupancy: Arc::default(),
             mirrors: RwLock::new(Vec::new()),
             remote_access_threshold: threshold,
             wishes: Wishes::new()?,
@@ -254,7 +256,7 @@ impl Backend {
         let id = DeviceId(*next as u8);
         let frames = (bytes / PAGE_SIZE) as u32;
         let eviction = self.factory.eviction_policy(frames);
-        let device = Device::new(id, driver, memory, frames, eviction);
+        let device = Device::new(id, driver, memory, frames, eviction, self.occupancy.clone());
         if slot.set(Arc::new(device)).is_err() {
             return Err(Error::TooManyDevices(MAX_DEVICES));
         }
@@ -413,7 +415,7 @@ impl Backend {
     /// The statistics so far.
     pub fn stats(&self) -> Stats {
         Stats {
-            device_pages_peak: self.devices().map(|d| u64::from(d.peak())).sum(),
+            device_pages_peak: self.occupancy.peak(),
             device_pages_capacity: self.devices().map(|d| u64::from(d.capacity())).sum(),
             ..self.recorder.stats()
         }
@@ -421,7 +423,7 @@ impl Backend {
 
     /// Takes the events recorded since the last call.
     pub fn drain_events(&self) -> Events {
-        self.recorder.drain_events()
+        self.recorder.drain_events(self.clock.now())
     }
 
     /// The file behind shared memory, for whoever is to share it, and the pages it is. None without shared memory.

@@ -29,6 +29,32 @@ struct Pool {
     waiting: u32,
 }
 
+/// How many pages are in the memory of all devices together, and the most that ever were at a time.
+#[derive(Default)]
+pub(crate) struct Occupancy {
+    pages: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl Occupancy {
+    /// The sum takes every value once, and the page that makes it the highest sees it: the peak is exact.
+    fn arrive(&self, pages: u32) {
+        let pages = self.pages.fetch_add(pages.into(), Ordering::Relaxed) + u64::from(pages);
+        // Most of the time it has been higher before; a look takes the cache line from no other thread.
+        if pages > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(pages, Ordering::Relaxed);
+        }
+    }
+
+    fn leave(&self, pages: u32) {
+        self.pages.fetch_sub(pages.into(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+}
+
 pub(crate) struct Device {
     pub(crate) id: DeviceId,
     pub(crate) driver: Arc<dyn Driver>,
@@ -40,7 +66,7 @@ pub(crate) struct Device {
     /// Signalled when frames come back to the pool and somebody waits for that.
     freed: Condvar,
     pub(crate) eviction: Mutex<Box<dyn EvictionPolicy>>,
-    peak: AtomicU32,
+    occupancy: Arc<Occupancy>,
     detaching: AtomicBool,
 }
 
@@ -51,6 +77,7 @@ impl Device {
         memory: Option<DeviceMemory>,
         frames: u32,
         eviction: Box<dyn EvictionPolicy>,
+        occupancy: Arc<Occupancy>,
     ) -> Device {
         // SAFETY: all fields are atomic integers, for which zero is a valid value. Frames that are never used
         // cost no memory.
@@ -66,7 +93,7 @@ impl Device {
             frames,
             freed: Condvar::new(),
             eviction: Mutex::new(eviction),
-            peak: AtomicU32::new(0),
+            occupancy,
             detaching: AtomicBool::new(false),
         }
     }
@@ -77,11 +104,6 @@ impl Device {
 
     pub(crate) fn free_frames(&self) -> u32 {
         self.pool().buddy.free_frames()
-    }
-
-    /// The most frames that were in use at a time.
-    pub(crate) fn peak(&self) -> u32 {
-        self.peak.load(Ordering::Relaxed)
     }
 
     /// No page may come here any more.
@@ -114,10 +136,6 @@ impl Device {
             return None;
         }
         let frame = pool.buddy.alloc(order)?;
-        self.peak.fetch_max(
-            self.capacity() - pool.buddy.free_frames(),
-            Ordering::Relaxed,
-        );
         drop(pool);
         let meta = self.meta(frame);
         meta.cookie.store(0, Ordering::Relaxed);
@@ -196,6 +214,11 @@ impl Device {
         }
         recorder.add(Counter::FolioSplits, 1);
         (DeviceFolio { order, ..folio }, upper)
+    }
+
+    /// So many pages are about to leave. To be called before any thread can know, so that what takes their place comes later.
+    pub(crate) fn leaving(&self, pages: u32) {
+        self.occupancy.leave(pages);
     }
 
     /// The folio is no longer in use: tells the driver, then gives the frames back. No lock on its
@@ -303,6 +326,7 @@ impl<'d> Allocation<'d> {
         let DeviceFolio {
             frame, order, page, ..
         } = this.folio;
+        this.device.occupancy.arrive(this.folio.pages());
         this.device.eviction().allocated(frame, order, page);
         this.folio
     }

@@ -184,8 +184,12 @@ impl Ring {
         }
     }
 
-    pub(crate) fn drain_into(&mut self, all: &mut Events) {
-        all.events.extend(self.events.drain(..));
+    /// Takes out the events until `until`, and what is known of those that were dropped.
+    pub(crate) fn drain_into(&mut self, all: &mut Events, until: Duration) {
+        let later = |event: &Event| event.time > until;
+        let count = self.events.iter().position(later);
+        let count = count.unwrap_or(self.events.len());
+        all.events.extend(self.events.drain(..count));
         for (sum, n) in all.dropped.iter_mut().zip(&mut self.dropped) {
             *sum += std::mem::take(n);
         }
@@ -233,14 +237,21 @@ mod tests {
             ring.push(event(kind));
         }
         let mut all = Events::default();
-        ring.drain_into(&mut all);
+        ring.drain_into(&mut all, Duration::ZERO);
         assert_eq!(all.events.len(), 2);
         assert_eq!(all.dropped(EventKind::CpuFault), 1);
         assert_eq!(all.dropped(EventKind::Fatal), 1);
         assert_eq!(all.dropped(EventKind::Freed), 0);
         ring.push(event(EventKind::Freed));
+        ring.push(Event {
+            time: Duration::from_nanos(1),
+            ..event(EventKind::Freed)
+        });
         let mut next = Events::default();
-        ring.drain_into(&mut next);
+        ring.drain_into(&mut next, Duration::ZERO);
+        // One is later than what was asked for: it waits.
         assert_eq!((next.events.len(), next.dropped(EventKind::Fatal)), (1, 0));
+        ring.drain_into(&mut next, Duration::from_nanos(1));
+        assert_eq!(next.events.len(), 2);
     }
 }

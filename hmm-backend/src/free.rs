@@ -119,6 +119,7 @@ impl Backend {
                 // Coherent memory, or the other copy of a duplicate.
                 self.guest.discard(lock.range());
             }
+            device.leaving(folio.pages());
             lock.publish_pages(&word);
             device.release(folio, true, true, &self.recorder);
             pages += u64::from(folio.pages());

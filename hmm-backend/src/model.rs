@@ -59,7 +59,6 @@ impl ModelBackend {
             Access::Read => PageSet::EMPTY,
             Access::Write => pages,
         };
-        backend.recorder.add(Counter::CpuFaults, 1);
         let mut attempts = Attempts::default();
         let mut patient = true;
         loop {
@@ -79,8 +78,10 @@ impl ModelBackend {
                 _ => Counter::FaultsRetried,
             };
             backend.recorder.add(counter, 1);
+            backend.fault_event(EventKind::Deferred, page, None, wait);
             backend.let_pass(wait, || false);
         }
+        backend.recorder.add(Counter::CpuFaults, 1);
         backend.recorder.event(|| Event {
             access: Some(access),
             latency: backend.clock.now() - since,

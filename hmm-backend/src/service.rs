@@ -215,9 +215,6 @@ impl Worker {
     /// The batch in page order, one entry for each page and thread.
     fn sorted(&self, messages: &mut Vec<FaultMessage>) -> Vec<Fault> {
         let since = self.backend.now();
-        self.backend
-            .recorder
-            .add(Counter::CpuFaults, messages.len() as u64);
         let mut faults: Vec<Fault> = messages
             .drain(..)
             .map(|m| {
@@ -282,6 +279,7 @@ impl Worker {
 
     fn resolved(&self, fault: &Fault, now: Duration) {
         let latency = now.saturating_sub(fault.since);
+        self.backend.recorder.add(Counter::CpuFaults, 1);
         self.backend.recorder.latency(Toucher::Cpu, latency);
         self.backend.recorder.event(|| Event {
             access: Some(access_of(fault.write)),

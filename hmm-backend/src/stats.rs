@@ -76,7 +76,7 @@ counters! {
     // Wishes that others had no room for in the queue.
     WishesDropped = "wishes_dropped",
     PrefetchDropped = "prefetch_dropped",
-    // Device accesses to system pages in place.
+    // Translations of pages in place that devices got.
     MappedInPlace = "mapped_in_place",
     PagesSkippedBusy = "pages_skipped_busy",
     PagesSkippedPinned = "pages_skipped_pinned",
@@ -111,11 +111,17 @@ pub struct Latency {
 /// The statistics of a backend since it was made.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
-    /// Faults of CPUs (vCPUs, and plain accesses of the VMM) on pages that were not in system memory.
+    /// Faults of CPUs (vCPUs, and plain accesses of the VMM) that were served: pages that were not in system memory. As
+    /// many as [`EventKind::CpuFault`] events and latencies.
+    ///
+    /// [`EventKind::CpuFault`]: crate::EventKind::CpuFault
     pub cpu_faults: u64,
     /// Those among them on pages that nobody had touched before.
     pub first_touch_faults: u64,
-    /// Accesses of devices to pages that were not in their own memory.
+    /// Faults of devices that were served: accesses, of one or more pages, for which a page had to move or a translation
+    /// in place had to be given. As many as [`EventKind::DeviceFault`] events and latencies.
+    ///
+    /// [`EventKind::DeviceFault`]: crate::EventKind::DeviceFault
     pub device_faults: u64,
     /// Pages migrated to devices, by cause; untouched pages filled with zeros there count.
     pub to_device: BTreeMap<Cause, u64>,
@@ -125,7 +131,7 @@ pub struct Stats {
     pub page_free_calls: u64,
     /// Pages with contents that the guest freed.
     pub pages_freed: u64,
-    /// The most device pages in use at a time, summed over the devices.
+    /// The most pages that were in the memory of all devices together at a time.
     pub device_pages_peak: u64,
     /// Pages of device memory, all devices together.
     pub device_pages_capacity: u64,
@@ -224,11 +230,12 @@ impl Recorder {
         }
     }
 
-    /// Takes all events out of the rings, in order of time.
-    pub(crate) fn drain_events(&self) -> Events {
+    /// Takes the events until `now` out of the rings, in order of time. Those that come meanwhile wait for the next
+    /// call: a thread whose ring was emptied first may already have others from before them.
+    pub(crate) fn drain_events(&self, now: Duration) -> Events {
         let mut all = Events::default();
         for slot in &self.slots {
-            lock(&slot.events).drain_into(&mut all);
+            lock(&slot.events).drain_into(&mut all, now);
         }
         all.events.sort_by_key(|e| e.time);
         all

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use common::{Rig, both_engines};
-use hmm_backend::{Error, MirrorError, Page, Residency, Target, snapshot};
+use hmm_backend::{
+    BackendConfig, Error, EventKind, MirrorError, Page, Residency, Target, snapshot,
+};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -347,6 +349,62 @@ fn a_failed_migration_to_coherent_memory_harms_nothing() {
         );
         assert_eq!(rig.backend.stats().device_pages_peak, 8);
         device.driver.assert_clean();
+    });
+}
+
+#[test]
+fn the_peak_of_device_memory_is_of_all_devices_at_a_time() {
+    both_engines(|engine| {
+        let rig = Rig::new(1024, engine, NO_HOLD);
+        let (one, two) = (rig.device(32), rig.coherent_device(32));
+        let peak = || rig.backend.stats().device_pages_peak;
+        let put = |device: &common::Device, pages| {
+            let moved = rig.backend.migrate_to_device(device.id, rig.range(pages));
+            moved.unwrap()
+        };
+        assert_eq!((put(&one, 0..12), peak()), (12, 12));
+        // One after the other is not both at a time, whichever way pages leave.
+        rig.backend.migrate_to_system(rig.range(0..6)).unwrap();
+        rig.backend.guest_freed(rig.range(6..12)).unwrap();
+        assert_eq!((put(&two, 512..522), peak()), (10, 12));
+        assert_eq!((put(&one, 0..5), peak()), (5, 15));
+        // What could not go there was never there.
+        one.driver.faults.lock().unwrap().to_device_after_copy = 1;
+        assert_eq!((put(&one, 16..20), peak()), (0, 15));
+        // A part of a folio, and a device that goes away.
+        rig.backend.guest_freed(rig.range(513..514)).unwrap();
+        rig.backend.detach(one.id).unwrap();
+        assert_eq!((put(&two, 600..606), peak()), (6, 15));
+        assert_eq!((put(&two, 700..701), peak()), (1, 16));
+    });
+}
+
+/// One count for each fault, wherever a page was and however it became accessible.
+#[test]
+fn a_fault_of_a_device_is_counted_once() {
+    both_engines(|engine| {
+        let events = |config: &mut BackendConfig| config.events = 1000;
+        let rig = Rig::with(1024, engine, "on-demand", events, 1);
+        let (mut own, mut coherent) = (rig.device(32), rig.coherent_device(32));
+        rig.cpu(2, 0).store(12, SeqCst);
+        // It migrates; it is there; it is reached in place, untouched and not.
+        own.read(2, 0).unwrap();
+        own.read(2, 0).unwrap();
+        coherent.write(513, 0, 1).unwrap();
+        rig.cpu(514, 0).store(12, SeqCst);
+        coherent.read(514, 0).unwrap();
+        // Atomics.
+        rig.cpu(5, 0).store(1, SeqCst);
+        own.add_exclusively(5, 0, 1, || ()).unwrap();
+        rig.cpu(5, 0).load(SeqCst);
+        let events = rig.backend.drain_events().events;
+        let of = |kind| events.iter().filter(|event| event.kind == kind).count() as u64;
+        let stats = rig.backend.stats();
+        assert_eq!(stats.device_faults, 4, "{events:?}");
+        assert_eq!(stats.device_fault_latency.count, 4);
+        assert_eq!(of(EventKind::DeviceFault), 4);
+        // A CPU goes on a moment before its fault is counted.
+        rig.wait_for(|stats| (stats.cpu_faults, stats.fault_latency.count) == (4, 4));
     });
 }
 

@@ -105,9 +105,7 @@ fn check_figures(config: &Config, stats: &Stats, what: &str) {
             latency.p50 <= latency.p99 && latency.p99 <= latency.max,
             "{what}"
         );
-        // Several messages about one page are one fault to serve. (Devices also count faults in place.)
-        let in_place = stats.other["mapped_in_place"];
-        assert!(latency.count <= faults + in_place, "{what}");
+        assert_eq!(latency.count, faults, "{what}");
     }
 }
 

@@ -58,6 +58,11 @@ pub enum ImageError {
     /// Nothing to load.
     #[error("it has nothing to load")]
     NoSegments,
+    /// Two segments want the same memory.
+    #[error(
+        "its segments at {:#x}..{:#x} and {:#x}..{:#x} overlap; link it so that each has memory of its own", .0.start, .0.end, .1.start, .1.end
+    )]
+    Overlap(Range<u64>, Range<u64>),
     /// A segment in the wrong place.
     #[error(
         "its segment at {start:#x}..{end:#x} lies neither in the image area ({:#x}..{:#x}) nor in managed memory ({managed}); {HOW_TO_LINK}",
@@ -129,6 +134,7 @@ impl Image<'_> {
         }
 
         let mut segments = Vec::new();
+        let mut places = Vec::new();
         let mut has_entry = false;
         for index in 0..u64::from(header.e_phnum) {
             let offset = header
@@ -138,7 +144,7 @@ impl Image<'_> {
             if program.p_type == PT_INTERP {
                 return Err(ImageError::NotStatic("dynamically linked"));
             }
-            if program.p_type != PT_LOAD || program.p_memsz == 0 {
+            if program.p_type != PT_LOAD {
                 continue;
             }
             if program.p_filesz > program.p_memsz {
@@ -146,16 +152,27 @@ impl Image<'_> {
                     "a segment has more contents than memory",
                 ));
             }
+            if program.p_memsz == 0 {
+                continue;
+            }
             let place = place(program.p_vaddr, program.p_memsz, managed)?;
             has_entry |= place.contains(&header.e_entry);
-            let data = slice(file, program.p_offset, program.p_filesz, "a segment")?;
+            // Where contents would be that a segment does not have means nothing: linkers write any offset.
+            let data = match program.p_filesz {
+                0 => &[],
+                size => slice(file, program.p_offset, size, "a segment")?,
+            };
             segments.push(Segment {
                 address: place.start,
                 data,
             });
+            places.push(place);
         }
         if segments.is_empty() {
             return Err(ImageError::NoSegments);
+        }
+        if let Some((first, second)) = overlap(places) {
+            return Err(ImageError::Overlap(first, second));
         }
         if !has_entry {
             return Err(ImageError::Entry(header.e_entry));
@@ -165,6 +182,14 @@ impl Image<'_> {
             segments,
         })
     }
+}
+
+/// Two of these places that have addresses in common, if any do. Without such two, segments have no more contents than
+/// there is memory, however many a file lists.
+pub fn overlap(mut places: Vec<Range<u64>>) -> Option<(Range<u64>, Range<u64>)> {
+    places.sort_unstable_by_key(|place| (place.start, place.end));
+    let pair = places.windows(2).find(|pair| pair[1].start < pair[0].end)?;
+    Some((pair[0].clone(), pair[1].clone()))
 }
 
 /// The addresses of a segment, if it may be there.
@@ -217,17 +242,37 @@ mod tests {
     use super::*;
 
     const MANAGED: u64 = 64 << 20;
-    const HEADERS: usize = size_of::<Elf64_Ehdr>() + size_of::<Elf64_Phdr>();
+    const HEADERS: usize = size_of::<Elf64_Ehdr>() + 2 * size_of::<Elf64_Phdr>();
 
-    /// A file with one segment of four bytes in the file and `size` in memory.
+    /// A file with one segment of four bytes in the file and a page in memory.
     fn elf(change: impl FnOnce(&mut Elf64_Ehdr, &mut Elf64_Phdr)) -> Vec<u8> {
+        with_another(change, |_| {})
+    }
+
+    /// The same with a second segment behind it, without contents; `other` says which.
+    fn two(other: impl FnOnce(&mut Elf64_Phdr)) -> Vec<u8> {
+        with_another(
+            |_, _| {},
+            |program| {
+                program.p_type = PT_LOAD;
+                program.p_vaddr = map::IMAGE_BASE + 4096;
+                program.p_memsz = 4096;
+                other(program);
+            },
+        )
+    }
+
+    fn with_another(
+        change: impl FnOnce(&mut Elf64_Ehdr, &mut Elf64_Phdr),
+        other: impl FnOnce(&mut Elf64_Phdr),
+    ) -> Vec<u8> {
         let mut header = Elf64_Ehdr {
             e_type: ET_EXEC,
             e_machine: EM_X86_64,
             e_entry: map::IMAGE_BASE,
             e_phoff: size_of::<Elf64_Ehdr>() as u64,
             e_phentsize: size_of::<Elf64_Phdr>() as u16,
-            e_phnum: 1,
+            e_phnum: 2,
             ..Default::default()
         };
         header.e_ident[..4].copy_from_slice(ELFMAG);
@@ -242,7 +287,15 @@ mod tests {
             ..Default::default()
         };
         change(&mut header, &mut program);
-        [header.as_slice(), program.as_slice(), b"code"].concat()
+        let mut second = Elf64_Phdr::default();
+        other(&mut second);
+        [
+            header.as_slice(),
+            program.as_slice(),
+            second.as_slice(),
+            b"code",
+        ]
+        .concat()
     }
 
     fn refusal(file: &[u8]) -> String {
@@ -293,6 +346,41 @@ mod tests {
         );
         assert!(refusal(&elf(|_, program| program.p_filesz = 5000)).contains("damaged"));
         assert!(refusal(&elf(|_, program| program.p_offset = u64::MAX)).contains("too short"));
+        assert!(refusal(&elf(|_, program| program.p_memsz = 0)).contains("damaged"));
+    }
+
+    #[test]
+    fn a_segment_without_contents_may_name_any_place_in_the_file() {
+        for offset in [0, 5, 1 << 20, u64::MAX] {
+            for align in [0, 1, 3, 4096, u64::MAX] {
+                let file = two(|program| {
+                    program.p_offset = offset;
+                    program.p_align = align;
+                });
+                let image = Image::parse(&file, MANAGED).unwrap();
+                assert_eq!(image.segments.len(), 2);
+                assert_eq!(image.segments[1].address, map::IMAGE_BASE + 4096);
+                assert!(image.segments[1].data.is_empty());
+            }
+        }
+        // Nor does one without memory need a place there.
+        let file = two(|program| (program.p_memsz, program.p_vaddr) = (0, 5));
+        assert_eq!(Image::parse(&file, MANAGED).unwrap().segments.len(), 1);
+    }
+
+    #[test]
+    fn segments_must_not_overlap() {
+        for (from, size) in [(0, 1), (0, 4096), (4095, 1), (4095, 5000), (1, 8192)] {
+            let file = two(|program| {
+                program.p_vaddr = map::IMAGE_BASE + from;
+                program.p_memsz = size;
+            });
+            let message = refusal(&file);
+            assert!(message.contains("overlap"), "{from} {size}: {message}");
+            assert!(message.contains("0x200000..0x201000"), "{message}");
+        }
+        let beside = two(|program| program.p_vaddr = map::MANAGED);
+        Image::parse(&beside, MANAGED).unwrap();
     }
 
     #[test]

@@ -337,6 +337,7 @@ impl CommittedToSystem<'_> {
             } else {
                 // Read-only pages were copied: their frames still have contents. So have those of duplicates.
                 empty.push((folio, collapses || lock.word().read_only()));
+                device.leaving(range.len());
                 // It stays one folio: the next migration takes it with one lock.
                 lock.publish_folio(move |word| word.to_system(until));
                 if collapses {

@@ -115,6 +115,7 @@ impl<M: DeviceMmu> Mirror<M> {
         }
         let latency = self.backend.clock.now().saturating_sub(started);
         if serviced {
+            self.backend.recorder.add(Counter::DeviceFaults, 1);
             self.backend.recorder.latency(Toucher::Device, latency);
         }
         self.backend.recorder.event(|| Event {
@@ -181,9 +182,6 @@ impl<M: DeviceMmu> Mirror<M> {
                 return Err(fatal(FatalCause::ContentsLost));
             }
             *serviced = true;
-            if attempts == 0 {
-                backend.recorder.add(Counter::DeviceFaults, 1);
-            }
             attempts += 1;
             in_place |= attempts > MIGRATION_ATTEMPTS;
             let foreign = matches!(
@@ -199,7 +197,7 @@ impl<M: DeviceMmu> Mirror<M> {
                 }
                 if !self.take_exclusively(page, word, &mut turn) {
                     let wait = busy.next(&Unresolved::Retry).map_err(fatal)?;
-                    self.pause(wait);
+                    self.put_off(page, Counter::FaultsRetried, wait);
                 }
             } else if want == Want::Exclusive {
                 backend.fault_in(page, access, asker).map_err(fatal)?;
@@ -236,8 +234,7 @@ impl<M: DeviceMmu> Mirror<M> {
         match held {
             Some(time) if !turn.waited => {
                 turn.waited = true;
-                self.backend.recorder.add(Counter::FaultsDeferred, 1);
-                self.pause(time);
+                self.put_off(page, Counter::FaultsDeferred, time);
             }
             _ => self.backend.drop_system_copy(page),
         }
@@ -247,7 +244,7 @@ impl<M: DeviceMmu> Mirror<M> {
     /// time. False if it is busy.
     fn take_exclusively(&self, page: Page, word: Word, turn: &mut Turn) -> bool {
         let advice = self.advice(page, Access::Write, word, turn);
-        if !self.wait_for_turn(word, &advice, turn) {
+        if !self.wait_for_turn(page, word, &advice, turn) {
             // Something may have changed meanwhile: look again.
             return true;
         }
@@ -331,7 +328,7 @@ impl<M: DeviceMmu> Mirror<M> {
         if advice.stay {
             return true;
         }
-        if !self.wait_for_turn(word, &advice, turn) {
+        if !self.wait_for_turn(page, word, &advice, turn) {
             return false;
         }
         // Prefetching more than a part of the device's memory would evict what it works on.
@@ -374,7 +371,7 @@ impl<M: DeviceMmu> Mirror<M> {
     }
 
     /// Waits as long as the page is held or the policy throttles. False if that took time.
-    fn wait_for_turn(&self, word: Word, advice: &Advice, turn: &mut Turn) -> bool {
+    fn wait_for_turn(&self, page: Page, word: Word, advice: &Advice, turn: &mut Turn) -> bool {
         let backend = &*self.backend;
         let throttle = match turn.waited {
             true => Duration::ZERO,
@@ -390,14 +387,16 @@ impl<M: DeviceMmu> Mirror<M> {
             return true;
         }
         turn.waited = true;
-        backend.recorder.add(Counter::FaultsDeferred, 1);
-        self.pause(wait);
+        self.put_off(page, Counter::FaultsDeferred, wait);
         false
     }
 
-    /// Lets time pass, as long as the device is there.
-    fn pause(&self, time: Duration) {
-        self.backend.let_pass(time, || self.device.detaching());
+    /// Lets time pass, as long as the device is there, and says that this fault waits for it.
+    fn put_off(&self, page: Page, counter: Counter, time: Duration) {
+        let backend = &*self.backend;
+        backend.recorder.add(counter, 1);
+        backend.fault_event(EventKind::Deferred, page, Some(self.device.id), time);
+        backend.let_pass(time, || self.device.detaching());
     }
 }
 

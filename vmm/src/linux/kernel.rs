@@ -17,9 +17,12 @@ use vm_memory::{ByteValued, GuestAddress, GuestMemoryMmap};
 
 use super::layout::{CMDLINE_ROOM, HIGH_START};
 use crate::file::FileError;
+use crate::image::overlap;
 
 /// Larger files are a mistake.
 const FILE_LIMIT: u64 = 1 << 30;
+/// The most bytes of notes, all together: they are read one by one. Kernels have some hundred.
+const NOTES_LIMIT: u64 = 1 << 20;
 /// Where a bzImage's set-up header begins.
 const SETUP_HEADER: u64 = 0x1f1;
 const SETUP_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
@@ -288,7 +291,8 @@ fn elf(file: &mut File, len: u64) -> Result<Format, KernelError> {
             "its program headers have the wrong size".into(),
         ));
     }
-    let mut place: Option<Range<u64>> = None;
+    let mut places = Vec::new();
+    let mut notes = 0u64;
     for index in 0..u64::from(header.e_phnum) {
         let mut program = Elf64_Phdr::default();
         let size = size_of::<Elf64_Phdr>() as u64;
@@ -297,8 +301,12 @@ fn elf(file: &mut File, len: u64) -> Result<Format, KernelError> {
         if program.p_type != PT_LOAD && program.p_type != PT_NOTE {
             continue;
         }
-        within(len, program.p_offset, program.p_filesz, "a segment")?;
-        if program.p_type == PT_NOTE || program.p_memsz == 0 {
+        // Where contents would be that a segment does not have means nothing.
+        if program.p_filesz > 0 {
+            within(len, program.p_offset, program.p_filesz, "a segment")?;
+        }
+        if program.p_type == PT_NOTE {
+            notes = notes.saturating_add(program.p_filesz);
             continue;
         }
         if program.p_filesz > program.p_memsz {
@@ -306,19 +314,28 @@ fn elf(file: &mut File, len: u64) -> Result<Format, KernelError> {
                 "a segment has more contents than memory".into(),
             ));
         }
-        let (start, end) = (
-            program.p_paddr,
-            program.p_paddr.saturating_add(program.p_memsz),
-        );
-        place = Some(match place {
-            None => start..end,
-            Some(place) => place.start.min(start)..place.end.max(end),
-        });
+        if program.p_memsz > 0 {
+            places.push(program.p_paddr..program.p_paddr.saturating_add(program.p_memsz));
+        }
     }
-    match place {
-        Some(place) => Ok(Format::Elf(place)),
-        None => Err(KernelError::Damaged("it has nothing to load".into())),
+    if notes > NOTES_LIMIT {
+        return Err(KernelError::Damaged(format!(
+            "its notes have {notes} bytes; {NOTES_LIMIT} are the most"
+        )));
     }
+    let start = places.iter().map(|place| place.start).min();
+    let end = places.iter().map(|place| place.end).max();
+    let (Some(start), Some(end)) = (start, end) else {
+        return Err(KernelError::Damaged("it has nothing to load".into()));
+    };
+    // Without two that overlap, no more is copied than there is memory.
+    if let Some((first, second)) = overlap(places) {
+        return Err(KernelError::Damaged(format!(
+            "its segments at {:#x}..{:#x} and {:#x}..{:#x} overlap",
+            first.start, first.end, second.start, second.end
+        )));
+    }
+    Ok(Format::Elf(start..end))
 }
 
 /// Whether the file has these bytes.

@@ -6,7 +6,7 @@ use hmmvisor::linux::{Linux, LoadError};
 use hmmvisor::size::Size;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use crate::kernel::{Code, Folder, command, initrd, run, str, text};
+use crate::kernel::{AT, Code, Folder, command, initrd, run, str, text};
 
 fn kernel() -> Code {
     Code::default().power_off()
@@ -43,6 +43,8 @@ fn files_that_are_no_kernels_are_refused_with_the_reason() {
         file[at..at + bytes.len()].copy_from_slice(bytes);
         file
     };
+    let mut long_notes = changed_elf(64 + 32, &(2u64 << 20).to_le_bytes());
+    long_notes.resize(3 << 20, 0);
     for (file, expected) in [
         (vec![], "it is empty"),
         (b"hi".to_vec(), "it is no Linux kernel"),
@@ -72,7 +74,18 @@ fn files_that_are_no_kernels_are_refused_with_the_reason() {
         (changed_elf(56, &[0, 0]), "nothing to load"),
         (changed_elf(120 + 24, &[0xff; 8]), "use more with --memory"),
         (changed_elf(120 + 24, &[0; 8]), "below 1 MiB"),
-        (changed_elf(120 + 40, &[0; 8]), "nothing to load"),
+        (
+            changed_elf(120 + 40, &[0; 8]),
+            "a segment has more contents than memory",
+        ),
+        (
+            changed_elf(176 + 24, &(AT + 4096).to_le_bytes()),
+            "its segments at 0x1000000..0x1100000 and 0x1001000..0x1002000 overlap",
+        ),
+        (
+            long_notes,
+            "its notes have 2097152 bytes; 1048576 are the most",
+        ),
         (kernel().elf(None), "without a PVH entry point"),
         (
             kernel().elf(Some(0x1000)),

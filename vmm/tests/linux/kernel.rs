@@ -107,7 +107,7 @@ impl Code {
 
     /// An ELF file with this PVH entry, or none.
     pub fn elf(&self, entry: Option<u32>) -> Vec<u8> {
-        const HEADERS: u64 = 64 + 2 * 56;
+        const HEADERS: u64 = 64 + 3 * 56;
         let mut note = Vec::new();
         let kind: u32 = if entry.is_some() { 18 } else { 1 };
         for number in [4, 4, kind] {
@@ -120,7 +120,7 @@ impl Code {
         let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
         file.extend([AT, 64, 0].iter().flat_map(|n: &u64| n.to_le_bytes()));
         file.extend([0; 4]);
-        file.extend([64u16, 56, 2, 0, 0, 0].iter().flat_map(|n| n.to_le_bytes()));
+        file.extend([64u16, 56, 3, 0, 0, 0].iter().flat_map(|n| n.to_le_bytes()));
         let mut segment = |kind: u32, offset: u64, address: u64, size: u64, memory: u64| {
             file.extend([kind, 7].iter().flat_map(|n| n.to_le_bytes()));
             let numbers = [offset, address, address, size, memory, 4];
@@ -129,6 +129,8 @@ impl Code {
         let len = self.0.len() as u64;
         segment(4, HEADERS, 0, note.len() as u64, note.len() as u64);
         segment(1, code_at, AT, len, len.max(INIT_SIZE.into()));
+        // Without contents: where in the file they would be means nothing.
+        segment(1, 1 << 40, AT + u64::from(INIT_SIZE), 0, 4096);
         file.extend(note);
         file.extend(&self.0);
         file
