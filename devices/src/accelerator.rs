@@ -5,6 +5,7 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::{Backend, DeviceId, Driver, PAGE_SIZE};
 use hmmvisor_abi::accel::{self, queue_bytes};
 use vmm_sys_util::eventfd::EventFd;
@@ -52,6 +53,7 @@ pub enum AcceleratorError {
         /// Which accelerator.
         index: u32,
         /// Why.
+        #[source]
         error: hmm_backend::Error,
     },
     /// No doorbell.
@@ -60,7 +62,8 @@ pub enum AcceleratorError {
         /// Which accelerator.
         index: u32,
         /// Why.
-        error: io::Error,
+        #[source]
+        error: Refusal,
     },
     /// No thread.
     #[error("cannot start the thread of accelerator {index}: {error}")]
@@ -68,7 +71,8 @@ pub enum AcceleratorError {
         /// Which accelerator.
         index: u32,
         /// Why.
-        error: io::Error,
+        #[source]
+        error: Refusal,
     },
     /// Its thread cannot run where it should.
     #[error("cannot pin the thread of accelerator {index} to host CPU {cpu}: {error}")]
@@ -78,6 +82,7 @@ pub enum AcceleratorError {
         /// The CPU it should run on.
         cpu: usize,
         /// Why not.
+        #[source]
         error: io::Error,
     },
 }
@@ -140,8 +145,10 @@ impl Accelerator {
             base: config.managed_base,
             bytes: u64::from(backend.pages()) * PAGE_SIZE,
         };
-        let doorbell =
-            EventFd::new(0).map_err(|error| AcceleratorError::Doorbell { index, error })?;
+        let doorbell = EventFd::new(0).map_err(|error| AcceleratorError::Doorbell {
+            index,
+            error: error.into(),
+        })?;
         let counters = driver.counters.clone();
         let registers = Registers::new(config.memory, managed, config.vcpus);
         let shared = Arc::new(Shared::new(registers, managed, doorbell, irq, counters));
@@ -161,7 +168,10 @@ impl Accelerator {
         let thread = std::thread::Builder::new()
             .name(format!("accelerator{index}"))
             .spawn(move || processor.run())
-            .map_err(|error| AcceleratorError::Thread { index, error })?;
+            .map_err(|error| AcceleratorError::Thread {
+                index,
+                error: Refusal::new(Resource::Thread, error),
+            })?;
         let accelerator = Accelerator {
             shared,
             backend: backend.clone(),

@@ -473,7 +473,7 @@ fn first_outside(range: PageRange, pages: u32, hole: PageRange) -> Option<Page> 
 fn resident(mapping: &Mapping, offset: u64, len: u64) -> Result<u64, Error> {
     let what = "residency query";
     let resident = mapping.resident_bytes(offset, len);
-    resident.map_err(|error| Error::Map { len, what, error })
+    resident.map_err(|error| crate::mapping::refused(len, what, error))
 }
 
 /// How many pages of a range within one block are in the set.

@@ -4,7 +4,12 @@ use std::io;
 
 use crate::driver::DeviceId;
 use crate::fatal::FatalCause;
+use crate::limits::Refusal;
 use crate::page::{Page, PageRange};
+
+const DENIED: &str =
+    "run as root, or set vm.unprivileged_userfaultfd=1, or give access to /dev/userfaultfd";
+const DENIED_TO_ROOT: &str = "root is not enough here: have the container or sandbox permit the system call (capability CAP_SYS_PTRACE, seccomp), or give access to /dev/userfaultfd";
 
 /// Why a call of the backend failed.
 #[derive(Debug, thiserror::Error)]
@@ -15,13 +20,17 @@ pub enum Error {
     )]
     NoUserfaultfd,
     /// No permission for userfaultfd.
-    #[error(
-        "userfaultfd: {error}; run as root, or set vm.unprivileged_userfaultfd=1, or give access to /dev/userfaultfd"
-    )]
+    #[error("userfaultfd: {error}; {}", if *root { DENIED_TO_ROOT } else { DENIED })]
     UserfaultfdDenied {
+        /// Whether this process has root's rights already.
+        root: bool,
         /// The kernel's answer.
+        #[source]
         error: io::Error,
     },
+    /// The kernel refused a userfaultfd for want of something.
+    #[error("userfaultfd: {0}")]
+    Userfaultfd(#[source] Refusal),
     /// The kernel lacks a feature every engine needs.
     #[error(
         "userfaultfd: this kernel lacks features {features:#x} ({error}); Linux 5.7 or later is needed"
@@ -30,15 +39,17 @@ pub enum Error {
         /// What was asked for.
         features: u64,
         /// The kernel's answer.
+        #[source]
         error: io::Error,
     },
     /// Memory could not be registered for faults.
-    #[error("userfaultfd: cannot register {len} bytes of memory: {error}")]
+    #[error("userfaultfd: cannot register {len} bytes of memory: {refusal}")]
     Register {
         /// Size.
         len: u64,
         /// The kernel's answer.
-        error: io::Error,
+        #[source]
+        refusal: Refusal,
     },
     /// The engine needs a kernel feature that is not there.
     #[error(
@@ -53,14 +64,15 @@ pub enum Error {
         since: &'static str,
     },
     /// A mapping could not be made.
-    #[error("cannot map {len} bytes for {what}: {error}; ask for less, or raise the memory limits")]
+    #[error("cannot map {len} bytes for {what}: {refusal}")]
     Map {
         /// Size.
         len: u64,
         /// Purpose.
         what: &'static str,
         /// The kernel's answer.
-        error: io::Error,
+        #[source]
+        refusal: Refusal,
     },
     /// A size that is zero, too large or not a multiple of its unit.
     #[error("{what} of {bytes} bytes: must be a multiple of {unit} bytes from {unit} to {max}")]
@@ -124,11 +136,11 @@ pub enum Error {
         cause: String,
     },
     /// A thread could not be started.
-    #[error("cannot start service thread: {error}")]
-    Thread {
-        /// The system's answer.
-        error: io::Error,
-    },
+    #[error("cannot start service thread: {0}")]
+    Thread(#[source] Refusal),
+    /// An event, by which threads are woken, could not be made.
+    #[error("cannot make an event: {0}")]
+    Event(#[source] Refusal),
     /// The fault service needs at least one thread; each can be pinned to a CPU that exists.
     #[error("fault service: {0}")]
     Service(String),

@@ -47,6 +47,7 @@ mod fault_queue;
 mod find;
 mod folio_lock;
 mod free;
+pub mod limits;
 mod link;
 mod mapping;
 #[cfg(feature = "measure")]

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
 
 use crate::error::Error;
+use crate::limits::{Refusal, Resource};
 
 /// A private anonymous mapping, named in `/proc/self/maps`, unmapped on drop. Its memory is only ever
 /// accessed through raw pointers: guests and devices change it behind our back.
@@ -26,7 +27,7 @@ const ALIGN: u64 = 2 << 20;
 
 impl Mapping {
     pub(crate) fn new(len: u64, what: &'static str) -> Result<Mapping, Error> {
-        let failed = |error| Error::Map { len, what, error };
+        let failed = |error| refused(len, what, error);
         // Room to align; the rest is given back below.
         let reserve = len
             .checked_add(ALIGN)
@@ -67,16 +68,24 @@ impl Mapping {
 
     /// Replaces the last `len` bytes by shared memory, which other processes and devices can map, too.
     pub(crate) fn share_tail(&self, len: u64, what: &'static str) -> Result<File, Error> {
-        let failed = |error| Error::Map { len, what, error };
+        let failed = |error| refused(len, what, error);
         let name = std::ffi::CString::new(what).unwrap_or_default();
         // SAFETY: the name outlives the call, which returns a new descriptor or -1.
-        let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+        let fd = unsafe {
+            libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+        };
         if fd < 0 {
             return Err(failed(io::Error::last_os_error()));
         }
         // SAFETY: the descriptor is new and ours.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(len).map_err(failed)?;
+        // Who else has the file could make it shorter: an access behind its end would be a SIGBUS.
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: the descriptor is open; the call changes what may be done with the file, not what is in it.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
         let start = self.address(self.len - len);
         // SAFETY: the range is the end of this mapping, which nobody uses yet; the file has its length.
         let at = unsafe {
@@ -197,11 +206,11 @@ impl Mapping {
                 unsafe { std::ptr::write_bytes(start.cast::<u8>(), 0, bytes) };
                 Ok(())
             }
-            _ => Err(Error::Map {
+            _ => Err(refused(
                 len,
-                what: "the part of it that is present from the start",
+                "the part of it that is present from the start",
                 error,
-            }),
+            )),
         }
     }
 
@@ -221,6 +230,14 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         Ok(present.iter().filter(|p| *p & 1 != 0).count() as u64 * HOST_PAGE)
+    }
+}
+
+pub(crate) fn refused(len: u64, what: &'static str, error: io::Error) -> Error {
+    Error::Map {
+        len,
+        what,
+        refusal: Refusal::new(Resource::Memory(len), error),
     }
 }
 

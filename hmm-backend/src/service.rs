@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::events::{Event, EventKind};
 use crate::fatal::{FatalCause, FatalFault};
 use crate::fault_queue::{Deferred, Fault, sort_and_deduplicate};
+use crate::limits::{Refusal, Resource};
 use crate::page::{Block, Page, PageRange, PageSet};
 use crate::policy::Access;
 use crate::service_watch::ServiceWatch;
@@ -66,7 +67,7 @@ impl Backend {
             return Err(Error::Service("no threads; configure at least one".into()));
         }
         let on_fatal: Arc<OnFatal> = Arc::new(on_fatal);
-        let stop = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::Thread { error })?;
+        let stop = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::Event(error.into()))?;
         let spawn = WorkerSpawner {
             backend: self.clone(),
             stop: Arc::new(stop),
@@ -111,7 +112,7 @@ impl WorkerSpawner {
                 }
                 ended();
             })
-            .map_err(|error| Error::Thread { error })?;
+            .map_err(|error| Error::Thread(Refusal::new(Resource::Thread, error)))?;
         if let Ok(Err(error)) = started.recv() {
             let cpu = cpu.unwrap_or_default();
             return Err(Error::Service(format!(

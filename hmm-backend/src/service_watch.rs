@@ -9,6 +9,7 @@ use crate::backend::Backend;
 use crate::driver_calls::SlowCall;
 use crate::error::Error;
 use crate::events::EventKind;
+use crate::limits::{Refusal, Resource};
 use crate::service::{ServiceConfig, WorkerSpawner};
 use crate::stats::Counter;
 
@@ -73,7 +74,7 @@ impl ServiceWatch {
             Ok(thread) => watch.watcher = Some(thread),
             Err(error) => {
                 watch.stop();
-                return Err(Error::Thread { error });
+                return Err(Error::Thread(Refusal::new(Resource::Thread, error)));
             }
         }
         Ok(watch)

@@ -11,6 +11,7 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iowr_nr};
 
 use crate::error::Error;
+use crate::limits::{self, Refusal, Resource};
 
 const UFFDIO: u32 = 0xaa;
 ioctl_iowr_nr!(UFFDIO_API, UFFDIO, k::_UFFDIO_API, k::uffdio_api);
@@ -135,7 +136,10 @@ impl Uffd {
         };
         // SAFETY: the argument is valid for the call; registering changes no memory contents.
         let ret = unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_REGISTER(), &mut arg) };
-        check(ret).map_err(|error| Error::Register { len, error })
+        check(ret).map_err(|error| Error::Register {
+            len,
+            refusal: Refusal::new(Resource::Memory(0), error),
+        })
     }
 
     /// Undoes [`Self::register`] and wakes whoever sleeps in a fault there: missing pages are zeros from now
@@ -318,22 +322,42 @@ fn open() -> Result<(OwnedFd, &'static str), Error> {
     if syscall.raw_os_error() == Some(libc::ENOSYS) {
         return Err(Error::NoUserfaultfd);
     }
-    let Ok(device) = File::options()
+    if !is_denied(&syscall) {
+        return Err(refused(syscall));
+    }
+    let device = File::options()
         .read(true)
         .write(true)
-        .open("/dev/userfaultfd")
-    else {
-        return Err(Error::UserfaultfdDenied { error: syscall });
+        .open("/dev/userfaultfd");
+    let device = match device {
+        Ok(device) => device,
+        // No such file, or no permission for it: what the system call wants is as good.
+        Err(error) if is_denied(&error) || error.kind() == io::ErrorKind::NotFound => {
+            return Err(refused(syscall));
+        }
+        Err(error) => return Err(refused(error)),
     };
     // SAFETY: the argument is an integer; the call returns a new descriptor or -1.
     let fd = unsafe { ioctl_with_val(&device, USERFAULTFD_IOC_NEW(), flags as u64) };
     if fd < 0 {
-        return Err(Error::UserfaultfdDenied {
-            error: io::Error::last_os_error(),
-        });
+        return Err(refused(io::Error::last_os_error()));
     }
     // SAFETY: the descriptor is new and ours.
     Ok((unsafe { OwnedFd::from_raw_fd(fd) }, "/dev/userfaultfd"))
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+fn refused(error: io::Error) -> Error {
+    match is_denied(&error) {
+        true => Error::UserfaultfdDenied {
+            root: limits::is_root(),
+            error,
+        },
+        false => Error::Userfaultfd(Refusal::new(Resource::Memory(0), error)),
+    }
 }
 
 /// Agrees on the interface; returns the features the kernel has.

@@ -31,7 +31,7 @@ pub(crate) struct Wishes {
 
 impl Wishes {
     pub(crate) fn new() -> Result<Wishes, Error> {
-        let waiting = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::Thread { error })?;
+        let waiting = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::Event(error.into()))?;
         Ok(Wishes {
             queue: Mutex::new(VecDeque::with_capacity(QUEUE)),
             waiting,

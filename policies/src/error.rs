@@ -14,6 +14,7 @@ pub enum ScriptError {
         /// The file.
         path: PathBuf,
         /// Why not.
+        #[source]
         error: io::Error,
     },
     /// The file is too large to be a script.

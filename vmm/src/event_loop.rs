@@ -1,10 +1,12 @@
 //! What the main thread does while the guest runs: wait for its end, for signals, for the time to show
 //! progress or to do what is done now and then, for policy scripts to change.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use hmm_backend::limits::Refusal;
 use hmmvisor_policies::FileWatch;
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -113,16 +115,18 @@ fn try_wait(
     scripts: &[Script],
 ) -> Result<(), String> {
     let new_timer = |first, every| {
-        let mut timer = TimerFd::new().map_err(|error| error.to_string())?;
+        let mut timer =
+            TimerFd::new().map_err(|error| cause(&event_manager::Error::EventFd(error)))?;
         let set = timer.reset(first, Some(every));
-        set.map(|()| timer).map_err(|error| error.to_string())
+        set.map(|()| timer)
+            .map_err(|error| cause(&event_manager::Error::EventFd(error)))
     };
     let timer = progress.map(|_| new_timer(FIRST_TICK, TICK)).transpose()?;
     let periodic = periodic
         .into_iter()
         .map(|it| new_timer(it.every, it.every).map(|timer| (it.action, timer)))
         .collect::<Result<_, _>>()?;
-    let mut manager = EventManager::new().map_err(|error| error.to_string())?;
+    let mut manager = EventManager::new().map_err(|error| cause(&error))?;
     manager.add_subscriber(Waiter {
         ending,
         signals,
@@ -133,9 +137,18 @@ fn try_wait(
         error: None,
     });
     while ending.get().is_none() {
-        manager.run().map_err(|error| error.to_string())?;
+        manager.run().map_err(|error| cause(&error))?;
     }
     Ok(())
+}
+
+/// The error as text, with the limit that is behind it.
+fn cause(error: &event_manager::Error) -> String {
+    let errno = match error {
+        event_manager::Error::Epoll(errno) | event_manager::Error::EventFd(errno) => errno.errno(),
+        _ => return error.to_string(),
+    };
+    Refusal::from(io::Error::from_raw_os_error(errno)).to_string()
 }
 
 struct Waiter<'a> {
@@ -169,7 +182,7 @@ impl MutEventSubscriber for Waiter<'_> {
         if let Some(error) = self.error.take() {
             // Nothing would ever wake the loop.
             self.ending
-                .set(End::Failed(Failure::EventLoop(error.to_string())));
+                .set(End::Failed(Failure::EventLoop(cause(&error))));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use hmm_backend::limits::{self, Refusal, Resource};
 use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
 
@@ -30,13 +31,11 @@ pub enum KvmError {
     )]
     Missing,
     /// No permission.
-    #[error(
-        "opening /dev/kvm: permission denied; run as root or join the group that owns it (`sudo usermod -aG kvm $USER`, then log in again)"
-    )]
+    #[error("opening /dev/kvm: permission denied; {}", if limits::is_root() { "root is not enough here: have the container or sandbox permit this device" } else { "run as root or join the group that owns it (`sudo usermod -aG kvm $USER`, then log in again)" })]
     Permission,
     /// Some other error.
-    #[error("opening /dev/kvm: {0}; see `dmesg | grep -i kvm`")]
-    Open(io::Error),
+    #[error("opening /dev/kvm: {}{}", .0, if .0.has_advice() { "" } else { "; see `dmesg | grep -i kvm`" })]
+    Open(#[source] Refusal),
     /// An interface version nobody has seen since 2007.
     #[error(
         "using /dev/kvm: its interface has version {0}, but version 12 is needed; use Linux 5.10 or later"
@@ -60,7 +59,10 @@ impl From<kvm_ioctls::Error> for KvmError {
         match error.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing,
             libc::EACCES | libc::EPERM => KvmError::Permission,
-            errno => KvmError::Open(io::Error::from_raw_os_error(errno)),
+            errno => KvmError::Open(Refusal::new(
+                Resource::Kvm,
+                io::Error::from_raw_os_error(errno),
+            )),
         }
     }
 }

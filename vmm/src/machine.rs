@@ -1,9 +1,11 @@
 //! The virtual machine as KVM sees it: memory slots, interrupt controller, vCPUs.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use hmm_backend::Backend;
+use hmm_backend::limits::{Refusal, Resource};
 use hmmvisor_abi::map;
 use kvm_bindings::{
     CpuId, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE,
@@ -11,6 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
+use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::guest_memory::{self, Part};
@@ -33,18 +36,17 @@ pub enum MachineError {
     #[error(transparent)]
     Kvm(#[from] kvm::KvmError),
     /// KVM refused a step of the set-up.
-    #[error(
-        "setting up the virtual machine: KVM refused {what}: {error}; `hmmvisor check` shows what this host lacks"
-    )]
+    #[error("setting up the virtual machine: KVM refused {what}: {error}{}", if error.has_advice() { "" } else { "; `hmmvisor check` shows what this host lacks" })]
     Refused {
         /// The step.
         what: String,
         /// The kernel's answer.
-        error: kvm_ioctls::Error,
+        #[source]
+        error: Refusal,
     },
     /// No host memory for boot RAM.
-    #[error("reserving the guest's 16 MiB of boot RAM: {0}; free some memory or lift `ulimit -v`")]
-    BootRam(String),
+    #[error("reserving the guest's 16 MiB of boot RAM: {0}")]
+    BootRam(#[source] Refusal),
     /// Managed memory could not be looked at as guest memory.
     #[error("describing guest memory: {0}; this is a bug in Hmmvisor")]
     GuestMemory(#[from] guest_memory::GuestMemoryPartError),
@@ -78,10 +80,16 @@ impl Machine {
     pub fn new(vcpus: u32, backend: Option<Arc<Backend>>) -> Result<Machine, MachineError> {
         let size = map::BOOT_RAM_SIZE as usize;
         let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(map::BOOT_RAM_BASE), size)])
-            .map_err(|error| MachineError::BootRam(error.to_string()))?;
+            .map_err(|error| {
+                let error = match error {
+                    FromRangesError::MmapRegion(MmapRegionError::Mmap(error)) => error,
+                    other => io::Error::other(other),
+                };
+                MachineError::BootRam(Refusal::new(Resource::Memory(map::BOOT_RAM_SIZE), error))
+            })?;
         let host = ram
             .get_host_address(GuestAddress(map::BOOT_RAM_BASE))
-            .map_err(|error| MachineError::BootRam(error.to_string()))?;
+            .map_err(|error| MachineError::BootRam(io::Error::other(error).into()))?;
         process_memory::name(host, size, c"hmm-boot");
 
         let managed = backend.as_ref().map(|backend| backend.host_memory());
@@ -130,7 +138,10 @@ impl Machine {
         let kvm = kvm::open()?;
         let refused = |what: &str| {
             let what = what.to_owned();
-            move |error| MachineError::Refused { what, error }
+            move |error: kvm_ioctls::Error| MachineError::Refused {
+                what,
+                error: Refusal::new(Resource::Kvm, error.into()),
+            }
         };
         let vm = Arc::new(kvm.create_vm().map_err(refused("a new virtual machine"))?);
         vm.set_tss_address(KVM_RESERVED)
@@ -312,5 +323,8 @@ impl Machine {
 
 fn refusal(what: &str, vcpu: u32) -> impl FnOnce(kvm_ioctls::Error) -> MachineError + use<> {
     let what = format!("{what} vCPU {vcpu}");
-    move |error| MachineError::Refused { what, error }
+    move |error| MachineError::Refused {
+        what,
+        error: Refusal::new(Resource::Kvm, error.into()),
+    }
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use hmm_backend::limits;
 use hmm_backend::policies;
 use hmmvisor::check::{State, check};
 use hmmvisor::config::Config;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     // the program, takes about a millisecond; the CPU clocks cannot tell it from what the shell or cargo did
     // in this process before `exec`.)
     let started = Instant::now();
+    limits::refuse_large_files();
     let signals = Signals::block();
 
     let Cli { command, run } = Cli::parse();
@@ -54,15 +56,18 @@ fn main() -> ExitCode {
     })
 }
 
-/// The error with its causes. The libraries' messages contain their causes already; each is said once.
+/// The error with its causes, and with what to do if a limit of the host is behind it. The libraries' messages contain their causes
+/// already; each is said once.
 fn describe(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
+    let mut explained = limits::explain(error.as_ref());
+    let advice = explained.split_off(text.len());
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }
-    text
+    text + &advice
 }
 
 fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> Result<ExitCode> {

@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use hmm_backend::limits;
 use hmm_backend::{Backend, EventKind};
 use hmmvisor_experiments::trace::{Dropped, TraceError, TraceMeta, TraceWriter};
 use serde::Serialize;
@@ -124,7 +125,7 @@ impl Recorder {
             path,
             events: totals.events,
             dropped: totals.dropped,
-            error: error.map(|error| error.to_string()),
+            error: error.map(|error| limits::explain(&error)),
         }
     }
 

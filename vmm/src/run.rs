@@ -75,6 +75,7 @@ pub enum RunError {
         /// The file.
         path: PathBuf,
         /// Why not.
+        #[source]
         error: FileError,
     },
     /// The guest's file is no guest.
@@ -83,6 +84,7 @@ pub enum RunError {
         /// The file.
         path: PathBuf,
         /// Why not.
+        #[source]
         error: ImageError,
     },
     /// A kernel, its ramdisk or its command line.
@@ -178,10 +180,9 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         backend.hint(hint.pages(), hint.hint)?;
     }
     if let Some(chaos) = &mut chaos {
-        chaos.start(&vm).map_err(|error| VmError::System {
-            what: "the chaos thread",
-            error,
-        })?;
+        chaos
+            .start(&vm)
+            .map_err(VmError::system("the chaos thread"))?;
     }
     // Small guests read no input, and need no help with what they write.
     let console = match config.boot.kernel {
@@ -189,10 +190,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         Some(_) => {
             let (console, ending) = (vm.console().clone(), vm.ending().clone());
             let thread = ConsoleThread::start(console, options.input, ending);
-            Some(thread.map_err(|error| VmError::System {
-                what: "the console's thread",
-                error,
-            })?)
+            Some(thread.map_err(VmError::system("the console's thread"))?)
         }
     };
     let begin = Instant::now();

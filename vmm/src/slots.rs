@@ -1,10 +1,10 @@
 //! Plugging devices in: a register window, an interrupt line and a doorbell for each.
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use hmm_backend::Backend;
+use hmm_backend::limits::{Refusal, Resource};
 use hmmvisor_abi::map;
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, MmioDevice, Slot, SlotKind};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
@@ -85,7 +85,7 @@ impl Slots<'_> {
         let line = self.lines.line(index).map_err(|error| VmError::Connect {
             what: "the interrupt",
             index,
-            error,
+            error: Refusal::new(Resource::Kvm, error),
         })?;
         Ok(Slot {
             index,
@@ -108,7 +108,7 @@ impl Slots<'_> {
                 .map_err(|error| VmError::Connect {
                     what: "the doorbell",
                     index,
-                    error: io::Error::from_raw_os_error(error.errno()),
+                    error: Refusal::new(Resource::Kvm, error.into()),
                 })?;
         }
         Ok(())

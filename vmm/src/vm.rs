@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::{Backend, Driver, FatalFault, FaultService, ServiceConfig};
 use hmmvisor_abi::map;
 use hmmvisor_devices::{Accelerator, AcceleratorError, NewDevice, NewDeviceError};
@@ -134,7 +135,7 @@ pub enum VmError {
     Boot(#[from] BootError),
     /// The fault service.
     #[error("starting the fault service: {0}")]
-    Service(hmm_backend::Error),
+    Service(#[source] hmm_backend::Error),
     /// An accelerator.
     #[error(transparent)]
     Accelerator(#[from] AcceleratorError),
@@ -144,6 +145,7 @@ pub enum VmError {
         /// Its window.
         index: u32,
         /// Why not.
+        #[source]
         error: NewDeviceError,
     },
     /// More devices than the memory map has windows for.
@@ -163,18 +165,28 @@ pub enum VmError {
         /// The device's window.
         index: u32,
         /// Why not.
-        error: io::Error,
+        #[source]
+        error: Refusal,
     },
     /// An event or a thread.
-    #[error(
-        "making {what}: {error}; raise the limits on open files and processes (`ulimit -n`, `ulimit -u`)"
-    )]
+    #[error("making {what}: {error}")]
     System {
         /// What.
         what: &'static str,
         /// The system's answer.
-        error: io::Error,
+        #[source]
+        error: Refusal,
     },
+}
+
+impl VmError {
+    /// The system's answer to a request for an event or a thread.
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
+        move |error| VmError::System {
+            what,
+            error: Refusal::new(Resource::Thread, error),
+        }
+    }
 }
 
 /// A virtual machine. Dropping it stops everything it has started.
@@ -197,7 +209,7 @@ impl Vm {
     /// Makes a machine with the guest loaded and the devices and the fault service running, but no
     /// vCPU yet.
     pub fn new(config: VmConfig<'_>) -> Result<Vm, VmError> {
-        let system = |what| move |error| VmError::System { what, error };
+        let system = VmError::system;
         let VmConfig {
             vcpus,
             vcpu_cpus,
@@ -340,12 +352,8 @@ impl Vm {
     /// Lets the vCPUs run.
     pub fn start(&mut self) -> Result<(), VmError> {
         let vcpus = std::mem::take(&mut self.waiting);
-        let threads = VcpuThreads::start(vcpus, &self.vcpu_cpus, &self.ids, &self.shared).map_err(
-            |error| VmError::System {
-                what: "the vCPUs' threads",
-                error,
-            },
-        )?;
+        let threads = VcpuThreads::start(vcpus, &self.vcpu_cpus, &self.ids, &self.shared)
+            .map_err(VmError::system("the vCPUs' threads"))?;
         self.threads = Some(threads);
         Ok(())
     }

@@ -4,11 +4,11 @@
 //! resets the device or stops a queue sleeps until a pass has begun and ended after its write, so that when the write is
 //! over, the device no longer touches the queue's memory.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use hmm_backend::limits::{Refusal, Resource};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -60,12 +60,13 @@ pub struct Parts {
 
 /// A virtio device could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("starting the virtio device {name}: {error}; raise the limits on open files and processes")]
+#[error("starting the virtio device {name}: {error}")]
 pub struct DeviceError {
     /// Its name.
     pub name: String,
     /// The system's answer.
-    pub error: io::Error,
+    #[source]
+    pub error: Refusal,
 }
 
 /// A virtio device behind the registers of virtio-mmio.
@@ -88,9 +89,9 @@ impl VirtioDevice {
             model,
             immediate,
         } = parts;
-        let failed = |error| DeviceError {
+        let failed = |resource, error| DeviceError {
             name: name.clone(),
-            error,
+            error: Refusal::new(resource, error),
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -100,7 +101,7 @@ impl VirtioDevice {
                 problem: None,
             }),
             passed: Condvar::new(),
-            doorbell: EventFd::new(0).map_err(failed)?,
+            doorbell: EventFd::new(0).map_err(|error| failed(Resource::Other, error))?,
             attention: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             irq,
@@ -113,7 +114,7 @@ impl VirtioDevice {
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || worker.run())
-            .map_err(failed)?;
+            .map_err(|error| failed(Resource::Thread, error))?;
         Ok(VirtioDevice {
             port,
             immediate,

@@ -25,6 +25,7 @@ pub enum DiskError {
         /// How.
         read_only: bool,
         /// The system's answer.
+        #[source]
         error: io::Error,
     },
     /// A folder.
@@ -58,6 +59,7 @@ pub enum DiskError {
         /// The file.
         path: PathBuf,
         /// The system's answer.
+        #[source]
         error: io::Error,
     },
 }

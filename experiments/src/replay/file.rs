@@ -40,6 +40,7 @@ pub enum FileReplayError {
         /// The file.
         file: String,
         /// Why.
+        #[source]
         error: ReplayError,
     },
 }

@@ -24,6 +24,7 @@ pub enum SweepError {
         /// The file.
         path: PathBuf,
         /// Why not.
+        #[source]
         error: io::Error,
     },
     /// The file is not TOML or has something unknown in it; the error shows where.
@@ -54,6 +55,7 @@ pub enum SweepError {
         /// On what.
         path: PathBuf,
         /// Why it failed.
+        #[source]
         error: io::Error,
     },
     /// The disk is full, or something else keeps results from being stored.
@@ -64,6 +66,7 @@ pub enum SweepError {
         /// The file.
         path: PathBuf,
         /// Why it failed.
+        #[source]
         error: io::Error,
         /// Runs that are safe.
         finished: usize,

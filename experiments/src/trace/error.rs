@@ -16,6 +16,7 @@ pub enum TraceError {
         /// The file.
         path: PathBuf,
         /// Why not.
+        #[source]
         error: io::Error,
     },
     /// Something else than a trace.

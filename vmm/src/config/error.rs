@@ -17,6 +17,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// Why not.
+        #[source]
         error: FileError,
     },
     /// The file is no text.

@@ -34,6 +34,7 @@ pub enum LoadError {
         /// Its file.
         path: String,
         /// Why not.
+        #[source]
         error: KernelError,
     },
     /// The initial ramdisk.
@@ -42,6 +43,7 @@ pub enum LoadError {
         /// Its file.
         path: String,
         /// Why not.
+        #[source]
         error: InitrdError,
     },
     /// The command line.

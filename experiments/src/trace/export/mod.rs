@@ -58,6 +58,7 @@ pub enum ExportError {
         /// Where to.
         path: PathBuf,
         /// Why not.
+        #[source]
         error: io::Error,
     },
     /// The program was built without the format.

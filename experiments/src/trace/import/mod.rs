@@ -59,6 +59,7 @@ pub enum ImportError {
         /// The input.
         source_name: String,
         /// Why not.
+        #[source]
         error: io::Error,
     },
     /// The input is not what it should be.
