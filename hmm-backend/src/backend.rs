@@ -169,7 +169,7 @@ impl Backend {
             occupancy: Arc::default(),
             mirrors: RwLock::new(Vec::new()),
             remote_access_threshold: threshold,
-            wishes: Wishes::new()?,
+            wishes: Wishes::new(guest.host_failures().clone())?,
             advisors,
             link: config.link,
             lockstep: config.lockstep,

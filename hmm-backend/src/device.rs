@@ -223,8 +223,8 @@ impl Device {
 
     /// The folio is no longer in use: tells the driver, then gives the frames back. No lock on its
     /// pages is held any more, nobody can find it. `dead` if the frames hold contents that nobody needs: the host gets
-    /// their memory back (and engine `remap` can only move pages to where none is);
-    /// `resident` if the eviction policy knows the folio.
+    /// their memory back (and engine `remap` can only move pages to where none is); frames whose memory it does not
+    /// take are never used again. `resident` if the eviction policy knows the folio.
     pub(crate) fn release(
         &self,
         folio: DeviceFolio,
@@ -241,8 +241,10 @@ impl Device {
         }
         recorder.add(Counter::PageFreeCalls, 1);
         self.driver.page_free(folio);
-        if let (true, Some(memory)) = (dead, &self.memory) {
-            memory.forget(folio.frame, folio.pages());
+        if let (true, Some(memory)) = (dead, &self.memory)
+            && memory.forget(folio.frame, folio.pages()).is_err()
+        {
+            return;
         }
         let mut pool = self.pool();
         pool.buddy.free(folio.frame, folio.order);

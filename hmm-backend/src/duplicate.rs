@@ -33,7 +33,10 @@ impl Backend {
             self.invalidate_mirrors(std::iter::once(&mut source.lock));
             let range = source.lock.range();
             // From here on CPUs fault, and find the lock. The two copies are the same: nobody could write either.
-            self.guest.discard(range);
+            if self.guest.discard(range).is_err() {
+                // It stays a duplicate.
+                continue;
+            }
             source.lock.publish_folio(Word::to_device_alone);
             self.recorder.add(Counter::Collapsed, range.len().into());
             self.recorder.event(|| Event {

@@ -114,6 +114,16 @@ pub enum Error {
     /// The page is shared memory, which stays where it is and as it is.
     #[error("{0:?} is shared memory: it cannot migrate, fail or be protected")]
     Shared(Page),
+    /// The host did not take the memory of dead contents back.
+    #[error(
+        "{range:?}: the host does not take their memory back: {error}; they keep their contents, and are not free"
+    )]
+    Discard {
+        /// The pages.
+        range: PageRange,
+        /// The kernel's answer.
+        error: io::Error,
+    },
     /// The permission of a page could not be changed.
     #[error("{page:?}: cannot change its permission: {error}; try again")]
     Protect {

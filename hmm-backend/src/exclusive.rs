@@ -45,9 +45,10 @@ impl Backend {
             let mut failed = false;
             self.guest.take(run, &self.exclusive, |_, _| failed = true);
             if failed {
+                // What may be in the way there, so that the next attempt finds none.
+                let _ = self.exclusive.forget(run.frame, run.pages);
                 continue;
             }
-            self.guest.take_commit(run);
             // Counted before it can be found.
             self.exclusive_pages.fetch_add(1, Ordering::AcqRel);
             lock.publish_pages(|word| word.to_exclusive(device, until));
@@ -67,7 +68,8 @@ impl Backend {
         if let Some(error) = failed {
             return Err(error);
         }
-        self.exclusive.forget(run.frame, run.pages);
+        // A failure of the host ends the service; until then, what is left there is in the way of the next exclusive access only.
+        let _ = self.exclusive.forget(run.frame, run.pages);
         lock.publish_pages(|word| word.to_system(Tick::default()));
         self.exclusive_pages.fetch_sub(1, Ordering::AcqRel);
         self.recorder.add(Counter::ExclusiveRevocations, 1);
@@ -78,7 +80,8 @@ impl Backend {
     pub(crate) fn drop_exclusive(&self, mut lock: FolioLock<'_>, word: impl Fn(Word) -> Word) {
         self.invalidate_mirrors(std::iter::once(&mut lock));
         let run = run(&lock);
-        self.exclusive.forget(run.frame, run.pages);
+        // As above.
+        let _ = self.exclusive.forget(run.frame, run.pages);
         lock.publish_pages(word);
         self.exclusive_pages.fetch_sub(1, Ordering::AcqRel);
     }

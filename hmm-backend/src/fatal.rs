@@ -32,7 +32,13 @@ pub enum FatalCause {
     /// The host's kernel refused for an unexpected reason.
     #[error("the kernel cannot supply it: {0}")]
     Host(String),
-    /// The fault service has died: nobody serves faults any more. The page says nothing.
+    /// Its contents were in system memory, and the host's kernel has no such page any more.
+    #[error("its contents were lost: the host's kernel has no page where they were")]
+    Vanished,
+    /// The host refused a call without which CPUs or devices may wait for ever. The page says nothing.
+    #[error("the host refused a call: {0}")]
+    HostFailed(String),
+    /// The fault service has died: no thread serves faults any more. The page says nothing.
     #[error("{0}")]
     ServiceDied(String),
 }

@@ -147,9 +147,9 @@ impl Backend {
                 // A duplicate is written: that must end first.
                 Residency::Duplicated { .. } if writes.contains(index) => needed.insert(index),
                 Residency::System | Residency::Coherent { .. } | Residency::Duplicated { .. } => {
-                    // The page arrived between the access and now.
-                    self.recorder.add(Counter::FaultsStale, 1);
-                    self.guest.wake_range(PageRange::single(page));
+                    if let Err(reason) = self.answer_stale(page, writes.contains(index)) {
+                        served.unresolved.push((page, reason));
+                    }
                 }
                 Residency::Poisoned => {
                     let lost = Unresolved::Fatal(FatalCause::ContentsLost);

@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 
 use crate::error::Error;
 use crate::limits::{Refusal, Resource};
+use crate::patience::Patience;
 
 /// A private anonymous mapping, named in `/proc/self/maps`, unmapped on drop. Its memory is only ever
 /// accessed through raw pointers: guests and devices change it behind our back.
@@ -21,6 +22,9 @@ pub(crate) struct Mapping {
 unsafe impl Send for Mapping {}
 // SAFETY: as above; the fields never change.
 unsafe impl Sync for Mapping {}
+
+/// `MADV_DONTNEED` for locked memory, too, which the crate lacks.
+const MADV_DONTNEED_LOCKED: i32 = 24;
 
 /// Large folios move as one only between addresses aligned to their size.
 const ALIGN: u64 = 2 << 20;
@@ -159,34 +163,49 @@ impl Mapping {
         self.start() + offset
     }
 
-    /// Gives the memory of a range back to the host.
+    /// Gives the memory of a range back to the host. On an error some of it may have gone.
     ///
     /// # Safety
     /// The contents of the range must be dead.
-    pub(crate) unsafe fn discard(&self, offset: u64, len: u64) {
+    pub(crate) unsafe fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.advise_dead(offset, len, libc::MADV_DONTNEED) }
+        match unsafe { self.advise_dead(offset, len, libc::MADV_DONTNEED) } {
+            // Locked memory, for instance by `mlockall` of whoever started the process (Linux 5.18).
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                // SAFETY: the caller's promise.
+                unsafe { self.advise_dead(offset, len, MADV_DONTNEED_LOCKED) }.map_err(|_| error)
+            }
+            other => other,
+        }
     }
 
     /// The same for shared memory, whose contents would otherwise stay in its file.
     ///
     /// # Safety
     /// The contents of the range must be dead.
-    pub(crate) unsafe fn discard_shared(&self, offset: u64, len: u64) {
+    pub(crate) unsafe fn discard_shared(&self, offset: u64, len: u64) -> io::Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.advise_dead(offset, len, libc::MADV_REMOVE) }
     }
 
     /// # Safety
     /// The contents of the range must be dead.
-    unsafe fn advise_dead(&self, offset: u64, len: u64, advice: i32) {
+    unsafe fn advise_dead(&self, offset: u64, len: u64, advice: i32) -> io::Result<()> {
         debug_assert!(offset + len <= self.len);
-        // SAFETY: the range lies inside the mapping and the caller says its contents are dead.
-        let ret = unsafe { libc::madvise(self.address(offset) as *mut _, len as usize, advice) };
-        // The only documented failures are bad arguments and locked memory, neither of which the code
-        // above can produce; losing a discard would leave stale contents where zeros are promised.
-        let error = io::Error::last_os_error();
-        assert_eq!(ret, 0, "giving memory back to the host: {error}");
+        let mut patience = Patience::default();
+        loop {
+            // SAFETY: the range lies inside the mapping and the caller says its contents are dead.
+            let ret =
+                unsafe { libc::madvise(self.address(offset) as *mut _, len as usize, advice) };
+            if ret == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            let passes = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR));
+            if !passes || !patience.again() {
+                return Err(error);
+            }
+        }
     }
 
     /// Makes the range present. What has no contents yet is zeros, in huge pages where the kernel gives them.

@@ -2,6 +2,7 @@
 
 use crate::backend::Backend;
 use crate::error::Error;
+use crate::folio_lock::FolioLock;
 use crate::page::{Page, PageRange};
 use crate::word::{Residency, Word};
 
@@ -15,14 +16,19 @@ impl Backend {
         if self.guest.is_shared(page) {
             return Err(Error::Shared(page));
         }
+        self.lose(self.lock_waiting(page), page)
+    }
+
+    /// The contents of a page of this folio are lost, wherever they are.
+    pub(crate) fn lose(&self, mut lock: FolioLock<'_>, page: Page) -> Result<(), Error> {
         let only = |range: PageRange| u32::from(range.contains(page));
-        let mut lock = self.lock_waiting(page);
+        let mut refused = None;
         match lock.word().residency() {
             // Also of a duplicate: nobody says which copy failed.
             Residency::Device { .. }
             | Residency::Coherent { .. }
             | Residency::Duplicated { .. } => {
-                self.drop_on_device(lock, only, Word::to_poisoned);
+                self.drop_on_device(lock, only, Word::to_poisoned, &mut refused);
             }
             Residency::System if lock.word().pins() > 0 => return Err(Error::Pinned(page)),
             Residency::System => {
@@ -30,7 +36,10 @@ impl Backend {
                 let mut failed = Vec::new();
                 lock.carve(&only, &mut failed);
                 // CPUs that touch the page must fault.
-                self.guest.discard(PageRange::single(page));
+                let range = PageRange::single(page);
+                self.guest
+                    .discard(range)
+                    .map_err(|error| Error::Discard { range, error })?;
                 for lock in failed {
                     lock.publish_pages(|word| word.to_poisoned());
                 }
@@ -40,6 +49,9 @@ impl Backend {
                 lock.publish_pages(|word| word.to_poisoned());
             }
         }
-        Ok(())
+        match refused {
+            None => Ok(()),
+            Some((range, error)) => Err(Error::Discard { range, error }),
+        }
     }
 }

@@ -12,19 +12,19 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
 use crate::backend::Backend;
+use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::events::{Event, EventKind};
 use crate::fatal::{FatalCause, FatalFault};
 use crate::fault_queue::{Deferred, Fault, sort_and_deduplicate};
 use crate::limits::{Refusal, Resource};
 use crate::page::{Block, Page, PageRange, PageSet};
+use crate::patience::Patience;
 use crate::policy::Access;
 use crate::service_watch::ServiceWatch;
 use crate::stats::{Counter, Toucher};
-use crate::uffd::{BATCH, FaultMessage};
+use crate::uffd::{BATCH, FaultMessage, Uffd};
 use crate::unresolved::{Attempts, Unresolved};
 
 /// How many service threads, and where they run.
@@ -67,7 +67,7 @@ impl Backend {
             return Err(Error::Service("no threads; configure at least one".into()));
         }
         let on_fatal: Arc<OnFatal> = Arc::new(on_fatal);
-        let stop = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::Event(error.into()))?;
+        let stop = Doorbell::new().map_err(|error| Error::Event(error.into()))?;
         let spawn = WorkerSpawner {
             backend: self.clone(),
             stop: Arc::new(stop),
@@ -81,11 +81,25 @@ impl Backend {
 /// What service threads are made of.
 pub(crate) struct WorkerSpawner {
     pub(crate) backend: Arc<Backend>,
-    pub(crate) stop: Arc<EventFd>,
+    pub(crate) stop: Arc<Doorbell>,
     on_fatal: Arc<OnFatal>,
 }
 
 impl WorkerSpawner {
+    /// Tells the service's user if the host has refused a call without which CPUs or devices may wait for ever.
+    pub(crate) fn report_host_failure(&self) {
+        if let Some(failure) = self.backend.guest.host_failures().unreported() {
+            let cause = FatalCause::HostFailed(failure.to_string());
+            (self.on_fatal)(about_no_page(&self.backend, cause));
+        }
+    }
+
+    /// Tells the service's user that the thread that watches over the service has panicked.
+    pub(crate) fn report_panic(&self) {
+        let cause = FatalCause::ServiceDied("the thread hmm-watch panicked".into());
+        (self.on_fatal)(about_no_page(&self.backend, cause));
+    }
+
     /// Starts a service thread, bound to a CPU if one is given; calls `ended` when it has ended.
     pub(crate) fn spawn(
         &self,
@@ -129,6 +143,33 @@ impl Drop for FaultService {
     }
 }
 
+/// Watches for a userfaultfd that is readable, and has nothing to read for any thread: its faults would wait for ever.
+#[derive(Clone, Default)]
+struct Fruitless {
+    patience: Patience,
+    /// Messages that all threads together had read from it.
+    read: u64,
+}
+
+impl Fruitless {
+    /// The descriptor was readable; `found` says whether this thread got a message.
+    fn look(&mut self, shard: &Uffd, found: bool) -> io::Result<()> {
+        let read = shard.messages_read();
+        // Usually another thread was faster.
+        if found || read != self.read {
+            self.read = read;
+            self.patience.progress();
+            return Ok(());
+        }
+        match self.patience.again() {
+            true => Ok(()),
+            false => Err(io::Error::other(
+                "read of a userfaultfd: the kernel says that there are faults, and gives none",
+            )),
+        }
+    }
+}
+
 /// Prefetching that waits for its turn.
 struct Speculation {
     block: Block,
@@ -144,7 +185,7 @@ const SPECULATION_PAGES: usize = 128;
 
 struct Worker {
     backend: Arc<Backend>,
-    stop: Arc<EventFd>,
+    stop: Arc<Doorbell>,
     on_fatal: Arc<OnFatal>,
     deferred: BinaryHeap<Deferred>,
     speculation: VecDeque<Speculation>,
@@ -159,13 +200,8 @@ impl Worker {
             Ok(Err(error)) => format!("the fault service cannot read faults: {error}"),
             Err(_) => "a fault service thread panicked".to_string(),
         };
-        (self.on_fatal)(FatalFault {
-            page: Page(0),
-            thread: 0,
-            cause: FatalCause::ServiceDied(cause),
-            since: self.backend.now(),
-            generation: 0,
-        });
+        let cause = FatalCause::ServiceDied(cause);
+        (self.on_fatal)(about_no_page(&self.backend, cause));
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -179,12 +215,22 @@ impl Worker {
         fds.push(poll_in(self.backend.wishes.fd()));
         fds.push(poll_in(self.stop.as_raw_fd()));
         let mut messages = Vec::with_capacity(BATCH);
+        let mut interrupted = Patience::default();
+        let mut fruitless = vec![Fruitless::default(); shards.len()];
         loop {
-            poll(&mut fds, self.timeout())?;
+            match poll(&mut fds, self.timeout()) {
+                Ok(()) => interrupted.progress(),
+                Err(error) if is_interruption(&error) && interrupted.again() => {}
+                Err(error) => return Err(context("ppoll", error)),
+            }
             let backend = self.backend.clone();
-            for (shard, fd) in backend.guest.shards().iter().zip(&fds) {
+            let shards = backend.guest.shards().iter();
+            for ((shard, fd), fruitless) in shards.zip(&fds).zip(&mut fruitless) {
                 if fd.revents != 0 {
-                    shard.read(&mut messages)?;
+                    let before = messages.len();
+                    let read = shard.read(&mut messages);
+                    read.map_err(|error| context("read of a userfaultfd", error))?;
+                    fruitless.look(shard, messages.len() > before)?;
                 }
             }
             let idle = messages.is_empty();
@@ -409,6 +455,17 @@ impl Worker {
     }
 }
 
+/// A report of what ends the service as a whole.
+fn about_no_page(backend: &Backend, cause: FatalCause) -> FatalFault {
+    FatalFault {
+        page: Page(0),
+        thread: 0,
+        cause,
+        since: backend.now(),
+        generation: 0,
+    }
+}
+
 fn access_of(write: bool) -> Access {
     match write {
         true => Access::Write,
@@ -430,12 +487,19 @@ fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     let n = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as _, timeout, std::ptr::null()) };
     if n < 0 {
         fds.iter_mut().for_each(|fd| fd.revents = 0);
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
+        return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Whether a wait for descriptors is to be repeated.
+fn is_interruption(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, WouldBlock};
+    matches!(error.kind(), Interrupted | WouldBlock)
+}
+
+fn context(call: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{call}: {error}"))
 }
 
 fn bind_to_cpu(cpu: usize) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! Watches over the service threads: a driver that does not return is reported and costs nobody else service. The
 //! watching thread is also the clock of policies that want one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
@@ -16,6 +17,9 @@ use crate::stats::Counter;
 /// Most threads that stand in for others: each costs memory, and a driver that blocks so many calls blocks
 /// everything.
 const STAND_INS: usize = 8;
+
+/// How long a failure of the host waits to be reported, at most.
+const LOOK_FOR_FAILURES: Duration = Duration::from_millis(250);
 
 struct Threads {
     running: Vec<JoinHandle<()>>,
@@ -69,7 +73,12 @@ impl ServiceWatch {
         }
         let watcher = std::thread::Builder::new()
             .name("hmm-watch".into())
-            .spawn(move || shared.watch());
+            .spawn(move || {
+                let watched = catch_unwind(AssertUnwindSafe(|| shared.watch()));
+                if watched.is_err() {
+                    shared.spawner.report_panic();
+                }
+            });
         match watcher {
             Ok(thread) => watch.watcher = Some(thread),
             Err(error) => {
@@ -86,8 +95,7 @@ impl ServiceWatch {
         let shared = &*self.shared;
         let mut threads = shared.threads();
         threads.stopping = true;
-        // Cannot fail: the counter is far from full.
-        let _ = shared.spawner.stop.write(1);
+        let told = shared.spawner.stop.ring().is_ok();
         shared.changed.notify_all();
         let calls = &shared.spawner.backend.driver_calls;
         loop {
@@ -99,11 +107,10 @@ impl ServiceWatch {
             ended.into_iter().for_each(|thread| drop(thread.join()));
             threads.running = running;
             shared.report(&mut threads);
-            if threads
-                .running
-                .iter()
-                .all(|thread| calls.is_slow(thread.thread().id()))
-            {
+            // A thread that could not be told to stop is left behind like one that a driver keeps.
+            let left_behind =
+                |thread: &JoinHandle<()>| !told || calls.is_slow(thread.thread().id());
+            if threads.running.iter().all(left_behind) {
                 break;
             }
             threads = shared.wait(threads, None);
@@ -120,13 +127,14 @@ impl Shared {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something changes, at most this long; but looks at the drivers several times within the limit.
+    /// Waits until something changes, at most this long; but looks at the drivers several times within the limit, and at what the
+    /// host has refused.
     fn wait<'a>(
         &self,
         threads: MutexGuard<'a, Threads>,
         most: Option<Duration>,
     ) -> MutexGuard<'a, Threads> {
-        let look = self.limit / 4;
+        let look = (self.limit / 4).min(LOOK_FOR_FAILURES);
         let (threads, _) = self
             .changed
             .wait_timeout(threads, most.map_or(look, |most| most.min(look)))
@@ -166,6 +174,7 @@ impl Shared {
             }
             // A policy may take its time: nobody is to wait for it with the threads locked.
             drop(threads);
+            self.spawner.report_host_failure();
             let next_tick = self.spawner.backend.tick_policies();
             threads = self.threads();
             if !threads.stopping {

@@ -91,6 +91,8 @@ counters! {
     // Pages that a device got for itself, and those it had to give back.
     ExclusiveGrants = "exclusive_grants",
     ExclusiveRevocations = "exclusive_revocations",
+    // Pages of system memory that the host's kernel no longer had: their contents were lost.
+    PagesVanished = "pages_vanished",
     // Calls of drivers that took longer than the service's limit.
     SlowDriverCalls = "slow_driver_calls",
 }

@@ -5,6 +5,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use linux_raw_sys::general as k;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
@@ -12,6 +14,7 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iowr_nr};
 
 use crate::error::Error;
 use crate::limits::{self, Refusal, Resource};
+use crate::patience::Patience;
 
 const UFFDIO: u32 = 0xaa;
 ioctl_iowr_nr!(UFFDIO_API, UFFDIO, k::_UFFDIO_API, k::uffdio_api);
@@ -99,6 +102,7 @@ pub(crate) struct Progress {
 #[derive(Debug)]
 pub(crate) struct Uffd {
     file: File,
+    messages_read: AtomicU64,
 }
 
 impl Uffd {
@@ -119,6 +123,7 @@ impl Uffd {
         handshake(&fd, features)?;
         Ok(Uffd {
             file: File::from(fd),
+            messages_read: AtomicU64::new(0),
         })
     }
 
@@ -150,7 +155,7 @@ impl Uffd {
         check(unsafe { ioctl_with_ref(&self.file, UFFDIO_UNREGISTER(), &range) })
     }
 
-    /// Reads up to [`BATCH`] pending messages without sleeping. Messages of other kinds than
+    /// Reads up to [`BATCH`] pending messages without sleeping; none if there are none any more. Messages of other kinds than
     /// faults cannot come: their features are not asked for.
     pub(crate) fn read(&self, faults: &mut Vec<FaultMessage>) -> io::Result<()> {
         // SAFETY: uffd_msg is plain old data, for which zero is a valid value.
@@ -166,12 +171,13 @@ impl Uffd {
         if n < 0 {
             let error = io::Error::last_os_error();
             // Another service thread was faster.
-            return match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
-                _ => Err(error),
+            return match passes(&error) {
+                true => Ok(()),
+                false => Err(error),
             };
         }
         let count = n as usize / size_of::<k::uffd_msg>();
+        self.messages_read.fetch_add(count as u64, Relaxed);
         for message in &messages[..count] {
             if u32::from(message.event) != k::UFFD_EVENT_PAGEFAULT {
                 continue;
@@ -188,11 +194,22 @@ impl Uffd {
         Ok(())
     }
 
+    /// Messages that all threads together have read so far.
+    pub(crate) fn messages_read(&self) -> u64 {
+        self.messages_read.load(Relaxed)
+    }
+
     /// Wakes the threads that sleep in faults on the range; they re-execute the access.
     pub(crate) fn wake(&self, start: u64, len: u64) -> io::Result<()> {
         let range = k::uffdio_range { start, len };
-        // SAFETY: the argument is valid for the call; no memory changes.
-        check(unsafe { ioctl_with_ref(&self.file, UFFDIO_WAKE(), &range) })
+        let mut patience = Patience::default();
+        loop {
+            // SAFETY: the argument is valid for the call; no memory changes.
+            match check(unsafe { ioctl_with_ref(&self.file, UFFDIO_WAKE(), &range) }) {
+                Err(error) if passes(&error) && patience.again() => {}
+                other => return other,
+            }
+        }
     }
 
     /// Fills missing pages with a copy of `src`, atomically towards faulting threads, and wakes them. With
@@ -253,12 +270,13 @@ impl Uffd {
             range: k::uffdio_range { start, len },
             mode: if protect { WRITEPROTECT_MODE_WP } else { 0 },
         };
+        let mut patience = Patience::default();
         loop {
             // SAFETY: the argument is valid for the call; contents stay as they are.
             let ret = unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_WRITEPROTECT(), &mut arg) };
             match check(ret) {
                 // The address space was being changed: not our range, and over in a moment.
-                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
+                Err(error) if passes(&error) && patience.again() => {}
                 other => return other,
             }
         }
@@ -269,6 +287,11 @@ impl AsRawFd for Uffd {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
+
+/// Whether a call with this error is to be made again.
+fn passes(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
 }
 
 fn check(ret: i32) -> io::Result<()> {

@@ -34,7 +34,9 @@ impl From<EngineError> for Unresolved {
         match error {
             EngineError::Busy => Unresolved::Retry,
             EngineError::NoMemory => Unresolved::OutOfMemory,
-            EngineError::Unexpected(_) => Unresolved::Fatal(FatalCause::Host(error.to_string())),
+            EngineError::InTheWay | EngineError::Lost | EngineError::Unexpected(_) => {
+                Unresolved::Fatal(FatalCause::Host(error.to_string()))
+            }
         }
     }
 }

@@ -2,14 +2,15 @@
 //! the service threads when no fault is waiting.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, PoisonError};
-
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::backend::{Backend, set_of};
 use crate::device::Device;
+use crate::doorbell::Doorbell;
 use crate::error::Error;
+use crate::memory::HostFailures;
 use crate::migrate::Reason;
 use crate::page::{Page, PageRange, PageSet};
 use crate::policy::{Access, MAX_WISH, Place, Wish};
@@ -26,15 +27,17 @@ const PIECE: u32 = 128;
 pub(crate) struct Wishes {
     queue: Mutex<VecDeque<Wish>>,
     /// Readable as long as the queue is not empty; changed with its lock held only.
-    waiting: EventFd,
+    waiting: Doorbell,
+    host_failures: Arc<HostFailures>,
 }
 
 impl Wishes {
-    pub(crate) fn new() -> Result<Wishes, Error> {
-        let waiting = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::Event(error.into()))?;
+    pub(crate) fn new(host_failures: Arc<HostFailures>) -> Result<Wishes, Error> {
+        let waiting = Doorbell::new().map_err(|error| Error::Event(error.into()))?;
         Ok(Wishes {
             queue: Mutex::new(VecDeque::with_capacity(QUEUE)),
             waiting,
+            host_failures,
         })
     }
 
@@ -48,8 +51,7 @@ impl Wishes {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let dropped = (queue.len() == QUEUE).then(|| queue.pop_front()).flatten();
         if queue.is_empty() {
-            // Cannot fail: the count is 0 or 1.
-            let _ = self.waiting.write(1);
+            self.note(self.waiting.ring());
         }
         queue.push_back(wish);
         dropped
@@ -67,9 +69,17 @@ impl Wishes {
             queue.push_back(wish);
         }
         if queue.is_empty() {
-            let _ = self.waiting.read();
+            self.note(self.waiting.silence());
         }
         Some(Wish { pages, ..wish })
+    }
+
+    /// The service threads would sleep although wishes wait, or stay awake although none do.
+    fn note(&self, done: io::Result<()>) {
+        if let Err(error) = done {
+            let call = "read or write of the eventfd that tells of policies' wishes";
+            self.host_failures.note(call, &error);
+        }
     }
 }
 
@@ -161,14 +171,19 @@ mod tests {
     }
 
     fn readable(wishes: &Wishes) -> bool {
-        // Reading an eventfd resets it: write back what was there.
-        let read = wishes.waiting.read();
-        read.is_ok_and(|n| wishes.waiting.write(n).is_ok())
+        let mut poll = libc::pollfd {
+            fd: wishes.fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one descriptor, which is valid for the call; no waiting.
+        let ready = unsafe { libc::poll(&mut poll, 1, 0) };
+        ready == 1
     }
 
     #[test]
     fn the_newest_wish_is_served_first_in_pieces_of_blocks() {
-        let wishes = Wishes::new().unwrap();
+        let wishes = Wishes::new(Arc::default()).unwrap();
         assert!(!readable(&wishes));
         assert_eq!(wishes.push(wish(0, 10)), None);
         assert_eq!(wishes.push(wish(500, 200)), None);
@@ -182,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_oldest_wish_makes_room() {
-        let wishes = Wishes::new().unwrap();
+        let wishes = Wishes::new(Arc::default()).unwrap();
         for n in 0..QUEUE as u32 {
             assert_eq!(wishes.push(wish(n, 1)), None);
         }

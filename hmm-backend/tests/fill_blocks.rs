@@ -143,6 +143,7 @@ impl KernelAnswers for NoMemoryFor {
         hit.then(|| MadeUpAnswer {
             done: self.0.0 - pages.start.0,
             errno: libc::EFAULT,
+            ..MadeUpAnswer::default()
         })
     }
 }

@@ -10,29 +10,59 @@ use hmm_backend::{
     Engine, FatalCause, KernelAnswers, KernelCall, MadeUpAnswer, Page, PageRange, Residency,
 };
 
-/// Errors to be given to calls of one kind when they come to one page: the pages before it are done for real.
+/// An answer to be given to a call of one kind when it comes to one page: the pages before it are done for real.
+#[derive(Clone)]
+struct Line {
+    call: KernelCall,
+    page: Page,
+    /// So many pages from there on are done for real, too, and the kernel does not say so.
+    unreported: u32,
+    errno: i32,
+}
+
 #[derive(Default)]
-struct Script(Mutex<Vec<(KernelCall, Page, i32)>>);
+struct Script(Mutex<Vec<Line>>);
 
 impl Script {
     fn say(&self, call: KernelCall, page: u32, times: usize, errno: i32) {
-        let answer = (call, Page(page), errno);
-        self.0.lock().unwrap().extend([answer].repeat(times));
+        self.add(call, page, 0, times, errno);
+    }
+
+    /// What Linux 6.18 does: it moves pages and gives an error.
+    fn lie(&self, call: KernelCall, page: u32, pages: u32, errno: i32) {
+        self.add(call, page, pages, 1, errno);
+    }
+
+    fn add(&self, call: KernelCall, page: u32, unreported: u32, times: usize, errno: i32) {
+        let line = Line {
+            call,
+            page: Page(page),
+            unreported,
+            errno,
+        };
+        self.0.lock().unwrap().extend(vec![line; times]);
     }
 
     fn left(&self) -> usize {
         self.0.lock().unwrap().len()
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap().clear();
     }
 }
 
 impl KernelAnswers for Script {
     fn answer(&self, call: KernelCall, pages: PageRange) -> Option<MadeUpAnswer> {
         let mut script = self.0.lock().unwrap();
-        let fits = |(c, page, _): &(KernelCall, Page, _)| *c == call && pages.contains(*page);
+        let fits = |line: &Line| line.call == call && pages.contains(line.page);
         let found = script.iter().position(fits)?;
-        let (_, page, errno) = script.remove(found);
-        let done = page.0 - pages.start.0;
-        Some(MadeUpAnswer { done, errno })
+        let line = script.remove(found);
+        Some(MadeUpAnswer {
+            done: line.page.0 - pages.start.0,
+            unreported: line.unreported,
+            errno: line.errno,
+        })
     }
 }
 
@@ -60,22 +90,215 @@ fn first_touches_are_served_in_the_end() {
     });
 }
 
+/// The fault service asks once more, and the page comes.
 #[test]
-fn a_page_that_is_there_already_is_not_filled_again() {
+fn a_page_that_is_said_to_be_there_and_is_not_is_filled() {
     both_engines(|engine| {
         let (rig, script) = rig(engine);
-        script.say(KernelCall::Fill, 3, 1, libc::EEXIST);
+        script.say(KernelCall::Fill, 3, 2, libc::EEXIST);
+        assert_eq!(rig.cpu(3, 0).fetch_add(1, SeqCst), 0);
+        assert_eq!(rig.cpu(3, 0).load(SeqCst), 1);
+        assert_eq!(script.left(), 0);
+        assert!(rig.fatal.lock().unwrap().is_empty());
+    });
+}
+
+/// The page has come without a wake-up, and counts as there.
+#[test]
+fn a_page_that_is_filled_without_a_word_wakes_its_cpu() {
+    both_engines(|engine| {
+        for (page, errno) in (0..).zip(LIES) {
+            let (rig, script) = rig(engine);
+            script.lie(KernelCall::Fill, page, 1, errno);
+            assert_eq!(rig.cpu(page, 0).fetch_add(7, SeqCst), 0);
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), 7);
+            // The CPU goes on a moment before the word says so.
+            rig.backend.settle(rig.range(page..page + 1)).unwrap();
+            let word = rig.backend.word(Page(page)).unwrap();
+            assert_eq!(word.residency(), Residency::System);
+            assert_eq!(script.left(), 0);
+        }
+    });
+}
+
+/// With these, the kernel says of a page that is done that it is not.
+const LIES: [i32; 4] = [libc::EEXIST, libc::EAGAIN, libc::EINTR, libc::ENOENT];
+
+/// Linux 6.18's fault, towards the device: contents are where the page tables say, whatever the kernel does.
+#[test]
+fn pages_taken_without_a_word_are_on_the_device() {
+    both_engines(|engine| {
+        for errno in LIES {
+            let (rig, script) = rig(engine);
+            let mut device = rig.device(64);
+            for page in 0..64 {
+                rig.cpu(page, 0).store(100 + u64::from(page), SeqCst);
+            }
+            script.lie(KernelCall::Take, 10, 5, errno);
+            let range = rig.range(0..64);
+            let moved = rig.backend.migrate_to_device(device.id, range).unwrap();
+            assert_eq!((moved, script.left()), (64, 0), "{errno}");
+            for page in 0..64 {
+                assert_eq!(device.read(page, 0), Ok(100 + u64::from(page)));
+            }
+            assert_eq!(rig.backend.resident_bytes(range).unwrap(), 0);
+            assert_eq!(rig.backend.migrate_to_system(range).unwrap(), 64);
+            for page in 0..64 {
+                assert_eq!(rig.cpu(page, 0).load(SeqCst), 100 + u64::from(page));
+            }
+            device.driver.assert_clean();
+            // The frames, and the pages that engine copy recycles, are as good as before.
+            let moved = rig.backend.migrate_to_device(device.id, range).unwrap();
+            assert_eq!(moved, 64);
+        }
+    });
+}
+
+/// The same towards system memory, where a CPU sleeps that the kernel has not woken.
+#[test]
+fn pages_given_without_a_word_are_in_system_memory() {
+    both_engines(|engine| {
+        for errno in LIES {
+            let (rig, script) = rig(engine);
+            let device = rig.device(64);
+            for page in 0..64 {
+                rig.cpu(page, 0).store(100 + u64::from(page), SeqCst);
+            }
+            let range = rig.range(0..64);
+            let moved = rig.backend.migrate_to_device(device.id, range).unwrap();
+            assert_eq!(moved, 64);
+            script.lie(KernelCall::Give, 7, 1, errno);
+            assert_eq!(rig.cpu(7, 0).fetch_add(1, SeqCst), 107);
+            script.lie(KernelCall::Give, 20, 9, errno);
+            assert_eq!(rig.backend.migrate_to_system(range).unwrap(), 63);
+            assert_eq!(script.left(), 0);
+            for page in 0..64 {
+                let value = rig.cpu(page, 0).load(SeqCst);
+                assert_eq!(value, 100 + u64::from(page) + u64::from(page == 7));
+            }
+            device.driver.assert_clean();
+            assert!(rig.fatal.lock().unwrap().is_empty());
+        }
+    });
+}
+
+/// The same while a migration is rolled back: the driver fails after the copy.
+#[test]
+fn pages_that_roll_back_without_a_word_are_in_system_memory() {
+    both_engines(|engine| {
+        let (rig, script) = rig(engine);
+        let device = rig.device(64);
+        for page in 0..64 {
+            rig.cpu(page, 0).store(100 + u64::from(page), SeqCst);
+        }
+        let range = rig.range(0..64);
+        device.driver.faults.lock().unwrap().to_device_after_copy = 1;
+        script.lie(KernelCall::Give, 30, 4, libc::EEXIST);
+        let moved = rig.backend.migrate_to_device(device.id, range).unwrap();
+        assert_eq!((moved, script.left()), (0, 0));
+        assert!(rig.on_device(0..64).is_empty());
+        for page in 0..64 {
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), 100 + u64::from(page));
+        }
+        device.driver.assert_clean();
+    });
+}
+
+/// Exclusive access moves pages, too.
+#[test]
+fn exclusive_access_survives_moves_without_a_word() {
+    both_engines(|engine| {
+        let (rig, script) = rig(engine);
+        let mut device = rig.device(64);
+        for round in 0..3 {
+            script.lie(KernelCall::Take, 5, 1, libc::EEXIST);
+            script.lie(KernelCall::Give, 5, 1, libc::EEXIST);
+            rig.cpu(5, 0).fetch_add(1, SeqCst);
+            device.add_exclusively(5, 0, 10, || ()).unwrap();
+            assert_eq!(rig.cpu(5, 0).load(SeqCst), 11 * (round + 1));
+        }
+    });
+}
+
+/// A page that the word promises and the page tables do not have ends in an error that says so, until it is freed.
+#[test]
+fn a_vanished_page_is_noticed() {
+    both_engines(|engine| {
+        let (rig, _) = rig(engine);
+        rig.cpu(3, 0).store(1, SeqCst);
+        let address = rig.cpu(3, 0).as_ptr();
+        // SAFETY: the page is this test's, which wants its contents gone.
+        let gone = unsafe { libc::madvise(address.cast(), 4096, libc::MADV_DONTNEED) };
+        assert_eq!(gone, 0);
         std::thread::scope(|scope| {
             let sleeper = scope.spawn(|| rig.cpu(3, 0).fetch_add(1, SeqCst));
-            // Said to be there, so it counts as system memory, and the CPU was woken; as it is not, the CPU faults
-            // again, is woken again, and so on, until a free says that it is not there.
-            rig.wait_for(|stats| stats.other["faults_stale"] > 2);
+            let mut fatal = rig.fatal.lock().unwrap();
+            while fatal.is_empty() {
+                fatal = rig.fatal_seen.wait(fatal).unwrap();
+            }
+            assert_eq!(
+                (fatal[0].page, &fatal[0].cause),
+                (Page(3), &FatalCause::Vanished)
+            );
+            drop(fatal);
             let word = rig.backend.word(Page(3)).unwrap();
-            assert_eq!(word.residency(), Residency::System);
+            assert_eq!(word.residency(), Residency::Poisoned);
+            assert_eq!(rig.backend.stats().other["pages_vanished"], 1);
             rig.backend.guest_freed(rig.range(3..4)).unwrap();
+            // Another CPU's access brings the page, which wakes the sleeper.
+            rig.cpu(3, 0).load(SeqCst);
             assert_eq!(sleeper.join().unwrap(), 0);
         });
-        assert!(rig.fatal.lock().unwrap().is_empty());
+    });
+}
+
+/// What the host does not take back keeps its contents; the free says so, and so does the service.
+#[test]
+fn a_free_that_the_host_refuses_frees_nothing() {
+    both_engines(|engine| {
+        let (rig, script) = rig(engine);
+        for page in 0..8 {
+            rig.cpu(page, 0).store(1, SeqCst);
+        }
+        script.say(KernelCall::Discard, 3, 1, libc::EINVAL);
+        let error = rig.backend.guest_freed(rig.range(0..8)).unwrap_err();
+        assert!(
+            matches!(error, hmm_backend::Error::Discard { .. }),
+            "{error}"
+        );
+        assert_eq!(rig.cpu(3, 0).load(SeqCst), 1);
+        refused(&rig, "madvise");
+        assert!(rig.backend.guest_freed(rig.range(0..8)).unwrap() > 0);
+        assert_eq!(rig.cpu(3, 0).load(SeqCst), 0);
+    });
+}
+
+/// Waits until the service has reported that the host has refused a call.
+fn refused(rig: &Rig, call: &str) {
+    let mut fatal = rig.fatal.lock().unwrap();
+    while fatal.is_empty() {
+        fatal = rig.fatal_seen.wait(fatal).unwrap();
+    }
+    let cause = &fatal[0].cause;
+    let said = matches!(cause, FatalCause::HostFailed(what) if what.contains(call));
+    assert!(said, "{cause:?}");
+    assert_eq!(fatal.len(), 1);
+}
+
+/// A CPU that the host does not wake sleeps on, and the service says so.
+#[test]
+fn a_wake_up_that_the_host_refuses_is_reported() {
+    both_engines(|engine| {
+        let (rig, script) = rig(engine);
+        // Filled without a word, so that waking is left to the service.
+        script.lie(KernelCall::Fill, 3, 1, libc::EEXIST);
+        script.say(KernelCall::Wake, 3, 1, libc::EINVAL);
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| rig.cpu(3, 0).load(SeqCst));
+            refused(&rig, "UFFDIO_WAKE");
+            rig.backend.abandon_faults();
+            assert_eq!(sleeper.join().unwrap(), 0);
+        });
     });
 }
 
@@ -116,12 +339,12 @@ fn migrations_lose_only_the_pages_the_kernel_keeps() {
             assert_eq!(rig.on_device(0..64).len(), moved);
             assert!(!rig.on_device(0..64).contains(&10));
             assert_eq!(moved, 63, "{errno}");
-            script.0.lock().unwrap().clear();
+            script.clear();
             script.say(KernelCall::Give, 20, 100, errno);
             rig.backend.migrate_to_system(range).unwrap();
             let left: Vec<u32> = rig.on_device(0..64).into_iter().collect();
             assert_eq!(left, [20]);
-            script.0.lock().unwrap().clear();
+            script.clear();
             for page in 0..64 {
                 assert_eq!(device.read(page, 0), Ok(100 + u64::from(page)));
                 assert_eq!(rig.cpu(page, 0).load(SeqCst), 100 + u64::from(page));
@@ -134,7 +357,7 @@ fn migrations_lose_only_the_pages_the_kernel_keeps() {
 #[test]
 fn answers_that_the_protocol_rules_out_are_fatal_for_their_page_alone() {
     both_engines(|engine| {
-        for errno in [libc::ENOENT, libc::ESRCH, libc::EEXIST] {
+        for errno in [libc::ENOENT, libc::ESRCH, libc::EFAULT] {
             let (rig, script) = rig(engine);
             let device = rig.device(64);
             rig.cpu(5, 0).store(5, SeqCst);

@@ -95,6 +95,9 @@ pub enum Failure {
         /// Why it could not be supplied.
         cause: String,
     },
+    /// The fault service cannot go on.
+    #[error("managed memory can be served no longer: {0}")]
+    Service(String),
     /// The guest's kernel panicked, and then reset the machine.
     #[error("the guest's kernel panicked: {0}")]
     KernelPanic(String),

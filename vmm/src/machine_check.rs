@@ -48,11 +48,13 @@ fn check(ret: libc::c_int) -> Result<(), kvm_ioctls::Error> {
 /// What the guest reads.
 fn reason(cause: &FatalCause) -> u64 {
     match cause {
-        FatalCause::ContentsLost => memory_error::REASON_LOST,
+        FatalCause::ContentsLost | FatalCause::Vanished => memory_error::REASON_LOST,
         FatalCause::DriverFailed(_) => memory_error::REASON_DEVICE,
         FatalCause::OutOfMemory { .. } => memory_error::REASON_OUT_OF_MEMORY,
         FatalCause::Busy { .. } => memory_error::REASON_BUSY,
         FatalCause::ReadOnly => memory_error::REASON_READ_ONLY,
-        FatalCause::Host(_) | FatalCause::ServiceDied(_) => memory_error::REASON_HOST,
+        FatalCause::Host(_) | FatalCause::HostFailed(_) | FatalCause::ServiceDied(_) => {
+            memory_error::REASON_HOST
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use hmm_backend::{Backend, FatalFault};
+use hmm_backend::{Backend, FatalCause, FatalFault};
 use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::ending::{End, Ending};
@@ -58,6 +58,9 @@ impl fmt::Display for OnMemoryError {
 
 /// The end of the run that a fault is if nobody can recover from it. Managed memory begins at `base`.
 pub fn failure(fault: &FatalFault, vcpu: Option<u32>, base: u64) -> Failure {
+    if let FatalCause::HostFailed(_) | FatalCause::ServiceDied(_) = fault.cause {
+        return Failure::Service(fault.cause.to_string());
+    }
     Failure::Page {
         page: fault.page.0,
         address: base + fault.page.offset(),

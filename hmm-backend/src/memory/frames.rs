@@ -1,5 +1,9 @@
 //! The memory of one device.
 
+use std::io;
+use std::sync::Arc;
+
+use super::host_failure::HostFailures;
 use super::ranged::{EngineError, each};
 use crate::driver::Frame;
 use crate::engine::Engine;
@@ -14,10 +18,15 @@ pub(crate) struct DeviceMemory {
     mapping: Mapping,
     /// Engine `remap`: frames are filled by moves, which need a registered destination.
     pub(super) uffd: Option<Uffd>,
+    host_failures: Arc<HostFailures>,
 }
 
 impl DeviceMemory {
-    pub(super) fn new(bytes: u64, engine: Engine) -> Result<Self, Error> {
+    pub(super) fn new(
+        bytes: u64,
+        engine: Engine,
+        host_failures: Arc<HostFailures>,
+    ) -> Result<Self, Error> {
         let mapping = Mapping::new(bytes, "hmm-device")?;
         let uffd = match engine {
             Engine::Copy | Engine::Model => None,
@@ -31,6 +40,7 @@ impl DeviceMemory {
             engine,
             mapping,
             uffd,
+            host_failures,
         })
     }
 
@@ -47,7 +57,7 @@ impl DeviceMemory {
         &self,
         frame: Frame,
         frames: u32,
-        failed: impl FnMut(u32, EngineError),
+        mut failed: impl FnMut(u32, EngineError),
     ) {
         match &self.uffd {
             None if self.engine == Engine::Model => {}
@@ -61,24 +71,40 @@ impl DeviceMemory {
                     );
                 }
             }
-            Some(uffd) => each(frames, failed, |at, left| {
-                let start = self.address(Frame(frame.0 + at));
-                // SAFETY: free frames are missing pages under this engine; these are the caller's.
-                unsafe { uffd.zeropage(start, u64::from(left) * PAGE_SIZE) }
-            }),
+            Some(uffd) => {
+                let zero = |at: u32, n: u32| {
+                    let start = self.address(Frame(frame.0 + at));
+                    // SAFETY: free frames are missing pages under this engine; these are the caller's.
+                    unsafe { uffd.zeropage(start, u64::from(n) * PAGE_SIZE) }
+                };
+                // What is there already must not be taken for the zeros: away with it, and once more.
+                let again = |at: u32, _| {
+                    if self.forget(Frame(frame.0 + at), 1).is_ok() {
+                        each(1, |_, error| failed(at, error), |_, _| zero(at, 1));
+                    } else {
+                        failed(at, EngineError::InTheWay);
+                    }
+                };
+                each(frames, again, zero);
+            }
         }
     }
 
-    /// The contents of these frames are dead, or have been copied: their memory goes back to the host.
-    pub(crate) fn forget(&self, frame: Frame, frames: u32) {
+    /// The contents of these frames are dead, or have been copied: their memory goes back to the host. On an error, which is noted
+    /// as a failure of the host, the frames may still hold them.
+    pub(crate) fn forget(&self, frame: Frame, frames: u32) -> io::Result<()> {
         if self.engine == Engine::Model {
-            return;
+            return Ok(());
         }
         let (offset, len) = (
             u64::from(frame.0) * PAGE_SIZE,
             u64::from(frames) * PAGE_SIZE,
         );
         // SAFETY: the caller, whose frames they are, says so.
-        unsafe { self.mapping.discard(offset, len) };
+        let done = unsafe { self.mapping.discard(offset, len) };
+        done.inspect_err(|error| {
+            let call = "madvise(MADV_DONTNEED), giving device memory back to the host";
+            self.host_failures.note(call, error);
+        })
     }
 }

@@ -1,7 +1,17 @@
-//! The kernel's answers to calls that fill or move pages, and the answers that tests make up instead.
+//! Calls that fill or move pages, and what really came of them.
+//!
+//! What the kernel says of a page that it did not move is not believed without a look at the page tables. Linux 6.18
+//! moves pages with `UFFDIO_MOVE` and answers `EEXIST`: after an `EAGAIN` inside the call (another thread splits the same huge
+//! page) the call repeats the move, which succeeds, but keeps the error, repeats the move once more and finds the page in its own way
+//! (`move_pages` in the kernel's `mm/userfaultfd.c` does not clear `err`; since the batching of 2025). Who took the
+//! kernel at its word would leave the page's contents in a frame that is about to be used for something else.
+//!
+//! Tests make up answers with [`KernelAnswers`], this one among them.
 
 use std::sync::Arc;
 
+use super::host_failure::HostFailures;
+use super::presence::PageTables;
 use super::ranged::{self, EngineError};
 use crate::page::{PAGE_SIZE, PageRange};
 use crate::uffd::Progress;
@@ -15,13 +25,21 @@ pub enum KernelCall {
     Take,
     /// Gives contents to CPUs.
     Give,
+    /// Gives the memory of dead contents back to the host. All or nothing: `done` and `unreported` do not count.
+    Discard,
+    /// Changes whether CPUs may write. All or nothing, too.
+    Protect,
+    /// Wakes CPUs. All or nothing, too.
+    Wake,
 }
 
 /// What the kernel is made to answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MadeUpAnswer {
-    /// So many pages are done for real first.
+    /// So many pages are done for real first, and the kernel says so.
     pub done: u32,
+    /// So many pages behind them are done for real, and the kernel does not say so: as Linux 6.18 does with `EEXIST`.
+    pub unreported: u32,
     /// Then this error, such as `libc::EAGAIN`.
     pub errno: i32,
 }
@@ -33,28 +51,68 @@ pub trait KernelAnswers: Send + Sync {
     fn answer(&self, call: KernelCall, pages: PageRange) -> Option<MadeUpAnswer>;
 }
 
+/// What a call does to pages, with the host addresses of the first ones: how it is found out what became of them.
+#[derive(Clone, Copy)]
+pub(super) enum Effect {
+    /// Pages move to where they were missing.
+    Moved { src: u64, dst: u64 },
+    /// Pages come into being where they were missing.
+    Made { dst: u64 },
+    /// Pages are gone, after their contents were copied.
+    Dropped { src: u64 },
+}
+
 /// Makes ranged calls.
-#[derive(Clone, Default)]
-pub(super) struct Kernel(Option<Arc<dyn KernelAnswers>>);
+#[derive(Clone)]
+pub(super) struct Kernel {
+    answers: Option<Arc<dyn KernelAnswers>>,
+    tables: Arc<PageTables>,
+    pub(super) host_failures: Arc<HostFailures>,
+}
 
 impl Kernel {
     pub(super) fn new(answers: Option<Arc<dyn KernelAnswers>>) -> Kernel {
-        Kernel(answers)
+        Kernel {
+            answers,
+            tables: Arc::new(PageTables::open()),
+            host_failures: Arc::default(),
+        }
+    }
+
+    pub(super) fn tables(&self) -> &PageTables {
+        &self.tables
     }
 
     fn made_up(&self, call: KernelCall, pages: PageRange) -> Option<MadeUpAnswer> {
-        self.0.as_ref()?.answer(call, pages)
+        self.answers.as_ref()?.answer(call, pages)
+    }
+
+    /// Makes a call that is about all of `pages` or none.
+    pub(super) fn whole(
+        &self,
+        call: KernelCall,
+        pages: PageRange,
+        real: impl FnOnce() -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        match self.made_up(call, pages) {
+            Some(answer) => Err(std::io::Error::from_raw_os_error(answer.errno)),
+            None => real(),
+        }
     }
 
     /// Drives a call over all of `pages` ([`ranged::each`]): `real(at, n)` makes it for `n` pages from index `at`.
+    /// Pages that the kernel says it has not done are looked for: `late` gets those that are at their destination all
+    /// the same, whose sleepers the kernel has not woken; `failed` gets the others.
     pub(super) fn each(
         &self,
         call: KernelCall,
         pages: PageRange,
-        failed: impl FnMut(u32, EngineError),
+        effect: Effect,
+        mut failed: impl FnMut(u32, EngineError),
+        mut late: impl FnMut(u32),
         mut real: impl FnMut(u32, u32) -> Progress,
     ) {
-        ranged::each(pages.len(), failed, |at, left| {
+        let answered = |at, left: u32| {
             let rest = PageRange::with_len(pages.start.plus(at), left);
             let Some(answer) = self.made_up(call, rest) else {
                 return real(at, left);
@@ -67,11 +125,50 @@ impl Kernel {
                 0 => nothing,
                 n => real(at, n),
             };
+            if progress.error.is_none() && answer.unreported > 0 {
+                let n = answer.unreported.min(left - answer.done);
+                real(at + answer.done, n);
+            }
             Progress {
                 error: progress.error.or(Some(answer.errno)),
                 ..progress
             }
-        });
+        };
+        let look = |at, error| match self.outcome(effect, at, error) {
+            Ok(()) => late(at),
+            Err(error) => failed(at, error),
+        };
+        ranged::each(pages.len(), look, answered);
+    }
+
+    /// What became of the page at this index, of which the kernel says that it failed with `error`. Only this call
+    /// could have had its effect on it.
+    fn outcome(&self, effect: Effect, at: u32, error: EngineError) -> Result<(), EngineError> {
+        let there = |first: u64| {
+            let look = self.tables.look(first + bytes(at));
+            look.map(|presence| presence.there).map_err(|error| {
+                let call = "looking for a page in /proc/self/pagemap, or with mincore";
+                self.host_failures.note(call, &error);
+                EngineError::Unexpected(error.raw_os_error().unwrap_or(libc::EIO))
+            })
+        };
+        // `mincore` may not see a page on swap.
+        let exact = self.tables.exact();
+        // With nothing in the way, the next attempt finds a way.
+        let failed = match error {
+            EngineError::InTheWay => EngineError::Busy,
+            error => error,
+        };
+        match effect {
+            Effect::Moved { src, dst } => match (there(src)?, there(dst)?) {
+                (false, true) => Ok(()),
+                (true, true) => Err(EngineError::InTheWay),
+                (false, false) if exact => Err(EngineError::Lost),
+                (_, false) => Err(failed),
+            },
+            Effect::Made { dst } => there(dst)?.then_some(()).ok_or(failed),
+            Effect::Dropped { src } => (exact && !there(src)?).then_some(()).ok_or(error),
+        }
     }
 }
 

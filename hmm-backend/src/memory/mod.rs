@@ -10,7 +10,9 @@
 
 mod blank;
 mod frames;
+mod host_failure;
 mod kernel;
+mod presence;
 mod ranged;
 mod recycle;
 
@@ -29,8 +31,10 @@ use crate::uffd::{Progress, Uffd, UffdSupport, probe_userfaultfd};
 
 use blank::Blank;
 pub(crate) use frames::DeviceMemory;
-use kernel::Kernel;
+pub(crate) use host_failure::HostFailures;
+use kernel::{Effect, Kernel};
 pub use kernel::{KernelAnswers, KernelCall, MadeUpAnswer};
+pub(crate) use presence::Presence;
 pub(crate) use ranged::EngineError;
 use recycle::Recycler;
 
@@ -53,6 +57,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// The rest behind the first `n` pages.
     fn skip(self, n: u32) -> Run {
         Run {
             page: self.page.plus(n),
@@ -136,8 +141,11 @@ impl GuestMemory {
         let shards = (0..real_shards)
             .map(|_| Uffd::for_faults())
             .collect::<Result<Vec<_>, _>>()?;
+        let kernel = Kernel::new(config.kernel.clone());
         let recycler = match engine {
-            Engine::Copy if support.remap && recycled > 0 => Some(Recycler::new(recycled)?),
+            Engine::Copy if support.remap && recycled > 0 => {
+                Some(Recycler::new(recycled, kernel.clone())?)
+            }
             _ => None,
         };
         let zeros = Mapping::new(BLOCK_PAGES * PAGE_SIZE, "hmm-zeros")?;
@@ -145,7 +153,7 @@ impl GuestMemory {
             engine,
             mapping,
             shards,
-            kernel: Kernel::new(config.kernel.clone()),
+            kernel,
             recycler,
             zeros,
             blank,
@@ -213,11 +221,6 @@ impl GuestMemory {
         let _ = self.each_shard_range(|uffd, start, len| uffd.unregister(start, len));
     }
 
-    /// Whether guest pages are copied where they are, under write protection.
-    fn copies_in_place(&self) -> bool {
-        self.engine == Engine::Copy && self.recycler.is_none()
-    }
-
     pub(crate) fn engine(&self) -> Engine {
         self.engine
     }
@@ -231,7 +234,7 @@ impl GuestMemory {
     }
 
     pub(crate) fn device_memory(&self, bytes: u64) -> Result<DeviceMemory, Error> {
-        DeviceMemory::new(bytes, self.engine)
+        DeviceMemory::new(bytes, self.engine, self.kernel.host_failures.clone())
     }
 
     /// How far a [`Run`] may extend.
@@ -255,13 +258,13 @@ impl GuestMemory {
         &self.shards[page.block().0 as usize % self.shards.len()]
     }
 
-    /// Fills untouched pages with zeros and wakes whoever waits for them; `failed` gets the pages that
-    /// could not be filled.
+    /// Fills untouched pages with zeros and wakes the CPUs that wait for them; `failed` gets the pages that could not be
+    /// filled.
     pub(crate) fn fill_zero(
         &self,
         range: PageRange,
         fill: Fill,
-        mut failed: impl FnMut(u32, EngineError),
+        failed: impl FnMut(u32, EngineError),
     ) {
         if self.engine == Engine::Model {
             return;
@@ -269,6 +272,14 @@ impl GuestMemory {
         let uffd = self.shard(range.start);
         let whole = u64::from(range.len()) == BLOCK_PAGES && fill == Fill::Memory;
         let blank = self.blank.as_ref().filter(|_| whole).and_then(Blank::zeros);
+        let dst = self.address(range.start);
+        let effect = match &blank {
+            Some(blank) => Effect::Moved {
+                src: blank.address(0),
+                dst,
+            },
+            None => Effect::Made { dst },
+        };
         let fill = |at: u32, left: u32| {
             if let Some(blank) = &blank {
                 let start = self.address(range.start.plus(at));
@@ -287,18 +298,13 @@ impl GuestMemory {
                 }
             }
         };
-        let failed = |at: u32, error| match error {
-            // Somebody filled it already (the race checklist's EEXIST): the contents are there, so whoever
-            // sleeps for it can go on.
-            EngineError::Unexpected(libc::EEXIST) => {
-                self.wake_range(PageRange::single(range.start.plus(at)));
-            }
-            error => failed(at, error),
-        };
-        self.kernel.each(KernelCall::Fill, range, failed, fill);
+        let late = |at| self.wake_range(PageRange::single(range.start.plus(at)));
+        let call = KernelCall::Fill;
+        self.kernel.each(call, range, effect, failed, late, fill);
     }
 
-    /// Step 1 towards the device: after it no CPU can change the pages, and the frames hold the contents.
+    /// Takes the pages from CPUs: afterwards they are missing in the guest, and the frames hold the contents. `failed` gets
+    /// the pages that stay with the CPUs as they were; their frames may hold dead contents.
     pub(crate) fn take(
         &self,
         run: Run,
@@ -308,79 +314,82 @@ impl GuestMemory {
         if self.engine == Engine::Model {
             return;
         }
+        let (src, dst) = (self.address(run.page), device.address(run.frame));
         if let Some(recycler) = &self.recycler {
             // SAFETY: the caller holds the pages' locks and has just allocated the frames.
-            unsafe {
-                let (src, dst) = (self.address(run.page), device.address(run.frame));
-                recycler.take(&self.kernel, run.range(), src, dst, failed)
-            };
-        } else if let Some(uffd) = &device.uffd {
+            unsafe { recycler.take(run.range(), src, dst, failed) };
+            return;
+        }
+        // No CPU sleeps for a frame.
+        let late = |_| ();
+        let (call, range) = (KernelCall::Take, run.range());
+        if let Some(uffd) = &device.uffd {
+            let effect = Effect::Moved { src, dst };
             self.kernel
-                .each(KernelCall::Take, run.range(), failed, |at, n| {
-                    let part = Run {
-                        pages: n,
-                        ..run.skip(at)
-                    };
+                .each(call, range, effect, failed, late, |at, n| {
+                    let offset = kernel::bytes(at);
                     // SAFETY: the caller holds the pages' locks and has just allocated the frames.
-                    unsafe {
-                        uffd.move_pages(
-                            device.address(part.frame),
-                            self.address(part.page),
-                            part.bytes(),
-                        )
-                    }
+                    unsafe { uffd.move_pages(dst + offset, src + offset, kernel::bytes(n)) }
                 });
         } else {
-            self.kernel
-                .each(KernelCall::Take, run.range(), failed, |at, n| {
-                    let part = Run {
-                        pages: n,
-                        ..run.skip(at)
-                    };
-                    match self.protect_and_copy(part, device) {
-                        Ok(()) => Progress {
-                            done: kernel::bytes(n),
-                            error: None,
-                        },
-                        // One call is about all of its pages: none is done.
-                        Err(error) => Progress {
-                            done: 0,
-                            error: error.raw_os_error().or(Some(libc::EIO)),
-                        },
-                    }
-                });
+            let effect = Effect::Dropped { src };
+            // There is a second call only if one has failed. Dropping that fails may have got a part of its way, and a page that
+            // is gone cannot be copied: from then on, each page is looked at.
+            let mut calls = 0;
+            let take = |at: u32, n: u32| {
+                let in_doubt = calls > 0;
+                calls += 1;
+                let n = if in_doubt { 1 } else { n };
+                let part = Run {
+                    pages: n,
+                    ..run.skip(at)
+                };
+                let look = || self.look(part.page);
+                let gone = in_doubt && self.looks_exactly() && look().is_ok_and(|it| !it.there);
+                let done = match gone {
+                    true => Ok(()),
+                    false => self.copy_and_drop(part, device),
+                };
+                match done {
+                    Ok(()) => Progress {
+                        done: kernel::bytes(n),
+                        error: None,
+                    },
+                    // One call is about all of its pages: as far as is known, none is done.
+                    Err(error) => Progress {
+                        done: 0,
+                        error: error.raw_os_error().or(Some(libc::EIO)),
+                    },
+                }
+            };
+            self.kernel.each(call, range, effect, failed, late, take);
         }
     }
 
-    /// Copies guest pages into frames; from the copy on nobody can change them.
-    fn protect_and_copy(&self, run: Run, device: &DeviceMemory) -> io::Result<()> {
-        if let Err(error) = self.protect(run.range(), true) {
-            // Part of the range may be protected; nobody would answer for that.
-            self.lift_protection(run);
-            return Err(error);
-        }
+    /// Takes pages by copying them into their frames, under write protection, and dropping them.
+    fn copy_and_drop(&self, run: Run, device: &DeviceMemory) -> io::Result<()> {
         let start = self.address(run.page);
-        // SAFETY: the source is present (system pages always are) and now changes no more;
-        // the frames are the caller's. The two mappings do not overlap.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                start as *const u8,
-                device.address(run.frame) as *mut u8,
-                run.bytes() as usize,
-            );
+        let taken = self.protect(run.range(), true).and_then(|()| {
+            // SAFETY: the source is present (system pages always are) and now changes no more;
+            // the frames are the caller's. The two mappings do not overlap.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    start as *const u8,
+                    device.address(run.frame) as *mut u8,
+                    run.bytes() as usize,
+                );
+            }
+            // SAFETY: the frames hold the contents, and no CPU can change them any more.
+            unsafe { self.mapping.discard(run.page.offset(), run.bytes()) }
+        });
+        if taken.is_err() {
+            // The call may have protected a part of the range.
+            self.lift_protection(run);
         }
-        Ok(())
+        taken
     }
 
-    /// Step 2 towards the device: the guest's copy goes, if there still is one. Cannot fail.
-    pub(crate) fn take_commit(&self, run: Run) {
-        if self.copies_in_place() {
-            // SAFETY: the frames hold the contents and the residency word is about to say so.
-            unsafe { self.mapping.discard(run.page.offset(), run.bytes()) };
-        }
-    }
-
-    /// Undoes step 1; `stuck` gets the pages whose contents could not be brought back and are still in
+    /// Undoes [`Self::take`]; `stuck` gets the pages whose contents could not be brought back and are still in
     /// their frames.
     pub(crate) fn take_rollback(
         &self,
@@ -388,18 +397,14 @@ impl GuestMemory {
         device: &DeviceMemory,
         mut stuck: impl FnMut(u32),
     ) {
-        if self.copies_in_place() {
-            self.lift_protection(run);
-            return;
-        }
         self.give(run, device, |at, _| stuck(at));
     }
 
     /// Lets CPUs write again, where they may, and wakes the writers.
     pub(crate) fn lift_protection(&self, run: Run) {
-        if !run.read_only {
-            // Fails only for ranges that are not registered, which these are.
-            let _ = self.protect(run.range(), false);
+        if !run.read_only && self.protect(run.range(), false).is_err() {
+            // The writers fault again, and the fault service finds the protection in their way (`stale.rs`).
+            self.wake_range(run.range());
         }
     }
 
@@ -410,7 +415,24 @@ impl GuestMemory {
             return Ok(());
         }
         let (start, len) = (self.address(range.start), kernel::bytes(range.len()));
-        self.shard(range.start).write_protect(start, len, protect)
+        self.kernel.whole(KernelCall::Protect, range, || {
+            self.shard(range.start).write_protect(start, len, protect)
+        })
+    }
+
+    /// What the page tables of this process say about a page.
+    pub(crate) fn look(&self, page: Page) -> io::Result<Presence> {
+        self.kernel.tables().look(self.address(page))
+    }
+
+    /// Whether a page on swap can be told from a missing one.
+    pub(crate) fn looks_exactly(&self) -> bool {
+        self.kernel.tables().exact()
+    }
+
+    /// The calls that the host refused although the backend cannot do without them.
+    pub(crate) fn host_failures(&self) -> &Arc<HostFailures> {
+        &self.kernel.host_failures
     }
 
     /// Towards the system: fills the missing guest pages from the frames, atomically towards CPUs, and
@@ -426,6 +448,7 @@ impl GuestMemory {
             return;
         }
         let uffd = self.shard(run.page);
+        let mut late = |at| self.wake_range(PageRange::single(run.page.plus(at)));
         let recycled = match &self.recycler {
             // A move could not protect the pages in the same step.
             _ if run.read_only => 0,
@@ -433,43 +456,60 @@ impl GuestMemory {
             // contents and the guest pages are missing.
             Some(recycler) => unsafe {
                 let (src, dst) = (device.address(run.frame), self.address(run.page));
-                recycler.give(&self.kernel, uffd, run.range(), src, dst, &mut failed)
+                recycler.give(uffd, run.range(), src, dst, &mut failed, &mut late)
             },
             None => 0,
         };
+        if recycled == run.pages {
+            return;
+        }
         let rest = run.skip(recycled);
         let failed = |at, error| failed(recycled + at, error);
+        let late = |at| late(recycled + at);
+        let (dst, src) = (self.address(rest.page), device.address(rest.frame));
+        let moves = device.uffd.is_some() && !run.read_only;
+        let effect = match moves {
+            true => Effect::Moved { src, dst },
+            false => Effect::Made { dst },
+        };
+        let (call, range) = (KernelCall::Give, rest.range());
         self.kernel
-            .each(KernelCall::Give, rest.range(), failed, |at, n| {
-                let part = Run {
-                    pages: n,
-                    ..rest.skip(at)
-                };
-                let (dst, src) = (self.address(part.page), device.address(part.frame));
+            .each(call, range, effect, failed, late, |at, n| {
+                let (offset, len) = (kernel::bytes(at), kernel::bytes(n));
                 // SAFETY: as above.
                 unsafe {
-                    match &device.uffd {
-                        Some(_) if !run.read_only => uffd.move_pages(dst, src, part.bytes()),
-                        _ => uffd.copy(dst, src, part.bytes(), run.read_only),
+                    match moves {
+                        true => uffd.move_pages(dst + offset, src + offset, len),
+                        false => uffd.copy(dst + offset, src + offset, len, run.read_only),
                     }
                 }
             });
     }
 
     /// The contents of these system pages are needed no longer, or a frame has them: their memory goes back to the
-    /// host.
-    pub(crate) fn discard(&self, range: PageRange) {
+    /// host. On an error, which is noted as a failure of the host, the pages are still there, and their words must say so.
+    pub(crate) fn discard(&self, range: PageRange) -> io::Result<()> {
         if self.engine == Engine::Model {
-            return;
+            return Ok(());
         }
-        let (offset, len) = (range.start.offset(), u64::from(range.len()) * PAGE_SIZE);
-        // SAFETY: the caller holds the pages' locks and says that nobody needs these contents.
-        unsafe {
-            match self.is_shared(range.start) {
-                true => self.mapping.discard_shared(offset, len),
-                false => self.mapping.discard(offset, len),
+        let (offset, len) = (range.start.offset(), kernel::bytes(range.len()));
+        let shared = self.is_shared(range.start);
+        let done = self.kernel.whole(KernelCall::Discard, range, || {
+            // SAFETY: the caller holds the pages' locks and says that nobody needs these contents.
+            unsafe {
+                match shared {
+                    true => self.mapping.discard_shared(offset, len),
+                    false => self.mapping.discard(offset, len),
+                }
             }
-        };
+        });
+        done.inspect_err(|error| {
+            let call = match shared {
+                true => "madvise(MADV_REMOVE), freeing shared memory",
+                false => "madvise(MADV_DONTNEED), giving guest memory back to the host",
+            };
+            self.host_failures().note(call, error);
+        })
     }
 
     /// Wakes CPUs that sleep in faults on these pages of one block; they re-execute the access.
@@ -477,13 +517,15 @@ impl GuestMemory {
         if self.engine == Engine::Model {
             return;
         }
-        let len = u64::from(range.len()) * PAGE_SIZE;
-        self.wake(self.shard(range.start), self.address(range.start), len);
-    }
-
-    fn wake(&self, uffd: &Uffd, start: u64, len: u64) {
-        // Fails only for ranges that are not registered; ours is until the end.
-        let _ = uffd.wake(start, len);
+        let (start, len) = (self.address(range.start), kernel::bytes(range.len()));
+        let woken = self.kernel.whole(KernelCall::Wake, range, || {
+            self.shard(range.start).wake(start, len)
+        });
+        // The sleepers sleep on: the user has to be told.
+        if let Err(error) = woken {
+            self.host_failures()
+                .note("UFFDIO_WAKE, waking CPUs whose page has come", &error);
+        }
     }
 }
 

@@ -12,6 +12,10 @@ pub(crate) enum EngineError {
     Busy,
     /// No memory for the destination.
     NoMemory,
+    /// Both the source and the destination have a page.
+    InTheWay,
+    /// Neither the source nor the destination has it.
+    Lost,
     /// Something the protocol rules out; the error number.
     Unexpected(i32),
 }
@@ -19,8 +23,9 @@ pub(crate) enum EngineError {
 impl From<i32> for EngineError {
     fn from(errno: i32) -> EngineError {
         match errno {
-            libc::EAGAIN | libc::EBUSY => EngineError::Busy,
+            libc::EAGAIN | libc::EBUSY | libc::EINTR => EngineError::Busy,
             libc::ENOMEM => EngineError::NoMemory,
+            libc::EEXIST => EngineError::InTheWay,
             other => EngineError::Unexpected(other),
         }
     }
@@ -31,6 +36,10 @@ impl fmt::Display for EngineError {
         match self {
             EngineError::Busy => f.write_str("the page is in use by the kernel"),
             EngineError::NoMemory => f.write_str("out of memory"),
+            EngineError::InTheWay => f.write_str("another page is where it should go"),
+            EngineError::Lost => f.write_str(
+                "the kernel has lost it: it is neither where it was nor where it should go",
+            ),
             EngineError::Unexpected(errno) => {
                 write!(f, "{}", std::io::Error::from_raw_os_error(*errno))
             }
@@ -42,7 +51,8 @@ impl fmt::Display for EngineError {
 const AGAIN_ATTEMPTS: u32 = 32;
 
 /// Drives a ranged kernel call over `pages` pages: goes on after partial progress, repeats on `EAGAIN` a
-/// bounded number of times, and reports and skips pages that fail otherwise.
+/// bounded number of times, and reports and skips pages that fail otherwise. A page for which the repeats were in vain leaves
+/// one attempt to each page behind it, until there is progress.
 pub(super) fn each(
     pages: u32,
     mut failed: impl FnMut(u32, EngineError),
@@ -67,7 +77,9 @@ pub(super) fn each(
             Some(errno) if at < pages => {
                 failed(at, errno.into());
                 at += 1;
-                again = 0;
+                if errno != libc::EAGAIN {
+                    again = 0;
+                }
             }
             Some(_) => {}
         }
@@ -115,15 +127,18 @@ mod tests {
 
     #[test]
     fn endless_eagain_is_given_up() {
-        let mut failures = 0;
+        let (mut failures, mut calls) = (0, 0);
         each(
-            2,
+            512,
             |_, e| failures += (e == EngineError::Busy) as u32,
-            |_, _| Progress {
-                done: 0,
-                error: Some(libc::EAGAIN),
+            |_, _| {
+                calls += 1;
+                Progress {
+                    done: 0,
+                    error: Some(libc::EAGAIN),
+                }
             },
         );
-        assert_eq!(failures, 2);
+        assert_eq!((failures, calls), (512, AGAIN_ATTEMPTS + 512));
     }
 }

@@ -8,7 +8,7 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::kernel::{Kernel, KernelCall, bytes};
+use super::kernel::{Effect, Kernel, KernelCall, bytes};
 use super::ranged::EngineError;
 use crate::buddy::Buddy;
 use crate::driver::Frame;
@@ -18,6 +18,7 @@ use crate::page::{MAX_ORDER, PAGE_SIZE, PageRange, PageSet};
 use crate::uffd::Uffd;
 
 pub(super) struct Recycler {
+    kernel: Kernel,
     area: Mapping,
     /// Slots are filled by moves, which need a registered destination.
     uffd: Uffd,
@@ -53,12 +54,13 @@ impl Piece {
 const WORTHWHILE_ORDER: u8 = 3;
 
 impl Recycler {
-    pub(super) fn new(bytes: u64) -> Result<Recycler, Error> {
+    pub(super) fn new(bytes: u64, kernel: Kernel) -> Result<Recycler, Error> {
         let slots = bytes.div_ceil(PAGE_SIZE).min(u32::MAX.into()) as u32;
         let area = Mapping::new(u64::from(slots) * PAGE_SIZE, "hmm-recycled")?;
         let uffd = Uffd::for_device_memory()?;
         uffd.register(area.start(), area.len(), false)?;
         Ok(Recycler {
+            kernel,
             area,
             uffd,
             slots: Mutex::new(Slots {
@@ -77,7 +79,6 @@ impl Recycler {
     /// The caller must own the decision to take the pages, and the memory at `dst`.
     pub(super) unsafe fn take(
         &self,
-        kernel: &Kernel,
         pages: PageRange,
         src: u64,
         dst: u64,
@@ -85,46 +86,61 @@ impl Recycler {
     ) {
         let mut at = 0;
         while at < pages.len() {
-            let piece = self.vacant(pages.len() - at);
+            let piece = match self.vacant(pages.len() - at) {
+                Ok(piece) => piece,
+                Err(error) => return (at..pages.len()).for_each(|at| failed(at, error)),
+            };
             let slot = self.address(piece);
             let part = PageRange::with_len(pages.start.plus(at), piece.pages());
             let mut missed = PageSet::EMPTY;
+            let mut in_the_way = PageSet::EMPTY;
             let miss = |i: u32, error| {
                 missed.insert(i as usize);
+                if error == EngineError::InTheWay {
+                    in_the_way.insert(i as usize);
+                }
                 failed(at + i, error);
             };
-            kernel.each(KernelCall::Take, part, miss, |i, left| {
-                // SAFETY: the caller gives the source away; the slots are vacant and ours.
-                unsafe {
-                    let (to, from) = (slot + bytes(i), src + bytes(at + i));
-                    self.uffd.move_pages(to, from, bytes(left))
-                }
-            });
+            let effect = Effect::Moved {
+                src: src + bytes(at),
+                dst: slot,
+            };
+            // No CPU sleeps for a slot.
+            let late = |_| ();
+            self.kernel
+                .each(KernelCall::Take, part, effect, miss, late, |i, left| {
+                    // SAFETY: the caller gives the source away; the slots are vacant and ours.
+                    unsafe {
+                        let (to, from) = (slot + bytes(i), src + bytes(at + i));
+                        self.uffd.move_pages(to, from, bytes(left))
+                    }
+                });
             let moved = PageSet::from_range(0..piece.pages() as usize).difference(&missed);
             for run in moved.runs() {
                 let (start, len) = (run.start as u32, run.len() as u32);
-                // SAFETY: these slots have just been filled and are ours, the caller vouches for `dst`.
+                // SAFETY: these slots have just been filled, by the page tables where the kernel's answer left a doubt, and
+                // are ours; the caller vouches for `dst`.
                 unsafe { copy(slot + bytes(start), dst + bytes(at + start), bytes(len)) };
             }
-            self.put(piece, &moved);
+            self.put(piece, &moved.union(&in_the_way));
             at += piece.pages();
         }
     }
 
     /// Copies contents from `src` into recycled pages and moves those into the guest at `dst`, where `guest`
-    /// wakes whoever waits for them; `failed` gets those that could not be moved. Ends when there is no
-    /// page to recycle; returns how far it came.
+    /// wakes the CPUs that wait for them; `failed` gets those that could not be moved, `late` those that moved although the
+    /// kernel said no, and whose CPUs still sleep. Ends when there is no page to recycle; returns how far it came.
     ///
     /// # Safety
     /// The caller must own the decision to fill the missing pages at `dst`, and `src` must be readable.
     pub(super) unsafe fn give(
         &self,
-        kernel: &Kernel,
         guest: &Uffd,
         pages: PageRange,
         src: u64,
         dst: u64,
         mut failed: impl FnMut(u32, EngineError),
+        mut late: impl FnMut(u32),
     ) -> u32 {
         let mut at = 0;
         while at < pages.len() {
@@ -138,16 +154,29 @@ impl Recycler {
             unsafe { copy(src + bytes(at), slot, bytes(piece.pages())) };
             let mut left_over = PageSet::EMPTY;
             let miss = |i: u32, error| {
-                left_over.insert(i as usize);
+                let error = match error {
+                    // The slot's page is gone; the contents are still at `src`.
+                    EngineError::Lost => EngineError::Busy,
+                    error => {
+                        left_over.insert(i as usize);
+                        error
+                    }
+                };
                 failed(at + i, error);
             };
-            kernel.each(KernelCall::Give, part, miss, |i, left| {
-                // SAFETY: the slots are ours; the caller vouches for `dst`.
-                unsafe {
-                    let (to, from) = (dst + bytes(at + i), slot + bytes(i));
-                    guest.move_pages(to, from, bytes(left))
-                }
-            });
+            let effect = Effect::Moved {
+                src: slot,
+                dst: dst + bytes(at),
+            };
+            let late = |i| late(at + i);
+            self.kernel
+                .each(KernelCall::Give, part, effect, miss, late, |i, left| {
+                    // SAFETY: the slots are ours; the caller vouches for `dst`.
+                    unsafe {
+                        let (to, from) = (dst + bytes(at + i), slot + bytes(i));
+                        guest.move_pages(to, from, bytes(left))
+                    }
+                });
             self.put(piece, &left_over);
             at += piece.pages();
         }
@@ -158,20 +187,27 @@ impl Recycler {
         self.area.address(u64::from(piece.first.0) * PAGE_SIZE)
     }
 
-    /// Slots without pages, at most this many. Where all have one, some lose it.
-    fn vacant(&self, most: u32) -> Piece {
+    /// Slots without pages, at most this many. Where all have one, some lose it; an error if the host does not take it.
+    fn vacant(&self, most: u32) -> Result<Piece, EngineError> {
         let mut slots = self.lock();
         loop {
             for order in (0..=largest_order(most)).rev() {
                 if let Some(first) = slots.vacant.alloc(order) {
-                    return Piece { first, order };
+                    return Ok(Piece { first, order });
                 }
                 if let Some(first) = slots.filled.alloc(order) {
                     drop(slots);
+                    let piece = Piece { first, order };
                     let offset = u64::from(first.0) * PAGE_SIZE;
                     // SAFETY: the slots are this thread's now, and their contents are dead.
-                    unsafe { self.area.discard(offset, PAGE_SIZE << order) };
-                    return Piece { first, order };
+                    let done = unsafe { self.area.discard(offset, PAGE_SIZE << order) };
+                    return match done {
+                        Ok(()) => Ok(piece),
+                        Err(_) => {
+                            self.put(piece, &self.still_filled(piece));
+                            Err(EngineError::Busy)
+                        }
+                    };
                 }
             }
             slots.waiting += 1;
@@ -181,6 +217,19 @@ impl Recycler {
                 .unwrap_or_else(PoisonError::into_inner);
             slots.waiting -= 1;
         }
+    }
+
+    /// The slots of a piece that have a page, after a call that was to take them all away has failed. Copying into a slot
+    /// without a page would be a `SIGBUS`, so a slot that cannot be looked at counts as vacant.
+    fn still_filled(&self, piece: Piece) -> PageSet {
+        let there = |i: &usize| {
+            let look = self
+                .kernel
+                .tables()
+                .look(self.address(piece) + bytes(*i as u32));
+            look.is_ok_and(|presence| presence.there)
+        };
+        (0..piece.pages() as usize).filter(there).collect()
     }
 
     /// Slots with pages to recycle, at most this many.

@@ -221,7 +221,11 @@ impl<'b> ToDevice<'b> {
             let range = target.range();
             match count_of(failed, range) {
                 0 => self.targets.push(target),
-                _ if range.len() == 1 => drop(target),
+                _ if range.len() == 1 => {
+                    // The failed call may have left something in the frame.
+                    target.allocation.dirty = true;
+                    drop(target);
+                }
                 _ => {
                     let upper = target.halve();
                     todo.push(upper);
@@ -240,11 +244,6 @@ impl<'b> CopiedToDevice<'b> {
 
     /// Makes the frames the pages' place.
     pub fn commit(mut self) -> CommittedToDevice<'b> {
-        if self.0.device.memory.is_some() {
-            for run in self.0.runs(true) {
-                self.0.backend.guest.take_commit(run);
-            }
-        }
         let until = Tick::end_of_hold(self.0.backend.clock.now(), self.0.reason.hold);
         let targets = std::mem::take(&mut self.0.targets);
         let committed = CommittedToDevice {

@@ -282,9 +282,11 @@ impl<'b> CopiedToSystem<'b> {
                 return Err(match error {
                     EngineError::Busy => FaultError::Retry,
                     EngineError::NoMemory => FaultError::OutOfMemory,
-                    EngineError::Unexpected(_) => FaultError::Fatal(format!(
-                        "{page:?} cannot be moved to system memory: {error}"
-                    )),
+                    EngineError::InTheWay | EngineError::Lost | EngineError::Unexpected(_) => {
+                        FaultError::Fatal(format!(
+                            "{page:?} cannot be moved to system memory: {error}"
+                        ))
+                    }
                 });
             }
         }

@@ -5,10 +5,15 @@ mod common;
 mod crowd;
 mod refusals;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 
 use common::{Device, Rig, both_engines};
-use hmm_backend::{Engine, Event, EventKind, MirrorError, Page, Residency, Target, snapshot};
+use hmm_backend::{
+    Engine, Event, EventKind, KernelAnswers, KernelCall, MadeUpAnswer, MirrorError, Page,
+    PageRange, Residency, Target, snapshot,
+};
 
 const POLICY: &str = "on-demand+hints+timeslice:min=0us";
 
@@ -396,4 +401,57 @@ fn events_tell_where_the_copies_are() {
         assert_eq!(told(EventKind::Collapsed), [(0, 1, None), (1, 1, id)]);
         assert_eq!(told(EventKind::ToSystem), []);
     });
+}
+
+/// The device has the contents of a duplicate whose other copy the host's kernel no longer has.
+#[test]
+fn a_vanished_copy_comes_again_from_its_device() {
+    both_engines(|engine| {
+        let rig = rig(engine);
+        let device = rig.device(64);
+        duplicate(&rig, &device, 3..4);
+        let page = rig.cpu(3, 0).as_ptr();
+        // SAFETY: the page is this test's, which wants this copy of its contents gone.
+        let gone = unsafe { libc::madvise(page.cast(), 4096, libc::MADV_DONTNEED) };
+        assert_eq!(gone, 0);
+        assert_eq!(rig.cpu(3, 0).load(SeqCst), 13);
+        assert!(rig.fatal.lock().unwrap().is_empty());
+        device.driver.assert_clean();
+    });
+}
+
+/// The host does not let CPUs write to a page that is no duplicate any more: the write that finds that out makes it do so.
+#[test]
+fn a_protection_that_stays_is_lifted_by_the_next_write() {
+    both_engines(|engine| {
+        let script = Arc::new(NotYet(AtomicU32::new(0)));
+        let kernel = script.clone();
+        let change = |config: &mut hmm_backend::BackendConfig| config.kernel = Some(kernel);
+        let rig = Rig::with(512, engine, POLICY, change, 1);
+        read_mostly(&rig, 0..512);
+        let device = rig.device(64);
+        duplicate(&rig, &device, 3..4);
+        script.0.store(2, SeqCst);
+        assert_eq!(rig.cpu(3, 0).fetch_add(1, SeqCst), 13);
+        assert_eq!(
+            script.0.load(SeqCst),
+            1,
+            "the protection was lifted by the fault after the write"
+        );
+        assert!(rig.fatal.lock().unwrap().is_empty());
+        device.driver.assert_clean();
+    });
+}
+
+/// Refuses the next call that changes a protection; counted down to 1.
+struct NotYet(AtomicU32);
+
+impl KernelAnswers for NotYet {
+    fn answer(&self, call: KernelCall, _: PageRange) -> Option<MadeUpAnswer> {
+        let next = self.0.compare_exchange(2, 1, SeqCst, SeqCst);
+        (call == KernelCall::Protect && next.is_ok()).then_some(MadeUpAnswer {
+            errno: libc::ENOMEM,
+            ..MadeUpAnswer::default()
+        })
+    }
 }

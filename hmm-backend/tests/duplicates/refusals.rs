@@ -53,7 +53,11 @@ impl KernelAnswers for Halting {
             1 => (0, libc::EBUSY),
             n => (n / 2, libc::ENOMEM),
         };
-        Some(MadeUpAnswer { done, errno })
+        Some(MadeUpAnswer {
+            done,
+            errno,
+            ..MadeUpAnswer::default()
+        })
     }
 }
 

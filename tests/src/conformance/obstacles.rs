@@ -46,6 +46,10 @@ impl KernelAnswers for Obstacles {
             more => obstacles.insert(key, (errno, more - 1)),
         };
         let done = key.1.0 - pages.start.0;
-        Some(MadeUpAnswer { done, errno })
+        Some(MadeUpAnswer {
+            done,
+            errno,
+            ..MadeUpAnswer::default()
+        })
     }
 }

@@ -74,6 +74,7 @@ impl KernelAnswers for NoMemory {
         (call == KernelCall::Give && self.now.load(SeqCst)).then(|| {
             self.said.fetch_add(1, SeqCst);
             MadeUpAnswer {
+                unreported: 0,
                 done: 0,
                 errno: libc::ENOMEM,
             }

@@ -1,0 +1,112 @@
+//! Where a page is, asked of the kernel's page tables.
+//!
+//! A failed call is no proof that a page did not move: Linux 6.18 can move pages with `UFFDIO_MOVE` and answer
+//! `EEXIST` (see `kernel.rs`). The page tables are the truth.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use crate::page::PAGE_SIZE;
+use crate::patience::Patience;
+
+/// Pagemap: the page is in memory.
+const PRESENT: u64 = 1 << 63;
+/// Pagemap: the page is on swap, or on its way between two places in memory.
+const SWAPPED: u64 = 1 << 62;
+/// Pagemap: userfaultfd protects the page against writes.
+const PROTECTED: u64 = 1 << 57;
+
+/// What page tables say about a page of this process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Presence {
+    /// The page has contents, in memory or on swap.
+    pub(crate) there: bool,
+    /// A write would be a fault.
+    pub(crate) protected: bool,
+}
+
+/// The page tables of this process, for reading.
+pub(crate) struct PageTables {
+    /// `None` where the process may not read it, as a program with file capabilities may not: then `mincore` answers,
+    /// which takes a page on swap for a missing one and knows of no protection.
+    pagemap: Option<File>,
+}
+
+impl PageTables {
+    pub(crate) fn open() -> PageTables {
+        PageTables {
+            pagemap: File::open("/proc/self/pagemap").ok(),
+        }
+    }
+
+    /// Whether a page on swap can be told from a missing one.
+    pub(crate) fn exact(&self) -> bool {
+        self.pagemap.is_some()
+    }
+
+    /// Looks at the page at this host address, which must be in a mapping of this process.
+    pub(crate) fn look(&self, address: u64) -> io::Result<Presence> {
+        match &self.pagemap {
+            Some(pagemap) => {
+                let mut entry = [0; 8];
+                pagemap.read_exact_at(&mut entry, address / PAGE_SIZE * 8)?;
+                let entry = u64::from_ne_bytes(entry);
+                Ok(Presence {
+                    there: entry & (PRESENT | SWAPPED) != 0,
+                    protected: entry & PROTECTED != 0,
+                })
+            }
+            None => Ok(Presence {
+                there: in_core(address)?,
+                protected: true,
+            }),
+        }
+    }
+}
+
+fn in_core(address: u64) -> io::Result<bool> {
+    let mut vector = [0u8; 1];
+    let mut patience = Patience::default();
+    loop {
+        // SAFETY: the kernel writes one byte for the one page and touches no memory of the range itself.
+        let ret = unsafe {
+            libc::mincore(
+                address as *mut libc::c_void,
+                PAGE_SIZE as usize,
+                vector.as_mut_ptr(),
+            )
+        };
+        if ret == 0 {
+            return Ok(vector[0] & 1 != 0);
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EAGAIN) || !patience.again() {
+            return Err(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mapping::Mapping;
+
+    #[test]
+    fn page_tables_tell_what_is_there() {
+        let mapping = Mapping::new(4 * PAGE_SIZE, "hmm-test").unwrap();
+        for tables in [PageTables::open(), PageTables { pagemap: None }] {
+            let there = |page: u64| {
+                tables
+                    .look(mapping.address(page * PAGE_SIZE))
+                    .unwrap()
+                    .there
+            };
+            assert!(!there(2));
+            mapping.populate(2 * PAGE_SIZE, PAGE_SIZE).unwrap();
+            assert!(!there(1) && there(2) && !there(3));
+            // SAFETY: the contents are of this test alone.
+            unsafe { mapping.discard(2 * PAGE_SIZE, PAGE_SIZE) }.unwrap();
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Faults on pages that CPUs can reach, by their words.
+//!
+//! Usually the page arrived between the access and now, and the CPU only has to execute its access again. But if the page
+//! tables do not agree with the word, the CPU would fault again, and again, without an end and without a word. So each such fault
+//! is a look at the page tables; what they say is checked once more under the page's lock.
+
+use crate::backend::Backend;
+use crate::fatal::FatalCause;
+use crate::memory::Presence;
+use crate::page::{Page, PageRange};
+use crate::residency::TryLock;
+use crate::stats::Counter;
+use crate::unresolved::Unresolved;
+
+impl Backend {
+    /// Answers a fault on a page that CPUs can reach, by its word: wakes the CPU, if that helps. With `write`, the CPU wants to
+    /// write, and may.
+    pub(crate) fn answer_stale(&self, page: Page, write: bool) -> Result<(), Unresolved> {
+        self.recorder.add(Counter::FaultsStale, 1);
+        if !self.page_tables_agree(page, write)? {
+            self.restore(page, write)?;
+        }
+        self.guest.wake_range(PageRange::single(page));
+        Ok(())
+    }
+
+    /// Whether a CPU's access to the page would be no fault.
+    fn page_tables_agree(&self, page: Page, write: bool) -> Result<bool, Unresolved> {
+        let presence = self.presence(page)?;
+        Ok(presence.there && !(write && presence.protected))
+    }
+
+    fn presence(&self, page: Page) -> Result<Presence, Unresolved> {
+        self.guest.look(page).map_err(|error| {
+            let what = format!("looking for it in the page tables: {error}");
+            Unresolved::Fatal(FatalCause::Host(what))
+        })
+    }
+
+    /// Has page tables and word agree about a page that CPUs cannot reach although its word says so.
+    fn restore(&self, page: Page, write: bool) -> Result<(), Unresolved> {
+        let TryLock::Locked(lock) = self.table.try_lock(page) else {
+            // What the page tables said was about a page in motion.
+            return Err(Unresolved::Retry);
+        };
+        let word = self.table.word(page);
+        let duplicated = word.residency().duplicated();
+        if !word.reached_by_cpus() || write && (word.read_only() || duplicated) {
+            // It has changed since: the CPU's next fault will find that.
+            return Ok(());
+        }
+        if self.presence(page)?.there {
+            // The host had refused to lift a protection.
+            let lifted = self.guest.protect(PageRange::single(page), false);
+            return lifted.map_err(|error| {
+                let what = format!("UFFDIO_WRITEPROTECT, letting CPUs write to it: {error}");
+                Unresolved::Fatal(FatalCause::Host(what))
+            });
+        }
+        if !self.guest.looks_exactly() {
+            // It may be on swap. The CPU finds out by itself.
+            return Ok(());
+        }
+        if duplicated {
+            // The device has a copy, and faults find it when the word says so.
+            drop(lock);
+            self.drop_system_copy(page);
+            return Ok(());
+        }
+        // From now on each access fails, until the guest frees the page. A pinned page keeps its word, because devices
+        // use it without asking.
+        self.recorder.add(Counter::PagesVanished, 1);
+        let _ = self.lose(lock, page);
+        Err(Unresolved::Fatal(FatalCause::Vanished))
+    }
+}
