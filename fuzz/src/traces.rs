@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hmm_backend::{LinkModel, PolicySpec};
+use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, FileReplayError};
 use hmmvisor_experiments::report::{RunMeta, RunReport};
 use hmmvisor_experiments::trace::export::{Format, export};
@@ -67,7 +68,9 @@ fn check(path: &Path) {
 
     let open = || TraceReader::open(path).expect("it was opened before");
     for format in [Format::Csv, Format::Perfetto] {
-        match (export(open(), format, Path::new("/dev/null")), &error) {
+        let nowhere = Files::default().whole("the events", Path::new("/dev/null"));
+        let nowhere = nowhere.expect("it is always there");
+        match (export(open(), format, nowhere), &error) {
             (Ok(events), None) => assert_eq!(events, count),
             (Err(_), Some(_)) => {}
             other => panic!("export and reader disagree: {other:?}"),

@@ -9,6 +9,7 @@
 //! | `config`, `file`, `placement` | what to run, checked; on which host CPUs |
 //! | `policy_scripts` | scripts among the policies, reloaded when they change |
 //! | `report`, `summary` | the figures, for programs and for people |
+//! | `outputs` | the files that a run is made of, and those that it writes |
 //! | `recording` | events into a trace |
 //! | `check`, `kvm`, `host`, `kernel_mode` | what this host offers |
 //! | `vm` | a virtual machine put together |
@@ -54,6 +55,7 @@ pub mod linux;
 pub mod machine;
 mod machine_check;
 pub mod memory_errors;
+pub mod outputs;
 pub mod placement;
 mod policy_scripts;
 mod process_memory;

@@ -2,9 +2,7 @@
 
 mod cli;
 
-use std::fs;
-use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -13,13 +11,14 @@ use clap::Parser;
 use hmm_backend::limits;
 use hmm_backend::policies;
 use hmmvisor::check::{State, check};
-use hmmvisor::config::Config;
 use hmmvisor::console_choice::ConsoleChoice;
+use hmmvisor::outputs::{self, Outputs};
 use hmmvisor::progress::Progress;
 use hmmvisor::signals::Signals;
 use hmmvisor::summary::Summary;
 use hmmvisor::terminal::RawTerminal;
 use hmmvisor::{Input, Options, Report};
+use hmmvisor_experiments::output::{Files, Output, shown};
 use hmmvisor_guest_images::{Param, workloads};
 
 use cli::output::{note, print};
@@ -34,7 +33,12 @@ fn main() -> ExitCode {
     limits::refuse_large_files();
     let signals = Signals::block();
 
-    let Cli { command, run } = Cli::parse();
+    let Cli { command, run } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // What was asked for is help or the version.
+        Err(answer) if !answer.use_stderr() => return give(&answer),
+        Err(mistake) => mistake.exit(),
+    };
     let command = command.unwrap_or(Command::Run(Box::new(run)));
     // Only a run ends cleanly by itself. Everything else is ended by the signal: what a sweep has finished is on the disk.
     if let (Ok(signals), false) = (&signals, matches!(command, Command::Run(_))) {
@@ -56,6 +60,17 @@ fn main() -> ExitCode {
     })
 }
 
+/// Prints help or the version.
+fn give(answer: &clap::Error) -> ExitCode {
+    match answer.print().and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            note(&format!("error: writing to standard output: {error}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
 /// The error with its causes, and with what to do if a limit of the host is behind it. The libraries' messages contain their causes
 /// already; each is said once.
 fn describe(error: &anyhow::Error) -> String {
@@ -71,12 +86,26 @@ fn describe(error: &anyhow::Error) -> String {
 }
 
 fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> Result<ExitCode> {
+    let mut files = Files::default();
+    if let Some(file) = args.file() {
+        files.reads("the configuration file", file);
+    }
     let config = args.config()?;
+    outputs::inputs(&config, &mut files);
+    if config.boot.kernel.is_some() {
+        files.reads_open("the console's input", io::stdin());
+    }
     let signals = signals.context("blocking SIGINT, SIGTERM and SIGHUP")?;
-    // Standard output is for JSON alone if that is where it goes.
-    let json_only = config.json.as_deref() == Some(Path::new("-"));
+    // Before the run, which may take hours.
+    let Outputs {
+        console: console_file,
+        json,
+        trace,
+    } = Outputs::open(&config, &mut files)?;
+    // Standard output is for an output alone if one goes there.
+    let data_only = files.use_stdout();
     let output = || -> Box<dyn Write + Send> {
-        if json_only {
+        if data_only {
             Box::new(io::stderr())
         } else {
             Box::new(io::stdout())
@@ -89,11 +118,8 @@ fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> R
         true => None,
         false => Progress::on_terminal(config.workload.name.as_deref().unwrap_or("guest")),
     };
-    let console = match (&config.console, &progress) {
-        (ConsoleChoice::File(path), _) => Box::new(
-            fs::File::create(path)
-                .with_context(|| format!("writing the console to {}", path.display()))?,
-        ),
+    let console = match (&console_file, &progress) {
+        (Some(file), _) => Box::new(file.clone()),
         (_, Some(progress)) => progress.wrap(output()),
         (_, None) => output(),
     };
@@ -115,6 +141,7 @@ fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> R
     let options = Options {
         started,
         console,
+        trace,
         input,
         signals: Some(signals),
         progress,
@@ -129,17 +156,25 @@ fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> R
     if let Some(error) = report.error() {
         note(&format!("error: {error}"));
     }
-    write_json(&config, &report)?;
+    if let Some(console) = console_file {
+        console.end().context("emptying the console's file")?;
+    }
+    if let Some(json) = json {
+        write_json(json, &report)?;
+    }
     Ok(ExitCode::from(report.exit_code()))
 }
 
-fn write_json(config: &Config, report: &Report) -> Result<()> {
+fn write_json(mut output: Output, report: &Report) -> Result<()> {
     let line = report.to_json() + "\n";
-    match config.json.as_deref() {
-        None => Ok(()),
-        Some(path) if path == Path::new("-") => print(&line),
-        Some(path) => fs::write(path, line)
-            .with_context(|| format!("writing the JSON report to {}", path.display())),
+    let path = output.path().to_owned();
+    let written = output
+        .write_all(line.as_bytes())
+        .and_then(|()| output.commit());
+    match written {
+        // Who has closed the pipe has read enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.with_context(|| format!("writing the JSON report to {}", shown(&path))),
     }
 }
 

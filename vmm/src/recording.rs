@@ -1,7 +1,6 @@
 //! `--record`: a thread that takes events out of the backend's rings and writes them into a trace.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -9,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use hmm_backend::limits;
 use hmm_backend::{Backend, EventKind};
+use hmmvisor_experiments::output::Output;
 use hmmvisor_experiments::trace::{Dropped, TraceError, TraceMeta, TraceWriter};
 use serde::Serialize;
 
@@ -48,14 +48,15 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Creates the trace and starts the thread.
+    /// Writes the beginning of the trace and starts the thread.
     pub fn start(
-        path: &Path,
+        output: Output,
         meta: &TraceMeta,
         backend: &Arc<Backend>,
         threads: &ThreadIds,
     ) -> Result<Recording, TraceError> {
-        let writer = TraceWriter::create(path, meta)?;
+        let path = output.path().to_owned();
+        let writer = TraceWriter::new(output, meta)?;
         let (stop, stopped) = mpsc::channel();
         let recorder = Recorder {
             writer,
@@ -63,20 +64,16 @@ impl Recording {
             threads: threads.clone(),
             error: None,
         };
-        let named = path.to_owned();
+        let named = path.clone();
         let thread = thread::Builder::new()
             .name("recorder".to_owned())
             .spawn(move || recorder.run(named, &stopped))
             .map_err(|error| TraceError::Io {
                 what: "starting a thread that writes",
-                path: path.to_owned(),
+                path: path.clone(),
                 error,
             })?;
-        Ok(Recording {
-            stop,
-            thread,
-            path: path.to_owned(),
-        })
+        Ok(Recording { stop, thread, path })
     }
 
     /// Takes the last events and closes the trace. To be called when everything that makes events has stopped.
@@ -115,17 +112,33 @@ impl Recorder {
         }
         self.drain();
         self.writer.threads(self.threads.all());
-        let result = self.writer.flush();
-        self.note(result);
-        let totals = self.writer.totals().clone();
-        let finished = self.writer.finish().map(drop);
-        let error = self.error.or(finished.err());
+        let ended = self.writer.end();
+        self.note(ended);
+        let (totals, bytes) = (self.writer.totals().clone(), self.writer.length());
+        let replaces = self.writer.replaces();
+        let result = match self.error {
+            // What was there before is worth more than a trace with a gap.
+            Some(error) => Err(error),
+            None => self.writer.commit(),
+        };
+        let failed = |error: TraceError, kept: &str| {
+            let error = limits::explain(&error);
+            Some(format!("{error}; the run went on, {kept}"))
+        };
+        let (events, bytes, error) = match result {
+            Ok(()) => (totals.events, bytes, None),
+            Err(error) if replaces => (0, 0, failed(error, "and what was there before still is")),
+            Err(error) => {
+                let error = failed(error, "the trace is good up to there");
+                (totals.events, bytes, error)
+            }
+        };
         RecordingFigures {
-            bytes: fs::metadata(&path).map_or(0, |data| data.len()),
             path,
-            events: totals.events,
+            events,
+            bytes,
             dropped: totals.dropped,
-            error: error.map(|error| limits::explain(&error)),
+            error,
         }
     }
 
@@ -150,6 +163,7 @@ impl Recorder {
 mod tests {
     use super::*;
     use hmm_backend::{BackendConfig, Page, PageRange};
+    use hmmvisor_experiments::output::Files;
     use hmmvisor_experiments::trace::{Tail, TraceReader};
 
     #[test]
@@ -166,7 +180,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t");
         let ids = ThreadIds::new(1);
-        let recording = Recording::start(&path, &TraceMeta::default(), &backend, &ids).unwrap();
+        let output = crate::outputs::trace(&mut Files::default(), &path).unwrap();
+        let recording = Recording::start(output, &TraceMeta::default(), &backend, &ids).unwrap();
         let figures = recording.finish();
         assert_eq!(figures.error, None);
         assert_eq!(figures.events, 2);

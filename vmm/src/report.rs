@@ -123,9 +123,7 @@ impl Report {
 
     /// What went wrong, in words; none if everything was verified and recorded.
     pub fn error(&self) -> Option<String> {
-        let recording = self
-            .recording_error()
-            .map(|error| format!("{error}; the run went on, the trace is good up to there"));
+        let recording = self.recording_error().map(str::to_owned);
         let Some(error) = self.end_error() else {
             return recording;
         };

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, Page, PageRange};
 use hmmvisor_devices::virtio::DiskError;
+use hmmvisor_experiments::output::{Files, Output, OutputError};
 use hmmvisor_experiments::trace::{TraceError, TraceKind, TraceMeta};
 use hmmvisor_guest_images::{self as guest_images, CatalogError};
 use hmmvisor_policies::ScriptError;
@@ -23,6 +24,7 @@ use crate::host::Host;
 use crate::image::{self, ImageError};
 use crate::linux::layout::Layout;
 use crate::linux::{DEFAULT_CMDLINE, Linux, LoadError, Plan};
+use crate::outputs;
 use crate::placement::Placement;
 use crate::policy_scripts::Policies;
 use crate::process_memory;
@@ -39,6 +41,8 @@ pub struct Options {
     pub started: Instant,
     /// Where the guest's serial output goes.
     pub console: Box<dyn Write + Send>,
+    /// Where the trace goes; none if it is still to be opened, where the configuration says.
+    pub trace: Option<Output>,
     /// Where an operating system's serial input comes from.
     pub input: Option<Input>,
     /// Signals that end the run.
@@ -53,6 +57,7 @@ impl Default for Options {
         Options {
             started: Instant::now(),
             console: Box::new(io::stdout()),
+            trace: None,
             input: None,
             signals: None,
             progress: None,
@@ -102,6 +107,9 @@ pub enum RunError {
     /// The trace.
     #[error(transparent)]
     Trace(#[from] TraceError),
+    /// The trace's file.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// The virtual machine.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -111,6 +119,14 @@ pub enum RunError {
 pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let host = Host::here();
     config.check(&host)?;
+    let trace = match (options.trace, &config.record) {
+        (None, Some(path)) => {
+            let mut files = Files::default();
+            outputs::inputs(config, &mut files);
+            Some(outputs::trace(&mut files, path)?)
+        }
+        (opened, _) => opened,
+    };
     let mut guest = Loadable::new(config)?;
     let (workload, cmdline) = (guest.workload(), guest.cmdline().to_owned());
     let placement = Placement::new(config, &host.cpus);
@@ -125,7 +141,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         shards: config.engine.shards,
         lockstep: config.engine.lockstep,
         policy: policy.clone(),
-        events: config.record.as_ref().map_or(0, |_| recording::RING),
+        events: trace.as_ref().map_or(0, |_| recording::RING),
         hole: guest.hole(),
         present: guest.present(),
         fill_blocks: guest.fills_blocks()
@@ -168,11 +184,11 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     })?;
 
     // Not before: a run that cannot start leaves no trace.
-    let recording = match &config.record {
+    let recording = match trace {
         None => None,
-        Some(path) => {
+        Some(output) => {
             let meta = trace_meta(config, &backend, &cmdline, workload.clone());
-            Some(Recording::start(path, &meta, &backend, vm.thread_ids())?)
+            Some(Recording::start(output, &meta, &backend, vm.thread_ids())?)
         }
     };
     // Before the guest touches anything, and with the devices there.

@@ -202,7 +202,7 @@ fn a_report_is_written_as_a_whole_or_not_at_all() {
         .unwrap();
     let message = String::from_utf8(limited.stderr).unwrap();
     assert_eq!(limited.status.code(), Some(1), "{message}");
-    assert!(message.contains("writing report"), "{message}");
+    assert!(message.contains("writing the report to"), "{message}");
     assert_eq!(fs::read_to_string(page).unwrap(), whole);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 

@@ -211,6 +211,8 @@ fn lackeys_lines_mean_what_valgrind_says() {
         (" L 0040,5000", "an access of 5000 bytes"),
         (" S ffffffffffffffff,8", "beyond the last address"),
     ] {
+        // Where a file is, it stays.
+        fs::remove_file(files.path("trace")).unwrap();
         let message = files.refusal("lackey", &format!(" L 1000,8\n{line}\n"));
         assert!(
             message.contains("input, line 2: ") && message.contains(why),
@@ -382,7 +384,7 @@ fn inputs_that_cannot_be_read_are_refused() {
     assert!(message(&files.path("nosuch"), &[]).contains("No such file"));
     assert!(message(files.0.path(), &[]).contains("Is a directory"));
     fs::write(files.path("trace"), "page\n1\n").unwrap();
-    assert!(message(&files.path("trace"), &[]).contains("is input and output"));
+    assert!(message(&files.path("trace"), &[]).contains("that is the input itself"));
     assert_eq!(fs::read(files.path("trace")).unwrap(), b"page\n1\n");
     assert!(
         message(&files.path("trace"), &["--no-instructions"]).contains("is for --format lackey")

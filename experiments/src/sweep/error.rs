@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::Shard;
+use crate::output::OutputError;
 
 /// A number of runs, as people write it.
 pub fn runs(number: usize) -> String {
@@ -160,6 +161,9 @@ pub enum SweepError {
     /// Nothing to merge.
     #[error("no folders to merge")]
     Nothing,
+    /// The journal, a table or the page would be written over something else, or cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// A table cannot be made.
     #[error("writing {}: {what}", path.display())]
     Table {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -141,6 +141,8 @@ pub struct Writer {
     file: File,
     /// Bytes that are whole lines.
     whole: u64,
+    /// How many were there when it was opened; none if there was no file.
+    before: Option<u64>,
     finished: usize,
 }
 
@@ -161,20 +163,18 @@ impl Writer {
                 error,
             }
         };
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|error| SweepError::File {
-                doing: "making folder",
-                path: folder.to_owned(),
-                error,
-            })?;
+        // A journal is read and added to; all other outputs are made by `crate::output`.
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).truncate(false);
+        let (mut file, made) = match options.create_new(true).open(path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                // At the end of a link there may be none yet.
+                options.create_new(false).create(true);
+                options.open(path).map(|file| (file, false))
+            }
+            opened => opened.map(|file| (file, true)),
         }
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(failed("opening journal"))?;
+        .map_err(failed("opening journal"))?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => SweepError::Busy {
                 path: path.to_owned(),
@@ -186,6 +186,10 @@ impl Writer {
             path: path.to_owned(),
             file,
             whole,
+            before: match made {
+                true => None,
+                false => Some(whole),
+            },
             finished: 0,
         };
         let rows = match old {
@@ -278,6 +282,15 @@ impl Writer {
                 })
             }
         }
+    }
+
+    /// Takes back everything that was added.
+    pub(super) fn discard(self) {
+        // If this fails, the journal says what it is.
+        let _ = match self.before {
+            Some(length) => self.file.set_len(length),
+            None => fs::remove_file(&self.path),
+        };
     }
 
     /// Removes the half line that a kill may have left.

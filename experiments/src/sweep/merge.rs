@@ -1,14 +1,15 @@
 //! Shards put together.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::error::SweepError;
 use super::journal::{Header, Journal, Writer};
+use super::results::Results;
 use super::row::Row;
 use super::shard::Shard;
 use super::{JOURNAL, run};
+use crate::output::Files;
 
 /// What a merge has put together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Merged {
     pub failed: Vec<String>,
 }
 
-/// Puts the shards of one sweep together: a journal and tables as if the sweep had been done in one piece. Returns the
+/// Puts the shards of one sweep together: a journal, tables and a page as if the sweep had been done in one piece. Returns the
 /// number of runs and which of them failed, in whatever shard.
 ///
 /// # Errors
@@ -69,7 +70,13 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Merged, SweepError> {
         .into_iter()
         .flat_map(|(_, journal)| journal.rows)
         .collect();
-    let opened = Writer::open(&out.join(JOURNAL), &header, false);
+    let mut files = Files::default();
+    let path = run::claim_journal(out, &mut files)?;
+    for folder in folders {
+        files.reads("the journal of a shard", &folder.join(JOURNAL));
+    }
+    let results = Results::open(out, &mut files)?;
+    let opened = Writer::open(&path, &header, false);
     let (mut journal, _) = opened.map_err(|error| match error {
         // There is nothing to go on with in a merge.
         SweepError::Exists { path, finished } => SweepError::Occupied { path, finished },
@@ -77,10 +84,10 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Merged, SweepError> {
     })?;
     let written = journal
         .append_all(rows.values())
-        .and_then(|()| run::write_tables(out, &rows));
+        .and_then(|()| results.write(out, &rows));
     if written.is_err() {
-        // The shards have everything; half a merge is of no use to anybody.
-        let _ = fs::remove_file(out.join(JOURNAL));
+        // The shards have everything; half a merge is of no use.
+        journal.discard();
     }
     written.map(|()| Merged {
         runs: rows.len(),

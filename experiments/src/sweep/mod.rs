@@ -2,7 +2,7 @@
 //!
 //! [`Sweep::read`] turns a TOML file into a list of [`Run`]s, checking every name in it; [`Sweep::start`] does them, in
 //! parallel, each through a [`Runner`]. A finished run is a [`Row`], and its first place is the [`journal`]: it
-//! outlives a kill at any moment. Tables ([`table`]) are made from the journal, by [`Sweep::start`] for one sweep and by
+//! outlives a kill at any moment. Tables ([`table`]) and a page are made from the journal, by [`Sweep::start`] for one sweep and by
 //! [`merge`] for shards.
 
 #[cfg(feature = "parquet")]
@@ -12,6 +12,7 @@ mod error;
 pub mod journal;
 mod merge;
 mod plan;
+mod results;
 mod row;
 mod run;
 mod schedule;
@@ -61,3 +62,5 @@ pub trait Runner: Sync {
 pub const JOURNAL: &str = "journal.jsonl";
 /// The names of the tables.
 pub const TABLES: [&str; 2] = ["results.csv", "results.parquet"];
+/// The name of the page about them.
+pub const PAGE: &str = "report.html";

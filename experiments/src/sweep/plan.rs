@@ -1,6 +1,6 @@
 //! A sweep: the list of its runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hmm_backend::LinkModel;
 
@@ -149,6 +149,21 @@ impl Sweep {
     /// The runs of a part.
     pub fn part(&self, shard: Shard) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(move |run| shard.has(run.index))
+    }
+
+    /// The traces that are replayed, each once.
+    pub(super) fn traces(&self) -> impl Iterator<Item = &Path> {
+        let mut traces: Vec<_> = self
+            .runs
+            .iter()
+            .filter_map(|run| match &run.source {
+                Source::Trace(trace) => Some(trace.path.as_path()),
+                Source::Live(_) | Source::Model(_) => None,
+            })
+            .collect();
+        traces.sort_unstable();
+        traces.dedup();
+        traces.into_iter()
     }
 
     /// A row with the configuration of this run.

@@ -1,6 +1,7 @@
 //! From a sweep to its tables.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -8,16 +9,20 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::error::SweepError;
 use super::journal::{FORMAT, Header, Journal, Writer};
 use super::plan::{Sweep, VERSION};
+use super::results::Results;
 use super::row::Row;
 use super::schedule::{self, Parallel};
 use super::shard::Shard;
-use super::{JOURNAL, Runner, table};
+use super::{JOURNAL, Runner};
+use crate::output::Files;
 
 /// How a sweep is done.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where the journal and the tables go.
     pub folder: PathBuf,
+    /// What the sweep is made of besides its traces, and what that is: nothing is written over it.
+    pub reads: Vec<(&'static str, PathBuf)>,
     /// Which part of it.
     pub shard: Shard,
     /// Go on where another process has stopped.
@@ -40,7 +45,7 @@ pub struct Done {
 }
 
 impl Sweep {
-    /// Does the runs of a shard that are not in its journal, then writes the tables. Replays give the same tables
+    /// Does the runs of a shard that are not in its journal, then writes the tables and the page. Replays give the same tables
     /// however many are done at a time.
     ///
     /// # Errors
@@ -55,7 +60,15 @@ impl Sweep {
             runs: self.runs.len(),
             shard: settings.shard,
         };
-        let path = settings.folder.join(JOURNAL);
+        let mut files = Files::default();
+        for (what, path) in &settings.reads {
+            files.reads(what, path);
+        }
+        for path in self.traces() {
+            files.reads("a trace of the sweep", path);
+        }
+        let path = claim_journal(&settings.folder, &mut files)?;
+        let results = Results::open(&settings.folder, &mut files)?;
         let (mut journal, mut rows) = Writer::open(&path, &header, settings.resume)?;
         let finished: Vec<usize> = rows
             .iter()
@@ -84,12 +97,12 @@ impl Sweep {
                 rows.insert(finished.run.index, row);
                 bar.inc(1);
             }
-            Ok(())
+            Ok::<(), SweepError>(())
         });
         bar.finish_and_clear();
         result?;
 
-        write_tables(&settings.folder, &rows)?;
+        results.write(&settings.folder, &rows)?;
         Ok(Done {
             runs,
             skipped,
@@ -116,11 +129,16 @@ fn failure(row: &Row, error: &str) -> String {
     )
 }
 
-/// Writes both tables of a folder.
-pub(super) fn write_tables(folder: &Path, rows: &BTreeMap<usize, Row>) -> Result<(), SweepError> {
-    let rows: Vec<&Row> = rows.values().collect();
-    table::write_csv(&folder.join(super::TABLES[0]), &rows)?;
-    table::write_parquet(&folder.join(super::TABLES[1]), &rows)
+/// Makes a sweep's folder, and sees that the journal in it is nothing else. Returns where it is.
+pub(super) fn claim_journal(folder: &Path, files: &mut Files) -> Result<PathBuf, SweepError> {
+    fs::create_dir_all(folder).map_err(|error| SweepError::File {
+        doing: "making folder",
+        path: folder.to_owned(),
+        error,
+    })?;
+    let path = folder.join(JOURNAL);
+    files.appended("the journal", &path)?;
+    Ok(path)
 }
 
 /// The results in a sweep's folder, or of a journal.

@@ -1,20 +1,22 @@
-//! Rows as CSV and Parquet. Each table is written beside its place and then put there, so that there is never half a
-//! table under its name.
+//! Rows as CSV and Parquet.
+
+use std::fmt::Display;
+#[cfg(feature = "parquet")]
+use std::io::{BufWriter, Write};
+use std::path::Path;
 
 use super::error::SweepError;
 use super::row::{COLUMNS, Row};
-use crate::output;
-use std::fs::File;
-use std::io::BufWriter;
-use std::path::Path;
+use crate::output::Output;
 
-/// Writes a CSV file with a line of names. What a run does not have is empty.
+/// Writes a line of names and a line for each row as CSV. What a run does not have is empty.
 ///
 /// # Errors
-/// The file cannot be written; nothing is left of it then.
-pub fn write_csv(path: &Path, rows: &[&Row]) -> Result<(), SweepError> {
-    put(path, |file| {
-        let mut writer = csv::Writer::from_writer(file);
+/// The output cannot be written.
+pub fn write_csv(output: &mut Output, rows: &[&Row]) -> Result<(), SweepError> {
+    let path = output.path().to_owned();
+    let write = || {
+        let mut writer = csv::Writer::from_writer(output);
         if rows.is_empty() {
             writer.write_record(COLUMNS.iter().map(|(name, _)| name))?;
         }
@@ -23,30 +25,25 @@ pub fn write_csv(path: &Path, rows: &[&Row]) -> Result<(), SweepError> {
         }
         writer.flush()?;
         Ok(())
-    })
+    };
+    write().map_err(|error: csv::Error| failed(&path, error))
 }
 
-/// Writes a Parquet file; without the feature `parquet`, none. What a run does not have is null.
+/// Writes rows as Parquet. What a run does not have is null.
 ///
 /// # Errors
-/// The file cannot be written; nothing is left of it then.
-pub fn write_parquet(path: &Path, rows: &[&Row]) -> Result<(), SweepError> {
-    #[cfg(feature = "parquet")]
-    put(path, |file| {
-        super::columns::write(file, rows).map_err(Into::into)
-    })?;
-    let _ = (path, rows);
-    Ok(())
+/// The output cannot be written.
+#[cfg(feature = "parquet")]
+pub fn write_parquet(output: &mut Output, rows: &[&Row]) -> Result<(), SweepError> {
+    let path = output.path().to_owned();
+    let mut buffered = BufWriter::new(output);
+    super::columns::write(&mut buffered, rows).map_err(|error| failed(&path, error))?;
+    buffered.flush().map_err(|error| failed(&path, error))
 }
 
-type Failure = Box<dyn std::error::Error>;
-
-fn put(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), Failure>,
-) -> Result<(), SweepError> {
-    output::put(path, write).map_err(|error| SweepError::Table {
+pub(super) fn failed(path: &Path, error: impl Display) -> SweepError {
+    SweepError::Table {
         path: path.to_owned(),
         what: format!("{error}; the runs are safe in the journal"),
-    })
+    }
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::output::OutputError;
+
 /// Why a trace cannot be written or read.
 #[derive(Debug, Error)]
 pub enum TraceError {
@@ -19,6 +21,9 @@ pub enum TraceError {
         #[source]
         error: io::Error,
     },
+    /// The output is refused.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// Something else than a trace.
     #[error(
         "{} is not a trace of Hmmvisor: it does not begin with `HMMTRACE`; other programs' traces become one by `hmmvisor trace import`",

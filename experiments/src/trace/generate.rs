@@ -1,6 +1,5 @@
 //! Access traces of the built-in workloads.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hmmvisor_accesses::{AccessError, Settings};
@@ -9,6 +8,7 @@ use thiserror::Error;
 use super::error::TraceError;
 use super::meta::{TraceKind, TraceMeta, TraceTotals};
 use super::writer::TraceWriter;
+use crate::output::Output;
 
 /// Why there is no access trace, or not all of it.
 #[derive(Debug, Error)]
@@ -21,14 +21,14 @@ pub enum GenerateError {
     Trace(#[from] TraceError),
 }
 
-/// Writes the accesses of a workload into a new trace. See [`hmmvisor_accesses::generate`] for what is in it.
-pub fn generate(settings: &Settings, path: &Path) -> Result<TraceTotals, GenerateError> {
-    struct Output {
+/// Writes the accesses of a workload into a trace. See [`hmmvisor_accesses::generate`] for what is in it.
+pub fn generate(settings: &Settings, output: Output) -> Result<TraceTotals, GenerateError> {
+    struct Sink {
         writer: TraceWriter,
         error: Option<TraceError>,
     }
-    fn lock(output: &Mutex<Option<Output>>) -> MutexGuard<'_, Option<Output>> {
-        output.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(sink: &Mutex<Option<Sink>>) -> MutexGuard<'_, Option<Sink>> {
+        sink.lock().unwrap_or_else(PoisonError::into_inner)
     }
     // Before the file: what is refused leaves none.
     let params = hmmvisor_accesses::check(settings)?;
@@ -43,21 +43,21 @@ pub fn generate(settings: &Settings, path: &Path) -> Result<TraceTotals, Generat
         memory: settings.memory,
         ..TraceMeta::default()
     };
-    let mut writer = TraceWriter::create(path, &meta)?;
+    let mut writer = TraceWriter::new(output, &meta)?;
     writer.threads((0..settings.vcpus).map(|vcpu| (vcpu + 1, vcpu)).collect());
-    let output = Arc::new(Mutex::new(Some(Output {
+    let sink = Arc::new(Mutex::new(Some(Sink {
         writer,
         error: None,
     })));
-    let sink = output.clone();
+    let shared = sink.clone();
     let result = hmmvisor_accesses::generate(settings, move |event| {
-        if let Some(output) = &mut *lock(&sink)
-            && output.error.is_none()
+        if let Some(sink) = &mut *lock(&shared)
+            && sink.error.is_none()
         {
-            output.error = output.writer.write(&[event]).err();
+            sink.error = sink.writer.write(&[event]).err();
         }
     });
-    let Some(Output { mut writer, error }) = lock(&output).take() else {
+    let Some(Sink { mut writer, error }) = lock(&sink).take() else {
         unreachable!("taken only here");
     };
     if let Some(error) = error {

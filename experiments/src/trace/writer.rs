@@ -1,9 +1,10 @@
 //! Writing a trace.
 
 use std::collections::BTreeMap;
+#[cfg(test)]
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
 
 use hmm_backend::{Event, EventKind};
 use serde::Serialize;
@@ -14,15 +15,16 @@ use super::format::{
     BLOCK_EVENTS, BlockHeader, BlockKind, MAGIC, META_LIMIT, PAYLOAD_LIMIT, VERSION,
 };
 use super::meta::{Machine, TraceMeta, TraceTotals};
+use crate::output::{Files, Output};
 
 /// Fast, and the columns are already small.
 const LEVEL: i32 = 1;
 
 /// Writes a trace file. What was flushed is in the file for good: if the process dies, a reader gets all
-/// of it. What was not ended by [`TraceWriter::finish`] is recognized as unfinished.
+/// of it. What was not ended by [`TraceWriter::finish`] is recognized as unfinished; it does not replace a file that was
+/// there, see [`Files::growing`].
 pub struct TraceWriter {
-    file: File,
-    path: PathBuf,
+    output: Output,
     /// The file is good up to here.
     length: u64,
     compressor: zstd::bulk::Compressor<'static>,
@@ -36,25 +38,30 @@ pub struct TraceWriter {
 }
 
 impl TraceWriter {
-    /// Creates the file, replacing one that is there, and writes its header.
+    /// Opens the file and writes its header.
     pub fn create(path: &Path, meta: &TraceMeta) -> Result<TraceWriter, TraceError> {
-        let failed = |error| TraceError::io("creating", path)(error);
+        let output = Files::default().growing("the trace", path)?;
+        TraceWriter::new(output, meta)
+    }
+
+    /// Writes the header of a trace.
+    pub fn new(mut output: Output, meta: &TraceMeta) -> Result<TraceWriter, TraceError> {
+        let path = output.path().to_owned();
+        let failed = |error| TraceError::io("creating", &path)(error);
         let json = json(meta);
         if json.len() > META_LIMIT as usize {
             return Err(failed(io::Error::other(
                 "its description is longer than 1 MiB",
             )));
         }
-        let mut file = File::create(path).map_err(failed)?;
         let mut header = Vec::from(MAGIC);
         header.extend(VERSION.to_le_bytes());
         header.extend((json.len() as u32).to_le_bytes());
         header.extend(crc32fast::hash(&json).to_le_bytes());
         header.extend(&json);
-        file.write_all(&header).map_err(failed)?;
+        output.write_all(&header).map_err(failed)?;
         Ok(TraceWriter {
-            file,
-            path: path.to_owned(),
+            output,
             length: header.len() as u64,
             compressor: zstd::bulk::Compressor::new(LEVEL).map_err(failed)?,
             pending: Vec::new(),
@@ -158,7 +165,12 @@ impl TraceWriter {
 
     #[cfg(test)]
     pub(super) fn file(&mut self) -> &mut File {
-        &mut self.file
+        self.output.file()
+    }
+
+    /// Whether a file that was there stays as it is unless the trace is finished.
+    pub fn replaces(&self) -> bool {
+        self.output.replaces()
     }
 
     /// Bytes of the file so far.
@@ -166,13 +178,27 @@ impl TraceWriter {
         self.length
     }
 
-    /// Writes the rest and the end. Returns what the file holds. After an error the file may have an end all the same,
-    /// which says what was lost.
+    /// Writes the rest and the end, and puts the trace in its place. Returns what it holds.
     pub fn finish(mut self) -> Result<TraceTotals, TraceError> {
+        self.end()?;
+        let totals = self.totals.clone();
+        self.commit()?;
+        Ok(totals)
+    }
+
+    /// Writes the rest and the end. After an error the file may have an end all the same, which says what was lost.
+    pub fn end(&mut self) -> Result<(), TraceError> {
         let flushed = self.flush();
         let end = self.note();
         let ended = self.put(BlockKind::End, 0, &end);
-        flushed.and(ended).map(|()| self.totals)
+        flushed.and(ended)
+    }
+
+    /// Puts the trace in its place, if it is not there already.
+    pub fn commit(self) -> Result<(), TraceError> {
+        let path = self.output.path().to_owned();
+        let committed = self.output.commit();
+        committed.map_err(TraceError::io("writing", &path))
     }
 
     fn note(&mut self) -> Vec<u8> {
@@ -189,13 +215,12 @@ impl TraceWriter {
         let payload = self
             .compressor
             .compress(raw)
-            .map_err(TraceError::io("compressing", &self.path))?;
+            .map_err(TraceError::io("compressing", self.output.path()))?;
         let header = BlockHeader::new(kind, events, raw.len() as u32, &payload);
         self.block.clear();
         self.block.extend(header.encode());
         self.block.extend(&payload);
-        let result = self.file.write_all(&self.block);
-        match result {
+        match self.output.write_all(&self.block) {
             Ok(()) => {
                 self.length += self.block.len() as u64;
                 Ok(())
@@ -203,9 +228,8 @@ impl TraceWriter {
             Err(error) => {
                 // Half a block would only be in the way of a later one. If this fails, too, readers find a
                 // truncated file, which is what it is.
-                let _ = self.file.set_len(self.length);
-                let _ = self.file.seek(SeekFrom::Start(self.length));
-                Err(TraceError::io("writing", &self.path)(error))
+                let _ = self.output.cut(self.length);
+                Err(TraceError::io("writing", self.output.path())(error))
             }
         }
     }

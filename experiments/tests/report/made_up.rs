@@ -224,6 +224,7 @@ pub fn sweep(folder: &Path, sizes: &[&str], seeds: u32) {
     std::fs::write(&file, text).unwrap();
     let settings = Settings {
         folder: folder.to_owned(),
+        reads: Vec::new(),
         shard: Shard::WHOLE,
         resume: false,
         parallel: Parallel { jobs: 2, live: 2 },

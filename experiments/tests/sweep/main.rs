@@ -127,6 +127,7 @@ impl Folder {
 fn settings(folder: &Path) -> Settings {
     Settings {
         folder: folder.to_owned(),
+        reads: Vec::new(),
         shard: Shard::WHOLE,
         resume: false,
         parallel: Parallel { jobs: 3, live: 1 },

@@ -4,6 +4,7 @@
 use std::io::{self, ErrorKind, Write};
 
 use anyhow::{Context, Result};
+use hmmvisor_experiments::output::Files;
 
 /// Writes to standard output. Whoever has closed the pipe, like `head`, has read enough: that is no error.
 pub fn print(text: &str) -> Result<()> {
@@ -11,6 +12,17 @@ pub fn print(text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result.context("writing to standard output"),
+    }
+}
+
+/// Says what has been done: on standard output, or on standard error if an output of the command goes there.
+pub fn status(files: &Files, text: &str) -> Result<()> {
+    match files.use_stdout() {
+        true => {
+            note(text);
+            Ok(())
+        }
+        false => print(text),
     }
 }
 

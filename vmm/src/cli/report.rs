@@ -1,17 +1,18 @@
 //! `hmmvisor report`.
 
-use std::io::{self, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hmmvisor_abi::map;
-use hmmvisor_experiments::output;
+use hmmvisor_experiments::output::{Files, Output, shown};
 use hmmvisor_experiments::report::{RunMeta, RunReport, sweep_page};
+use hmmvisor_experiments::sweep::JOURNAL;
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 
-use super::output::{note, print};
+use super::output::{note, status};
 
 /// Options of `report`.
 #[derive(Args)]
@@ -19,7 +20,7 @@ pub struct ReportArgs {
     /// A trace file, or the folder of a sweep
     #[arg(value_name = "RUN|SWEEP")]
     about: PathBuf,
-    /// Where the page goes
+    /// Where the page goes; - for standard output
     #[arg(long, short, value_name = "FILE.html")]
     output: PathBuf,
 }
@@ -36,28 +37,32 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
             about.display()
         );
     }
-    if output::is_input(about, output) {
-        bail!(
-            "writing report {}: that is the trace itself; name another file",
-            output.display()
-        );
+    let mut files = Files::default();
+    let is_sweep = is_sweep(about);
+    match is_sweep {
+        true if about.is_dir() => files.reads("the sweep's journal", &about.join(JOURNAL)),
+        true => files.reads("the sweep's journal", about),
+        false => files.reads("the trace", about),
     }
-    match is_sweep(about) {
-        true => report_sweep(about, output)?,
-        false => put(output, &run_page(about)?)?,
-    }
-    print(&format!("{}\n", output.display()))?;
+    // Before the work, which may be long.
+    let page = files.whole("the report", output)?;
+    let html = match is_sweep {
+        true => sweep_page(about)?,
+        false => run_page(about)?,
+    };
+    put(page, &html)?;
+    status(&files, &format!("{}\n", output.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the page about a sweep's folder or journal.
-pub fn report_sweep(about: &Path, output: &Path) -> Result<()> {
-    put(output, &sweep_page(about)?)
-}
-
-fn put(path: &Path, html: &str) -> Result<()> {
-    let written: io::Result<()> = output::put(path, |file| file.write_all(html.as_bytes()));
-    written.with_context(|| format!("writing report {}", path.display()))
+fn put(mut page: Output, html: &str) -> Result<()> {
+    let path = page.path().to_owned();
+    let written = page.write_all(html.as_bytes()).and_then(|()| page.commit());
+    match written {
+        // Who has closed the pipe has read enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.with_context(|| format!("writing the report to {}", shown(&path))),
+    }
 }
 
 /// Folders are sweeps, and so are journals.

@@ -1,6 +1,6 @@
 //! Options of `run`, over the configuration file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -76,7 +76,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "TEMPLATE")]
     cpu: Option<Template>,
     /// Where the serial port leads: auto (a terminal if standard input is one, where Ctrl-A x quits; otherwise as stdio), stdio
-    /// (standard input and output as they are), or a file for the output [default: auto]
+    /// (standard input and output as they are), or a file for the output, - being standard output [default: auto]
     #[arg(long, value_name = "auto|stdio|FILE")]
     console: Option<ConsoleChoice>,
     /// End the run when the guest has accessed no device for this many seconds; idle systems access none either [default: never]
@@ -98,15 +98,21 @@ pub struct RunArgs {
     #[arg(long)]
     rng: bool,
     /// Write the figures as one JSON object; with `-` to standard output, and all else to standard
-    /// error
+    /// error. A file that is there is replaced at the end of the run
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
-    /// Write a trace of all faults, migrations and frees; `hmmvisor trace` reads it
-    #[arg(long, value_name = "FILE")]
+    /// Write a trace of all faults, migrations and frees; `hmmvisor trace` reads it. A trace that is there is replaced when the
+    /// new one is whole
+    #[arg(long, value_name = "FILE|-")]
     record: Option<PathBuf>,
 }
 
 impl RunArgs {
+    /// The configuration file.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// The configuration file, or the defaults, with the options on top.
     pub fn config(self) -> Result<Config> {
         let mut config = match &self.config {

@@ -1,7 +1,8 @@
 //! `hmmvisor sweep`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::iter;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -17,8 +18,8 @@ use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings as Accesses;
 use hmmvisor_experiments::replay::FileReplay;
 use hmmvisor_experiments::sweep::{
-    Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceFacts, Workload,
-    merge, runs,
+    Measured, PAGE, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceFacts,
+    Workload, merge, runs,
 };
 use hmmvisor_experiments::trace::{Tail, TraceReader};
 use hmmvisor_guest_images as guest_images;
@@ -27,10 +28,6 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::output::{note, print};
-use super::report::report_sweep;
-
-/// The page about a sweep, in its folder.
-const PAGE: &str = "report.html";
 
 /// Options of `sweep`.
 #[derive(Args)]
@@ -72,7 +69,6 @@ enum SweepCommand {
 pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     if let Some(SweepCommand::Merge { folders, output }) = args.command {
         let merged = merge(&folders, &output)?;
-        report_sweep(&output, &output.join(PAGE))?;
         print(&format!("{}: {}\n", runs(merged.runs), results(&output)))?;
         return end(&merged.failed);
     }
@@ -80,15 +76,19 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         bail!("no sweep file given");
     };
     let folder = args.output.unwrap_or_else(|| file.with_extension(""));
-    let program = std::env::current_exe()?;
     let runner = CommandRunner {
-        traces: Traces::beside(&folder, &program),
-        program,
+        traces: Traces::beside(&folder),
     };
     let sweep = Sweep::read(&file, &runner)?;
+    let scripts = sweep.runs.iter().filter_map(|run| script(&run.policy.spec));
+    let scripts: BTreeSet<PathBuf> = scripts.collect();
+    let scripts = scripts.into_iter().map(|path| ("a policy script", path));
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let settings = Settings {
         folder,
+        reads: iter::once(("the sweep file", file))
+            .chain(scripts)
+            .collect(),
         shard: args.shard.unwrap_or(Shard::WHOLE),
         resume: args.resume,
         parallel: Parallel {
@@ -98,7 +98,6 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         progress: true,
     };
     let done = sweep.start(&settings, &runner)?;
-    report_sweep(&settings.folder, &settings.folder.join(PAGE))?;
     let failed = done.failed.len();
     let mut text = format!("{} done", runs(done.runs - failed));
     if failed > 0 {
@@ -133,8 +132,24 @@ fn results(folder: &Path) -> String {
 /// Does live runs in processes of their own: they measure their own memory and threads, and one that crashes takes no
 /// other with it.
 struct CommandRunner {
-    program: PathBuf,
     traces: Traces,
+}
+
+/// The program of this process, also after its file has been replaced or removed: all runs of a sweep are done by the
+/// program that began it.
+fn this_program() -> Command {
+    // Looked up by the new process, which is this program until then.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("hmmvisor");
+    command
+}
+
+/// The file of a policy that is a script.
+fn script(spec: &str) -> Option<PathBuf> {
+    match spec.parse() {
+        Ok(PolicyChoice::Script(script)) => Some(script.path),
+        _ => None,
+    }
 }
 
 impl Runner for CommandRunner {
@@ -202,8 +217,6 @@ impl Runner for CommandRunner {
 /// They are in a folder of their own, which is made with the first of them: runs begin when the journal is locked, so a
 /// sweep that is refused touches nothing. Its name is new, so what goes at the end is what this process has made.
 struct Traces {
-    /// This one.
-    program: PathBuf,
     /// The sweep's.
     folder: PathBuf,
     own: OnceLock<Result<TempDir, String>>,
@@ -217,9 +230,8 @@ struct Made {
 }
 
 impl Traces {
-    fn beside(folder: &Path, program: &Path) -> Traces {
+    fn beside(folder: &Path) -> Traces {
         Traces {
-            program: program.to_owned(),
             folder: folder.to_owned(),
             own: OnceLock::new(),
             made: Mutex::default(),
@@ -266,7 +278,7 @@ impl Traces {
     /// In a process of its own: the guest's sources have state that outlives them, so what one run leaves behind would
     /// keep others from being made, and only processes can make several at a time.
     fn generate(&self, workload: &Workload, seed: u64, path: &Path) -> Result<(), String> {
-        let mut command = Command::new(&self.program);
+        let mut command = this_program();
         command
             .args(["trace", "generate", &workload.name, "--output"])
             .arg(path)
@@ -284,10 +296,10 @@ fn output(mut command: Command, params: &[(String, String)]) -> Result<Vec<u8>, 
         command.arg(format!("--param={name}={value}"));
     }
     end_with_parent(&mut command);
-    let output = command.stdin(Stdio::null()).output().map_err(|error| {
-        let program = command.get_program().display();
-        format!("starting {program}: {error}")
-    })?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("starting this program in another process: {error}"))?;
     if !output.status.success() {
         // Before its error, a run says what the guest has said.
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -373,7 +385,7 @@ fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
 
 impl CommandRunner {
     fn live(&self, workload: &Workload, run: &Run) -> Result<Measured, String> {
-        let mut command = Command::new(&self.program);
+        let mut command = this_program();
         command
             .args(["run", "--json", "-"])
             .args(["--workload", &workload.name])
@@ -448,6 +460,7 @@ fn measured(json: &Value) -> Result<Measured, String> {
 mod tests {
     use std::fs;
 
+    use hmmvisor_experiments::output::Files;
     use hmmvisor_experiments::sweep::Policy;
     use hmmvisor_experiments::trace::generate;
     use serde_json::json;
@@ -470,7 +483,8 @@ mod tests {
             memory: 16 << 20,
         };
         let trace = folder.path().join("t");
-        generate(&accesses(&workload, 1), &trace).unwrap();
+        let output = Files::default().whole("the trace", &trace).unwrap();
+        generate(&accesses(&workload, 1), output).unwrap();
         let run = Run {
             index: 0,
             source: Source::Model(workload),

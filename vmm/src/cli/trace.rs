@@ -9,12 +9,12 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings;
-use hmmvisor_experiments::output::is_input;
+use hmmvisor_experiments::output::{Files, shown};
 use hmmvisor_experiments::trace::export::{ExportError, Format, export};
 use hmmvisor_experiments::trace::import;
 use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
 
-use super::output::print;
+use super::output::{print, status};
 
 /// What can be done with traces.
 #[derive(Subcommand)]
@@ -40,7 +40,7 @@ pub enum TraceCommand {
         /// csv, parquet or perfetto
         #[arg(long, value_name = "FORMAT")]
         format: Format,
-        /// Where to
+        /// Where to; - for standard output
         #[arg(long, short, value_name = "FILE")]
         output: PathBuf,
     },
@@ -67,7 +67,7 @@ pub struct GenerateArgs {
     /// Seed of the workload's pseudo-random numbers
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Where to
+    /// Where to; - for standard output
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 }
@@ -82,8 +82,10 @@ impl GenerateArgs {
             memory: self.memory.0,
             seed: self.seed,
         };
-        let totals = generate(&settings, &self.output)?;
-        written(totals.events, &self.output, "")
+        let mut files = Files::default();
+        let output = files.growing("the trace", &self.output)?;
+        let totals = generate(&settings, output)?;
+        written(&files, totals.events, &self.output, "")
     }
 }
 
@@ -103,7 +105,7 @@ pub struct ImportArgs {
     /// nothing migrates
     #[arg(long, value_name = "N")]
     device: Option<u8>,
-    /// Where to
+    /// Where to; - for standard output
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 }
@@ -124,22 +126,31 @@ impl ImportArgs {
             import::Format::Csv => import::Format::Csv,
         };
         let name = self.input.display().to_string();
+        let mut files = Files::default();
         let input: Box<dyn Read> = match name.as_str() {
-            "-" => Box::new(io::stdin()),
-            _ => Box::new(File::open(&self.input).with_context(|| format!("opening {name}"))?),
+            "-" => {
+                files.reads_open("the input", io::stdin());
+                Box::new(io::stdin())
+            }
+            _ => {
+                let file = File::open(&self.input).with_context(|| format!("opening {name}"))?;
+                files.reads_open("the input", &file);
+                Box::new(file)
+            }
         };
-        if is_input(&self.input, &self.output) {
-            bail!("{name} is input and output; name another file");
-        }
+        let output = files.growing("the trace", &self.output)?;
         let input = BufReader::with_capacity(1 << 18, input);
-        let totals = import::import(input, &name, format, &self.output)?;
-        written(totals.events, &self.output, "")
+        let totals = import::import(input, &name, format, output)?;
+        written(&files, totals.events, &self.output, "")
     }
 }
 
-fn written(events: u64, output: &Path, note: &str) -> Result<ExitCode> {
-    let output = output.display();
-    print(&format!("{events} events written to {output}{note}\n"))?;
+fn written(files: &Files, events: u64, output: &Path, note: &str) -> Result<ExitCode> {
+    let output = shown(output);
+    status(
+        files,
+        &format!("{events} events written to {output}{note}\n"),
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -163,9 +174,12 @@ impl TraceCommand {
                 format,
                 output,
             } => {
+                let mut files = Files::default();
+                files.reads("the trace", &file);
                 let trace = TraceReader::open(&file)?;
+                let export_to = files.whole("the events", &output)?;
                 let tail = trace.tail();
-                let events = match export(trace, format, &output) {
+                let events = match export(trace, format, export_to) {
                     // Exported into a pipe, and whoever reads it has read enough.
                     Err(ExportError::Output { error, .. })
                         if error.kind() == ErrorKind::BrokenPipe =>
@@ -180,7 +194,7 @@ impl TraceCommand {
                         "; the trace was not finished, see `hmmvisor trace info`"
                     }
                 };
-                written(events, &output, note)
+                written(&files, events, &output, note)
             }
         }
     }

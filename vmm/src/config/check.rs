@@ -1,7 +1,5 @@
 //! What can be told about a configuration before anything starts.
 
-use std::path::Path;
-
 use hmm_backend::{DeviceId, Hint, PAGE_SIZE, Place};
 use hmmvisor_abi::map;
 use hmmvisor_policies::PolicyChoice;
@@ -103,14 +101,6 @@ impl Config {
             if !is_word(name) || !is_word(value) || name.contains('=') {
                 return Err(ConfigError::Param(format!("{name}={value}")));
             }
-        }
-        // A run may take hours; a wrong path should not only show at its end.
-        let json = self.json.as_deref().filter(|path| path.as_os_str() != "-");
-        for (what, path) in [
-            ("the JSON report", json),
-            ("the trace", self.record.as_deref()),
-        ] {
-            path.map_or(Ok(()), |path| check_output(what, path))?;
         }
         Ok(())
     }
@@ -298,27 +288,6 @@ impl Config {
 }
 
 /// Whether a file can be written there, as far as that shows without writing it.
-fn check_output(what: &'static str, path: &Path) -> Result<(), ConfigError> {
-    let refuse = |why: &str| {
-        Err(ConfigError::Output {
-            what,
-            path: path.to_owned(),
-            why: why.to_owned(),
-        })
-    };
-    let folder = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    if path.is_dir() {
-        refuse("it is a folder; name a file in it")
-    } else if !folder.is_dir() {
-        refuse("its folder does not exist; make it first")
-    } else {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -394,14 +363,6 @@ mod tests {
         );
         assert!(complaint(|config| config.service.cpus = Some(vec![2])).contains("only [0, 1]"));
         assert!(complaint(|config| config.service.cpus = Some(vec![])).contains("empty"));
-        assert!(complaint(|config| config.json = Some("/".into())).contains("folder"));
-        assert!(
-            complaint(|config| config.json = Some("/nosuch/x".into())).contains("does not exist")
-        );
-        assert!(
-            complaint(|config| config.record = Some("/nosuch/x".into()))
-                .contains("writing the trace to /nosuch/x: its folder does not exist")
-        );
         assert!(complaint(|config| config.machine.watchdog = Some(0)).contains("from 1 to 86400"));
         assert_eq!(
             complaint(|config| config.boot.cmdline = Some("quiet".into())),

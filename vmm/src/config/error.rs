@@ -109,14 +109,4 @@ pub enum ConfigError {
         /// Why not.
         why: String,
     },
-    /// The report or the trace could not be written.
-    #[error("writing {what} to {}: {why}", path.display())]
-    Output {
-        /// What: `the JSON report`, `the trace`.
-        what: &'static str,
-        /// Where to.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
 }

@@ -1,13 +1,13 @@
 //! CSV: a line with the columns' names, then one for each event.
 
-use std::fs::File;
 use std::io::{self, BufWriter};
 
 use super::row::{COLUMNS, Row};
 use super::{Written, each_event};
+use crate::output::Output;
 use crate::trace::TraceReader;
 
-pub fn write(trace: &mut TraceReader, file: File) -> Written {
+pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let threads = trace.totals().threads.clone();
     let mut out = csv::Writer::from_writer(BufWriter::with_capacity(1 << 18, file));
     out.write_record(COLUMNS).map_err(failed)?;

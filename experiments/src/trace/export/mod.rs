@@ -7,16 +7,15 @@ mod perfetto;
 mod residency;
 mod row;
 
-use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use thiserror::Error;
 
 use super::error::TraceError;
 use super::reader::TraceReader;
-use crate::output::is_input;
+use crate::output::{Output, shown};
 
 pub use row::COLUMNS;
 
@@ -49,11 +48,11 @@ impl FromStr for Format {
 /// Why a trace was not exported, or not all of it.
 #[derive(Debug, Error)]
 pub enum ExportError {
-    /// The trace. The output holds what comes before.
+    /// The trace. The output holds what comes before, if it replaces nothing.
     #[error(transparent)]
     Trace(#[from] TraceError),
-    /// The output; there is none then.
-    #[error("writing {}: {error}", path.display())]
+    /// The output; what was there before still is.
+    #[error("writing {}: {error}", shown(path))]
     Output {
         /// Where to.
         path: PathBuf,
@@ -68,42 +67,36 @@ pub enum ExportError {
     NoParquet,
 }
 
-/// Writes a trace's events to a new file. Returns how many.
+/// Writes a trace's events. Returns how many.
 ///
-/// A trace that is corrupt somewhere is exported up to there and then reported.
-pub fn export(mut trace: TraceReader, format: Format, output: &Path) -> Result<u64, ExportError> {
+/// A trace that is corrupt somewhere is exported up to there, unless that would replace a file, and then reported.
+pub fn export(
+    mut trace: TraceReader,
+    format: Format,
+    mut output: Output,
+) -> Result<u64, ExportError> {
     #[cfg(not(feature = "parquet"))]
     if format == Format::Parquet {
         return Err(ExportError::NoParquet);
     }
+    let path = output.path().to_owned();
     let fail = |error| ExportError::Output {
-        path: output.to_owned(),
+        path: path.clone(),
         error,
     };
-    // Whoever exports onto the trace itself would lose it.
-    if is_input(trace.path(), output) {
-        return Err(fail(io::Error::other(
-            "that is the trace itself; name another file",
-        )));
-    }
-    let file = File::create(output).map_err(fail)?;
     let result = match format {
-        Format::Csv => csv::write(&mut trace, file),
+        Format::Csv => csv::write(&mut trace, &mut output),
         #[cfg(feature = "parquet")]
-        Format::Parquet => parquet::write(&mut trace, file),
+        Format::Parquet => parquet::write(&mut trace, &mut output),
         #[cfg(not(feature = "parquet"))]
         Format::Parquet => unreachable!("refused above"),
-        Format::Perfetto => perfetto::write(&mut trace, file),
+        Format::Perfetto => perfetto::write(&mut trace, &mut output),
     };
-    match result {
-        Ok((events, None)) => Ok(events),
-        Ok((_, Some(error))) => Err(error.into()),
-        Err(error) => {
-            // Not a pipe or a device.
-            if output.is_file() {
-                let _ = fs::remove_file(output);
-            }
-            Err(fail(error))
+    match result.map_err(fail)? {
+        (events, None) => output.commit().map(|()| events).map_err(fail),
+        (_, Some(error)) => {
+            output.keep_part().map_err(fail)?;
+            Err(error.into())
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Parquet: the same columns as CSV, with types; the trace's description is in the file's metadata under the key `hmmvisor`.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use parquet::schema::parser::parse_message_type;
 
 use super::row::Row;
 use super::{Written, each_event};
+use crate::output::Output;
 use crate::trace::TraceReader;
 
 /// Rows in a group: what is held in memory.
@@ -35,7 +35,7 @@ const SCHEMA: &str = "message event {
     OPTIONAL BYTE_ARRAY hint (STRING);
 }";
 
-pub fn write(trace: &mut TraceReader, file: File) -> Written {
+pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let threads = trace.totals().threads.clone();
     let meta = serde_json::to_string(trace.meta())?;
     let properties = WriterProperties::builder()
@@ -61,7 +61,10 @@ pub fn write(trace: &mut TraceReader, file: File) -> Written {
     Ok(written)
 }
 
-fn write_group(out: &mut SerializedFileWriter<File>, rows: &[Row]) -> Result<(), ParquetError> {
+fn write_group(
+    out: &mut SerializedFileWriter<&mut Output>,
+    rows: &[Row],
+) -> Result<(), ParquetError> {
     let mut group = out.next_row_group()?;
     let mut index = 0;
     while let Some(mut column) = group.next_column()? {

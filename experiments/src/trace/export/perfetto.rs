@@ -4,7 +4,6 @@ mod messages;
 mod tracks;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 
 use hmm_backend::{Event, EventKind, PAGE_SIZE};
@@ -15,12 +14,13 @@ use self::tracks::{Track, Tracks};
 use super::residency::Residency;
 use super::row::access_name;
 use super::{Written, each_event};
+use crate::output::Output;
 use crate::trace::TraceReader;
 
 /// Bandwidth is what was moved in each of these, in nanoseconds.
 const WINDOW: u64 = 1_000_000;
 
-pub fn write(trace: &mut TraceReader, file: File) -> Written {
+pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let mut export = Export {
         tracks: Tracks::default(),
         threads: trace.totals().threads.clone(),

@@ -6,7 +6,6 @@ mod lackey;
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead};
-use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use self::addresses::Addresses;
 use super::error::TraceError;
 use super::meta::{Machine, TraceKind, TraceMeta, TraceTotals};
 use super::writer::TraceWriter;
+use crate::output::Output;
 
 /// What other programs write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,7 +88,7 @@ pub fn import(
     input: impl BufRead,
     source: &str,
     format: Format,
-    output: &Path,
+    output: Output,
 ) -> Result<TraceTotals, ImportError> {
     let meta = TraceMeta {
         kind: TraceKind::Access,
@@ -97,7 +97,7 @@ pub fn import(
         ..TraceMeta::default()
     };
     let mut importer = Importer {
-        writer: TraceWriter::create(output, &meta)?,
+        writer: TraceWriter::new(output, &meta)?,
         addresses: Addresses::default(),
         last: None,
         accesses: 0,

@@ -1,0 +1,458 @@
+//! The home of everything that a command writes to a place that the user names.
+//!
+//! A command tells [`Files`] what it reads, and then opens all of its outputs through it, before it begins its work:
+//! an output that cannot be written, or that is one of the inputs or another output, is refused while nothing has been
+//! lost. Files are compared by device and inode, and by folder and name where there is none yet, never by spelling.
+//!
+//! What becomes of the place:
+//!
+//! - **Nothing there.** The file appears with [`Output::commit`] if it is a [`Files::whole`] one: until then its data
+//!   has no name, and a killed process leaves nothing. A [`Files::growing`] or [`Files::live`] one is there at once, so
+//!   that others can read it while it grows; it is removed again if nothing was written.
+//! - **A file with something in it.** It stays as it is until [`Output::commit`]. Then the new file takes its place in
+//!   one step, under the real name behind any links, with the old one's mode and owner. Where that is not possible (it
+//!   has several names, attributes or another owner that a new file cannot have, or its folder cannot be written), room
+//!   is reserved and the file is written over. Only a live output, such as a console, is cut off at its first byte.
+//! - **A pipe, a terminal or another character device** is written to as it is. So is an open descriptor: `-`,
+//!   `/dev/stdout`, `/proc/self/fd/N`, links to these, and any name of the file that standard output leads to.
+//! - **A folder or a block device** is refused.
+
+mod aside;
+mod place;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::OFlags;
+use thiserror::Error;
+
+use self::aside::{Aside, Spool};
+use self::place::{Key, Place, STDOUT};
+
+/// Why an output was refused. Nothing has been changed then.
+#[derive(Debug, Error)]
+pub enum OutputError {
+    /// The same file is read by the command, or is another of its outputs.
+    #[error(
+        "writing {what} to {}: that is {other}; name another file",
+        shown(path)
+    )]
+    Taken {
+        /// What would be written.
+        what: &'static str,
+        /// Where to.
+        path: PathBuf,
+        /// What the file is already.
+        other: String,
+    },
+    /// Nothing can be written to such a place.
+    #[error("writing {what} to {}: {why}", shown(path))]
+    Unfit {
+        /// What would be written.
+        what: &'static str,
+        /// Where to.
+        path: PathBuf,
+        /// What the place is, and what to do.
+        why: &'static str,
+    },
+    /// The system refused.
+    #[error("writing {what} to {}: {error}", shown(path))]
+    System {
+        /// What would be written.
+        what: &'static str,
+        /// Where to.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+/// A path as messages show it.
+pub fn shown(path: &Path) -> String {
+    match path.as_os_str() == "-" {
+        true => "standard output".to_owned(),
+        false => path.display().to_string(),
+    }
+}
+
+/// The files of one command: what it reads, and what it writes.
+#[derive(Debug, Default)]
+pub struct Files {
+    known: Vec<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    what: &'static str,
+    path: PathBuf,
+    keys: Vec<Key>,
+    role: Role,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Input,
+    Output,
+}
+
+impl Files {
+    /// Says that the command reads this file, or will: no output may be the same. It need not exist.
+    pub fn reads(&mut self, what: &'static str, path: &Path) {
+        // What cannot even be looked at will be refused by whoever opens it.
+        if let Ok(place) = Place::of(path) {
+            self.learn(what, path, place.keys(), Role::Input);
+        }
+    }
+
+    /// As [`Self::reads`], of a file that is open.
+    pub fn reads_open(&mut self, what: &'static str, file: impl AsFd) {
+        self.learn(what, Path::new(""), Key::of_open(file), Role::Input);
+    }
+
+    /// Opens an output that is there as a whole, or not at all.
+    ///
+    /// # Errors
+    /// It cannot be written, or is one of the command's other files.
+    pub fn whole(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
+        self.open(what, path, |place| {
+            Ok(match place {
+                Place::Absent { folder, name } => Sink::Aside(Aside::new(folder, name)?),
+                Place::Regular { real, .. } => Sink::Aside(Aside::over(real, Spool::unnamed)?),
+                Place::Stream { path } => Sink::Stream(stream(path)?),
+                Place::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
+            })
+        })
+    }
+
+    /// Opens an output that is useful before it is finished, and in part: a trace. Where there is no file, or an empty
+    /// one, its part stays if the process dies or [`Output::commit`] is never called.
+    ///
+    /// # Errors
+    /// As [`Self::whole`].
+    pub fn growing(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
+        self.open(what, path, |place| {
+            Ok(match place {
+                Place::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
+                Place::Regular { real, bytes: 0 } => Sink::Live(Live::open(real)?),
+                Place::Regular { real, .. } => Sink::Aside(Aside::over(real, Spool::named)?),
+                Place::Stream { path } => Sink::Stream(stream(path)?),
+                Place::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
+            })
+        })
+    }
+
+    /// Opens an output that others follow while it is written: a console. A file that is there is emptied with the
+    /// first byte, or when the output is committed.
+    ///
+    /// # Errors
+    /// As [`Self::whole`].
+    pub fn live(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
+        self.open(what, path, |place| {
+            Ok(match place {
+                Place::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
+                Place::Regular { real, .. } => Sink::Live(Live::open(real)?),
+                Place::Stream { path } => Sink::Stream(stream(path)?),
+                Place::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
+            })
+        })
+    }
+
+    /// Claims a regular file that the caller opens by itself, to read it and add to it: a journal.
+    ///
+    /// # Errors
+    /// It is something else than a regular file, or is one of the command's other files.
+    pub fn appended(&mut self, what: &'static str, path: &Path) -> Result<(), OutputError> {
+        let place = self.claim(what, path)?;
+        match place {
+            Place::Absent { .. } | Place::Regular { .. } => {
+                self.learn(what, path, place.keys(), Role::Output);
+                Ok(())
+            }
+            Place::Stream { .. } | Place::Descriptor(_) => Err(OutputError::Unfit {
+                what,
+                path: path.to_owned(),
+                why: "it is not a regular file",
+            }),
+        }
+    }
+
+    /// Whether an output goes to standard output, which then is for data alone: what else there is to say goes to
+    /// standard error.
+    pub fn use_stdout(&self) -> bool {
+        let stdout = Key::of_open(io::stdout());
+        let is_stdout = |key: &Key| *key == Key::Descriptor(STDOUT) || stdout.contains(key);
+        let outputs = self.known.iter().filter(|it| it.role == Role::Output);
+        outputs.flat_map(|it| &it.keys).any(is_stdout)
+    }
+
+    fn open(
+        &mut self,
+        what: &'static str,
+        path: &Path,
+        sink: impl FnOnce(&Place) -> io::Result<Sink>,
+    ) -> Result<Output, OutputError> {
+        let place = self.claim(what, path)?;
+        let sink = sink(&place).map_err(|error| OutputError::System {
+            what,
+            path: path.to_owned(),
+            error,
+        })?;
+        let mut keys = place.keys();
+        // What was made just now has an inode, too.
+        if let Sink::Made(made) = &sink {
+            keys.extend(Key::of_open(&made.file));
+        }
+        self.learn(what, path, keys, Role::Output);
+        Ok(Output {
+            path: path.to_owned(),
+            sink,
+        })
+    }
+
+    /// The place of an output, if it is free.
+    fn claim(&self, what: &'static str, path: &Path) -> Result<Place, OutputError> {
+        let owned = || path.to_owned();
+        let place = Place::of(path).map_err(|problem| match problem {
+            place::Problem::Unfit(why) => OutputError::Unfit {
+                what,
+                path: owned(),
+                why,
+            },
+            place::Problem::System(error) => OutputError::System {
+                what,
+                path: owned(),
+                error,
+            },
+        })?;
+        let keys = place.keys();
+        let same = |it: &&Known| it.keys.iter().any(|key| keys.contains(key));
+        match self.known.iter().find(same) {
+            None => Ok(place),
+            Some(known) => Err(OutputError::Taken {
+                what,
+                path: owned(),
+                other: known.described(path),
+            }),
+        }
+    }
+
+    fn learn(&mut self, what: &'static str, path: &Path, keys: Vec<Key>, role: Role) {
+        self.known.push(Known {
+            what,
+            path: path.to_owned(),
+            keys,
+            role,
+        });
+    }
+}
+
+impl Known {
+    /// What it is to somebody who named it `path`.
+    fn described(&self, path: &Path) -> String {
+        let what = self.what;
+        let named = match self.path == path || self.path.as_os_str().is_empty() {
+            true => String::new(),
+            false => format!(" ({})", shown(&self.path)),
+        };
+        match self.role {
+            Role::Input => format!("{what} itself{named}"),
+            Role::Output => format!("where {what} goes{named}"),
+        }
+    }
+}
+
+/// An output that is open. Dropped without [`Self::commit`], it leaves what was there before.
+#[derive(Debug)]
+pub struct Output {
+    path: PathBuf,
+    sink: Sink,
+}
+
+#[derive(Debug)]
+enum Sink {
+    /// Written to as it is.
+    Stream(File),
+    /// A new file under its own name.
+    Made(Made),
+    /// A file that was there, written in place.
+    Live(Live),
+    /// Data that takes its place later.
+    Aside(Aside),
+}
+
+impl Output {
+    /// Its name as the user gave it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a live output what it is to be, also if nothing has been written.
+    ///
+    /// # Errors
+    /// The file that was there cannot be emptied.
+    pub fn begin(&mut self) -> io::Result<()> {
+        match &mut self.sink {
+            Sink::Stream(_) | Sink::Aside(_) => Ok(()),
+            Sink::Made(made) => {
+                made.kept = true;
+                Ok(())
+            }
+            Sink::Live(live) => live.empty(),
+        }
+    }
+
+    /// Puts a regular file in its place, or ends a stream.
+    ///
+    /// # Errors
+    /// It cannot be put there, for example because the disk is full. What was there before still is.
+    pub fn commit(mut self) -> io::Result<()> {
+        self.begin()?;
+        match self.sink {
+            Sink::Aside(aside) => aside.put(),
+            Sink::Stream(_) | Sink::Made(_) | Sink::Live(_) => Ok(()),
+        }
+    }
+
+    /// Ends an output that could not be finished: what it has is kept where nothing would be lost for it.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn keep_part(self) -> io::Result<()> {
+        match &self.sink {
+            Sink::Aside(aside) if aside.replaces() => Ok(()),
+            _ => self.commit(),
+        }
+    }
+
+    /// Whether there is a file that stays as it is if the output is not committed.
+    pub fn replaces(&self) -> bool {
+        matches!(&self.sink, Sink::Aside(aside) if aside.replaces())
+    }
+
+    /// Takes back what was written beyond `length` bytes. A stream cannot.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn cut(&mut self, length: u64) -> io::Result<()> {
+        let file = match &mut self.sink {
+            Sink::Stream(_) => return Ok(()),
+            Sink::Made(made) => &mut made.file,
+            Sink::Live(live) => &mut live.file,
+            Sink::Aside(aside) => aside.file(),
+        };
+        file.set_len(length)?;
+        file.seek(SeekFrom::Start(length)).map(drop)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn file(&mut self) -> &mut File {
+        match &mut self.sink {
+            Sink::Stream(file) => file,
+            Sink::Made(made) => &mut made.file,
+            Sink::Live(live) => &mut live.file,
+            Sink::Aside(aside) => aside.file(),
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.sink {
+            Sink::Stream(file) => loop {
+                match file.write(bytes) {
+                    // Standard output may have been made so by another process.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        poll(&mut [PollFd::new(file, PollFlags::OUT)], None)?;
+                    }
+                    result => return result,
+                }
+            },
+            Sink::Made(made) => {
+                made.kept = true;
+                made.file.write(bytes)
+            }
+            Sink::Live(live) => {
+                live.empty()?;
+                live.file.write(bytes)
+            }
+            Sink::Aside(aside) => aside.file().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // There is no buffer.
+        Ok(())
+    }
+}
+
+/// Opens a pipe, a terminal or another device. Of a pipe, this waits for the one who reads.
+fn stream(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlags::NOCTTY.bits().cast_signed())
+        .open(path)
+}
+
+/// A file that was not there before.
+#[derive(Debug)]
+struct Made {
+    file: File,
+    real: PathBuf,
+    /// It stays.
+    kept: bool,
+}
+
+impl Made {
+    fn new(real: &Path) -> io::Result<Made> {
+        Ok(Made {
+            file: OpenOptions::new().write(true).create_new(true).open(real)?,
+            real: real.to_owned(),
+            kept: false,
+        })
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let ours = || {
+            let (there, made) = (fs::symlink_metadata(&self.real)?, self.file.metadata()?);
+            io::Result::Ok((there.dev(), there.ino()) == (made.dev(), made.ino()))
+        };
+        if !self.kept && ours().unwrap_or(false) {
+            // If it stays, it is empty.
+            let _ = fs::remove_file(&self.real);
+        }
+    }
+}
+
+/// A file that was there and is written in place.
+#[derive(Debug)]
+struct Live {
+    file: File,
+    /// What was in it is gone.
+    emptied: bool,
+}
+
+impl Live {
+    fn open(real: &Path) -> io::Result<Live> {
+        Ok(Live {
+            file: OpenOptions::new().write(true).open(real)?,
+            emptied: false,
+        })
+    }
+
+    fn empty(&mut self) -> io::Result<()> {
+        if !self.emptied {
+            self.file.set_len(0)?;
+            self.emptied = true;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
