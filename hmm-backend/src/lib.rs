@@ -93,7 +93,7 @@ pub use error::{Error, FaultError, MigrateError, MirrorError};
 pub use events::{Event, EventKind, Events};
 pub use fatal::{FatalCause, FatalFault};
 pub use link::LinkModel;
-pub use memory::{KernelAnswers, KernelCall, MadeUpAnswer};
+pub use memory::{KernelAnswers, KernelCall, MadeUpAnswer, MoveProbe, probe_moves};
 pub use migrate::{
     CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Finalized, Step,
     ToDevice, ToSystem, Watch,

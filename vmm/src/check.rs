@@ -4,6 +4,7 @@ use std::fs;
 use std::mem;
 use std::time::{Duration, Instant};
 
+use hmm_backend::MoveProbe;
 use hmmvisor_guest_images as guest_images;
 
 use crate::ending::End;
@@ -13,6 +14,8 @@ use crate::kvm;
 use crate::size::Size;
 use crate::vm::{Guest, Hooks, Vm, VmConfig};
 
+/// How long the kernel's reports of moved pages are tried.
+const MOVES: Duration = Duration::from_millis(200);
 /// How long the trial guest may take.
 const TRIAL: Duration = Duration::from_secs(5);
 /// Address space that the default run needs, generously.
@@ -156,7 +159,35 @@ fn userfaultfd_findings() -> Vec<Finding> {
         "Linux 4.14",
         State::Limited,
     );
+    if support.remap {
+        findings.push(moved_pages());
+    }
     findings
+}
+
+/// Whether the kernel tells the truth about pages that it moves.
+fn moved_pages() -> Finding {
+    let what = "reports of moved pages";
+    match hmm_backend::probe_moves(MOVES) {
+        Err(error) => Finding::new(what, State::Limited, format!("cannot be tried: {error}")),
+        Ok(MoveProbe {
+            rounds,
+            unreported: 0,
+        }) => Finding::new(
+            what,
+            State::Ok,
+            format!("right in {rounds} rounds of two threads at one huge page"),
+        ),
+        Ok(MoveProbe { rounds, unreported }) => Finding::new(
+            what,
+            State::Limited,
+            format!(
+                "wrong: in round {rounds} this kernel moved {unreported} pages with UFFDIO_MOVE and answered that they are still there \
+                 (a fault of Linux 6.18). Hmmvisor looks where a page is after each such answer, so nothing is lost; other users of \
+                 UFFDIO_MOVE may lose pages"
+            ),
+        ),
+    }
 }
 
 fn host_findings() -> Vec<Finding> {

@@ -13,6 +13,7 @@ mod frames;
 mod host_failure;
 mod kernel;
 mod presence;
+mod probe;
 mod ranged;
 mod recycle;
 
@@ -35,6 +36,7 @@ pub(crate) use host_failure::HostFailures;
 use kernel::{Effect, Kernel};
 pub use kernel::{KernelAnswers, KernelCall, MadeUpAnswer};
 pub(crate) use presence::Presence;
+pub use probe::{MoveProbe, probe_moves};
 pub(crate) use ranged::EngineError;
 use recycle::Recycler;
 

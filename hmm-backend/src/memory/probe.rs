@@ -1,0 +1,115 @@
+//! Whether this kernel says what has become of the pages it moves.
+
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use super::presence::PageTables;
+use super::ranged;
+use crate::error::Error;
+use crate::mapping::Mapping;
+use crate::page::{BLOCK_PAGES, PAGE_SIZE};
+use crate::uffd::Uffd;
+
+/// What moving pages with `UFFDIO_MOVE` has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoveProbe {
+    /// How often two threads moved neighbouring parts of one huge page at once.
+    pub rounds: u32,
+    /// Pages that moved, and of which the kernel said that they did not.
+    pub unreported: u32,
+}
+
+/// Threads that move at once, and the pages that each moves: the huge page is cut by the first, and the other one finds it locked.
+const THREADS: u64 = 2;
+const PAGES: u64 = 16;
+
+/// Moves parts of huge pages for at most this long, or until a page has moved without the kernel saying so. Linux 6.18 does that now and
+/// then; Hmmvisor looks where each page is, so it does no harm. Finding nothing is no proof: on a busy machine the
+/// threads rarely meet, and a host without huge pages gives no opportunity.
+pub fn probe_moves(limit: Duration) -> Result<MoveProbe, Error> {
+    let block = BLOCK_PAGES * PAGE_SIZE;
+    let made = Mapping::new(block, "hmm-probe")?;
+    let guest = Mapping::new(block, "hmm-probe")?;
+    made.prefer_huge_pages();
+    guest.prefer_huge_pages();
+    let arrival = Uffd::for_faults()?;
+    arrival.register(guest.start(), block, false)?;
+    let device = || -> Result<(Mapping, Uffd), Error> {
+        let (mapping, uffd) = (
+            Mapping::new(block, "hmm-probe")?,
+            Uffd::for_device_memory()?,
+        );
+        uffd.register(mapping.start(), block, false)?;
+        Ok((mapping, uffd))
+    };
+    let devices = [device()?, device()?];
+    let tables = PageTables::open();
+    let begin = Instant::now();
+    let mut probe = MoveProbe {
+        rounds: 0,
+        unreported: 0,
+    };
+    while probe.unreported == 0 && begin.elapsed() < limit {
+        made.populate(0, block)?;
+        // SAFETY: the mapping is this function's, and present. A huge page of zeros would be cut into nothing.
+        unsafe { std::ptr::write_bytes(made.start() as *mut u8, 1, block as usize) };
+        // SAFETY: both mappings are this function's.
+        let whole = unsafe { arrival.move_pages(guest.start(), made.start(), block) };
+        if whole.error.is_none() {
+            probe.rounds += 1;
+            // Another part each time, so that the threads meet in different ways.
+            let first = u64::from(probe.rounds) * 7 % (BLOCK_PAGES - THREADS * PAGES);
+            let start = Barrier::new(THREADS as usize);
+            let unreported = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..THREADS)
+                    .zip(&devices)
+                    .map(|(i, (device, uffd))| {
+                        let src = guest.address((first + i * PAGES) * PAGE_SIZE);
+                        let (start, tables) = (&start, &tables);
+                        scope.spawn(move || {
+                            start.wait();
+                            move_away(tables, uffd, src, device.start())
+                        })
+                    })
+                    .collect();
+                let counts = threads.into_iter().map(|thread| thread.join());
+                counts.map(|count| count.unwrap_or(0)).sum::<u32>()
+            });
+            probe.unreported += unreported;
+        }
+        for mapping in [&made, &guest, &devices[0].0, &devices[1].0] {
+            // SAFETY: the contents are of no use any more. What is refused is in the way of the next round, which finds nothing.
+            let _ = unsafe { mapping.discard(0, block) };
+        }
+    }
+    Ok(probe)
+}
+
+/// Moves [`PAGES`] pages. Returns how many moved of those that the kernel says did not.
+fn move_away(tables: &PageTables, uffd: &Uffd, src: u64, dst: u64) -> u32 {
+    let there = |address| tables.look(address).is_ok_and(|presence| presence.there);
+    let mut unreported = 0;
+    let failed = |at: u32, _| {
+        let offset = u64::from(at) * PAGE_SIZE;
+        unreported += u32::from(there(dst + offset) && !there(src + offset));
+    };
+    ranged::each(PAGES as u32, failed, |at, left| {
+        let (offset, len) = (u64::from(at) * PAGE_SIZE, u64::from(left) * PAGE_SIZE);
+        // SAFETY: both ranges are the caller's, for this.
+        unsafe { uffd.move_pages(dst + offset, src + offset, len) }
+    });
+    unreported
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What it finds depends on the kernel.
+    #[test]
+    fn the_probe_comes_to_an_end() {
+        let moves = crate::probe_userfaultfd().unwrap().remap;
+        let probe = probe_moves(Duration::from_millis(50)).unwrap();
+        assert_eq!(probe.rounds > 0, moves);
+    }
+}
