@@ -3,13 +3,13 @@
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::{Backend, DeviceId, Driver, PAGE_SIZE};
 use hmmvisor_abi::accel::{self, queue_bytes};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::bell::Bell;
 use crate::driver::AcceleratorDriver;
 use crate::guest_memory::GuestMemory;
 use crate::managed::Managed;
@@ -20,13 +20,36 @@ use crate::registers::{Effect, Registers};
 use crate::shared::{Shared, State};
 use crate::spaces::BadTranslation;
 use crate::stats::AcceleratorStats;
+use crate::thread::{self, STOP_WITHIN, Thread};
 
-/// The interrupt line of one accelerator.
+/// Why a device does not work any more.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceFailure {
+    /// One of its threads panicked.
+    #[error("thread {thread} panicked; this is a bug in Hmmvisor or in the device")]
+    Panicked {
+        /// The thread's name.
+        thread: String,
+    },
+    /// The system refuses an event, at every try.
+    #[error("{what} failed: {error}")]
+    Event {
+        /// What was tried.
+        what: &'static str,
+        /// The system's answer.
+        error: io::Error,
+    },
+}
+
+/// The interrupt line of one device, and what else the device can tell its machine.
 pub trait Interrupt: Send + Sync {
     /// Routes the line to a vCPU; false if that is impossible. Must not access the accelerator.
     fn route(&self, vcpu: u32) -> bool;
     /// Raises it.
     fn trigger(&self);
+    /// Tells the machine that the device does not work any more, so that the run ends with an error instead of leaving the
+    /// guest to wait for the device. Does nothing by default.
+    fn device_failed(&self, _failure: DeviceFailure) {}
 }
 
 /// What an accelerator is like.
@@ -96,7 +119,7 @@ pub struct Accelerator {
     backend: Arc<Backend>,
     device: DeviceId,
     managed: Managed,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<Thread<()>>>,
 }
 
 impl Accelerator {
@@ -145,7 +168,7 @@ impl Accelerator {
             base: config.managed_base,
             bytes: u64::from(backend.pages()) * PAGE_SIZE,
         };
-        let doorbell = EventFd::new(0).map_err(|error| AcceleratorError::Doorbell {
+        let doorbell = Bell::new().map_err(|error| AcceleratorError::Doorbell {
             index,
             error: error.into(),
         })?;
@@ -165,13 +188,12 @@ impl Accelerator {
             shared: shared.clone(),
         };
         let processor = Processor::new(shared.clone(), memory);
-        let thread = std::thread::Builder::new()
-            .name(format!("accelerator{index}"))
-            .spawn(move || processor.run())
-            .map_err(|error| AcceleratorError::Thread {
-                index,
-                error: Refusal::new(Resource::Thread, error),
-            })?;
+        let name = format!("accelerator{index}");
+        let thread = thread::spawn(&name, shared.on_panic(), move || processor.run());
+        let thread = thread.map_err(|error| AcceleratorError::Thread {
+            index,
+            error: Refusal::new(Resource::Thread, error),
+        })?;
         let accelerator = Accelerator {
             shared,
             backend: backend.clone(),
@@ -293,14 +315,14 @@ impl Accelerator {
     }
 
     /// Stops the device: aborts the current command, wakes vCPUs that sleep in a register and returns
-    /// when its thread has ended.
+    /// when its thread has ended. A thread that does not end within [`STOP_WITHIN`] is left behind; it owns what it uses.
     pub fn stop(&self) {
         // Taken first and held: a second caller returns when the thread has ended, too.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.stop();
         if let Some(thread) = thread.take() {
             // If it panicked, it has said so; there is nothing left to stop.
-            let _ = thread.join();
+            let _ = thread.join_within(STOP_WITHIN);
         }
     }
 
@@ -317,7 +339,7 @@ impl Accelerator {
         let error = unsafe {
             let mut cpus: libc::cpu_set_t = std::mem::zeroed();
             libc::CPU_SET(cpu, &mut cpus);
-            libc::pthread_setaffinity_np(thread.as_pthread_t(), size_of_val(&cpus), &cpus)
+            libc::pthread_setaffinity_np(thread.handle().as_pthread_t(), size_of_val(&cpus), &cpus)
         };
         match error {
             0 => Ok(()),

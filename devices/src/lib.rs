@@ -21,10 +21,12 @@
 //! | `spaces` | the guest's translations of virtual addresses |
 //! | `space_registers`, `guest_fault` | the registers for them, and for what the device asks the guest |
 //! | `driver` | the device's side of the migration contract |
+//! | `thread`, `bell` | threads that tell of their panics, events that threads sleep on |
 //! | `mmio` | what a device is to the machine; also for devices of others |
 //! | `virtio` | virtio-mmio devices: balloon, block, entropy |
 
 mod accelerator;
+pub mod bell;
 pub mod command;
 mod driver;
 pub mod error;
@@ -39,13 +41,15 @@ mod mmu;
 mod processor;
 mod queue;
 mod registers;
+mod retry;
 mod shared;
 mod space_registers;
 mod spaces;
 mod stats;
+pub mod thread;
 pub mod virtio;
 
-pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError, Interrupt};
+pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError, DeviceFailure, Interrupt};
 pub use driver::AcceleratorDriver;
 pub use mmio::{EventFd, MmioDevice, NewDevice, NewDeviceError, Slot, SlotKind};
 pub use stats::AcceleratorStats;

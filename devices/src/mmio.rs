@@ -41,7 +41,7 @@ pub trait MmioDevice: Send + Sync {
     }
 
     /// Stops the device: when it returns, no thread of the device runs any more, and no vCPU sleeps in one of its
-    /// registers. May be called more than once. The device stays attached to the backend, so that what is in its memory
+    /// registers. Must return within seconds: a thread that does not end by then is left behind ([`crate::thread`]). May be called more than once. The device stays attached to the backend, so that what is in its memory
     /// can still migrate back.
     fn stop(&self);
 }

@@ -1,5 +1,6 @@
 //! What the vCPUs' side of an accelerator and its thread share: registers, and ways to wake each other.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use hmmvisor_abi::accel;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::accelerator::Interrupt;
+use crate::accelerator::{DeviceFailure, Interrupt};
+use crate::bell::Bell;
 use crate::error::CommandError;
 use crate::guest_fault::GuestFault;
 use crate::managed::Managed;
@@ -28,9 +30,9 @@ pub struct Shared {
     answered: Condvar,
     /// The guest's translations. Their lock comes after that of the state.
     pub spaces: Spaces,
-    doorbell: EventFd,
+    doorbell: Bell,
     stop: AtomicBool,
-    irq: Box<dyn Interrupt>,
+    irq: Arc<dyn Interrupt>,
     counters: Arc<Counters>,
 }
 
@@ -49,7 +51,7 @@ impl Shared {
     pub fn new(
         registers: Registers,
         managed: Managed,
-        doorbell: EventFd,
+        doorbell: Bell,
         irq: Box<dyn Interrupt>,
         counters: Arc<Counters>,
     ) -> Shared {
@@ -65,7 +67,7 @@ impl Shared {
             spaces: Spaces::new(managed),
             doorbell,
             stop: AtomicBool::new(false),
-            irq,
+            irq: irq.into(),
             counters,
         }
     }
@@ -80,7 +82,17 @@ impl Shared {
     }
 
     pub fn doorbell(&self) -> &EventFd {
-        &self.doorbell
+        self.doorbell.event()
+    }
+
+    /// Tells the machine when the device's thread has panicked.
+    pub fn on_panic(&self) -> impl FnOnce(&str) + Send + use<> {
+        let irq = self.irq.clone();
+        move |name| {
+            irq.device_failed(DeviceFailure::Panicked {
+                thread: name.to_owned(),
+            });
+        }
     }
 
     pub fn route_interrupt(&self, vcpu: u32) -> bool {
@@ -104,15 +116,22 @@ impl Shared {
         self.ring_doorbell();
     }
 
-    /// Sleeps until the doorbell has been rung since the last call.
+    /// Sleeps until the doorbell has been rung since the last call. May return early.
     pub fn wait_for_doorbell(&self) {
-        // Reading blocks while the count is 0, and resets it. An interrupted read is a false alarm.
-        let _ = self.doorbell.read();
+        let what = "waiting for an accelerator's doorbell (reading an eventfd)";
+        self.tell(what, self.doorbell.wait());
     }
 
     pub fn ring_doorbell(&self) {
-        // Cannot fail: the count does not overflow within the age of the universe.
-        let _ = self.doorbell.write(1);
+        let what = "ringing an accelerator's doorbell (writing an eventfd)";
+        self.tell(what, self.doorbell.ring());
+    }
+
+    /// The run ends if a thread cannot be woken, or cannot sleep.
+    fn tell(&self, what: &'static str, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.irq.device_failed(DeviceFailure::Event { what, error });
+        }
     }
 
     /// The device's fault has been answered, or needs no answer any more. With the state locked.

@@ -8,5 +8,6 @@ pub mod replay;
 pub mod report;
 mod returns;
 pub mod size;
+pub mod steady;
 pub mod sweep;
 pub mod trace;

@@ -4,9 +4,9 @@
 //! resets the device or stops a queue sleeps until a pass has begun and ended after its write, so that when the write is
 //! over, the device no longer touches the queue's memory.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use hmm_backend::limits::{Refusal, Resource};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
@@ -16,7 +16,9 @@ use super::queue::{Chain, Malformed};
 use super::ram::GuestRam;
 use super::registers::{Active, Effect, Profile, Registers};
 use super::worker::Worker;
-use crate::{Interrupt, MmioDevice, SlotKind};
+use crate::bell::Bell;
+use crate::thread::{self, STOP_WITHIN, Thread};
+use crate::{DeviceFailure, Interrupt, MmioDevice, SlotKind};
 
 /// What becomes of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,7 +75,7 @@ pub struct DeviceError {
 pub struct VirtioDevice {
     port: Port,
     immediate: Option<u32>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<Thread<()>>>,
 }
 
 impl VirtioDevice {
@@ -101,19 +103,23 @@ impl VirtioDevice {
                 problem: None,
             }),
             passed: Condvar::new(),
-            doorbell: EventFd::new(0).map_err(|error| failed(Resource::Other, error))?,
+            doorbell: Bell::new().map_err(|error| failed(Resource::Other, error))?,
             attention: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            irq,
+            irq: irq.into(),
         });
         let port = Port {
             shared,
             ram: Arc::new(ram),
         };
         let worker = Worker::new(port.clone(), model, immediate);
-        let thread = std::thread::Builder::new()
-            .name(name.clone())
-            .spawn(move || worker.run())
+        let irq = port.shared.irq.clone();
+        let on_panic = move |name: &str| {
+            irq.device_failed(DeviceFailure::Panicked {
+                thread: name.to_owned(),
+            });
+        };
+        let thread = thread::spawn(&name, on_panic, move || worker.run())
             .map_err(|error| failed(Resource::Thread, error))?;
         Ok(VirtioDevice {
             port,
@@ -174,7 +180,7 @@ impl MmioDevice for VirtioDevice {
     fn doorbell(&self) -> Option<(u64, &EventFd)> {
         let ring = (
             u64::from(VIRTIO_MMIO_QUEUE_NOTIFY),
-            &self.port.shared.doorbell,
+            self.port.shared.doorbell.event(),
         );
         self.immediate.is_none().then_some(ring)
     }
@@ -193,7 +199,7 @@ impl MmioDevice for VirtioDevice {
         shared.ring();
         if let Some(thread) = thread.take() {
             // If it panicked, it has said so; there is nothing left to stop.
-            let _ = thread.join();
+            let _ = thread.join_within(STOP_WITHIN);
         }
     }
 }
@@ -208,11 +214,11 @@ struct Shared {
     state: Mutex<State>,
     /// A pass has ended, or the device is to stop.
     passed: Condvar,
-    doorbell: EventFd,
+    doorbell: Bell,
     /// The thread is to leave the queues as they are and begin a new pass.
     attention: AtomicBool,
     stop: AtomicBool,
-    irq: Box<dyn Interrupt>,
+    irq: Arc<dyn Interrupt>,
 }
 
 /// Under the lock, which is never held while the device works.
@@ -236,8 +242,15 @@ impl Shared {
     }
 
     fn ring(&self) {
-        // Cannot fail: the count does not overflow within the age of the universe.
-        let _ = self.doorbell.write(1);
+        let what = "ringing a virtio device's doorbell (writing an eventfd)";
+        self.tell(what, self.doorbell.ring());
+    }
+
+    /// The run ends if a thread cannot be woken, or cannot sleep.
+    fn tell(&self, what: &'static str, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.irq.device_failed(DeviceFailure::Event { what, error });
+        }
     }
 
     /// Sleeps until a pass that begins from now on is over, or the device stops.
@@ -314,8 +327,8 @@ impl Port {
         shared.lock().done = number;
         shared.passed.notify_all();
         if !more && !self.interrupted() {
-            // Reading blocks while the count is 0, and resets it. An interrupted read is a false alarm.
-            let _ = shared.doorbell.read();
+            let what = "waiting for a virtio device's doorbell (reading an eventfd)";
+            shared.tell(what, shared.doorbell.wait());
         }
     }
 

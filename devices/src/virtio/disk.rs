@@ -3,11 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::ram::PinnedRam;
 use super::span::Spans;
+use crate::retry;
 
 /// Bytes of a sector: the unit of everything that a driver asks for.
 pub const SECTOR: u64 = 512;
@@ -171,34 +172,30 @@ impl Disk {
         while !left.is_empty() {
             // SAFETY: each part is guest memory that `ram` keeps in place, of the length that its slice has; the kernel
             // is one more of those who access it at any time. The descriptor is ours.
-            let done = unsafe {
-                call(
+            let once = || unsafe {
+                retry::result(call(
                     self.file.as_raw_fd(),
                     left.as_ptr(),
                     left.len() as i32,
                     offset as i64,
-                )
+                ))
             };
-            if done < 0 {
-                let error = io::Error::last_os_error();
-                match error.kind() {
-                    io::ErrorKind::Interrupted => continue,
-                    _ => return Err(error),
-                }
-            }
+            let done = retry::interrupted(once)?;
             if done == 0 {
                 // Somebody has cut the file off.
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             offset += done as u64;
-            left = advance(left, done as usize);
+            left = advance(left, done);
         }
         Ok(())
     }
 
     /// What was written stays, whatever happens to the host.
     pub fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        // SAFETY: the descriptor is ours; no memory is involved.
+        let once = || retry::result(unsafe { libc::fdatasync(self.file.as_raw_fd()) } as isize);
+        retry::interrupted(once).map(drop)
     }
 
     /// The contents of these bytes are no longer needed. Where the file system cannot make use of that, they stay.
@@ -228,26 +225,33 @@ impl Disk {
         let mut done = 0;
         while done < len {
             let part = (len - done).min(ZEROS as u64);
-            self.file
-                .write_all_at(&zeros[..part as usize], offset + done)?;
-            done += part;
+            let once = || {
+                // SAFETY: so many readable bytes, as the length says; the descriptor is ours.
+                retry::result(unsafe {
+                    libc::pwrite(
+                        self.file.as_raw_fd(),
+                        zeros.as_ptr().cast(),
+                        part as usize,
+                        (offset + done) as i64,
+                    )
+                })
+            };
+            match retry::interrupted(once)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => done += written as u64,
+            }
         }
         Ok(())
     }
 
     fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-        loop {
+        let once = || {
             // SAFETY: the descriptor is ours; no memory is involved.
             let result =
                 unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset as i64, len as i64) };
-            if result == 0 {
-                return Ok(());
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
+            retry::result(result as isize)
+        };
+        retry::interrupted(once).map(drop)
     }
 }
 

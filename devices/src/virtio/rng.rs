@@ -9,6 +9,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use super::device::{Model, Parts, Port, Reply};
 use super::queue::{Chain, Malformed};
 use super::registers::Profile;
+use crate::retry;
 
 /// Bytes for one request at most: a driver that wants more asks again.
 const MOST_BYTES: u64 = 4096;
@@ -53,16 +54,14 @@ fn fill(bytes: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         let left = &mut bytes[done..];
-        // SAFETY: so many writable bytes, as the length says.
-        let got = unsafe { libc::getrandom(left.as_mut_ptr().cast(), left.len(), 0) };
-        match got {
-            1.. => done += got as usize,
-            _ => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
+        let once = || {
+            // SAFETY: so many writable bytes, as the length says.
+            let got = unsafe { libc::getrandom(left.as_mut_ptr().cast(), left.len(), 0) };
+            retry::result(got)
+        };
+        match retry::interrupted(once)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            got => done += got,
         }
     }
     Ok(())

@@ -1,0 +1,128 @@
+//! Threads that tell of their panics and can be waited for with a bound. All threads of a machine that could keep a guest
+//! waiting are started here.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+/// How long a device's thread may take to end when the device is stopped. It ends within milliseconds, unless something
+/// that it waits for never comes.
+pub const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// A running thread. Dropping this leaves the thread to itself.
+pub struct Thread<T> {
+    handle: JoinHandle<()>,
+    result: Receiver<Result<T, ()>>,
+    /// Received, but not asked for yet.
+    ended: Option<Result<T, ()>>,
+}
+
+/// What became of a thread that was waited for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Joined<T> {
+    /// The thread has ended, with this result.
+    Ended(T),
+    /// The thread has panicked, and has told of it.
+    Panicked,
+    /// The thread still runs. It is left to itself, and owns what it uses.
+    Running,
+}
+
+/// Starts a thread. `on_panic` is called by the thread with its name if `body` panics; the standard library has printed the
+/// panic's message by then.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    on_panic: impl FnOnce(&str) + Send + 'static,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Thread<T>> {
+    let (report, result) = mpsc::sync_channel(1);
+    let its_name = name.to_owned();
+    let handle = Builder::new().name(name.to_owned()).spawn(move || {
+        // Nothing of what the body has left behind is used here.
+        let ended = catch_unwind(AssertUnwindSafe(body)).map_err(drop);
+        if ended.is_err() {
+            on_panic(&its_name);
+        }
+        // The thread may have been left to itself.
+        let _ = report.send(ended);
+    })?;
+    Ok(Thread {
+        handle,
+        result,
+        ended: None,
+    })
+}
+
+impl<T> Thread<T> {
+    /// The standard library's handle, to send signals to the thread or to unpark it.
+    pub fn handle(&self) -> &JoinHandle<()> {
+        &self.handle
+    }
+
+    /// Waits for the thread's end, at most this long. True if the thread has ended.
+    pub fn wait(&mut self, limit: Duration) -> bool {
+        if self.ended.is_none() {
+            self.ended = match self.result.recv_timeout(limit) {
+                Ok(ended) => Some(ended),
+                Err(RecvTimeoutError::Timeout) => None,
+                // A panic in `on_panic`.
+                Err(RecvTimeoutError::Disconnected) => Some(Err(())),
+            };
+        }
+        self.ended.is_some()
+    }
+
+    /// Waits for the thread's end, at most this long, and returns its result.
+    pub fn join_within(mut self, limit: Duration) -> Joined<T> {
+        self.wait(limit);
+        let Some(ended) = self.ended else {
+            return Joined::Running;
+        };
+        // The thread has nothing left to do. Its panics were caught.
+        let _ = self.handle.join();
+        ended.map_or(Joined::Panicked, Joined::Ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_panic_is_told_with_the_thread_s_name() {
+        let (told, tell) = mpsc::channel();
+        let on_panic = move |name: &str| told.send(name.to_owned()).unwrap();
+        let thread = spawn("weak", on_panic, || panic!("on purpose")).unwrap();
+        assert_eq!(tell.recv_timeout(PATIENCE).unwrap(), "weak");
+        assert_eq!(thread.join_within(PATIENCE), Joined::<()>::Panicked);
+    }
+
+    #[test]
+    fn a_thread_that_does_not_end_is_left_to_itself() {
+        let (go, waits) = mpsc::channel::<()>();
+        let (done, ended) = mpsc::channel();
+        let body = move || {
+            let _ = waits.recv();
+            done.send(()).unwrap();
+        };
+        let mut thread = spawn("slow", |_| {}, body).unwrap();
+        assert!(!thread.wait(Duration::from_millis(1)));
+        assert_eq!(
+            thread.join_within(Duration::from_millis(1)),
+            Joined::Running
+        );
+        drop(go);
+        ended.recv_timeout(PATIENCE).unwrap();
+    }
+
+    #[test]
+    fn the_result_is_the_body_s() {
+        let mut thread = spawn("quick", |_| {}, || 42).unwrap();
+        assert!(thread.wait(PATIENCE) && thread.wait(PATIENCE));
+        assert_eq!(thread.join_within(PATIENCE), Joined::Ended(42));
+    }
+}
