@@ -41,7 +41,8 @@ pub enum Command {
     ///
     /// The exit code is 0 only if the guest verified everything, or an operating system switched the
     /// machine off or rebooted it. Otherwise it is the guest's own (1 wrong data, 2 panic, 3 cannot start), 1 for any other failure, 2 for a wrong command line,
-    /// 130 after SIGINT and 143 after SIGTERM.
+    /// 130 after SIGINT and 143 after SIGTERM. Output that could not be written, or was not read in time, is a failure, too.
+    /// Signals end a run within one second, and what was ignored at the start stays ignored.
     Run(Box<RunArgs>),
     /// List the embedded guest's workloads and their parameters
     Workloads,

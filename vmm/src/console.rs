@@ -3,14 +3,17 @@
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hmmvisor_devices::bell;
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Device, Next};
+use crate::ending::Ending;
+use crate::outlet::Outlet;
 
 /// Where a PC has its first serial port.
 pub const PORTS: Range<u64> = 0x3f8..0x400;
@@ -39,18 +42,50 @@ pub struct Console {
     input_waits: AtomicBool,
     /// There is something to do for whoever attends: the beginning of a line to be passed on, or input is wanted.
     attention: Option<EventFd>,
+    /// Where the output goes on its way, if that may stall.
+    outlet: Option<Outlet>,
+    /// Accesses by a guest whose output is stalled.
+    unheard: AtomicU64,
+    /// Learns of events that cannot be written.
+    ending: Option<Arc<Ending>>,
 }
 
 impl Console {
     /// A serial port that writes to `out`, for guests that poll.
     pub fn new(out: Box<dyn Write + Send>) -> Console {
-        Console::with_pin(out, Pin(None), None)
+        Console::with_pin(out, Pin::default(), None)
     }
 
-    /// A serial port that writes to `out` and interrupts by `pin`.
-    pub fn with_interrupt(out: Box<dyn Write + Send>, pin: EventFd) -> io::Result<Console> {
+    /// A serial port that writes to `out` and interrupts by `pin`. The run ends if the system refuses its events.
+    pub fn with_interrupt(
+        out: Box<dyn Write + Send>,
+        pin: EventFd,
+        ending: Arc<Ending>,
+    ) -> io::Result<Console> {
         let attention = EventFd::new(EFD_NONBLOCK)?;
-        Ok(Console::with_pin(out, Pin(Some(pin)), Some(attention)))
+        let pin = Pin(Some((pin, ending.clone())));
+        let mut console = Console::with_pin(out, pin, Some(attention));
+        console.ending = Some(ending);
+        Ok(console)
+    }
+
+    /// The same port, whose output goes through this outlet.
+    pub fn through(self, outlet: Outlet) -> Console {
+        Console {
+            outlet: Some(outlet),
+            ..self
+        }
+    }
+
+    /// How often the guest has accessed the port while nothing took its output: that is no sign of life.
+    pub fn unheard(&self) -> u64 {
+        self.unheard.load(Ordering::Relaxed)
+    }
+
+    fn count_unheard(&self) {
+        if self.outlet.as_ref().is_some_and(Outlet::is_stalled) {
+            self.unheard.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn with_pin(out: Box<dyn Write + Send>, pin: Pin, attention: Option<EventFd>) -> Console {
@@ -65,6 +100,9 @@ impl Console {
             attended: AtomicBool::new(false),
             input_waits: AtomicBool::new(false),
             attention,
+            outlet: None,
+            unheard: AtomicU64::new(0),
+            ending: None,
         }
     }
 
@@ -79,8 +117,7 @@ impl Console {
         if self.attended.load(Ordering::Relaxed)
             && let Some(attention) = &self.attention
         {
-            // Cannot fail: the counter is far from its limit.
-            let _ = attention.write(1);
+            tell(self.ending.as_deref(), bell::ring(attention));
         }
     }
 
@@ -136,6 +173,7 @@ impl Device for Console {
         let Ok(register @ 0..8) = u8::try_from(offset) else {
             return;
         };
+        self.count_unheard();
         let mut serial = self.serial();
         // Several bytes are those of a string instruction, all from the same register.
         data.iter_mut()
@@ -147,6 +185,7 @@ impl Device for Console {
 
     fn write(&self, offset: u64, data: &[u8]) -> Next {
         if let Ok(register @ 0..8) = u8::try_from(offset) {
+            self.count_unheard();
             let mut serial = self.serial();
             let had_rest = serial.writer().has_rest();
             // Several bytes are those of a string instruction, all for the same register. Failures
@@ -218,24 +257,33 @@ impl Write for Lines {
 }
 
 /// The port's interrupt; none for guests that poll.
-struct Pin(Option<EventFd>);
+#[derive(Default)]
+struct Pin(Option<(EventFd, Arc<Ending>)>);
 
 impl Trigger for Pin {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
-        if let Some(event) = &self.0 {
-            // Cannot fail: KVM takes the count at once.
-            let _ = event.write(1);
+        if let Some((event, ending)) = &self.0 {
+            tell(Some(ending), bell::ring(event));
         }
         Ok(())
+    }
+}
+
+/// The run ends if the system refuses an event at every try.
+fn tell(ending: Option<&Ending>, result: io::Result<()>) {
+    if let (Some(ending), Err(error)) = (ending, result) {
+        ending.event_failed(
+            "telling of the serial port's state (writing an eventfd)",
+            &error,
+        );
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[derive(Clone, Default)]
     struct Seen(Arc<Mutex<Vec<Vec<u8>>>>);
@@ -257,7 +305,9 @@ mod tests {
 
     fn interrupting(out: Seen) -> (Console, EventFd) {
         let pin = EventFd::new(EFD_NONBLOCK).unwrap();
-        let console = Console::with_interrupt(Box::new(out), pin.try_clone().unwrap()).unwrap();
+        let ending = Arc::new(Ending::new().unwrap());
+        let its = pin.try_clone().unwrap();
+        let console = Console::with_interrupt(Box::new(out), its, ending).unwrap();
         (console, pin)
     }
 

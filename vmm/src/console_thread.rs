@@ -4,15 +4,24 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use hmmvisor_devices::bell;
+use hmmvisor_devices::thread::{self, STOP_WITHIN, Thread};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::console::Console;
 use crate::ending::{End, Ending};
+use crate::terminal;
 
 /// How long the beginning of a line may wait for its end. Nobody notices, and whole lines are passed on at once.
 const REST_AFTER_MS: i32 = 10;
+
+/// Waits in a row that may fail before that is an error; each takes a millisecond.
+const FAILURES: u32 = 1000;
+
+/// How often the thread of a process in the background looks whether it has come to the foreground.
+const FOREGROUND_AFTER_MS: i32 = 200;
 
 /// What begins the escape sequences of an interactive console: Ctrl-A.
 const ESCAPE: u8 = 0x01;
@@ -49,7 +58,7 @@ impl Input {
 /// The running thread; stopped when dropped.
 pub struct ConsoleThread {
     stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread<()>>,
 }
 
 impl ConsoleThread {
@@ -61,9 +70,9 @@ impl ConsoleThread {
     ) -> io::Result<ConsoleThread> {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let its = stop.clone();
-        let thread = thread::Builder::new()
-            .name("console".into())
-            .spawn(move || serve(&console, input, &ending, &its))?;
+        let on_panic = ending.on_panic();
+        let body = move || serve(&console, input, &ending, &its);
+        let thread = thread::spawn("console", on_panic, body)?;
         Ok(ConsoleThread {
             stop,
             thread: Some(thread),
@@ -73,11 +82,11 @@ impl ConsoleThread {
 
 impl Drop for ConsoleThread {
     fn drop(&mut self) {
-        // Cannot fail: the counter is far from its limit.
-        let _ = self.stop.write(1);
+        // If the system refuses, the thread is left behind.
+        let _ = bell::ring(&self.stop);
         if let Some(thread) = self.thread.take() {
-            // A panic has been reported by the thread itself.
-            let _ = thread.join();
+            // A panic has been told of.
+            let _ = thread.join_within(STOP_WITHIN);
         }
     }
 }
@@ -87,15 +96,19 @@ fn serve(console: &Console, mut input: Option<Input>, ending: &Ending, stop: &Ev
         return;
     };
     let mut keys = Keys::default();
+    let mut failures = 0;
     // Read, but not yet taken by the guest.
     let mut waiting: Vec<u8> = Vec::new();
     loop {
         // More is only read once the guest has taken what there is.
         let source = input.as_ref().filter(|_| waiting.is_empty());
-        let timeout = if console.has_rest() {
-            REST_AFTER_MS
-        } else {
-            -1
+        // In the background a terminal's input is another job's, and reading it would stop this process.
+        let away = source.is_some_and(|input| input.interactive) && !terminal::in_foreground();
+        let source = source.filter(|_| !away);
+        let timeout = match (console.has_rest(), away) {
+            (true, _) => REST_AFTER_MS,
+            (false, true) => FOREGROUND_AFTER_MS,
+            (false, false) => -1,
         };
         let ready = poll(
             [
@@ -107,11 +120,20 @@ fn serve(console: &Console, mut input: Option<Input>, ending: &Ending, stop: &Ev
         );
         match ready {
             // Nothing has come for a while: the line's end is not about to.
-            None => console.rest(),
-            Some([true, ..]) => return,
-            Some([_, _, readable]) => {
-                // Only to make it unreadable until there is more.
-                let _ = attention.read();
+            Ok(None) => {
+                failures = 0;
+                console.rest();
+                if away {
+                    terminal::resume();
+                }
+            }
+            Ok(Some([true, ..])) => return,
+            Ok(Some([_, attend, readable])) => {
+                failures = 0;
+                // Only to make it unreadable until there is more. Should that fail at every try, not at full speed.
+                if attend && bell::read(attention).is_err() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 if readable && let Some(it) = &mut input {
                     match read(&mut it.source) {
                         Some(bytes) if it.interactive => match keys.typed(&bytes) {
@@ -128,6 +150,14 @@ fn serve(console: &Console, mut input: Option<Input>, ending: &Ending, stop: &Ev
                 };
                 waiting.drain(..taken);
             }
+            // Interrupted; should that happen at every try, neither at full speed nor without end.
+            Err(error) => {
+                failures += 1;
+                if failures > FAILURES {
+                    return ending.event_failed("waiting for the console's input", &error);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 }
@@ -139,6 +169,8 @@ fn read(source: &mut File) -> Option<Vec<u8>> {
         Ok(0) => None,
         Ok(len) => Some(bytes[..len].to_vec()),
         Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
+            // Should that happen at every try, not at full speed.
+            std::thread::sleep(Duration::from_millis(1));
             Some(Vec::new())
         }
         Err(_) => None,
@@ -146,7 +178,7 @@ fn read(source: &mut File) -> Option<Vec<u8>> {
 }
 
 /// Which of these can be read; none if that is so for none of them in time.
-fn poll(files: [Option<i32>; 3], timeout: i32) -> Option<[bool; 3]> {
+fn poll(files: [Option<i32>; 3], timeout: i32) -> io::Result<Option<[bool; 3]>> {
     let mut waiting = files.map(|file| libc::pollfd {
         // Negative ones are passed over.
         fd: file.unwrap_or(-1),
@@ -155,13 +187,12 @@ fn poll(files: [Option<i32>; 3], timeout: i32) -> Option<[bool; 3]> {
     });
     // SAFETY: three valid structures, as the count says; the descriptors are open while this runs.
     let ready = unsafe { libc::poll(waiting.as_mut_ptr(), waiting.len() as u64, timeout) };
-    match ready {
+    Ok(match ready {
         0 => None,
-        // Interrupted: nothing is known to be readable, nothing has timed out.
-        ..0 => Some([false; 3]),
+        ..0 => return Err(io::Error::last_os_error()),
         // An error or a hang-up shows when it is read.
         _ => Some(waiting.map(|file| file.revents != 0)),
-    }
+    })
 }
 
 /// What a person has typed.
@@ -208,7 +239,6 @@ mod tests {
     use crate::bus::Device;
     use std::io::Write;
     use std::sync::Mutex;
-    use std::time::Duration;
 
     /// Longer than anything here takes, even on a busy host.
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -235,12 +265,14 @@ mod tests {
     fn set() -> Set {
         let (seen, pin) = (Seen::default(), EventFd::new(0).unwrap());
         let its = pin.try_clone().unwrap();
-        let console = Console::with_interrupt(Box::new(seen.clone()), its).unwrap();
+        let ending = Arc::new(Ending::new().unwrap());
+        let out = Box::new(seen.clone());
+        let console = Console::with_interrupt(out, its, ending.clone()).unwrap();
         Set {
             console: Arc::new(console),
             pin,
             seen,
-            ending: Arc::new(Ending::new().unwrap()),
+            ending,
         }
     }
 
@@ -292,7 +324,7 @@ mod tests {
         let begin = std::time::Instant::now();
         while *set.seen.0.lock().unwrap() != b"login: " {
             assert!(begin.elapsed() < PATIENCE);
-            thread::yield_now();
+            std::thread::yield_now();
         }
     }
 

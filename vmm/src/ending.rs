@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use hmmvisor_devices::{DeviceFailure, bell};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::failure::Failure;
@@ -31,7 +32,12 @@ pub enum End {
 pub struct Ending {
     end: OnceLock<End>,
     event: EventFd,
+    /// Threads that did not end when they were to.
+    left_behind: Mutex<Vec<String>>,
 }
+
+/// The longest sleep of a thread that waits for the end: it does not depend on the event alone.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Ending {
     /// Not ended yet.
@@ -39,15 +45,53 @@ impl Ending {
         Ok(Ending {
             end: OnceLock::new(),
             event: EventFd::new(EFD_NONBLOCK)?,
+            left_behind: Mutex::default(),
         })
     }
 
     /// Ends the run, unless it has already ended.
     pub fn set(&self, end: End) {
         if self.end.set(end).is_ok() {
-            // Cannot fail: the counter is far from its limit.
-            let _ = self.event.write(1);
+            // If the system refuses, those who wait see the end when they look again.
+            let _ = bell::ring(&self.event);
         }
+    }
+
+    /// What a thread that panics does: it ends the run.
+    pub fn on_panic(self: &Arc<Self>) -> impl FnOnce(&str) + Send + use<> {
+        let ending = self.clone();
+        move |thread| {
+            let thread = thread.to_owned();
+            ending.set(End::Failed(Failure::Panicked { thread }));
+        }
+    }
+
+    /// A device does not work any more: ends the run.
+    pub fn device_failed(&self, failure: DeviceFailure) {
+        self.set(End::Failed(match failure {
+            DeviceFailure::Panicked { thread } => Failure::Panicked { thread },
+            DeviceFailure::Event { what, error } => Failure::event(what, &error),
+        }));
+    }
+
+    /// The system refuses an event at every try: ends the run.
+    pub fn event_failed(&self, what: &str, error: &io::Error) {
+        self.set(End::Failed(Failure::event(what, error)));
+    }
+
+    /// This thread does not end and is left to itself.
+    pub fn leave_behind(&self, thread: &str) {
+        let mut left = self
+            .left_behind
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        left.push(thread.to_owned());
+    }
+
+    /// The threads that did not end when they were to.
+    pub fn left_behind(&self) -> Vec<String> {
+        let left = self.left_behind.lock();
+        left.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for the run's end, at most this long.
@@ -64,7 +108,7 @@ impl Ending {
                 revents: 0,
             };
             // Rounded up: a rest of less than a millisecond is no reason to spin.
-            let milliseconds = left.as_millis().saturating_add(1).min(i32::MAX as u128) as i32;
+            let milliseconds = left.min(LOOK_AGAIN).as_millis() as i32 + 1;
             // SAFETY: one valid structure, as the count says; the descriptor is ours. An interrupted
             // call is repeated.
             unsafe { libc::poll(&mut ended, 1, milliseconds) };

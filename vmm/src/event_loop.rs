@@ -1,5 +1,5 @@
-//! What the main thread does while the guest runs: wait for its end, for signals, for the time to show
-//! progress or to do what is done now and then, for policy scripts to change.
+//! What the main thread does while the guest runs: wait for its end, for the time to do what is done now and then, for policy
+//! scripts to change. Nothing here may wait for anything else, so that the watchdog bites whatever the other threads do.
 
 use std::io;
 use std::sync::Arc;
@@ -10,23 +10,17 @@ use hmm_backend::limits::Refusal;
 use hmmvisor_policies::FileWatch;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::control::Control;
-use crate::ending::{End, Ending};
+use crate::ending::{End, Ending, LOOK_AGAIN};
 use crate::failure::Failure;
-use crate::policy_scripts::Script;
-use crate::progress::Progress;
-use crate::signals::Signals;
+use crate::policy_scripts::{Reloader, Script};
 
-/// Runs shorter than this show no progress.
-const FIRST_TICK: Duration = Duration::from_secs(1);
-const TICK: Duration = Duration::from_millis(100);
+/// Waits in a row that may fail before that is an error; each takes a millisecond.
+const FAILURES: u32 = 1000;
 
 // What a descriptor is, attached to its events.
 const ENDED: u32 = 0;
-const SIGNAL: u32 = 1;
-const TIMER: u32 = 2;
 /// The first of what is periodic; the others follow.
-const PERIODIC: u32 = 3;
+const PERIODIC: u32 = 1;
 /// The first script's file; the others follow.
 const SCRIPTS: u32 = 1000;
 
@@ -93,51 +87,54 @@ impl<'a> Watchdog<'a> {
 /// Waits until the run has ended, whatever ends it, and returns why.
 pub fn wait(
     ending: &Arc<Ending>,
-    signals: Option<&Signals>,
-    progress: Option<(&Progress, &Control)>,
     periodic: Vec<Periodic<'_>>,
     scripts: &[Script],
+    reloader: Option<&Reloader>,
 ) -> End {
-    if let Err(error) = try_wait(ending, signals, progress, periodic, scripts) {
+    if let Err(error) = try_wait(ending, periodic, scripts, reloader) {
         ending.set(End::Failed(Failure::EventLoop(error)));
-    }
-    if let Some((progress, _)) = progress {
-        progress.finish();
     }
     ending.get().expect("waited until there is one").clone()
 }
 
 fn try_wait(
     ending: &Arc<Ending>,
-    signals: Option<&Signals>,
-    progress: Option<(&Progress, &Control)>,
     periodic: Vec<Periodic<'_>>,
     scripts: &[Script],
+    reloader: Option<&Reloader>,
 ) -> Result<(), String> {
-    let new_timer = |first, every| {
+    let new_timer = |every| {
         let mut timer =
             TimerFd::new().map_err(|error| cause(&event_manager::Error::EventFd(error)))?;
-        let set = timer.reset(first, Some(every));
+        let set = timer.reset(every, Some(every));
         set.map(|()| timer)
             .map_err(|error| cause(&event_manager::Error::EventFd(error)))
     };
-    let timer = progress.map(|_| new_timer(FIRST_TICK, TICK)).transpose()?;
     let periodic = periodic
         .into_iter()
-        .map(|it| new_timer(it.every, it.every).map(|timer| (it.action, timer)))
+        .map(|it| new_timer(it.every).map(|timer| (it.action, timer)))
         .collect::<Result<_, _>>()?;
     let mut manager = EventManager::new().map_err(|error| cause(&error))?;
     manager.add_subscriber(Waiter {
         ending,
-        signals,
-        progress,
-        timer,
         periodic,
         scripts,
+        reloader,
         error: None,
+        failures: 0,
     });
+    let mut failures = 0;
     while ending.get().is_none() {
-        manager.run().map_err(|error| cause(&error))?;
+        // Looks for itself now and then: an end whose event was refused by the system is an end, too.
+        match manager.run_with_timeout(LOOK_AGAIN.as_millis() as i32) {
+            Ok(_) => failures = 0,
+            // Interrupted, for instance because the process was stopped and continued.
+            Err(_) if failures < FAILURES => {
+                failures += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(cause(&error)),
+        }
     }
     Ok(())
 }
@@ -153,12 +150,23 @@ fn cause(error: &event_manager::Error) -> String {
 
 struct Waiter<'a> {
     ending: &'a Arc<Ending>,
-    signals: Option<&'a Signals>,
-    progress: Option<(&'a Progress, &'a Control)>,
-    timer: Option<TimerFd>,
     periodic: Vec<(Box<dyn FnMut() + 'a>, TimerFd)>,
     scripts: &'a [Script],
+    reloader: Option<&'a Reloader>,
     error: Option<event_manager::Error>,
+    /// Failed calls in a row.
+    failures: u32,
+}
+
+impl Waiter<'_> {
+    /// Something that is to be read stays readable: not at full speed, and not without end.
+    fn failed(&mut self, what: &str, error: &io::Error) {
+        self.failures += 1;
+        if self.failures > FAILURES {
+            self.ending.event_failed(what, error);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 impl MutEventSubscriber for Waiter<'_> {
@@ -171,8 +179,6 @@ impl MutEventSubscriber for Waiter<'_> {
             }
         };
         add(Some(self.ending.as_ref()), ENDED);
-        add(self.signals.map(|signals| signals as _), SIGNAL);
-        add(self.timer.as_ref().map(|timer| timer as _), TIMER);
         for ((_, timer), what) in self.periodic.iter().zip(PERIODIC..) {
             add(Some(timer), what);
         }
@@ -188,32 +194,25 @@ impl MutEventSubscriber for Waiter<'_> {
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
         match events.data() {
-            SIGNAL => match self.signals.and_then(Signals::take) {
-                Some(libc::SIGHUP) if !self.scripts.is_empty() => {
-                    let scripts = self.scripts.iter();
-                    scripts.for_each(|script| script.scripts.reload_and_say());
-                }
-                Some(signal) => self.ending.set(End::Signal(signal)),
-                None => {}
-            },
-            TIMER => {
-                // Only to make it unreadable until the next tick.
-                let _ = self.timer.as_mut().map(TimerFd::wait);
-                if let Some((progress, control)) = self.progress {
-                    progress.show(control.progress());
-                }
-            }
             what @ PERIODIC..SCRIPTS => {
                 if let Some((action, timer)) = self.periodic.get_mut((what - PERIODIC) as usize) {
-                    let _ = timer.wait();
-                    action();
+                    match timer.wait() {
+                        Ok(_) => {
+                            self.failures = 0;
+                            action();
+                        }
+                        Err(error) => self.failed("reading a timer", &error.into()),
+                    }
                 }
             }
             what @ SCRIPTS.. => {
-                if let Some(script) = self.scripts.get((what - SCRIPTS) as usize)
-                    && script.watch.as_ref().is_some_and(FileWatch::take)
-                {
-                    script.scripts.reload_and_say();
+                let index = (what - SCRIPTS) as usize;
+                if let (Some(script), Some(reloader)) = (self.scripts.get(index), self.reloader) {
+                    match script.watch.as_ref().is_some_and(FileWatch::take) {
+                        true => reloader.reload(index),
+                        // Another file of the folder; or the system refuses to tell, at every try but not at full speed.
+                        false => std::thread::sleep(Duration::from_millis(1)),
+                    }
                 }
             }
             // The run has ended: the loop looks for itself.

@@ -112,17 +112,52 @@ pub enum Failure {
     )]
     AllParked,
     /// A bug.
-    #[error("the thread of vCPU {vcpu} panicked; this is a bug in Hmmvisor")]
+    #[error("thread {thread} panicked; this is a bug in Hmmvisor or in a device of others")]
     Panicked {
+        /// The thread's name.
+        thread: String,
+    },
+    /// The system refuses a call that it has no reason to refuse, at every try.
+    #[error("{what} failed: {cause}")]
+    Event {
+        /// What was tried.
+        what: String,
+        /// The system's answer.
+        cause: String,
+    },
+    /// KVM puts a vCPU off at every try.
+    #[error(
+        "running vCPU {vcpu}: KVM_RUN fails with EAGAIN again and again ({tries} times in {seconds} s): the host refuses KVM a helper thread (kvm-nx-lpage-recovery) for this process; raise the limit on processes and threads: `ulimit -u`, or pids.max of the control group"
+    )]
+    PutOff {
         /// The vCPU.
         vcpu: u32,
+        /// How often it was tried.
+        tries: u32,
+        /// For how long.
+        seconds: u64,
     },
+    /// Stopping the machine takes too long.
+    #[error(
+        "the machine did not stop within {0} s: one of its threads waits for something that does not come"
+    )]
+    NotStopped(u64),
     /// The host found wrong data or wrong books while or after it tortured the guest.
     #[error("torture: {0}")]
     Torture(String),
     /// The event loop failed.
     #[error("waiting for the guest: {0}")]
     EventLoop(String),
+}
+
+impl Failure {
+    /// See [`Failure::Event`].
+    pub(crate) fn event(what: &str, error: &std::io::Error) -> Failure {
+        Failure::Event {
+            what: what.to_owned(),
+            cause: error.to_string(),
+        }
+    }
 }
 
 fn exception_name(vector: u64) -> String {

@@ -7,11 +7,14 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hmmvisor_abi::map;
+use hmmvisor_devices::{DeviceFailure, bell};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
 };
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::ending::Ending;
 
 /// KVM's numbers of lines that are messages begin behind those of the I/O APIC.
 const FIRST_MESSAGE: u32 = 24;
@@ -68,13 +71,15 @@ impl InterruptLines {
     }
 
     /// Line `number`, to be given to a device. Until it is routed, triggering it does nothing.
-    pub fn line(self: &Arc<Self>, number: u32) -> io::Result<Line> {
+    /// `ending` learns when the device fails.
+    pub fn line(self: &Arc<Self>, number: u32, ending: &Arc<Ending>) -> io::Result<Line> {
         assert!((number as usize) < LINES);
         let event = pin_event(&self.vm, self.gsi(number))?;
         Ok(Line {
             lines: self.clone(),
             number,
             event,
+            ending: ending.clone(),
         })
     }
 
@@ -123,6 +128,7 @@ pub struct Line {
     lines: Arc<InterruptLines>,
     number: u32,
     event: EventFd,
+    ending: Arc<Ending>,
 }
 
 impl hmmvisor_devices::Interrupt for Line {
@@ -131,7 +137,13 @@ impl hmmvisor_devices::Interrupt for Line {
     }
 
     fn trigger(&self) {
-        // Cannot fail: KVM takes the count at once.
-        let _ = self.event.write(1);
+        if let Err(error) = bell::ring(&self.event) {
+            let what = "raising a device's interrupt (writing an eventfd)";
+            self.ending.event_failed(what, &error);
+        }
+    }
+
+    fn device_failed(&self, failure: DeviceFailure) {
+        self.ending.device_failed(failure);
     }
 }

@@ -23,7 +23,7 @@
 //! | `memory_errors`, `machine_check` | pages that cannot be supplied: telling the vCPU, telling the guest |
 //! | `virtio`, `balloon` | the virtio devices of a configuration; what one of them is asked, and was good for |
 //! | `bus`, `slots`, `control`, `console`, `interrupts` | devices |
-//! | `console_choice`, `console_thread`, `terminal` | the console's output and input on the host |
+//! | `console_choice`, `console_thread`, `outlet`, `terminal` | the console's output and input on the host |
 //! | `chaos` | what the host does to a guest that runs `torture` |
 //! | `ending`, `failure`, `event_loop`, `signals`, `progress` | how a run ends and who waits for it |
 //! | `cpus`, `process_memory` | small questions to the system |
@@ -55,6 +55,7 @@ pub mod linux;
 pub mod machine;
 mod machine_check;
 pub mod memory_errors;
+pub mod outlet;
 pub mod outputs;
 pub mod placement;
 mod policy_scripts;

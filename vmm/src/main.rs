@@ -4,35 +4,38 @@ mod cli;
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use hmm_backend::limits;
+use hmm_backend::limits::{self, Refusal, Resource};
 use hmm_backend::policies;
 use hmmvisor::check::{State, check};
 use hmmvisor::console_choice::ConsoleChoice;
-use hmmvisor::outputs::{self, Outputs};
+use hmmvisor::outlet::MayClose;
+use hmmvisor::outputs::{self, ConsoleFile, Outputs};
 use hmmvisor::progress::Progress;
 use hmmvisor::signals::Signals;
 use hmmvisor::summary::Summary;
 use hmmvisor::terminal::RawTerminal;
 use hmmvisor::{Input, Options, Report};
 use hmmvisor_experiments::output::{Files, Output, shown};
+use hmmvisor_experiments::steady::write_all;
 use hmmvisor_guest_images::{Param, workloads};
 
-use cli::output::{note, print};
+use cli::output::{print, say, within};
 use cli::run::RunArgs;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    // Both first: the clock measures from here, and no thread may get a signal. (What comes before, loading
-    // the program, takes about a millisecond; the CPU clocks cannot tell it from what the shell or cargo did
-    // in this process before `exec`.)
+    // First: the clock measures from here. (What comes before, loading the program, takes about a millisecond; the CPU clocks
+    // cannot tell it from what the shell or cargo did in this process before `exec`.)
     let started = Instant::now();
     limits::refuse_large_files();
-    let signals = Signals::block();
 
+    // Signals do what they do by default, here and in all commands but `run`: they end the process at once. What a sweep has
+    // finished is on the disk.
     let Cli { command, run } = match Cli::try_parse() {
         Ok(cli) => cli,
         // What was asked for is help or the version.
@@ -40,12 +43,8 @@ fn main() -> ExitCode {
         Err(mistake) => mistake.exit(),
     };
     let command = command.unwrap_or(Command::Run(Box::new(run)));
-    // Only a run ends cleanly by itself. Everything else is ended by the signal: what a sweep has finished is on the disk.
-    if let (Ok(signals), false) = (&signals, matches!(command, Command::Run(_))) {
-        signals.unblock();
-    }
     let result = match command {
-        Command::Run(args) => run_guest(*args, started, signals),
+        Command::Run(args) => run_guest(*args, started),
         Command::Workloads => print(&list_of_workloads()).map(|()| ExitCode::SUCCESS),
         Command::Policies => print(&list_of_policies()).map(|()| ExitCode::SUCCESS),
         Command::Replay(args) => cli::replay::replay(args),
@@ -55,7 +54,7 @@ fn main() -> ExitCode {
         Command::Report(args) => cli::report::report(&args),
     };
     result.unwrap_or_else(|error| {
-        note(&format!("error: {}", describe(&error)));
+        say(None, format!("error: {}", describe(&error)));
         ExitCode::FAILURE
     })
 }
@@ -64,7 +63,7 @@ fn main() -> ExitCode {
 fn give(answer: &clap::Error) -> ExitCode {
     match answer.print().and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            note(&format!("error: writing to standard output: {error}"));
+            say(None, format!("error: writing to standard output: {error}"));
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
@@ -85,7 +84,11 @@ fn describe(error: &anyhow::Error) -> String {
     text + &advice
 }
 
-fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> Result<ExitCode> {
+fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
+    // Before anything that may take long, and before any other thread.
+    let signals = Signals::start()
+        .map_err(|error| Refusal::new(Resource::Thread, error))
+        .context("starting the thread that takes signals")?;
     let mut files = Files::default();
     if let Some(file) = args.file() {
         files.reads("the configuration file", file);
@@ -95,7 +98,6 @@ fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> R
     if config.boot.kernel.is_some() {
         files.reads_open("the console's input", io::stdin());
     }
-    let signals = signals.context("blocking SIGINT, SIGTERM and SIGHUP")?;
     // Before the run, which may take hours.
     let Outputs {
         console: console_file,
@@ -104,11 +106,11 @@ fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> R
     } = Outputs::open(&config, &mut files)?;
     // Standard output is for an output alone if one goes there.
     let data_only = files.use_stdout();
-    let output = || -> Box<dyn Write + Send> {
+    let output = move || -> Box<dyn Write + Send> {
         if data_only {
-            Box::new(io::stderr())
+            Box::new(MayClose(io::stderr()))
         } else {
-            Box::new(io::stdout())
+            Box::new(MayClose(io::stdout()))
         }
     };
 
@@ -143,34 +145,55 @@ fn run_guest(args: RunArgs, started: Instant, signals: io::Result<Signals>) -> R
         console,
         trace,
         input,
-        signals: Some(signals),
+        signals: Some(signals.clone()),
         progress,
     };
     let report = hmmvisor::run(&config, options);
     // Before anything else is said there.
     drop(terminal);
-    let report = report?;
+    let report = Arc::new(report?);
+    write_report(&report, &signals, output, console_file, json)
+}
 
-    // Whoever closed the pipe does not want to read it.
-    let _ = write!(output(), "\n{}", Summary(&report));
+/// Writes the JSON report, the summary and what went wrong. Each may go where nothing takes it: that is an error, and keeps
+/// neither the others nor the end. The JSON comes first, as it is for programs.
+fn write_report(
+    report: &Arc<Report>,
+    signals: &Signals,
+    output: impl FnOnce() -> Box<dyn Write + Send> + Send + 'static,
+    console: Option<ConsoleFile>,
+    json: Option<Output>,
+) -> Result<ExitCode> {
+    let its = report.clone();
+    let json = within(Some(signals), "writing the JSON report", move || {
+        json.map_or(Ok(()), |json| write_json(json, &its))
+    });
+    let its = report.clone();
+    let summary = within(Some(signals), "writing the summary", move || {
+        let text = format!("\n{}", Summary(&its));
+        write_all(&mut *output(), text.as_bytes()).context("writing the summary")
+    });
     if let Some(error) = report.error() {
-        note(&format!("error: {error}"));
+        say(Some(signals), format!("error: {error}"));
     }
-    if let Some(console) = console_file {
-        console.end().context("emptying the console's file")?;
+    let console = console.map_or(Ok(()), |console| {
+        console.end().context("emptying the console's file")
+    });
+    match (report.exit_code(), json.and(summary).and(console)) {
+        (0, written) => written.map(|()| ExitCode::SUCCESS),
+        (code, Ok(())) => Ok(ExitCode::from(code)),
+        // The code says why the run ended.
+        (code, Err(error)) => {
+            say(Some(signals), format!("error: {}", describe(&error)));
+            Ok(ExitCode::from(code))
+        }
     }
-    if let Some(json) = json {
-        write_json(json, &report)?;
-    }
-    Ok(ExitCode::from(report.exit_code()))
 }
 
 fn write_json(mut output: Output, report: &Report) -> Result<()> {
     let line = report.to_json() + "\n";
     let path = output.path().to_owned();
-    let written = output
-        .write_all(line.as_bytes())
-        .and_then(|()| output.commit());
+    let written = write_all(&mut output, line.as_bytes()).and_then(|()| output.commit());
     match written {
         // Who has closed the pipe has read enough.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -10,10 +10,10 @@ use std::io;
 use std::str::FromStr;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use hmm_backend::{Backend, FatalCause, FatalFault};
+use hmmvisor_devices::thread::{self, STOP_WITHIN, Thread};
 use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::ending::{End, Ending};
@@ -124,7 +124,7 @@ impl MemoryErrors {
 }
 
 /// The thread that sees to it that vCPUs take their reports. Ends when all its [`Reporter`]s are gone.
-pub struct Kicker(Option<JoinHandle<()>>);
+pub struct Kicker(Option<Thread<()>>);
 
 /// Where the fault service brings its reports.
 pub struct Reporter {
@@ -150,9 +150,9 @@ impl Kicker {
             errors: errors.clone(),
             kicker,
         };
-        let thread = thread::Builder::new()
-            .name("memory-errors".into())
-            .spawn(move || kick(&errors, &ending, &kicks))?;
+        let on_panic = ending.on_panic();
+        let body = move || kick(&errors, &ending, &kicks);
+        let thread = thread::spawn("memory-errors", on_panic, body)?;
         Ok((Kicker(Some(thread)), reporter))
     }
 }
@@ -161,8 +161,8 @@ impl Drop for Kicker {
     /// The reporters must be gone, or go soon.
     fn drop(&mut self) {
         if let Some(thread) = self.0.take() {
-            // A panic has been reported by the thread itself.
-            let _ = thread.join();
+            // A panic has been told of.
+            let _ = thread.join_within(STOP_WITHIN);
         }
     }
 }

@@ -1,19 +1,98 @@
 //! The policies of a run: loaded, and their scripts reloaded when their files change or SIGHUP comes.
 
-use std::io::{self, Write};
-use std::sync::Arc;
+use std::io;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use hmm_backend::{Page, PolicyFactory};
+use hmmvisor_devices::thread;
 use hmmvisor_policies::{
     FileWatch, Limits, Log, Region, Regions, ScriptError, ScriptFigures, Scripts,
 };
 
 use crate::config::PolicyConfig;
+use crate::ending::Ending;
+use crate::outlet::{MayClose, Outlet, OutletThread};
 
 /// What decides in a run.
 pub(crate) struct Policies {
     pub(crate) factory: Arc<dyn PolicyFactory>,
     pub(crate) scripts: Vec<Script>,
+}
+
+/// What scripts have to say, on its way to standard error. Scripts run in the service of faults, which must not wait for a
+/// reader: what finds no room is dropped.
+#[derive(Default)]
+struct Messages(OnceLock<Option<Speaker>>);
+
+struct Speaker {
+    outlet: Outlet,
+    thread: Mutex<OutletThread>,
+}
+
+/// How long the last messages may take.
+const LAST_MESSAGES: Duration = Duration::from_millis(100);
+
+impl Messages {
+    fn say(&self, text: &str) {
+        // With the first message, since most runs have none. Without a thread there are no messages; nothing depends on them.
+        let start = || {
+            let thread =
+                Outlet::start("messages", Box::new(MayClose(io::stderr())), |_| {}).ok()?;
+            Some(Speaker {
+                outlet: thread.outlet().clone(),
+                thread: Mutex::new(thread),
+            })
+        };
+        if let Some(speaker) = self.0.get_or_init(start) {
+            speaker.outlet.offer(text.as_bytes());
+        }
+    }
+}
+
+impl Drop for Messages {
+    fn drop(&mut self) {
+        if let Some(Some(speaker)) = self.0.get_mut() {
+            let thread = speaker.thread.get_mut();
+            let thread = thread.unwrap_or_else(PoisonError::into_inner);
+            thread.finish(LAST_MESSAGES);
+        }
+    }
+}
+
+/// The thread that reloads scripts: reading a file may take long, and the run's end does not wait for it. Ends when it is dropped.
+#[derive(Clone)]
+pub(crate) struct Reloader(Sender<Option<usize>>);
+
+impl Reloader {
+    /// Starts the thread.
+    pub(crate) fn start(scripts: &[Script], ending: &Arc<Ending>) -> io::Result<Reloader> {
+        let (sender, asked) = mpsc::channel();
+        let scripts: Vec<_> = scripts.iter().map(|it| it.scripts.clone()).collect();
+        let body = move || {
+            for index in asked {
+                let which = match index {
+                    Some(index) => &scripts[index..=index],
+                    None => &scripts[..],
+                };
+                which.iter().for_each(|scripts| scripts.reload_and_say());
+            }
+        };
+        thread::spawn("script-reload", ending.on_panic(), body)?;
+        Ok(Reloader(sender))
+    }
+
+    /// Has script number `index` reloaded.
+    pub(crate) fn reload(&self, index: usize) {
+        // The thread has ended only if it has panicked, which ends the run.
+        let _ = self.0.send(Some(index));
+    }
+
+    /// Has all scripts reloaded.
+    pub(crate) fn reload_all(&self) {
+        let _ = self.0.send(None);
+    }
 }
 
 /// A script, and a watch on its file if that is possible.
@@ -25,8 +104,9 @@ pub(crate) struct Script {
 impl Policies {
     /// Loads what the configuration names.
     pub(crate) fn load(config: &PolicyConfig) -> Result<Policies, ScriptError> {
-        let log: Log = Arc::new(|line| {
-            let _ = writeln!(io::stderr(), "hmmvisor: policy script {line}");
+        let messages = Messages::default();
+        let log: Log = Arc::new(move |line| {
+            messages.say(&format!("hmmvisor: policy script {line}\n"));
         });
         let common = config.spec.load(Limits::default(), log.clone())?;
         let (mut factory, mut scripts) = (common.factory, common.scripts);

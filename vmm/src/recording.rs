@@ -2,16 +2,18 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use hmm_backend::limits;
 use hmm_backend::{Backend, EventKind};
+use hmmvisor_devices::thread::{self, Joined, Thread};
 use hmmvisor_experiments::output::Output;
 use hmmvisor_experiments::trace::{Dropped, TraceError, TraceMeta, TraceWriter};
 use serde::Serialize;
 
+use crate::ending::Ending;
 use crate::vcpu_threads::ThreadIds;
 
 /// Events that each of the backend's threads keeps until they are taken: what a thread can produce in many
@@ -23,6 +25,12 @@ const DRAIN: Duration = Duration::from_millis(10);
 
 /// How much of the end a killed run may lose: events are in the file after this and [`DRAIN`].
 const FLUSH: Duration = Duration::from_millis(80);
+
+/// Events that are written at a time: each such piece is a sign of progress.
+const PIECE: usize = 1 << 14;
+
+/// How long the end of a run waits for a trace that makes no progress: one that goes into a pipe that is not read, for instance.
+const STALL: Duration = Duration::from_secs(5);
 
 /// What became of a recording.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -43,7 +51,9 @@ pub struct RecordingFigures {
 pub struct Recording {
     /// Dropped to end the thread.
     stop: Sender<()>,
-    thread: JoinHandle<RecordingFigures>,
+    thread: Thread<RecordingFigures>,
+    /// Counts the thread's pieces of work.
+    progress: Arc<AtomicU64>,
     path: PathBuf,
 }
 
@@ -54,39 +64,64 @@ impl Recording {
         meta: &TraceMeta,
         backend: &Arc<Backend>,
         threads: &ThreadIds,
+        ending: &Arc<Ending>,
     ) -> Result<Recording, TraceError> {
         let path = output.path().to_owned();
         let writer = TraceWriter::new(output, meta)?;
         let (stop, stopped) = mpsc::channel();
+        let progress = Arc::new(AtomicU64::new(0));
         let recorder = Recorder {
             writer,
             backend: backend.clone(),
             threads: threads.clone(),
+            progress: progress.clone(),
             error: None,
         };
         let named = path.clone();
-        let thread = thread::Builder::new()
-            .name("recorder".to_owned())
-            .spawn(move || recorder.run(named, &stopped))
-            .map_err(|error| TraceError::Io {
-                what: "starting a thread that writes",
-                path: path.clone(),
-                error,
-            })?;
-        Ok(Recording { stop, thread, path })
+        let body = move || recorder.run(named, &stopped);
+        let thread = thread::spawn("recorder", ending.on_panic(), body);
+        let thread = thread.map_err(|error| TraceError::Io {
+            what: "starting a thread that writes",
+            path: path.clone(),
+            error,
+        })?;
+        Ok(Recording {
+            stop,
+            thread,
+            progress,
+            path,
+        })
     }
 
     /// Takes the last events and closes the trace. To be called when everything that makes events has stopped.
-    pub fn finish(self) -> RecordingFigures {
+    /// A trace that makes no progress any more is given up.
+    pub fn finish(mut self) -> RecordingFigures {
         drop(self.stop);
-        self.thread.join().unwrap_or_else(|_| RecordingFigures {
-            error: Some(format!(
-                "the thread that writes trace {} panicked",
-                self.path.display()
-            )),
-            path: self.path,
-            ..RecordingFigures::default()
-        })
+        let mut seen = self.progress.load(Ordering::Relaxed);
+        while !self.thread.wait(STALL) {
+            let now = self.progress.load(Ordering::Relaxed);
+            if now == seen {
+                break;
+            }
+            seen = now;
+        }
+        match self.thread.join_within(Duration::ZERO) {
+            Joined::Ended(figures) => figures,
+            Joined::Panicked => unfinished(self.path, "the thread that writes it panicked"),
+            Joined::Running => unfinished(self.path, "what is written is not taken"),
+        }
+    }
+}
+
+/// A trace whose thread has not come to its end.
+pub(crate) fn unfinished(path: PathBuf, why: &str) -> RecordingFigures {
+    RecordingFigures {
+        error: Some(format!(
+            "writing trace {}: {why}; the trace is good up to there",
+            path.display()
+        )),
+        path,
+        ..RecordingFigures::default()
     }
 }
 
@@ -94,6 +129,7 @@ struct Recorder {
     writer: TraceWriter,
     backend: Arc<Backend>,
     threads: ThreadIds,
+    progress: Arc<AtomicU64>,
     /// The first failure.
     error: Option<TraceError>,
 }
@@ -147,8 +183,11 @@ impl Recorder {
         for kind in EventKind::ALL {
             self.writer.dropped(kind, events.dropped(kind));
         }
-        let result = self.writer.write(&events.events);
-        self.note(result);
+        for piece in events.events.chunks(PIECE) {
+            let result = self.writer.write(piece);
+            self.note(result);
+            self.progress.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// A full disk is no reason to end the run: what cannot be written counts as lost, and the run's end says so.
@@ -180,8 +219,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t");
         let ids = ThreadIds::new(1);
+        let ending = Arc::new(Ending::new().unwrap());
+        let meta = TraceMeta::default();
         let output = crate::outputs::trace(&mut Files::default(), &path).unwrap();
-        let recording = Recording::start(output, &TraceMeta::default(), &backend, &ids).unwrap();
+        let recording = Recording::start(output, &meta, &backend, &ids, &ending).unwrap();
         let figures = recording.finish();
         assert_eq!(figures.error, None);
         assert_eq!(figures.events, 2);

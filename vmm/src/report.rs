@@ -1,6 +1,7 @@
 //! What a run has shown: the figures, and their stable names in JSON.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::chaos::ChaosFigures;
 use crate::ending::End;
 use crate::failure::Failure;
 use crate::recording::RecordingFigures;
+use crate::signals;
 use crate::size::Size;
 
 /// A run's outcome and figures. There is one as soon as a guest has been started, however it ended.
@@ -66,6 +68,41 @@ pub struct Report {
     pub balloon: Option<BalloonReport>,
     /// What the accelerators' drivers were told.
     pub drivers: DriverReport,
+    /// What became of the guest's output.
+    pub output: OutputReport,
+    /// Threads that did not end when the machine stopped.
+    pub left_behind: Vec<String>,
+}
+
+/// What became of the guest's output on its way to the host.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct OutputReport {
+    /// The file it went to; none for standard output.
+    pub to: Option<PathBuf>,
+    /// Bytes that were not written.
+    pub dropped_bytes: u64,
+    /// Why writing failed; none if it did not.
+    pub error: Option<String>,
+}
+
+impl OutputReport {
+    /// What went wrong, in words.
+    fn problem(&self) -> Option<String> {
+        let to = match &self.to {
+            Some(path) => format!(" to {}", path.display()),
+            None => String::new(),
+        };
+        let dropped = self.dropped_bytes;
+        match (&self.error, dropped) {
+            (Some(error), _) => Some(format!(
+                "writing the guest's output{to} failed: {error}; {dropped} bytes were dropped, the run went on"
+            )),
+            (None, 0) => None,
+            (None, _) => Some(format!(
+                "{dropped} bytes of the guest's output{to} were dropped, because they were not read in time"
+            )),
+        }
+    }
 }
 
 /// The books that the accelerators' drivers keep of the folios in device memory, all together.
@@ -108,11 +145,11 @@ impl Report {
     }
 
     /// The exit code for a process that did nothing but this run: 0 only if everything was verified, or an operating system ended
-    /// the run in good order, and it was recorded if it was to be.
+    /// the run in good order, and everything was written that was to be.
     pub fn exit_code(&self) -> u8 {
         match self.end {
             End::Exit(0) | End::PowerOff | End::Reboot | End::Quit => {
-                u8::from(self.recording_error().is_some())
+                u8::from(self.lost().is_some())
             }
             // Codes from 126 on have meanings of their own in shells.
             End::Exit(code @ 1..=125) => code as u8,
@@ -123,12 +160,12 @@ impl Report {
 
     /// What went wrong, in words; none if everything was verified and recorded.
     pub fn error(&self) -> Option<String> {
-        let recording = self.recording_error().map(str::to_owned);
+        let lost = self.lost();
         let Some(error) = self.end_error() else {
-            return recording;
+            return lost;
         };
-        let error = match recording {
-            Some(recording) => format!("{error}\n{recording}"),
+        let error = match lost {
+            Some(lost) => format!("{error}\n{lost}"),
             None => error,
         };
         Some(match &self.replay {
@@ -140,8 +177,22 @@ impl Report {
         })
     }
 
-    fn recording_error(&self) -> Option<&str> {
-        self.recording.as_ref()?.error.as_deref()
+    /// What of the run's outputs was lost, and what it could not stop.
+    fn lost(&self) -> Option<String> {
+        let recording = self.recording.as_ref().and_then(|it| it.error.as_deref());
+        let recording = recording.map(str::to_owned);
+        let left = match self.left_behind.is_empty() {
+            true => None,
+            false => Some(format!(
+                "threads that did not end when the machine stopped: {}",
+                self.left_behind.join(", ")
+            )),
+        };
+        let all: Vec<_> = [recording, self.output.problem(), left]
+            .into_iter()
+            .flatten()
+            .collect();
+        (!all.is_empty()).then(|| all.join("\n"))
     }
 
     fn end_error(&self) -> Option<String> {
@@ -156,7 +207,7 @@ impl Report {
                 };
                 Some(format!("the guest exited with code {code}: {meaning}"))
             }
-            End::Signal(signal) => Some(format!("interrupted by {}", signal_name(*signal))),
+            End::Signal(signal) => Some(format!("interrupted by {}", signals::name(*signal))),
             // What kernels do on hosts that cannot run them.
             End::Failed(failure @ (Failure::Internal { .. } | Failure::Hang(_)))
                 if self.kernel.is_some() =>
@@ -226,6 +277,7 @@ impl Report {
             recording: self.recording.as_ref(),
             balloon: self.balloon.as_ref(),
             drivers: self.drivers,
+            output: &self.output,
             elapsed_s: self.elapsed.as_secs_f64(),
             first_instruction_ms: self.first_instruction.map(|time| time.as_secs_f64() * 1e3),
             vmm_overhead_bytes: self.overhead,
@@ -273,6 +325,7 @@ struct Json<'a> {
     recording: Option<&'a RecordingFigures>,
     balloon: Option<&'a BalloonReport>,
     drivers: DriverReport,
+    output: &'a OutputReport,
     elapsed_s: f64,
     first_instruction_ms: Option<f64>,
     vmm_overhead_bytes: Option<u64>,
@@ -301,14 +354,5 @@ impl From<Latency> for JsonLatency {
             max,
             count,
         }
-    }
-}
-
-fn signal_name(signal: i32) -> String {
-    match signal {
-        libc::SIGINT => "SIGINT".to_owned(),
-        libc::SIGTERM => "SIGTERM".to_owned(),
-        libc::SIGHUP => "SIGHUP".to_owned(),
-        other => format!("signal {other}"),
     }
 }

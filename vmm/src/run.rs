@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, Page, PageRange};
+use hmmvisor_devices::thread::{self, Joined};
 use hmmvisor_devices::virtio::DiskError;
 use hmmvisor_experiments::output::{Files, Output, OutputError};
 use hmmvisor_experiments::trace::{TraceError, TraceKind, TraceMeta};
@@ -14,24 +17,27 @@ use hmmvisor_policies::ScriptError;
 use thiserror::Error;
 
 use crate::balloon::{self, BalloonReport};
-use crate::chaos::{self, Chaos, TortureOptions};
+use crate::chaos::{self, Chaos, ChaosFigures, TortureOptions};
 use crate::config::{Config, ConfigError, DeviceKind};
+use crate::console_choice::ConsoleChoice;
 use crate::console_thread::{ConsoleThread, Input};
-use crate::ending::End;
+use crate::ending::{End, Ending};
 use crate::event_loop;
+use crate::failure::Failure;
 use crate::file::{self, FileError};
 use crate::host::Host;
 use crate::image::{self, ImageError};
 use crate::linux::layout::Layout;
 use crate::linux::{DEFAULT_CMDLINE, Linux, LoadError, Plan};
+use crate::outlet::OutletFigures;
 use crate::outputs;
 use crate::placement::Placement;
-use crate::policy_scripts::Policies;
+use crate::policy_scripts::{Policies, Reloader};
 use crate::process_memory;
 use crate::progress::Progress;
-use crate::recording::{self, Recording};
-use crate::report::{DriverReport, Replay, Report};
-use crate::signals::Signals;
+use crate::recording::{self, Recording, RecordingFigures};
+use crate::report::{DriverReport, OutputReport, Replay, Report};
+use crate::signals::{self, Signals, Taken};
 use crate::virtio;
 use crate::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig, VmError};
 
@@ -45,7 +51,7 @@ pub struct Options {
     pub trace: Option<Output>,
     /// Where an operating system's serial input comes from.
     pub input: Option<Input>,
-    /// Signals that end the run.
+    /// The thread that takes signals. They end the run.
     pub signals: Option<Signals>,
     /// Shows the progress of long runs.
     pub progress: Option<Progress>,
@@ -188,7 +194,8 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         None => None,
         Some(output) => {
             let meta = trace_meta(config, &backend, &cmdline, workload.clone());
-            Some(Recording::start(output, &meta, &backend, vm.thread_ids())?)
+            let ids = vm.thread_ids();
+            Some(Recording::start(output, &meta, &backend, ids, vm.ending())?)
         }
     };
     // Before the guest touches anything, and with the devices there.
@@ -209,6 +216,33 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
             Some(thread.map_err(VmError::system("the console's thread"))?)
         }
     };
+    let reloader = match policies.scripts.is_empty() {
+        true => None,
+        false => {
+            let started = Reloader::start(&policies.scripts, vm.ending());
+            Some(started.map_err(VmError::system("the thread that reloads scripts"))?)
+        }
+    };
+    let progress = options.progress.as_ref();
+    let progress = progress.map(|progress| progress.start(vm.control(), vm.ending()));
+    let progress = progress
+        .transpose()
+        .map_err(VmError::system("the thread that shows progress"))?;
+    let stopper = Stopper::start(vm.ending())
+        .map_err(VmError::system("the thread that stops the machine"))?;
+    if let Some(signals) = &options.signals {
+        let (ending, reloader) = (vm.ending().clone(), reloader.clone());
+        signals.on_signal(move |signal| match (signal, &reloader) {
+            (libc::SIGHUP, Some(reloader)) => {
+                reloader.reload_all();
+                Taken::GoesOn
+            }
+            _ => {
+                ending.set(End::Signal(signal));
+                Taken::Ends
+            }
+        });
+    }
     let begin = Instant::now();
     vm.start()?;
     let balloon = virtio.balloon.get();
@@ -220,30 +254,30 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         let signs = || vm.accesses();
         periodic.push(event_loop::watchdog(limit, signs, vm.ending()));
     }
-    let progress = options
-        .progress
-        .as_ref()
-        .map(|progress| (progress, &**vm.control()));
-    let mut end = event_loop::wait(
-        vm.ending(),
-        options.signals.as_ref(),
-        progress,
-        periodic,
-        &policies.scripts,
-    );
-    drop(console);
+    let ending = vm.ending().clone();
+    let end = event_loop::wait(&ending, periodic, &policies.scripts, reloader.as_ref());
+    drop(progress);
     let elapsed = begin.elapsed();
-    if let (End::Signal(_), Some(signals)) = (&end, &options.signals) {
-        signals.unblock();
-    }
     // While everything is still there.
     let overhead = process_memory::overhead(&backend.host_ranges());
     let balloon = balloon.map(BalloonReport::of);
-    let (round, rounds) = (vm.control().round(), vm.control().rounds());
+    let first_exit = vm.first_exit();
+    let (control, accelerators) = (vm.control().clone(), vm.accelerators().to_vec());
+    let (round, rounds) = (control.round(), control.rounds());
     let timed = chaos.is_some();
-    let chaos = chaos.and_then(|chaos| chaos.finish(&mut vm, &mut end));
-    vm.stop();
-    let recording = recording.map(Recording::finish);
+    let stopping = Stopping {
+        end,
+        vm,
+        chaos,
+        console,
+        recording,
+    };
+    let Stopped {
+        end,
+        chaos,
+        recording,
+        output,
+    } = stopper.stop(stopping, options.signals.as_ref(), config.record.as_ref());
     let replay = match (timed, round, &end) {
         (false, ..) | (_, None, _) | (_, _, End::Exit(0) | End::Signal(_)) => None,
         (true, Some(round), _) => Some(Replay {
@@ -253,13 +287,22 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     };
 
     Ok(Report {
-        operations_checked: vm.control().checked(),
+        operations_checked: control.checked(),
         rounds,
         chaos,
         replay,
         recording,
         balloon,
-        drivers: DriverReport::of(vm.accelerators()),
+        drivers: DriverReport::of(&accelerators),
+        output: OutputReport {
+            to: match &config.console {
+                ConsoleChoice::File(path) => Some(path.clone()),
+                ConsoleChoice::Auto | ConsoleChoice::Stdio => None,
+            },
+            dropped_bytes: output.dropped,
+            error: output.error,
+        },
+        left_behind: ending.left_behind(),
         end,
         workload,
         guest: config.guest.as_ref().map(|path| path.display().to_string()),
@@ -278,11 +321,101 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         seed: config.seed,
         stats: backend.stats(),
         elapsed,
-        first_instruction: vm
-            .first_exit()
-            .map(|exit| exit.duration_since(options.started)),
+        first_instruction: first_exit.map(|exit| exit.duration_since(options.started)),
         overhead,
     })
+}
+
+/// How long the machine may take to stop. Milliseconds are usual; each thread has a bound of its own that is smaller.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// After a signal: what the report and its writing get of the time until the process is to be gone.
+const REPORT_WITHIN: Duration = Duration::from_millis(250);
+
+/// What is stopped at the end of a run.
+struct Stopping {
+    end: End,
+    vm: Vm,
+    chaos: Option<Chaos>,
+    console: Option<ConsoleThread>,
+    recording: Option<Recording>,
+}
+
+/// What the run has left when it has stopped.
+struct Stopped {
+    end: End,
+    chaos: Option<ChaosFigures>,
+    recording: Option<RecordingFigures>,
+    output: OutletFigures,
+}
+
+impl Stopping {
+    fn stop(mut self) -> Stopped {
+        let chaos = self
+            .chaos
+            .and_then(|chaos| chaos.finish(&mut self.vm, &mut self.end));
+        self.vm.stop();
+        drop(self.console);
+        Stopped {
+            chaos,
+            recording: self.recording.map(Recording::finish),
+            output: self.vm.written().cloned().unwrap_or_default(),
+            end: self.end,
+        }
+    }
+}
+
+/// The thread that stops the machine at the end: a thread of the machine that waits for something that never comes keeps this
+/// thread, but not the run's end.
+struct Stopper {
+    give: mpsc::Sender<Stopping>,
+    thread: thread::Thread<Option<Stopped>>,
+}
+
+impl Stopper {
+    /// Starts it early: at the end the system may have no thread left.
+    fn start(ending: &Arc<Ending>) -> io::Result<Stopper> {
+        let (give, take) = mpsc::channel::<Stopping>();
+        let body = move || take.recv().ok().map(Stopping::stop);
+        let thread = thread::spawn("stop", ending.on_panic(), body)?;
+        Ok(Stopper { give, thread })
+    }
+
+    fn stop(
+        self,
+        stopping: Stopping,
+        signals: Option<&Signals>,
+        record: Option<&PathBuf>,
+    ) -> Stopped {
+        let Stopper { give, mut thread } = self;
+        let end = stopping.end.clone();
+        let failure = match give.send(stopping) {
+            Ok(()) => Failure::NotStopped(STOP_WITHIN.as_secs()),
+            Err(_) => Failure::Panicked {
+                thread: "stop".to_owned(),
+            },
+        };
+        let ended = signals::wait_for(signals, STOP_WITHIN, REPORT_WITHIN, |limit| {
+            thread.wait(limit)
+        });
+        let failure = match (ended, thread.join_within(Duration::ZERO)) {
+            (_, Joined::Ended(Some(stopped))) => return stopped,
+            (_, Joined::Running) => failure,
+            (_, Joined::Ended(None) | Joined::Panicked) => Failure::Panicked {
+                thread: "stop".to_owned(),
+            },
+        };
+        let unfinished = |path: &PathBuf| recording::unfinished(path.clone(), &failure.to_string());
+        Stopped {
+            recording: record.map(unfinished),
+            chaos: None,
+            output: OutletFigures::default(),
+            // What ended the run is worth more.
+            end: match end {
+                End::Failed(_) | End::Signal(_) | End::Exit(1..) => end,
+                _ => End::Failed(failure),
+            },
+        }
+    }
 }
 
 fn trace_meta(

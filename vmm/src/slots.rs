@@ -10,6 +10,7 @@ use hmmvisor_devices::{Accelerator, AcceleratorConfig, MmioDevice, Slot, SlotKin
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 
 use crate::bus::{Device, Next};
+use crate::ending::Ending;
 use crate::interrupts::InterruptLines;
 use crate::machine::Machine;
 use crate::vm::{DeviceConfig, VmError, WrapDriver};
@@ -54,15 +55,18 @@ pub struct Slots<'a> {
     machine: &'a Machine,
     lines: Arc<InterruptLines>,
     vcpus: u32,
+    ending: Arc<Ending>,
     pub devices: Devices,
 }
 
 impl Slots<'_> {
-    pub fn new(machine: &Machine, vcpus: u32) -> Slots<'_> {
+    /// Nothing is plugged in yet. `ending` will learn when a device fails.
+    pub fn new<'a>(machine: &'a Machine, vcpus: u32, ending: &Arc<Ending>) -> Slots<'a> {
         Slots {
             machine,
             lines: machine.interrupt_lines(),
             vcpus,
+            ending: ending.clone(),
             devices: Devices(Vec::new()),
         }
     }
@@ -82,7 +86,8 @@ impl Slots<'_> {
     /// The place of the next device.
     pub fn next<'b>(&self, backend: &'b Arc<Backend>) -> Result<Slot<'b>, VmError> {
         let index = self.devices.0.len() as u32;
-        let line = self.lines.line(index).map_err(|error| VmError::Connect {
+        let line = self.lines.line(index, &self.ending);
+        let line = line.map_err(|error| VmError::Connect {
             what: "the interrupt",
             index,
             error: Refusal::new(Resource::Kvm, error),

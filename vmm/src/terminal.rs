@@ -1,21 +1,26 @@
-//! A terminal that passes every key on to the guest, and is what it was before once the run is over.
+//! A terminal that passes every key on to the guest, and is what it was before when the run is over, or stopped.
+//!
+//! The terminal belongs to the job in the foreground. In the background nothing is changed (the kernel would stop the process with
+//! SIGTTOU) and nothing is read; the signals' thread and the console's thread see to the terminal when the
+//! process comes to the foreground.
 
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::ptr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{STDIN_FILENO, termios};
 
-/// What the terminal was, for those who have to restore it in the middle of something else.
+/// What the terminal was before the run.
 static BEFORE: OnceLock<termios> = OnceLock::new();
 
-/// Signals that end the process at once, if it comes to that.
-const DEADLY: [libc::c_int; 9] = [
-    libc::SIGHUP,
-    libc::SIGINT,
+/// The terminal is to be raw while the process is in the foreground.
+static WANTED: AtomicBool = AtomicBool::new(false);
+
+/// Signals that end the process at once, if it comes to that. Those that end a run are taken by [`crate::signals`].
+const DEADLY: [libc::c_int; 6] = [
     libc::SIGQUIT,
-    libc::SIGTERM,
     libc::SIGABRT,
     libc::SIGBUS,
     libc::SIGFPE,
@@ -28,49 +33,93 @@ const DEADLY: [libc::c_int; 9] = [
 pub struct RawTerminal(());
 
 impl RawTerminal {
-    /// Switches standard input, which must be a terminal, to raw mode.
+    /// Switches standard input, which must be a terminal, to raw mode: now, or when the process comes to the foreground.
     pub fn enter() -> io::Result<RawTerminal> {
-        let mut before = MaybeUninit::<termios>::uninit();
-        // SAFETY: the kernel fills the structure, or fails.
-        if unsafe { libc::tcgetattr(STDIN_FILENO, before.as_mut_ptr()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the call succeeded.
-        let before = unsafe { before.assume_init() };
+        let before = get()?;
         // Once in a process: what is found later may be our own doing.
-        let before = *BEFORE.get_or_init(|| before);
+        BEFORE.get_or_init(|| before);
         restore_on_panics();
         restore_on_signals();
-        let mut raw = before;
-        // SAFETY: changes the structure only.
-        unsafe { libc::cfmakeraw(&mut raw) };
-        // Our own messages end their lines with a mere line feed.
-        raw.c_oflag = before.c_oflag;
-        set(&raw)?;
+        WANTED.store(true, Ordering::Release);
+        if in_foreground() {
+            set_raw()?;
+        }
         Ok(RawTerminal(()))
     }
 }
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
+        WANTED.store(false, Ordering::Release);
         restore();
     }
 }
 
-fn set(mode: &termios) -> io::Result<()> {
-    // SAFETY: the structure is valid and only read.
-    match unsafe { libc::tcsetattr(STDIN_FILENO, libc::TCSANOW, mode) } {
-        0 => Ok(()),
+/// Whether this process may use its terminal: it is in the foreground, or standard input is no terminal that has one.
+pub fn in_foreground() -> bool {
+    // SAFETY: takes and returns numbers; negative where there is no job control.
+    let (foreground, own) = unsafe { (libc::tcgetpgrp(STDIN_FILENO), libc::getpgrp()) };
+    foreground < 0 || foreground == own
+}
+
+/// Makes the terminal raw again, if it is to be, after the process was stopped or came to the foreground.
+pub fn resume() {
+    if WANTED.load(Ordering::Acquire) && in_foreground() {
+        // Where this fails the terminal is gone.
+        let _ = set_raw();
+    }
+}
+
+/// Restores what was before the run, if there is a terminal in raw mode. May be called from a signal handler: reads an initialized
+/// cell, makes system calls.
+pub fn restore() {
+    if let Some(before) = BEFORE.get()
+        && in_foreground()
+    {
+        // There is nobody left to tell if it fails: the terminal is gone.
+        let _ = set(before);
+    }
+}
+
+fn set_raw() -> io::Result<()> {
+    let Some(before) = BEFORE.get() else {
+        return Ok(());
+    };
+    let mut raw = *before;
+    // SAFETY: changes the structure only.
+    unsafe { libc::cfmakeraw(&mut raw) };
+    // Our own messages end their lines with a mere line feed.
+    raw.c_oflag = before.c_oflag;
+    set(&raw)
+}
+
+fn get() -> io::Result<termios> {
+    let mut mode = MaybeUninit::<termios>::uninit();
+    // SAFETY: the kernel fills the structure, or fails.
+    match unsafe { libc::tcgetattr(STDIN_FILENO, mode.as_mut_ptr()) } {
+        // SAFETY: the call succeeded.
+        0 => Ok(unsafe { mode.assume_init() }),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// May be called from a signal handler: reads an initialized cell, makes one system call.
-fn restore() {
-    if let Some(before) = BEFORE.get() {
-        // There is nobody left to tell if it fails: the terminal is gone.
-        let _ = set(before);
+/// With SIGTTOU blocked: if the process has gone to the background a moment ago, it must not be stopped here.
+fn set(mode: &termios) -> io::Result<()> {
+    // SAFETY: bitmaps; all zeros is valid, and the signal exists.
+    let (mut ttou, mut old): (libc::sigset_t, libc::sigset_t) = unsafe { mem::zeroed() };
+    // SAFETY: the sets are valid; the mask is put back below.
+    unsafe {
+        libc::sigaddset(&mut ttou, libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &ttou, &mut old);
     }
+    // SAFETY: the structure is valid and only read.
+    let result = match unsafe { libc::tcsetattr(STDIN_FILENO, libc::TCSANOW, mode) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: the mask is this thread's own.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &old, ptr::null_mut()) };
+    result
 }
 
 /// First, so that the panic's message is readable.
@@ -93,10 +142,19 @@ fn restore_on_signals() {
         unsafe { libc::raise(signal) };
     }
     for signal in DEADLY {
+        let mut old = MaybeUninit::<libc::sigaction>::uninit();
+        // SAFETY: the kernel fills the structure, or fails; nothing is changed.
+        let known = unsafe { libc::sigaction(signal, ptr::null(), old.as_mut_ptr()) } == 0;
+        // SAFETY: the call succeeded.
+        if known && unsafe { old.assume_init() }.sa_sigaction == libc::SIG_IGN {
+            // What was ignored at the start stays ignored.
+            continue;
+        }
         // SAFETY: a structure of integers and pointers; all zeros is valid.
         let mut action: libc::sigaction = unsafe { mem::zeroed() };
         action.sa_sigaction = handler as *const () as usize;
-        action.sa_flags = libc::SA_RESETHAND;
+        // On the stack that the standard library has put aside for a thread whose own has overflowed.
+        action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
         // SAFETY: the handler does only what is allowed in one. A failure, which there is only for signals that do not exist, changes
         // nothing.
         unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };

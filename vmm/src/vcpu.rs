@@ -45,6 +45,58 @@ pub struct Vcpu {
     shared: Arc<Shared>,
     /// What the guest was told last.
     memory_error: Option<FatalFault>,
+    put_off: PutOff,
+}
+
+/// How often in a row KVM has put a vCPU off (EAGAIN). Once or twice is how a vCPU is told to look again, for instance when it
+/// has been started by another one. For ever is how KVM reports that it has no helper thread.
+#[derive(Default)]
+struct PutOff {
+    tries: u32,
+    since: Option<Instant>,
+    /// How often in a row a signal has interrupted it, and since when.
+    interruptions: u32,
+    interrupted: Option<Instant>,
+}
+
+impl PutOff {
+    /// So many interruptions in a row, each after so little time, are no signals: those come every millisecond at most.
+    const INTERRUPTIONS: u32 = 20_000;
+    const APART: Duration = Duration::from_micros(50);
+
+    /// Tries at once.
+    const AT_ONCE: u32 = 16;
+    /// Between two of the others.
+    const PAUSE: Duration = Duration::from_millis(1);
+    /// Least tries and time before the vCPU gives up: a cause that passes has passed by then.
+    const TRIES: u32 = 200;
+    const TIME: Duration = Duration::from_secs(1);
+
+    /// Once more, after a pause. An error with the number of tries and the seconds if that has been too often.
+    fn again(&mut self) -> Result<(), (u32, u64)> {
+        self.tries += 1;
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if self.tries >= Self::TRIES && since.elapsed() >= Self::TIME {
+            return Err((self.tries, since.elapsed().as_secs()));
+        }
+        if self.tries > Self::AT_ONCE {
+            std::thread::sleep(Self::PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Interrupted once more. False if that has been too often.
+    fn interrupted(&mut self) -> bool {
+        self.interruptions += 1;
+        let since = *self.interrupted.get_or_insert_with(Instant::now);
+        if self.interruptions < Self::INTERRUPTIONS {
+            return true;
+        }
+        let apart = since.elapsed() / self.interruptions;
+        self.interruptions = 0;
+        self.interrupted = None;
+        apart >= Self::APART
+    }
 }
 
 /// Why `KVM_RUN` returned.
@@ -62,6 +114,7 @@ enum Problem {
     Entry(u64),
     Memory,
     Run(kvm_ioctls::Error),
+    PutOff(u32, u64),
     Unknown(String),
 }
 
@@ -73,6 +126,7 @@ impl Vcpu {
             fd,
             shared,
             memory_error: None,
+            put_off: PutOff::default(),
         }
     }
 
@@ -128,7 +182,11 @@ impl Vcpu {
             shared.first_exit.get_or_init(Instant::now);
             shared.accesses.fetch_add(1, Ordering::Relaxed);
         };
-        match self.fd.run() {
+        let run = self.fd.run();
+        if !matches!(run, Ok(VcpuExit::Intr) | Err(_)) {
+            self.put_off = PutOff::default();
+        }
+        match run {
             Ok(VcpuExit::MmioRead(address, data)) => {
                 seen();
                 shared.mmio.read(address, data);
@@ -147,7 +205,7 @@ impl Vcpu {
                 seen();
                 Ok(Exit::Device(shared.ports.write(port.into(), data)))
             }
-            Ok(VcpuExit::Intr) => Ok(Exit::Interrupted),
+            Ok(VcpuExit::Intr) => self.interrupted(),
             Ok(VcpuExit::Shutdown) => Err(Problem::TripleFault),
             Ok(VcpuExit::InternalError) => Err(Problem::Internal),
             Ok(VcpuExit::FailEntry(reason, _)) => Err(Problem::Entry(reason)),
@@ -155,12 +213,23 @@ impl Vcpu {
             Ok(other) => Err(Problem::Unknown(format!("{other:?}"))),
             Err(error) => match error.errno() {
                 // A kick.
-                libc::EINTR => Ok(Exit::Interrupted),
+                libc::EINTR => self.interrupted(),
                 // KVM wants to be asked again.
-                libc::EAGAIN => Ok(Exit::Device(Next::Continue)),
+                libc::EAGAIN => match self.put_off.again() {
+                    Ok(()) => Ok(Exit::Device(Next::Continue)),
+                    Err((tries, seconds)) => Err(Problem::PutOff(tries, seconds)),
+                },
                 libc::EFAULT => Err(Problem::Memory),
                 _ => Err(Problem::Run(error)),
             },
+        }
+    }
+
+    /// A kick, or another signal.
+    fn interrupted(&mut self) -> Result<Exit, Problem> {
+        match self.put_off.interrupted() {
+            true => Ok(Exit::Interrupted),
+            false => Err(Problem::Run(kvm_ioctls::Error::new(libc::EINTR))),
         }
     }
 
@@ -171,6 +240,11 @@ impl Vcpu {
             Problem::TripleFault => Failure::TripleFault { vcpu, rip },
             Problem::Entry(reason) => Failure::Entry { vcpu, rip, reason },
             Problem::Run(error) => Failure::Run { vcpu, rip, error },
+            Problem::PutOff(tries, seconds) => Failure::PutOff {
+                vcpu,
+                tries,
+                seconds,
+            },
             Problem::Unknown(exit) => Failure::UnknownExit { vcpu, rip, exit },
             Problem::Internal => {
                 let run = self.fd.get_kvm_run();
@@ -224,5 +298,36 @@ impl Vcpu {
             cr2: system.cr2,
             in_firmware: frame.cs & 3 == 0,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interruptions_without_signals_are_noticed() {
+        let mut put_off = PutOff::default();
+        let most = PutOff::INTERRUPTIONS;
+        assert!((0..2 * most).any(|_| !put_off.interrupted()));
+        // With time between them they are signals.
+        let mut put_off = PutOff {
+            interrupted: Instant::now().checked_sub(PutOff::APART * 2 * most),
+            ..PutOff::default()
+        };
+        assert!((0..most).all(|_| put_off.interrupted()));
+    }
+
+    #[test]
+    fn a_vcpu_that_is_put_off_for_ever_gives_up() {
+        let mut put_off = PutOff::default();
+        let begin = Instant::now();
+        let tries = (1..).find(|_| put_off.again().is_err()).unwrap();
+        assert!(tries >= PutOff::TRIES && begin.elapsed() >= PutOff::TIME);
+        // Sleeps in between, so that it is not many more than there are milliseconds.
+        assert!(
+            u128::from(tries) <= begin.elapsed().as_millis() + 100,
+            "{tries}"
+        );
     }
 }

@@ -3,26 +3,23 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Once};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use hmmvisor_devices::thread::{self, Thread};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::cpus;
-use crate::ending::End;
-use crate::failure::Failure;
 use crate::vcpu::{Shared, Vcpu};
 
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
 
 /// How long all of them may take before their page faults are abandoned.
-const ABANDON_FAULTS: Duration = Duration::from_millis(500);
+const ABANDON_FAULTS: Duration = Duration::from_millis(200);
 
 /// How long all of them may take at all.
-const GIVE_UP: Duration = Duration::from_secs(5);
+const GIVE_UP: Duration = Duration::from_secs(3);
 
 /// Which vCPU a host thread runs.
 #[derive(Clone)]
@@ -62,10 +59,8 @@ impl ThreadIds {
 
 /// Running vCPU threads; stopped and joined when dropped.
 pub struct VcpuThreads {
-    /// None for a thread that has ended and was joined.
-    handles: Vec<Option<JoinHandle<()>>>,
-    /// Each thread's index, when it ends.
-    ended: Receiver<usize>,
+    /// Those that have not been seen to end.
+    threads: Vec<Thread<()>>,
     shared: Arc<Shared>,
 }
 
@@ -80,22 +75,14 @@ impl VcpuThreads {
     ) -> io::Result<VcpuThreads> {
         install_kick_handler()?;
         // From here on a failure drops, and thereby stops, what has been started.
-        let (report_end, ended) = mpsc::channel();
         let mut threads = VcpuThreads {
-            handles: Vec::new(),
-            ended,
+            threads: Vec::new(),
             shared: shared.clone(),
         };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let (ids, shared) = (ids.clone(), shared.clone());
+            let ids = ids.clone();
             let cpu = cpus.iter().cycle().nth(index).copied();
-            let report_end = report_end.clone();
             let body = move || {
-                let _report = ReportEnd {
-                    index,
-                    report_end,
-                    shared,
-                };
                 ids.enter(index as u32);
                 // A vCPU is woken in the middle of the service of its fault, when its page is there. The
                 // service thread, often on the same CPU, is about to bring the pages that the vCPU will
@@ -107,8 +94,9 @@ impl VcpuThreads {
                 }
                 vcpu.run();
             };
-            let builder = thread::Builder::new().name(format!("vcpu{index}"));
-            threads.handles.push(Some(builder.spawn(body)?));
+            let name = format!("vcpu{index}");
+            let thread = thread::spawn(&name, shared.ending.on_panic(), body)?;
+            threads.threads.push(thread);
         }
         Ok(threads)
     }
@@ -127,49 +115,37 @@ impl VcpuThreads {
         // the thread is gone.
         let begin = Instant::now();
         let mut abandoned = false;
-        while self.handles.iter().any(Option::is_some) && begin.elapsed() < GIVE_UP {
-            for handle in self.handles.iter().flatten() {
+        while !self.threads.is_empty() && begin.elapsed() < GIVE_UP {
+            for thread in &self.threads {
                 // Fails only for a thread that has just ended.
-                let _ = handle.kill(SIGRTMIN());
+                let _ = thread.handle().kill(SIGRTMIN());
             }
             if !abandoned && begin.elapsed() >= ABANDON_FAULTS {
                 abandoned = true;
                 self.shared.machine.abandon_faults();
             }
-            if let Ok(index) = self.ended.recv_timeout(KICK_AGAIN)
-                && let Some(handle) = self.handles[index].take()
-            {
-                // A panic has been reported by `ReportEnd`.
-                let _ = handle.join();
+            if let Some(first) = self.threads.first_mut() {
+                first.wait(KICK_AGAIN);
+            }
+            for mut thread in std::mem::take(&mut self.threads) {
+                if thread.wait(Duration::ZERO) {
+                    // A panic has been told of.
+                    let _ = thread.join_within(Duration::ZERO);
+                } else {
+                    self.threads.push(thread);
+                }
             }
         }
-        self.handles.clear();
+        for thread in self.threads.drain(..) {
+            let name = thread.handle().thread().name();
+            self.shared.ending.leave_behind(name.unwrap_or("vcpu"));
+        }
     }
 }
 
 impl Drop for VcpuThreads {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// Says that a vCPU's thread ends; and ends the run if that is because of a panic, so that nobody waits for
-/// it for ever.
-struct ReportEnd {
-    index: usize,
-    report_end: Sender<usize>,
-    shared: Arc<Shared>,
-}
-
-impl Drop for ReportEnd {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            let vcpu = self.index as u32;
-            let failure = Failure::Panicked { vcpu };
-            self.shared.ending.set(End::Failed(failure));
-        }
-        // Nobody listens any more if the thread had been left behind.
-        let _ = self.report_end.send(self.index);
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::{Backend, Driver, FatalFault, FaultService, ServiceConfig};
@@ -27,6 +27,7 @@ use crate::linux::LoadError;
 use crate::linux::power::{self, Power};
 use crate::machine::{Machine, MachineError};
 use crate::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError, Reporter};
+use crate::outlet::{Outlet, OutletFigures, OutletThread};
 use crate::slots::{self, Devices, Slots, Window};
 use crate::vcpu::{Shared, Vcpu};
 use crate::vcpu_threads::{ThreadIds, VcpuThreads};
@@ -203,7 +204,13 @@ pub struct Vm {
     ids: ThreadIds,
     control: Arc<Control>,
     console: Arc<Console>,
+    output: OutletThread,
+    /// What became of the output, once the machine has stopped.
+    written: Option<OutletFigures>,
 }
+
+/// How long a machine that stops waits for what is left of the guest's output to be written, as long as that makes progress.
+const OUTPUT_WITHIN: Duration = Duration::from_secs(10);
 
 impl Vm {
     /// Makes a machine with the guest loaded and the devices and the fault service running, but no
@@ -230,7 +237,7 @@ impl Vm {
         let mut memory_errors = None;
         let mut kicker = None;
         let mut service = None;
-        let mut slots = Slots::new(&machine, vcpus);
+        let mut slots = Slots::new(&machine, vcpus, &ending);
         let mut accelerators = Vec::new();
         if let Some(Managed {
             backend,
@@ -271,10 +278,14 @@ impl Vm {
         let loaded = prepared.load(&machine, backend.as_ref(), &infos)?;
 
         let control = Arc::new(Control::new(vcpus, ending.clone()));
+        let output = Outlet::start("output", console_output, ending.on_panic())
+            .map_err(system("the thread of the guest's output"))?;
+        let outlet = output.outlet();
+        let out = Box::new(outlet.clone());
         let (console, mut mmio, mut ports);
         match &loaded {
             LoadedGuest::Program { .. } => {
-                console = Arc::new(Console::new(console_output));
+                console = Arc::new(Console::new(out).through(outlet.clone()));
                 (mmio, ports) = (Bus::default(), Bus::default());
                 mmio.insert(map::CONTROL..map::CONTROL + WINDOW, control.clone());
                 mmio.insert(map::SERIAL..map::SERIAL + WINDOW, console.clone());
@@ -282,8 +293,9 @@ impl Vm {
             LoadedGuest::Linux { .. } => {
                 let pin = pin_event(machine.vm(), console::PIN)
                     .map_err(system("the serial port's interrupt"))?;
-                let new = Console::with_interrupt(console_output, pin);
-                console = Arc::new(new.map_err(system("an event"))?);
+                let new = Console::with_interrupt(out, pin, ending.clone());
+                let new = new.map_err(system("an event"))?;
+                console = Arc::new(new.through(outlet.clone()));
                 (mmio, ports) = (Bus::floating(), Bus::floating());
                 let power = Power::new(ending.clone(), console.clone());
                 ports.insert(power::PORTS, Arc::new(power));
@@ -346,6 +358,8 @@ impl Vm {
             ids,
             control,
             console,
+            output,
+            written: None,
         })
     }
 
@@ -368,6 +382,8 @@ impl Vm {
     ///
     /// A vCPU that cannot be stopped (see [`VcpuThreads::stop`]) is left behind.
     pub fn stop(&mut self) {
+        // A vCPU that waits for room in the output is let go.
+        self.output.outlet().hurry();
         // A vCPU may be asleep in a register of a device, and a device's thread never waits for a
         // vCPU.
         self.shared.stop.store(true, Ordering::Release);
@@ -376,6 +392,14 @@ impl Vm {
         self.service = None;
         self.kicker = None;
         self.console.finish();
+        if self.written.is_none() {
+            self.written = Some(self.output.finish(OUTPUT_WITHIN));
+        }
+    }
+
+    /// What became of the guest's output; none before [`Self::stop`].
+    pub fn written(&self) -> Option<&OutletFigures> {
+        self.written.as_ref()
     }
 
     /// When the first instruction of the guest made itself felt, if one did.
@@ -393,9 +417,10 @@ impl Vm {
         &self.console
     }
 
-    /// How often the guest has accessed devices.
+    /// The guest's signs of life: how often it has accessed devices, other than a serial port whose output nothing takes.
     pub fn accesses(&self) -> u64 {
-        self.shared.accesses.load(Ordering::Relaxed)
+        let all = self.shared.accesses.load(Ordering::Relaxed);
+        all.saturating_sub(self.console.unheard())
     }
 
     /// The machine, for a look at boot RAM.

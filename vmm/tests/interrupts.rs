@@ -31,8 +31,9 @@ fn interrupts_are_counted_where_they_are_routed() {
     ]);
     let mut vm = machine(&guest, 2, &Output::default());
     let lines = InterruptLines::new(vm.machine().vm().clone(), 2);
-    let first = lines.line(0).unwrap();
-    let third = lines.line(3).unwrap();
+    let ending = vm.ending();
+    let first = lines.line(0, ending).unwrap();
+    let third = lines.line(3, ending).unwrap();
     vm.start().unwrap();
 
     third.trigger();

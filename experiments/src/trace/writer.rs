@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 #[cfg(test)]
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use hmm_backend::{Event, EventKind};
@@ -16,6 +16,7 @@ use super::format::{
 };
 use super::meta::{Machine, TraceMeta, TraceTotals};
 use crate::output::{Files, Output};
+use crate::steady::write_all;
 
 /// Fast, and the columns are already small.
 const LEVEL: i32 = 1;
@@ -59,7 +60,7 @@ impl TraceWriter {
         header.extend((json.len() as u32).to_le_bytes());
         header.extend(crc32fast::hash(&json).to_le_bytes());
         header.extend(&json);
-        output.write_all(&header).map_err(failed)?;
+        write_all(&mut output, &header).map_err(failed)?;
         Ok(TraceWriter {
             output,
             length: header.len() as u64,
@@ -220,7 +221,7 @@ impl TraceWriter {
         self.block.clear();
         self.block.extend(header.encode());
         self.block.extend(&payload);
-        match self.output.write_all(&self.block) {
+        match write_all(&mut self.output, &self.block) {
             Ok(()) => {
                 self.length += self.block.len() as u64;
                 Ok(())

@@ -14,11 +14,12 @@ mod thread;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::time::Duration;
 
 use hmm_backend::{Backend, DeviceId, Driver, PAGE_SIZE, Page, PageRange, PolicyFactory};
 use hmmvisor_abi::control::chaos;
 use hmmvisor_abi::map;
+use hmmvisor_devices::thread::{self as threads, Joined, Thread};
 use serde::Serialize;
 
 use crate::control::Watch;
@@ -29,6 +30,9 @@ use driver::{FailingDriver, Injected};
 pub(crate) use options::{TortureOptions, replay};
 use random::Random;
 use thread::Disturber;
+
+/// How long the thread may take to put everything back at the end.
+const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// How much there was of what the host did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -145,7 +149,7 @@ pub(crate) struct Chaos {
     options: TortureOptions,
     shared: Arc<Shared>,
     drivers: Arc<Mutex<Vec<Arc<FailingDriver>>>>,
-    thread: Option<JoinHandle<Disturber>>,
+    thread: Option<Thread<Disturber>>,
 }
 
 impl TortureOptions {
@@ -215,8 +219,8 @@ impl Chaos {
                 accelerators,
                 self.options.seconds,
             );
-            let thread = std::thread::Builder::new().name("chaos".to_owned());
-            self.thread = Some(thread.spawn(|| disturber.run())?);
+            let on_panic = vm.ending().on_panic();
+            self.thread = Some(threads::spawn("chaos", on_panic, || disturber.run())?);
         }
         Ok(())
     }
@@ -227,14 +231,18 @@ impl Chaos {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.has_layout.notify_all();
         let disturber = self.thread.take().map(|thread| {
-            thread.thread().unpark();
-            thread.join()
+            thread.handle().thread().unpark();
+            thread.join_within(END_WITHIN)
         });
         vm.stop();
         let mut figures = match disturber? {
-            Ok(disturber) => disturber.figures,
-            Err(_) => {
+            Joined::Ended(disturber) => disturber.figures,
+            Joined::Panicked => {
                 wrong(end, "the chaos thread panicked: a bug in Hmmvisor".into());
+                return None;
+            }
+            Joined::Running => {
+                wrong(end, "the chaos thread does not end".into());
                 return None;
             }
         };
@@ -326,8 +334,8 @@ impl Drop for Chaos {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.has_layout.notify_all();
         if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
+            thread.handle().thread().unpark();
+            let _ = thread.join_within(END_WITHIN);
         }
     }
 }

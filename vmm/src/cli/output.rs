@@ -2,14 +2,25 @@
 //! reads any more.
 
 use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use hmm_backend::limits::{Refusal, Resource};
+use hmmvisor::signals::{self, Signals};
+use hmmvisor_devices::thread::{self, Joined};
 use hmmvisor_experiments::output::Files;
+use hmmvisor_experiments::steady::write_all;
+
+/// How long the end of a run waits for a reader of what it has to say.
+const READ_WITHIN: Duration = Duration::from_secs(2);
+/// After a signal: until so long before the process is to be gone.
+const RESERVE: Duration = Duration::from_millis(50);
 
 /// Writes to standard output. Whoever has closed the pipe, like `head`, has read enough: that is no error.
 pub fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match write_all(&mut out, text.as_bytes()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result.context("writing to standard output"),
     }
@@ -29,4 +40,35 @@ pub fn status(files: &Files, text: &str) -> Result<()> {
 /// Says something on standard error that is not the result; there is nowhere to say that this failed.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "hmmvisor: {}", text.trim_end());
+}
+
+/// Does what may never come to an end, such as writing into a pipe that is not read, and waits for it for a bounded time. A
+/// thread that is still at it then ends with the process.
+pub fn within(
+    signals: Option<&Signals>,
+    what: &str,
+    work: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let mut thread = thread::spawn("report", |_| {}, work)
+        .map_err(|error| Refusal::new(Resource::Thread, error))
+        .with_context(|| format!("{what}: starting a thread for it"))?;
+    signals::wait_for(signals, READ_WITHIN, RESERVE, |limit| thread.wait(limit));
+    match thread.join_within(Duration::ZERO) {
+        Joined::Ended(result) => result,
+        Joined::Panicked => bail!("{what}: the thread panicked; this is a bug in Hmmvisor"),
+        Joined::Running => bail!("{what}: it is not taken; is there a reader?"),
+    }
+}
+
+/// Says what went wrong at the end of a command. A reader of standard error that does not read delays the end for a bounded time.
+pub fn say(signals: Option<&Signals>, text: String) {
+    let text = Arc::new(text);
+    let its = text.clone();
+    match thread::spawn("report", |_| {}, move || note(&its)) {
+        Ok(mut thread) => {
+            signals::wait_for(signals, READ_WITHIN, RESERVE, |limit| thread.wait(limit));
+        }
+        // The message matters more than the bound.
+        Err(_) => note(&text),
+    }
 }
