@@ -206,7 +206,7 @@ fn options_must_go_together() {
         ),
         (
             &["--kernel", &kernel, "--console", "/nosuch/log"],
-            "writing the console to /nosuch/log: No such file",
+            "writing the console to /nosuch/log: its folder does not exist",
         ),
         (&["--devices", "0"], "from 1 to 16"),
     ] {
