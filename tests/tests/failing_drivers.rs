@@ -86,6 +86,8 @@ fn report(end: End) -> Report {
         recording: None,
         balloon: None,
         drivers: Default::default(),
+        output: Default::default(),
+        left_behind: Vec::new(),
     }
 }
 
