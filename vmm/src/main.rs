@@ -104,6 +104,7 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
         json,
         trace,
     } = Outputs::open(&config, &mut files)?;
+    files.prints("the guest's output and the summary")?;
     // Standard output is for an output alone if one goes there.
     let data_only = files.use_stdout();
     let output = move || -> Box<dyn Write + Send> {

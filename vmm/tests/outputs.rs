@@ -221,6 +221,37 @@ fn traces_are_not_written_over_by_what_is_made_of_them() {
 }
 
 #[test]
+fn nothing_is_printed_into_an_input() {
+    let folder = Folder::with_trace();
+    folder.file("log", LACKEY);
+    folder.file("disk", vec![b'D'; 1 << 20]);
+    for (input, command) in [
+        ("t.trace", "trace info t.trace"),
+        ("t.trace", "trace export t.trace --format csv -o x"),
+        ("t.trace", "trace export t.trace --format csv -o -"),
+        ("t.trace", "report t.trace -o x"),
+        ("t.trace", "replay t.trace"),
+        ("log", "trace import log --format lackey -o x"),
+        (
+            "disk",
+            "run --workload pingpong --param rounds=2 --disk disk",
+        ),
+    ] {
+        let before = fs::read(folder.path(input)).unwrap();
+        let message = folder.fails(&format!("{command} >> {input}"));
+        assert!(message.contains("itself"), "{message}");
+        assert!(fs::read(folder.path(input)).unwrap() == before, "{command}");
+    }
+    assert_eq!(folder.names("."), ["disk", "log", "t.trace"]);
+    folder.file("s.toml", SWEEP);
+    folder.file("next.luau", SCRIPT);
+    for command in ["sweep s.toml -o -", "sweep merge s -o -"] {
+        folder.fails(command);
+        assert!(!folder.path("-").exists());
+    }
+}
+
+#[test]
 fn data_on_standard_output_is_data_alone() {
     let folder = Folder::with_trace();
     folder.file("log", LACKEY);

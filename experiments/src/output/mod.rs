@@ -16,6 +16,8 @@
 //! - **A pipe, a terminal or another character device** is written to as it is. So is an open descriptor: `-`,
 //!   `/dev/stdout`, `/proc/self/fd/N`, links to these, and any name of the file that standard output leads to.
 //! - **A folder or a block device** is refused.
+//!
+//! Standard output is refused, too, if it is a file that the command reads: see [`Files::prints`].
 
 mod aside;
 mod place;
@@ -176,6 +178,24 @@ impl Files {
                 what,
                 path: path.to_owned(),
                 why: "it is not a regular file",
+            }),
+        }
+    }
+
+    /// Says that the command prints to standard output: that must not be a file that it reads.
+    ///
+    /// # Errors
+    /// It is.
+    pub fn prints(&self, what: &'static str) -> Result<(), OutputError> {
+        let stdout = Key::of_open(io::stdout());
+        let input =
+            |it: &&Known| it.role == Role::Input && it.keys.iter().any(|key| stdout.contains(key));
+        match self.known.iter().find(input) {
+            None => Ok(()),
+            Some(known) => Err(OutputError::Taken {
+                what,
+                path: Path::new("-").to_owned(),
+                other: known.described(Path::new("-")),
             }),
         }
     }

@@ -29,7 +29,8 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// The keys of an open file. Several may write to a character device: nothing is lost there.
+    /// The keys of an open file. Several may write to a character device, and a socket has two directions: nothing is
+    /// lost there.
     pub(super) fn of_open(file: impl AsFd) -> Vec<Key> {
         let open = file.as_fd().try_clone_to_owned().map(File::from);
         match open.and_then(|file| file.metadata()) {
@@ -39,7 +40,8 @@ impl Key {
     }
 
     fn of(metadata: &Metadata) -> Option<Key> {
-        match metadata.file_type().is_char_device() {
+        let kind = metadata.file_type();
+        match kind.is_char_device() || kind.is_socket() {
             true => None,
             false => Some(Key::Inode(metadata.dev(), metadata.ino())),
         }

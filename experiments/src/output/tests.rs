@@ -342,6 +342,13 @@ fn inside_with_files_as_descriptors() {
         }
     }
     let mut files = Files::default();
+    files.reads("the trace", Path::new("stderr"));
+    files.prints("the summary").unwrap();
+    files.reads("the trace", Path::new("stdout"));
+    let message = files.prints("the summary").unwrap_err().to_string();
+    let expected = "writing the summary to standard output: that is the trace itself (stdout)";
+    assert!(message.contains(expected), "{message}");
+    let mut files = Files::default();
     let _first = whole(&mut files, Path::new("-")).unwrap();
     let message = refusal(&mut files, whole, Path::new("stdout"));
     assert!(message.contains("standard output"), "{message}");

@@ -12,7 +12,7 @@ use toml::Spanned;
 
 use super::Runner;
 use super::error::SweepError;
-use super::plan::{Fnv, Link, Policy, Run, Source, Sweep, TraceSource, Workload};
+use super::plan::{Fnv, Link, Policy, Run, Source, Stamp, Sweep, TraceSource, Workload};
 use crate::size::Size;
 
 /// More runs than anybody would wait for; a mistyped list of seeds rather than a wish.
@@ -334,6 +334,8 @@ impl Reader<'_> {
         let path = folder.join(file.get_ref());
         let wrong =
             |what: String| self.wrong(file.span(), format!("trace {}: {what}", path.display()));
+        // First: what changes while it is read has changed.
+        let stamp = Stamp::of(&path).map_err(|error| wrong(error.to_string()))?;
         let facts = self.runner.trace(&path).map_err(&wrong)?;
         Ok(TraceSource {
             name: name.to_owned(),
@@ -341,6 +343,7 @@ impl Reader<'_> {
             digest: digest(&path).map_err(|error| wrong(error.to_string()))?,
             memory: facts.memory,
             seed: facts.seed,
+            stamp,
             path,
         })
     }

@@ -23,7 +23,7 @@ use std::path::Path;
 
 pub use error::{SweepError, runs};
 pub use merge::{Merged, merge};
-pub use plan::{Link, Policy, Run, Source, Sweep, TraceFacts, TraceSource, Workload};
+pub use plan::{Link, Policy, Run, Source, Stamp, Sweep, TraceFacts, TraceSource, Workload};
 pub use row::{COLUMNS, Column, Measured, Row};
 pub(crate) use run::read_results;
 pub use run::{Done, Settings};

@@ -1,5 +1,7 @@
 //! A sweep: the list of its runs.
 
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hmm_backend::LinkModel;
@@ -39,6 +41,47 @@ pub struct TraceSource {
     pub seed: u64,
     /// Stands for its content.
     pub digest: u64,
+    /// What the file was when the content was read.
+    pub stamp: Stamp,
+}
+
+/// What tells that a file is another one, or has been written: device, inode, size, time of the last change of its data.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stamp(u64, u64, u64, i64, i64);
+
+impl Stamp {
+    /// Of the file as it is now.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub fn of(path: &Path) -> io::Result<Stamp> {
+        let file = path.metadata()?;
+        let (seconds, nanoseconds) = (file.mtime(), file.mtime_nsec());
+        Ok(Stamp(
+            file.dev(),
+            file.ino(),
+            file.len(),
+            seconds,
+            nanoseconds,
+        ))
+    }
+}
+
+impl TraceSource {
+    /// Whether the file is still what the sweep was planned with: results are of nothing else.
+    ///
+    /// # Errors
+    /// It is not, in words.
+    pub fn unchanged(&self) -> Result<(), String> {
+        let trace = self.path.display();
+        match Stamp::of(&self.path) {
+            Ok(stamp) if stamp == self.stamp => Ok(()),
+            Ok(_) => Err(format!(
+                "trace {trace} has been changed since the sweep began"
+            )),
+            Err(error) => Err(format!("looking at trace {trace}: {error}")),
+        }
+    }
 }
 
 /// What a trace says about itself.
@@ -277,6 +320,7 @@ impl TraceSource {
             memory,
             seed,
             digest,
+            stamp: _,
         } = self;
         hash.add(name.as_bytes());
         hash.add(file.as_bytes());

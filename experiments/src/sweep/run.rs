@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -131,7 +132,13 @@ fn failure(row: &Row, error: &str) -> String {
 
 /// Makes a sweep's folder, and sees that the journal in it is nothing else. Returns where it is.
 pub(super) fn claim_journal(folder: &Path, files: &mut Files) -> Result<PathBuf, SweepError> {
-    fs::create_dir_all(folder).map_err(|error| SweepError::File {
+    let made = match folder.as_os_str() == "-" {
+        true => Err(io::Error::other(
+            "results are several files and do not go to standard output; name a folder",
+        )),
+        false => fs::create_dir_all(folder),
+    };
+    made.map_err(|error| SweepError::File {
         doing: "making folder",
         path: folder.to_owned(),
         error,

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use hmm_backend::LinkModel;
 use hmmvisor::size::Size;
+use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
 use hmmvisor_policies::{Limits, PolicyChoice, ScriptFigures, Scripts};
@@ -40,6 +41,12 @@ pub struct ReplayArgs {
 
 /// Does what the arguments say.
 pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
+    let mut files = Files::default();
+    files.reads("the trace", &args.trace);
+    if let Some(PolicyChoice::Script(script)) = &args.policy {
+        files.reads("the policy script", &script.path);
+    }
+    files.prints("the outcome")?;
     let reader = TraceReader::open(&args.trace)?;
     let meta = reader.meta().clone();
     let mut warning = String::new();

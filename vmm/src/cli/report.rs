@@ -45,6 +45,7 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
         false => files.reads("the trace", about),
     }
     // Before the work, which may be long.
+    files.prints("the report's name")?;
     let page = files.whole("the report", output)?;
     let html = match is_sweep {
         true => sweep_page(about)?,

@@ -206,7 +206,12 @@ impl Runner for CommandRunner {
     fn run(&self, run: &Run) -> Result<Measured, String> {
         match &run.source {
             Source::Live(workload) => self.live(workload, run),
-            Source::Trace(trace) => replayed(&trace.path, run),
+            Source::Trace(trace) => {
+                trace.unchanged()?;
+                let measured = replayed(&trace.path, run)?;
+                // It may have been changed while it was read.
+                trace.unchanged().map(|()| measured)
+            }
             Source::Model(workload) => replayed(&self.traces.of(workload, run.seed)?, run),
         }
     }
@@ -505,5 +510,40 @@ mod tests {
         let live = |reloads: u64| json!({"scripts": {"failures": 3, "reloads": reloads}});
         assert_eq!(measured(&live(0)).unwrap().script_failures, Some(3));
         assert!(measured(&live(1)).unwrap_err().contains("while it ran"));
+    }
+
+    #[test]
+    fn a_trace_that_has_changed_gives_no_result() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t");
+        let workload = Workload {
+            name: "pingpong".to_owned(),
+            params: vec![("pages".to_owned(), "16".to_owned())],
+            vcpus: 1,
+            devices: 1,
+            engine: "auto".to_owned(),
+            memory: 16 << 20,
+        };
+        let make = |seed| {
+            let output = Files::default().whole("the trace", &path).unwrap();
+            generate(&accesses(&workload, seed), output).unwrap();
+        };
+        make(1);
+        let file = folder.path().join("s.toml");
+        let sweep = "title = 't'\npolicies = ['on-demand']\ndevice_memory = ['1M']\n\
+                     [[trace]]\nname = 't'\nfiles = ['t']\n";
+        fs::write(&file, sweep).unwrap();
+        let runner = CommandRunner {
+            traces: Traces::beside(folder.path()),
+        };
+        let sweep = Sweep::read(&file, &runner).unwrap();
+        runner.run(&sweep.runs[0]).unwrap();
+        // The same text under the same name is another file.
+        make(1);
+        let error = runner.run(&sweep.runs[0]).unwrap_err();
+        assert!(error.contains("changed since the sweep began"), "{error}");
+        fs::remove_file(&path).unwrap();
+        let error = runner.run(&sweep.runs[0]).unwrap_err();
+        assert!(error.contains("looking at trace"), "{error}");
     }
 }

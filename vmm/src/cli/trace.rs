@@ -138,6 +138,7 @@ impl ImportArgs {
                 Box::new(file)
             }
         };
+        files.prints("the number of events")?;
         let output = files.growing("the trace", &self.output)?;
         let input = BufReader::with_capacity(1 << 18, input);
         let totals = import::import(input, &name, format, output)?;
@@ -159,6 +160,9 @@ impl TraceCommand {
     pub fn run(self) -> Result<ExitCode> {
         match self {
             TraceCommand::Info { file, json } => {
+                let mut files = Files::default();
+                files.reads("the trace", &file);
+                files.prints("what is in it")?;
                 let (info, error) = TraceInfo::read(TraceReader::open(&file)?);
                 let text = match json {
                     true => serde_json::to_string(&info).context("writing JSON")? + "\n",
@@ -177,6 +181,7 @@ impl TraceCommand {
                 let mut files = Files::default();
                 files.reads("the trace", &file);
                 let trace = TraceReader::open(&file)?;
+                files.prints("the number of events")?;
                 let export_to = files.whole("the events", &output)?;
                 let tail = trace.tail();
                 let events = match export(trace, format, export_to) {
