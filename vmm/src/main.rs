@@ -24,7 +24,7 @@ use hmmvisor_experiments::output::{Files, Output, shown};
 use hmmvisor_experiments::steady::write_all;
 use hmmvisor_guest_images::{Param, workloads};
 
-use cli::output::{print, say, within};
+use cli::output::{READ_WITHIN, STORED_WITHIN, print, say, within};
 use cli::run::RunArgs;
 use cli::{Cli, Command};
 
@@ -166,14 +166,23 @@ fn write_report(
     json: Option<Output>,
 ) -> Result<ExitCode> {
     let its = report.clone();
-    let json = within(Some(signals), "writing the JSON report", move || {
+    let limit = match &json {
+        Some(json) if !json.is_stream() => STORED_WITHIN,
+        _ => READ_WITHIN,
+    };
+    let json = within(Some(signals), limit, "writing the JSON report", move || {
         json.map_or(Ok(()), |json| write_json(json, &its))
     });
     let its = report.clone();
-    let summary = within(Some(signals), "writing the summary", move || {
-        let text = format!("\n{}", Summary(&its));
-        write_all(&mut *output(), text.as_bytes()).context("writing the summary")
-    });
+    let summary = within(
+        Some(signals),
+        READ_WITHIN,
+        "writing the summary",
+        move || {
+            let text = format!("\n{}", Summary(&its));
+            write_all(&mut *output(), text.as_bytes()).context("writing the summary")
+        },
+    );
     if let Some(error) = report.error() {
         say(Some(signals), format!("error: {error}"));
     }

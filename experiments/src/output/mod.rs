@@ -348,6 +348,11 @@ impl Output {
         }
     }
 
+    /// Whether it is a pipe or a device, which may wait for a reader.
+    pub fn is_stream(&self) -> bool {
+        matches!(self.sink, Sink::Stream(_))
+    }
+
     /// Whether there is a file that stays as it is if the output is not committed.
     pub fn replaces(&self) -> bool {
         matches!(&self.sink, Sink::Aside(aside) if aside.replaces())

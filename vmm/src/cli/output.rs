@@ -13,7 +13,9 @@ use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::steady::write_all;
 
 /// How long the end of a run waits for a reader of what it has to say.
-const READ_WITHIN: Duration = Duration::from_secs(2);
+pub const READ_WITHIN: Duration = Duration::from_secs(2);
+/// How long it waits for a busy disk to have it.
+pub const STORED_WITHIN: Duration = Duration::from_secs(60);
 /// After a signal: until so long before the process is to be gone.
 const RESERVE: Duration = Duration::from_millis(50);
 
@@ -42,17 +44,18 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "hmmvisor: {}", text.trim_end());
 }
 
-/// Does what may never come to an end, such as writing into a pipe that is not read, and waits for it for a bounded time. A
+/// Does what may never come to an end, such as writing into a pipe that is not read, and waits for it for at most `limit`. A
 /// thread that is still at it then ends with the process.
 pub fn within(
     signals: Option<&Signals>,
+    limit: Duration,
     what: &str,
     work: impl FnOnce() -> Result<()> + Send + 'static,
 ) -> Result<()> {
     let mut thread = thread::spawn("report", |_| {}, work)
         .map_err(|error| Refusal::new(Resource::Thread, error))
         .with_context(|| format!("{what}: starting a thread for it"))?;
-    signals::wait_for(signals, READ_WITHIN, RESERVE, |limit| thread.wait(limit));
+    signals::wait_for(signals, limit, RESERVE, |step| thread.wait(step));
     match thread.join_within(Duration::ZERO) {
         Joined::Ended(result) => result,
         Joined::Panicked => bail!("{what}: the thread panicked; this is a bug in Hmmvisor"),
