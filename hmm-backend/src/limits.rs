@@ -43,6 +43,12 @@ impl Refusal {
         Refusal { error, advice }
     }
 
+    /// So many bytes of memory that the allocator did not get from the host.
+    pub fn of_memory(bytes: u64) -> Refusal {
+        let error = io::Error::from_raw_os_error(libc::ENOMEM);
+        Refusal::new(Resource::Memory(bytes), error)
+    }
+
     /// The host's answer.
     pub fn error(&self) -> &io::Error {
         &self.error
@@ -52,6 +58,30 @@ impl Refusal {
     pub fn has_advice(&self) -> bool {
         self.advice.is_some()
     }
+}
+
+/// Whether this process can have so much more memory and so many more threads, as far as that can be told beforehand: the control
+/// groups have that much memory left (beyond that, the kernel does not refuse memory but kills a process of the group), and there is
+/// address space for it and for a heap, whose refusal would end the process without a word.
+pub fn room_for(bytes: u64, threads: u64) -> Result<(), Refusal> {
+    let has_room = |group: &Group| group.memory.is_none_or(|memory| bytes <= memory.room());
+    let mapped = address_space_of(bytes, threads);
+    if !groups().iter().all(has_room) {
+        return Err(Refusal::of_memory(bytes));
+    }
+    match address_space() {
+        Some((room, _)) if mapped > room => Err(Refusal::of_memory(mapped)),
+        _ => Ok(()),
+    }
+}
+
+/// Address space for so many bytes, so many threads and a heap, generously.
+pub fn address_space_of(bytes: u64, threads: u64) -> u64 {
+    const HEAP: u64 = 64 << 20;
+    const THREAD: u64 = 4 << 20;
+    bytes
+        .saturating_add(threads.saturating_mul(THREAD))
+        .saturating_add(HEAP)
 }
 
 /// What to do about an answer of the host, if one of its limits is behind it.

@@ -267,3 +267,19 @@ impl Drop for Mapping {
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len as usize) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_can_make_shared_memory_shorter() {
+        let mapping = Mapping::new(4 << 20, "test").unwrap();
+        let file = mapping.share_tail(2 << 20, "test-shared").unwrap();
+        for len in [0, 1 << 20, 4 << 20] {
+            let error = file.set_len(len).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{len}");
+        }
+        assert_eq!(file.metadata().unwrap().len(), 2 << 20);
+    }
+}

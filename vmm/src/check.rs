@@ -11,7 +11,6 @@ use crate::ending::End;
 use crate::host::Host;
 use crate::kernel_mode::{self, NATIVE};
 use crate::kvm;
-use crate::size::Size;
 use crate::vm::{Guest, Hooks, Vm, VmConfig};
 
 /// How long the kernel's reports of moved pages are tried.
@@ -20,6 +19,9 @@ const MOVES: Duration = Duration::from_millis(200);
 const TRIAL: Duration = Duration::from_secs(5);
 /// Address space that the default run needs, generously.
 const ADDRESS_SPACE: u64 = 1 << 30;
+
+/// Threads that the default run needs, generously.
+const THREADS: u64 = 16;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug)]
@@ -241,20 +243,34 @@ fn host_findings() -> Vec<Finding> {
         ),
         _ => Finding::new("memory overcommit", State::Ok, "allowed"),
     });
-    let group = fs::read_to_string("/sys/fs/cgroup/memory.max")
-        .ok()
-        .and_then(|max| max.trim().parse().ok());
-    if let Some(limit) = group {
-        let state = if limit > default.0 {
-            State::Ok
-        } else {
-            State::Limited
-        };
-        findings.push(Finding::new(
-            "control group memory limit",
-            state,
-            Size(limit).to_string(),
-        ));
+    let devices = crate::config::Config::default().devices.memory;
+    for group in &host.groups {
+        if let Some(memory) = group.memory {
+            let room = memory.room();
+            let state = match room > default.0 + devices.0 {
+                true => State::Ok,
+                false => State::Limited,
+            };
+            let detail = format!(
+                "{} MiB left of {} MiB ({}/{})",
+                room >> 20,
+                memory.limit >> 20,
+                group.name(),
+                memory.file
+            );
+            findings.push(Finding::new("control group memory limit", state, detail));
+        }
+        if let Some((used, limit)) = group.threads {
+            let state = match limit.saturating_sub(used) >= THREADS {
+                true => State::Ok,
+                false => State::Limited,
+            };
+            let detail = format!(
+                "{used} of {limit} processes and threads ({}/pids.max)",
+                group.name()
+            );
+            findings.push(Finding::new("control group thread limit", state, detail));
+        }
     }
     findings
 }

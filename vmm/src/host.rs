@@ -2,6 +2,8 @@
 
 use std::mem;
 
+use hmm_backend::limits::{self, Group};
+
 use crate::cpus;
 
 /// The part of the host that configurations are checked against.
@@ -11,6 +13,10 @@ pub struct Host {
     pub memory: u64,
     /// CPUs that this process may use, in the order in which to use them.
     pub cpus: Vec<usize>,
+    /// The control groups that limit this process, innermost first.
+    pub groups: Vec<Group>,
+    /// Bytes of address space that this process may still map, and how many in all, if that is limited.
+    pub address_space: Option<(u64, u64)>,
 }
 
 impl Host {
@@ -24,6 +30,8 @@ impl Host {
         Host {
             memory: info.totalram * u64::from(info.mem_unit),
             cpus: cpus::allowed(),
+            groups: limits::groups(),
+            address_space: limits::address_space(),
         }
     }
 }

@@ -34,6 +34,11 @@ fn main() -> ExitCode {
     let started = Instant::now();
     limits::refuse_large_files();
 
+    // The allocator can only end the process when it is refused memory.
+    if let Err(error) = limits::room_for(0, 1) {
+        note(&format!("error: getting memory to begin with: {error}"));
+        return ExitCode::FAILURE;
+    }
     // Signals do what they do by default, here and in all commands but `run`: they end the process at once. What a sweep has
     // finished is on the disk.
     let Cli { command, run } = match Cli::try_parse() {

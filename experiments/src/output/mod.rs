@@ -69,6 +69,7 @@ pub enum OutputError {
         /// Where to.
         path: PathBuf,
         /// Why not.
+        #[source]
         error: io::Error,
     },
 }

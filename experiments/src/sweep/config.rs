@@ -1,8 +1,8 @@
 //! A sweep's TOML file.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
@@ -15,8 +15,12 @@ use super::error::SweepError;
 use super::plan::{Fnv, Link, Policy, Run, Source, Stamp, Sweep, TraceSource, Workload};
 use crate::size::Size;
 
+/// A sweep's file is no larger than this.
+const FILE_LIMIT: u64 = 1 << 20;
 /// More runs than anybody would wait for; a mistyped list of seeds rather than a wish.
-const MOST_RUNS: usize = 1_000_000;
+const MOST_RUNS: usize = 100_000;
+/// Entries of each list but that of seeds, which has as many as there may be runs.
+const MOST_ENTRIES: usize = 1000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -78,7 +82,7 @@ impl Sweep {
     /// # Errors
     /// The file cannot be read, or something in it is wrong; the error says on which line.
     pub fn read(path: &Path, runner: &dyn Runner) -> Result<Sweep, SweepError> {
-        let text = fs::read_to_string(path).map_err(|error| SweepError::Read {
+        let text = read(path).map_err(|error| SweepError::Read {
             path: path.to_owned(),
             error,
         })?;
@@ -92,6 +96,21 @@ impl Sweep {
             runner,
         }
         .sweep(tables)
+    }
+}
+
+/// The text of a file, or of what has no length, such as a pipe.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?
+        .take(FILE_LIMIT + 1)
+        .read_to_string(&mut text)?;
+    match text.len() as u64 > FILE_LIMIT {
+        true => Err(io::Error::other(format!(
+            "it is larger than {}",
+            Size(FILE_LIMIT)
+        ))),
+        false => Ok(text),
     }
 }
 
@@ -114,6 +133,15 @@ impl Reader<'_> {
     }
 
     fn sweep(&self, tables: Tables) -> Result<Sweep, SweepError> {
+        let nowhere = 0..0;
+        let files = tables
+            .trace
+            .iter()
+            .map(|table| table.get_ref().files.get_ref().len());
+        self.not_long(nowhere.clone(), "links", tables.links.len(), MOST_ENTRIES)?;
+        let workloads = tables.workload.len();
+        self.not_long(nowhere.clone(), "[[workload]]", workloads, MOST_ENTRIES)?;
+        self.not_long(nowhere, "files of all [[trace]]", files.sum(), MOST_ENTRIES)?;
         let policies = self.policies(&tables.policies)?;
         let memories = self.device_memories(&tables.device_memory)?;
         let links = self.links(&tables.links)?;
@@ -153,7 +181,9 @@ impl Reader<'_> {
                     for policy in &policies {
                         for seed in &seeds {
                             if runs.len() == MOST_RUNS {
-                                let what = format!("these are more than {MOST_RUNS} runs");
+                                let what = format!(
+                                    "sources, device_memory, links, policies and seeds together are more than {MOST_RUNS} runs; leave some out"
+                                );
                                 let at = tables.seeds.as_ref().map_or(0..0, Spanned::span);
                                 return Err(self.wrong(at, what));
                             }
@@ -231,6 +261,22 @@ impl Reader<'_> {
             true => Err(self.wrong(
                 list.span(),
                 format!("{name} is empty: there is nothing to run"),
+            )),
+            false => self.not_long(list.span(), name, list.get_ref().len(), MOST_ENTRIES),
+        }
+    }
+
+    fn not_long(
+        &self,
+        at: Range<usize>,
+        name: &str,
+        entries: usize,
+        most: usize,
+    ) -> Result<(), SweepError> {
+        match entries > most {
+            true => Err(self.wrong(
+                at,
+                format!("{name} has {entries} entries, but must have no more than {most}"),
             )),
             false => Ok(()),
         }
@@ -351,7 +397,10 @@ impl Reader<'_> {
     fn seeds(&self, seeds: &Spanned<Seeds>) -> Result<Vec<u64>, SweepError> {
         let list = match seeds.get_ref() {
             Seeds::Number(number) => (1..=(*number).min(MOST_RUNS as u64 + 1)).collect(),
-            Seeds::List(list) => list.clone(),
+            Seeds::List(list) => {
+                self.not_long(seeds.span(), "seeds", list.len(), MOST_RUNS)?;
+                list.clone()
+            }
         };
         if list.is_empty() {
             return Err(self.wrong(seeds.span(), "there must be at least one seed"));

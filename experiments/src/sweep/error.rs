@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use hmm_backend::limits::Refusal;
 use thiserror::Error;
 
 use super::Shard;
@@ -48,6 +49,9 @@ pub enum SweepError {
         /// What is wrong, and what there is.
         what: String,
     },
+    /// The host refused a thread for runs.
+    #[error("starting a thread for runs: {0}; or do fewer at a time with --jobs")]
+    Thread(#[source] Refusal),
     /// A file of the sweep's folder cannot be used.
     #[error("{doing} {}: {error}", path.display())]
     File {

@@ -5,7 +5,10 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
+use hmm_backend::limits::{Refusal, Resource};
+
 use super::Runner;
+use super::error::SweepError;
 use super::plan::{Run, Source};
 use super::row::Measured;
 
@@ -26,12 +29,12 @@ pub(super) struct Finished<'a> {
 
 /// Does all runs, and gives `collect` what comes of them, in the order in which they finish. Stops early, after the
 /// runs that have begun, when it returns an error.
-pub(super) fn run_all<'a, E>(
+pub(super) fn run_all<'a>(
     runs: impl Iterator<Item = &'a Run>,
     runner: &dyn Runner,
     parallel: Parallel,
-    collect: impl FnOnce(Receiver<Finished<'a>>) -> Result<(), E>,
-) -> Result<(), E> {
+    collect: impl FnOnce(Receiver<Finished<'a>>) -> Result<(), SweepError>,
+) -> Result<(), SweepError> {
     let (live, replayed) = runs.partition(|run| matches!(run.source, Source::Live(_)));
     let queue = Queue {
         state: Mutex::new(State {
@@ -44,9 +47,15 @@ pub(super) fn run_all<'a, E>(
     };
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
+        // No run begins before all threads are there.
+        let mut ready = Vec::new();
         for _ in 0..parallel.jobs.max(1) {
             let (queue, sender) = (&queue, sender.clone());
-            scope.spawn(move || {
+            let (go, all_there) = mpsc::sync_channel(1);
+            let worker = move || {
+                if all_there.recv().is_err() {
+                    return;
+                }
                 while let Some(run) = queue.take() {
                     let outcome = runner.run(run);
                     queue.done(run);
@@ -55,7 +64,14 @@ pub(super) fn run_all<'a, E>(
                         queue.clear();
                     }
                 }
-            });
+            };
+            let spawned = thread::Builder::new().spawn_scoped(scope, worker);
+            spawned.map_err(|error| SweepError::Thread(Refusal::new(Resource::Thread, error)))?;
+            ready.push(go);
+        }
+        for go in ready {
+            // The thread waits for it.
+            let _ = go.send(());
         }
         drop(sender);
         let result = collect(receiver);

@@ -30,7 +30,7 @@ fn mistakes_are_shown_with_file_line_and_what_there_is() {
             4,
             "a number of seeds, or a list of seeds",
         ),
-        ("seeds = 3", "seeds = 900000", 4, "more than 1000000 runs"),
+        ("seeds = 3", "seeds = 900000", 4, "more than 100000 runs"),
         ("seeds = 3", "seeds = 3\nsed = 1", 5, "unknown field `sed`"),
         ("10us", "10parsecs", 9, "not a time such as 10us"),
         ("25G", "0", 9, "not a number of bytes per second"),
@@ -86,4 +86,48 @@ fn a_sweep_needs_something_to_run() {
 fn a_missing_file_is_named() {
     let error = Sweep::read(Path::new("/nosuch.toml"), &Fake::default()).unwrap_err();
     assert!(error.to_string().contains("/nosuch.toml"), "{error}");
+}
+
+#[test]
+fn lists_and_the_file_itself_have_limits() {
+    let folder = Folder::new();
+    let sizes: Vec<_> = (1..=1001).map(|n| format!("{}", n * 4096)).collect();
+    let policies: Vec<_> = (0..1001)
+        .map(|n| format!("\"density:threshold={n}\""))
+        .collect();
+    let seeds: Vec<_> = (0..100_001).map(|n| n.to_string()).collect();
+    let links: String = (0..1001)
+        .map(|n| format!("l{n} = \"10us+25G\"\n"))
+        .collect();
+    let files: Vec<_> = (0..1001).map(|n| format!("\"{n}.trace\"")).collect();
+    let traces = format!(
+        "[[trace]]\nname = \"a\"\nfiles = [{}]\n[links]",
+        files.join(",")
+    );
+    for (from, to, name) in [
+        (
+            "[\"8M\", \"16M\"]",
+            format!("[{}]", sizes.join(",")),
+            "device_memory has 1001 entries",
+        ),
+        ("\"on-demand\"", policies.join(","), "policies has 10"),
+        (
+            "seeds = 3",
+            format!("seeds = [{}]", seeds.join(",")),
+            "seeds has 100001 entries",
+        ),
+        ("[links]", format!("[links]\n{links}"), "links has 10"),
+        ("[links]", traces, "files of all [[trace]] has 1001 entries"),
+    ] {
+        assert!(SWEEP.contains(from));
+        let message = folder.sweep(&SWEEP.replacen(from, &to, 1)).unwrap_err();
+        assert!(message.contains(name), "{name}: {message}");
+        assert!(
+            message.contains("must have no more than 100"),
+            "{name}: {message}"
+        );
+    }
+    let large = format!("{SWEEP}\n#{}", "x".repeat(1 << 20));
+    let message = folder.sweep(&large).unwrap_err();
+    assert!(message.contains("it is larger than 1 MiB"), "{message}");
 }

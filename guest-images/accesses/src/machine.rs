@@ -5,10 +5,13 @@
 
 mod accelerator;
 
+use std::alloc::{self, Layout};
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use hmm_backend::limits::Refusal;
 use hmm_backend::{Access, DeviceId, Event, EventKind, Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_abi::{control, map};
 
@@ -47,9 +50,19 @@ struct Machine {
 }
 
 /// Sets up a machine; `sink` gets the events.
-pub fn start(memory: u64, sink: Box<dyn FnMut(Event) + Send>) {
-    // Zeros from the allocator: pages that the workload never touches are never there.
-    let zeros = Box::into_raw(vec![0u64; (memory / 8) as usize].into_boxed_slice());
+///
+/// # Errors
+/// The host has no room for its memory.
+pub fn start(memory: u64, sink: Box<dyn FnMut(Event) + Send>) -> Result<(), Refusal> {
+    let mut touched = Vec::new();
+    let pages = (memory / PAGE_SIZE) as usize;
+    let zeros = touched
+        .try_reserve_exact(pages)
+        .ok()
+        .and_then(|()| zeros((memory / 8) as usize))
+        .ok_or_else(|| Refusal::of_memory(memory))?;
+    touched.resize(pages, false);
+    let zeros = Box::into_raw(zeros);
     // SAFETY: the box is new and given up for good; an `AtomicU64` has the size, the bit patterns and, on this
     // architecture, the alignment of a `u64`.
     let words: &'static [AtomicU64] = unsafe { &*(zeros as *const [AtomicU64]) };
@@ -62,9 +75,23 @@ pub fn start(memory: u64, sink: Box<dyn FnMut(Event) + Send>) {
         accelerators: (0..map::MAX_ACCELS)
             .map(|_| Accelerator::default())
             .collect(),
-        touched: vec![false; (memory / PAGE_SIZE) as usize],
+        touched,
         console: Vec::new(),
     });
+    Ok(())
+}
+
+/// So many zeros, unless the host refuses them. They are the allocator's: pages that the workload never touches are never there.
+fn zeros(words: usize) -> Option<Box<[u64]>> {
+    let layout = Layout::array::<u64>(words).ok()?;
+    if layout.size() == 0 {
+        return Some(Box::default());
+    }
+    // SAFETY: the layout has a size.
+    let start = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
+    let words = ptr::slice_from_raw_parts_mut(start.as_ptr().cast::<u64>(), words);
+    // SAFETY: the memory is new, of the global allocator with the layout of this slice, and zeros are valid numbers.
+    Some(unsafe { Box::from_raw(words) })
 }
 
 /// Takes it apart; what the workload printed.

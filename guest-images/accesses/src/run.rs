@@ -1,11 +1,13 @@
 //! From a workload's name and parameters to its accesses.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use hmm_backend::Event;
+use hmm_backend::limits::{self, Refusal, Resource};
 use hmmvisor_abi::{BootInfo, boot, control, map};
 use hmmvisor_guest_images::{CatalogError, find};
 use thiserror::Error;
@@ -81,6 +83,15 @@ pub enum AccessError {
         /// What it says.
         message: String,
     },
+    /// The host has no room for the memory or the vCPUs of the run.
+    #[error("cannot make {what}: {error}")]
+    Host {
+        /// What was wanted.
+        what: &'static str,
+        /// The host's answer.
+        #[source]
+        error: Refusal,
+    },
     /// A workload whose state outlives it has run in this process.
     #[error(
         "workload {name} has left state behind in this process; start another one for this run"
@@ -111,17 +122,28 @@ pub fn generate(
     if let Some(name) = *used {
         return Err(AccessError::Used { name });
     }
-    machine::start(settings.memory, Box::new(sink));
+    limits::room_for(settings.memory, settings.vcpus.into())
+        .and_then(|()| machine::start(settings.memory, Box::new(sink)))
+        .map_err(|error| AccessError::Host {
+            what: "managed memory",
+            error,
+        })?;
     machine::TURNS.reset(settings.vcpus.into());
     // The guest's sources take it for given that these are there for ever. They are small.
     let cmdline: &'static str = cmdline.leak();
     let info: &'static BootInfo = Box::leak(Box::new(boot_info(settings, cmdline)));
 
     let failure = Arc::new(Mutex::new(None));
-    thread::scope(|scope| {
+    let begun = thread::scope(|scope| {
+        // None begins before all are there: a vCPU waits for the turns of all others.
+        let mut ready = Vec::new();
         for index in 0..u64::from(settings.vcpus) {
             let failure = failure.clone();
-            scope.spawn(move || {
+            let (go, all_there) = mpsc::sync_channel(1);
+            let vcpu_thread = move || {
+                if all_there.recv().is_err() {
+                    return;
+                }
                 let result = panic::catch_unwind(AssertUnwindSafe(|| vcpu(info, index, program)));
                 if let Err(payload) = &result
                     && !payload.is::<Stopped>()
@@ -131,10 +153,21 @@ pub fn generate(
                     failure.get_or_insert(message);
                 }
                 machine::TURNS.end(result.is_err());
-            });
+            };
+            thread::Builder::new().spawn_scoped(scope, vcpu_thread)?;
+            ready.push(go);
         }
+        for go in ready {
+            // The thread waits for it.
+            let _ = go.send(());
+        }
+        io::Result::Ok(())
     });
     let printed = machine::stop();
+    begun.map_err(|error| AccessError::Host {
+        what: "the threads of the vCPUs",
+        error: Refusal::new(Resource::Thread, error),
+    })?;
     let failure = failure
         .lock()
         .unwrap_or_else(PoisonError::into_inner)

@@ -1,5 +1,6 @@
 //! What can be told about a configuration before anything starts.
 
+use hmm_backend::limits;
 use hmm_backend::{DeviceId, Hint, PAGE_SIZE, Place};
 use hmmvisor_abi::map;
 use hmmvisor_policies::PolicyChoice;
@@ -13,6 +14,20 @@ use crate::virtio;
 
 /// Managed memory comes in blocks of this size.
 const BLOCK: u64 = 2 << 20;
+
+/// Service threads, and so entries of the list of CPUs that they run on.
+const MAX_SERVICE_THREADS: usize = 64;
+/// Hints are for parts of memory that a user can tell apart.
+const MAX_HINTS: usize = 4096;
+/// Each region has policies of its own.
+const MAX_REGIONS: usize = 64;
+/// No workload has as many.
+const MAX_PARAMS: usize = 64;
+
+/// Memory that a run has for itself, generously.
+const OVERHEAD: u64 = 32 << 20;
+/// Threads besides vCPUs, devices and the fault service.
+const THREADS: u64 = 8;
 
 /// In seconds.
 const DAY: u64 = 24 * 60 * 60;
@@ -67,9 +82,15 @@ impl Config {
         }
         range("the number of shards", self.engine.shards as u64, 64)?;
         if let Some(threads) = self.service.threads {
-            range("the number of service threads", threads as u64, 64)?;
+            range(
+                "the number of service threads",
+                threads as u64,
+                MAX_SERVICE_THREADS as u64,
+            )?;
         }
+        self.check_lists()?;
         self.check_sizes(host)?;
+        self.check_room(host)?;
         self.check_hints()?;
         self.check_regions()?;
 
@@ -101,6 +122,83 @@ impl Config {
             if !is_word(name) || !is_word(value) || name.contains('=') {
                 return Err(ConfigError::Param(format!("{name}={value}")));
             }
+        }
+        Ok(())
+    }
+
+    /// No list is longer than what it is for can be.
+    fn check_lists(&self) -> Result<(), ConfigError> {
+        let length = |list: &Option<Vec<usize>>| list.as_ref().map_or(0, Vec::len);
+        let lists = [
+            (
+                "[service] cpus",
+                length(&self.service.cpus),
+                MAX_SERVICE_THREADS,
+            ),
+            (
+                "[placement] vcpu_cpus",
+                length(&self.placement.vcpu_cpus),
+                map::MAX_VCPUS as usize,
+            ),
+            (
+                "[placement] device_cpus",
+                length(&self.placement.device_cpus),
+                map::MAX_ACCELS as usize,
+            ),
+            ("[[disk]]", self.disk.len(), map::MAX_ACCELS as usize),
+            ("[[hint]]", self.hint.len(), MAX_HINTS),
+            ("[[policy.region]]", self.policy.region.len(), MAX_REGIONS),
+            ("[workload] params", self.workload.params.len(), MAX_PARAMS),
+        ];
+        match lists.into_iter().find(|(_, given, max)| given > max) {
+            Some((what, given, max)) => Err(ConfigError::TooMany { what, given, max }),
+            None => Ok(()),
+        }
+    }
+
+    /// What the host's limits leave room for. Guest memory fills as the guest touches it, which it may do with all of it: that
+    /// the kernel then kills the run must not come as a surprise.
+    fn check_room(&self, host: &Host) -> Result<(), ConfigError> {
+        let devices = u64::from(self.devices.count).saturating_mul(self.devices.memory.0);
+        let pages = self.machine.memory.0.saturating_add(devices);
+        let needed = pages.saturating_add(OVERHEAD);
+        for group in &host.groups {
+            let Some(memory) = group.memory else { continue };
+            if needed > memory.room() {
+                return Err(ConfigError::Group {
+                    needed,
+                    group: group.name(),
+                    room: memory.room(),
+                    limit: memory.limit,
+                    file: memory.file,
+                });
+            }
+        }
+        let (vcpus, count) = (
+            u64::from(self.machine.vcpus),
+            u64::from(self.devices.count) + virtio::count(self) as u64,
+        );
+        let service = self.service.threads.unwrap_or(0) as u64;
+        let threads = vcpus + vcpus.max(service) + count + THREADS;
+        // Guest memory has a place to be copied to for a device that wants a page for itself; all is aligned to blocks; and there
+        // are tables.
+        let needed = self
+            .machine
+            .memory
+            .0
+            .saturating_mul(2)
+            .saturating_add(devices)
+            .saturating_add(self.machine.memory.0 / 32)
+            .saturating_add(count * BLOCK + OVERHEAD);
+        let needed = limits::address_space_of(needed, threads);
+        if let Some((room, limit)) = host.address_space
+            && needed > room
+        {
+            return Err(ConfigError::AddressSpace {
+                needed,
+                room,
+                limit,
+            });
         }
         Ok(())
     }
@@ -297,6 +395,8 @@ mod tests {
         Host {
             memory: 8 << 30,
             cpus: vec![1, 0],
+            groups: Vec::new(),
+            address_space: None,
         }
     }
 
@@ -305,6 +405,109 @@ mod tests {
         let mut config = Config::default();
         change(&mut config);
         config.check(&host()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn lists_are_no_longer_than_what_they_are_for() {
+        let hint = HintConfig {
+            start: Size(0),
+            bytes: Size(4096),
+            hint: Hint::ReadMostly(true),
+        };
+        let region = || super::super::RegionConfig {
+            start: Size(0),
+            size: Size(2 << 20),
+            spec: PolicyChoice::default(),
+        };
+        type Change = Box<dyn Fn(&mut Config, usize)>;
+        let changes: [(&str, usize, Change); 7] = [
+            (
+                "[service] cpus",
+                64,
+                Box::new(|it, n| it.service.cpus = Some(vec![0; n])),
+            ),
+            (
+                "[placement] vcpu_cpus",
+                64,
+                Box::new(|it, n| it.placement.vcpu_cpus = Some(vec![0; n])),
+            ),
+            (
+                "[placement] device_cpus",
+                16,
+                Box::new(|it, n| it.placement.device_cpus = Some(vec![0; n])),
+            ),
+            (
+                "[[hint]]",
+                4096,
+                Box::new(move |it, n| {
+                    it.policy.spec = "on-demand+hints".parse().unwrap();
+                    it.hint = vec![hint.clone(); n];
+                }),
+            ),
+            (
+                "[[policy.region]]",
+                64,
+                Box::new(move |it, n| it.policy.region = vec![region(); n]),
+            ),
+            (
+                "[workload] params",
+                64,
+                Box::new(|it, n| it.workload.params = vec![("a".into(), "1".into()); n]),
+            ),
+            // One less: the accelerator has a window, too.
+            (
+                "[[disk]]",
+                15,
+                Box::new(|it, n| it.disk = vec!["a.img".parse().unwrap(); n]),
+            ),
+        ];
+        for (what, max, change) in changes {
+            let mut config = Config::default();
+            change(&mut config, max);
+            config.check(&host()).unwrap();
+            let complaint = complaint(|config| change(config, 100_000));
+            match what {
+                "[[disk]]" => assert!(complaint.contains("must be from 1 to 16"), "{complaint}"),
+                _ => assert_eq!(
+                    complaint,
+                    format!("{what} has 100000 entries, but must have no more than {max}")
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_host_has_no_room_for_is_refused() {
+        let with = |host: Host| Config::default().check(&host);
+        let group = |limit: u64| Host {
+            groups: vec![hmm_backend::limits::Group {
+                folder: "/groups/tight".into(),
+                threads: None,
+                memory: Some(hmm_backend::limits::GroupMemory {
+                    limit,
+                    used: 16 << 20,
+                    swap: 0,
+                    file: "memory.max",
+                }),
+            }],
+            ..host()
+        };
+        with(group(320 << 20)).unwrap();
+        assert_eq!(
+            with(group(256 << 20)).unwrap_err().to_string(),
+            "guest and accelerators may need 304 MiB, but control group /groups/tight has 240 MiB left of its 256 MiB: use less with --memory or --device-memory, or raise its memory.max"
+        );
+        let space = |room: u64| Host {
+            address_space: Some((room, 1 << 30)),
+            ..host()
+        };
+        with(space(900 << 20)).unwrap();
+        let complaint = with(space(600 << 20)).unwrap_err().to_string();
+        assert!(
+            complaint.contains("has 614400 KiB left of its 1048576 KiB")
+                && complaint.contains("ulimit -v"),
+            "{complaint}"
+        );
     }
 
     #[test]

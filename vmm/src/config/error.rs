@@ -86,6 +86,40 @@ pub enum ConfigError {
         /// The key.
         what: &'static str,
     },
+    /// A list with more entries than make sense.
+    #[error("{what} has {given} entries, but must have no more than {max}")]
+    TooMany {
+        /// The key.
+        what: &'static str,
+        /// How many there are.
+        given: usize,
+        /// The most there may be.
+        max: usize,
+    },
+    /// More memory than the control group has left: the kernel would kill the run.
+    #[error("guest and accelerators may need {} MiB, but control group {group} has {} MiB left of its {} MiB: use less with --memory or --device-memory, or raise its {file}", needed.div_ceil(1 << 20), room >> 20, limit >> 20)]
+    Group {
+        /// Bytes that the run may need.
+        needed: u64,
+        /// The group's folder.
+        group: String,
+        /// What is left.
+        room: u64,
+        /// The group's limit.
+        limit: u64,
+        /// The file that it is in.
+        file: &'static str,
+    },
+    /// More address space than this process may map.
+    #[error("guest and accelerators need {} KiB of address space, but this process has {} KiB left of its {} KiB: use less with --memory or --device-memory, or raise `ulimit -v`", needed >> 10, room >> 10, limit >> 10)]
+    AddressSpace {
+        /// Bytes that the run needs.
+        needed: u64,
+        /// What is left.
+        room: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// Something for another kind of guest.
     #[error("{what} {kernel}")]
     Boot {
