@@ -36,7 +36,10 @@ fn main() -> ExitCode {
 
     // The allocator can only end the process when it is refused memory.
     if let Err(error) = limits::room_for(0, 1) {
-        note(&format!("error: getting memory to begin with: {error}"));
+        say(
+            None,
+            format!("error: getting memory to begin with: {error}"),
+        );
         return ExitCode::FAILURE;
     }
     // Signals do what they do by default, here and in all commands but `run`: they end the process at once. What a sweep has
