@@ -360,6 +360,13 @@ thread_local! {
     static NO_MOVES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
+/// Runs a test whose rigs do without moves, as on a kernel that has none.
+pub fn without_moves(test: impl FnOnce()) {
+    NO_MOVES.set(true);
+    test();
+    NO_MOVES.set(false);
+}
+
 /// Runs a test once with each engine, and with `copy` also as on a kernel without moves.
 pub fn both_engines(test: impl Fn(Engine)) {
     for (engine, no_moves) in [

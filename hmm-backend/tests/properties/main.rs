@@ -39,6 +39,14 @@ fn the_model_agrees_under_copy() {
     proptest!(config(), |((sizes, policy, ops) in case(), blocks: bool)| run(Engine::Copy, sizes, policy, blocks, &ops));
 }
 
+/// As on a kernel that cannot move pages.
+#[test]
+fn the_model_agrees_under_copy_in_place() {
+    common::without_moves(|| {
+        proptest!(config(), |((sizes, policy, ops) in case(), blocks: bool)| run(Engine::Copy, sizes, policy, blocks, &ops));
+    });
+}
+
 #[test]
 fn the_snapshot_bytes_are_what_they_are_documented_to_be() {
     use snapshot::*;
