@@ -65,6 +65,7 @@ mod permission;
 mod pin;
 mod poison;
 mod policy;
+mod printable;
 #[cfg(all(test, not(loom)))]
 mod properties;
 mod residency;
@@ -105,9 +106,10 @@ pub use pin::Pinned;
 pub use policy::{
     Accepts, Access, AccessCounter, Advice, BlockFault, BlockView, ByMigration, Clock, Density,
     EvictionPolicy, FaultPolicy, Fifo, FirstTouch, Hint, Lfu, Lru, OnDemand, Place, PlacementError,
-    PolicyError, PolicyFactory, PolicyInfo, PolicyParam, PolicySpec, Recent, S3Fifo, Seen,
-    Sequential, Wish, policies, policy_checksum,
+    PolicyError, PolicyFactory, PolicyFile, PolicyInfo, PolicyParam, PolicySpec, Recent, S3Fifo,
+    Seen, Sequential, Wish, policies, policy_checksum,
 };
+pub use printable::{printable, printable_lines};
 pub use service::{FaultService, ServiceConfig};
 pub use stats::{Cause, Latency, Stats};
 pub use time::MAX_HOLD;

@@ -15,6 +15,7 @@ mod eviction_model;
 #[cfg(test)]
 mod eviction_tests;
 mod fifo;
+mod file;
 mod first_touch;
 mod ghost;
 mod hints;
@@ -44,6 +45,7 @@ pub use catalogue::policies;
 pub use clock::Clock;
 pub use density::Density;
 pub use fifo::Fifo;
+pub use file::PolicyFile;
 pub use first_touch::FirstTouch;
 pub use hints::Hints;
 pub use lfu::Lfu;
@@ -147,6 +149,10 @@ pub trait PolicyFactory: Send + Sync {
     /// read from. Two policies with the same do the same.
     fn exact(&self) -> String {
         self.name()
+    }
+    /// The files that it was read from, as they were then.
+    fn files(&self) -> Vec<PolicyFile> {
+        Vec::new()
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::PolicyFile;
 use super::placement::Placement;
 use super::spec::PolicyError;
 
@@ -69,7 +70,7 @@ impl fmt::Display for Value {
         match self {
             Value::Integer(n) => n.fmt(f),
             Value::Time(time) => write!(f, "{}us", time.as_micros()),
-            Value::Placement(placement) => f.write_str(placement.file()),
+            Value::Placement(placement) => placement.file().path.display().fmt(f),
         }
     }
 }
@@ -126,6 +127,26 @@ impl Component {
             Value::Time(time) => *time,
             other => unreachable!("{name} is {other:?}"),
         }
+    }
+
+    /// The values in `name=value,name=value` that are names of files. Opens none of them.
+    pub(super) fn named_files<'a>(
+        info: &'static PolicyInfo,
+        text: &'a str,
+    ) -> impl Iterator<Item = &'a str> {
+        text.split(',').filter_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            let param = info.params.iter().find(|p| p.name == name.trim())?;
+            (param.accepts == Accepts::Placement).then_some(value.trim())
+        })
+    }
+
+    /// The files that its parameters name.
+    pub(super) fn files(&self) -> impl Iterator<Item = PolicyFile> {
+        self.values.iter().filter_map(|value| match value {
+            Value::Placement(placement) => Some(placement.file().clone()),
+            _ => None,
+        })
     }
 
     pub(super) fn placement(&self, name: &str) -> Arc<Placement> {

@@ -1,10 +1,9 @@
 //! Placement from a file: which pages belong in system memory and which on the device.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Advice, BlockFault, BlockView, FaultPolicy, Place, policy_checksum};
+use super::{Advice, BlockFault, BlockView, FaultPolicy, Place, PolicyFile, policy_checksum};
 use crate::page::{Page, PageRange};
 
 /// A placement file is no larger than this.
@@ -35,7 +34,7 @@ enum Side {
 /// The contents of a placement file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Placement {
-    file: String,
+    file: PolicyFile,
     checksum: String,
     /// In order, apart from each other.
     ranges: Vec<(PageRange, Side)>,
@@ -45,20 +44,17 @@ impl Placement {
     /// Reads a file.
     pub(super) fn read(file: &str) -> Result<Placement, PlacementError> {
         let failed = |error: std::io::Error| PlacementError::Read(error.to_string());
-        let mut bytes = Vec::new();
-        let opened = std::fs::File::open(file).map_err(failed)?;
-        // Also of what has no length, such as a pipe or a device.
-        let limited = opened.take(FILE_LIMIT + 1).read_to_end(&mut bytes);
-        if limited.map_err(failed)? as u64 > FILE_LIMIT {
+        let (named, bytes) = PolicyFile::read(file.as_ref(), FILE_LIMIT).map_err(failed)?;
+        if bytes.len() as u64 > FILE_LIMIT {
             let why = format!("it is larger than {} MiB", FILE_LIMIT >> 20);
             return Err(PlacementError::Read(why));
         }
         let text = String::from_utf8(bytes)
             .map_err(|_| PlacementError::Read("it is not UTF-8 text".into()))?;
-        Placement::parse(file, &text)
+        Placement::parse(named, &text)
     }
 
-    fn parse(file: &str, text: &str) -> Result<Placement, PlacementError> {
+    fn parse(file: PolicyFile, text: &str) -> Result<Placement, PlacementError> {
         let mut lines: Vec<(PageRange, Side, usize)> = Vec::new();
         for (i, text) in text.lines().enumerate() {
             let line = i + 1;
@@ -81,7 +77,7 @@ impl Placement {
             }
         }
         Ok(Placement {
-            file: file.into(),
+            file,
             checksum: policy_checksum(text),
             ranges: lines
                 .into_iter()
@@ -90,7 +86,7 @@ impl Placement {
         })
     }
 
-    pub(super) fn file(&self) -> &str {
+    pub(super) fn file(&self) -> &PolicyFile {
         &self.file
     }
 
@@ -175,10 +171,17 @@ mod tests {
     use crate::driver::DeviceId;
     use crate::page::PageSet;
 
+    fn named() -> PolicyFile {
+        PolicyFile {
+            path: "p".into(),
+            sha256: String::new(),
+        }
+    }
+
     #[test]
     fn pages_go_where_the_file_says() {
         let text = "# placement\n\n20 30 device # hot\n 0 10 system\n";
-        let placement = Placement::parse("p", text).unwrap();
+        let placement = Placement::parse(named(), text).unwrap();
         let hold = Duration::from_millis(2);
         let mut policy = Static::new(Arc::new(placement), hold);
         let words = block(64, &PageSet::from_range(0..64), &PageSet::EMPTY);
@@ -223,7 +226,7 @@ mod tests {
                 "line 2: has pages that line 1 has placed already",
             ),
         ] {
-            let error = Placement::parse("p", text).unwrap_err();
+            let error = Placement::parse(named(), text).unwrap_err();
             assert_eq!(error.to_string(), message);
         }
     }

@@ -5,6 +5,7 @@
 //! is not named takes its default.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::catalogue::{EVICTION, FAULTS, MODIFIER, POLICIES};
@@ -13,8 +14,8 @@ use super::params::{Component, names};
 use super::placement::PlacementError;
 use super::{
     AccessCounter, ByMigration, Clock, Density, EvictionPolicy, FaultPolicy, Fifo, FirstTouch,
-    Hints, Lfu, Lru, OnDemand, PolicyFactory, S3Fifo, Sequential, Static, Thrash, ThrashParams,
-    Timeslice,
+    Hints, Lfu, Lru, OnDemand, PolicyFactory, PolicyFile, S3Fifo, Sequential, Static, Thrash,
+    ThrashParams, Timeslice,
 };
 
 /// What is wrong with a policy specification.
@@ -98,6 +99,17 @@ impl PolicySpec {
     /// Whether it has a component of this name.
     pub fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
+    }
+
+    /// The files that a specification names. Opens none of them, and leaves mistakes to parsing.
+    pub fn named_files(spec: &str) -> Vec<PathBuf> {
+        let files = |component: &str| -> Vec<PathBuf> {
+            let (name, params) = component.split_once(':').unwrap_or((component, ""));
+            let info = POLICIES.iter().find(|p| p.name == name.trim());
+            let files = info.map(|info| Component::named_files(info, params));
+            files.into_iter().flatten().map(PathBuf::from).collect()
+        };
+        spec.split('+').flat_map(files).collect()
     }
 
     fn find(&self, name: &str) -> Option<&Component> {
@@ -228,6 +240,10 @@ impl PolicyFactory for PolicySpec {
         let components: Vec<_> = self.components.iter().map(Component::exact).collect();
         components.join("+")
     }
+
+    fn files(&self) -> Vec<PolicyFile> {
+        self.components.iter().flat_map(Component::files).collect()
+    }
 }
 
 #[cfg(test)]
@@ -296,6 +312,14 @@ mod tests {
             spec.parse::<PolicySpec>().unwrap().exact()
         };
         let (one, other) = (exact("0 16 device"), exact("0 32 device"));
+        let spec = format!("hints+static:hold=1ms,file={}+lru", folder.display());
+        assert_eq!(
+            PolicySpec::named_files(&spec),
+            std::slice::from_ref(&folder)
+        );
+        let files = spec.parse::<PolicySpec>().unwrap().files();
+        assert!(files.len() == 1 && files[0].path == folder, "{files:?}");
+
         std::fs::remove_file(&folder).unwrap();
         assert!(one.contains(&format!("{}#", folder.display())), "{one}");
         assert_ne!(one, other);

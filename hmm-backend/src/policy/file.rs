@@ -1,0 +1,69 @@
+//! Files that policies are read from.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// A file that a policy was read from, and what was in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PolicyFile {
+    /// As it was named.
+    pub path: PathBuf,
+    /// The SHA-256 of its contents, in hexadecimal digits.
+    pub sha256: String,
+}
+
+impl PolicyFile {
+    /// Reads a file, `limit` bytes and one more at most. It must be a regular one: opening or reading others, such as
+    /// pipes and devices, can wait for ever or do something.
+    pub fn read(path: &Path, limit: u64) -> io::Result<(PolicyFile, Vec<u8>)> {
+        // Without waiting for a writer, should it be a pipe; nothing is read before that is known.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
+            .open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other(
+                "it is not a regular file; copy what it holds into one",
+            ));
+        }
+        let mut bytes = Vec::new();
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        let named = PolicyFile {
+            path: path.to_owned(),
+            sha256: PolicyFile::sha256(&bytes),
+        };
+        Ok((named, bytes))
+    }
+
+    fn sha256(bytes: &[u8]) -> String {
+        let digest = Sha256::digest(bytes);
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_is_sha_256() {
+        assert_eq!(
+            PolicyFile::sha256(b"abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+
+    #[test]
+    fn only_regular_files_are_read() {
+        for path in ["/dev/zero", "/"] {
+            let error = PolicyFile::read(path.as_ref(), 9).unwrap_err().to_string();
+            assert!(error.contains("not a regular file"), "{path}: {error}");
+        }
+        let (_, bytes) = PolicyFile::read("/proc/self/maps".as_ref(), 9).unwrap();
+        assert_eq!(bytes.len(), 10);
+    }
+}
