@@ -6,5 +6,6 @@ pub mod commands;
 pub mod configuration;
 mod managed;
 pub mod residency;
+pub mod scripts;
 pub mod traces;
 pub mod virtio;

@@ -55,3 +55,8 @@ fn configuration() {
 fn traces() {
     replay("traces", hmmvisor_fuzz::traces::run, 300);
 }
+
+#[test]
+fn scripts() {
+    replay("scripts", hmmvisor_fuzz::scripts::run, 300);
+}

@@ -1,26 +1,55 @@
-//! What one event may cost: instructions, counted at loops and calls, and time.
+//! What one event may cost: steps, counted at loops and calls, time, and the size of the texts it makes.
 //!
-//! The interpreter calls [`interrupt`] at every backward jump, call and return, and while it matches patterns. An event
-//! runs on one thread from begin to end, so what is left of its budget is a thread's own variable: no lock, no
-//! lookup. Once it is used up every further interrupt fails as well, so a script that catches the error gets no
-//! further than its next loop, call or return.
+//! The interpreter calls [`interrupt`] at every backward jump, call and return, and while it matches patterns. What can
+//! take long between two such steps is *work*, measured in nanoseconds that it takes at most: a library function says how
+//! much it will be before it begins ([`charge`]), and every allocation is some ([`allocated`]). After enough work the
+//! clock is looked at, as after some steps.
+//!
+//! An event runs on one thread from begin to end, so what is left of its budget is a thread's own variable: no lock, no
+//! lookup. Once it is used up every further step fails as well, so a script that catches the error gets no further
+//! than its next loop, call or return. In code without any of these, the next large allocation fails.
 
-use std::cell::{Cell, RefCell};
-use std::ffi::c_int;
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
+use std::ptr;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use mlua::Lua;
 use mlua::ffi::{self, lua_State};
 
-/// Looking at the clock costs more than the rest.
+/// Steps between two looks at the clock, a power of two. Looking at the clock costs more than the rest.
 const LOOK_EVERY: u32 = 8;
+/// Work between two looks.
+const LOOK_AFTER: u64 = 50_000;
+/// Work of an instruction, when each of them counts: their texts may be compared between two of them.
+const INSTRUCTION: u64 = LOOK_AFTER / 16;
+/// Work of a step of pattern matching from which on each step looks at the clock.
+const LONG_STEP: u64 = 4096;
+/// Two texts of this size are compared within a fraction of a microsecond, so that a file full of comparisons is within
+/// the time.
+const LARGE_TEXT: usize = 4096;
+/// What is left of memory when an event has to end: enough for an error's message.
+const LAST_MEMORY: usize = 128 << 10;
 
 /// Bounds of one event.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     /// Loops and calls.
     pub(crate) steps: u32,
-    /// Time on a clock and then as much again on a CPU: a thread that was not running has not been slow.
+    /// Time on a clock and of a CPU: a thread that was not running has not been slow.
     pub(crate) time: Duration,
+    /// Bytes of the largest text that it may make.
+    pub(crate) text: usize,
+}
+
+/// Between what the clock is looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Attention {
+    /// Steps: between two of them, little can be done.
+    Steps,
+    /// Instructions: there may be large texts, and comparing two of them is one instruction.
+    Instructions,
 }
 
 /// Why an event was stopped.
@@ -28,58 +57,161 @@ pub(crate) struct Budget {
 pub(crate) enum Overrun {
     Steps(u32),
     Time(Duration),
+    Text(usize),
 }
 
 thread_local! {
     static STEPS_LEFT: Cell<u32> = const { Cell::new(u32::MAX) };
-    static EVENT: RefCell<Event> = const { RefCell::new(Event::NONE) };
+    /// Of a step's number: where none is set, the clock is looked at.
+    static LOOK_MASK: Cell<u32> = const { Cell::new(LOOK_EVERY - 1) };
+    /// Work until the clock is looked at.
+    static WORK_LEFT: Cell<u64> = const { Cell::new(0) };
+    /// Whether there was so much work that time may be over at the end though it was not at the last look.
+    static WORKED: Cell<bool> = const { Cell::new(false) };
+    /// Whether a large text was made.
+    static LARGE: Cell<bool> = const { Cell::new(false) };
+    /// A tick of the coarse clock, and the CPU time that this thread had used by its end at most.
+    static TICK: Cell<(Duration, Duration)> = const { Cell::new((Duration::ZERO, Duration::ZERO)) };
+    /// The event that runs on this thread; null between events.
+    static EVENT: Cell<*mut Event> = const { Cell::new(ptr::null_mut()) };
 }
 
 struct Event {
     budget: Budget,
-    /// When it began, as soon as somebody looks.
+    /// The interpreter it runs in, to which nothing refers after the event.
+    lua: *const Lua,
+    /// Set when it begins, which is when it first takes a step or works.
     until: Option<Duration>,
-    cpu_until: Option<Duration>,
+    cpu_until: Duration,
     overrun: Option<Overrun>,
+    /// The limit on memory that there was before it was lowered by [`Event::stop`].
+    memory: Option<usize>,
 }
 
 impl Event {
-    const NONE: Event = Event {
-        budget: Budget {
-            steps: u32::MAX,
-            time: Duration::MAX,
-        },
-        until: None,
-        cpu_until: None,
-        overrun: None,
-    };
-
-    /// Whether the event's time is over.
-    fn late(&mut self) -> bool {
-        let Some(until) = self.until else {
-            // Every event looks once, most never again: the coarse clock is the cheap one. It is late by a timer tick at
-            // most; an event that is therefore thought to be too long still has all of its CPU time.
-            self.until = Some(clock(libc::CLOCK_MONOTONIC_COARSE) + self.budget.time);
-            return false;
-        };
-        if clock(libc::CLOCK_MONOTONIC) < until {
+    /// Begins, unless it has begun.
+    fn begin(&mut self) -> bool {
+        if self.until.is_some() {
             return false;
         }
-        let cpu = clock(libc::CLOCK_THREAD_CPUTIME_ID);
-        cpu >= *self.cpu_until.get_or_insert(cpu + self.budget.time)
+        // Most events look at a clock once, here: the coarse clock is the cheap one. The clock of CPU time is expensive,
+        // and is read once a tick. Both are late by a tick at most; for CPU time that is made good.
+        let now = clock(libc::CLOCK_MONOTONIC_COARSE);
+        let (tick, mut cpu) = TICK.get();
+        if tick != now {
+            cpu = clock(libc::CLOCK_THREAD_CPUTIME_ID) + tick_length();
+            TICK.set((now, cpu));
+        }
+        self.until = Some(now.saturating_add(self.budget.time));
+        self.cpu_until = cpu.saturating_add(self.budget.time);
+        true
+    }
+
+    /// Whether its time is over.
+    fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| {
+            clock(libc::CLOCK_MONOTONIC) >= until
+                && clock(libc::CLOCK_THREAD_CPUTIME_ID) >= self.cpu_until
+        })
+    }
+
+    /// Lets nothing more be done.
+    fn stop(&mut self, overrun: Overrun) {
+        STEPS_LEFT.set(0);
+        self.overrun.get_or_insert(overrun);
+        // Running out of steps happens at a step, where an error can be raised.
+        if !matches!(overrun, Overrun::Steps(_)) && self.memory.is_none() {
+            // SAFETY: the interpreter outlives the event, whose `within` borrows it; this thread has it to itself.
+            let lua = unsafe { &*self.lua };
+            self.memory = lua.set_memory_limit(lua.used_memory() + LAST_MEMORY).ok();
+        }
     }
 }
 
-/// Runs `event` within the budget. Also returns what it ran out of, if it did.
-pub(crate) fn within<T>(budget: Budget, event: impl FnOnce() -> T) -> (T, Option<Overrun>) {
+/// What became of an event.
+pub(crate) struct Outcome<T> {
+    pub(crate) result: T,
+    /// What it ran out of, if it did.
+    pub(crate) overrun: Option<Overrun>,
+    /// Whether it has made a large text: from then on, [`Attention::Instructions`] is needed.
+    pub(crate) large_text: bool,
+}
+
+/// Runs `event` within the budget.
+pub(crate) fn within<T>(
+    lua: &Lua,
+    budget: Budget,
+    attention: Attention,
+    event: impl FnOnce() -> T,
+) -> Outcome<T> {
+    let mut it = Event {
+        budget,
+        lua,
+        until: None,
+        cpu_until: Duration::MAX,
+        overrun: None,
+        memory: None,
+    };
+    let is_closely_watched = attention == Attention::Instructions;
+    if is_closely_watched {
+        it.begin();
+    }
     STEPS_LEFT.set(budget.steps);
-    EVENT.with_borrow_mut(|it| {
-        (it.budget, it.until, it.cpu_until, it.overrun) = (budget, None, None, None);
-    });
+    LOOK_MASK.set(LOOK_EVERY - 1);
+    WORK_LEFT.set(0);
+    WORKED.set(is_closely_watched);
+    LARGE.set(false);
+    EVENT.set(&raw mut it);
+    let end = End;
     let result = event();
-    // Whatever runs later without a budget, such as a destructor, is not to be stopped.
-    STEPS_LEFT.set(u32::MAX);
-    (result, EVENT.with_borrow(|it| it.overrun))
+    drop(end);
+    if let Some(memory) = it.memory {
+        let _ = lua.set_memory_limit(memory);
+    }
+    Outcome {
+        result,
+        overrun: it.overrun,
+        large_text: LARGE.get(),
+    }
+}
+
+/// Ends this thread's event when it is dropped. Whatever runs later without a budget, such as a destructor, is not to be
+/// stopped.
+struct End;
+
+impl Drop for End {
+    fn drop(&mut self) {
+        EVENT.set(ptr::null_mut());
+        STEPS_LEFT.set(u32::MAX);
+    }
+}
+
+/// The event that runs on this thread, or what there is without one.
+fn of_event<R>(without: R, read: impl FnOnce(&mut Event) -> R) -> R {
+    let event = EVENT.get();
+    if event.is_null() {
+        return without;
+    }
+    // SAFETY: `within` has put it there, waits for the event, and takes it away before it ends. Nothing that is done with
+    // it calls the interpreter's functions, which could come back here.
+    read(unsafe { &mut *event })
+}
+
+/// What the event has run out of, once its function has returned: that it returned a value does not make it good.
+pub(crate) fn finish() -> Option<Overrun> {
+    if STEPS_LEFT.get() != 0 && !WORKED.get() {
+        return None;
+    }
+    of_event(None, |event| {
+        let until = event.until.unwrap_or(Duration::MAX);
+        if event.overrun.is_none()
+            && clock(libc::CLOCK_MONOTONIC_COARSE) >= until
+            && event.is_late()
+        {
+            event.overrun = Some(Overrun::Time(event.budget.time));
+        }
+        event.overrun
+    })
 }
 
 /// Takes a step. Whether there was one left.
@@ -89,42 +221,117 @@ fn step() -> bool {
         return false;
     }
     STEPS_LEFT.set(left - 1);
-    !left.is_multiple_of(LOOK_EVERY) || look(left)
+    left & LOOK_MASK.get() != 0 || look(left)
 }
 
 #[cold]
 fn look(left: u32) -> bool {
-    EVENT.with_borrow_mut(|event| {
-        // Without a budget: not an event.
-        if event.budget.time == Duration::MAX {
-            return true;
-        }
-        let late = event.late();
-        if late || left == LOOK_EVERY {
+    of_event(true, |event| {
+        // An event that has just begun cannot be late.
+        let fresh = event.begin() || left == event.budget.steps;
+        if !fresh && event.is_late() {
+            event.stop(Overrun::Time(event.budget.time));
+        } else if left <= LOOK_EVERY {
             // The few steps that would be left are not worth a look of their own.
-            STEPS_LEFT.set(0);
-            event.overrun = Some(match late {
-                true => Overrun::Time(event.budget.time),
-                false => Overrun::Steps(event.budget.steps),
-            });
+            event.stop(Overrun::Steps(event.budget.steps));
         }
-        !late && left != LOOK_EVERY
+        event.overrun.is_none()
     })
 }
 
-/// The interpreter's callback. It has no destructors to run when the error unwinds through it.
+/// The most work that one library call may be: a fifth of the event's time.
+pub(crate) fn most_work() -> u64 {
+    of_event(u64::MAX, |event| {
+        let time = event.budget.time;
+        let nanos = time.as_secs().saturating_mul(1_000_000_000);
+        nanos.saturating_add(time.subsec_nanos().into()) / 5
+    })
+}
+
+/// Does this much work, or is about to do it. Whether there is time for it.
+pub(crate) fn charge(work: u64) -> bool {
+    let left = WORK_LEFT.get();
+    if work < left {
+        WORK_LEFT.set(left - work);
+        return STEPS_LEFT.get() != 0;
+    }
+    look_after_work()
+}
+
+#[cold]
+fn look_after_work() -> bool {
+    WORK_LEFT.set(LOOK_AFTER);
+    of_event(true, |event| {
+        if !event.begin() {
+            WORKED.set(true);
+            if event.is_late() {
+                event.stop(Overrun::Time(event.budget.time));
+            }
+        }
+        event.overrun.is_none()
+    })
+}
+
+/// Steps are as much work as this, in what follows.
+pub(crate) fn long_steps(work: u64) {
+    if work >= LONG_STEP {
+        LOOK_MASK.set(0);
+    }
+}
+
+/// The interpreter's callback for steps. It has no destructors to run when the error unwinds through it.
 pub(crate) unsafe extern "C-unwind" fn interrupt(state: *mut lua_State, gc: c_int) {
     // During garbage collection nothing may be raised.
     if gc >= 0 || step() {
         return;
     }
-    // SAFETY: the interpreter calls this between two instructions of a running function, where raising an error
-    // is allowed; room for the message is asked for first.
+    // SAFETY: the interpreter calls this between two instructions of a running function.
+    unsafe { raise(state) }
+}
+
+/// The interpreter's callback for each instruction, if that is asked for.
+pub(crate) unsafe extern "C-unwind" fn instruction(state: *mut lua_State, _: *mut ffi::lua_Debug) {
+    if !charge(INSTRUCTION) {
+        // SAFETY: as in `interrupt`.
+        unsafe { raise(state) }
+    }
+}
+
+/// The interpreter's callback for what it has allocated. Nothing may be raised.
+pub(crate) unsafe extern "C-unwind" fn allocated(
+    _: *mut lua_State,
+    _: *mut c_void,
+    _: usize,
+    bytes: usize,
+    _: u8,
+    kind: c_int,
+    _: c_int,
+) {
+    if kind == ffi::LUA_TSTRING && bytes > LARGE_TEXT {
+        LARGE.set(true);
+        of_event((), |event| {
+            let text = event.budget.text;
+            if bytes > text.saturating_add(1 << 10) {
+                event.stop(Overrun::Text(text));
+            }
+        });
+    }
+    // Copying, page faults, and later the collector's work.
+    charge(bytes as u64 / 2);
+}
+
+/// Raises the error that ends an event.
+///
+/// # Safety
+///
+/// Only where the interpreter lets an error be raised; the caller has nothing to drop.
+pub(crate) unsafe fn raise(state: *mut lua_State) {
+    // SAFETY: as the caller promises; room for the message is asked for first.
     unsafe {
         ffi::lua_rawcheckstack(state, 3);
         ffi::luaL_where(state, 0);
         if ffi::lua_objlen(state, -1) == 0 {
-            // In a library function that matches patterns: where it was called.
+            // In a library function: where it was called.
             ffi::lua_settop(state, -2);
             ffi::luaL_where(state, 1);
         }
@@ -143,4 +350,18 @@ fn clock(id: libc::clockid_t) -> Duration {
     // SAFETY: writes one structure.
     unsafe { libc::clock_gettime(id, &mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// How long the coarse clock stands still.
+fn tick_length() -> Duration {
+    static LENGTH: OnceLock<Duration> = OnceLock::new();
+    *LENGTH.get_or_init(|| {
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: writes one structure.
+        unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    })
 }

@@ -9,6 +9,7 @@ use mlua::ffi::{self, lua_State};
 use mlua::{Lua, Value};
 
 use crate::results::{DEEPEST, RESULTS, Results};
+use crate::text;
 
 /// An argument that needs no memory of the interpreter.
 #[derive(Clone, Copy)]
@@ -70,6 +71,12 @@ impl Calls {
             })?;
         }
         Ok(Calls { thread, kept })
+    }
+
+    /// Lets the interpreter call back at every instruction of these functions, from the next call on.
+    pub(crate) fn watch_instructions(&self) {
+        // SAFETY: sets a flag of the thread, which lives as long as the interpreter.
+        unsafe { ffi::lua_singlestep(self.thread, 1) };
     }
 
     /// Calls the function that was kept at `place`, and reads what it returns.
@@ -134,6 +141,8 @@ impl Calls {
             match ffi::lua_type(self.thread, -1) {
                 ffi::LUA_TSTRING => {
                     let start = ffi::lua_tolstring(self.thread, -1, &mut len);
+                    // Of a long one, more than is shown: the rest need not be copied.
+                    let len = len.min(4 * text::SHOWN);
                     let bytes = std::slice::from_raw_parts(start.cast::<u8>(), len);
                     String::from_utf8_lossy(bytes).into_owned()
                 }

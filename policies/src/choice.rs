@@ -1,11 +1,11 @@
 //! What a user names as the policy: built-in components, or a script with others beside it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use hmm_backend::{PolicyFactory, PolicySpec, policies};
+use hmm_backend::{PolicyFactory, PolicyFile, PolicySpec, policies, printable};
 
 use crate::error::ScriptError;
 use crate::limits::Limits;
@@ -38,6 +38,18 @@ pub struct Chosen {
     /// The scripts in it, to be reloaded and asked how they are doing.
     pub scripts: Vec<Arc<Scripts>>,
 }
+
+impl Chosen {
+    fn script(scripts: Arc<Scripts>) -> Chosen {
+        Chosen {
+            factory: scripts.clone(),
+            scripts: vec![scripts],
+        }
+    }
+}
+
+/// No file that a policy is read from is larger than this.
+const RECORDED_LIMIT: u64 = 16 << 20;
 
 impl ScriptSpec {
     /// A script without parameters and with the defaults beside it.
@@ -74,8 +86,9 @@ impl ScriptSpec {
         {
             if kind(eviction) != Some("eviction") {
                 return Err(ScriptError::Script(format!(
-                    "{}:1: `eviction` is '{eviction}', which is no eviction policy",
-                    self.path.display()
+                    "{}:1: `eviction` is '{}', which is no eviction policy",
+                    self.path.display(),
+                    printable(eviction)
                 )));
             }
             text = format!("{text}+{eviction}");
@@ -107,14 +120,62 @@ impl PolicyChoice {
                 factory: Arc::new(spec.clone()),
                 scripts: Vec::new(),
             },
-            PolicyChoice::Script(spec) => {
-                let scripts = Scripts::with(spec.clone(), limits, log)?;
-                Chosen {
-                    factory: scripts.clone(),
-                    scripts: vec![scripts],
-                }
-            }
+            PolicyChoice::Script(spec) => Chosen::script(Scripts::with(spec.clone(), limits, log)?),
         })
+    }
+
+    /// The files that a specification names. Opens none of them, and leaves mistakes to parsing.
+    pub fn named_files(spec: &str) -> Vec<PathBuf> {
+        let (scripts, others): (Vec<_>, Vec<_>) = spec.split('+').partition(|part| is_script(part));
+        let path = |script: &str| PathBuf::from(script.split(':').next().unwrap_or(script).trim());
+        let mut files: Vec<PathBuf> = scripts.into_iter().map(path).collect();
+        files.extend(PolicySpec::named_files(&others.join("+")));
+        files
+    }
+
+    /// Loads a policy that not the user has named, but a file such as a trace; `files` is what that says was in the
+    /// policy's files. Nothing is run, and no other file is opened, unless the same is in them now.
+    pub fn load_recorded(
+        spec: &str,
+        files: &[PolicyFile],
+        limits: Limits,
+        log: Log,
+    ) -> Result<Chosen, ScriptError> {
+        let expected = |path: &Path| {
+            files
+                .iter()
+                .find(|file| file.path == path)
+                .ok_or_else(|| ScriptError::NotRecorded {
+                    path: path.to_owned(),
+                })
+        };
+        let named = PolicyChoice::named_files(spec);
+        // All of them first: parsing opens some.
+        let named: Vec<&PolicyFile> = named
+            .iter()
+            .map(|path| expected(path))
+            .collect::<Result<_, _>>()?;
+        for file in named {
+            let (found, _) = PolicyFile::read(&file.path, RECORDED_LIMIT).map_err(|error| {
+                ScriptError::Read {
+                    path: file.path.clone(),
+                    error,
+                }
+            })?;
+            ScriptError::unless_same(&found, file)?;
+        }
+        let chosen = match spec.parse()? {
+            PolicyChoice::Script(spec) => {
+                let file = expected(&spec.path)?;
+                Chosen::script(Scripts::recorded(spec.clone(), file, limits, log)?)
+            }
+            built_in => built_in.load(limits, log)?,
+        };
+        // What was read since is what was looked at before.
+        for file in chosen.factory.files() {
+            ScriptError::unless_same(&file, expected(&file.path)?)?;
+        }
+        Ok(chosen)
     }
 }
 

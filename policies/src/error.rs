@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use hmm_backend::PolicyError;
+use hmm_backend::{PolicyError, PolicyFile};
 
 /// Why a script cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,28 @@ pub enum ScriptError {
     /// It cannot be compiled, its top level fails, or what it returns is no policy. The text begins with file and line.
     #[error("policy script {0}")]
     Script(String),
+    /// A file that another file names as its policy's, without saying what was in it.
+    #[error(
+        "policy file {} is named, but not what was in it then; if that is the policy to use, name it with --policy",
+        path.display()
+    )]
+    NotRecorded {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that is not as it was.
+    #[error(
+        "policy file {} is not the one that was used: its SHA-256 is {found}, and was {expected}; if it is the policy to use nevertheless, name it with --policy",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// The digest that was recorded.
+        expected: String,
+        /// The digest now.
+        found: String,
+    },
     /// Two parts of a policy specification that decide the same.
     #[error("policy '{spec}': {why}")]
     Spec {
@@ -41,6 +63,23 @@ pub enum ScriptError {
     /// What is not a script.
     #[error("{0}{hint}", hint = or_a_script(.0))]
     Policy(PolicyError),
+}
+
+impl ScriptError {
+    /// Whether the file is as it was.
+    pub(crate) fn unless_same(
+        found: &PolicyFile,
+        expected: &PolicyFile,
+    ) -> Result<(), ScriptError> {
+        match found.sha256 == expected.sha256 {
+            true => Ok(()),
+            false => Err(ScriptError::Changed {
+                path: found.path.clone(),
+                expected: expected.sha256.clone(),
+                found: found.sha256.clone(),
+            }),
+        }
+    }
 }
 
 impl From<PolicyError> for ScriptError {

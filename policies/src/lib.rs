@@ -14,7 +14,8 @@
 //! | `regions` | different policies for parts of guest memory |
 //! | `script`, `calls`, `results`, `answer` | one instance: calls, and what they return |
 //! | `candidates` | folios to choose victims from, on their way to a script |
-//! | `sandbox`, `budget`, `limits`, `page_sets` | what it runs in |
+//! | `sandbox`, `library`, `budget`, `limits`, `page_sets` | what it runs in, and what that may cost |
+//! | `text` | its text, and what is shown of what it says |
 //! | `watch` | notices that the file has changed |
 
 mod answer;
@@ -24,6 +25,7 @@ mod candidates;
 mod choice;
 mod error;
 mod eviction;
+mod library;
 mod limits;
 mod page_sets;
 mod policy;
@@ -32,6 +34,7 @@ mod results;
 mod sandbox;
 mod script;
 mod scripts;
+mod text;
 mod watch;
 
 pub use choice::{Chosen, PolicyChoice, ScriptSpec};

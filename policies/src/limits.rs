@@ -9,6 +9,8 @@ pub struct Limits {
     pub steps: u32,
     /// Time of one event. What counts is a CPU's time, once the clock says that it was too long.
     pub time: Duration,
+    /// Time of loading: a signal that comes meanwhile has to be heard within a second.
+    pub loading: Duration,
     /// Bytes of memory, all that the script keeps included.
     pub memory: usize,
     /// After so many failures in a row the script is not asked again until it is reloaded.
@@ -17,12 +19,15 @@ pub struct Limits {
 
 impl Limits {
     /// Steps that loading a script may take, for each step of an event: it may make tables.
-    pub(crate) const LOADING: u32 = 100;
+    pub(crate) const LOADING_STEPS: u32 = 100;
+    /// Bytes of the largest text that an event may make.
+    pub(crate) const TEXT: usize = 64 << 10;
 
     /// What scripts get unless somebody says otherwise.
     pub const DEFAULT: Limits = Limits {
         steps: 50_000,
         time: Duration::from_millis(5),
+        loading: Duration::from_millis(200),
         memory: 16 << 20,
         failures: 16,
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hmm_backend::{
     Advice, Block, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Hint, PageRange, PageSet,
-    PolicyFactory, Seen, Wish,
+    PolicyFactory, PolicyFile, Seen, Wish,
 };
 
 /// Whole blocks with a policy of their own.
@@ -70,6 +70,15 @@ impl PolicyFactory for Regions {
 
     fn exact(&self) -> String {
         self.join(|policy| policy.exact())
+    }
+
+    fn files(&self) -> Vec<PolicyFile> {
+        let regions = self.regions.iter().map(|region| &region.policy);
+        [&self.common]
+            .into_iter()
+            .chain(regions)
+            .flat_map(|policy| policy.files())
+            .collect()
     }
 }
 

@@ -8,6 +8,7 @@ use mlua::{Buffer, Function, Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
 use crate::budget;
 use crate::candidates;
+use crate::library;
 use crate::limits::Limits;
 use crate::page_sets;
 
@@ -43,6 +44,10 @@ pub(crate) struct Surroundings {
     pub(crate) buffers: [Buffer; 6],
     /// Makes of a script's `victims` a function that finds the candidates in their buffer.
     pub(crate) with_candidates: Function,
+    /// Runs a script's top level.
+    pub(crate) run: Function,
+    /// Gives what that has returned.
+    pub(crate) result: Function,
     needs: Arc<AtomicU32>,
     closed: Arc<AtomicBool>,
 }
@@ -70,14 +75,18 @@ impl Surroundings {
 /// Where a script's `print` goes.
 pub(crate) type Print = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// Libraries that scripts have; [`library`] says which of their functions.
+pub(crate) fn libraries() -> StdLib {
+    StdLib::MATH | StdLib::STRING | StdLib::TABLE | StdLib::BIT | StdLib::BUFFER
+}
+
 /// Makes an interpreter.
 pub(crate) fn new(
     params: &[(String, String)],
     limits: &Limits,
     print: Print,
 ) -> mlua::Result<(Lua, Surroundings)> {
-    let libraries = StdLib::MATH | StdLib::STRING | StdLib::TABLE | StdLib::BIT | StdLib::BUFFER;
-    let lua = Lua::new_with(libraries, LuaOptions::default())?;
+    let lua = Lua::new_with(libraries(), LuaOptions::default())?;
     lua.set_compiler(Compiler::new().set_optimization_level(2).set_debug_level(1));
     let (needs, closed) = <(Arc<AtomicU32>, Arc<AtomicBool>)>::default();
     let buffers = [
@@ -119,7 +128,8 @@ pub(crate) fn new(
     for (name, buffer) in names.into_iter().zip(&buffers) {
         host.set(name, buffer)?;
     }
-    let with_candidates = lua
+    library::meter(&lua)?;
+    let (with_candidates, run, result) = lua
         .load(include_str!("prelude.luau"))
         .set_name("=prelude")
         .call(host)?;
@@ -127,19 +137,25 @@ pub(crate) fn new(
         let table: Table = lua.globals().get(name)?;
         table.set_readonly(true);
     }
+    library::withdraw_unknown(&lua)?;
     lua.sandbox(true)?;
     // The one table that is there to be changed.
     lua.globals().set("state", lua.create_table()?)?;
-    // SAFETY: gives the interpreter a callback that lives for ever.
+    // SAFETY: gives the interpreter callbacks that live for ever.
     unsafe {
         lua.exec_raw::<()>((), |state| {
-            (*mlua::ffi::lua_callbacks(state)).interrupt = Some(budget::interrupt);
+            let callbacks = mlua::ffi::lua_callbacks(state);
+            (*callbacks).interrupt = Some(budget::interrupt);
+            (*callbacks).debugstep = Some(budget::instruction);
+            (*callbacks).onallocate = Some(budget::allocated);
         })?;
     }
     lua.set_memory_limit(limits.memory)?;
     let surroundings = Surroundings {
         buffers,
         with_candidates,
+        run,
+        result,
         needs,
         closed,
     };

@@ -1,12 +1,14 @@
 //! One instance of a script: its interpreter, its functions, and how they are called.
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 use hmm_backend::{Advice, BlockFault, BlockView, PageRange, PageSet, Place, Seen, Wish};
-use mlua::{Function, Lua, Table, Value};
+use mlua::chunk::ChunkMode;
+use mlua::{Function, Lua, Table, Value, ffi};
 
 use crate::answer;
-use crate::budget::{self, Budget, Overrun};
+use crate::budget::{self, Attention, Budget, Outcome, Overrun};
 use crate::calls::{Arg, Calls};
 use crate::candidates::{self, Candidate};
 use crate::limits::Limits;
@@ -56,6 +58,10 @@ const ON_TICK: usize = 4;
 const VICTIMS: usize = 5;
 /// How many accesses to 64 KiB in place a script wants to hear of unless it says so: as many as `access-counter`.
 const REMOTE_ACCESSES: u32 = 256;
+/// Bytes of the name of an eviction policy with its parameters, at most.
+const EVICTION: usize = 200;
+/// How long the collector works for a script that had no memory left.
+const COLLECTING: Duration = Duration::from_millis(1);
 /// Where [`Calls`] has the first of the keys of advice, and the first buffer of [`Surroundings`].
 const KEYS: usize = HANDLERS.len() + HINTS.len();
 const BUFFERS: usize = KEYS + answer::KEYS.len();
@@ -68,14 +74,25 @@ pub(crate) struct Script {
     handlers: [Option<Handler>; HANDLERS.len()],
     /// Has the handlers in their order, the names of hints, the keys of advice, then the buffers.
     calls: Calls,
+    attention: Cell<Attention>,
     needs: Needs,
     remote_access_threshold: u32,
     pub(crate) tick_interval: Option<Duration>,
     pub(crate) eviction: Option<String>,
 }
 
-/// Why an event failed: one line with file and line.
+/// Why an event failed: file, line and what is wrong. Parts of it may be the script's words: to be shown by
+/// [`crate::text::shown`].
 pub(crate) type Failure = String;
+
+/// What a call of a function came to, if the interpreter says that it returned.
+enum Returned<T> {
+    Answer(T),
+    /// Something that means nothing.
+    Nonsense(String),
+    /// But it had run out of something by then.
+    Late(Overrun),
+}
 
 impl Script {
     /// Compiles the script and runs its top level, which must return a table of functions.
@@ -84,20 +101,34 @@ impl Script {
         let whole = |error: mlua::Error| describe(file, 1, &error);
         let (lua, surroundings) = sandbox::new(&source.params, limits, print).map_err(whole)?;
         let budget = Budget {
-            steps: limits.steps.saturating_mul(Limits::LOADING),
-            time: limits.time.saturating_mul(Limits::LOADING),
+            steps: limits.steps.saturating_mul(Limits::LOADING_STEPS),
+            time: limits.loading,
+            text: usize::MAX,
         };
-        let chunk = lua.load(&source.text).set_name(format!("={file}"));
-        let (result, overrun) = budget::within(budget, || chunk.eval::<Value>());
-        let table = match (result, overrun) {
-            (Ok(Value::Table(table)), _) => table,
-            (Ok(other), _) => {
+        let outcome = budget::within(&lua, budget, Attention::Instructions, || {
+            // Text only: compiled code would run unchecked.
+            let chunk = lua.load(&source.text).set_mode(ChunkMode::Text);
+            let chunk = chunk.set_name(format!("={file}")).into_function()?;
+            let run = surroundings.run.clone();
+            let calls = Calls::new(&lua, vec![Value::Function(run), Value::Function(chunk)])?;
+            calls.watch_instructions();
+            calls.call(0, &[Arg::Kept(1)], |_| budget::finish())
+        });
+        match (outcome.result, outcome.overrun) {
+            (Ok(None), _) => {}
+            (Ok(Some(overrun)), _) => {
+                return Err(format!("{file}:1: loading it took {}", reason(overrun)));
+            }
+            (Err(error), overrun) => return Err(explain(file, 1, &error, overrun)),
+        }
+        let table = match surroundings.result.call::<Value>(()).map_err(whole)? {
+            Value::Table(table) => table,
+            other => {
                 return Err(format!(
                     "{file}:1: the script returns {}; it must return a table of functions such as on_fault",
                     kind(&other)
                 ));
             }
-            (Err(error), overrun) => return Err(explain(file, 1, &error, overrun)),
         };
         let needs = surroundings.close();
         let mut script = Script {
@@ -105,6 +136,7 @@ impl Script {
             lua,
             file: file.clone(),
             limits: *limits,
+            attention: Cell::new(Attention::Steps),
             handlers: [const { None }; HANDLERS.len()],
             needs,
             remote_access_threshold: REMOTE_ACCESSES,
@@ -129,7 +161,16 @@ impl Script {
         }
         kept.extend(surroundings.buffers.map(Value::Buffer));
         script.calls = Calls::new(&script.lua, kept).map_err(whole)?;
+        if outcome.large_text {
+            script.watch_instructions();
+        }
         Ok(script)
+    }
+
+    fn watch_instructions(&self) {
+        if self.attention.replace(Attention::Instructions) == Attention::Steps {
+            self.calls.watch_instructions();
+        }
     }
 
     fn read(&mut self, table: &Table) -> Result<(), Failure> {
@@ -158,7 +199,7 @@ impl Script {
                     Some(n) => self.remote_access_threshold = n,
                     None => return wrong("it must be a number of accesses, from 1"),
                 },
-                ("eviction", Value::String(spec)) => {
+                ("eviction", Value::String(spec)) if spec.as_bytes().len() <= EVICTION => {
                     self.eviction = Some(spec.to_string_lossy());
                 }
                 ("eviction", _) => return wrong("it must be the name of an eviction policy"),
@@ -225,23 +266,58 @@ impl Script {
         let budget = Budget {
             steps: self.limits.steps,
             time: self.limits.time,
+            text: Limits::TEXT,
         };
         let args = &args[..args.len().min(handler.params)];
-        let (result, overrun) = budget::within(budget, || self.calls.call(which, args, read));
+        let attention = self.attention.get();
+        let Outcome {
+            result,
+            overrun,
+            large_text,
+        } = budget::within(&self.lua, budget, attention, || {
+            // What it returns counts only if it was in time.
+            self.calls
+                .call(which, args, |results| match budget::finish() {
+                    Some(overrun) => Returned::Late(overrun),
+                    None => match read(results) {
+                        Ok(answer) => Returned::Answer(answer),
+                        Err(what) => Returned::Nonsense(what),
+                    },
+                })
+        });
+        if large_text {
+            self.watch_instructions();
+        }
+        let (file, line, name) = (&self.file, handler.line, handler.name);
         match result {
-            Ok(Ok(answer)) => Ok(Some(answer)),
-            Ok(Err(what)) => Err(format!(
-                "{}:{}: {} returned {what}",
-                self.file, handler.line, handler.name
-            )),
+            Ok(Returned::Answer(answer)) => Ok(Some(answer)),
+            Ok(Returned::Nonsense(what)) => Err(format!("{file}:{line}: {name} returned {what}")),
+            Ok(Returned::Late(overrun)) => {
+                Err(format!("{file}:{line}: {name} took {}", reason(overrun)))
+            }
             Err(error) => {
                 if overrun.is_none() {
                     // What made it fail may be memory; the next event shall have some.
-                    let _ = self.lua.gc_collect();
+                    self.collect();
                 }
-                let message = explain(&self.file, handler.line, &error, overrun);
-                Err(format!("{message} (in {})", handler.name))
+                let message = explain(file, line, &error, overrun);
+                Err(format!("{message} (in {name})"))
             }
+        }
+    }
+
+    /// Lets the collector work for a while, not until it is done: there may be a lot to look at.
+    fn collect(&self) {
+        let began = Instant::now();
+        let mut is_done = false;
+        while !is_done && began.elapsed() < COLLECTING {
+            // SAFETY: runs protected, and uses no stack.
+            let step = unsafe {
+                self.lua.exec_raw::<()>((), |state| {
+                    is_done = ffi::lua_gc(state, ffi::LUA_GCSTEP, 64) != 0;
+                })
+            };
+            is_done |= step.is_err();
         }
     }
 
@@ -450,24 +526,27 @@ fn floats<const N: usize, const BYTES: usize>(values: [f64; N]) -> [u8; BYTES] {
     bytes
 }
 
-fn reason(overrun: Option<Overrun>) -> String {
+fn reason(overrun: Overrun) -> String {
     match overrun {
-        Some(Overrun::Time(time)) => format!("more than {} ms", time.as_millis()),
-        Some(Overrun::Steps(steps)) => format!("more than {steps} loops and calls"),
-        None => "it takes too long".into(),
+        Overrun::Time(time) => format!("more than {} ms", time.as_millis()),
+        Overrun::Steps(steps) => format!("more than {steps} loops and calls"),
+        Overrun::Text(bytes) => format!("more than {} KiB for one text", bytes >> 10),
     }
 }
 
 /// One line about an error; what the script ran out of instead of the interpreter's words for it.
 fn explain(file: &str, line: usize, error: &mlua::Error, overrun: Option<Overrun>) -> String {
     let text = describe(file, line, error);
-    match overrun {
-        Some(_) => text.replace(
-            "stopped: it takes too long",
-            &format!("stopped: {}", reason(overrun)),
-        ),
-        None => text,
-    }
+    let Some(overrun) = overrun else {
+        return text;
+    };
+    // Whichever way the interpreter noticed; where is what it knows.
+    let place = text.get(file.len() + 1..).and_then(|rest| {
+        let number = rest.split(':').next()?;
+        number.parse::<usize>().ok()
+    });
+    let line = place.unwrap_or(line);
+    format!("{file}:{line}: stopped: {}", reason(overrun))
 }
 
 /// One line about an error, beginning with file and line: the error's own, or where the function is.

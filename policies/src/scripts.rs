@@ -1,14 +1,14 @@
 //! A script's file: read, checked, reloaded, and what became of its decisions.
 
-use std::fs::File;
-use std::io::Read;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hmm_backend::{
-    Density, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec, policy_checksum,
+    Density, EvictionPolicy, FaultPolicy, PolicyFactory, PolicyFile, PolicySpec, policy_checksum,
+    printable,
 };
 
 use crate::choice::ScriptSpec;
@@ -18,12 +18,12 @@ use crate::limits::Limits;
 use crate::policy::ScriptPolicy;
 use crate::sandbox::Print;
 use crate::script::{Failure, Script, Source};
+use crate::text;
 
-/// A script is no larger than this.
-const FILE_LIMIT: u64 = 1 << 20;
-/// Lines that a script may print, and bytes of each that are shown.
+/// A script is no larger than this: compiling it cannot be interrupted, nor what it does between two loops or calls.
+const FILE_LIMIT: u64 = 256 << 10;
+/// Lines that a script may print.
 const MOST_LINES: u32 = 200;
-const MOST_BYTES: usize = 400;
 
 /// Who hears what there is to say about scripts: one line at a time.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
@@ -46,6 +46,7 @@ pub struct ScriptFigures {
 #[derive(Debug)]
 pub(crate) struct Version {
     source: Source,
+    file: PolicyFile,
     /// Whether a failure has been reported.
     said: AtomicBool,
 }
@@ -80,18 +81,14 @@ impl Shared {
         let print: Print =
             Arc::new(
                 move |line| match shared.lines.fetch_add(1, Ordering::Relaxed) {
-                    0..MOST_LINES => {
-                        let shown = &line[..line.floor_char_boundary(MOST_BYTES)];
-                        let more = if shown.len() < line.len() { "…" } else { "" };
-                        (shared.log)(&format!("{name}: {shown}{more}"));
-                    }
+                    0..MOST_LINES => (shared.log)(&format!("{name}: {}", text::shown(line))),
                     MOST_LINES => (shared.log)(&format!("{name}: no more than {MOST_LINES} lines")),
                     _ => {
                         shared.lines.store(MOST_LINES + 1, Ordering::Relaxed);
                     }
                 },
             );
-        Script::load(&version.source, &self.limits, print)
+        Script::load(&version.source, &self.limits, print).map_err(|failure| text::shown(&failure))
     }
 }
 
@@ -223,6 +220,7 @@ impl Instance {
     fn failed(&self, failure: &str) {
         self.shared.failures.fetch_add(1, Ordering::Relaxed);
         if !self.current.said.swap(true, Ordering::Relaxed) {
+            let failure = text::shown(failure);
             (self.shared.log)(&format!(
                 "{failure}; the default policy decides instead (further failures are only counted)"
             ));
@@ -248,7 +246,29 @@ impl Scripts {
 
     /// Reads and checks the script of a specification.
     pub fn with(spec: ScriptSpec, limits: Limits, log: Log) -> Result<Arc<Scripts>, ScriptError> {
-        let version = Arc::new(read(&spec)?);
+        let version = read(&spec)?;
+        Scripts::of(version, spec, limits, log)
+    }
+
+    /// Reads and checks the script of a specification, if it is the one that was recorded.
+    pub(crate) fn recorded(
+        spec: ScriptSpec,
+        file: &PolicyFile,
+        limits: Limits,
+        log: Log,
+    ) -> Result<Arc<Scripts>, ScriptError> {
+        let version = read(&spec)?;
+        ScriptError::unless_same(&version.file, file)?;
+        Scripts::of(version, spec, limits, log)
+    }
+
+    fn of(
+        version: Version,
+        spec: ScriptSpec,
+        limits: Limits,
+        log: Log,
+    ) -> Result<Arc<Scripts>, ScriptError> {
+        let version = Arc::new(version);
         let shared = Arc::new(Shared {
             current: Mutex::new(version.clone()),
             version: AtomicU64::new(0),
@@ -292,7 +312,8 @@ impl Scripts {
 
     /// Reads the file again and says what came of it.
     pub fn reload_and_say(&self) {
-        let name = self.path().display();
+        let name = self.path().display().to_string();
+        let name = printable(&name);
         match self.reload() {
             Ok(()) => (self.shared.log)(&format!("{name}: reloaded")),
             Err(error) => {
@@ -374,6 +395,12 @@ impl PolicyFactory for Scripts {
         self.spec.to_string()
     }
 
+    fn files(&self) -> Vec<PolicyFile> {
+        let mut files = self.beside.files();
+        files.push(self.shared.current().file.clone());
+        files
+    }
+
     /// The script in its current version, and all that stands beside it.
     fn exact(&self) -> String {
         let script = self.spec.script();
@@ -386,7 +413,9 @@ impl PolicyFactory for Scripts {
 }
 
 fn to_stderr() -> Log {
-    Arc::new(|line| eprintln!("hmmvisor: policy script {line}"))
+    Arc::new(|line| {
+        let _ = writeln!(io::stderr(), "hmmvisor: policy script {line}");
+    })
 }
 
 fn read(spec: &ScriptSpec) -> Result<Version, ScriptError> {
@@ -395,12 +424,7 @@ fn read(spec: &ScriptSpec) -> Result<Version, ScriptError> {
         path: path.clone(),
         error,
     };
-    let file = File::open(path).map_err(error)?;
-    let mut bytes = Vec::new();
-    // Whatever the file says of its size: it may be a device.
-    file.take(FILE_LIMIT + 1)
-        .read_to_end(&mut bytes)
-        .map_err(error)?;
+    let (file, bytes) = PolicyFile::read(path, FILE_LIMIT).map_err(error)?;
     if bytes.len() as u64 > FILE_LIMIT {
         return Err(ScriptError::TooLarge {
             path: path.clone(),
@@ -408,22 +432,16 @@ fn read(spec: &ScriptSpec) -> Result<Version, ScriptError> {
             limit: FILE_LIMIT,
         });
     }
-    let text = String::from_utf8(bytes).map_err(|wrong| {
-        let valid = wrong.utf8_error().valid_up_to();
-        let lines = wrong.as_bytes()[..valid].iter().filter(|b| **b == b'\n');
-        ScriptError::Script(format!(
-            "{}:{}: is not text (UTF-8)",
-            path.display(),
-            lines.count() + 1
-        ))
-    })?;
+    let text = text::of_script(bytes)
+        .map_err(|(line, why)| ScriptError::Script(format!("{}:{line}: {why}", path.display())))?;
     let name = path.file_name().unwrap_or(path.as_os_str());
     Ok(Version {
         source: Source {
-            name: name.to_string_lossy().into_owned(),
+            name: printable(&name.to_string_lossy()).into_owned(),
             text,
             params: spec.params.clone(),
         },
+        file,
         said: AtomicBool::new(false),
     })
 }

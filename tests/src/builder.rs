@@ -156,6 +156,7 @@ impl Builder {
         // How fast the machine is must not decide what a script decides; its steps are bounded as everywhere.
         let limits = Limits {
             time: self.patience,
+            loading: self.patience,
             ..Limits::DEFAULT
         };
         let policy = policy.load(limits, log).expect("a good script");

@@ -12,6 +12,7 @@ use crate::views::each_view;
 /// On a slow or busy machine time would be over before the bound that a test is about is met.
 pub const PATIENT: Limits = Limits {
     time: Duration::from_secs(1),
+    loading: Duration::from_secs(60),
     ..Limits::DEFAULT
 };
 
