@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, Page, PageRange};
+use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, Page, PageRange, PolicyFile};
 use hmmvisor_devices::thread::{self, Joined};
 use hmmvisor_devices::virtio::DiskError;
 use hmmvisor_experiments::output::{Files, Output, OutputError};
@@ -193,7 +193,8 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let recording = match trace {
         None => None,
         Some(output) => {
-            let meta = trace_meta(config, &backend, &cmdline, workload.clone());
+            let files = policy.files();
+            let meta = trace_meta(config, &backend, &cmdline, workload.clone(), files);
             let ids = vm.thread_ids();
             Some(Recording::start(output, &meta, &backend, ids, vm.ending())?)
         }
@@ -423,6 +424,7 @@ fn trace_meta(
     backend: &Backend,
     cmdline: &str,
     workload: Option<String>,
+    policy_files: Vec<PolicyFile>,
 ) -> TraceMeta {
     // All of them, also those that have their defaults.
     let params = cmdline
@@ -444,6 +446,10 @@ fn trace_meta(
             .map(|path| path.display().to_string()),
         seed: config.seed,
         policy: backend.policy_name(),
+        policy_files: policy_files
+            .into_iter()
+            .map(|file| (file.path.display().to_string(), file.sha256))
+            .collect(),
         engine: backend.engine().to_string(),
         vcpus: config.machine.vcpus,
         devices: config.devices.count,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{Cause, Latency, PAGE_SIZE};
+use hmm_backend::{Cause, Latency, PAGE_SIZE, printable};
 
 use crate::balloon::BalloonReport;
 use crate::ending::End;
@@ -23,7 +23,7 @@ impl fmt::Display for Summary<'_> {
             .or(report.guest.as_deref())
             .or(report.kernel.as_deref())
             .unwrap_or("guest");
-        writeln!(f, "{name}: {}", verdict(report))?;
+        writeln!(f, "{}: {}", printable(name), verdict(report))?;
         writeln!(
             f,
             "{}, {}, {} of managed memory, engine {}, policy {}, seed {}",
@@ -31,7 +31,7 @@ impl fmt::Display for Summary<'_> {
             count(report.devices.into(), "accelerator"),
             report.memory,
             report.engine,
-            report.policy,
+            printable(&report.policy),
             report.seed
         )?;
         writeln!(f)?;
@@ -271,7 +271,7 @@ fn trace(recording: &RecordingFigures) -> String {
         "{} events, {dropped}, {} in {}{}",
         grouped(recording.events),
         bytes(recording.bytes),
-        recording.path.display(),
+        printable(&recording.path.display().to_string()),
         if recording.error.is_some() {
             ", NOT complete"
         } else {

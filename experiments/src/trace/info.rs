@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{Block, Event, EventKind, PageSet};
+use hmm_backend::{Block, Event, EventKind, PageSet, printable};
 use serde::Serialize;
 
 use super::error::TraceError;
@@ -168,15 +168,18 @@ impl fmt::Display for TraceInfo {
             .unwrap_or("a guest");
         writeln!(
             f,
-            "{kind} of {what}, {}, by hmmvisor {}",
-            self.state, meta.hmmvisor
+            "{kind} of {}, {}, by hmmvisor {}",
+            printable(what),
+            self.state,
+            printable(&meta.hmmvisor)
         )?;
         if let Some(problem) = &self.problem {
-            writeln!(f, "{problem}")?;
+            writeln!(f, "{}", printable(problem))?;
         }
         let mut line = |name: &str, value: String| match value.is_empty() {
             true => Ok(()),
-            false => writeln!(f, "  {name:<16}{value}"),
+            // Much of it is what the file says.
+            false => writeln!(f, "  {name:<16}{}", printable(&value)),
         };
         let params: Vec<_> = meta
             .params

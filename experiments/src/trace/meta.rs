@@ -36,6 +36,9 @@ pub struct TraceMeta {
     pub seed: u64,
     /// What migrated when; empty for access traces.
     pub policy: String,
+    /// The files that the policy was read from, with the SHA-256 of what was in them when the run began.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub policy_files: BTreeMap<String, String>,
     /// How pages migrated; empty for access traces.
     pub engine: String,
     /// Number of vCPUs.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hmm_backend::limits::{Refusal, Resource};
+use hmm_backend::printable_lines;
 use hmmvisor::signals::{self, Signals};
 use hmmvisor_devices::thread::{self, Joined};
 use hmmvisor_experiments::output::Files;
@@ -41,7 +42,9 @@ pub fn status(files: &Files, text: &str) -> Result<()> {
 
 /// Says something on standard error that is not the result; there is nowhere to say that this failed.
 pub fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "hmmvisor: {}", text.trim_end());
+    // It may have the words of a script or a file in it.
+    let text = printable_lines(text.trim_end());
+    let _ = writeln!(io::stderr(), "hmmvisor: {text}");
 }
 
 /// Does what may never come to an end, such as writing into a pipe that is not read, and waits for it for at most `limit`. A

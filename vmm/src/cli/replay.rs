@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use hmm_backend::LinkModel;
+use hmm_backend::{LinkModel, PolicyFile, printable};
 use hmmvisor::size::Size;
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
-use hmmvisor_policies::{Limits, PolicyChoice, ScriptFigures, Scripts};
+use hmmvisor_policies::{Chosen, Limits, Log, PolicyChoice, ScriptFigures, Scripts};
 use serde::Serialize;
 
 use super::output::{note, print};
@@ -115,12 +115,6 @@ fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<
             args.trace.display()
         )
     };
-    let policy = match &args.policy {
-        Some(policy) => policy.clone(),
-        None if meta.policy.is_empty() => return Err(missing("--policy", "policy")),
-        None => recorded(&meta.policy)
-            .with_context(|| format!("{}: give a policy with --policy", args.trace.display()))?,
-    };
     let device_memory = match args.device_memory {
         Some(Size(bytes)) => bytes,
         None if meta.device_memory == 0 => {
@@ -128,8 +122,13 @@ fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<
         }
         None => meta.device_memory,
     };
-    let log = Arc::new(|line: &str| note(&format!("policy script {line}")));
-    let chosen = policy.load(Limits::default(), log)?;
+    let log: Log = Arc::new(|line: &str| note(&format!("policy script {line}")));
+    let chosen = match &args.policy {
+        Some(policy) => policy.load(Limits::default(), log)?,
+        None if meta.policy.is_empty() => return Err(missing("--policy", "policy")),
+        None => recorded(meta, log)
+            .with_context(|| format!("{}: give a policy with --policy", args.trace.display()))?,
+    };
     let settings = FileReplay {
         policy: chosen.factory,
         device_memory,
@@ -139,15 +138,22 @@ fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<
     Ok((settings, chosen.scripts))
 }
 
-/// The policy that a trace names.
-fn recorded(policy: &str) -> Result<PolicyChoice> {
+/// The policy that a trace names. The trace may come from others: of files, only those are opened of which it says what
+/// was in them, and nothing is run unless that is still so.
+fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
+    let policy = &meta.policy;
     if policy.contains("; blocks ") {
         bail!(
             "it was recorded with policies for parts of memory, which a replay does not have ({policy})"
         );
     }
-    let choice = policy.parse();
-    choice.with_context(|| format!("it was recorded with policy `{policy}`"))
+    let file = |(path, sha256): (&String, &String)| PolicyFile {
+        path: path.into(),
+        sha256: sha256.clone(),
+    };
+    let files: Vec<_> = meta.policy_files.iter().map(file).collect();
+    let chosen = PolicyChoice::load_recorded(policy, &files, Limits::default(), log);
+    chosen.with_context(|| format!("it was recorded with policy `{policy}`"))
 }
 
 /// The outcome for programs.
@@ -180,8 +186,8 @@ impl fmt::Display for Summary<'_> {
             }
             TraceKind::Access => "all accesses",
         };
-        writeln!(f, "trace           {name}, {kind}")?;
-        writeln!(f, "policy          {}", outcome.policy)?;
+        writeln!(f, "trace           {}, {kind}", printable(name))?;
+        writeln!(f, "policy          {}", printable(&outcome.policy))?;
         writeln!(
             f,
             "device memory   {} KiB of {} KiB",

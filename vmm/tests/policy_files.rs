@@ -1,0 +1,246 @@
+//! Files that decide: scripts are text, and a trace that comes from others neither runs nor opens any unless it is the one
+//! that was recorded. What files and scripts say cannot be mistaken for Hmmvisor's own messages.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use hmm_backend::{Event, EventKind, Page, PageRange, PolicyFactory, PolicySpec};
+use hmmvisor_experiments::trace::{TraceMeta, TraceWriter};
+use hmmvisor_policies::Scripts;
+
+const SCRIPT: &str = "return { on_fault = function(page) return page, 1 end }";
+const OTHER: &str =
+    "print('another script ran') return { on_fault = function(page) return page, 1 end }";
+
+fn hmmvisor(folder: &Path, args: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
+        .args(args.split_whitespace())
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+/// Whether the program succeeds, and all that it says.
+fn says(folder: &Path, args: &str) -> (bool, String) {
+    let output = hmmvisor(folder, args);
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8(text).unwrap();
+    (output.status.success(), text)
+}
+
+/// Writes a trace with one fault that says so of itself.
+fn record(folder: &Path, meta: TraceMeta) {
+    let meta = TraceMeta {
+        device_kind: "private".to_owned(),
+        memory: 4 << 20,
+        device_memory: 1 << 20,
+        devices: 1,
+        vcpus: 1,
+        ..meta
+    };
+    let mut writer = TraceWriter::create(&folder.join("t"), &meta).unwrap();
+    let page = PageRange::single(Page(3));
+    let fault = Event::new(Duration::from_micros(1), EventKind::CpuFault, page);
+    writer.write(&[fault]).unwrap();
+    writer.finish().unwrap();
+}
+
+fn recorded_with(folder: &Path, policy: &str, files: &[(&str, &str)]) {
+    let file = |(path, sha256): &(&str, &str)| ((*path).to_owned(), (*sha256).to_owned());
+    record(
+        folder,
+        TraceMeta {
+            policy: policy.to_owned(),
+            policy_files: files.iter().map(file).collect::<BTreeMap<_, _>>(),
+            ..TraceMeta::default()
+        },
+    );
+}
+
+fn pipe(path: &Path) {
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: the kernel reads a string that ends with a zero.
+    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+}
+
+#[test]
+fn a_trace_runs_only_the_script_that_it_was_recorded_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let script = here.join("p.luau");
+    fs::write(&script, SCRIPT).unwrap();
+    let named = script.display().to_string();
+    let sha256 = Scripts::load(&script).unwrap().files()[0].sha256.clone();
+
+    recorded_with(here, &named, &[(&named, &sha256)]);
+    let (done, text) = says(here, "replay t");
+    assert!(done, "{text}");
+
+    // Changed since.
+    fs::write(&script, OTHER).unwrap();
+    let (done, text) = says(here, "replay t");
+    assert!(!done && !text.contains("another"), "{text}");
+    assert!(text.contains("is not the one that was used"), "{text}");
+    assert!(text.contains("--policy"), "{text}");
+    // The user's own choice is another thing.
+    let (done, text) = says(here, &format!("replay t --policy {named}"));
+    assert!(done && text.contains("another script ran"), "{text}");
+
+    // Not known what it was, as in older traces; or known of another file.
+    let elsewhere = here.join("q.luau").display().to_string();
+    for files in [&[][..], &[(elsewhere.as_str(), sha256.as_str())][..]] {
+        recorded_with(here, &named, files);
+        let (done, text) = says(here, "replay t");
+        assert!(!done && !text.contains("another"), "{text}");
+        assert!(text.contains("but not what was in it then"), "{text}");
+        assert!(text.contains("--policy"), "{text}");
+    }
+}
+
+#[test]
+fn a_trace_opens_only_the_placement_that_it_was_recorded_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let placement = here.join("placement");
+    fs::write(&placement, "0 16 device\n").unwrap();
+    let spec = format!("static:file={}+lru", placement.display());
+    let files = spec.parse::<PolicySpec>().unwrap().files();
+    let named = files[0].path.display().to_string();
+
+    recorded_with(here, &spec, &[(&named, &files[0].sha256)]);
+    let (done, text) = says(here, "replay t");
+    assert!(done, "{text}");
+    fs::write(&placement, "0 32 secret words\n").unwrap();
+    let (done, text) = says(here, "replay t");
+    assert!(
+        !done && text.contains("is not the one that was used"),
+        "{text}"
+    );
+    assert!(!text.contains("secret"), "{text}");
+
+    // A pipe would be waited for, also beside a script.
+    fs::remove_file(&placement).unwrap();
+    pipe(&placement);
+    for policy in [
+        spec.clone(),
+        format!("hints+{spec}"),
+        format!("{spec}+./p.luau"),
+    ] {
+        for files in [&[][..], &[(named.as_str(), "00")][..]] {
+            recorded_with(here, &policy, files);
+            let (done, text) = says(here, "replay t");
+            assert!(!done, "{text}");
+            assert!(!text.contains("secret"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn scripts_are_regular_files_of_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    recorded_with(here, "density", &[]);
+    fs::write(here.join("code.luau"), b"\x06\x03\0\0\0").unwrap();
+    pipe(&here.join("pipe.luau"));
+    let sweep = |policy: &str| {
+        let text = format!(
+            "title = \"s\"\npolicies = [\"{policy}\"]\ndevice_memory = [\"1M\"]\n[[trace]]\nname = \"t\"\nfiles = [\"t\"]\n"
+        );
+        fs::write(here.join("s.toml"), text).unwrap();
+    };
+    let config = |name: &str, text: &str| fs::write(here.join(name), text).unwrap();
+    for (policy, why) in [
+        ("./code.luau", "compiled bytecode"),
+        ("./pipe.luau", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+    ] {
+        sweep(policy);
+        config("c.toml", &format!("[policy]\nspec = \"{policy}\"\n"));
+        config(
+            "r.toml",
+            &format!(
+                "[policy]\nspec = \"density\"\n[[policy.region]]\nstart = \"2M\"\nsize = \"2M\"\nspec = \"{policy}\"\n"
+            ),
+        );
+        for command in [
+            &format!("replay t --policy {policy}"),
+            "sweep s.toml",
+            &format!("run --workload pingpong --policy {policy}"),
+            "run --workload pingpong c.toml",
+            "run --workload pingpong r.toml",
+        ] {
+            let (done, text) = says(here, command);
+            assert!(!done && text.contains(why), "{command}: {text}");
+        }
+    }
+}
+
+/// What a script or a file says is not a line of Hmmvisor's, and reaches no terminal as it is.
+#[test]
+fn nothing_that_comes_from_outside_forges_a_message() {
+    let forged = "x\nhmmvisor: error: wrong data\r\u{1b}[2J\u{9b}2J\u{202e}";
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let check = |args: &str| {
+        let (_, text) = says(here, args);
+        for line in text.lines() {
+            let own = line.strip_prefix("hmmvisor: error: ");
+            assert!(
+                !line.starts_with("hmmvisor: error: wrong"),
+                "{args}: {text}"
+            );
+            assert!(
+                own.is_none_or(|it| !it.starts_with("wrong")),
+                "{args}: {text}"
+            );
+        }
+        let hidden = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!text.contains(hidden), "{args}: {text:?}");
+        text
+    };
+    let shows = |args: &str| {
+        let text = check(args);
+        assert!(text.contains("\\u{1b}[2J"), "{args}: {text}");
+    };
+    record(
+        here,
+        TraceMeta {
+            policy: forged.to_owned(),
+            workload: Some(forged.to_owned()),
+            hmmvisor: forged.to_owned(),
+            source: Some(forged.to_owned()),
+            engine: forged.to_owned(),
+            params: BTreeMap::from([(forged.to_owned(), forged.to_owned())]),
+            ..TraceMeta::default()
+        },
+    );
+    shows("trace info t");
+    shows("replay t");
+    shows("replay t --policy density");
+    let said = "\"x\\nhmmvisor: error: wrong data\\r\\27[2J\\u{9b}2J\\u{202e}\"";
+    for body in ["print", "error"] {
+        let text =
+            format!("return {{ on_fault = function(page) {body}({said}) return page, 1 end }}");
+        fs::write(here.join("p.luau"), text).unwrap();
+        check("replay t --policy ./p.luau --device-memory 1M");
+    }
+    fs::write(here.join("q.luau"), format!("error({said})")).unwrap();
+    check("replay t --policy ./q.luau");
+    check("run --workload pingpong --policy ./q.luau");
+    // Names of files are from outside as well.
+    let name = "x\u{1b}[2J.luau";
+    fs::write(here.join(name), "return 5").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
+        .args(["replay", "t", "--policy", name])
+        .current_dir(here)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("\\u{1b}[2J") && !text.contains('\u{1b}'),
+        "{text:?}"
+    );
+}
