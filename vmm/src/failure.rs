@@ -127,7 +127,7 @@ pub enum Failure {
     },
     /// KVM puts a vCPU off at every try.
     #[error(
-        "running vCPU {vcpu}: KVM_RUN fails with EAGAIN again and again ({tries} times in {seconds} s): the host refuses KVM a helper thread (kvm-nx-lpage-recovery) for this process; raise the limit on processes and threads: `ulimit -u`, or pids.max of the control group"
+        "running vCPU {vcpu}: KVM_RUN fails with EAGAIN again and again ({tries} times in {seconds} s): the host refuses KVM a helper thread (kvm-nx-lpage-recovery) for this process; {advice}"
     )]
     PutOff {
         /// The vCPU.
@@ -136,6 +136,8 @@ pub enum Failure {
         tries: u32,
         /// For how long.
         seconds: u64,
+        /// What to do about it.
+        advice: String,
     },
     /// Stopping the machine takes too long.
     #[error(

@@ -18,7 +18,7 @@ use hmmvisor::outputs::{self, ConsoleFile, Outputs};
 use hmmvisor::progress::Progress;
 use hmmvisor::signals::Signals;
 use hmmvisor::summary::Summary;
-use hmmvisor::terminal::RawTerminal;
+use hmmvisor::terminal::{RawTerminal, take_memory_faults};
 use hmmvisor::{Input, Options, Report};
 use hmmvisor_experiments::output::{Files, Output, shown};
 use hmmvisor_experiments::steady::write_all;
@@ -27,6 +27,13 @@ use hmmvisor_guest_images::{Param, workloads};
 use cli::output::{READ_WITHIN, STORED_WITHIN, print, say, within};
 use cli::run::RunArgs;
 use cli::{Cli, Command};
+
+/// Before `main`, and before the standard library prepares for it.
+#[used]
+// SAFETY: the section holds pointers to functions that the C library calls before `main`, when it is ready itself; the function
+// makes system calls only.
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = take_memory_faults;
 
 fn main() -> ExitCode {
     // First: the clock measures from here. (What comes before, loading the program, takes about a millisecond; the CPU clocks

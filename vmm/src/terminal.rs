@@ -135,28 +135,39 @@ fn restore_on_panics() {
 }
 
 fn restore_on_signals() {
+    DEADLY.into_iter().for_each(take);
+}
+
+/// Takes SIGSEGV and SIGBUS before the standard library does, if called from a constructor of the program.
+///
+/// The standard library takes them to name a thread whose stack has overflowed, and for that maps a second stack when a thread
+/// starts. Where the host has no memory for it, the thread panics before its first line, which aborts the process. A handler
+/// that is there already keeps it from that, so that a thread starts or is refused with an error.
+pub extern "C" fn take_memory_faults() {
+    [libc::SIGSEGV, libc::SIGBUS].into_iter().for_each(take);
+}
+
+/// Has the terminal restored before a signal kills the process.
+fn take(signal: libc::c_int) {
     extern "C" fn handler(signal: libc::c_int) {
         restore();
         // The handler is gone by now (SA_RESETHAND): this is what the signal does by default.
         // SAFETY: may be called from a signal handler.
         unsafe { libc::raise(signal) };
     }
-    for signal in DEADLY {
-        let mut old = MaybeUninit::<libc::sigaction>::uninit();
-        // SAFETY: the kernel fills the structure, or fails; nothing is changed.
-        let known = unsafe { libc::sigaction(signal, ptr::null(), old.as_mut_ptr()) } == 0;
-        // SAFETY: the call succeeded.
-        if known && unsafe { old.assume_init() }.sa_sigaction == libc::SIG_IGN {
-            // What was ignored at the start stays ignored.
-            continue;
-        }
-        // SAFETY: a structure of integers and pointers; all zeros is valid.
-        let mut action: libc::sigaction = unsafe { mem::zeroed() };
-        action.sa_sigaction = handler as *const () as usize;
-        // On the stack that the standard library has put aside for a thread whose own has overflowed.
-        action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
-        // SAFETY: the handler does only what is allowed in one. A failure, which there is only for signals that do not exist, changes
-        // nothing.
-        unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
+    let mut old = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: the kernel fills the structure, or fails; nothing is changed.
+    let known = unsafe { libc::sigaction(signal, ptr::null(), old.as_mut_ptr()) } == 0;
+    // SAFETY: the call succeeded.
+    if known && unsafe { old.assume_init() }.sa_sigaction == libc::SIG_IGN {
+        // What was ignored at the start stays ignored.
+        return;
     }
+    // SAFETY: a structure of integers and pointers; all zeros is valid.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    action.sa_sigaction = handler as *const () as usize;
+    action.sa_flags = libc::SA_RESETHAND;
+    // SAFETY: the handler does only what is allowed in one. A failure, which there is only for signals that do not exist, changes
+    // nothing.
+    unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
 }

@@ -1,10 +1,12 @@
 //! One vCPU: enters the guest and serves its exits until the guest or somebody else ends that.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hmm_backend::FatalFault;
+use hmm_backend::limits::{self, Resource};
 use kvm_bindings::KVM_EXIT_MEMORY_FAULT;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
@@ -244,6 +246,7 @@ impl Vcpu {
                 vcpu,
                 tries,
                 seconds,
+                advice: no_helper_thread(),
             },
             Problem::Unknown(exit) => Failure::UnknownExit { vcpu, rip, exit },
             Problem::Internal => {
@@ -299,6 +302,15 @@ impl Vcpu {
             in_firmware: frame.cs & 3 == 0,
         })
     }
+}
+
+/// What to do where KVM gets no helper thread: the limit that is reached, as far as that shows.
+fn no_helper_thread() -> String {
+    let refused = io::Error::from_raw_os_error(libc::EAGAIN);
+    limits::advice(Resource::Thread, &refused).unwrap_or_else(|| {
+        "raise the limits on processes and threads: `ulimit -u`, pids.max of the control group"
+            .to_owned()
+    })
 }
 
 #[cfg(test)]
