@@ -338,6 +338,107 @@ fn json(done: &Replayed) -> String {
     serde_json::to_string(done).unwrap()
 }
 
+/// Numbers in a trace set neither time nor memory: accesses that change nothing are only counted.
+#[test]
+fn four_billion_accesses_are_as_quick_as_one() {
+    let many = |device, pages| Event {
+        pages,
+        repeats: u32::MAX,
+        ..write(device, 0)
+    };
+    for policy in [
+        PLAIN,
+        "access-counter:threshold=1+lru",
+        "access-counter:threshold=65535",
+    ] {
+        let trace = [
+            many(DEVICE, 1),
+            many(CPU, 1),
+            many(DEVICE, 512),
+            many(DEVICE, 1),
+        ];
+        let done = replay(trace, &config(policy, 2)).unwrap();
+        assert_eq!(done.accesses, 515 * u64::from(u32::MAX), "{policy}");
+    }
+    let all = Event {
+        pages: 1 << 10,
+        ..write(DEVICE, 0)
+    };
+    let mut damaged = config(PLAIN, 16);
+    damaged.memory = 1 << 40;
+    let error = replay(
+        [Event {
+            pages: 1 << 27,
+            ..all
+        }],
+        &damaged,
+    )
+    .unwrap_err();
+    assert!(matches!(error, ReplayError::TooManyPages { .. }), "{error}");
+    // Pages that nothing happened to are freed at once.
+    let freed = Event {
+        kind: EventKind::Freed,
+        pages: 1 << 20,
+        ..write(CPU, 0)
+    };
+    let trace = std::iter::once(all).chain(std::iter::repeat_n(freed, 1000));
+    let done = replay(trace, &damaged).unwrap();
+    assert_eq!(done.accesses, 1 << 10);
+}
+
+/// How often a program accesses the same pages in a row.
+fn run_of_accesses() -> impl Strategy<Value = (Event, Event, u32)> {
+    let device = prop::sample::select(vec![CPU, DEVICE, DEVICE, DEVICE]);
+    let words = prop::sample::select(vec![
+        (Access::Read, Access::Read),
+        (Access::Write, Access::Write),
+        (Access::Write, Access::Read),
+    ]);
+    (device, 0u32..40, 1u32..4, words, 1u32..30).prop_map(
+        |(device, page, pages, (first, others), repeats)| {
+            let event = |word| Event {
+                pages,
+                ..access(device, page, word)
+            };
+            (event(first), event(others), repeats)
+        },
+    )
+}
+
+proptest! {
+    /// One event for accesses in a row has the same outcome as one event for each.
+    #[test]
+    fn merging_accesses_changes_nothing(
+        runs in prop::collection::vec(run_of_accesses(), 1..30),
+        policy in prop::sample::select(vec![
+            "on-demand+lru+timeslice:min=0us",
+            "density+lru",
+            "access-counter:threshold=7+lru",
+            "access-counter:threshold=40+timeslice:min=1ms",
+            "hints+thrash+lru",
+        ]),
+        device_pages in 4u64..24,
+    ) {
+        let merged: Vec<_> = runs
+            .iter()
+            .map(|(first, _, repeats)| Event { repeats: *repeats, ..*first })
+            .collect();
+        let each: Vec<_> = runs
+            .iter()
+            .flat_map(|(first, others, repeats)| {
+                let others = std::iter::repeat_n(*others, *repeats as usize - 1);
+                std::iter::once(*first).chain(others)
+            })
+            .collect();
+        let config = config(policy, device_pages);
+        let outcome = |trace: Vec<Event>| {
+            let done = replay(trace, &config).unwrap();
+            (serde_json::to_string(&done).unwrap(), done.moves)
+        };
+        prop_assert_eq!(outcome(merged), outcome(each));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 

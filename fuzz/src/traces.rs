@@ -38,11 +38,7 @@ fn check(path: &Path) {
         return;
     };
     let meta = reader.meta().clone();
-    let dropped = reader
-        .totals()
-        .dropped
-        .values()
-        .fold(0, |a: u64, b| a.saturating_add(*b));
+    let dropped = reader.totals().dropped_events();
     let (mut count, mut pages) = (0, 0);
     let mut report = RunReport::new(RunMeta {
         title: "A trace".to_owned(),

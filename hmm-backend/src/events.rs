@@ -119,6 +119,9 @@ pub struct Event {
     pub latency: Duration,
     /// What was said about the pages.
     pub hint: Option<Hint>,
+    /// How often it happened before anything else did: a program's accesses to the same pages, one after the other, are
+    /// one event in access traces. 1 for all others.
+    pub repeats: u32,
 }
 
 impl Event {
@@ -135,6 +138,15 @@ impl Event {
             thread: 0,
             latency: Duration::ZERO,
             hint: None,
+            repeats: 1,
+        }
+    }
+
+    /// How many accesses to pages it stands for, if it is an access: one for each page and time.
+    pub fn accesses(&self) -> u64 {
+        match self.kind {
+            EventKind::Access => u64::from(self.pages) * u64::from(self.repeats),
+            _ => 0,
         }
     }
 

@@ -48,7 +48,7 @@ def check_tables(info, csv, parquet):
         "time_ns": polars.Int64, "kind": polars.String, "page": polars.Int64, "pages": polars.Int64,
         "device": polars.Int32, "cause": polars.String, "access": polars.String,
         "thread": polars.Int64, "vcpu": polars.Int32, "latency_ns": polars.Int64,
-        "hint": polars.String,
+        "hint": polars.String, "repeats": polars.Int64,
     })
     check("Polars, times", (frame["time_ns"].min(), frame["time_ns"].max()), (info["first_ns"], info["last_ns"]))
     faults = frame.filter(polars.col("kind") == "cpu-fault")

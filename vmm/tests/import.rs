@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use hmm_backend::{Access, Event, EventKind};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const HMMVISOR: &str = env!("CARGO_BIN_EXE_hmmvisor");
@@ -278,10 +279,60 @@ fn tables_are_read() {
         ("page,address\n1,2\n", 1, "there must be one of them"),
         ("page\nx\n", 2, "page `x` is no number"),
         ("page\n-1\n", 2, "is no number"),
-        ("page\n4294967295\n", 2, "there are 1 to"),
+        (
+            "page\n99999999999999999999\n",
+            2,
+            "is beyond 64 bits (column 1)",
+        ),
+        ("page\n268435456\n", 2, "pages are 0 to 268435455"),
+        ("page,pages\n268435455,2\n", 2, "pages are 0 to 268435455"),
         ("page,pages\n1,0\n", 2, "0 pages"),
         ("page,access\n1,r\n1,x\n", 3, "neither read nor write"),
-        ("page,device\n1,256\n", 2, "device 256"),
+        (
+            "page,device\n1,64\n",
+            2,
+            "device 64 is beyond 63 (column 2)",
+        ),
+        ("page,vcpu\n1,65536\n", 2, "vcpu 65536 is beyond 65535"),
+        (
+            "page,thread\n1,4294967296\n",
+            2,
+            "thread 4294967296 is beyond",
+        ),
+        (
+            "page,time_ns\n1,9223372036854775808\n",
+            2,
+            "time_ns 9223372036854775808 is beyond",
+        ),
+        ("page,repeats\n1,0\n", 2, "repeats 0"),
+        (
+            "page,repeats\n1,4294967296\n",
+            2,
+            "repeats 4294967296 is beyond",
+        ),
+        (
+            "page,thread,vcpu\n1,5,0\n1,5,1\n",
+            3,
+            "thread 5 is on vCPU 1 here and on vCPU 0 before",
+        ),
+        (
+            "page,x,page\n1,,2\n",
+            1,
+            "columns 1 and 3 are both named `page`",
+        ),
+        (
+            "page,note\n1,\"5 inch\n2,x\n",
+            2,
+            "column 2 begins with a quote that is not closed",
+        ),
+        (
+            "page,note\n1,x\n2,\"a\n3,b\"\n",
+            3,
+            "column 2 begins with a quote that is not closed",
+        ),
+        ("\"page\n1\n", 1, "column 1 begins with a quote"),
+        ("page\n1\n2\0\n", 3, "its byte 2 is 0"),
+        ("page\r1\r2", 1, "a carriage return is at its byte"),
         ("page,kind\n1,cpu-fault\n", 2, "no accesses"),
         ("page,kind,hint\n1,hint,\n", 2, "unknown hint ''"),
         ("page,kind,hint\n1,hint,gpu\n", 2, "unknown hint 'gpu'"),
@@ -291,9 +342,23 @@ fn tables_are_read() {
         let message = files.refusal("csv", text);
         assert!(
             message.contains(&format!("input, line {line}: ")),
-            "{message}"
+            "{text:?}: {message}"
         );
-        assert!(message.contains(why), "{message}");
+        assert!(message.contains(why), "{text:?}: {message}");
+    }
+    let long = format!("page,note\n1,{}\n", "x".repeat(70_000));
+    let message = files.refusal("csv", &long);
+    assert!(
+        message.contains("input, line 2: it is longer than 65536 bytes"),
+        "{message}"
+    );
+    // What editors and spreadsheets of other systems make of a table.
+    for text in [
+        "\u{feff}page,access\r\n3,r\r\n5,w\r\n",
+        "page,access\n3,r\n5,w",
+        "\"page\",\"access\",\"a \"\"note\"\", quoted\"\n\n\"3\",r,\"x,y\"\n5, w ,\n",
+    ] {
+        assert_eq!(accesses(&good(text)), [(3, false), (5, true)], "{text:?}");
     }
     assert!(files.refusal("csv", "page\n").contains("has no accesses"));
     assert!(files.refusal("csv", "").contains("line 1"));
@@ -348,29 +413,182 @@ fn export_and_import(workload: &str, param: &str, kind: EventKind) {
     assert!(first == files.events());
 }
 
+/// The standard output of a command that succeeds.
+fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+impl Files {
+    fn info(&self) -> String {
+        output(
+            Command::new(HMMVISOR)
+                .args(["trace", "info"])
+                .arg(self.path("trace")),
+        )
+    }
+
+    /// What becomes of the trace under a policy.
+    fn replay(&self, policy: &str, memory: &str) -> Value {
+        let mut replay = Command::new(HMMVISOR);
+        replay.arg("replay").arg(self.path("trace")).arg("--json");
+        let text = output(replay.args(["--policy", policy, "--device-memory", memory]));
+        serde_json::from_str(&text).unwrap()
+    }
+}
+
 #[test]
-fn info_counts_accesses_only_where_times_count_them() {
+fn info_counts_accesses_of_all_pages_and_times() {
     let files = Files::new();
     let info = |text: &str| {
         assert!(files.import("csv", text).status.success());
-        let info = Command::new(HMMVISOR)
-            .args(["trace", "info"])
-            .arg(files.path("trace"))
-            .output()
-            .unwrap();
-        assert!(info.status.success());
-        String::from_utf8(info.stdout).unwrap()
+        files.info()
     };
-    let counted = info("page\n1\n2\n1\n");
-    assert!(counted.contains("  accesses        3\n"), "{counted}");
-    // What is freed at the end is no access.
-    let freed = info("page,kind\n1,access\n2,access\n1,freed\n");
-    assert!(freed.contains("  accesses        2\n"), "{freed}");
-    for last in ["500", "18446744073709551615"] {
+    for (text, accesses) in [
+        ("page\n1\n2\n1\n", 3),
+        // What is freed at the end is no access.
+        ("page,kind\n1,access\n2,access\n1,freed\n", 2),
+        // The last ones, too.
+        ("page\n1\n1\n1\n", 3),
+        ("page,pages\n1,10\n1,10\n5,1\n", 21),
+        ("page,repeats\n1,1000\n1,1000\n2,\n", 2001),
+    ] {
+        let info = info(text);
+        assert!(
+            info.contains(&format!("  accesses        {accesses}\n")),
+            "{info}"
+        );
+        assert!(!info.contains("  time "), "{info}");
+    }
+    for last in ["500", "9223372036854775807"] {
         let timed = info(&format!("page,time_ns\n1,100\n2,{last}\n"));
         assert!(timed.contains("  time            0.000000 s to"), "{timed}");
-        assert!(!timed.contains("  accesses"), "{timed}");
+        assert!(timed.contains("  accesses        2\n"), "{timed}");
     }
+}
+
+/// The file, the trace, its export and its replay know of the same accesses, whoever makes them.
+#[test]
+fn merged_accesses_count() {
+    let files = Files::new();
+    let mut text = "page,device,access\n".to_owned();
+    (0..16).for_each(|page| text += &format!("{page},,w\n"));
+    for (page, device) in [(3, 0), (4, 1), (3, 0), (3, 1)] {
+        text += &format!("{page},{device},w\n");
+        text += &format!("{page},{device},r\n").repeat(2999);
+    }
+    assert!(files.import("csv", &text).status.success());
+    let events = files.events();
+    assert_eq!(events.len(), 20);
+    let last: Vec<_> = events[16..].iter().map(|event| event.repeats).collect();
+    assert_eq!(last, [3000; 4]);
+    assert!(files.info().contains("  accesses        12016\n"));
+    let replayed = files.replay("access-counter:threshold=256", "1M");
+    assert_eq!(replayed["accesses"], 12016);
+    let in_place = replayed["remote_accesses"].as_u64().unwrap();
+    assert!((256..12000).contains(&in_place), "{replayed}");
+    assert_ne!(replayed["pages_to_device"], 0);
+    // None ever becomes the device's: all of its accesses are in place.
+    let never = files.replay("access-counter:threshold=65535", "1M");
+    assert_eq!(
+        (&never["remote_accesses"], &never["pages_to_device"]),
+        (&json!(12000), &json!(0))
+    );
+    let table = files.path("table");
+    let mut export = Command::new(HMMVISOR);
+    export
+        .args(["trace", "export", "--format", "csv", "-o"])
+        .arg(&table);
+    output(export.arg(files.path("trace")));
+    let mut rows = csv::Reader::from_path(&table).unwrap();
+    let names = rows.headers().unwrap().clone();
+    let column = names.iter().position(|name| name == "repeats").unwrap();
+    let all = rows
+        .records()
+        .map(|row| row.unwrap()[column].parse::<u64>().unwrap());
+    assert_eq!(all.sum::<u64>(), 12016);
+}
+
+/// Each limit: what is just within is read and replayed; what is beyond is refused where it is.
+#[test]
+fn what_is_imported_can_be_used() {
+    let files = Files::new();
+    let used = |text: &str| {
+        let imported = files.import("csv", text);
+        assert!(imported.status.success(), "{imported:?}");
+        assert_eq!(files.trace().tail(), Tail::Complete);
+        let trace = files.path("trace");
+        for format in ["csv", "parquet", "perfetto"] {
+            let mut export = Command::new(HMMVISOR);
+            export.args(["trace", "export", "--format", format, "-o"]);
+            output(export.arg(files.path("out")).arg(&trace));
+        }
+        assert!(files.info().contains("complete"));
+        let replayed = files.replay("density+lru", "1M");
+        assert_ne!(replayed["accesses"], 0);
+    };
+    used("page,device\n268435455,63\n0,0\n");
+    used("page,vcpu,thread,time_ns\n1,65535,4294967295,9223372036854775807\n");
+    used("page,pages,device,repeats\n1,100000,0,4294967295\n");
+    let threads = |count: u32| {
+        let rows = (0..count).map(|n| format!("{},{n},{}\n", n % 50, u32::MAX - n));
+        "page,vcpu,thread\n".to_owned() + &rows.collect::<String>()
+    };
+    used(&threads(65536));
+    let rows = threads(65536) + "1,0,7\n";
+    let message = files.refusal("csv", &rows);
+    assert!(
+        message.contains("line 65538: it is of one more than 65536 threads"),
+        "{message}"
+    );
+    // An access to each of so many blocks.
+    let blocks = |count: u64| {
+        let rows = (0..count).map(|n| format!("{},0\n", n * 7919 * (2 << 20)));
+        "address,device\n".to_owned() + &rows.collect::<String>()
+    };
+    assert!(files.import("csv", &blocks(1 << 17)).status.success());
+    assert!(files.info().contains("  accesses        131072\n"));
+    let message = files.refusal("csv", &blocks((1 << 17) + 1));
+    assert!(
+        message.contains("line 131074: ") && message.contains("131072 blocks"),
+        "{message}"
+    );
+    // Pages that a replay would look at one by one.
+    let all = "0,268435456,0\n".repeat(2);
+    let message = files.refusal("csv", &format!("page,pages,device\n{all}"));
+    assert!(
+        message.contains("line 2: ") && message.contains("too many to be replayed"),
+        "{message}"
+    );
+    let message = files.refusal(
+        "csv",
+        &format!(
+            "page,pages,repeats\n{}",
+            "0,100000,4294967295\n".repeat(50_000)
+        ),
+    );
+    assert!(message.contains("accesses"), "{message}");
+}
+
+/// What is moved on demand is used; what was brought along and not used was brought for nothing.
+#[test]
+fn only_what_was_brought_along_is_for_nothing() {
+    let files = Files::new();
+    let rows = "1,0\n2,0\n3,0\n".repeat(50);
+    assert!(
+        files
+            .import("csv", &format!("page,device\n{rows}"))
+            .status
+            .success()
+    );
+    let done = files.replay("on-demand+timeslice:min=0us", "8K");
+    assert_eq!(
+        (&done["unused"], &done["prefetched"]),
+        (&json!(0), &json!(0))
+    );
+    assert!(done["evicted"].as_u64().unwrap() > 100, "{done}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hmm_backend::{LinkModel, PAGE_SIZE, PolicyFactory};
 
 use super::ReplayError;
+use crate::trace::limits;
 
 /// Where a replay's time comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,24 +64,19 @@ pub struct ReplayConfig {
     pub moves: bool,
 }
 
-/// The most memory that books may take.
-const MOST_BOOKS: u64 = 4 << 30;
+/// The most pages of all devices' memory together, as many as of managed memory: each takes up to 16 bytes of books.
+const MOST_FRAMES: u64 = limits::PAGES as u64;
 
 impl ReplayConfig {
     /// Whether the books of so much managed memory, and of the devices', have a size that is worth a try: sizes come
-    /// from files, which may be damaged.
+    /// from files, which may be damaged. What nothing happens to takes no memory.
     pub(super) fn check_books(&self, memory: u64) -> Result<(), ReplayError> {
-        let devices = u64::from(self.devices);
-        // A word and four bytes for each page, a byte of each device's page table; less than 16 bytes for each frame.
-        let pages = (memory / PAGE_SIZE).saturating_mul(12 + devices);
-        let frames = (self.device_memory / PAGE_SIZE).saturating_mul(16 * devices);
-        let bytes = pages.saturating_add(frames);
-        match bytes > MOST_BOOKS {
+        let frames = (self.device_memory / PAGE_SIZE).saturating_mul(self.devices.into());
+        match memory / PAGE_SIZE > limits::PAGES.into() || frames > MOST_FRAMES {
             true => Err(ReplayError::TooLarge {
                 memory,
                 devices: self.devices,
                 device_memory: self.device_memory,
-                books: bytes,
             }),
             false => Ok(()),
         }

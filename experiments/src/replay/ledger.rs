@@ -3,18 +3,22 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use hmm_backend::{
-    DeviceFolio, Driver, FaultError, Finalized, MigrateError, PAGE_SIZE, Page, PageRange, ToDevice,
-    ToSystem,
+    BLOCK_PAGES, Block, Cause, DeviceFolio, Driver, FaultError, Finalized, MigrateError, PAGE_SIZE,
+    Page, PageRange, ToDevice, ToSystem,
 };
+
+use zerocopy::FromZeros;
 
 use crate::returns::Returns;
 
-/// Set from a page's arrival somewhere until somebody accesses it. The other bits are its [`Returns`].
+/// Set from when a page was brought along somewhere until it is accessed or moves on. The other bits are its [`Returns`].
 const UNUSED: u32 = 1 << 31;
 
-/// Four bytes for each page, and sums.
+/// Four bytes for each page, and sums. Pages that nothing happens to take no memory.
 pub(super) struct Ledger {
     pages: Box<[AtomicU32]>,
+    /// A bit for each block in which any page may have contents.
+    blocks: Box<[AtomicU64]>,
     transfers: AtomicU64,
     to_device: AtomicU64,
     to_system: AtomicU64,
@@ -24,7 +28,8 @@ pub(super) struct Ledger {
 impl Ledger {
     pub(super) fn new(pages: u32) -> Ledger {
         Ledger {
-            pages: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            pages: zeroed(pages as usize),
+            blocks: zeroed(pages.div_ceil(64 * BLOCK_PAGES as u32) as usize),
             transfers: AtomicU64::new(0),
             to_device: AtomicU64::new(0),
             to_system: AtomicU64::new(0),
@@ -32,7 +37,40 @@ impl Ledger {
         }
     }
 
-    /// Somebody accesses the page.
+    /// The pages get contents.
+    pub(super) fn touched(&self, range: PageRange) {
+        for part in range.split_by_block() {
+            let block = part.start.block().0;
+            let (word, bit) = (&self.blocks[(block / 64) as usize], 1 << (block % 64));
+            if word.load(Relaxed) & bit == 0 {
+                word.fetch_or(bit, Relaxed);
+            }
+        }
+    }
+
+    /// The parts of a range, block by block, that may have contents.
+    pub(super) fn with_contents(&self, range: PageRange) -> Vec<PageRange> {
+        let mut parts = Vec::new();
+        let first = range.start.block().0;
+        let end = range.end.0.div_ceil(BLOCK_PAGES as u32);
+        for word in first / 64..end.div_ceil(64) {
+            let mut bits = self.blocks[word as usize].load(Relaxed);
+            while bits != 0 {
+                let start = Block(word * 64 + bits.trailing_zeros()).first_page();
+                bits &= bits - 1;
+                let (start, end) = (
+                    range.start.max(start),
+                    range.end.min(start.plus(BLOCK_PAGES as u32)),
+                );
+                if start < end {
+                    parts.push(PageRange::new(start, end));
+                }
+            }
+        }
+        parts
+    }
+
+    /// The page is accessed.
     #[inline]
     pub(super) fn used(&self, page: Page) {
         let cell = &self.pages[page.0 as usize];
@@ -42,33 +80,39 @@ impl Ledger {
         }
     }
 
-    /// Pages leave where they were: those that nobody has accessed there moved for nothing.
+    /// Pages leave where they were: those that were brought there and not accessed since were brought for nothing.
     fn leave(&self, pages: PageRange) {
         for page in pages.pages() {
-            let cell = &self.pages[page.0 as usize];
-            let state = cell.load(Relaxed);
-            if state & UNUSED != 0 {
+            if self.pages[page.0 as usize].load(Relaxed) & UNUSED != 0 {
                 self.unused.fetch_add(1, Relaxed);
             }
-            cell.store(state | UNUSED, Relaxed);
         }
     }
 
-    /// The next contents of these pages have another history.
-    pub(super) fn freed(&self, pages: PageRange) {
-        for page in pages.pages() {
+    /// The next contents of these pages have another history. Without pins, all of a block's are gone.
+    pub(super) fn freed(&self, part: PageRange, pins: usize) {
+        for page in part.pages() {
             let cell = &self.pages[page.0 as usize];
             let returns = Returns::from_bits(cell.load(Relaxed));
             cell.store(returns.freed().bits(), Relaxed);
         }
+        if pins == 0 && u64::from(part.len()) == BLOCK_PAGES {
+            let block = part.start.block().0;
+            self.blocks[(block / 64) as usize].fetch_and(!(1 << (block % 64)), Relaxed);
+        }
     }
 
-    /// Pages come to a device, also those without contents, which left nothing.
-    fn arrive(&self, pages: PageRange) {
+    /// Pages come somewhere, also those without contents, which left nothing.
+    fn arrive(&self, cause: Cause, pages: PageRange, change: fn(Returns) -> Returns) {
+        self.touched(pages);
+        let unused = match cause {
+            Cause::Prefetch => UNUSED,
+            Cause::Demand | Cause::Eviction | Cause::User | Cause::Detach => 0,
+        };
         for page in pages.pages() {
             let cell = &self.pages[page.0 as usize];
             let returns = Returns::from_bits(cell.load(Relaxed));
-            cell.store(returns.arrived().bits() | UNUSED, Relaxed);
+            cell.store(change(returns).bits() | unused, Relaxed);
         }
     }
 
@@ -94,6 +138,11 @@ impl Ledger {
     }
 }
 
+/// So many zeros, which take no memory until something is written.
+pub(super) fn zeroed<T: FromZeros>(length: usize) -> Box<[T]> {
+    <[T]>::new_box_zeroed_with_elems(length).expect("sizes have been checked")
+}
+
 impl Driver for Ledger {
     fn migrate_to_device(&self, migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
         let mut pages = 0;
@@ -101,9 +150,8 @@ impl Driver for Ledger {
             self.leave(range);
             pages += u64::from(range.len());
         }
-        for folio in migration.folios() {
-            let range = PageRange::with_len(folio.page, folio.pages());
-            self.arrive(range);
+        for (cause, range) in migration.causes() {
+            self.arrive(cause, range, Returns::arrived);
         }
         self.to_device.fetch_add(pages, Relaxed);
         self.transfers.fetch_add(u64::from(pages > 0), Relaxed);
@@ -120,13 +168,8 @@ impl Driver for Ledger {
             }
         }
         if !migration.keeps_frames() {
-            for folio in migration.folios() {
-                let range = PageRange::with_len(folio.page, folio.pages());
-                for page in range.pages() {
-                    let cell = &self.pages[page.0 as usize];
-                    let returns = Returns::from_bits(cell.load(Relaxed));
-                    cell.store(returns.left().bits() | UNUSED, Relaxed);
-                }
+            for (cause, range) in migration.causes() {
+                self.arrive(cause, range, Returns::left);
             }
         }
         self.to_system.fetch_add(pages, Relaxed);

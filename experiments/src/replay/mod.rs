@@ -12,6 +12,8 @@ mod optimal;
 mod outcome;
 mod page_table;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ pub use config::{Costs, ReplayConfig, Time};
 pub use file::{FileReplay, FileReplayError};
 use hmm_backend::{
     Access, Backend, BackendConfig, Cause, DeviceId, Event, EventKind, LinkModel, Mirror,
-    MirrorError, ModelBackend, PAGE_SIZE, Page, PageRange, Pinned,
+    MirrorError, ModelBackend, PAGE_SIZE, Page, PageRange, Pinned, RemoteCounters,
 };
 use in_order::{InOrder, began};
 use ledger::Ledger;
@@ -28,8 +30,14 @@ use optimal::{Step, Steps};
 pub use outcome::{ReplayError, Replayed};
 use page_table::PageTable;
 
+use crate::trace::limits::Named;
+
 /// Events between two looks at what migrated, if migrations are kept.
 const KEPT: usize = 1 << 16;
+
+/// So many pages are looked at because repeats of one access change something, such as that the policy hears of pages
+/// used in place. The rest is counted as if nothing did any more: a number in a file is not to keep a replay busy.
+const MOST_LOOKS: u32 = 1024;
 
 /// Replays these events.
 pub fn replay(
@@ -96,7 +104,9 @@ struct Replay<'c> {
     remote_accesses: u64,
     steps: Steps,
     moves: Vec<Event>,
-    pinned: Vec<Pinned>,
+    /// By start and end: the same pages may be pinned several times.
+    pinned: BTreeMap<(Page, Page), Vec<Pinned>>,
+    named: Named,
     uncharged: Uncharged,
 }
 
@@ -133,7 +143,8 @@ impl<'c> Replay<'c> {
             remote_accesses: 0,
             steps: Steps::default(),
             moves: Vec::new(),
-            pinned: Vec::new(),
+            pinned: BTreeMap::new(),
+            named: Named::default(),
             uncharged: Uncharged::default(),
         })
     }
@@ -151,25 +162,47 @@ impl<'c> Replay<'c> {
                 pages: self.pages,
             });
         }
+        self.named
+            .add(event)
+            .map_err(|pages| ReplayError::TooManyPages {
+                event: number,
+                pages,
+            })?;
         if self.config.time == Time::Trace {
             self.model.advance_to(began(event));
         }
+        let repeats = match event.kind {
+            EventKind::Access => event.repeats,
+            _ => 1,
+        };
         let access = event.access.unwrap_or(Access::Read);
         match (event.kind, event.device) {
             (EventKind::Freed, _) => {
-                self.backend().guest_freed(range)?;
-                self.ledger.freed(range);
-                self.note(range, Step::Freed)?;
+                // Elsewhere there is nothing to free.
+                for part in self.ledger.with_contents(range) {
+                    self.backend().guest_freed(part)?;
+                    self.ledger.freed(part, self.pinned.len());
+                    self.note(part, Step::Freed)?;
+                }
             }
             (EventKind::Hint, _) => {
                 if let Some(hint) = event.hint {
                     self.backend().hint(range, hint)?;
                 }
             }
-            (EventKind::Pinned, _) => self.pinned.push(self.backend().pin(range)?),
+            (EventKind::Pinned, _) => {
+                let pin = self.backend().pin(range)?;
+                self.ledger.touched(range);
+                let key = (range.start, range.end);
+                self.pinned.entry(key).or_default().push(pin);
+            }
             (EventKind::Unpinned, _) => {
-                let same = self.pinned.iter().position(|pin| pin.range() == range);
-                same.map(|i| self.pinned.swap_remove(i));
+                if let Entry::Occupied(mut pins) = self.pinned.entry((range.start, range.end)) {
+                    pins.get_mut().pop();
+                    if pins.get().is_empty() {
+                        pins.remove();
+                    }
+                }
             }
             (EventKind::ToDevice, Some(device)) => {
                 self.backend().migrate_to_device(device, range)?;
@@ -177,8 +210,8 @@ impl<'c> Replay<'c> {
             (EventKind::ToSystem | EventKind::Collapsed, _) => {
                 self.backend().migrate_to_system(range)?;
             }
-            (_, None) => self.cpu(number, range, access)?,
-            (_, Some(device)) => self.device(number, device, range, access)?,
+            (_, None) => self.cpu(number, range, access, repeats)?,
+            (_, Some(device)) => self.device(number, device, range, access, repeats)?,
         }
         Ok(())
     }
@@ -192,11 +225,18 @@ impl<'c> Replay<'c> {
         Ok(())
     }
 
-    fn cpu(&mut self, number: u64, range: PageRange, access: Access) -> Result<(), ReplayError> {
+    /// CPUs access pages, all of them as often as is said. After the first time they are there.
+    fn cpu(
+        &mut self,
+        number: u64,
+        range: PageRange,
+        access: Access,
+        repeats: u32,
+    ) -> Result<(), ReplayError> {
         self.note(range, Step::Cpu)?;
+        self.ledger.touched(range);
         for page in range.pages() {
-            self.accesses += 1;
-            self.uncharged.accesses += 1;
+            self.count(1, 0);
             if self.model.cpu_faults(page, access) {
                 self.pass_accesses();
                 self.model
@@ -206,28 +246,129 @@ impl<'c> Replay<'c> {
             }
             self.ledger.used(page);
         }
+        self.count(
+            u64::from(range.len()) * u64::from(repeats.saturating_sub(1)),
+            0,
+        );
         Ok(())
     }
 
+    /// So many accesses, and those in place among them.
+    fn count(&mut self, accesses: u64, remote: u64) {
+        for (sum, more) in [
+            (&mut self.accesses, accesses),
+            (&mut self.uncharged.accesses, accesses),
+            (&mut self.remote_accesses, remote),
+            (&mut self.uncharged.remote, remote),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+
+    /// A device accesses pages, all of them as often as is said. Whatever changes nothing is only counted.
     fn device(
         &mut self,
         number: u64,
         id: DeviceId,
         range: PageRange,
         access: Access,
+        repeats: u32,
     ) -> Result<(), ReplayError> {
-        self.note(range, Step::Device)?;
-        self.accesses += u64::from(range.len());
-        self.uncharged.accesses += u64::from(range.len());
         let devices = self.devices.len() as u8;
         let index = usize::from(id.0);
-        let Some(device) = self.devices.get(index) else {
+        if index >= self.devices.len() {
             return Err(ReplayError::NoDevice {
                 event: number,
                 device: id.0,
                 devices,
             });
-        };
+        }
+        self.note(range, Step::Device)?;
+        if repeats > 1 && range.len() > 1 {
+            // All of them are needed again after the last one; a third time would add nothing to that.
+            self.note(range, Step::Device)?;
+        }
+        self.ledger.touched(range);
+        let mut left = repeats.max(1);
+        let mut looks = 0u32;
+        loop {
+            for part in range.split_by_block() {
+                self.device_once(number, index, part, access)?;
+            }
+            left -= 1;
+            looks = looks.saturating_add(range.len());
+            let alike = match looks < MOST_LOOKS {
+                true => self.alike(index, range, access).min(left),
+                false => left,
+            };
+            self.device_again(index, range, alike)?;
+            left -= alike;
+            if left == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many more accesses to all of these pages change nothing: no fault, and no group of pages used in place so often
+    /// that the policy hears of it.
+    fn alike(&self, index: usize, range: PageRange, access: Access) -> u32 {
+        let pages = &self.devices[index].pages;
+        if !range.pages().all(|page| pages.permits(page, access)) {
+            return 0;
+        }
+        let (mut group, mut in_place, mut alike) = (None, 0, u32::MAX);
+        let remote = pages.remote();
+        for page in range.pages().filter(|page| pages.is_remote(*page)) {
+            let Some(accesses) = remote.until_hot(page) else {
+                return u32::MAX;
+            };
+            let this = Some(RemoteCounters::group(page));
+            in_place = if group == this { in_place + 1 } else { 1 };
+            group = this;
+            alike = alike.min((accesses - 1) / in_place);
+        }
+        alike
+    }
+
+    /// The device accesses these pages so many more times, and nothing changes on the way.
+    fn device_again(
+        &mut self,
+        index: usize,
+        range: PageRange,
+        times: u32,
+    ) -> Result<(), ReplayError> {
+        if times == 0 {
+            return Ok(());
+        }
+        let remote = self.count_in_place(index, range, times);
+        let times = u64::from(times);
+        self.count(u64::from(range.len()) * times, remote * times);
+        match remote {
+            0 => Ok(()),
+            _ => self.report_remote_accesses(index),
+        }
+    }
+
+    /// Counts what the device uses in place; returns how many of the pages that are.
+    fn count_in_place(&self, index: usize, range: PageRange, times: u32) -> u64 {
+        let pages = &self.devices[index].pages;
+        let mut remote = 0;
+        for page in range.pages().filter(|page| pages.is_remote(*page)) {
+            pages.remote().count(page, times);
+            remote += 1;
+        }
+        remote
+    }
+
+    fn device_once(
+        &mut self,
+        number: u64,
+        index: usize,
+        range: PageRange,
+        access: Access,
+    ) -> Result<(), ReplayError> {
+        self.count(range.len().into(), 0);
+        let device = &self.devices[index];
         if !range.pages().all(|page| device.pages.permits(page, access)) {
             self.pass_accesses();
             let Device { mirror, pages } = &mut self.devices[index];
@@ -243,17 +384,10 @@ impl<'c> Replay<'c> {
                 })?;
             self.pass_fault();
         }
-        let mut remote = 0;
-        for page in range.pages() {
-            self.ledger.used(page);
-            if self.devices[index].pages.is_remote(page) {
-                self.devices[index].pages.remote().count(page, 1);
-                remote += 1;
-            }
-        }
+        range.pages().for_each(|page| self.ledger.used(page));
+        let remote = self.count_in_place(index, range, 1);
         if remote > 0 {
-            self.remote_accesses += remote;
-            self.uncharged.remote += remote;
+            self.count(0, remote);
             self.report_remote_accesses(index)?;
         }
         Ok(())

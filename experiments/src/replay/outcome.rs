@@ -13,7 +13,7 @@ pub enum ReplayError {
     Backend(#[from] hmm_backend::Error),
     /// There is so much memory that accounts of it are not kept.
     #[error(
-        "{} MiB of managed memory and {devices} devices with {} MiB each: the books of a replay would take {} MiB, and 4096 are the most", memory >> 20, device_memory >> 20, books >> 20
+        "{} MiB of managed memory and {devices} devices with {} MiB each: a replay keeps account of 1048576 MiB of managed memory at most, and of as much on all devices together", memory >> 20, device_memory >> 20
     )]
     TooLarge {
         /// Bytes of managed memory.
@@ -22,8 +22,16 @@ pub enum ReplayError {
         devices: u8,
         /// Bytes of each one's memory.
         device_memory: u64,
-        /// Bytes that the books would take.
-        books: u64,
+    },
+    /// The trace's events name so many pages that a replay would not come to an end.
+    #[error(
+        "event {event}: with it, the trace's events name {pages} pages in all, too many to look at each; no program's accesses are so, its counts are damaged or stand for many accesses each"
+    )]
+    TooManyPages {
+        /// The event's number, from 0.
+        event: u64,
+        /// Pages so far.
+        pages: u64,
     },
     /// The trace accesses a page that is not in memory.
     #[error(
@@ -89,8 +97,8 @@ pub struct Replayed {
     pub evicted: u64,
     /// Pages that migrated because the policy brought them along.
     pub prefetched: u64,
-    /// Those among all migrated pages that left again before anybody accessed them. Only known of access traces: those of
-    /// live runs do not hold accesses that needed no service.
+    /// Those among them that moved on before they were accessed: brought along for nothing. Only known of access traces:
+    /// those of live runs do not hold accesses that needed no service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unused: Option<u64>,
     /// Pages that returned to a device three times or more after they had been brought back.

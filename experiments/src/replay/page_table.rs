@@ -13,14 +13,14 @@ const REMOTE: u8 = 4;
 /// One byte for each page, and how often pages of system memory were used in place.
 #[derive(Clone)]
 pub(super) struct PageTable {
-    entries: Arc<[AtomicU8]>,
+    entries: Arc<Box<[AtomicU8]>>,
     remote: Arc<Mutex<RemoteCounters>>,
 }
 
 impl PageTable {
     pub(super) fn new(pages: u32) -> PageTable {
         PageTable {
-            entries: (0..pages).map(|_| AtomicU8::new(0)).collect(),
+            entries: super::ledger::zeroed(pages as usize).into(),
             remote: Arc::new(Mutex::new(RemoteCounters::new(pages))),
         }
     }

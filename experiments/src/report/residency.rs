@@ -1,6 +1,8 @@
 //! Where pages were over time: the heat map.
 
-use hmm_backend::{Event, EventKind};
+use std::collections::BTreeMap;
+
+use hmm_backend::{BLOCK_PAGES, Block, Event, EventKind, Page as GuestPage, PageRange};
 
 use super::axis::{Frame, Scale, Unit};
 use super::page::Page;
@@ -38,9 +40,13 @@ impl std::ops::AddAssign for Share {
     }
 }
 
-/// Follows every page. Takes a byte for each, and a bounded rest.
+/// Where the pages of a block are.
+type Places = [u8; BLOCK_PAGES as usize];
+
+/// Follows every page. Takes a byte for each of the blocks of which any is in use, and a bounded rest.
 pub(super) struct Residency {
-    pages: Vec<u8>,
+    blocks: BTreeMap<Block, Box<Places>>,
+    pages: u32,
     pages_per_area: usize,
     areas: Vec<Option<Area>>,
     clock: Clock,
@@ -53,7 +59,8 @@ impl Residency {
     pub(super) fn new(pages: usize) -> Residency {
         let pages_per_area = pages.div_ceil(AREAS).max(1);
         Residency {
-            pages: vec![0; pages],
+            blocks: BTreeMap::new(),
+            pages: u32::try_from(pages).unwrap_or(u32::MAX),
             pages_per_area,
             areas: vec![None; pages.div_ceil(pages_per_area)],
             clock: Clock::new(),
@@ -83,21 +90,56 @@ impl Residency {
         };
         // A fault says only that there is something now; where, the migration says.
         let only_new = matches!(event.kind, EventKind::CpuFault | EventKind::MappedInPlace);
-        let pages = u32::try_from(self.pages.len()).unwrap_or(u32::MAX);
-        for page in event.within(pages).pages() {
-            let page = page.0 as usize;
-            let was = self.pages[page];
-            if was == to || (only_new && was != 0) {
+        let range = event.within(self.pages);
+        if to == 0 {
+            self.free(range, time);
+        } else {
+            for part in range.split_by_block() {
+                let block = self.blocks.entry(part.start.block());
+                block.or_insert_with(|| Box::new([0; BLOCK_PAGES as usize]));
+                self.place(part, to, |was| !only_new || was == 0, time);
+            }
+        }
+        self.peak = self.peak.max(self.in_device);
+    }
+
+    /// What is freed may be large, and never have been in use: only blocks that are in use are looked at, and those of
+    /// which all is freed once.
+    fn free(&mut self, range: PageRange, time: u64) {
+        if range.is_empty() {
+            return;
+        }
+        let blocks = range.start.block()..=GuestPage(range.end.0 - 1).block();
+        let used: Vec<Block> = self.blocks.range(blocks).map(|(block, _)| *block).collect();
+        for block in used {
+            let all = PageRange::with_len(block.first_page(), BLOCK_PAGES as u32);
+            let part = PageRange::new(range.start.max(all.start), range.end.min(all.end));
+            self.place(part, 0, |_| true, time);
+            if part == all {
+                self.blocks.remove(&block);
+            }
+        }
+    }
+
+    /// Those pages of one block, which is in use, are somewhere now that were where `moves` says yes to.
+    fn place(&mut self, part: PageRange, to: u8, moves: impl Fn(u8) -> bool, time: u64) {
+        let Some(places) = self.blocks.get_mut(&part.start.block()) else {
+            return;
+        };
+        let width = self.clock.width;
+        for page in part.pages() {
+            let was = places[page.index_in_block()];
+            if was == to || !moves(was) {
                 continue;
             }
-            self.pages[page] = to;
-            let width = self.clock.width;
-            let area = self.areas[page / self.pages_per_area].get_or_insert_with(|| Area {
-                system: 0,
-                device: 0,
-                counted: time,
-                bins: vec![[0.0; 2]; BINS],
-            });
+            places[page.index_in_block()] = to;
+            let area =
+                self.areas[page.0 as usize / self.pages_per_area].get_or_insert_with(|| Area {
+                    system: 0,
+                    device: 0,
+                    counted: time,
+                    bins: vec![[0.0; 2]; BINS],
+                });
             area.count(time, width);
             for (state, sign) in [(was, -1), (to, 1)] {
                 match state {
@@ -110,7 +152,6 @@ impl Residency {
                 }
             }
         }
-        self.peak = self.peak.max(self.in_device);
     }
 
     fn advance(&mut self, time: u64) {
@@ -269,7 +310,7 @@ impl Rows {
         for row in (0..=count).step_by(every) {
             let y = frame.top + row as f64 * height;
             let page = self.first_page + row * self.pages_per_row;
-            let address = base + page as u64 * hmm_backend::PAGE_SIZE;
+            let address = base.saturating_add(page as u64 * hmm_backend::PAGE_SIZE);
             svg.line((frame.left - 4.0, y), (frame.left, y), r#"class="tick""#);
             svg.text(
                 (frame.left - 7.0, y + 4.0),
@@ -323,7 +364,6 @@ fn draw_colours(svg: &mut Svg, frame: Frame) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hmm_backend::{Page as GuestPage, PageRange};
     use std::time::Duration;
 
     fn event(kind: EventKind, page: u32, pages: u32) -> Event {
@@ -370,7 +410,7 @@ mod tests {
         };
         map.add(&to_device, 4);
         assert_eq!(map.in_device, 3);
-        assert_eq!(map.pages[..4], [SYSTEM, DEVICE, DEVICE, DEVICE]);
+        assert_eq!(map.blocks[&Block(0)][..4], [SYSTEM, DEVICE, DEVICE, DEVICE]);
     }
 
     #[test]

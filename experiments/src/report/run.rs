@@ -13,7 +13,7 @@ use super::thrashing::Thrashing;
 use crate::size::Size;
 
 /// More memory than any guest can have; metadata that says more are damaged.
-const MOST_PAGES: u64 = 1 << 26;
+const MOST_PAGES: u64 = 1 << 30;
 
 /// What is known about a run besides its events.
 #[derive(Clone, Debug)]
@@ -58,8 +58,8 @@ struct Totals {
 }
 
 impl RunReport {
-    /// Begins. Takes a byte for each page of guest memory, and 32 for each page of the 2 MiB blocks in which any migrated, whatever
-    /// the number of events.
+    /// Begins. Takes a byte for each page of the 2 MiB blocks in which any is in use, and 32 for each in which any
+    /// migrated, whatever the number of events.
     pub fn new(meta: RunMeta) -> RunReport {
         let pages = (meta.memory / PAGE_SIZE).min(MOST_PAGES) as usize;
         RunReport {

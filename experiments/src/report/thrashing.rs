@@ -1,7 +1,7 @@
 //! Pages that go to and fro.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hmm_backend::{BLOCK_PAGES, Block, Event, EventKind, PAGE_SIZE, Page as GuestPage, PageRange};
 
@@ -30,6 +30,8 @@ type Histories = [History; BLOCK_PAGES as usize];
 #[derive(Default)]
 pub(super) struct Thrashing {
     blocks: BTreeMap<Block, Box<Histories>>,
+    /// Those in which a page may be away from its device.
+    away: BTreeSet<Block>,
     limit: u32,
 }
 
@@ -38,6 +40,7 @@ impl Thrashing {
     pub(super) fn new(pages: usize) -> Thrashing {
         Thrashing {
             blocks: BTreeMap::new(),
+            away: BTreeSet::new(),
             limit: u32::try_from(pages).unwrap_or(u32::MAX),
         }
     }
@@ -46,19 +49,41 @@ impl Thrashing {
         let change: fn(&mut History, u64) = match event.kind {
             EventKind::ToDevice => History::arrives,
             EventKind::ToSystem => History::leaves,
-            EventKind::Freed => History::is_freed,
+            EventKind::Freed => return self.freed(event.within(self.limit)),
             _ => return,
         };
         for part in event.within(self.limit).split_by_block() {
             let block = part.start.block();
-            // What is freed may be large, and never have migrated.
-            if event.kind == EventKind::Freed && !self.blocks.contains_key(&block) {
-                continue;
-            }
             let new = || Box::new([History::default(); BLOCK_PAGES as usize]);
             let histories = self.blocks.entry(block).or_insert_with(new);
             for page in part.pages() {
                 change(&mut histories[page.index_in_block()], time);
+            }
+            if event.kind == EventKind::ToSystem {
+                self.away.insert(block);
+            }
+        }
+    }
+
+    /// What is freed may be large, and never have migrated: only pages that are away have something to lose.
+    fn freed(&mut self, range: PageRange) {
+        if range.is_empty() {
+            return;
+        }
+        let blocks = range.start.block()..=GuestPage(range.end.0 - 1).block();
+        let away: Vec<Block> = self.away.range(blocks).copied().collect();
+        for block in away {
+            let all = PageRange::with_len(block.first_page(), BLOCK_PAGES as u32);
+            let part = PageRange::new(range.start.max(all.start), range.end.min(all.end));
+            let Some(histories) = self.blocks.get_mut(&block) else {
+                continue;
+            };
+            for page in part.pages() {
+                let history = &mut histories[page.index_in_block()];
+                history.returns = history.returns.freed();
+            }
+            if part == all {
+                self.away.remove(&block);
             }
         }
     }
@@ -120,7 +145,7 @@ impl Thrashing {
             "shortest time away",
         ]);
         for (range, history) in ranges.iter().take(MOST) {
-            let address = |page: GuestPage| base + u64::from(page.0) * PAGE_SIZE;
+            let address = |page: GuestPage| base.saturating_add(u64::from(page.0) * PAGE_SIZE);
             let shortest = history.shortest as f64;
             table.row(
                 &[
@@ -161,10 +186,6 @@ impl History {
         self.to_system = self.to_system.saturating_add(1);
         self.left = time;
         self.returns = self.returns.left();
-    }
-
-    fn is_freed(&mut self, _: u64) {
-        self.returns = self.returns.freed();
     }
 }
 

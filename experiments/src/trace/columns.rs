@@ -1,9 +1,9 @@
 //! Events as columns: alike things beside each other compress well.
 //!
-//! A payload is nine columns, each preceded by its length in bytes: kinds, flags, devices, times, pages, page counts, threads, latencies, hints. Numbers are varints (seven bits a byte,
+//! A payload is ten columns, each preceded by its length in bytes: kinds, flags, devices, times, pages, page counts, threads, latencies, hints, repeats. Numbers are varints (seven bits a byte,
 //! the lowest first); times, pages and threads are differences to the event before, signed ones as zigzag. Columns of
-//! devices, threads and latencies have entries only for the events whose flags say so, hints those of that kind. Version 1
-//! of the format has no column of hints.
+//! devices, threads and latencies have entries only for the events whose flags say so, hints those of that kind, repeats accesses.
+//! Version 1 of the format has no column of hints, versions 1 and 2 none of repeats.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ const HAS_DEVICE: u8 = 1 << 5;
 const HAS_LATENCY: u8 = 1 << 6;
 const OTHER_THREAD: u8 = 1 << 7;
 
-const COLUMNS: usize = 9;
-/// How many there were in version 1.
+const COLUMNS: usize = 10;
+/// How many there were in version 1; version 2 had one more.
 const COLUMNS_1: usize = 8;
 
 /// The number of a kind in files. Never changes and is never used again for another one.
@@ -109,6 +109,7 @@ pub fn encode(events: &[Event], out: &mut Vec<u8>) {
         threads,
         latencies,
         hints,
+        repeats,
     ] = &mut columns;
     let (mut time, mut page, mut thread) = (0, 0, 0);
     for event in events {
@@ -138,6 +139,9 @@ pub fn encode(events: &[Event], out: &mut Vec<u8>) {
             hints.push(code);
             hints.extend(device.map(|device| device.0));
         }
+        if event.kind == EventKind::Access {
+            put(repeats, u64::from(event.repeats.saturating_sub(1)));
+        }
         flags.push(flag);
     }
     for column in &columns {
@@ -151,7 +155,7 @@ pub fn decode(payload: &[u8], count: u32) -> Option<Vec<Event>> {
     let mut rest = payload;
     let mut columns: [&[u8]; COLUMNS] = [&[]; COLUMNS];
     for (number, column) in columns.iter_mut().enumerate() {
-        if number == COLUMNS_1 && rest.is_empty() {
+        if number >= COLUMNS_1 && rest.is_empty() {
             break;
         }
         let length = usize::try_from(get(&mut rest)?).ok()?;
@@ -167,7 +171,9 @@ pub fn decode(payload: &[u8], count: u32) -> Option<Vec<Event>> {
         threads,
         latencies,
         hints,
+        repeats,
     ] = &mut columns;
+    let counted = !repeats.is_empty();
     // Before there is room for as many as the header says.
     if kinds.len() != count as usize {
         return None;
@@ -215,6 +221,12 @@ pub fn decode(payload: &[u8], count: u32) -> Option<Vec<Event>> {
             hint: match kind {
                 EventKind::Hint => take_hint(hints)?,
                 _ => None,
+            },
+            repeats: match kind {
+                EventKind::Access if counted => {
+                    u32::try_from(get(repeats)?).ok()?.checked_add(1)?
+                }
+                _ => 1,
             },
         });
     }

@@ -56,6 +56,16 @@ pub enum TraceError {
         /// Its length in bytes.
         length: u64,
     },
+    /// What is to be written is more than a reader takes.
+    #[error(
+        "writing trace {}: its tables of threads and addresses have {bytes} bytes, {} are the most in a trace; make one of a part of the program's run", path.display(), super::format::PAYLOAD_LIMIT
+    )]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// How many bytes.
+        bytes: usize,
+    },
     /// Bytes that no writer writes.
     #[error(
         "trace {} is corrupt at offset {offset}: {why}; {}", path.display(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{Block, Event, EventKind, PageSet, printable};
+use hmm_backend::{Event, printable};
 use serde::Serialize;
 
 use super::error::TraceError;
@@ -30,7 +30,7 @@ pub struct TraceInfo {
     pub first_ns: u64,
     /// The last event's time in nanoseconds.
     pub last_ns: u64,
-    /// Accesses of an access trace whose times count them; those that were merged into its last event are not known.
+    /// Accesses of an access trace, one for each page and time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accesses: Option<u64>,
 }
@@ -59,13 +59,8 @@ impl TraceInfo {
             last_ns: 0,
             accesses: None,
         };
-        let counted = info.meta.kind == super::TraceKind::Access && !info.totals.own_times;
-        let mut accesses = 0;
-        let mut pages = Pages {
-            limit: info.meta.pages(),
-            blocks: BTreeMap::new(),
-            count: 0,
-        };
+        let mut accesses = 0u64;
+        let mut pages = Pages::default();
         let mut events = 0;
         let mut error = None;
         for event in &mut trace {
@@ -73,7 +68,7 @@ impl TraceInfo {
                 Ok(event) => {
                     info.add(&event, events == 0);
                     pages.add(&event);
-                    accesses = accesses.max(accesses_until(&event));
+                    accesses = accesses.saturating_add(event.accesses());
                     events += 1;
                 }
                 Err(found) => {
@@ -84,8 +79,8 @@ impl TraceInfo {
             }
         }
         info.totals.events = events;
-        info.distinct_pages = pages.count;
-        info.accesses = counted.then_some(accesses);
+        info.distinct_pages = pages.count();
+        info.accesses = (info.meta.kind == super::TraceKind::Access).then_some(accesses);
         (info, error)
     }
 
@@ -98,12 +93,6 @@ impl TraceInfo {
         self.first_ns = if first { time } else { self.first_ns.min(time) };
         self.last_ns = self.last_ns.max(time);
     }
-}
-
-/// How many accesses there were with this event, if times count them.
-fn accesses_until(event: &Event) -> u64 {
-    let before = u64::try_from(event.time.as_nanos()).unwrap_or(u64::MAX);
-    before.saturating_add(u64::from(event.kind == EventKind::Access))
 }
 
 fn tail(tail: Tail) -> (&'static str, Option<String>) {
@@ -133,24 +122,37 @@ fn tail(tail: Tail) -> (&'static str, Option<String>) {
     }
 }
 
-/// A set of pages that takes memory for those that are in it.
-struct Pages {
-    /// Pages of the machine: an event that says it has more cannot make this grow without bounds.
-    limit: u32,
-    blocks: BTreeMap<Block, PageSet>,
-    count: u64,
-}
+/// A set of pages, as ranges that do not touch: start to end. However large an event's range is, it adds one at most.
+#[derive(Default)]
+struct Pages(BTreeMap<u32, u32>);
 
 impl Pages {
     fn add(&mut self, event: &Event) {
-        for part in event.within(self.limit).split_by_block() {
-            let block = part.start.block();
-            let pages = self.blocks.entry(block).or_insert(PageSet::EMPTY);
-            let before = pages.count();
-            let start = part.start.index_in_block();
-            pages.insert_range(start..start + part.len() as usize);
-            self.count += (pages.count() - before) as u64;
+        let range = event.within(u32::MAX);
+        let (mut start, mut end) = (range.start.0, range.end.0);
+        if start == end {
+            return;
         }
+        // Those that it touches become one with it: each goes once.
+        while let Some((first, last)) = self.0.range(..=end).next_back() {
+            let (first, last) = (*first, *last);
+            if last < start {
+                break;
+            }
+            if first <= start && end <= last {
+                return;
+            }
+            self.0.remove(&first);
+            (start, end) = (start.min(first), end.max(last));
+        }
+        self.0.insert(start, end);
+    }
+
+    fn count(&self) -> u64 {
+        self.0
+            .iter()
+            .map(|(start, end)| u64::from(end - start))
+            .sum()
     }
 }
 
@@ -227,16 +229,37 @@ impl fmt::Display for TraceInfo {
             },
         )?;
         line("distinct pages", self.distinct_pages.to_string())?;
-        match self.accesses {
-            None => line(
-                "time",
-                format!(
-                    "{:.6} s to {:.6} s",
-                    self.first_ns as f64 / 1e9,
-                    self.last_ns as f64 / 1e9
-                ),
-            ),
-            Some(accesses) => line("accesses", accesses.to_string()),
+        if let Some(accesses) = self.accesses {
+            line("accesses", accesses.to_string())?;
+        }
+        // Otherwise times count accesses.
+        if self.accesses.is_none() || self.totals.own_times {
+            let seconds = |ns: u64| ns as f64 / 1e9;
+            let (first, last) = (seconds(self.first_ns), seconds(self.last_ns));
+            line("time", format!("{first:.6} s to {last:.6} s"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hmm_backend::{EventKind, Page, PageRange};
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    proptest! {
+        #[test]
+        fn ranges_are_counted_as_pages(ranges in prop::collection::vec((0u32..60, 0u32..12), 0..40)) {
+            let (mut pages, mut each) = (Pages::default(), BTreeSet::new());
+            for (start, len) in ranges {
+                let range = PageRange::with_len(Page(start), len);
+                pages.add(&Event::new(Duration::ZERO, EventKind::Access, range));
+                each.extend(start..start + len);
+                prop_assert_eq!(pages.count(), each.len() as u64);
+            }
         }
     }
 }

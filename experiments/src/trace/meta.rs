@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::limits::{BLOCKS, THREADS};
 use hmm_backend::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
 
@@ -110,12 +111,21 @@ pub struct TraceTotals {
 }
 
 impl TraceTotals {
+    /// Whether there can be so much.
+    pub(super) fn possible(&self) -> bool {
+        let vcpus = self.threads.values().all(|vcpu| *vcpu < THREADS as u32);
+        vcpus && self.threads.len() <= THREADS && self.mapping.len() <= BLOCKS
+    }
+
+    /// How many events were lost.
+    pub fn dropped_events(&self) -> u64 {
+        let all = self.dropped.values();
+        all.fold(0, |sum: u64, n| sum.saturating_add(*n))
+    }
+
     /// How many events were lost, and of which kinds, if any were.
     pub fn lost(&self) -> Option<String> {
-        let sum = self
-            .dropped
-            .values()
-            .fold(0, |sum: u64, n| sum.saturating_add(*n));
+        let sum = self.dropped_events();
         let kinds = self.dropped.iter().map(|(kind, n)| format!("{kind} {n}"));
         let kinds = kinds.collect::<Vec<_>>().join(", ");
         (sum > 0).then(|| format!("{sum} events were lost when it was recorded ({kinds})"))

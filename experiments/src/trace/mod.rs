@@ -14,6 +14,7 @@ mod format;
 mod generate;
 pub mod import;
 mod info;
+pub(crate) mod limits;
 mod meta;
 mod reader;
 #[cfg(test)]

@@ -5,14 +5,15 @@ use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::vec;
 
-use hmm_backend::Event;
+use hmm_backend::{Event, EventKind};
 
 use super::columns;
 use super::error::TraceError;
 use super::format::{
     BLOCK_HEADER, BlockHeader, BlockKind, HEADER, MAGIC, META_LIMIT, VERSION, u32_at,
 };
-use super::meta::{TraceMeta, TraceTotals};
+use super::limits;
+use super::meta::{TraceKind, TraceMeta, TraceTotals};
 
 /// How a trace file ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +53,11 @@ pub struct TraceReader {
     end: u64,
     block: vec::IntoIter<Event>,
     ended: bool,
+    version: u32,
+    /// An access whose repeats the next event's time will tell, see [`TraceReader::counted`].
+    held: Option<Event>,
+    /// Comes after it.
+    failed: Option<TraceError>,
 }
 
 impl TraceReader {
@@ -61,7 +67,7 @@ impl TraceReader {
         let file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let mut file = BufReader::new(file);
-        let meta = read_header(&mut file, path, length)?;
+        let (version, meta) = read_header(&mut file, path, length)?;
         let begin = file.stream_position().map_err(failed)?;
         let file = Positioned { file, at: begin };
         let mut reader = TraceReader {
@@ -74,6 +80,9 @@ impl TraceReader {
             end: length,
             block: Vec::new().into_iter(),
             ended: false,
+            version,
+            held: None,
+            failed: None,
         };
         reader.survey(length)?;
         reader.offset = begin;
@@ -192,8 +201,14 @@ impl TraceReader {
         &mut self,
         header: &BlockHeader,
     ) -> Result<Result<TraceTotals, &'static str>, TraceError> {
-        let parse =
-            |raw: Vec<u8>| serde_json::from_slice(&raw).map_err(|_| "a note cannot be read");
+        let parse = |raw: Vec<u8>| {
+            let totals: TraceTotals =
+                serde_json::from_slice(&raw).map_err(|_| "a note cannot be read")?;
+            match totals.possible() {
+                true => Ok(totals),
+                false => Err("a note names more threads, vCPUs or pages than a trace can have"),
+            }
+        };
         Ok(self.payload(header)?.and_then(parse))
     }
 
@@ -210,8 +225,13 @@ impl TraceReader {
                 self.seek(self.offset)?;
                 continue;
             }
+            let pages = self.meta.pages();
             let events = self.payload(&header)?.and_then(|raw| {
-                columns::decode(&raw, header.events).ok_or("a block's events cannot be read")
+                let events = columns::decode(&raw, header.events)
+                    .ok_or("a block's events cannot be read")?;
+                let mut all = events.iter();
+                all.try_for_each(|event| limits::check(event, pages))?;
+                Ok(events)
             });
             match events {
                 Ok(events) => self.block = events.into_iter(),
@@ -225,6 +245,21 @@ impl TraceReader {
             Tail::Corrupt { offset, why } => Err(self.corrupt(offset, why)),
             _ => Ok(false),
         }
+    }
+
+    /// Before version 3 an access trace did not say how often an access was repeated: only the time of the next event
+    /// tells, which counts accesses.
+    fn counted(&mut self, next: Option<Event>) -> Option<Event> {
+        let mut event = std::mem::replace(&mut self.held, next)?;
+        if let (EventKind::Access, Some(next)) = (event.kind, next) {
+            let accesses = next.time.saturating_sub(event.time).as_nanos();
+            event.repeats = u32::try_from(accesses).unwrap_or(u32::MAX).max(1);
+        }
+        Some(event)
+    }
+
+    fn times_tell(&self) -> bool {
+        self.version < 3 && self.meta.kind == TraceKind::Access && !self.totals.own_times
     }
 
     fn corrupt(&self, offset: u64, why: &'static str) -> TraceError {
@@ -257,14 +292,26 @@ impl Iterator for TraceReader {
     fn next(&mut self) -> Option<Result<Event, TraceError>> {
         loop {
             if let Some(event) = self.block.next() {
-                return Some(Ok(event));
+                if !self.times_tell() {
+                    return Some(Ok(event));
+                }
+                match self.counted(Some(event)) {
+                    Some(event) => return Some(Ok(event)),
+                    None => continue,
+                }
             }
             if self.ended {
-                return None;
+                let last = self.counted(None).map(Ok);
+                return last.or_else(|| self.failed.take().map(Err));
             }
             match self.next_block() {
                 Ok(true) => {}
                 Ok(false) => self.ended = true,
+                // What comes before the error goes first.
+                Err(error) if self.held.is_some() => {
+                    self.failed = Some(error);
+                    self.ended = true;
+                }
                 Err(error) => {
                     self.ended = true;
                     return Some(Err(error));
@@ -289,7 +336,11 @@ impl Positioned {
     }
 }
 
-fn read_header(file: &mut impl Read, path: &Path, length: u64) -> Result<TraceMeta, TraceError> {
+fn read_header(
+    file: &mut impl Read,
+    path: &Path,
+    length: u64,
+) -> Result<(u32, TraceMeta), TraceError> {
     let failed = |error| TraceError::io("reading", path)(error);
     let corrupt = |why| TraceError::Corrupt {
         path: path.to_owned(),
@@ -333,5 +384,7 @@ fn read_header(file: &mut impl Read, path: &Path, length: u64) -> Result<TraceMe
     if crc32fast::hash(&json) != crc {
         return Err(corrupt("the checksum of the file's header is wrong"));
     }
-    serde_json::from_slice(&json).map_err(|_| corrupt("the file's description cannot be read"))
+    let meta = serde_json::from_slice(&json);
+    let meta = meta.map_err(|_| corrupt("the file's description cannot be read"))?;
+    Ok((version, meta))
 }

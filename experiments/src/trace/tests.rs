@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hmm_backend::{Access, Cause, DeviceId, Event, EventKind, Hint, Page, Place};
+use hmm_backend::{Access, Cause, DeviceId, Event, EventKind, Hint, Page, PageRange, Place};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -43,7 +43,7 @@ fn event(i: u32) -> Event {
     Event {
         time: Duration::from_nanos(u64::from(i) * 1000),
         kind,
-        page: Page(i.wrapping_mul(0x9e37_79b9)),
+        page: Page(i.wrapping_mul(0x9e37_79b9) % 200_000),
         pages: i % 513,
         device: (!i.is_multiple_of(3)).then_some(DeviceId(i as u8)),
         cause: [
@@ -58,6 +58,10 @@ fn event(i: u32) -> Event {
         thread: i / 10,
         latency: Duration::from_nanos(u64::from(i % 2) * 777),
         hint: (kind == EventKind::Hint).then_some(HINTS[i as usize / 14 % HINTS.len()]),
+        repeats: match kind {
+            EventKind::Access => 1 + i % 100,
+            _ => 1,
+        },
     }
 }
 
@@ -262,7 +266,7 @@ fn other_files_are_told_apart() {
     future.extend([9, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']);
     let text = message(&future);
     assert!(
-        text.contains("version 9") && text.contains("up to version 2"),
+        text.contains("version 9") && text.contains("up to version 3"),
         "{text}"
     );
     let missing = TraceReader::open(&path.join("nosuch")).err().unwrap();
@@ -300,6 +304,10 @@ fn files_of_version_1_are_read() {
     let events: Vec<_> = (0..100)
         .map(event)
         .filter(|event| event.kind != EventKind::Hint)
+        .map(|event| Event {
+            repeats: 1,
+            ..event
+        })
         .collect();
     let (_folder, path) = place();
     let mut writer = TraceWriter::create(&path, &meta()).unwrap();
@@ -307,11 +315,15 @@ fn files_of_version_1_are_read() {
     writer.write(&events).unwrap();
     writer.finish().unwrap();
     let mut bytes = fs::read(&path).unwrap();
-    // The version, and a block without the last column, which is empty: a length of 0.
+    // The version, and a block without the last columns: a byte for each access, and nothing.
     bytes[8] = 1;
     bytes.truncate(header);
     let mut payload = Vec::new();
     columns::encode(&events, &mut payload);
+    let accesses = events
+        .iter()
+        .filter(|event| event.kind == EventKind::Access);
+    payload.truncate(payload.len() - 1 - accesses.count());
     assert_eq!(payload.pop(), Some(0));
     let stored = zstd::bulk::compress(&payload, 1).unwrap();
     let block = format::BlockHeader::new(
@@ -328,12 +340,128 @@ fn files_of_version_1_are_read() {
     assert!(found == events);
 }
 
+/// A file of version 2 of an access trace has no repeats, but its times count accesses.
+#[test]
+fn times_of_version_2_tell_how_often_accesses_were_repeated() {
+    let access = |time, page| {
+        Event::new(
+            Duration::from_nanos(time),
+            EventKind::Access,
+            PageRange::single(Page(page)),
+        )
+    };
+    let freed = Event {
+        kind: EventKind::Freed,
+        ..access(10, 1)
+    };
+    let events = [access(0, 1), access(7, 2), freed, access(10, 3)];
+    let (_folder, path) = place();
+    let meta = TraceMeta {
+        kind: TraceKind::Access,
+        ..meta()
+    };
+    let mut writer = TraceWriter::create(&path, &meta).unwrap();
+    for event in events {
+        writer.write(&[event]).unwrap();
+        // Also over the end of a block.
+        writer.flush().unwrap();
+    }
+    writer.finish().unwrap();
+    let repeats = || {
+        let (found, error) = read(TraceReader::open(&path).unwrap());
+        assert!(error.is_none(), "{error:?}");
+        found.iter().map(|event| event.repeats).collect::<Vec<_>>()
+    };
+    assert_eq!(repeats(), [1, 1, 1, 1]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[8] = 2;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(repeats(), [7, 3, 1, 1]);
+}
+
+/// Numbers that no writer writes: an error names the block.
+#[test]
+fn impossible_events_are_refused() {
+    let event = |kind, page, pages| Event {
+        page: Page(page),
+        pages,
+        ..Event::new(Duration::ZERO, kind, PageRange::single(Page(0)))
+    };
+    let late = Event {
+        time: Duration::from_nanos(u64::MAX),
+        ..event(EventKind::Access, 0, 1)
+    };
+    for (bad, why) in [
+        (
+            event(EventKind::Access, 1, 1 << 18),
+            "beyond the trace's memory",
+        ),
+        (
+            event(EventKind::Freed, u32::MAX, u32::MAX),
+            "beyond the trace's memory",
+        ),
+        (
+            event(EventKind::ToDevice, 0, 513),
+            "more pages than there can be",
+        ),
+        (late, "292 years"),
+    ] {
+        let (_folder, path) = place();
+        let mut writer = TraceWriter::create(&path, &meta()).unwrap();
+        writer
+            .write(&[event(EventKind::Freed, 0, 1 << 18)])
+            .unwrap();
+        writer.flush().unwrap();
+        let good = writer.length();
+        writer.write(&[bad]).unwrap();
+        writer.finish().unwrap();
+        let (found, error) = read(TraceReader::open(&path).unwrap());
+        assert_eq!(found.len(), 1);
+        let error = error.unwrap().to_string();
+        assert!(error.contains(&format!("at offset {good}: ")), "{error}");
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+/// What a reader would not take is not written, and not left out either.
+#[test]
+fn tables_that_are_too_large_are_an_error() {
+    let (_folder, path) = place();
+    let mut writer = TraceWriter::create(&path, &meta()).unwrap();
+    writer.mapping(
+        (0..1 << 20)
+            .map(|i| (i << 9, 512, u64::MAX - u64::from(i)))
+            .collect(),
+    );
+    let error = writer.finish().unwrap_err().to_string();
+    assert!(error.contains("16777216 are the most"), "{error}");
+    // As many as there may be do fit.
+    let mut writer = TraceWriter::create(&path, &meta()).unwrap();
+    let most = limits::BLOCKS as u32;
+    writer.mapping((0..most).map(|_| (u32::MAX, u32::MAX, u64::MAX)).collect());
+    let threads = limits::THREADS as u32;
+    writer.threads((0..threads).map(|i| (u32::MAX - i, threads - 1)).collect());
+    let totals = writer.finish().unwrap();
+    let reader = TraceReader::open(&path).unwrap();
+    assert_eq!((reader.tail(), reader.totals()), (Tail::Complete, &totals));
+    // One more is refused by the reader, too.
+    let mut writer = TraceWriter::create(&path, &meta()).unwrap();
+    writer.threads((0..threads).map(|i| (i, i + 1)).collect());
+    writer.finish().unwrap();
+    let tail = TraceReader::open(&path).unwrap().tail();
+    assert!(
+        matches!(tail, Tail::Corrupt { why, .. } if why.contains("vCPUs")),
+        "{tail:?}"
+    );
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let cause = prop::sample::select(Cause::ALL.to_vec());
     let access = prop::sample::select(vec![Access::Read, Access::Write]);
     (
         (any::<u64>(), prop::sample::select(EventKind::ALL.to_vec())),
         (any::<u32>(), any::<u32>(), any::<u32>(), any::<u64>()),
+        1..u32::MAX,
         prop::option::of(any::<u8>()),
         prop::option::of(cause),
         (
@@ -342,7 +470,14 @@ fn any_event() -> impl Strategy<Value = Event> {
         ),
     )
         .prop_map(
-            |((time, kind), (page, pages, thread, latency), device, cause, (access, hint))| Event {
+            |(
+                (time, kind),
+                (page, pages, thread, latency),
+                repeats,
+                device,
+                cause,
+                (access, hint),
+            )| Event {
                 time: Duration::from_nanos(time),
                 kind,
                 page: Page(page),
@@ -353,6 +488,10 @@ fn any_event() -> impl Strategy<Value = Event> {
                 thread,
                 latency: Duration::from_nanos(latency),
                 hint: hint.filter(|_| kind == EventKind::Hint),
+                repeats: match kind {
+                    EventKind::Access => repeats,
+                    _ => 1,
+                },
             },
         )
 }

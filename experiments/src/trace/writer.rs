@@ -132,7 +132,7 @@ impl TraceWriter {
 
     fn flush_note(&mut self) -> Result<(), TraceError> {
         if self.noteworthy {
-            let note = self.note();
+            let note = json(&self.totals);
             self.put(BlockKind::Note, 0, &note)?;
             self.noteworthy = false;
         }
@@ -190,7 +190,7 @@ impl TraceWriter {
     /// Writes the rest and the end. After an error the file may have an end all the same, which says what was lost.
     pub fn end(&mut self) -> Result<(), TraceError> {
         let flushed = self.flush();
-        let end = self.note();
+        let end = json(&self.totals);
         let ended = self.put(BlockKind::End, 0, &end);
         flushed.and(ended)
     }
@@ -202,21 +202,18 @@ impl TraceWriter {
         committed.map_err(TraceError::io("writing", &path))
     }
 
-    fn note(&mut self) -> Vec<u8> {
-        let note = json(&self.totals);
-        if note.len() <= PAYLOAD_LIMIT as usize {
-            return note;
-        }
-        // Only addresses can be so many.
-        self.totals.mapping.clear();
-        json(&self.totals)
-    }
-
     fn put(&mut self, kind: BlockKind, events: u32, raw: &[u8]) -> Result<(), TraceError> {
         let payload = self
             .compressor
             .compress(raw)
             .map_err(TraceError::io("compressing", self.output.path()))?;
+        // No reader would take it.
+        if raw.len().max(payload.len()) > PAYLOAD_LIMIT as usize {
+            return Err(TraceError::TooLarge {
+                path: self.output.path().to_owned(),
+                bytes: raw.len(),
+            });
+        }
         let header = BlockHeader::new(kind, events, raw.len() as u32, &payload);
         self.block.clear();
         self.block.extend(header.encode());

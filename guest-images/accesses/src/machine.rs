@@ -43,6 +43,8 @@ pub enum Who {
 
 struct Machine {
     sink: Box<dyn FnMut(Event) + Send>,
+    /// The last access: how often it was repeated is known when something else happens.
+    pending: Option<Event>,
     accelerators: Vec<Accelerator>,
     /// Pages accessed since they were freed.
     touched: Vec<bool>,
@@ -71,6 +73,7 @@ pub fn start(memory: u64, sink: Box<dyn FnMut(Event) + Send>) -> Result<(), Refu
     ACCESSES.store(0, Ordering::Relaxed);
     *lock() = Some(Machine {
         sink,
+        pending: None,
         // All there can be: the guest's statics may know more than this run has, and disables them.
         accelerators: (0..map::MAX_ACCELS)
             .map(|_| Accelerator::default())
@@ -96,7 +99,10 @@ fn zeros(words: usize) -> Option<Box<[u64]>> {
 
 /// Takes it apart; what the workload printed.
 pub fn stop() -> String {
-    let machine = lock().take();
+    let mut machine = lock().take();
+    if let Some(machine) = &mut machine {
+        machine.flush();
+    }
     let words = std::mem::take(&mut *MEMORY.write().unwrap_or_else(PoisonError::into_inner));
     if !words.is_empty() {
         // SAFETY: `start` gave up exactly this box, as a `u64` slice, which has the same layout. All vCPUs have ended, and nobody else has had references to the
@@ -106,6 +112,28 @@ pub fn stop() -> String {
     machine.map_or_else(String::new, |machine| {
         String::from_utf8_lossy(&machine.console).into_owned()
     })
+}
+
+impl Machine {
+    /// Tells of the last access, which was repeated until now.
+    fn flush(&mut self) {
+        self.flush_at(ACCESSES.load(Ordering::Relaxed));
+    }
+
+    /// The same after so many accesses.
+    fn flush_at(&mut self, accesses: u64) {
+        if let Some(mut event) = self.pending.take() {
+            let before = event.time.as_nanos() as u64;
+            event.repeats = u32::try_from(accesses - before).unwrap_or(u32::MAX);
+            (self.sink)(event);
+        }
+    }
+
+    /// Tells of something that is no access.
+    fn put(&mut self, event: Event) {
+        self.flush();
+        (self.sink)(event);
+    }
 }
 
 fn lock() -> MutexGuard<'static, Option<Machine>> {
@@ -147,7 +175,8 @@ pub fn tell(who: Who, page: Page, access: Access) {
     LAST.store(key(access), Ordering::Relaxed);
     with(|machine| {
         machine.touched[page.0 as usize] = true;
-        (machine.sink)(Event {
+        machine.flush_at(time);
+        machine.pending = Some(Event {
             device,
             access: Some(access),
             // The number of a vCPU's thread; 0 would be nobody's.
@@ -174,7 +203,7 @@ pub fn free(device: u8, pages: PageRange) -> u64 {
         let touched = &mut machine.touched[range(1)];
         let count = touched.iter().filter(|touched| **touched).count() as u64;
         touched.fill(false);
-        (machine.sink)(Event {
+        machine.put(Event {
             device: Some(DeviceId(device)),
             ..Event::new(
                 Duration::from_nanos(ACCESSES.load(Ordering::Relaxed)),
@@ -188,9 +217,10 @@ pub fn free(device: u8, pages: PageRange) -> u64 {
 
 /// Tells what an accelerator was told about pages.
 pub fn hint(pages: PageRange, hint: Hint) {
+    LAST.store(NOTHING, Ordering::Relaxed);
     let time = Duration::from_nanos(ACCESSES.load(Ordering::Relaxed));
     with(|machine| {
-        (machine.sink)(Event {
+        machine.put(Event {
             hint: Some(hint),
             ..Event::new(time, EventKind::Hint, pages)
         });

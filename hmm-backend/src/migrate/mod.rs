@@ -57,7 +57,7 @@ impl Reason {
     }
 
     /// Which pages of a range move for which cause.
-    fn causes(&self, range: PageRange) -> impl Iterator<Item = (Cause, PageRange)> {
+    fn causes(&self, range: PageRange) -> impl Iterator<Item = (Cause, PageRange)> + use<'_> {
         let mut rest = range;
         std::iter::from_fn(move || {
             let start = rest.start.index_in_block();

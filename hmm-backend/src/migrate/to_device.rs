@@ -138,6 +138,14 @@ impl<'b> ToDevice<'b> {
         pieces.map(|(pages, ..)| pages)
     }
 
+    /// The pages of the folios, and why each moves: with a fault's, others may be brought along.
+    pub fn causes(&self) -> impl Iterator<Item = (Cause, PageRange)> + '_ {
+        let ranges = self
+            .folios()
+            .map(|folio| PageRange::with_len(folio.page, folio.pages()));
+        ranges.flat_map(|range| self.reason.causes(range))
+    }
+
     /// Gives each folio its cookie.
     pub fn set_cookies(&mut self, mut cookie: impl FnMut(DeviceFolio) -> u64) {
         for target in &mut self.targets {

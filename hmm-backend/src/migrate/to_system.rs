@@ -209,6 +209,12 @@ impl<'b> ToSystem<'b> {
         single.map(|s| s.lock.range())
     }
 
+    /// The pages of the folios, and why each moves: with a fault's, others may be brought along.
+    pub fn causes(&self) -> impl Iterator<Item = (Cause, PageRange)> + '_ {
+        let ranges = self.sources.iter().map(|s| s.lock.range());
+        ranges.flat_map(|range| self.reason.causes(range))
+    }
+
     /// Keeps only the folios that `keep` says yes to; the others stay where they are.
     pub fn retain(&mut self, mut keep: impl FnMut(DeviceFolio) -> bool) {
         self.sources.retain(|s| keep(s.folio));

@@ -36,12 +36,23 @@ impl RemoteCounters {
         }
     }
 
+    /// The number of the group of pages that a page is counted with.
+    pub fn group(page: Page) -> u32 {
+        page.0 / GROUP
+    }
+
+    /// How many accesses to the page's group it takes until it is reported; none if nobody wants to know.
+    pub fn until_hot(&self, page: Page) -> Option<u32> {
+        let count = self.counts.get(Self::group(page) as usize)?;
+        Some(self.threshold?.saturating_sub(*count).max(1))
+    }
+
     /// Counts accesses to a page in place.
     pub fn count(&mut self, page: Page, accesses: u32) {
         let Some(threshold) = self.threshold else {
             return;
         };
-        let Some(count) = self.counts.get_mut((page.0 / GROUP) as usize) else {
+        let Some(count) = self.counts.get_mut(Self::group(page) as usize) else {
             return;
         };
         *count = count.saturating_add(accesses);
@@ -90,6 +101,11 @@ mod tests {
         assert_eq!(count(&mut remote, &[0; 9]), [], "nobody wants to know");
         remote.set_threshold(Some(6));
         assert_eq!(count(&mut remote, &[16, 31, 32, 99, 99]), []);
+        assert_eq!(
+            (remote.until_hot(Page(17)), remote.until_hot(Page(0))),
+            (Some(2), Some(6))
+        );
+        assert_eq!(remote.until_hot(Page(112)), None, "no such group");
         assert_eq!(count(&mut remote, &[17, 99]), [16, 96]);
         assert_eq!(count(&mut remote, &[17, 17]), [], "anew");
         remote.forget(PageRange::new(Page(20), Page(21)));

@@ -209,7 +209,7 @@ impl fmt::Display for Summary<'_> {
         if let Some(unused) = outcome.unused {
             writeln!(
                 f,
-                "for nothing     {unused} pages moved on before anybody used them"
+                "for nothing     {unused} pages that were brought along moved on before they were used"
             )?;
         }
         if outcome.advice_cut > 0 {

@@ -111,7 +111,7 @@ fn run_page(path: &Path) -> Result<String> {
         facts: facts
             .map(|(name, value)| (name.to_owned(), value))
             .collect(),
-        dropped: totals.dropped.values().sum(),
+        dropped: totals.dropped_events(),
     });
     if reader.tail() != Tail::Complete {
         note(&format!(

@@ -103,7 +103,7 @@ pub struct ImportArgs {
     no_instructions: bool,
     /// Of lackey's trace, let the program's accesses be those of this accelerator; without, they are a CPU's and
     /// nothing migrates
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..64))]
     device: Option<u8>,
     /// Where to; - for standard output
     #[arg(long, short, value_name = "FILE")]

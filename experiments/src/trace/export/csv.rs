@@ -25,6 +25,7 @@ pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
             row.vcpu,
             row.latency,
             row.hint,
+            row.repeats,
         ))
         .map_err(failed)
     })?;

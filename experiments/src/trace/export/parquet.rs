@@ -33,6 +33,7 @@ const SCHEMA: &str = "message event {
     OPTIONAL INT32 vcpu;
     REQUIRED INT64 latency_ns;
     OPTIONAL BYTE_ARRAY hint (STRING);
+    REQUIRED INT64 repeats;
 }";
 
 pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
@@ -86,6 +87,7 @@ fn write_group(
             (10, ColumnWriter::ByteArrayColumnWriter(w)) => {
                 optional(w, rows, |row| row.hint.as_deref().map(text))
             }
+            (11, ColumnWriter::Int64ColumnWriter(w)) => required(w, rows, |row| row.repeats),
             _ => Err(ParquetError::General(format!(
                 "column {index} has another type than the schema says"
             ))),

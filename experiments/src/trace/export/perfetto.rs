@@ -85,8 +85,10 @@ impl Export {
         }
         let bytes = u64::from(event.pages) * PAGE_SIZE;
         match event.kind {
-            EventKind::ToDevice => self.moved[0] += bytes,
-            EventKind::ToSystem | EventKind::Duplicated => self.moved[1] += bytes,
+            EventKind::ToDevice => self.moved[0] = self.moved[0].saturating_add(bytes),
+            EventKind::ToSystem | EventKind::Duplicated => {
+                self.moved[1] = self.moved[1].saturating_add(bytes);
+            }
             _ => {}
         }
         if self.residency.apply(event) {
@@ -150,7 +152,11 @@ impl Export {
         let begin = self.window * WINDOW;
         let per_second = 1_000_000_000 / WINDOW;
         for (track, bytes) in [Track::ToDevices, Track::ToSystem].into_iter().zip(moved) {
-            self.counter(track, begin, (bytes * per_second) as i64);
+            self.counter(
+                track,
+                begin,
+                i64::try_from(bytes.saturating_mul(per_second)).unwrap_or(i64::MAX),
+            );
             if next > self.window + 1 {
                 self.counter(track, begin.saturating_add(WINDOW), 0);
             }
@@ -209,6 +215,9 @@ fn annotations(event: &Event) -> Vec<DebugAnnotation> {
         number("page", event.page.0.into()),
         number("pages", event.pages.into()),
     ];
+    if event.repeats > 1 {
+        all.push(number("repeats", event.repeats.into()));
+    }
     all.extend(event.device.map(|device| number("device", device.0.into())));
     all.extend(event.cause.map(|cause| text("cause", cause.name())));
     all.extend(

@@ -1,8 +1,9 @@
 //! How many pages each device holds, followed from event to event.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
-use hmm_backend::{BLOCK_PAGES, Block, DeviceId, Event, EventKind};
+use hmm_backend::{BLOCK_PAGES, Block, DeviceId, Event, EventKind, Page, PageRange};
 
 /// Nobody's page.
 const SYSTEM: u16 = u16::MAX;
@@ -11,7 +12,7 @@ const SYSTEM: u16 = u16::MAX;
 pub struct Residency {
     /// Pages of the machine: an event that says it has more cannot make this grow without bounds.
     limit: u32,
-    blocks: HashMap<Block, Box<[u16; BLOCK_PAGES as usize]>>,
+    blocks: BTreeMap<Block, Box<[u16; BLOCK_PAGES as usize]>>,
     pages: BTreeMap<DeviceId, u64>,
 }
 
@@ -20,7 +21,7 @@ impl Residency {
     pub fn new(pages: u32) -> Residency {
         Residency {
             limit: pages,
-            blocks: HashMap::new(),
+            blocks: BTreeMap::new(),
             pages: BTreeMap::new(),
         }
     }
@@ -33,29 +34,69 @@ impl Residency {
             // Duplicates are in the device's memory all the while.
             _ => return false,
         };
-        for page in event.within(self.limit).pages() {
-            // What is freed may be large, and never have been on a device.
-            let block = match (place, self.blocks.get_mut(&page.block())) {
-                (_, Some(block)) => block,
-                (SYSTEM, None) => continue,
-                (_, None) => self
-                    .blocks
-                    .entry(page.block())
-                    .or_insert_with(|| Box::new([SYSTEM; BLOCK_PAGES as usize])),
-            };
-            let old = std::mem::replace(&mut block[page.index_in_block()], place);
-            for (place, change) in [(old, u64::MAX), (place, 1)] {
-                if let Ok(device) = u8::try_from(place) {
-                    let pages = self.pages.entry(DeviceId(device)).or_default();
-                    *pages = pages.wrapping_add(change);
-                }
+        let range = event.within(self.limit);
+        if place == SYSTEM {
+            self.leave(range);
+        } else {
+            for part in range.split_by_block() {
+                self.arrive(part, place);
             }
         }
         true
     }
 
+    /// Pages of one block come to a device.
+    fn arrive(&mut self, part: PageRange, place: u16) {
+        let block = self.blocks.entry(part.start.block());
+        let block = block.or_insert_with(|| Box::new([SYSTEM; BLOCK_PAGES as usize]));
+        for cell in &mut block[within(part)] {
+            let old = std::mem::replace(cell, place);
+            count(&mut self.pages, old, u64::MAX);
+            count(&mut self.pages, place, 1);
+        }
+    }
+
+    /// Pages leave their devices. What is freed may be large, and never have been on one: only blocks are looked at that
+    /// have pages on devices, and those of which all pages leave are looked at once.
+    fn leave(&mut self, range: PageRange) {
+        if range.is_empty() {
+            return;
+        }
+        let blocks = range.start.block()..=Page(range.end.0 - 1).block();
+        let mut empty = Vec::new();
+        for (block, cells) in self.blocks.range_mut(blocks) {
+            let part = PageRange::new(
+                range.start.max(block.first_page()),
+                range.end.min(block.first_page().plus(BLOCK_PAGES as u32)),
+            );
+            for cell in &mut cells[within(part)] {
+                let old = std::mem::replace(cell, SYSTEM);
+                count(&mut self.pages, old, u64::MAX);
+            }
+            if u64::from(part.len()) == BLOCK_PAGES {
+                empty.push(*block);
+            }
+        }
+        for block in empty {
+            self.blocks.remove(&block);
+        }
+    }
+
     /// Pages on each device that ever held any.
     pub fn pages(&self) -> &BTreeMap<DeviceId, u64> {
         &self.pages
+    }
+}
+
+/// The cells of pages of one block.
+fn within(part: PageRange) -> Range<usize> {
+    let start = part.start.index_in_block();
+    start..start + part.len() as usize
+}
+
+fn count(pages: &mut BTreeMap<DeviceId, u64>, place: u16, change: u64) {
+    if let Ok(device) = u8::try_from(place) {
+        let pages = pages.entry(DeviceId(device)).or_default();
+        *pages = pages.wrapping_add(change);
     }
 }

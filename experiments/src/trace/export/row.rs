@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hmm_backend::{Access, Event};
 
 /// The names of a row's columns, in order.
-pub const COLUMNS: [&str; 11] = [
+pub const COLUMNS: [&str; 12] = [
     "time_ns",
     "kind",
     "page",
@@ -17,6 +17,7 @@ pub const COLUMNS: [&str; 11] = [
     "vcpu",
     "latency_ns",
     "hint",
+    "repeats",
 ];
 
 /// An event's columns; those that do not apply are none.
@@ -32,6 +33,7 @@ pub struct Row {
     pub vcpu: Option<i32>,
     pub latency: i64,
     pub hint: Option<String>,
+    pub repeats: i64,
 }
 
 impl Row {
@@ -51,6 +53,7 @@ impl Row {
             vcpu: threads.get(&event.thread).map(|vcpu| *vcpu as i32),
             latency: nanos(event.latency),
             hint: event.hint.map(|hint| hint.to_string()),
+            repeats: event.repeats.into(),
         }
     }
 }

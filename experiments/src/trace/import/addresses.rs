@@ -7,6 +7,8 @@ use std::collections::HashMap;
 
 use hmm_backend::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 
+use crate::trace::limits;
+
 /// Bytes of a block.
 const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
 
@@ -44,9 +46,11 @@ impl Addresses {
             Some((last, number)) if last == block => number,
             _ => {
                 let next = self.blocks.len() as u32;
-                // Page numbers have 32 bits.
-                if next >= u32::MAX / BLOCK_PAGES as u32 && !self.blocks.contains_key(&block) {
-                    return Err("more memory than a trace has page numbers for, 16 TiB".to_owned());
+                if next >= limits::BLOCKS as u32 && !self.blocks.contains_key(&block) {
+                    return Err(format!(
+                        "the addresses up to here lie in more than {} blocks of 2 MiB, the most that a trace can tell of",
+                        limits::BLOCKS
+                    ));
                 }
                 *self.blocks.entry(block).or_insert(next)
             }

@@ -1,11 +1,17 @@
 //! Tables: what `trace export --format csv` writes of an access trace, and what others can easily write.
 
 use std::io::BufRead;
+use std::num::IntErrorKind;
 
-use csv::StringRecord;
+use csv_core::ReadRecordResult;
 use hmm_backend::{Access, Hint, Page, PageRange};
 
-use super::{Failure, Importer};
+use super::lines::Lines;
+use super::{Failure, Importer, Refused};
+use crate::trace::limits;
+
+/// The most bytes of a line, and so of a field.
+const LONGEST: u64 = 64 << 10;
 
 /// Where the columns are that are read.
 struct Columns {
@@ -20,192 +26,271 @@ struct Columns {
     vcpu: Option<usize>,
     time: Option<usize>,
     hint: Option<usize>,
+    repeats: Option<usize>,
 }
 
 pub fn read(input: impl BufRead, importer: &mut Importer) -> Result<(), Failure> {
-    let mut table = csv::ReaderBuilder::new()
-        .trim(csv::Trim::All)
-        .from_reader(input);
-    let columns = Columns::new(table.headers().map_err(failed)?)?;
-    let mut row = StringRecord::new();
-    while table.read_record(&mut row).map_err(failed)? {
-        let line = row.position().map_or(0, csv::Position::line);
-        columns
-            .row(&row, importer)
-            .map_err(|failure| match failure {
-                Wrong::Row(why) => Failure::Line(line, why),
-                Wrong::Other(failure) => failure,
-            })?;
+    let mut lines = Lines::new(input, LONGEST);
+    let mut row = Row::new();
+    let mut columns = None;
+    while let Some((number, line)) = lines.next()? {
+        if line.is_empty() {
+            continue;
+        }
+        row.read(line).map_err(|why| Failure::Line(number, why))?;
+        let Some((columns, names)) = &columns else {
+            columns = Some((Columns::new(&row, number)?, row.len()));
+            continue;
+        };
+        if row.len() != *names {
+            let why = format!("it has {} columns, the first line names {names}", row.len());
+            return Err(Failure::Line(number, why));
+        }
+        let result = columns.row(&row, importer);
+        result.map_err(|refused| refused.at(number))?;
     }
-    Ok(())
-}
-
-/// What is wrong with a row, or with something else.
-enum Wrong {
-    Row(String),
-    Other(Failure),
-}
-
-impl From<String> for Wrong {
-    fn from(why: String) -> Wrong {
-        Wrong::Row(why)
+    match columns {
+        Some(_) => Ok(()),
+        None => Err(Failure::Line(1, NO_COLUMNS.to_owned())),
     }
 }
 
-impl From<super::TraceError> for Wrong {
-    fn from(error: super::TraceError) -> Wrong {
-        Wrong::Other(error.into())
+const NO_COLUMNS: &str =
+    "the first line must name the columns, and `page` or `address` must be one of them";
+
+/// The fields of a line.
+struct Row {
+    parser: csv_core::Reader,
+    text: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+impl Row {
+    fn new() -> Row {
+        Row {
+            parser: csv_core::Reader::new(),
+            text: Vec::new(),
+            ends: Vec::new(),
+        }
+    }
+
+    /// Takes a line apart. A row has one line: a quote that is not closed in it would take the rest of the table for its
+    /// contents.
+    fn read(&mut self, line: &[u8]) -> Result<(), String> {
+        self.text.resize(line.len() + 1, 0);
+        self.ends.resize(line.len() + 1, 0);
+        let parser = &mut self.parser;
+        let (_, read, text, ends) = parser.read_record(line, &mut self.text, &mut self.ends);
+        if read < line.len() {
+            return Err(format!(
+                "a carriage return is at its byte {read}, not at its end"
+            ));
+        }
+        let (result, _, _, last) =
+            parser.read_record(b"\n", &mut self.text[text..], &mut self.ends[ends..]);
+        self.ends.truncate(ends + last);
+        if result != ReadRecordResult::Record {
+            return Err(format!(
+                "column {} begins with a quote that is not closed in this line",
+                ends + 1
+            ));
+        }
+        let end = self.ends.last().copied().unwrap_or(0);
+        self.text.truncate(end);
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// A field, without spaces around it.
+    fn get(&self, column: usize) -> Result<&str, String> {
+        let start = column.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let field = &self.text[start..self.ends[column]];
+        let text = str::from_utf8(field);
+        let text = text.map_err(|_| format!("column {} is not UTF-8", column + 1))?;
+        Ok(text.trim())
     }
 }
 
 impl Columns {
-    fn new(names: &StringRecord) -> Result<Columns, Failure> {
-        let find = |wanted| names.iter().position(|name| name == wanted);
+    /// From the first line.
+    fn new(row: &Row, line: u64) -> Result<Columns, Failure> {
+        let wrong = |why| Failure::Line(line, why);
+        let mut names = Vec::new();
+        for column in 0..row.len() {
+            names.push(row.get(column).map_err(wrong)?);
+        }
+        let find = |wanted: &str| {
+            let mut all = (0..names.len()).filter(|column| names[*column] == wanted);
+            match (all.next(), all.next()) {
+                (Some(first), Some(second)) => Err(wrong(format!(
+                    "columns {} and {} are both named `{wanted}`",
+                    first + 1,
+                    second + 1
+                ))),
+                (found, _) => Ok(found),
+            }
+        };
         let columns = Columns {
-            page: find("page"),
-            pages: find("pages"),
-            address: find("address"),
-            size: find("size"),
-            access: find("access"),
-            kind: find("kind"),
-            device: find("device"),
-            thread: find("thread"),
-            vcpu: find("vcpu"),
-            time: find("time_ns"),
-            hint: find("hint"),
+            page: find("page")?,
+            pages: find("pages")?,
+            address: find("address")?,
+            size: find("size")?,
+            access: find("access")?,
+            kind: find("kind")?,
+            device: find("device")?,
+            thread: find("thread")?,
+            vcpu: find("vcpu")?,
+            time: find("time_ns")?,
+            hint: find("hint")?,
+            repeats: find("repeats")?,
         };
         match (columns.page, columns.address) {
-            (None, None) => Err(Failure::Line(
-                1,
-                "the first line must name the columns, and `page` or `address` must be one of them"
-                    .to_owned(),
-            )),
-            (Some(_), Some(_)) => Err(Failure::Line(
-                1,
+            (None, None) => Err(wrong(NO_COLUMNS.to_owned())),
+            (Some(_), Some(_)) => Err(wrong(
                 "there are columns `page` and `address`; there must be one of them".to_owned(),
             )),
             _ => Ok(columns),
         }
     }
 
-    fn row(&self, row: &StringRecord, importer: &mut Importer) -> Result<(), Wrong> {
-        let device = number(row, self.device, "device")?;
-        let device =
-            device.map(|n| u8::try_from(n).map_err(|_| format!("device {n} is beyond 255")));
-        let device = device.transpose()?;
-        let small =
-            |what, n: u64| u32::try_from(n).map_err(|_| format!("{what} {n} is beyond 32 bits"));
-        let vcpu = number(row, self.vcpu, "vcpu")?
-            .map(|n| small("vcpu", n))
-            .transpose()?;
-        let thread = number(row, self.thread, "thread")?
-            .map(|n| small("thread", n))
-            .transpose()?;
+    fn row(&self, row: &Row, importer: &mut Importer) -> Result<(), Refused> {
+        let device = below(row, self.device, "device", limits::DEVICES.into())?;
+        let device = device.map(|device| device as u8);
+        let vcpu = below(row, self.vcpu, "vcpu", limits::THREADS as u64)?;
+        let vcpu = vcpu.map(|vcpu| vcpu as u32);
+        let thread = below(row, self.thread, "thread", 1 << 32)?;
         // vCPU n is thread n + 1 unless the table knows better; a device has none.
-        let thread = thread.unwrap_or_else(|| match (vcpu, device) {
-            (Some(vcpu), _) => vcpu.saturating_add(1),
-            (None, None) => 1,
-            (None, Some(_)) => 0,
-        });
+        let thread = match (thread, vcpu, device) {
+            (Some(thread), ..) => thread as u32,
+            (None, Some(vcpu), _) => vcpu + 1,
+            (None, None, None) => 1,
+            (None, None, Some(_)) => 0,
+        };
         if device.is_none() {
-            // Whoever names no vCPU has one.
+            // A table that names no vCPUs has one.
             let vcpu = vcpu.or((self.vcpu.is_none() && self.thread.is_none()).then_some(0));
-            importer.threads.extend(vcpu.map(|vcpu| (thread, vcpu)));
+            vcpu.map_or(Ok(()), |vcpu| importer.thread(thread, vcpu))?;
         }
-        let time = number(row, self.time, "time_ns")?;
-        let kind = cell(row, self.kind).unwrap_or("access");
+        let time = below(row, self.time, "time_ns", limits::TIME + 1)?;
+        let kind = cell(row, self.kind)?.unwrap_or("access");
+        let repeats = below(row, self.repeats, "repeats", 1 << 32)?.unwrap_or(1);
+        if repeats == 0 {
+            return Err(wrong_cell("repeats 0: there is at least one", self.repeats).into());
+        }
         let ranges = self.ranges(row, importer)?;
         for range in ranges.into_iter().flatten() {
             match kind {
                 "access" => {
-                    let access = match cell(row, self.access) {
+                    let access = match cell(row, self.access)? {
                         None => Access::Read,
-                        Some(word) => access(word)?,
+                        Some(word) => access(word).map_err(|why| wrong_cell(why, self.access))?,
                     };
-                    importer.access(range, access, device, thread, time)?;
+                    importer.access(range, access, device, thread, time, repeats as u32)?;
                 }
                 "freed" => importer.freed(range, device, thread, time)?,
                 "hint" => {
-                    let hint = cell(row, self.hint).unwrap_or_default();
-                    importer.hint(range, hint.parse::<Hint>()?, time)?;
+                    let hint = cell(row, self.hint)?.unwrap_or_default();
+                    let hint = hint.parse::<Hint>();
+                    let hint = hint.map_err(|why| wrong_cell(why, self.hint))?;
+                    importer.hint(range, hint, time)?;
                 }
                 other => {
-                    return Err(format!(
+                    let why = format!(
                         "events of kind `{other}` are no accesses; there are access, freed and hint"
-                    )
-                    .into());
+                    );
+                    return Err(wrong_cell(why, self.kind).into());
                 }
             }
         }
         Ok(())
     }
 
-    fn ranges(
-        &self,
-        row: &StringRecord,
-        importer: &mut Importer,
-    ) -> Result<[Option<PageRange>; 2], String> {
+    fn ranges(&self, row: &Row, importer: &mut Importer) -> Result<[Option<PageRange>; 2], String> {
         if let Some(address) = number(row, self.address, "address")? {
             let size = number(row, self.size, "size")?.unwrap_or(1);
-            return importer.addresses.pages(address, size);
+            let pages = importer.addresses.pages(address, size);
+            return pages.map_err(|why| wrong_cell(why, self.address));
         }
         let Some(page) = number(row, self.page, "page")? else {
             return Err("there is neither a page nor an address".to_owned());
         };
         let pages = number(row, self.pages, "pages")?.unwrap_or(1);
-        let end = page
-            .checked_add(pages)
-            .and_then(|end| u32::try_from(end).ok());
-        match end {
-            Some(end) if pages > 0 => {
-                let range = PageRange::new(Page(page as u32), Page(end));
+        let end = page.checked_add(pages);
+        match end.filter(|end| pages > 0 && *end <= limits::PAGES.into()) {
+            Some(end) => {
+                let range = PageRange::new(Page(page as u32), Page(end as u32));
                 Ok([Some(range), None])
             }
-            _ => Err(format!(
-                "{pages} pages from page {page}: there are 1 to 4294967295"
+            None => Err(wrong_cell(
+                format!(
+                    "{pages} pages from page {page}: there is at least one, and pages are 0 to {}; a column `address` takes any address",
+                    limits::PAGES - 1
+                ),
+                self.page,
             )),
         }
     }
 }
 
+/// What is wrong, and in which column.
+fn wrong_cell(why: impl std::fmt::Display, column: Option<usize>) -> String {
+    match column {
+        Some(column) => format!("{why} (column {})", column + 1),
+        None => why.to_string(),
+    }
+}
+
 /// What is in a column, if there is anything.
-fn cell(row: &StringRecord, column: Option<usize>) -> Option<&str> {
-    row.get(column?).filter(|text| !text.is_empty())
+fn cell(row: &Row, column: Option<usize>) -> Result<Option<&str>, String> {
+    let text = column.map(|column| row.get(column)).transpose()?;
+    Ok(text.filter(|text| !text.is_empty()))
 }
 
 /// A number, decimal or hexadecimal with `0x`.
-fn number(row: &StringRecord, column: Option<usize>, name: &str) -> Result<Option<u64>, String> {
-    let Some(text) = cell(row, column) else {
+fn number(row: &Row, column: Option<usize>, name: &str) -> Result<Option<u64>, String> {
+    let Some(text) = cell(row, column)? else {
         return Ok(None);
     };
     let number = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
     };
+    let why = |error: std::num::ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => format!("{name} {} is beyond 64 bits", shown(text)),
+        _ => format!("{name} {} is no number", shown(text)),
+    };
     number
         .map(Some)
-        .map_err(|_| format!("{name} `{text}` is no number"))
+        .map_err(|error| wrong_cell(why(error), column))
+}
+
+/// A number less than this.
+fn below(row: &Row, column: Option<usize>, name: &str, end: u64) -> Result<Option<u64>, String> {
+    match number(row, column, name)? {
+        Some(number) if number >= end => Err(wrong_cell(
+            format!("{name} {number} is beyond {}", end - 1),
+            column,
+        )),
+        number => Ok(number),
+    }
+}
+
+/// A field in a message, not all of a long one.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("`{}…`", &text[..end]),
+        None => format!("`{text}`"),
+    }
 }
 
 fn access(word: &str) -> Result<Access, String> {
     match word {
         "read" | "r" | "R" | "L" => Ok(Access::Read),
         "write" | "w" | "W" | "S" | "M" => Ok(Access::Write),
-        _ => Err(format!("access `{word}` is neither read nor write")),
-    }
-}
-
-fn failed(error: csv::Error) -> Failure {
-    let line = error.position().map_or(0, csv::Position::line);
-    match error.into_kind() {
-        csv::ErrorKind::Io(error) => Failure::Input(error),
-        csv::ErrorKind::Utf8 { .. } => Failure::Line(line, "it is not UTF-8".to_owned()),
-        csv::ErrorKind::UnequalLengths {
-            expected_len, len, ..
-        } => Failure::Line(
-            line,
-            format!("it has {len} columns, the first line names {expected_len}"),
-        ),
-        _ => Failure::Line(line, "it is no CSV".to_owned()),
+        _ => Err(format!("access {} is neither read nor write", shown(word))),
     }
 }

@@ -5,28 +5,21 @@ use std::io::BufRead;
 
 use hmm_backend::Access;
 
+use super::lines::Lines;
 use super::{Failure, Importer};
 
 pub fn read(
-    mut input: impl BufRead,
+    input: impl BufRead,
     instructions: bool,
     device: Option<u8>,
     importer: &mut Importer,
 ) -> Result<(), Failure> {
     // Devices have no threads.
     let thread = u32::from(device.is_none());
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        // A line without an end would not be a line of any trace: do not hold it.
-        let length = std::io::Read::take(&mut input, LONGEST)
-            .read_until(b'\n', &mut line)
-            .map_err(Failure::Input)?;
-        if length == 0 {
-            break;
-        }
+    let mut lines = Lines::new(input, LONGEST);
+    while let Some((number, line)) = lines.next()? {
         let wrong = |why: String| Failure::Line(number, why);
-        let access = match parse(&line) {
+        let access = match parse(line) {
             Some(Line::Access(access)) => access,
             Some(Line::Message) => continue,
             None => {
@@ -45,7 +38,8 @@ pub fn read(
             .pages(access.address, access.size)
             .map_err(wrong)?;
         for page in pages.into_iter().flatten() {
-            importer.access(page, access.access, device, thread, None)?;
+            let result = importer.access(page, access.access, device, thread, None, 1);
+            result.map_err(|refused| refused.at(number))?;
         }
     }
     if device.is_none() {
@@ -54,8 +48,8 @@ pub fn read(
     Ok(())
 }
 
-/// Longer than any line.
-const LONGEST: u64 = 4096;
+/// Longer than any line: valgrind's own messages hold the program's command line.
+const LONGEST: u64 = 1 << 20;
 
 enum Line {
     Access(Fetched),

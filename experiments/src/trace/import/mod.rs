@@ -3,6 +3,7 @@
 mod addresses;
 mod csv;
 mod lackey;
+mod lines;
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead};
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 use self::addresses::Addresses;
 use super::error::TraceError;
+use super::limits::{self, Named};
 use super::meta::{Machine, TraceKind, TraceMeta, TraceTotals};
 use super::writer::TraceWriter;
 use crate::output::Output;
@@ -99,7 +101,9 @@ pub fn import(
     let mut importer = Importer {
         writer: TraceWriter::new(output, &meta)?,
         addresses: Addresses::default(),
-        last: None,
+        pending: None,
+        events: 0,
+        named: Named::default(),
         accesses: 0,
         threads: BTreeMap::new(),
         devices: 0,
@@ -123,12 +127,14 @@ pub fn import(
             why,
         },
     });
+    // What comes before something wrong stays.
+    importer.flush()?;
     importer.describe();
     if result.is_err() {
         importer.writer.flush()?;
     }
     result?;
-    if importer.last.is_none() {
+    if importer.events == 0 {
         return Err(ImportError::Empty {
             source_name: source.to_owned(),
             hint: match format {
@@ -156,26 +162,76 @@ impl From<TraceError> for Failure {
     }
 }
 
+/// Why an event is not taken.
+enum Refused {
+    Why(String),
+    Trace(TraceError),
+}
+
+impl Refused {
+    /// In this line of the input.
+    fn at(self, line: u64) -> Failure {
+        match self {
+            Refused::Why(why) => Failure::Line(line, why),
+            Refused::Trace(error) => Failure::Trace(error),
+        }
+    }
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Refused {
+        Refused::Why(why)
+    }
+}
+
+impl From<TraceError> for Refused {
+    fn from(error: TraceError) -> Refused {
+        Refused::Trace(error)
+    }
+}
+
 /// Makes events of accesses.
 struct Importer {
     writer: TraceWriter,
     addresses: Addresses,
-    last: Option<Event>,
-    /// Accesses so far.
+    /// The last access, which may be repeated.
+    pending: Option<Event>,
+    /// Events so far.
+    events: u64,
+    named: Named,
+    /// Accesses to pages so far.
     accesses: u64,
     /// Threads' numbers to vCPUs'.
     threads: BTreeMap<u32, u32>,
     /// One more than the highest device.
     devices: u32,
     /// One more than the highest page.
-    pages: u64,
+    pages: u32,
     /// Whether the input says when.
     own_times: bool,
 }
 
 impl Importer {
-    /// An access to pages; merged with the one before if that is by the same one to the same page, unless it is a write
-    /// after reads. Without a time it is as late as there were accesses before.
+    /// The thread runs on this vCPU.
+    fn thread(&mut self, thread: u32, vcpu: u32) -> Result<(), String> {
+        match self.threads.get(&thread) {
+            Some(known) if *known == vcpu => Ok(()),
+            Some(known) => Err(format!(
+                "thread {thread} is on vCPU {vcpu} here and on vCPU {known} before; a trace knows one of each: leave out the column `thread`"
+            )),
+            None if self.threads.len() == limits::THREADS => Err(format!(
+                "it is of one more than {} threads, the most that a trace can tell of",
+                limits::THREADS
+            )),
+            None => {
+                self.threads.insert(thread, vcpu);
+                Ok(())
+            }
+        }
+    }
+
+    /// Accesses to pages, so many times each. Merged with those before if they are by the same one to the same pages,
+    /// unless they are writes after reads. Without a time they are as late as there were accesses before.
     fn access(
         &mut self,
         pages: PageRange,
@@ -183,29 +239,40 @@ impl Importer {
         device: Option<u8>,
         thread: u32,
         time: Option<u64>,
-    ) -> Result<(), TraceError> {
+        repeats: u32,
+    ) -> Result<(), Refused> {
         self.own_times |= time.is_some();
         let event = Event {
             device: device.map(DeviceId),
             access: Some(access),
             thread,
+            repeats,
             ..Event::new(
                 Duration::from_nanos(time.unwrap_or(self.accesses)),
                 EventKind::Access,
                 pages,
             )
         };
-        self.accesses += 1;
-        let merged = self.last.is_some_and(|last| {
-            last.kind == EventKind::Access
-                && (last.page, last.pages) == (event.page, event.pages)
-                && (last.device, last.thread) == (event.device, event.thread)
-                && (last.access == event.access || last.access == Some(Access::Write))
-        });
-        match merged {
-            true => Ok(()),
-            false => self.put(event),
+        let accesses = self.accesses.saturating_add(event.accesses());
+        if accesses > limits::ACCESSES {
+            return Err(
+                format!("with it there are more than {} accesses", limits::ACCESSES).into(),
+            );
         }
+        self.accesses = accesses;
+        if let Some(last) = &mut self.pending
+            && (last.page, last.pages) == (event.page, event.pages)
+            && (last.device, last.thread) == (event.device, event.thread)
+            && (last.access == event.access || last.access == Some(Access::Write))
+            && let Some(sum) = last.repeats.checked_add(repeats)
+        {
+            last.repeats = sum;
+            return Ok(());
+        }
+        self.flush()?;
+        self.take(&event)?;
+        self.pending = Some(event);
+        Ok(())
     }
 
     /// Pages are freed.
@@ -215,7 +282,7 @@ impl Importer {
         device: Option<u8>,
         thread: u32,
         time: Option<u64>,
-    ) -> Result<(), TraceError> {
+    ) -> Result<(), Refused> {
         self.own_times |= time.is_some();
         self.put(Event {
             device: device.map(DeviceId),
@@ -229,7 +296,8 @@ impl Importer {
     }
 
     /// Something is said about pages.
-    fn hint(&mut self, pages: PageRange, hint: Hint, time: Option<u64>) -> Result<(), TraceError> {
+    fn hint(&mut self, pages: PageRange, hint: Hint, time: Option<u64>) -> Result<(), Refused> {
+        self.own_times |= time.is_some();
         let time = Duration::from_nanos(time.unwrap_or(self.accesses));
         self.put(Event {
             hint: Some(hint),
@@ -237,14 +305,30 @@ impl Importer {
         })
     }
 
-    fn put(&mut self, event: Event) -> Result<(), TraceError> {
-        self.last = Some(event);
-        self.pages = self
-            .pages
-            .max(u64::from(event.page.0) + u64::from(event.pages));
+    fn put(&mut self, event: Event) -> Result<(), Refused> {
+        self.flush()?;
+        self.take(&event)?;
+        Ok(self.writer.write(&[event])?)
+    }
+
+    /// Writes the access that waits.
+    fn flush(&mut self) -> Result<(), TraceError> {
+        match self.pending.take() {
+            Some(event) => self.writer.write(&[event]),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes account of a new event.
+    fn take(&mut self, event: &Event) -> Result<(), Refused> {
+        self.named.add(event).map_err(|pages| {
+            format!("with it there are accesses to {pages} pages in all, too many to be replayed; a column `repeats` says how often the same pages are accessed")
+        })?;
+        self.events += 1;
+        self.pages = self.pages.max(event.page.0 + event.pages);
         let device = event.device.map_or(0, |device| u32::from(device.0) + 1);
         self.devices = self.devices.max(device);
-        self.writer.write(&[event])
+        Ok(())
     }
 
     /// Tells the writer what is known only now.
@@ -254,7 +338,7 @@ impl Importer {
             .values()
             .max()
             .map_or(1, |vcpu| vcpu.saturating_add(1));
-        let memory = addresses::whole_blocks(self.pages);
+        let memory = addresses::whole_blocks(self.pages.into());
         self.writer.threads(std::mem::take(&mut self.threads));
         self.writer.machine(Machine {
             memory,
