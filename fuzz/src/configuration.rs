@@ -50,6 +50,8 @@ fn check(mut config: Config) {
     let host = Host {
         memory: 8 << 30,
         cpus: vec![0, 1],
+        groups: Vec::new(),
+        address_space: None,
     };
     // Whether a folder is there is the file system's business.
     config.json = config.json.filter(|path| path.as_os_str() == "-");
