@@ -109,9 +109,12 @@ impl Ending {
             };
             // Rounded up: a rest of less than a millisecond is no reason to spin.
             let milliseconds = left.min(LOOK_AGAIN).as_millis() as i32 + 1;
-            // SAFETY: one valid structure, as the count says; the descriptor is ours. An interrupted
-            // call is repeated.
-            unsafe { libc::poll(&mut ended, 1, milliseconds) };
+            // SAFETY: one valid structure, as the count says; the descriptor is ours.
+            let ready = unsafe { libc::poll(&mut ended, 1, milliseconds) };
+            if ready < 0 {
+                // Interrupted: repeated, but should that happen at every try, not at full speed.
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         self.get()
     }

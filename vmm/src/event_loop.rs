@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use hmm_backend::limits::Refusal;
@@ -126,7 +126,10 @@ fn try_wait(
     let mut failures = 0;
     while ending.get().is_none() {
         // Looks for itself now and then: an end whose event was refused by the system is an end, too.
+        let begin = Instant::now();
         match manager.run_with_timeout(LOOK_AGAIN.as_millis() as i32) {
+            // Interrupted, which the event manager does not tell from a time that is over: not at full speed.
+            Ok(0) if begin.elapsed() < LOOK_AGAIN => std::thread::sleep(Duration::from_millis(1)),
             Ok(_) => failures = 0,
             // Interrupted, for instance because the process was stopped and continued.
             Err(_) if failures < FAILURES => {

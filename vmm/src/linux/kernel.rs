@@ -1,7 +1,7 @@
 //! Kernel files: what they are, whether they are whole, where they go.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,10 @@ use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use thiserror::Error;
-use vm_memory::{ByteValued, GuestAddress, GuestMemoryMmap};
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{
+    ByteValued, GuestAddress, GuestMemoryMmap, ReadVolatile, VolatileMemoryError, VolatileSlice,
+};
 
 use super::layout::{CMDLINE_ROOM, HIGH_START};
 use crate::file::FileError;
@@ -191,13 +194,13 @@ impl Kernel {
 
     /// Puts it into memory, where [`Self::place`] says.
     pub fn load(&mut self, memory: &GuestMemoryMmap) -> Result<Loaded, KernelError> {
-        let damaged = |error: linux_loader::loader::Error| KernelError::Damaged(error.to_string());
+        let mut source = Source::new(&mut self.file);
         let high = Some(GuestAddress(HIGH_START));
         match &self.format {
             Format::BzImage(header) => {
                 let at = GuestAddress(header.pref_address);
-                let loaded =
-                    BzImage::load(memory, Some(at), &mut self.file, high).map_err(damaged)?;
+                let loaded = BzImage::load(memory, Some(at), &mut source, high);
+                let loaded = loaded.map_err(|error| source.error(&error))?;
                 let header = loaded.setup_header.ok_or(KernelError::NotAKernel)?;
                 Ok(Loaded {
                     entry: at.0 + ENTRY_64,
@@ -205,7 +208,8 @@ impl Kernel {
                 })
             }
             Format::Elf(place) => {
-                let loaded = Elf::load(memory, None, &mut self.file, None).map_err(damaged)?;
+                let loaded = Elf::load(memory, None, &mut source, None);
+                let loaded = loaded.map_err(|error| source.error(&error))?;
                 match loaded.pvh_boot_cap {
                     PvhBootCapability::PvhEntryPresent(entry) if place.contains(&entry.0) => {
                         Ok(Loaded {
@@ -223,6 +227,71 @@ impl Kernel {
                 }
             }
         }
+    }
+}
+
+/// The file as the loader reads it: what is interrupted or comes in parts is read on, and the system's error, which the loader
+/// drops, is kept.
+struct Source<'f> {
+    file: &'f mut File,
+    failed: Option<io::Error>,
+}
+
+impl Source<'_> {
+    fn new(file: &mut File) -> Source<'_> {
+        Source { file, failed: None }
+    }
+
+    /// Keeps the error, and gives one like it.
+    fn keep(&mut self, error: io::Error) -> io::Error {
+        let kind = error.kind();
+        if kind != io::ErrorKind::Interrupted {
+            self.failed = Some(error);
+        }
+        kind.into()
+    }
+
+    /// What is behind an error of the loader's.
+    fn error(&mut self, error: &linux_loader::loader::Error) -> KernelError {
+        match self.failed.take() {
+            Some(error) => KernelError::File(error.into()),
+            None => KernelError::Damaged(error.to_string()),
+        }
+    }
+}
+
+impl ReadVolatile for Source<'_> {
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        buffer: &mut VolatileSlice<B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.file.read_volatile(&mut buffer.offset(done)?) {
+                Ok(0) => break,
+                Ok(bytes) => done += bytes,
+                Err(VolatileMemoryError::IOError(error))
+                    if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(VolatileMemoryError::IOError(error)) => {
+                    return Err(VolatileMemoryError::IOError(self.keep(error)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+}
+
+impl Read for Source<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer);
+        read.map_err(|error| self.keep(error))
+    }
+}
+
+impl Seek for Source<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
     }
 }
 
