@@ -241,9 +241,12 @@ fn a_file_full_of_operations_is_bounded() {
         );
         let (figures, longest, said) = asked(&text);
         assert!(longest < LONG, "{operation}: {longest:?}, {said:?}");
-        // The cheap ones may be in time.
-        let all = (figures.decisions + figures.failures, figures.off);
-        assert_eq!(all, (3, 0), "{operation}: {said:?}");
+        match operation {
+            // Small tables are made so fast that all of them may be in time.
+            "x={{},{},{}} " => assert_eq!(figures.decisions + figures.failures, 3, "{said:?}"),
+            // Also the first time, before it is known that there are large texts: making them is work.
+            _ => assert_eq!(figures.failures, 3, "{operation}: {said:?}"),
+        }
     }
 }
 
