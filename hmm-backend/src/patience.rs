@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// Times a call is repeated at once: what makes it fail is over in a moment, if it is to be over at all.
 const TIMES: u32 = 1000;
 /// How long it is repeated at least: on a busy machine a moment can be long, and the times be short.
-const TIME: Duration = Duration::from_millis(500);
+const TIME: Duration = Duration::from_millis(20);
 
 /// Bounds the repeats of a call that gets nothing done, by their number and by time: both must be exceeded.
 #[derive(Clone, Copy, Debug, Default)]

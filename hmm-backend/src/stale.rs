@@ -49,7 +49,8 @@ impl Backend {
             // It has changed since: the CPU's next fault will find that.
             return Ok(());
         }
-        if self.presence(page)?.there {
+        let presence = self.presence(page)?;
+        if presence.there {
             // The host had refused to lift a protection.
             let lifted = self.guest.protect(PageRange::single(page), false);
             return lifted.map_err(|error| {
@@ -57,7 +58,7 @@ impl Backend {
                 Unresolved::Fatal(FatalCause::Host(what))
             });
         }
-        if !self.guest.looks_exactly() {
+        if !presence.exact {
             // It may be on swap. The CPU finds out by itself.
             return Ok(());
         }

@@ -188,6 +188,7 @@ fn failed_migrations_roll_back_with_every_page_unharmed() {
             rig.backend.word(Page(35)).unwrap().residency(),
             Residency::Untouched
         );
+        rig.wait_for(|stats| stats.cpu_faults == 32);
         let faults = rig.backend.stats().cpu_faults;
         for page in 0..32 {
             assert_eq!(rig.cpu(page, 0).fetch_add(1, SeqCst), u64::from(page));

@@ -273,6 +273,7 @@ fn coherent_pages_are_reached_by_all_and_move_only_when_asked_to() {
         assert_eq!(own.target(2), Some(Target::System), "faults move nothing");
         assert_eq!(rig.backend.migrate_to_device(own.id, range).unwrap(), 16);
         assert_eq!(own.driver.live(), 1, "one folio");
+        rig.wait_for(|stats| stats.cpu_faults == 1);
         let faults = rig.backend.stats().cpu_faults;
         rig.cpu(2, 0).fetch_add(1, SeqCst);
         rig.cpu(3, 0).fetch_add(3, SeqCst);

@@ -144,30 +144,33 @@ impl Kernel {
     /// What became of the page at this index, of which the kernel says that it failed with `error`. Only this call
     /// could have had its effect on it.
     fn outcome(&self, effect: Effect, at: u32, error: EngineError) -> Result<(), EngineError> {
-        let there = |first: u64| {
-            let look = self.tables.look(first + bytes(at));
-            look.map(|presence| presence.there).map_err(|error| {
-                let call = "looking for a page in /proc/self/pagemap, or with mincore";
+        let look = |first: u64| {
+            self.tables.look(first + bytes(at)).map_err(|error| {
+                let call = "looking for a page in /proc/self/pagemap and with mincore";
                 self.host_failures.note(call, &error);
                 EngineError::Unexpected(error.raw_os_error().unwrap_or(libc::EIO))
             })
         };
-        // `mincore` may not see a page on swap.
-        let exact = self.tables.exact();
         // With nothing in the way, the next attempt finds a way.
         let failed = match error {
             EngineError::InTheWay => EngineError::Busy,
             error => error,
         };
         match effect {
-            Effect::Moved { src, dst } => match (there(src)?, there(dst)?) {
-                (false, true) => Ok(()),
-                (true, true) => Err(EngineError::InTheWay),
-                (false, false) if exact => Err(EngineError::Lost),
-                (_, false) => Err(failed),
-            },
-            Effect::Made { dst } => there(dst)?.then_some(()).ok_or(failed),
-            Effect::Dropped { src } => (exact && !there(src)?).then_some(()).ok_or(error),
+            Effect::Moved { src, dst } => {
+                let (stayed, arrived) = (look(src)?, look(dst)?);
+                match (stayed.there, arrived.there) {
+                    (false, true) => Ok(()),
+                    (true, true) => Err(EngineError::InTheWay),
+                    (false, false) if stayed.exact && arrived.exact => Err(EngineError::Lost),
+                    (_, false) => Err(failed),
+                }
+            }
+            Effect::Made { dst } => look(dst)?.there.then_some(()).ok_or(failed),
+            Effect::Dropped { src } => {
+                let stayed = look(src)?;
+                (stayed.exact && !stayed.there).then_some(()).ok_or(error)
+            }
         }
     }
 }

@@ -347,7 +347,7 @@ impl GuestMemory {
                     ..run.skip(at)
                 };
                 let look = || self.look(part.page);
-                let gone = in_doubt && self.looks_exactly() && look().is_ok_and(|it| !it.there);
+                let gone = in_doubt && look().is_ok_and(|it| it.exact && !it.there);
                 let done = match gone {
                     true => Ok(()),
                     false => self.copy_and_drop(part, device),
@@ -425,11 +425,6 @@ impl GuestMemory {
     /// What the page tables of this process say about a page.
     pub(crate) fn look(&self, page: Page) -> io::Result<Presence> {
         self.kernel.tables().look(self.address(page))
-    }
-
-    /// Whether a page on swap can be told from a missing one.
-    pub(crate) fn looks_exactly(&self) -> bool {
-        self.kernel.tables().exact()
     }
 
     /// The calls that the host refused although the backend cannot do without them.

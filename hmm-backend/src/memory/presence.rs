@@ -24,12 +24,14 @@ pub(crate) struct Presence {
     pub(crate) there: bool,
     /// A write would be a fault.
     pub(crate) protected: bool,
+    /// That comes from the page tables themselves. Otherwise a page on swap looks like a missing one, and any page like a
+    /// protected one.
+    pub(crate) exact: bool,
 }
 
 /// The page tables of this process, for reading.
 pub(crate) struct PageTables {
-    /// `None` where the process may not read it, as a program with file capabilities may not: then `mincore` answers,
-    /// which takes a page on swap for a missing one and knows of no protection.
+    /// `None` where the process may not read it: a program with file capabilities may not.
     pagemap: Option<File>,
 }
 
@@ -40,27 +42,34 @@ impl PageTables {
         }
     }
 
-    /// Whether a page on swap can be told from a missing one.
-    pub(crate) fn exact(&self) -> bool {
-        self.pagemap.is_some()
-    }
-
-    /// Looks at the page at this host address, which must be in a mapping of this process.
+    /// Looks at the page at this host address, which must be in a mapping of this process. Where the page tables cannot be read,
+    /// `mincore` answers.
     pub(crate) fn look(&self, address: u64) -> io::Result<Presence> {
-        match &self.pagemap {
-            Some(pagemap) => {
-                let mut entry = [0; 8];
-                pagemap.read_exact_at(&mut entry, address / PAGE_SIZE * 8)?;
-                let entry = u64::from_ne_bytes(entry);
-                Ok(Presence {
-                    there: entry & (PRESENT | SWAPPED) != 0,
-                    protected: entry & PROTECTED != 0,
-                })
-            }
-            None => Ok(Presence {
+        let entry = self.pagemap.as_ref().map(|file| entry(file, address));
+        match entry {
+            Some(Ok(entry)) => Ok(Presence {
+                there: entry & (PRESENT | SWAPPED) != 0,
+                protected: entry & PROTECTED != 0,
+                exact: true,
+            }),
+            None | Some(Err(_)) => Ok(Presence {
                 there: in_core(address)?,
                 protected: true,
+                exact: false,
             }),
+        }
+    }
+}
+
+fn entry(pagemap: &File, address: u64) -> io::Result<u64> {
+    let mut entry = [0; 8];
+    let mut patience = Patience::default();
+    loop {
+        match pagemap.read_at(&mut entry, address / PAGE_SIZE * 8) {
+            Ok(8) => return Ok(u64::from_ne_bytes(entry)),
+            Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && patience.again() => {}
+            Err(error) => return Err(error),
         }
     }
 }
@@ -95,7 +104,9 @@ mod tests {
     #[test]
     fn page_tables_tell_what_is_there() {
         let mapping = Mapping::new(4 * PAGE_SIZE, "hmm-test").unwrap();
-        for tables in [PageTables::open(), PageTables { pagemap: None }] {
+        let unreadable = File::open("/dev/null").ok();
+        for pagemap in [PageTables::open().pagemap, unreadable, None] {
+            let tables = PageTables { pagemap };
             let there = |page: u64| {
                 tables
                     .look(mapping.address(page * PAGE_SIZE))

@@ -92,6 +92,7 @@ fn a_cpu_s_read_leaves_the_device_its_copy() {
         assert_eq!(system_bytes(&rig, 3), 4096);
         assert_eq!(device.driver.freed.load(SeqCst), 0);
         // Both read their own copies from now on.
+        rig.wait_for(|stats| stats.cpu_faults == 9);
         let faults = rig.backend.stats().cpu_faults;
         assert_eq!((device.read(3, 5), device.read(3, 6)), (Ok(53), Ok(7)));
         assert_eq!(device.target(3), Some(Target::Device(frame)));
