@@ -2,6 +2,8 @@
 //! an error when something that it should have written was lost.
 
 mod common;
+#[path = "common/signals.rs"]
+mod signals;
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -16,6 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use signals::heed_signals;
 use tempfile::TempDir;
 
 /// Longer than any end takes, even on a busy host; an idle one takes well below a second.
@@ -89,6 +92,7 @@ fn hmmvisor(folder: &TempDir, args: &[&str]) -> Command {
     command.args(args).current_dir(folder.path());
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(Stdio::piped());
+    heed_signals(&mut command);
     command
 }
 

@@ -1,5 +1,8 @@
 //! `--record`: the trace says what the summary says, and survives whatever ends the run or the disk.
 
+#[path = "common/signals.rs"]
+mod signals;
+
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -96,14 +99,11 @@ fn wait_for_events(path: &Path) {
 /// A run that will not end by itself, with events in its trace already.
 fn endless(path: &Path) -> Killed {
     let args = ["--workload", "pingpong", "--param", "rounds=1000000"];
-    let child = Command::new(HMMVISOR)
-        .args(args)
-        .arg("--record")
-        .arg(path)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let child = Killed(child.unwrap());
+    let mut command = Command::new(HMMVISOR);
+    command.args(args).arg("--record").arg(path);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    signals::heed_signals(&mut command);
+    let child = Killed(command.spawn().unwrap());
     wait_for_events(path);
     child
 }

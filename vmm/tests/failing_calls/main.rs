@@ -9,6 +9,8 @@ mod library;
 mod rows;
 mod run;
 mod scene;
+#[path = "../common/signals.rs"]
+mod signals;
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

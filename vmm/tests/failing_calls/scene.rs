@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::kernel::Code;
 use crate::library::Library;
+use crate::signals::heed_signals;
 
 /// How pages migrate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +77,7 @@ impl Scene {
     /// The command, with its files in `folder`.
     pub fn command(self, library: &Library, engine: Engine, folder: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hmmvisor"));
+        heed_signals(&mut command);
         command.current_dir(folder).env("RUST_BACKTRACE", "0");
         command.args(["run", "--device-memory", "64K", "--memory"]);
         command.arg(match self {

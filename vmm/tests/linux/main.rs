@@ -4,4 +4,6 @@
 mod bad_input;
 mod kernel;
 mod running;
+#[path = "../common/signals.rs"]
+mod signals;
 mod terminal;

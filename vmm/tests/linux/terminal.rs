@@ -10,6 +10,7 @@ use std::ptr;
 use std::time::{Duration, Instant};
 
 use crate::kernel::{Code, Folder, command};
+use crate::signals::heed_signals;
 
 /// The two ends of a pseudo-terminal.
 struct Terminal {
@@ -53,6 +54,7 @@ impl Terminal {
     fn start(&self, mut command: Command) -> Child {
         let end = || Stdio::from(self.program.try_clone().unwrap());
         command.stdin(end()).stdout(end()).stderr(end());
+        heed_signals(&mut command);
         command.spawn().unwrap()
     }
 
