@@ -76,9 +76,9 @@ fn one(library: &Library, row: &Row, first: u64, every: u64) -> End {
         .env("FAILING_CALLS_ERRNO", error.to_string())
         .env("FAILING_CALLS_FIRST", first.to_string())
         .env("FAILING_CALLS_EVERY", every.to_string());
-    let until = match row.scene {
-        Scene::Endless => Until::Trouble,
-        _ => Until::End,
+    let until = match row.scene == Scene::Endless || row.may_wait() {
+        true => Until::Trouble,
+        false => Until::End,
     };
     to_the_end(command, folder.path(), &counts, until)
 }
