@@ -15,8 +15,12 @@ use crate::vcpu::{Shared, Vcpu};
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
 
-/// How long all of them may take before their page faults are abandoned.
-const ABANDON_FAULTS: Duration = Duration::from_millis(200);
+/// How many kicks a vCPU may miss before page faults are abandoned, 200 ms' worth. Kicks are counted, not time: on a machine that
+/// is overloaded, a vCPU that listens needs longer, and the kicks become fewer, too.
+const ABANDON_FAULTS: u32 = 200;
+
+/// How long all of them may take before that, however few the kicks.
+const ABANDON_FAULTS_AFTER: Duration = Duration::from_secs(1);
 
 /// How long all of them may take at all.
 const GIVE_UP: Duration = Duration::from_secs(3);
@@ -115,12 +119,15 @@ impl VcpuThreads {
         // the thread is gone.
         let begin = Instant::now();
         let mut abandoned = false;
+        let mut kicks = 0;
         while !self.threads.is_empty() && begin.elapsed() < GIVE_UP {
             for thread in &self.threads {
                 // Fails only for a thread that has just ended.
                 let _ = thread.handle().kill(SIGRTMIN());
             }
-            if !abandoned && begin.elapsed() >= ABANDON_FAULTS {
+            kicks += 1;
+            let deaf = kicks > ABANDON_FAULTS || begin.elapsed() >= ABANDON_FAULTS_AFTER;
+            if !abandoned && deaf {
                 abandoned = true;
                 self.shared.machine.abandon_faults();
             }
