@@ -354,6 +354,32 @@ fn migrations_lose_only_the_pages_the_kernel_keeps() {
     });
 }
 
+/// Two of them in one call's range: the second is found where the first has cut the range.
+#[test]
+fn busy_pages_far_apart_stay_and_the_others_go() {
+    both_engines(|engine| {
+        let (rig, script) = rig(engine);
+        let device = rig.device(64);
+        for page in 0..64 {
+            rig.cpu(page, 0).store(100 + u64::from(page), SeqCst);
+        }
+        for page in [5, 40, 63] {
+            script.say(KernelCall::Take, page, 1, libc::EBUSY);
+        }
+        let range = rig.range(0..64);
+        let moved = rig.backend.migrate_to_device(device.id, range).unwrap();
+        assert_eq!((moved, script.left()), (61, 0));
+        let stayed: Vec<u32> = (0..64)
+            .filter(|p| !rig.on_device(0..64).contains(p))
+            .collect();
+        assert_eq!(stayed, [5, 40, 63]);
+        for page in 0..64 {
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), 100 + u64::from(page));
+        }
+        device.driver.assert_clean();
+    });
+}
+
 #[test]
 fn answers_that_the_protocol_rules_out_are_fatal_for_their_page_alone() {
     both_engines(|engine| {

@@ -117,14 +117,18 @@ impl Kernel {
             let Some(answer) = self.made_up(call, rest) else {
                 return real(at, left);
             };
-            let nothing = Progress {
+            // A call may be about fewer pages than it is asked for.
+            let mut progress = Progress {
                 done: 0,
                 error: None,
             };
-            let progress = match answer.done.min(left) {
-                0 => nothing,
-                n => real(at, n),
-            };
+            let wanted = answer.done.min(left);
+            while progress.error.is_none() && progress.done < bytes(wanted) {
+                let done = (progress.done / PAGE_SIZE) as u32;
+                let more = real(at + done, wanted - done);
+                progress.done += more.done;
+                progress.error = more.error;
+            }
             if progress.error.is_none() && answer.unreported > 0 {
                 let n = answer.unreported.min(left - answer.done);
                 real(at + answer.done, n);
