@@ -57,8 +57,8 @@ pub struct FatalFault {
     pub thread: u32,
     /// Why.
     pub cause: FatalCause,
-    /// When the service learned of the access, on the backend's clock ([`Backend::now`]). A thread that was not
-    /// asleep in this access all the time since has been answered, or woken, already.
+    /// A moment just before the service learned of the access, on the backend's clock ([`Backend::now`]). A thread that
+    /// has left the access at any time since has been answered, or woken, already.
     pub since: Duration,
     /// The page's generation then.
     pub(crate) generation: u16,

@@ -11,7 +11,7 @@ pub(crate) struct Fault {
     pub(crate) page: Page,
     pub(crate) write: bool,
     pub(crate) thread: u32,
-    /// When its message was read.
+    /// A moment just before its message was read: the thread was asleep in the access then, or fell asleep later.
     pub(crate) since: Duration,
     /// The page's generation then.
     pub(crate) generation: u16,

@@ -224,6 +224,9 @@ impl Worker {
                 Err(error) => return Err(context("ppoll", error)),
             }
             let backend = self.backend.clone();
+            // Before the messages are read: each of these threads was asleep in its access after this moment. A moment after the
+            // reading could come later than the thread's return from the access, and answer its next one.
+            let since = backend.now();
             let shards = backend.guest.shards().iter();
             for ((shard, fd), fruitless) in shards.zip(&fds).zip(&mut fruitless) {
                 if fd.revents != 0 {
@@ -235,7 +238,7 @@ impl Worker {
             }
             let idle = messages.is_empty();
             if !idle {
-                let batch = self.sorted(&mut messages);
+                let batch = self.sorted(&mut messages, since);
                 self.serve(&batch, None);
             }
             self.serve_due();
@@ -259,9 +262,8 @@ impl Worker {
         Some(next.due.saturating_sub(self.backend.now()))
     }
 
-    /// The batch in page order, one entry for each page and thread.
-    fn sorted(&self, messages: &mut Vec<FaultMessage>) -> Vec<Fault> {
-        let since = self.backend.now();
+    /// The batch in page order, one entry for each page and thread. `since`: a moment before the first was read.
+    fn sorted(&self, messages: &mut Vec<FaultMessage>, since: Duration) -> Vec<Fault> {
         let mut faults: Vec<Fault> = messages
             .drain(..)
             .map(|m| {

@@ -22,8 +22,9 @@ use crate::failure::Failure;
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
 
-/// How many kicks it may miss, two seconds' worth. Only one sleeper misses more: KVM itself, emulating an access, is deaf to signals.
-/// Kicks are counted, not seconds: on a machine that is overloaded or emulated, the kicks become fewer, too.
+/// How many kicks it may miss. Only one sleeper misses more: KVM itself, emulating an access, is deaf to signals; each kick
+/// makes it fault again, and each fault makes another report with a kick of its own. Kicks are counted, not seconds: on a
+/// machine that is overloaded or emulated, the kicks become fewer, too.
 const GIVE_UP: u32 = 2000;
 
 /// What becomes of a vCPU's access to a page that cannot be supplied.
@@ -72,7 +73,7 @@ pub fn failure(fault: &FatalFault, vcpu: Option<u32>, base: u64) -> Failure {
 /// A fault that its vCPU has not been told of.
 struct Report {
     fault: FatalFault,
-    /// Kicks since there is a report without a break.
+    /// Kicks since the vCPU last took a report.
     kicks: u32,
 }
 
@@ -101,10 +102,12 @@ impl MemoryErrors {
         report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A fault of this vCPU cannot be resolved. The newest report counts: it is about what the vCPU does now.
+    /// A fault of this vCPU, which is kicked for it, cannot be resolved. The newest report counts: it is about what the vCPU
+    /// does now.
     fn put(&self, vcpu: u32, fault: FatalFault) {
         let mut report = self.report(vcpu);
-        let kicks = report.take().map_or(0, |old| old.kicks);
+        let missed = report.take().map_or(0, |old| old.kicks);
+        let kicks = missed.saturating_add(1);
         *report = Some(Report { fault, kicks });
     }
 
@@ -174,7 +177,7 @@ impl Reporter {
         self.errors.put(vcpu, fault);
         // Usually the one that works; the kicker sees to the rest.
         interrupt(thread);
-        // Fails only if the kicker has panicked, which is a bug that has been reported.
+        // Fails only if the kicker has ended the run, or has panicked, which has been told of.
         let _ = self.kicker.send(Kick { vcpu, thread });
     }
 }
@@ -194,31 +197,34 @@ fn kick(errors: &MemoryErrors, ending: &Ending, kicks: &Receiver<Kick>) {
                 waiting.retain(|old| old.vcpu != kick.vcpu);
                 waiting.push(kick);
             }
-            Err(RecvTimeoutError::Timeout) => {
-                waiting.retain(|kick| is_to_be_kicked(errors, ending, kick));
-            }
+            Err(RecvTimeoutError::Timeout) => waiting.retain(|kick| kick_again(errors, kick)),
             Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if let Some(failure) = waiting.iter().find_map(|kick| deaf(errors, kick)) {
+            // The first end counts.
+            ending.set(End::Failed(failure));
+            return;
         }
     }
 }
 
-fn is_to_be_kicked(errors: &MemoryErrors, ending: &Ending, kick: &Kick) -> bool {
-    match &mut *errors.report(kick.vcpu) {
-        None => false,
-        Some(report) if report.kicks >= GIVE_UP => {
-            ending.set(End::Failed(failure(
-                &report.fault,
-                Some(kick.vcpu),
-                errors.base,
-            )));
-            false
-        }
-        Some(report) => {
-            report.kicks += 1;
-            interrupt(kick.thread);
-            true
-        }
-    }
+/// Kicks a vCPU again if it has not taken its report. Whether it was so.
+fn kick_again(errors: &MemoryErrors, kick: &Kick) -> bool {
+    let mut report = errors.report(kick.vcpu);
+    let Some(report) = &mut *report else {
+        return false;
+    };
+    report.kicks = report.kicks.saturating_add(1);
+    interrupt(kick.thread);
+    true
+}
+
+/// The failure that ends the run if this vCPU has missed too many kicks. A deaf vCPU faults again at each kick: there may
+/// never be a millisecond without a report.
+fn deaf(errors: &MemoryErrors, kick: &Kick) -> Option<Failure> {
+    let report = errors.report(kick.vcpu);
+    let report = report.as_ref().filter(|report| report.kicks >= GIVE_UP)?;
+    Some(failure(&report.fault, Some(kick.vcpu), errors.base))
 }
 
 /// Makes the system call return that this thread of the process is in. To no effect if the thread has ended.
