@@ -1,5 +1,7 @@
 //! Which ends are allowed.
 
+use std::time::Duration;
+
 use crate::rows::{How, Row, name};
 use crate::run::End;
 use crate::scene::Scene;
@@ -21,8 +23,8 @@ fn spinning(row: &Row) -> u64 {
     }
 }
 
-/// What happened, or what was wrong with it.
-pub fn judge(row: &Row, end: &End) -> Result<String, String> {
+/// What happened, or what was wrong with it. A signal must end a run `within` a time.
+pub fn judge(row: &Row, end: &End, within: Duration) -> Result<String, String> {
     let wrong = |what: String| {
         let said: Vec<_> = end.stderr.lines().filter(|line| telling(line)).collect();
         let guest: Vec<_> = end
@@ -63,7 +65,10 @@ pub fn judge(row: &Row, end: &End) -> Result<String, String> {
         }
     }
     match (end.interrupted, row.scene) {
-        (None, Scene::Endless) | (None, _) => {}
+        (None, _) => {}
+        (Some(time), _) if time > within => {
+            return wrong(format!("SIGINT ends the run only after {time:?}"));
+        }
         (Some(time), Scene::Endless) => return Ok(format!("ended by SIGINT within {time:?}")),
         (Some(time), _) if row.may_wait() => {
             return Ok(format!("the guest waits; ended by SIGINT within {time:?}"));

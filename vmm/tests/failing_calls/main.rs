@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use library::Library;
 use rows::Row;
@@ -24,8 +24,8 @@ use rows::Row;
 /// Only rows whose names contain this.
 const CHOICE: &str = "HMMVISOR_ROWS";
 
-/// Runs all of these, one for each CPU at a time, and fails with what was wrong.
-fn check(rows: Vec<Row>) {
+/// Runs all of these, one for each CPU at a time, and fails with what was wrong. Signals must end runs `within` a time.
+fn check(rows: Vec<Row>, within: Duration) {
     let choice = std::env::var(CHOICE).unwrap_or_default();
     let rows: Vec<Row> = rows
         .into_iter()
@@ -41,7 +41,7 @@ fn check(rows: Vec<Row>) {
             scope.spawn(|| {
                 while let Some(row) = rows.get(next.fetch_add(1, SeqCst)) {
                     let begin = Instant::now();
-                    let result = run::run(&library, row);
+                    let result = run::run(&library, row, within);
                     let seconds = begin.elapsed().as_secs_f32();
                     match &result {
                         Ok(end) => eprintln!("ok     {row}: {end} ({seconds:.1} s)"),
@@ -69,13 +69,13 @@ fn check(rows: Vec<Row>) {
 
 #[test]
 fn the_calls_that_lost_something_before() {
-    check(rows::quick());
+    check(rows::quick(), run::AFTER_SIGNAL_BUSY);
 }
 
 #[test]
 #[ignore = "takes half an hour"]
 fn every_call_with_every_error() {
-    check(rows::all());
+    check(rows::all(), run::AFTER_SIGNAL);
 }
 
 /// What a run asks of the kernel, as the library sees it: each is in the table, or is said not to be worth a row.

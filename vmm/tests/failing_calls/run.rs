@@ -14,8 +14,10 @@ use crate::scene::{Engine, Scene};
 
 /// Longer than any row takes, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
-/// A signal ends a run within a second; the rest is for a busy machine.
-const AFTER_SIGNAL: Duration = Duration::from_secs(5);
+/// A signal ends a run within this time, on a machine that has nothing else to do.
+pub const AFTER_SIGNAL: Duration = Duration::from_secs(1);
+/// The same on a busy one. After this time a run is killed.
+pub const AFTER_SIGNAL_BUSY: Duration = Duration::from_secs(5);
 /// From the first failure of a run without end to the signal: time to get into trouble.
 const TROUBLE: Duration = Duration::from_millis(300);
 
@@ -39,11 +41,11 @@ pub struct End {
     pub time: Duration,
 }
 
-/// Runs a row: what happened, or what was wrong with it.
-pub fn run(library: &Library, row: &Row) -> Result<String, String> {
+/// Runs a row, which a signal must end `within` a time: what happened, or what was wrong with it.
+pub fn run(library: &Library, row: &Row, within: Duration) -> Result<String, String> {
     let Pattern::Each = row.pattern else {
         let (first, every) = row.pattern.numbers();
-        return judge::judge(row, &one(library, row, first, every));
+        return judge::judge(row, &one(library, row, first, every), within);
     };
     // One call after the other, until the run has no more of them.
     let (mut ends, mut wrong) = (Vec::new(), Vec::new());
@@ -52,7 +54,7 @@ pub fn run(library: &Library, row: &Row) -> Result<String, String> {
         if nth > 1 && end.failed == 0 {
             break;
         }
-        match judge::judge(row, &end) {
+        match judge::judge(row, &end, within) {
             Ok(text) => ends.push(text),
             Err(text) => wrong.push(format!("number {nth}: {text}")),
         }
@@ -136,7 +138,7 @@ fn to_the_end(mut command: Command, folder: &Path, counts: &Counts, until: Until
         let signal = Instant::now();
         // SAFETY: a signal to a child that has not been waited for.
         unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
-        status = wait(&mut child, patient(AFTER_SIGNAL), || false);
+        status = wait(&mut child, patient(AFTER_SIGNAL_BUSY), || false);
         interrupted = Some(signal.elapsed());
     }
     let status = status.unwrap_or_else(|| {
