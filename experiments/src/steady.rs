@@ -1,7 +1,10 @@
 //! Writing that neither gives up at the first interruption nor goes on trying for ever.
 
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
 
 /// Writes in a row that the system may interrupt or put off before that is an error...
 const RETRIES: u32 = 1000;
@@ -29,6 +32,12 @@ pub fn write_all(out: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
     while let Err(error) = out.flush() {
         retry(error, &mut failures)?;
     }
+    Ok(())
+}
+
+/// Waits until an output has room that another process has made non-blocking, as each process can that shares a pipe or a terminal.
+pub fn wait_for_room(out: &impl AsFd) -> io::Result<()> {
+    poll(&mut [PollFd::new(out, PollFlags::OUT)], None)?;
     Ok(())
 }
 

@@ -198,10 +198,14 @@ impl Ring {
 
     /// Takes out the events until `until`, and what is known of those that were dropped.
     pub(crate) fn drain_into(&mut self, all: &mut Events, until: Duration) {
-        let later = |event: &Event| event.time > until;
-        let count = self.events.iter().position(later);
-        let count = count.unwrap_or(self.events.len());
-        all.events.extend(self.events.drain(..count));
+        // Not wholly in order: a fault's time is that of its end, which comes before what is noted meanwhile.
+        self.events.retain(|event| {
+            let now = event.time <= until;
+            if now {
+                all.events.push(*event);
+            }
+            !now
+        });
         for (sum, n) in all.dropped.iter_mut().zip(&mut self.dropped) {
             *sum += std::mem::take(n);
         }

@@ -5,6 +5,7 @@
 //! is a look at the page tables; what they say is checked once more under the page's lock.
 
 use crate::backend::Backend;
+use crate::engine::Engine;
 use crate::fatal::FatalCause;
 use crate::memory::Presence;
 use crate::page::{Page, PageRange};
@@ -26,6 +27,10 @@ impl Backend {
 
     /// Whether a CPU's access to the page would be no fault.
     fn page_tables_agree(&self, page: Page, write: bool) -> Result<bool, Unresolved> {
+        // A model's page tables are its words: a page that came while the fault was put off is there.
+        if self.engine() == Engine::Model {
+            return Ok(true);
+        }
         let presence = self.presence(page)?;
         Ok(presence.there && !(write && presence.protected))
     }
@@ -50,6 +55,10 @@ impl Backend {
             return Ok(());
         }
         let presence = self.presence(page)?;
+        if presence.there && !write {
+            // It came while this thread took the lock. A protection keeps out writers alone, and may belong to it.
+            return Ok(());
+        }
         if presence.there {
             // The host had refused to lift a protection.
             let lifted = self.guest.protect(PageRange::single(page), false);
@@ -73,5 +82,24 @@ impl Backend {
         self.recorder.add(Counter::PagesVanished, 1);
         let _ = self.lose(lock, page);
         Err(Unresolved::Fatal(FatalCause::Vanished))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::BackendConfig;
+
+    /// A page may come, protected, between the look that misses it and the lock.
+    #[test]
+    fn a_reader_lifts_no_protection() {
+        let backend = Backend::new(BackendConfig::new(2 << 20)).unwrap();
+        let page = Page(3);
+        drop(backend.pin(PageRange::single(page)).unwrap());
+        backend
+            .set_read_only(PageRange::single(page), true)
+            .unwrap();
+        backend.restore(page, false).unwrap();
+        assert!(backend.presence(page).unwrap().protected);
     }
 }

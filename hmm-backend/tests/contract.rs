@@ -229,10 +229,7 @@ fn a_fatal_fault_is_reported_and_the_page_keeps_its_contents() {
                 let id = unsafe { libc::gettid() } as u32;
                 (id, rig.cpu(9, 0).load(SeqCst))
             });
-            let mut fatal = rig.fatal.lock().unwrap();
-            while fatal.is_empty() {
-                fatal = rig.fatal_seen.wait(fatal).unwrap();
-            }
+            let fatal = rig.first_fatal();
             let fault = fatal[0].clone();
             drop(fatal);
             let cause = FatalCause::DriverFailed("link down".into());
@@ -372,6 +369,9 @@ fn devices_may_not_write_read_only_pages() {
         rig.backend.set_read_only(rig.range(0..4), true).unwrap();
         assert_eq!(device.read(2, 0), Ok(1));
         assert_eq!(device.write(2, 0, 2), Err(MirrorError::Permission(Page(2))));
+        // It is in the device's own memory, and the device has just read it.
+        let added = device.add_exclusively(2, 0, 1, || {});
+        assert_eq!(added, Err(MirrorError::Permission(Page(2))));
         assert_eq!(device.write(3, 0, 2), Err(MirrorError::Permission(Page(3))));
         assert_eq!(device.read(600, 0), Err(MirrorError::OutOfRange(Page(600))));
         rig.backend.set_read_only(rig.range(0..4), false).unwrap();

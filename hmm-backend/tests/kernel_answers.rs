@@ -232,10 +232,7 @@ fn a_vanished_page_is_noticed() {
         assert_eq!(gone, 0);
         std::thread::scope(|scope| {
             let sleeper = scope.spawn(|| rig.cpu(3, 0).fetch_add(1, SeqCst));
-            let mut fatal = rig.fatal.lock().unwrap();
-            while fatal.is_empty() {
-                fatal = rig.fatal_seen.wait(fatal).unwrap();
-            }
+            let fatal = rig.first_fatal();
             assert_eq!(
                 (fatal[0].page, &fatal[0].cause),
                 (Page(3), &FatalCause::Vanished)
@@ -275,10 +272,7 @@ fn a_free_that_the_host_refuses_frees_nothing() {
 
 /// Waits until the service has reported that the host has refused a call.
 fn refused(rig: &Rig, call: &str) {
-    let mut fatal = rig.fatal.lock().unwrap();
-    while fatal.is_empty() {
-        fatal = rig.fatal_seen.wait(fatal).unwrap();
-    }
+    let fatal = rig.first_fatal();
     let cause = &fatal[0].cause;
     let said = matches!(cause, FatalCause::HostFailed(what) if what.contains(call));
     assert!(said, "{cause:?}");
@@ -393,10 +387,7 @@ fn answers_that_the_protocol_rules_out_are_fatal_for_their_page_alone() {
             script.say(KernelCall::Give, 5, 1, errno);
             std::thread::scope(|scope| {
                 let sleeper = scope.spawn(|| rig.cpu(5, 0).load(SeqCst));
-                let mut fatal = rig.fatal.lock().unwrap();
-                while fatal.is_empty() {
-                    fatal = rig.fatal_seen.wait(fatal).unwrap();
-                }
+                let fatal = rig.first_fatal();
                 assert_eq!(fatal[0].page, Page(5));
                 let cause = &fatal[0].cause;
                 assert!(

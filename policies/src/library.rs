@@ -305,10 +305,14 @@ unsafe fn elements(state: *mut lua_State, n: c_int) -> u64 {
     }
 }
 
-/// How many whole numbers there are from `first` to `last`.
+/// How many whole numbers there are from `first` to `last`. The library converts them to C's `int`: what does not fit becomes
+/// whatever the processor makes of it, so that there is no saying how many there are; then the largest number.
 fn span(first: f64, last: f64) -> u64 {
-    // Conversions saturate.
-    (last - first + 1.0).max(0.0) as u64
+    let is_int = |n: f64| (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&n);
+    match is_int(first) && is_int(last) {
+        true => (last.trunc() - first.trunc() + 1.0).max(0.0) as u64,
+        false => u64::MAX,
+    }
 }
 
 /// All texts among the arguments, read and written.

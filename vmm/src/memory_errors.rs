@@ -10,7 +10,7 @@ use std::io;
 use std::str::FromStr;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hmm_backend::{Backend, FatalCause, FatalFault};
 use hmmvisor_devices::thread::{self, STOP_WITHIN, Thread};
@@ -186,6 +186,7 @@ impl Reporter {
 /// `KVM_RUN` is lost.
 fn kick(errors: &MemoryErrors, ending: &Ending, kicks: &Receiver<Kick>) {
     let mut waiting: Vec<Kick> = Vec::new();
+    let mut kicked = Instant::now();
     loop {
         let next = if waiting.is_empty() {
             kicks.recv().map_err(RecvTimeoutError::from)
@@ -197,8 +198,13 @@ fn kick(errors: &MemoryErrors, ending: &Ending, kicks: &Receiver<Kick>) {
                 waiting.retain(|old| old.vcpu != kick.vcpu);
                 waiting.push(kick);
             }
-            Err(RecvTimeoutError::Timeout) => waiting.retain(|kick| kick_again(errors, kick)),
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
+        }
+        // Whatever came: the reports of one vCPU must not keep another one from its kick.
+        if kicked.elapsed() >= KICK_AGAIN {
+            waiting.retain(|kick| kick_again(errors, kick));
+            kicked = Instant::now();
         }
         if let Some(failure) = waiting.iter().find_map(|kick| deaf(errors, kick)) {
             // The first end counts.

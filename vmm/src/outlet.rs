@@ -6,12 +6,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hmmvisor_devices::thread::{self, Thread};
-use hmmvisor_experiments::steady::write_all;
+use hmmvisor_experiments::steady::{wait_for_room, write_all};
 
 /// Bytes that wait at most.
 const LIMIT: usize = 16 << 10;
@@ -240,19 +241,33 @@ impl Drop for OutletThread {
     }
 }
 
-/// Output whose reader may stop reading: what it does not read any more is no error.
+/// Standard output or standard error, which are shared with other programs: one that does not read any more is no error, and
+/// where one has made them non-blocking they are waited for all the same.
 pub struct MayClose<W>(pub W);
 
-impl<W: Write> Write for MayClose<W> {
+impl<W: Write + AsFd> MayClose<W> {
+    /// Tries once more when there is room. What then finds none is an error for the caller to count.
+    fn with_room<T>(&mut self, call: impl Fn(&mut W) -> io::Result<T>) -> io::Result<T> {
+        match call(&mut self.0) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                wait_for_room(&self.0)?;
+                call(&mut self.0)
+            }
+            result => result,
+        }
+    }
+}
+
+impl<W: Write + AsFd> Write for MayClose<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.0.write(bytes) {
+        match self.with_room(|out| out.write(bytes)) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(bytes.len()),
             result => result,
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match self.0.flush() {
+        match self.with_room(W::flush) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
             result => result,
         }
@@ -263,6 +278,7 @@ impl<W: Write> Write for MayClose<W> {
 mod tests {
     use super::*;
     use std::io::Read;
+    use std::os::fd::AsRawFd;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -370,5 +386,23 @@ mod tests {
         let mut thread = Outlet::start("out", out, |_| {}).unwrap();
         thread.outlet().put(b"text");
         assert_eq!(thread.finish(PATIENCE), OutletFigures::default());
+    }
+
+    #[test]
+    fn a_reader_is_waited_for_where_output_has_been_made_non_blocking() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        // SAFETY: changes a flag of the test's own pipe.
+        unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+        let text = vec![b'x'; 1 << 20];
+        let mut out = MayClose(writer);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                out.write_all(&text).unwrap();
+                drop(out);
+            });
+            let mut read = Vec::new();
+            reader.read_to_end(&mut read).unwrap();
+            assert!(read == text);
+        });
     }
 }

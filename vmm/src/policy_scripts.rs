@@ -19,6 +19,14 @@ use crate::outlet::{MayClose, Outlet, OutletThread};
 pub(crate) struct Policies {
     pub(crate) factory: Arc<dyn PolicyFactory>,
     pub(crate) scripts: Vec<Script>,
+    messages: Arc<Messages>,
+}
+
+impl Drop for Policies {
+    /// Scripts live on in threads that nothing waits for; what they have said until now must not be lost with the process.
+    fn drop(&mut self) {
+        self.messages.finish();
+    }
 }
 
 /// What scripts have to say, on its way to standard error. Scripts run in the service of faults, which must not wait for a
@@ -49,13 +57,12 @@ impl Messages {
             speaker.outlet.offer(text.as_bytes());
         }
     }
-}
 
-impl Drop for Messages {
-    fn drop(&mut self) {
-        if let Some(Some(speaker)) = self.0.get_mut() {
-            let thread = speaker.thread.get_mut();
-            let thread = thread.unwrap_or_else(PoisonError::into_inner);
+    /// Waits for the last ones. Those that come later are dropped.
+    fn finish(&self) {
+        if let Some(Some(speaker)) = self.0.get() {
+            let thread = speaker.thread.lock();
+            let mut thread = thread.unwrap_or_else(PoisonError::into_inner);
             thread.finish(LAST_MESSAGES);
         }
     }
@@ -104,9 +111,10 @@ pub(crate) struct Script {
 impl Policies {
     /// Loads what the configuration names.
     pub(crate) fn load(config: &PolicyConfig) -> Result<Policies, ScriptError> {
-        let messages = Messages::default();
+        let messages = Arc::new(Messages::default());
+        let its = messages.clone();
         let log: Log = Arc::new(move |line| {
-            messages.say(&format!("hmmvisor: policy script {line}\n"));
+            its.say(&format!("hmmvisor: policy script {line}\n"));
         });
         let common = config.spec.load(Limits::default(), log.clone())?;
         let (mut factory, mut scripts) = (common.factory, common.scripts);
@@ -141,6 +149,7 @@ impl Policies {
         Ok(Policies {
             factory,
             scripts: scripts.into_iter().map(watched).collect(),
+            messages,
         })
     }
 

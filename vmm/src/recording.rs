@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use hmmvisor_experiments::trace::{Dropped, TraceError, TraceMeta, TraceWriter};
 use serde::Serialize;
 
 use crate::ending::Ending;
+use crate::signals::{self, Signals};
 use crate::vcpu_threads::ThreadIds;
 
 /// Events that each of the backend's threads keeps until they are taken: what a thread can produce in many
@@ -31,6 +32,12 @@ const PIECE: usize = 1 << 14;
 
 /// How long the end of a run waits for a trace that makes no progress: one that goes into a pipe that is not read, for instance.
 const STALL: Duration = Duration::from_secs(5);
+
+/// And how long for a file to be on the disk in the place of an earlier one, which makes no progress that shows.
+const STORED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A trace that makes progress is waited for as long as it takes, unless a signal comes.
+const NO_LIMIT: Duration = Duration::from_secs(1 << 32);
 
 /// What became of a recording.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -52,9 +59,48 @@ pub struct Recording {
     /// Dropped to end the thread.
     stop: Sender<()>,
     thread: Thread<RecordingFigures>,
-    /// Counts the thread's pieces of work.
-    progress: Arc<AtomicU64>,
+    progress: Arc<Progress>,
+    place: Place,
+}
+
+/// What the thread that writes has done.
+#[derive(Default)]
+struct Progress {
+    /// Pieces of work.
+    pieces: AtomicU64,
+    /// Everything is written, and is being put in its place.
+    storing: AtomicBool,
+}
+
+/// Where a trace goes.
+#[derive(Clone)]
+pub(crate) struct Place {
     path: PathBuf,
+    /// There is something, which is replaced when the trace is complete.
+    replaces: bool,
+}
+
+impl Place {
+    /// What an error that ended the writing leaves behind.
+    fn left(&self) -> &'static str {
+        match self.replaces {
+            true => "what was there before still is",
+            false => "the trace is good up to there",
+        }
+    }
+
+    /// The figures of a trace whose thread has not come to its end.
+    pub(crate) fn unfinished(self, why: &str) -> RecordingFigures {
+        let left = self.left();
+        RecordingFigures {
+            error: Some(format!(
+                "writing trace {}: {why}; {left}",
+                self.path.display()
+            )),
+            path: self.path,
+            ..RecordingFigures::default()
+        }
+    }
 }
 
 impl Recording {
@@ -66,10 +112,13 @@ impl Recording {
         threads: &ThreadIds,
         ending: &Arc<Ending>,
     ) -> Result<Recording, TraceError> {
-        let path = output.path().to_owned();
+        let place = Place {
+            path: output.path().to_owned(),
+            replaces: output.replaces(),
+        };
         let writer = TraceWriter::new(output, meta)?;
         let (stop, stopped) = mpsc::channel();
-        let progress = Arc::new(AtomicU64::new(0));
+        let progress = Arc::<Progress>::default();
         let recorder = Recorder {
             writer,
             backend: backend.clone(),
@@ -77,51 +126,49 @@ impl Recording {
             progress: progress.clone(),
             error: None,
         };
-        let named = path.clone();
-        let body = move || recorder.run(named, &stopped);
+        let its = place.clone();
+        let body = move || recorder.run(its, &stopped);
         let thread = thread::spawn("recorder", ending.on_panic(), body);
         let thread = thread.map_err(|error| TraceError::Io {
             what: "starting a thread that writes",
-            path: path.clone(),
+            path: place.path.clone(),
             error,
         })?;
         Ok(Recording {
             stop,
             thread,
             progress,
-            path,
+            place,
         })
     }
 
+    /// Where the trace goes.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Takes the last events and closes the trace. To be called when everything that makes events has stopped.
-    /// A trace that makes no progress any more is given up.
-    pub fn finish(mut self) -> RecordingFigures {
+    /// A trace that makes no progress any more is given up, and after a signal any that takes more than what `reserve` leaves.
+    pub fn finish(mut self, signals: Option<&Signals>, reserve: Duration) -> RecordingFigures {
         drop(self.stop);
-        let mut seen = self.progress.load(Ordering::Relaxed);
-        while !self.thread.wait(STALL) {
-            let now = self.progress.load(Ordering::Relaxed);
-            if now == seen {
-                break;
+        let mut seen = 0;
+        let mut since = Instant::now();
+        signals::wait_for(signals, NO_LIMIT, reserve, |limit| {
+            let now = self.progress.pieces.load(Ordering::Relaxed);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
             }
-            seen = now;
-        }
+            let patience = match self.progress.storing.load(Ordering::Relaxed) {
+                true => STORED_WITHIN,
+                false => STALL,
+            };
+            self.thread.wait(limit) || since.elapsed() >= patience
+        });
         match self.thread.join_within(Duration::ZERO) {
             Joined::Ended(figures) => figures,
-            Joined::Panicked => unfinished(self.path, "the thread that writes it panicked"),
-            Joined::Running => unfinished(self.path, "what is written is not taken"),
+            Joined::Panicked => self.place.unfinished("the thread that writes it panicked"),
+            Joined::Running => self.place.unfinished("what is written is not taken"),
         }
-    }
-}
-
-/// A trace whose thread has not come to its end.
-pub(crate) fn unfinished(path: PathBuf, why: &str) -> RecordingFigures {
-    RecordingFigures {
-        error: Some(format!(
-            "writing trace {}: {why}; the trace is good up to there",
-            path.display()
-        )),
-        path,
-        ..RecordingFigures::default()
     }
 }
 
@@ -129,13 +176,13 @@ struct Recorder {
     writer: TraceWriter,
     backend: Arc<Backend>,
     threads: ThreadIds,
-    progress: Arc<AtomicU64>,
+    progress: Arc<Progress>,
     /// The first failure.
     error: Option<TraceError>,
 }
 
 impl Recorder {
-    fn run(mut self, path: PathBuf, stopped: &Receiver<()>) -> RecordingFigures {
+    fn run(mut self, place: Place, stopped: &Receiver<()>) -> RecordingFigures {
         let mut flushed = Instant::now();
         while stopped.recv_timeout(DRAIN) == Err(RecvTimeoutError::Timeout) {
             self.drain();
@@ -151,26 +198,26 @@ impl Recorder {
         let ended = self.writer.end();
         self.note(ended);
         let (totals, bytes) = (self.writer.totals().clone(), self.writer.length());
-        let replaces = self.writer.replaces();
         let result = match self.error {
             // What was there before is worth more than a trace with a gap.
             Some(error) => Err(error),
-            None => self.writer.commit(),
+            None => {
+                self.progress.pieces.fetch_add(1, Ordering::Relaxed);
+                self.progress.storing.store(true, Ordering::Relaxed);
+                self.writer.commit()
+            }
         };
-        let failed = |error: TraceError, kept: &str| {
+        let failed = |error: TraceError| {
             let error = limits::explain(&error);
-            Some(format!("{error}; the run went on, {kept}"))
+            Some(format!("{error}; the run went on, and {}", place.left()))
         };
         let (events, bytes, error) = match result {
             Ok(()) => (totals.events, bytes, None),
-            Err(error) if replaces => (0, 0, failed(error, "and what was there before still is")),
-            Err(error) => {
-                let error = failed(error, "the trace is good up to there");
-                (totals.events, bytes, error)
-            }
+            Err(error) if place.replaces => (0, 0, failed(error)),
+            Err(error) => (totals.events, bytes, failed(error)),
         };
         RecordingFigures {
-            path,
+            path: place.path,
             events,
             bytes,
             dropped: totals.dropped,
@@ -186,7 +233,7 @@ impl Recorder {
         for piece in events.events.chunks(PIECE) {
             let result = self.writer.write(piece);
             self.note(result);
-            self.progress.fetch_add(1, Ordering::Relaxed);
+            self.progress.pieces.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -223,7 +270,7 @@ mod tests {
         let meta = TraceMeta::default();
         let output = crate::outputs::trace(&mut Files::default(), &path).unwrap();
         let recording = Recording::start(output, &meta, &backend, &ids, &ending).unwrap();
-        let figures = recording.finish();
+        let figures = recording.finish(None, Duration::ZERO);
         assert_eq!(figures.error, None);
         assert_eq!(figures.events, 2);
         assert_eq!(figures.dropped, Dropped::from([("freed".to_owned(), 3)]));

@@ -278,7 +278,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         chaos,
         recording,
         output,
-    } = stopper.stop(stopping, options.signals.as_ref(), config.record.as_ref());
+    } = stopper.stop(stopping, options.signals.as_ref());
     let replay = match (timed, round, &end) {
         (false, ..) | (_, None, _) | (_, _, End::Exit(0) | End::Signal(_)) => None,
         (true, Some(round), _) => Some(Replay {
@@ -327,7 +327,8 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     })
 }
 
-/// How long the machine may take to stop. Milliseconds are usual; each thread has a bound of its own that is smaller.
+/// How long the machine may take to stop. Milliseconds are usual; its threads have bounds of their own, which add up to less
+/// unless several of them hang.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// After a signal: what the report and its writing get of the time until the process is to be gone.
 const REPORT_WITHIN: Duration = Duration::from_millis(250);
@@ -350,18 +351,20 @@ struct Stopped {
 }
 
 impl Stopping {
-    fn stop(mut self) -> Stopped {
+    /// The recording is still to be finished: how long that takes is up to whoever takes the trace.
+    fn stop(mut self) -> (Stopped, Option<Recording>) {
         let chaos = self
             .chaos
             .and_then(|chaos| chaos.finish(&mut self.vm, &mut self.end));
         self.vm.stop();
         drop(self.console);
-        Stopped {
+        let stopped = Stopped {
             chaos,
-            recording: self.recording.map(Recording::finish),
+            recording: None,
             output: self.vm.written().cloned().unwrap_or_default(),
             end: self.end,
-        }
+        };
+        (stopped, self.recording)
     }
 }
 
@@ -369,7 +372,7 @@ impl Stopping {
 /// thread, but not the run's end.
 struct Stopper {
     give: mpsc::Sender<Stopping>,
-    thread: thread::Thread<Option<Stopped>>,
+    thread: thread::Thread<Option<(Stopped, Option<Recording>)>>,
 }
 
 impl Stopper {
@@ -381,14 +384,11 @@ impl Stopper {
         Ok(Stopper { give, thread })
     }
 
-    fn stop(
-        self,
-        stopping: Stopping,
-        signals: Option<&Signals>,
-        record: Option<&PathBuf>,
-    ) -> Stopped {
+    fn stop(self, stopping: Stopping, signals: Option<&Signals>) -> Stopped {
         let Stopper { give, mut thread } = self;
         let end = stopping.end.clone();
+        let recording = stopping.recording.as_ref();
+        let trace = recording.map(|recording| recording.place().clone());
         let failure = match give.send(stopping) {
             Ok(()) => Failure::NotStopped(STOP_WITHIN.as_secs()),
             Err(_) => Failure::Panicked {
@@ -399,15 +399,20 @@ impl Stopper {
             thread.wait(limit)
         });
         let failure = match (ended, thread.join_within(Duration::ZERO)) {
-            (_, Joined::Ended(Some(stopped))) => return stopped,
+            (_, Joined::Ended(Some((stopped, recording)))) => {
+                let finish = |recording: Recording| recording.finish(signals, REPORT_WITHIN);
+                return Stopped {
+                    recording: recording.map(finish),
+                    ..stopped
+                };
+            }
             (_, Joined::Running) => failure,
             (_, Joined::Ended(None) | Joined::Panicked) => Failure::Panicked {
                 thread: "stop".to_owned(),
             },
         };
-        let unfinished = |path: &PathBuf| recording::unfinished(path.clone(), &failure.to_string());
         Stopped {
-            recording: record.map(unfinished),
+            recording: trace.map(|trace| trace.unfinished(&failure.to_string())),
             chaos: None,
             output: OutletFigures::default(),
             // What ended the run is worth more.

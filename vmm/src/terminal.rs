@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{STDIN_FILENO, termios};
 
-/// What the terminal was before the run.
+/// What the terminal was when the process first had it in the foreground.
 static BEFORE: OnceLock<termios> = OnceLock::new();
 
 /// The terminal is to be raw while the process is in the foreground.
@@ -35,9 +35,8 @@ pub struct RawTerminal(());
 impl RawTerminal {
     /// Switches standard input, which must be a terminal, to raw mode: now, or when the process comes to the foreground.
     pub fn enter() -> io::Result<RawTerminal> {
-        let before = get()?;
-        // Once in a process: what is found later may be our own doing.
-        BEFORE.get_or_init(|| before);
+        // It must be one. What it is in the background is another program's doing, a shell's line editor, say.
+        get()?;
         restore_on_panics();
         restore_on_signals();
         WANTED.store(true, Ordering::Release);
@@ -82,8 +81,13 @@ pub fn restore() {
 }
 
 fn set_raw() -> io::Result<()> {
-    let Some(before) = BEFORE.get() else {
-        return Ok(());
+    let before = match BEFORE.get() {
+        Some(before) => before,
+        None => {
+            let now = get()?;
+            // Once in a process: what is found later may be our own doing.
+            BEFORE.get_or_init(|| now)
+        }
     };
     let mut raw = *before;
     // SAFETY: changes the structure only.

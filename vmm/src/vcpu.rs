@@ -170,6 +170,8 @@ impl Vcpu {
 
     /// Makes the guest take a machine check. Where KVM refuses, the error ends the run.
     fn machine_check(&mut self, fault: FatalFault) -> Result<(), Failure> {
+        // The guest gets on by it: whatever interrupted it was no spinning.
+        self.put_off = PutOff::default();
         let base = self.shared.machine.managed_base();
         let delivered = machine_check::deliver(&self.fd, &fault, base);
         let failure = memory_errors::failure(&fault, Some(self.index), base);

@@ -292,6 +292,10 @@ fn output_that_is_not_read_delays_neither_signals_nor_the_watchdog() {
         let status = run.end("a guest whose output is not read");
         let said = run.stderr();
         assert_eq!(status.code(), Some(code), "{said}");
+        // After a signal it is written if there is time.
+        if signal.is_some() && said.contains("without a summary") {
+            continue;
+        }
         let json = json(&folder, "j");
         let error = json["error"].as_str().unwrap();
         match signal {
@@ -396,7 +400,9 @@ fn a_trace_that_is_not_read_delays_neither_signals_nor_the_end() {
         match signal {
             Some(signal) => {
                 assert!(ended_by(status, signal), "{status}: {said}");
-                json(&folder, "j");
+                if !said.contains("without a summary") {
+                    json(&folder, "j");
+                }
             }
             None => {
                 assert_eq!(status.code(), Some(1), "{said}");

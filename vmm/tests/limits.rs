@@ -257,6 +257,10 @@ fn threads_of_the_control_group() {
             true => too_low += 1,
             false => enough += 1,
         }
+        // What it cannot try, it says; nothing is missing for that.
+        let check = outcome(group.within(&["check"]));
+        let what = format!("check with pids.max {limit}");
+        assert!(!refused(&what, &check, "pids.max"), "{what}");
     }
     assert!(too_low > 3 && enough > 0, "{too_low}, {enough}");
 }

@@ -28,12 +28,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use thiserror::Error;
 
 use self::aside::{Aside, Spool};
 use self::place::{Key, Place, STDOUT};
+use crate::steady::wait_for_room;
 
 /// Why an output was refused. Nothing has been changed then.
 #[derive(Debug, Error)]
@@ -392,7 +392,7 @@ impl Write for Output {
                 match file.write(bytes) {
                     // Standard output may have been made so by another process.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        poll(&mut [PollFd::new(file, PollFlags::OUT)], None)?;
+                        wait_for_room(file)?;
                     }
                     result => return result,
                 }

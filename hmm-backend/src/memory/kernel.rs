@@ -130,8 +130,8 @@ impl Kernel {
                 progress.error = more.error;
             }
             if progress.error.is_none() && answer.unreported > 0 {
-                let n = answer.unreported.min(left - answer.done);
-                real(at + answer.done, n);
+                let n = answer.unreported.min(left - wanted);
+                real(at + wanted, n);
             }
             Progress {
                 error: progress.error.or(Some(answer.errno)),

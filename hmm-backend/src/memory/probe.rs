@@ -1,11 +1,13 @@
 //! Whether this kernel says what has become of the pages it moves.
 
 use std::sync::Barrier;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use super::presence::PageTables;
 use super::ranged;
 use crate::error::Error;
+use crate::limits::{Refusal, Resource};
 use crate::mapping::Mapping;
 use crate::page::{BLOCK_PAGES, PAGE_SIZE};
 use crate::uffd::Uffd;
@@ -19,8 +21,7 @@ pub struct MoveProbe {
     pub unreported: u32,
 }
 
-/// Threads that move at once, and the pages that each moves: the huge page is cut by the first, and the other one finds it locked.
-const THREADS: u64 = 2;
+/// The pages that each of two threads moves at once: the huge page is cut by the first, and the other one finds it locked.
 const PAGES: u64 = 16;
 
 /// Moves parts of huge pages for at most this long, or until a page has moved without the kernel saying so. Linux 6.18 does that now and
@@ -58,23 +59,22 @@ pub fn probe_moves(limit: Duration) -> Result<MoveProbe, Error> {
         if whole.error.is_none() {
             probe.rounds += 1;
             // Another part each time, so that the threads meet in different ways.
-            let first = u64::from(probe.rounds) * 7 % (BLOCK_PAGES - THREADS * PAGES);
-            let start = Barrier::new(THREADS as usize);
+            let first = u64::from(probe.rounds) * 7 % (BLOCK_PAGES - devices.len() as u64 * PAGES);
+            let start = Barrier::new(devices.len());
+            let half = |which: u64| {
+                let src = guest.address((first + which * PAGES) * PAGE_SIZE);
+                let (device, uffd) = &devices[which as usize];
+                start.wait();
+                move_away(&tables, uffd, src, device.start())
+            };
             let unreported = std::thread::scope(|scope| {
-                let threads: Vec<_> = (0..THREADS)
-                    .zip(&devices)
-                    .map(|(i, (device, uffd))| {
-                        let src = guest.address((first + i * PAGES) * PAGE_SIZE);
-                        let (start, tables) = (&start, &tables);
-                        scope.spawn(move || {
-                            start.wait();
-                            move_away(tables, uffd, src, device.start())
-                        })
-                    })
-                    .collect();
-                let counts = threads.into_iter().map(|thread| thread.join());
-                counts.map(|count| count.unwrap_or(0)).sum::<u32>()
+                let other = Builder::new().spawn_scoped(scope, || half(1));
+                // Before this thread waits for the other one.
+                let other = other.map_err(|error| Refusal::new(Resource::Thread, error))?;
+                let own = half(0);
+                Ok(own + other.join().unwrap_or(0))
             });
+            let unreported: u32 = unreported.map_err(Error::Thread)?;
             probe.unreported += unreported;
         }
         for mapping in [&made, &guest, &devices[0].0, &devices[1].0] {

@@ -158,7 +158,9 @@ impl Recycler {
                     // The slot's page is gone; the contents are still at `src`.
                     EngineError::Lost => EngineError::Busy,
                     error => {
-                        left_over.insert(i as usize);
+                        if self.has_page(slot + bytes(i)) {
+                            left_over.insert(i as usize);
+                        }
                         error
                     }
                 };
@@ -219,17 +221,18 @@ impl Recycler {
         }
     }
 
-    /// The slots of a piece that have a page, after a call that was to take them all away has failed. Copying into a slot
-    /// without a page would be a `SIGBUS`, so a slot that cannot be looked at counts as vacant.
+    /// The slots of a piece that have a page, after a call that was to take them all away has failed.
     fn still_filled(&self, piece: Piece) -> PageSet {
-        let there = |i: &usize| {
-            let look = self
-                .kernel
-                .tables()
-                .look(self.address(piece) + bytes(*i as u32));
-            look.is_ok_and(|presence| presence.there)
-        };
-        (0..piece.pages() as usize).filter(there).collect()
+        let first = self.address(piece);
+        let has_page = |i: &usize| self.has_page(first + bytes(*i as u32));
+        (0..piece.pages() as usize).filter(has_page).collect()
+    }
+
+    /// Whether a slot has a page. Copying into one that has none would be a `SIGBUS`, so a slot that cannot be looked at
+    /// counts as vacant.
+    fn has_page(&self, slot: u64) -> bool {
+        let look = self.kernel.tables().look(slot);
+        look.is_ok_and(|presence| presence.there)
     }
 
     /// Slots with pages to recycle, at most this many.

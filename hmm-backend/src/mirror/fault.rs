@@ -298,14 +298,16 @@ impl<M: DeviceMmu> Mirror<M> {
                 (Target::System, in_place())
             }
         };
+        let writable = !word.read_only() && !word.residency().duplicated();
+        let alone = matches!(
+            word.residency(),
+            Residency::Device { .. } | Residency::Exclusive(_)
+        );
         Mapping {
             page,
             target,
-            writable: !word.read_only() && !word.residency().duplicated(),
-            exclusive: matches!(
-                word.residency(),
-                Residency::Device { .. } | Residency::Exclusive(_)
-            ),
+            writable,
+            exclusive: writable && alone,
             host: HostPage(host),
         }
     }

@@ -65,7 +65,8 @@ pub struct Mapping {
     pub target: Target,
     /// Whether the device may write.
     pub writable: bool,
-    /// Whether no CPU and no other device reaches the page while this translation is valid.
+    /// Whether the device may write, and no CPU and no other device reaches the page while this translation is valid: what
+    /// atomic operations need.
     pub exclusive: bool,
     /// Its bytes.
     pub host: HostPage,

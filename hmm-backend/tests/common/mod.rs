@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use hmm_backend::{
     Access, Backend, BackendConfig, DeviceFolio, DeviceId, DeviceMmu, Driver, Engine, EngineChoice,
@@ -276,6 +276,23 @@ impl Rig {
             fatal,
             fatal_seen,
         }
+    }
+
+    /// The faults that cannot be resolved, when there is one. Without any for a minute, all faults are abandoned, so that the test
+    /// comes to its end.
+    pub fn first_fatal(&self) -> MutexGuard<'_, Vec<FatalFault>> {
+        let fatal = self.fatal.lock().unwrap();
+        let minute = std::time::Duration::from_secs(60);
+        let seen = self
+            .fatal_seen
+            .wait_timeout_while(fatal, minute, |fatal| fatal.is_empty());
+        let (fatal, late) = seen.unwrap();
+        if late.timed_out() {
+            drop(fatal);
+            self.backend.abandon_faults();
+            panic!("no fault was reported");
+        }
+        fatal
     }
 
     pub fn device(&self, pages: u32) -> Device {

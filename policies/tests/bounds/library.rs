@@ -140,6 +140,13 @@ fn no_call_and_no_number_of_calls_takes_longer_than_an_event_may() {
             list,
             "for i = 1, 1e6 do select('#', unpack(list, 1, 500000)) end",
         ),
+        // Numbers that are no `int`: C counts from wherever the processor puts them.
+        ("", "table.move({}, 1e10, -2, 0)"),
+        ("", "table.move({}, 0/0, -2, 0)"),
+        ("", "table.move({}, -2^40, 5, 0)"),
+        ("", "table.concat({}, '', 0/0, 1e15)"),
+        ("", "table.concat({}, '', -1e15, 0/0)"),
+        ("", "table.unpack({}, 0/0, 1e12)"),
         ("", "for i = 1, 1e6 do table.create(900000, i) end"),
         (
             "local list = {} for i = 1, 200000 do list[i + 0.5] = true end

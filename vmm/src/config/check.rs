@@ -385,7 +385,6 @@ impl Config {
     }
 }
 
-/// Whether a file can be written there, as far as that shows without writing it.
 #[cfg(test)]
 mod tests {
     use super::*;
