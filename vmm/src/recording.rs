@@ -1,5 +1,6 @@
 //! `--record`: a thread that takes events out of the backend's rings and writes them into a trace.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -104,10 +105,10 @@ impl Place {
 }
 
 impl Recording {
-    /// Writes the beginning of the trace and starts the thread.
+    /// Starts the thread, which writes the beginning of the trace; an error if that is refused, or not taken in time.
     pub fn start(
         output: Output,
-        meta: &TraceMeta,
+        meta: TraceMeta,
         backend: &Arc<Backend>,
         threads: &ThreadIds,
         ending: &Arc<Ending>,
@@ -116,24 +117,49 @@ impl Recording {
             path: output.path().to_owned(),
             replaces: output.replaces(),
         };
-        let writer = TraceWriter::new(output, meta)?;
         let (stop, stopped) = mpsc::channel();
+        let (begin, begun) = mpsc::channel();
         let progress = Arc::<Progress>::default();
-        let recorder = Recorder {
-            writer,
-            backend: backend.clone(),
-            threads: threads.clone(),
-            progress: progress.clone(),
-            error: None,
+        let (its, its_progress) = (place.clone(), progress.clone());
+        let (backend, threads) = (backend.clone(), threads.clone());
+        // Where this is not waited for any more, the run has ended.
+        let body = move || match TraceWriter::new(output, &meta) {
+            Err(error) => {
+                let _ = begin.send(Err(error));
+                RecordingFigures::default()
+            }
+            Ok(writer) => {
+                let _ = begin.send(Ok(()));
+                let recorder = Recorder {
+                    writer,
+                    backend,
+                    threads,
+                    progress: its_progress,
+                    error: None,
+                };
+                recorder.run(its, &stopped)
+            }
         };
-        let its = place.clone();
-        let body = move || recorder.run(its, &stopped);
         let thread = thread::spawn("recorder", ending.on_panic(), body);
-        let thread = thread.map_err(|error| TraceError::Io {
-            what: "starting a thread that writes",
+        let failed = |what, error| TraceError::Io {
+            what,
             path: place.path.clone(),
             error,
-        })?;
+        };
+        let thread = thread.map_err(|error| failed("starting a thread that writes", error))?;
+        match begun.recv_timeout(STALL) {
+            Ok(begun) => begun?,
+            Err(RecvTimeoutError::Timeout) => {
+                let why = format!("nothing has taken its beginning for {} s", STALL.as_secs());
+                let error = io::Error::new(io::ErrorKind::TimedOut, why);
+                return Err(failed("writing", error));
+            }
+            // A panic, which has been told of.
+            Err(RecvTimeoutError::Disconnected) => {
+                let error = io::Error::other("the thread that writes it panicked");
+                return Err(failed("writing", error));
+            }
+        }
         Ok(Recording {
             stop,
             thread,
@@ -269,7 +295,7 @@ mod tests {
         let ending = Arc::new(Ending::new().unwrap());
         let meta = TraceMeta::default();
         let output = crate::outputs::trace(&mut Files::default(), &path).unwrap();
-        let recording = Recording::start(output, &meta, &backend, &ids, &ending).unwrap();
+        let recording = Recording::start(output, meta, &backend, &ids, &ending).unwrap();
         let figures = recording.finish(None, Duration::ZERO);
         assert_eq!(figures.error, None);
         assert_eq!(figures.events, 2);

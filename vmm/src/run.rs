@@ -196,7 +196,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
             let files = policy.files();
             let meta = trace_meta(config, &backend, &cmdline, workload.clone(), files);
             let ids = vm.thread_ids();
-            Some(Recording::start(output, &meta, &backend, ids, vm.ending())?)
+            Some(Recording::start(output, meta, &backend, ids, vm.ending())?)
         }
     };
     // Before the guest touches anything, and with the devices there.

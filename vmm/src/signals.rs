@@ -1,4 +1,5 @@
-//! SIGINT, SIGTERM and SIGHUP, taken by a thread of their own, so that they end a run whatever its other threads are doing.
+//! SIGINT, SIGTERM, SIGHUP and the other signals that end a process from outside, taken by a thread of their own, so that they end a
+//! run whatever its other threads are doing, and the terminal is as it was.
 //!
 //! Before the guest runs, the first signal ends the process at once. From [`Signals::on_signal`] on, the first one asks the run to
 //! end in good order; if the process is still there after [`ORDERLY_END`], or when a second signal comes, the thread ends it.
@@ -20,8 +21,27 @@ use crate::terminal;
 /// kernel, which has the guest's memory to free.
 pub const ORDERLY_END: Duration = Duration::from_millis(600);
 
-/// Signals that end a run; SIGHUP has policy scripts reloaded if there are any.
-const ENDING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+/// The same signal twice within this time is one: `timeout` sends it to its command, and then to its group with the command in it.
+const SAME: Duration = Duration::from_millis(100);
+
+/// Signals that end a run; SIGHUP has policy scripts reloaded if there are any. Those that a thread causes itself are not among
+/// them: the terminal restores itself for those.
+const ENDING: [(libc::c_int, &str); 11] = [
+    (libc::SIGINT, "SIGINT"),
+    (libc::SIGTERM, "SIGTERM"),
+    (libc::SIGHUP, "SIGHUP"),
+    (
+        libc::SIGXCPU,
+        "SIGXCPU: all CPU time is used up that `ulimit -t` allows",
+    ),
+    (libc::SIGUSR1, "SIGUSR1"),
+    (libc::SIGUSR2, "SIGUSR2"),
+    (libc::SIGALRM, "SIGALRM"),
+    (libc::SIGVTALRM, "SIGVTALRM"),
+    (libc::SIGPROF, "SIGPROF"),
+    (libc::SIGIO, "SIGIO"),
+    (libc::SIGPWR, "SIGPWR"),
+];
 
 /// Signals of job control, which change what a terminal has to be.
 const JOB_CONTROL: [libc::c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
@@ -45,8 +65,8 @@ pub struct Signals(Arc<Mutex<State>>);
 struct State {
     /// None before the guest runs.
     handler: Option<Box<Handler>>,
-    /// When the process is to be gone, once a signal has come.
-    deadline: Option<Instant>,
+    /// The first signal that ends the run, and when it came.
+    first: Option<(libc::c_int, Instant)>,
 }
 
 impl Signals {
@@ -56,7 +76,8 @@ impl Signals {
     /// # Errors
     /// The system has no thread, or no memory for one. Signals then do what they do by default.
     pub fn start() -> io::Result<Signals> {
-        let ending = ENDING.into_iter().filter(|signal| !is_ignored(*signal));
+        let ending = ENDING.into_iter().map(|(signal, _)| signal);
+        let ending = ending.filter(|signal| !is_ignored(*signal));
         let stopping = JOB_CONTROL
             .into_iter()
             .filter(|signal| *signal == libc::SIGCONT || !is_ignored(*signal));
@@ -82,7 +103,7 @@ impl Signals {
 
     /// When the process is to be gone; none before a signal has come.
     fn deadline(&self) -> Option<Instant> {
-        self.state().deadline
+        self.state().first.map(|(_, at)| at + ORDERLY_END)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -91,24 +112,26 @@ impl Signals {
 
     /// The thread's body.
     fn take(&self, set: &libc::sigset_t) {
-        let mut first = 0;
         loop {
             let deadline = self.deadline();
             let limit = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             match wait(set, limit) {
-                None if limit.is_some_and(|limit| limit.is_zero()) => end(first),
-                None => {}
+                None => {
+                    let first = self.state().first;
+                    if let Some((signal, _)) = first.filter(|(_, at)| at.elapsed() >= ORDERLY_END) {
+                        end(signal);
+                    }
+                }
                 Some(libc::SIGCONT) => terminal::resume(),
                 Some(libc::SIGTSTP) => stop_here(),
                 Some(signal) => {
                     let mut state = self.state();
                     let taken = state.handler.as_mut().map(|handler| handler(signal));
-                    match (taken, state.deadline) {
+                    match (taken, state.first) {
                         (Some(Taken::GoesOn), _) => {}
-                        (Some(Taken::Ends), None) => {
-                            first = signal;
-                            state.deadline = Some(Instant::now() + ORDERLY_END);
-                        }
+                        (Some(Taken::Ends), None) => state.first = Some((signal, Instant::now())),
+                        (Some(Taken::Ends), Some((first, at)))
+                            if first == signal && at.elapsed() < SAME => {}
                         // Before the guest runs, or the second signal.
                         (None, _) | (Some(Taken::Ends), Some(_)) => end(signal),
                     }
@@ -142,14 +165,10 @@ pub fn wait_for(
     }
 }
 
-/// A signal's name.
+/// A signal's name, and what it means if that is not known to everyone.
 pub fn name(signal: i32) -> String {
-    match signal {
-        libc::SIGINT => "SIGINT".to_owned(),
-        libc::SIGTERM => "SIGTERM".to_owned(),
-        libc::SIGHUP => "SIGHUP".to_owned(),
-        other => format!("signal {other}"),
-    }
+    let known = ENDING.into_iter().find(|(number, _)| *number == signal);
+    known.map_or_else(|| format!("signal {signal}"), |(_, name)| name.to_owned())
 }
 
 /// Ends the process, whatever its other threads are doing.

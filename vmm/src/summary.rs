@@ -91,7 +91,7 @@ impl fmt::Display for Summary<'_> {
         line(
             f,
             "frees",
-            format!("{freed} pages reported by the guest, {calls} page_free calls to drivers"),
+            format!("{freed} pages with contents, {calls} page_free calls to drivers"),
         )?;
         if let Some(balloon) = report.balloon {
             line(f, "balloon", given_back(&balloon))?;

@@ -19,7 +19,10 @@ static BEFORE: OnceLock<termios> = OnceLock::new();
 static WANTED: AtomicBool = AtomicBool::new(false);
 
 /// Signals that end the process at once, if it comes to that. Those that end a run are taken by [`crate::signals`].
-const DEADLY: [libc::c_int; 6] = [
+const DEADLY: [libc::c_int; 9] = [
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGSTKFLT,
     libc::SIGQUIT,
     libc::SIGABRT,
     libc::SIGBUS,

@@ -218,6 +218,44 @@ fn a_second_signal_ends_at_once_too() {
     );
 }
 
+/// As `timeout` sends it: to the command, and to its group.
+#[test]
+fn the_same_signal_at_the_same_time_is_one() {
+    let folder = folder();
+    let args = ["run", "--workload", "torture", "--param", "seconds=1000"];
+    let args = [&args[..], &["--json", "j"]].concat();
+    let mut run = Run::start(&mut hmmvisor(&folder, &args));
+    run.wait_for_thread("vcpu0");
+    run.signal(libc::SIGTERM);
+    run.signal(libc::SIGTERM);
+    let status = run.end("torture");
+    assert_eq!(status.code(), Some(143));
+    let said = run.stderr();
+    if !said.contains("without a summary") {
+        assert_eq!(json(&folder, "j")["end"], "signal", "{said}");
+    }
+}
+
+/// Signals that have nothing to do with ending a run by default do no worse than SIGTERM.
+#[test]
+fn other_signals_end_a_run_in_good_order() {
+    for (signal, name) in [
+        (libc::SIGUSR1, "SIGUSR1"),
+        (libc::SIGALRM, "SIGALRM"),
+        (libc::SIGXCPU, "`ulimit -t`"),
+    ] {
+        let folder = folder();
+        let args = ["run", "--workload", "torture", "--param", "seconds=1000"];
+        let mut run = Run::start(&mut hmmvisor(&folder, &args));
+        run.wait_for_thread("vcpu0");
+        run.signal(signal);
+        let status = run.end("torture");
+        let said = run.stderr();
+        assert_eq!(status.code(), Some(128 + signal), "{said}");
+        assert!(said.contains(name), "{said}");
+    }
+}
+
 /// Starts a run that ends by itself after a second, with a signal ignored as by `nohup`.
 fn ignoring(folder: &TempDir, args: &[&str], signal: i32) -> Run {
     let mut command = hmmvisor(folder, args);
@@ -411,6 +449,20 @@ fn a_trace_that_is_not_read_delays_neither_signals_nor_the_end() {
             }
         }
     }
+}
+
+#[test]
+fn a_trace_that_nothing_takes_from_the_start_is_an_error() {
+    let folder = folder();
+    let (_reader, mut writer) = unread();
+    // Full before the run begins.
+    io::Write::write_all(&mut writer, &[b'x'; 4096]).unwrap();
+    let args = ["run", "--param", "n=1K", "--record", "-"];
+    let mut run = Run::start(hmmvisor(&folder, &args).stdout(writer));
+    let status = run.end("a run whose trace is not read");
+    let said = run.stderr();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("nothing has taken its beginning"), "{said}");
 }
 
 #[test]
