@@ -15,6 +15,7 @@ use crate::page::{Page, PageRange};
 use crate::residency::TryLock;
 use crate::stats::Counter;
 use crate::time::Tick;
+use crate::unresolved::Unresolved;
 use crate::word::{Residency, Word};
 
 fn run(lock: &FolioLock<'_>) -> Run {
@@ -28,32 +29,41 @@ fn run(lock: &FolioLock<'_>) -> Run {
 }
 
 impl Backend {
-    /// Gives a device a page of system memory for itself, until the tick at least. False if that cannot be done just now.
-    pub(crate) fn make_exclusive(&self, device: DeviceId, page: Page, until: Tick) -> bool {
+    /// Gives a device a page of system memory for itself, until the tick at least. An error if that cannot be done just now.
+    pub(crate) fn make_exclusive(
+        &self,
+        device: DeviceId,
+        page: Page,
+        until: Tick,
+    ) -> Result<(), Unresolved> {
         let TryLock::Locked(lock) = self.table.try_lock(page) else {
-            return false;
+            return Err(Unresolved::Retry);
         };
         if lock.word().residency() != Residency::System || lock.word().pins() > 0 {
-            return false;
+            return Err(Unresolved::Retry);
         }
         let mut pieces = Vec::new();
         lock.carve(&|range| range.contains(page).into(), &mut pieces);
-        let mut taken = false;
+        let mut taken = Err(Unresolved::Retry);
         for mut lock in pieces {
             self.invalidate_mirrors(std::iter::once(&mut lock));
             let run = run(&lock);
-            let mut failed = false;
-            self.guest.take(run, &self.exclusive, |_, _| failed = true);
-            if failed {
+            let mut failed = None;
+            self.guest
+                .take(run, &self.exclusive, |_, error| failed = Some(error));
+            if let Some(error) = failed {
                 // What may be in the way there, so that the next attempt finds none.
                 let _ = self.exclusive.forget(run.frame, run.pages);
+                if error == EngineError::NoMemory {
+                    taken = Err(Unresolved::OutOfMemory);
+                }
                 continue;
             }
             // Counted before it can be found.
             self.exclusive_pages.fetch_add(1, Ordering::AcqRel);
             lock.publish_pages(|word| word.to_exclusive(device, until));
             self.recorder.add(Counter::ExclusiveGrants, 1);
-            taken = true;
+            taken = Ok(());
         }
         taken
     }

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 use crate::error::Error;
 use crate::limits::{Refusal, Resource};
-use crate::patience::Patience;
+use crate::patience::Repeats;
 
 /// A private anonymous mapping, named in `/proc/self/maps`, unmapped on drop. Its memory is only ever
 /// accessed through raw pointers: guests and devices change it behind our back.
@@ -15,12 +15,13 @@ use crate::patience::Patience;
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: u64,
+    discards: Repeats,
 }
 
 // SAFETY: the mapping is plain memory with no ties to a thread; this type hands out addresses only,
 // and whoever dereferences one argues for that access.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; the fields never change.
+// SAFETY: as above; the fields never change, except an atomic one.
 unsafe impl Sync for Mapping {}
 
 /// `MADV_DONTNEED` for locked memory, too, which the crate lacks.
@@ -64,6 +65,7 @@ impl Mapping {
         let mapping = Mapping {
             start: NonNull::new(aligned as *mut u8).expect("mmap does not return null"),
             len,
+            discards: Repeats::default(),
         };
         mapping.name(what);
         mapping.keep_from_children();
@@ -192,20 +194,16 @@ impl Mapping {
     /// The contents of the range must be dead.
     unsafe fn advise_dead(&self, offset: u64, len: u64, advice: i32) -> io::Result<()> {
         debug_assert!(offset + len <= self.len);
-        let mut patience = Patience::default();
-        loop {
+        let passes =
+            |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR));
+        let start = self.address(offset) as *mut libc::c_void;
+        self.discards.of(passes, || {
             // SAFETY: the range lies inside the mapping and the caller says its contents are dead.
-            let ret =
-                unsafe { libc::madvise(self.address(offset) as *mut _, len as usize, advice) };
-            if ret == 0 {
-                return Ok(());
+            match unsafe { libc::madvise(start, len as usize, advice) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
             }
-            let error = io::Error::last_os_error();
-            let passes = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR));
-            if !passes || !patience.again() {
-                return Err(error);
-            }
-        }
+        })
     }
 
     /// Makes the range present. What has no contents yet is zeros, in huge pages where the kernel gives them.

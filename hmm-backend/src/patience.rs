@@ -1,11 +1,47 @@
 //! How long a system call is repeated that gets nothing done.
 
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Times a call is repeated at once: what makes it fail is over in a moment, if it is to be over at all.
 const TIMES: u32 = 1000;
 /// How long it is repeated at least: on a busy machine a moment can be long, and the times be short.
 const TIME: Duration = Duration::from_millis(20);
+
+/// Times it is repeated after another one was repeated in vain.
+const FEW_TIMES: u32 = 8;
+
+/// Repeats calls of one kind. A call that is refused for good takes its whole time, and thousands of them, each with another page,
+/// would take minutes; so after one that was repeated in vain the next ones are repeated a few times only, until one of them
+/// gets something done.
+#[derive(Debug, Default)]
+pub(crate) struct Repeats {
+    in_vain: AtomicBool,
+}
+
+impl Repeats {
+    /// Makes a call, again and again as long as its error is one that `passes`, within bounds.
+    pub(crate) fn of<T>(
+        &self,
+        passes: impl Fn(&io::Error) -> bool,
+        mut call: impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let in_vain = self.in_vain.load(Relaxed);
+        let mut patience = Patience::default();
+        loop {
+            let result = call();
+            let again = matches!(&result, Err(error) if passes(error));
+            if again && patience.again() && !(in_vain && patience.times > FEW_TIMES) {
+                continue;
+            }
+            if again != in_vain {
+                self.in_vain.store(again, Relaxed);
+            }
+            return result;
+        }
+    }
+}
 
 /// Bounds the repeats of a call that gets nothing done, by their number and by time: both must be exceeded.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +72,29 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_refused_for_good_is_soon_tried_a_few_times_only() {
+        let repeats = Repeats::default();
+        let passes = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        let tries = |answers: u32| {
+            let mut tries = 0;
+            let result = repeats.of(passes, || {
+                tries += 1;
+                match tries > answers {
+                    true => Ok(()),
+                    false => Err(io::ErrorKind::WouldBlock.into()),
+                }
+            });
+            (result.is_ok(), tries)
+        };
+        assert_eq!(tries(500), (true, 501));
+        let (done, first) = tries(u32::MAX);
+        assert!(!done && first > TIMES);
+        assert_eq!(tries(u32::MAX), (false, FEW_TIMES + 1));
+        assert_eq!(tries(3), (true, 4));
+        assert_eq!(tries(500), (true, 501));
+    }
 
     #[test]
     fn patience_ends_and_starts_anew_with_progress() {

@@ -14,7 +14,7 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iowr_nr};
 
 use crate::error::Error;
 use crate::limits::{self, Refusal, Resource};
-use crate::patience::Patience;
+use crate::patience::Repeats;
 
 const UFFDIO: u32 = 0xaa;
 ioctl_iowr_nr!(UFFDIO_API, UFFDIO, k::_UFFDIO_API, k::uffdio_api);
@@ -103,6 +103,8 @@ pub(crate) struct Progress {
 pub(crate) struct Uffd {
     file: File,
     messages_read: AtomicU64,
+    wakes: Repeats,
+    protects: Repeats,
 }
 
 impl Uffd {
@@ -124,6 +126,8 @@ impl Uffd {
         Ok(Uffd {
             file: File::from(fd),
             messages_read: AtomicU64::new(0),
+            wakes: Repeats::default(),
+            protects: Repeats::default(),
         })
     }
 
@@ -202,14 +206,10 @@ impl Uffd {
     /// Wakes the threads that sleep in faults on the range; they re-execute the access.
     pub(crate) fn wake(&self, start: u64, len: u64) -> io::Result<()> {
         let range = k::uffdio_range { start, len };
-        let mut patience = Patience::default();
-        loop {
+        self.wakes.of(passes, || {
             // SAFETY: the argument is valid for the call; no memory changes.
-            match check(unsafe { ioctl_with_ref(&self.file, UFFDIO_WAKE(), &range) }) {
-                Err(error) if passes(&error) && patience.again() => {}
-                other => return other,
-            }
-        }
+            check(unsafe { ioctl_with_ref(&self.file, UFFDIO_WAKE(), &range) })
+        })
     }
 
     /// Fills missing pages with a copy of `src`, atomically towards faulting threads, and wakes them. With
@@ -270,16 +270,11 @@ impl Uffd {
             range: k::uffdio_range { start, len },
             mode: if protect { WRITEPROTECT_MODE_WP } else { 0 },
         };
-        let mut patience = Patience::default();
-        loop {
+        // While the address space is being changed, it is refused: not for our range, and for a moment.
+        self.protects.of(passes, || {
             // SAFETY: the argument is valid for the call; contents stay as they are.
-            let ret = unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_WRITEPROTECT(), &mut arg) };
-            match check(ret) {
-                // The address space was being changed: not our range, and over in a moment.
-                Err(error) if passes(&error) && patience.again() => {}
-                other => return other,
-            }
-        }
+            check(unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_WRITEPROTECT(), &mut arg) })
+        })
     }
 }
 

@@ -247,6 +247,8 @@ fn every_frame_can_be_used_again_after_a_rollback() {
         for page in 0..8 {
             rig.cpu(page, 0).store(1, SeqCst);
         }
+        // Read-only ones are rolled back by copying: their frames keep the contents.
+        rig.backend.set_read_only(rig.range(2..5), true).unwrap();
         // Pages with contents and untouched ones, rolled back after the copy.
         device.driver.faults.lock().unwrap().to_device_after_copy = 1;
         assert_eq!(

@@ -195,8 +195,8 @@ impl<M: DeviceMmu> Mirror<M> {
                 if word.pins() > 0 || backend.guest.is_shared(page) {
                     return Err(MirrorError::NotExclusive(page));
                 }
-                if !self.take_exclusively(page, word, &mut turn) {
-                    let wait = busy.next(&Unresolved::Retry).map_err(fatal)?;
+                if let Err(reason) = self.take_exclusively(page, word, &mut turn) {
+                    let wait = busy.next(&reason).map_err(fatal)?;
                     self.put_off(page, Counter::FaultsRetried, wait);
                 }
             } else if want == Want::Exclusive {
@@ -241,12 +241,12 @@ impl<M: DeviceMmu> Mirror<M> {
     }
 
     /// Gets a system page for this device alone, after the policy's throttle and whoever got it last had their
-    /// time. False if it is busy.
-    fn take_exclusively(&self, page: Page, word: Word, turn: &mut Turn) -> bool {
+    /// time.
+    fn take_exclusively(&self, page: Page, word: Word, turn: &mut Turn) -> Result<(), Unresolved> {
         let advice = self.advice(page, Access::Write, word, turn);
         if !self.wait_for_turn(page, word, &advice, turn) {
             // Something may have changed meanwhile: look again.
-            return true;
+            return Ok(());
         }
         let backend = &*self.backend;
         let until = Tick::end_of_hold(backend.clock.now(), advice.hold);

@@ -106,7 +106,13 @@ pub fn judge(row: &Row, end: &End, within: Duration) -> Result<String, String> {
     let Some(said) = end.stderr.lines().find(|line| line.contains("error: ")) else {
         return wrong(format!("exit code {code} without an error"));
     };
-    if said.contains("could not be supplied: ") {
+    // The same for a page that a thread of the host wanted.
+    let pages = [
+        "could not be supplied: ",
+        ": it stays busy (tried ",
+        ": the host has no memory for it (tried ",
+    ];
+    if pages.iter().any(|page| said.contains(page)) {
         return Ok(said.to_owned());
     }
     match names(said, row) {

@@ -289,7 +289,23 @@ const TABLE: &[Kind] = &[
         ],
         Sometimes,
         &[Torture, Endless],
-        ANY,
+        REMAP,
+    ),
+    // In a run beside other work there may be no more than two.
+    kind(
+        "ioctl",
+        "UFFDIO_ZEROPAGE",
+        &[
+            Errno(EAGAIN),
+            Errno(ENOMEM),
+            Errno(EEXIST),
+            Errno(EFAULT),
+            Done(EEXIST),
+            Part,
+        ],
+        Rarely,
+        &[Torture, Endless],
+        &[Engine::Copy, Engine::CopyInPlace],
     ),
     kind(
         "ioctl",
@@ -557,14 +573,6 @@ const TABLE: &[Kind] = &[
         &[Torture],
         REMAP,
     ),
-    kind(
-        "read",
-        "[signalfd]",
-        &[Errno(EAGAIN), Errno(EINTR), Errno(EIO)],
-        Rarely,
-        &[Endless],
-        REMAP,
-    ),
     // The beginning.
     kind(
         "mmap",
@@ -647,7 +655,6 @@ const TABLE: &[Kind] = &[
         &[Torture],
         REMAP,
     ),
-    kind("signalfd", "", &[Errno(EMFILE)], Start, &[Torture], REMAP),
     kind(
         "pthread_create",
         "",
