@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use crate::page::PAGE_SIZE;
-use crate::patience::Patience;
+use crate::patience::Repeats;
 
 /// Pagemap: the page is in memory.
 const PRESENT: u64 = 1 << 63;
@@ -33,19 +33,27 @@ pub(crate) struct Presence {
 pub(crate) struct PageTables {
     /// `None` where the process may not read it: a program with file capabilities may not.
     pagemap: Option<File>,
+    reads: Repeats,
+    questions: Repeats,
 }
 
 impl PageTables {
     pub(crate) fn open() -> PageTables {
+        PageTables::of(File::open("/proc/self/pagemap").ok())
+    }
+
+    fn of(pagemap: Option<File>) -> PageTables {
         PageTables {
-            pagemap: File::open("/proc/self/pagemap").ok(),
+            pagemap,
+            reads: Repeats::default(),
+            questions: Repeats::default(),
         }
     }
 
     /// Looks at the page at this host address, which must be in a mapping of this process. Where the page tables cannot be read,
     /// `mincore` answers.
     pub(crate) fn look(&self, address: u64) -> io::Result<Presence> {
-        let entry = self.pagemap.as_ref().map(|file| entry(file, address));
+        let entry = self.pagemap.as_ref().map(|file| self.entry(file, address));
         match entry {
             Some(Ok(entry)) => Ok(Presence {
                 there: entry & (PRESENT | SWAPPED) != 0,
@@ -53,46 +61,35 @@ impl PageTables {
                 exact: true,
             }),
             None | Some(Err(_)) => Ok(Presence {
-                there: in_core(address)?,
+                there: self.in_core(address)?,
                 protected: true,
                 exact: false,
             }),
         }
     }
-}
 
-fn entry(pagemap: &File, address: u64) -> io::Result<u64> {
-    let mut entry = [0; 8];
-    let mut patience = Patience::default();
-    loop {
-        match pagemap.read_at(&mut entry, address / PAGE_SIZE * 8) {
-            Ok(8) => return Ok(u64::from_ne_bytes(entry)),
-            Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted && patience.again() => {}
-            Err(error) => return Err(error),
-        }
+    fn entry(&self, pagemap: &File, address: u64) -> io::Result<u64> {
+        let interrupted = |error: &io::Error| error.kind() == io::ErrorKind::Interrupted;
+        self.reads.of(interrupted, || {
+            let mut entry = [0; 8];
+            match pagemap.read_at(&mut entry, address / PAGE_SIZE * 8)? {
+                8 => Ok(u64::from_ne_bytes(entry)),
+                _ => Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        })
     }
-}
 
-fn in_core(address: u64) -> io::Result<bool> {
-    let mut vector = [0u8; 1];
-    let mut patience = Patience::default();
-    loop {
-        // SAFETY: the kernel writes one byte for the one page and touches no memory of the range itself.
-        let ret = unsafe {
-            libc::mincore(
-                address as *mut libc::c_void,
-                PAGE_SIZE as usize,
-                vector.as_mut_ptr(),
-            )
-        };
-        if ret == 0 {
-            return Ok(vector[0] & 1 != 0);
-        }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::EAGAIN) || !patience.again() {
-            return Err(error);
-        }
+    fn in_core(&self, address: u64) -> io::Result<bool> {
+        let busy = |error: &io::Error| error.raw_os_error() == Some(libc::EAGAIN);
+        let (start, len) = (address as *mut libc::c_void, PAGE_SIZE as usize);
+        self.questions.of(busy, || {
+            let mut vector = [0u8; 1];
+            // SAFETY: the kernel writes one byte for the one page and touches no memory of the range itself.
+            match unsafe { libc::mincore(start, len, vector.as_mut_ptr()) } {
+                0 => Ok(vector[0] & 1 != 0),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
     }
 }
 
@@ -106,7 +103,7 @@ mod tests {
         let mapping = Mapping::new(4 * PAGE_SIZE, "hmm-test").unwrap();
         let unreadable = File::open("/dev/null").ok();
         for pagemap in [PageTables::open().pagemap, unreadable, None] {
-            let tables = PageTables { pagemap };
+            let tables = PageTables::of(pagemap);
             let there = |page: u64| {
                 tables
                     .look(mapping.address(page * PAGE_SIZE))

@@ -144,7 +144,8 @@ fn names(said: &str, row: &Row) -> bool {
         return true;
     }
     // Where it is known what the kernel means by it, its words would mislead.
-    said.contains(short) || said.contains(name(error))
+    let said = said.to_lowercase();
+    said.contains(&short.to_lowercase()) || said.contains(&name(error).to_lowercase())
 }
 
 /// Lines that say what happened.

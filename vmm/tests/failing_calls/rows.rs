@@ -591,14 +591,6 @@ const TABLE: &[Kind] = &[
         BOTH,
     ),
     kind(
-        "mprotect",
-        "",
-        &[Errno(ENOMEM), Errno(EACCES)],
-        Start,
-        &[Torture],
-        REMAP,
-    ),
-    kind(
         "madvise",
         "MADV_HUGEPAGE",
         &[Errno(EINVAL)],
