@@ -20,7 +20,10 @@ pub fn write_all(out: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
     let mut failures = 0;
     while !bytes.is_empty() {
         match out.write(bytes) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(0) => {
+                let why = "nothing of it was taken, without an error";
+                return Err(io::Error::new(ErrorKind::WriteZero, why));
+            }
             Ok(written) => {
                 bytes = &bytes[written..];
                 failures = 0;

@@ -5,14 +5,16 @@
 //! show, those that are set.
 
 use std::error::Error;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::iter::successors;
 use std::path::Path;
 
 mod groups;
 
 pub use groups::{Group, GroupMemory, groups};
+
+use crate::patience::Repeats;
 
 /// What the host was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -359,8 +361,20 @@ pub fn address_space() -> Option<(u64, u64)> {
     Some((limit.saturating_sub(used), limit))
 }
 
-fn read(path: impl AsRef<Path>) -> Option<String> {
-    fs::read_to_string(path).ok()
+/// A file in which the kernel tells something, as text; none if it cannot be read, or is interrupted for good, which the standard
+/// library would try for ever.
+pub fn read(path: impl AsRef<Path>) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let interrupted = |error: &io::Error| error.kind() == io::ErrorKind::Interrupted;
+    let reads = Repeats::default();
+    let mut text = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        match reads.of(interrupted, || file.read(&mut piece)).ok()? {
+            0 => return String::from_utf8(text).ok(),
+            len => text.extend_from_slice(&piece[..len]),
+        }
+    }
 }
 
 fn number(path: impl AsRef<Path>) -> Option<u64> {

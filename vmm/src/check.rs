@@ -1,10 +1,10 @@
 //! `hmmvisor check`: can this machine run a guest, and if not, what has to be done.
 
-use std::fs;
 use std::mem;
 use std::time::{Duration, Instant};
 
 use hmm_backend::MoveProbe;
+use hmm_backend::limits;
 use hmmvisor_guest_images as guest_images;
 
 use crate::ending::End;
@@ -234,7 +234,7 @@ fn host_findings() -> Vec<Finding> {
             ),
         ),
     });
-    let overcommit = fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap_or_default();
+    let overcommit = limits::read("/proc/sys/vm/overcommit_memory").unwrap_or_default();
     findings.push(match overcommit.trim() {
         "2" => Finding::new(
             "memory overcommit",
@@ -276,7 +276,7 @@ fn host_findings() -> Vec<Finding> {
 }
 
 fn meminfo(key: &str) -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let text = limits::read("/proc/meminfo")?;
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;

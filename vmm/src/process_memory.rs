@@ -1,8 +1,9 @@
 //! What the VMM itself costs in memory: resident bytes of the process that are not the guest's.
 
 use std::ffi::CStr;
-use std::fs;
 use std::ops::Range;
+
+use hmm_backend::limits;
 
 /// Names a mapping in `/proc/self/smaps`: `[anon:NAME]`. Kernels without this refuse; then the
 /// mapping stays nameless.
@@ -23,10 +24,7 @@ pub fn name(start: *mut u8, bytes: usize, name: &'static CStr) {
 /// Resident bytes of this process outside of the given address ranges and of mappings named
 /// `[anon:hmm-…]`, both of which hold memory of guests and devices.
 pub fn overhead(guest: &[Range<u64>]) -> Option<u64> {
-    Some(overhead_in(
-        &fs::read_to_string("/proc/self/smaps").ok()?,
-        guest,
-    ))
+    Some(overhead_in(&limits::read("/proc/self/smaps")?, guest))
 }
 
 fn overhead_in(smaps: &str, guest: &[Range<u64>]) -> u64 {

@@ -128,9 +128,14 @@ fn names(said: &str, row: &Row) -> bool {
     let error = match row.how {
         How::Errno(error) | How::Done(error) | How::PartBut(error) => error,
         How::End | How::Short | How::Part => {
-            return ["end of file", " whole buffer", "and gives none"]
-                .iter()
-                .any(|text| said.contains(text));
+            return [
+                "end of file",
+                " whole buffer",
+                "and gives none",
+                "without an error",
+            ]
+            .iter()
+            .any(|text| said.contains(text));
         }
     };
     let text = std::io::Error::from_raw_os_error(error).to_string();
