@@ -117,6 +117,48 @@ fn what_a_run_uses_is_not_written_over() {
     assert!(folder.path("soft").is_symlink());
 }
 
+const PLACEMENT: &str = "0 64 system\n64 128 device\n";
+
+#[test]
+fn a_placement_file_is_not_written_over() {
+    let folder = Folder::new();
+    let place = folder.file("place.txt", PLACEMENT);
+    fs::hard_link(&place, folder.path("hard")).unwrap();
+    let policy = "--policy lru+static:file=place.txt,hold=2ms";
+    folder.succeeds(&format!("{RUN} {policy} --record s.trace"));
+    let region = "[policy]\nspec = \"density\"\n[[policy.region]]\nstart = \"2M\"\nsize = \"2M\"\nspec = \"static:file=place.txt\"\n";
+    folder.file("r.toml", region);
+    let with_region = format!("{RUN} r.toml");
+    let with_policy = format!("{RUN} {policy}");
+    for output in ["--json", "--record", "--console"] {
+        for run in [&with_region, &with_policy] {
+            let message = folder.fails(&format!("{run} {output} hard"));
+            assert!(message.contains("placement file itself ("), "{message}");
+        }
+    }
+    folder.file(
+        "s.toml",
+        SWEEP.replace("next.luau", "static:file=place.txt"),
+    );
+    fs::copy(folder.path("s.trace"), folder.path("t.trace")).unwrap();
+    fs::create_dir(folder.path("s")).unwrap();
+    symlink("../place.txt", folder.path("s/results.csv")).unwrap();
+    let message = folder.fails("sweep s.toml");
+    assert!(message.contains("placement file itself ("), "{message}");
+    for command in [
+        with_region,
+        with_policy,
+        "replay s.trace".to_owned(),
+        format!("replay s.trace {policy}"),
+        "sweep s.toml -o other".to_owned(),
+    ] {
+        let message = folder.fails(&format!("{command} >> place.txt"));
+        assert!(message.contains("placement file itself"), "{message}");
+    }
+    assert!(!folder.path("other").exists());
+    assert_eq!(text(&place), PLACEMENT);
+}
+
 #[test]
 fn two_outputs_of_a_run_are_two_files() {
     let folder = Folder::new();
@@ -249,6 +291,21 @@ fn nothing_is_printed_into_an_input() {
         folder.fails(command);
         assert!(!folder.path("-").exists());
     }
+    // The script that the trace names.
+    folder.succeeds(&format!("{RUN} --policy ./next.luau --record p.trace"));
+    for (input, command) in [
+        ("next.luau", "replay p.trace"),
+        ("next.luau", "replay p.trace --policy ./next.luau"),
+    ] {
+        let before = fs::read(folder.path(input)).unwrap();
+        let message = folder.fails(&format!("{command} >> {input}"));
+        assert!(message.contains("the policy script itself"), "{message}");
+        assert!(fs::read(folder.path(input)).unwrap() == before, "{command}");
+    }
+    // Another choice leaves it alone.
+    folder.file("said", "");
+    folder.succeeds("replay p.trace --policy lru >> said");
+    assert!(text(&folder.path("said")).contains("modelled time"));
 }
 
 #[test]

@@ -43,12 +43,17 @@ pub struct ReplayArgs {
 pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let mut files = Files::default();
     files.reads("the trace", &args.trace);
-    if let Some(PolicyChoice::Script(script)) = &args.policy {
-        files.reads("the policy script", &script.path);
-    }
-    files.prints("the outcome")?;
     let reader = TraceReader::open(&args.trace)?;
     let meta = reader.meta().clone();
+    // Without a choice it is the trace that names the policy's files. None of them has been opened yet.
+    let of_policy = match &args.policy {
+        Some(policy) => policy.files(),
+        None => PolicyChoice::named_files(&meta.policy),
+    };
+    for file in of_policy {
+        files.reads(file.what, &file.path);
+    }
+    files.prints("the outcome")?;
     let mut warning = String::new();
     match reader.tail() {
         Tail::Complete => {}
