@@ -309,6 +309,41 @@ fn nothing_is_printed_into_an_input() {
 }
 
 #[test]
+fn a_sweep_prints_into_none_of_its_files() {
+    let folder = Folder::with_trace();
+    folder.file("s.toml", SWEEP);
+    folder.file("next.luau", SCRIPT);
+    for shard in ["1", "2"] {
+        folder.succeeds(&format!("sweep s.toml --shard {shard}/2 -o h{shard}"));
+    }
+    for (input, command) in [
+        ("t.trace", "sweep s.toml -o new"),
+        ("s.toml", "sweep s.toml -o new"),
+        ("next.luau", "sweep s.toml -o new"),
+        ("h1/journal.jsonl", "sweep merge h1 h2 -o new"),
+        ("h2/journal.jsonl", "sweep merge h1 h2 -o new"),
+    ] {
+        let before = fs::read(folder.path(input)).unwrap();
+        let message = folder.fails(&format!("{command} >> {input}"));
+        assert!(message.contains("itself"), "{message}");
+        assert!(fs::read(folder.path(input)).unwrap() == before, "{command}");
+        assert!(!folder.path("new").exists(), "{command}");
+    }
+    fs::create_dir(folder.path("new")).unwrap();
+    for result in ["results.csv", "results.parquet", "report.html"] {
+        for command in ["sweep s.toml -o new", "sweep merge h1 h2 -o new"] {
+            let message = folder.fails(&format!("{command} > new/{result}"));
+            assert!(message.contains("let standard output lead"), "{message}");
+            assert_eq!(folder.names("new"), [result]);
+            assert_eq!(text(&folder.path("new").join(result)), "");
+        }
+        fs::remove_file(folder.path("new").join(result)).unwrap();
+    }
+    folder.succeeds("sweep merge h1 h2 -o new > said");
+    assert!(text(&folder.path("said")).contains("report.html in new"));
+}
+
+#[test]
 fn data_on_standard_output_is_data_alone() {
     let folder = Folder::with_trace();
     folder.file("log", LACKEY);
@@ -534,6 +569,30 @@ fn a_full_disk_is_an_error_of_every_output() {
         );
         assert!(folder.path("full").is_symlink());
     }
+}
+
+#[test]
+fn a_merge_that_finds_no_room_leaves_nothing_and_says_what_to_do() {
+    let folder = Folder::with_trace();
+    folder.file("s.toml", SWEEP);
+    folder.file("next.luau", SCRIPT);
+    folder.succeeds("sweep s.toml -o h");
+    // In blocks of 1024 bytes: not even the journal, and not the page.
+    for room in [0, 8] {
+        for (made_before, left) in [("", "full:\n"), ("full/m", "full:\nm\n\nfull/m:\n")] {
+            let output = folder.shell(&format!(
+                "mkdir -p full; unshare -m bash -c 'mount -t tmpfs none full; mkdir -p full {made_before}; ulimit -f {room}; \
+                 \"$HMMVISOR\" sweep merge h -o full/m 2>&1 | cat; ls -R full | cat'"
+            ));
+            let text = String::from_utf8(output.stdout).unwrap();
+            let (message, found) = text.split_once('\n').unwrap();
+            assert!(message.contains("make room and merge again"), "{text}");
+            assert!(message.contains("raise `ulimit -f`") || room > 0, "{text}");
+            assert!(!message.contains("resume"), "{text}");
+            assert_eq!(found, left, "{text}");
+        }
+    }
+    folder.succeeds("sweep merge h -o m");
 }
 
 #[test]
