@@ -42,4 +42,5 @@ pub use error::ScriptError;
 pub use limits::Limits;
 pub use regions::{Region, Regions};
 pub use scripts::{Log, ScriptFigures, Scripts};
+pub use text::excerpt;
 pub use watch::FileWatch;
