@@ -64,16 +64,29 @@ impl Refusal {
 
 /// Whether this process can have so much more memory and so many more threads, as far as that can be told beforehand: the control
 /// groups have that much memory left (beyond that, the kernel does not refuse memory but kills a process of the group), and there is
-/// address space for it and for a heap, whose refusal would end the process without a word.
+/// address space, of which all may be data, for it and for a heap, whose refusal would end the process without a word. So would that
+/// of the main thread's stack.
 pub fn room_for(bytes: u64, threads: u64) -> Result<(), Refusal> {
     let has_room = |group: &Group| group.memory.is_none_or(|memory| bytes <= memory.room());
     let mapped = address_space_of(bytes, threads);
     if !groups().iter().all(has_room) {
         return Err(Refusal::of_memory(bytes));
     }
-    match address_space() {
-        Some((room, _)) if mapped > room => Err(Refusal::of_memory(mapped)),
-        _ => Ok(()),
+    let limits = Limits::now();
+    let refused = |limit: &Option<Use>| limit.is_some_and(|limit| !limit.has_room_for(mapped));
+    if refused(&limits.address_space) || refused(&limits.data) {
+        return Err(Refusal::of_memory(mapped));
+    }
+    match limits.stack.filter(|stack| *stack < MAIN_STACK) {
+        Some(stack) => Err(Refusal {
+            error: io::Error::from_raw_os_error(libc::ENOMEM),
+            advice: Some(format!(
+                "this process may have {} KiB of stack and needs {} KiB: raise `ulimit -s`",
+                stack >> 10,
+                MAIN_STACK >> 10
+            )),
+        }),
+        None => Ok(()),
     }
 }
 
@@ -170,6 +183,8 @@ struct Limits {
     address_space: Option<Use>,
     /// `ulimit -d`.
     data: Option<Use>,
+    /// `ulimit -s`, which holds for the main thread alone.
+    stack: Option<u64>,
     /// `vm.max_map_count`.
     mappings: Option<Use>,
     /// The commit limit, where overcommit is off.
@@ -180,6 +195,8 @@ struct Limits {
 
 /// The stack of a thread of Rust's and what else it maps when it starts.
 const STACK: u64 = (2 << 20) + (64 << 10);
+/// What the main thread may need of a stack, generously. All others have stacks of their own size.
+const MAIN_STACK: u64 = 1 << 20;
 /// So near to its limit, a count may have been at it a moment ago.
 const NEAR: u64 = 2;
 /// A request of unknown size is at least as large as this.
@@ -215,6 +232,7 @@ impl Limits {
             pids: used(number("/proc/sys/kernel/pid_max"), threads),
             address_space: used(rlimit(libc::RLIMIT_AS as i32), kib("VmSize")),
             data: used(rlimit(libc::RLIMIT_DATA as i32), kib("VmData")),
+            stack: rlimit(libc::RLIMIT_STACK as i32),
             mappings: used(number("/proc/sys/vm/max_map_count"), mappings),
             commit: if no_overcommit {
                 used(commit("CommitLimit"), commit("Committed_AS"))

@@ -31,6 +31,27 @@ pub struct ScriptSpec {
     rest: String,
 }
 
+/// A file that a policy's specification names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedFile {
+    /// What it is to the policy, for messages.
+    pub what: &'static str,
+    /// As it is named.
+    pub path: PathBuf,
+}
+
+impl NamedFile {
+    fn script(path: PathBuf) -> NamedFile {
+        let what = "the policy script";
+        NamedFile { what, path }
+    }
+
+    fn placement(path: PathBuf) -> NamedFile {
+        let what = "the policy's placement file";
+        NamedFile { what, path }
+    }
+}
+
 /// A policy ready to be used.
 pub struct Chosen {
     /// For the backend.
@@ -124,13 +145,27 @@ impl PolicyChoice {
         })
     }
 
+    /// The files that this is read from: whoever writes files has to spare all of them.
+    pub fn files(&self) -> Vec<NamedFile> {
+        match self {
+            PolicyChoice::BuiltIn(spec) => PolicyChoice::named_files(&spec.to_string()),
+            PolicyChoice::Script(spec) => {
+                let mut files = vec![NamedFile::script(spec.path.clone())];
+                files.extend(PolicyChoice::named_files(&spec.rest));
+                files
+            }
+        }
+    }
+
     /// The files that a specification names. Opens none of them, and leaves mistakes to parsing.
-    pub fn named_files(spec: &str) -> Vec<PathBuf> {
+    pub fn named_files(spec: &str) -> Vec<NamedFile> {
         let (scripts, others): (Vec<_>, Vec<_>) = spec.split('+').partition(|part| is_script(part));
         let path = |script: &str| PathBuf::from(script.split(':').next().unwrap_or(script).trim());
-        let mut files: Vec<PathBuf> = scripts.into_iter().map(path).collect();
-        files.extend(PolicySpec::named_files(&others.join("+")));
-        files
+        let scripts = scripts.into_iter().map(path).map(NamedFile::script);
+        let placements = PolicySpec::named_files(&others.join("+")).into_iter();
+        scripts
+            .chain(placements.map(NamedFile::placement))
+            .collect()
     }
 
     /// Loads a policy that not the user has named, but a file such as a trace; `files` is what that says was in the
@@ -153,7 +188,7 @@ impl PolicyChoice {
         // All of them first: parsing opens some.
         let named: Vec<&PolicyFile> = named
             .iter()
-            .map(|path| expected(path))
+            .map(|file| expected(&file.path))
             .collect::<Result<_, _>>()?;
         for file in named {
             let (found, _) = PolicyFile::read(&file.path, RECORDED_LIMIT).map_err(|error| {
@@ -259,6 +294,32 @@ mod tests {
             let script = matches!(choice, PolicyChoice::Script(_));
             assert_eq!(script, text != "density+lru+timeslice", "{text}");
         }
+    }
+
+    #[test]
+    fn all_files_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("place.txt").display().to_string();
+        std::fs::write(&place, "0 64 system\n").unwrap();
+        let script = ("the policy script", "a/b.luau");
+        let placement = ("the policy's placement file", place.as_str());
+        for (spec, expected) in [
+            ("density+lru".to_owned(), &[][..]),
+            (format!("lru + static:file={place},hold=2ms"), &[placement]),
+            ("lru+a/b.luau:x=1".to_owned(), &[script]),
+        ] {
+            let choice: PolicyChoice = spec.parse().unwrap();
+            let files = choice.files();
+            assert_eq!(files, PolicyChoice::named_files(&spec));
+            let named = |file: &NamedFile| (file.what, file.path.display().to_string());
+            let expected = expected
+                .iter()
+                .map(|(what, path)| (*what, path.to_string()));
+            assert!(files.iter().map(named).eq(expected), "{spec}: {files:?}");
+        }
+        // Also those of a specification that is a mistake.
+        let both = PolicyChoice::named_files(&format!("static:file={place}+x.luau"));
+        assert_eq!(both.len(), 2, "{both:?}");
     }
 
     #[test]

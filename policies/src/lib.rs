@@ -37,9 +37,10 @@ mod scripts;
 mod text;
 mod watch;
 
-pub use choice::{Chosen, PolicyChoice, ScriptSpec};
+pub use choice::{Chosen, NamedFile, PolicyChoice, ScriptSpec};
 pub use error::ScriptError;
 pub use limits::Limits;
 pub use regions::{Region, Regions};
 pub use scripts::{Log, ScriptFigures, Scripts};
+pub use text::excerpt;
 pub use watch::FileWatch;

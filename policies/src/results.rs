@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use mlua::ffi::{self, lua_State};
 
 use crate::page_sets;
+use crate::text;
 
 /// Values a function returns, those that mean something.
 pub(crate) const RESULTS: c_int = 5;
@@ -45,7 +46,7 @@ impl Item<'_> {
     pub(crate) fn kind(&self) -> String {
         match self {
             Item::Nil => "nothing".into(),
-            Item::Number(n) => format!("the number {n}"),
+            Item::Number(n) => text::number(*n),
             Item::Flag(_) => "a boolean".into(),
             Item::Set(_) => "a buffer".into(),
             Item::Table(_) => "a table".into(),

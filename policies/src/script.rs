@@ -15,6 +15,7 @@ use crate::limits::Limits;
 use crate::page_sets;
 use crate::results::Results;
 use crate::sandbox::{self, Needs, Print, RECENT, Surroundings};
+use crate::text;
 
 /// What a script is made from.
 #[derive(Debug)]
@@ -470,7 +471,7 @@ impl Script {
 /// What a value is, in words.
 fn kind(value: &Value) -> String {
     match value {
-        Value::Number(n) => format!("the number {n}"),
+        Value::Number(n) => text::number(*n),
         Value::Integer(n) => format!("the number {n}"),
         Value::Nil => "nothing".into(),
         other => format!("a {}", other.type_name()),

@@ -319,7 +319,8 @@ impl Scripts {
             Err(error) => {
                 let error = error.to_string();
                 // The log says so already.
-                let error = error.strip_prefix("policy script ").unwrap_or(&error);
+                let error = error.strip_prefix("reading ").unwrap_or(&error);
+                let error = error.strip_prefix("policy script ").unwrap_or(error);
                 (self.shared.log)(&format!("{error}; the version before stays in use"));
             }
         }

@@ -27,13 +27,27 @@ pub(crate) fn of_script(bytes: Vec<u8>) -> Result<String, (usize, String)> {
     String::from_utf8(bytes).map_err(|_| (1, "is not text (UTF-8)".to_owned()))
 }
 
+/// A number of a script's, in words: with all digits up to the whole numbers that it can have exactly.
+pub(crate) fn number(n: f64) -> String {
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    match n == 0.0 || (1e-6..=EXACT).contains(&n.abs()) || !n.is_finite() {
+        true => format!("the number {n}"),
+        false => format!("the number {n:e}"),
+    }
+}
+
 /// A line that a script has caused, as it is shown: in one line, without control characters, not too long.
 pub(crate) fn shown(line: &str) -> String {
-    let start = &line[..line.floor_char_boundary(SHOWN)];
-    let more = if start.len() < line.len() { "…" } else { "" };
+    excerpt(line, SHOWN)
+}
+
+/// The beginning of a text from outside, as it is shown: so many bytes of it at most, in one line, without control characters.
+pub fn excerpt(text: &str, bytes: usize) -> String {
+    let start = &text[..text.floor_char_boundary(bytes)];
+    let more = if start.len() < text.len() { "…" } else { "" };
     // Escapes make it longer.
     let start = printable(start);
-    let shown = &start[..start.floor_char_boundary(2 * SHOWN)];
+    let shown = &start[..start.floor_char_boundary(2 * bytes)];
     let more = if shown.len() < start.len() {
         "…"
     } else {
@@ -62,6 +76,21 @@ mod tests {
         assert_eq!(wrong(b"a\nb\n\xff"), (3, "is not text (UTF-8)".to_owned()));
         for text in ["", "\t\r\n\u{b}\u{c}", "return {} -- ä\r\n"] {
             assert_eq!(of_script(text.into()).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_number_is_short() {
+        for (n, shown) in [
+            (0.0, "0"),
+            (0.5, "0.5"),
+            (-9_007_199_254_740_992.0, "-9007199254740992"),
+            (1e300, "1e300"),
+            (-1.5e-300, "-1.5e-300"),
+            (f64::INFINITY, "inf"),
+            (f64::NAN, "NaN"),
+        ] {
+            assert_eq!(number(n), format!("the number {shown}"));
         }
     }
 

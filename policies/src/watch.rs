@@ -1,15 +1,16 @@
 //! Notices that a file has changed, also when an editor puts a new one in its place.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A watch on one file's folder.
 pub struct FileWatch {
     events: File,
+    path: PathBuf,
     name: OsString,
 }
 
@@ -34,18 +35,19 @@ impl FileWatch {
         }
         // SAFETY: the descriptor is new, open and nobody else's.
         let events = unsafe { File::from_raw_fd(fd) };
-        let mask = libc::IN_CLOSE_WRITE | libc::IN_MOVED_TO;
+        let mask = libc::IN_CLOSE_WRITE | libc::IN_MOVED_TO | libc::IN_CREATE;
         // SAFETY: the kernel reads a string that ends with a zero.
         if unsafe { libc::inotify_add_watch(fd, folder.as_ptr(), mask) } < 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(FileWatch {
             events,
+            path: path.to_owned(),
             name: name.to_owned(),
         })
     }
 
-    /// Whether the file has changed since the last time.
+    /// Whether the file has changed since the last time, or something else has taken its place.
     pub fn take(&self) -> bool {
         let mut changed = false;
         let mut buffer = [0; 4096];
@@ -53,21 +55,32 @@ impl FileWatch {
             if n == 0 {
                 break;
             }
-            changed |= names(&buffer[..n]).any(|name| name == self.name);
+            let of_this = happened(&buffer[..n]).filter(|(_, name)| *name == self.name);
+            for (mask, _) in of_this {
+                changed |= mask & libc::IN_CREATE == 0 || self.is_complete();
+            }
         }
         changed
     }
+
+    /// Whether what was just created is all that there will be. A regular file is still to be written and closed; but a link, a folder
+    /// or a pipe is there at once.
+    fn is_complete(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|created| !created.is_file())
+    }
 }
 
-/// The names in a buffer of events.
-fn names(mut events: &[u8]) -> impl Iterator<Item = &OsStr> {
+/// What has happened to which name, in a buffer of events.
+fn happened(mut events: &[u8]) -> impl Iterator<Item = (u32, &OsStr)> {
+    let word = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.try_into().ok()?));
     std::iter::from_fn(move || {
-        let length = events.get(12..HEADER)?.try_into().ok()?;
-        let end = HEADER + u32::from_ne_bytes(length) as usize;
+        let mask = word(events.get(4..8)?)?;
+        let length = word(events.get(12..HEADER)?)?;
+        let end = HEADER + length as usize;
         let name = events.get(HEADER..end)?;
         events = &events[end..];
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-        Some(OsStr::from_bytes(name))
+        Some((mask, OsStr::from_bytes(name)))
     })
 }
 

@@ -4,11 +4,9 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
-use hmmvisor_experiments::output::{Files, Output, OutputError};
-use hmmvisor_policies::PolicyChoice;
-
 use crate::config::Config;
 use crate::console_choice::ConsoleChoice;
+use hmmvisor_experiments::output::{Files, Output, OutputError};
 
 /// The outputs of a run, open before it begins.
 #[derive(Debug)]
@@ -59,8 +57,8 @@ pub fn inputs(config: &Config, files: &mut Files) {
     }
     let regions = config.policy.region.iter().map(|region| &region.spec);
     for policy in regions.chain([&config.policy.spec]) {
-        if let PolicyChoice::Script(script) = policy {
-            reads("the policy script", Some(&script.path));
+        for file in policy.files() {
+            reads(file.what, Some(&file.path));
         }
     }
 }
@@ -110,7 +108,9 @@ mod tests {
     fn all_that_a_run_is_made_of_is_spared() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let names = ["guest", "kernel", "initrd", "disk", "p.luau", "r.luau"];
+        let names = [
+            "guest", "kernel", "initrd", "disk", "p.luau", "r.luau", "place",
+        ];
         let script = |name| format!("{}+lru", path(name).display()).parse().unwrap();
         let mut config = Config {
             guest: Some(path("guest")),
@@ -120,15 +120,17 @@ mod tests {
         config.boot.initrd = Some(path("initrd"));
         config.disk = vec![path("disk").display().to_string().parse().unwrap()];
         config.policy.spec = script("p.luau");
-        config.policy.region = vec![crate::config::RegionConfig {
-            start: crate::size::Size(0),
-            size: crate::size::Size(2 << 20),
-            spec: script("r.luau"),
-        }];
         for name in names {
-            std::fs::write(path(name), name).unwrap();
+            std::fs::write(path(name), "0 64 system\n").unwrap();
             std::fs::hard_link(path(name), path(&format!("{name}.link"))).unwrap();
         }
+        let placement = format!("static:file={}", path("place").display());
+        let region = |spec| crate::config::RegionConfig {
+            start: crate::size::Size(0),
+            size: crate::size::Size(2 << 20),
+            spec,
+        };
+        config.policy.region = vec![region(script("r.luau")), region(placement.parse().unwrap())];
         for name in names.map(|name| path(&format!("{name}.link"))) {
             let outputs: [fn(&mut Config) -> &mut Option<std::path::PathBuf>; 2] =
                 [|config| &mut config.json, |config| &mut config.record];

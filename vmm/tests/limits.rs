@@ -163,6 +163,56 @@ fn address_space() {
     assert!(too_low > 0 && enough > 0, "{too_low}, {enough}");
 }
 
+/// With so little that a process begins at all; the allocator has none left then.
+const LEAST_DATA: u64 = 4 << 20;
+
+#[test]
+fn data() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (trace, script, page) = (path("t"), path("d.luau"), path("x"));
+    let text = "return { on_fault = function(page) return page, 1 end }";
+    fs::write(&script, text).unwrap();
+    let mut record = RUN.to_vec();
+    record.extend(["--memory", "16M", "--record", &trace]);
+    assert!(!refused("a run", &outcome(hmmvisor(&record)), "nothing"));
+
+    let mib = |n: u64| n << 20;
+    let low = || {
+        [LEAST_DATA]
+            .into_iter()
+            .chain((16..160).step_by(16).map(mib))
+    };
+    let replay = ["replay", &trace, "--policy", &script];
+    let export = [
+        "trace", "export", &trace, "--format", "parquet", "-o", &page,
+    ];
+    let report = ["report", &trace, "-o", &page];
+    let mut small = RUN.to_vec();
+    small.extend(["--memory", "16M", "--device-memory", "1M"]);
+    for args in [&replay[..], &export, &report, &small] {
+        let (too_low, enough) = with_each(args, libc::RLIMIT_DATA, low(), "`ulimit -d`");
+        assert!(too_low > 3 && enough > 0, "{args:?}: {too_low}, {enough}");
+    }
+    let generate = ["trace", "generate", "pingpong", "-o", &path("g")];
+    let steps = (48..640).step_by(64).map(mib);
+    let (too_low, enough) = with_each(&generate, libc::RLIMIT_DATA, steps, "`ulimit -d`");
+    assert!(too_low > 3 && enough > 0, "{too_low}, {enough}");
+}
+
+#[test]
+fn stack() {
+    let sizes = || {
+        [64, 100, 256, 512, 1 << 10, 8 << 10]
+            .map(|kib| kib << 10)
+            .into_iter()
+    };
+    for args in [RUN, &["check"], &["policies"], &["trace", "info", "--help"]] {
+        let outcomes = with_each(args, libc::RLIMIT_STACK, sizes(), "`ulimit -s`");
+        assert_eq!(outcomes, (4, 2), "{args:?}");
+    }
+}
+
 #[test]
 fn size_of_files() {
     let folder = tempfile::tempdir().unwrap();

@@ -117,6 +117,48 @@ fn what_a_run_uses_is_not_written_over() {
     assert!(folder.path("soft").is_symlink());
 }
 
+const PLACEMENT: &str = "0 64 system\n64 128 device\n";
+
+#[test]
+fn a_placement_file_is_not_written_over() {
+    let folder = Folder::new();
+    let place = folder.file("place.txt", PLACEMENT);
+    fs::hard_link(&place, folder.path("hard")).unwrap();
+    let policy = "--policy lru+static:file=place.txt,hold=2ms";
+    folder.succeeds(&format!("{RUN} {policy} --record s.trace"));
+    let region = "[policy]\nspec = \"density\"\n[[policy.region]]\nstart = \"2M\"\nsize = \"2M\"\nspec = \"static:file=place.txt\"\n";
+    folder.file("r.toml", region);
+    let with_region = format!("{RUN} r.toml");
+    let with_policy = format!("{RUN} {policy}");
+    for output in ["--json", "--record", "--console"] {
+        for run in [&with_region, &with_policy] {
+            let message = folder.fails(&format!("{run} {output} hard"));
+            assert!(message.contains("placement file itself ("), "{message}");
+        }
+    }
+    folder.file(
+        "s.toml",
+        SWEEP.replace("next.luau", "static:file=place.txt"),
+    );
+    fs::copy(folder.path("s.trace"), folder.path("t.trace")).unwrap();
+    fs::create_dir(folder.path("s")).unwrap();
+    symlink("../place.txt", folder.path("s/results.csv")).unwrap();
+    let message = folder.fails("sweep s.toml");
+    assert!(message.contains("placement file itself ("), "{message}");
+    for command in [
+        with_region,
+        with_policy,
+        "replay s.trace".to_owned(),
+        format!("replay s.trace {policy}"),
+        "sweep s.toml -o other".to_owned(),
+    ] {
+        let message = folder.fails(&format!("{command} >> place.txt"));
+        assert!(message.contains("placement file itself"), "{message}");
+    }
+    assert!(!folder.path("other").exists());
+    assert_eq!(text(&place), PLACEMENT);
+}
+
 #[test]
 fn two_outputs_of_a_run_are_two_files() {
     let folder = Folder::new();
@@ -249,6 +291,56 @@ fn nothing_is_printed_into_an_input() {
         folder.fails(command);
         assert!(!folder.path("-").exists());
     }
+    // The script that the trace names.
+    folder.succeeds(&format!("{RUN} --policy ./next.luau --record p.trace"));
+    for (input, command) in [
+        ("next.luau", "replay p.trace"),
+        ("next.luau", "replay p.trace --policy ./next.luau"),
+    ] {
+        let before = fs::read(folder.path(input)).unwrap();
+        let message = folder.fails(&format!("{command} >> {input}"));
+        assert!(message.contains("the policy script itself"), "{message}");
+        assert!(fs::read(folder.path(input)).unwrap() == before, "{command}");
+    }
+    // Another choice leaves it alone.
+    folder.file("said", "");
+    folder.succeeds("replay p.trace --policy lru >> said");
+    assert!(text(&folder.path("said")).contains("modelled time"));
+}
+
+#[test]
+fn a_sweep_prints_into_none_of_its_files() {
+    let folder = Folder::with_trace();
+    folder.file("s.toml", SWEEP);
+    folder.file("next.luau", SCRIPT);
+    for shard in ["1", "2"] {
+        folder.succeeds(&format!("sweep s.toml --shard {shard}/2 -o h{shard}"));
+    }
+    for (input, command) in [
+        ("t.trace", "sweep s.toml -o new"),
+        ("s.toml", "sweep s.toml -o new"),
+        ("next.luau", "sweep s.toml -o new"),
+        ("h1/journal.jsonl", "sweep merge h1 h2 -o new"),
+        ("h2/journal.jsonl", "sweep merge h1 h2 -o new"),
+    ] {
+        let before = fs::read(folder.path(input)).unwrap();
+        let message = folder.fails(&format!("{command} >> {input}"));
+        assert!(message.contains("itself"), "{message}");
+        assert!(fs::read(folder.path(input)).unwrap() == before, "{command}");
+        assert!(!folder.path("new").exists(), "{command}");
+    }
+    fs::create_dir(folder.path("new")).unwrap();
+    for result in ["results.csv", "results.parquet", "report.html"] {
+        for command in ["sweep s.toml -o new", "sweep merge h1 h2 -o new"] {
+            let message = folder.fails(&format!("{command} > new/{result}"));
+            assert!(message.contains("let standard output lead"), "{message}");
+            assert_eq!(folder.names("new"), [result]);
+            assert_eq!(text(&folder.path("new").join(result)), "");
+        }
+        fs::remove_file(folder.path("new").join(result)).unwrap();
+    }
+    folder.succeeds("sweep merge h1 h2 -o new > said");
+    assert!(text(&folder.path("said")).contains("report.html in new"));
 }
 
 #[test]
@@ -477,6 +569,30 @@ fn a_full_disk_is_an_error_of_every_output() {
         );
         assert!(folder.path("full").is_symlink());
     }
+}
+
+#[test]
+fn a_merge_that_finds_no_room_leaves_nothing_and_says_what_to_do() {
+    let folder = Folder::with_trace();
+    folder.file("s.toml", SWEEP);
+    folder.file("next.luau", SCRIPT);
+    folder.succeeds("sweep s.toml -o h");
+    // In blocks of 1024 bytes: not even the journal, and not the page.
+    for room in [0, 8] {
+        for (made_before, left) in [("", "full:\n"), ("full/m", "full:\nm\n\nfull/m:\n")] {
+            let output = folder.shell(&format!(
+                "mkdir -p full; unshare -m bash -c 'mount -t tmpfs none full; mkdir -p full {made_before}; ulimit -f {room}; \
+                 \"$HMMVISOR\" sweep merge h -o full/m 2>&1 | cat; ls -R full | cat'"
+            ));
+            let text = String::from_utf8(output.stdout).unwrap();
+            let (message, found) = text.split_once('\n').unwrap();
+            assert!(message.contains("make room and merge again"), "{text}");
+            assert!(message.contains("raise `ulimit -f`") || room > 0, "{text}");
+            assert!(!message.contains("resume"), "{text}");
+            assert_eq!(found, left, "{text}");
+        }
+    }
+    folder.succeeds("sweep merge h -o m");
 }
 
 #[test]

@@ -139,6 +139,31 @@ fn a_trace_opens_only_the_placement_that_it_was_recorded_with() {
 }
 
 #[test]
+fn little_is_quoted_of_a_long_policy() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let long = "x".repeat(200_000);
+    for policy in [
+        long.clone(),
+        format!("density:{long}=1"),
+        format!("density:threshold={long}"),
+        format!("static:file=/{long}"),
+        format!("/{long}"),
+        format!("a.luau+b.luau+{long}"),
+        format!("density; blocks {long}"),
+    ] {
+        recorded_with(here, &policy, &[]);
+        let (done, text) = says(here, "replay t");
+        let start = &policy[..20];
+        assert!(
+            !done && text.contains(start) && text.contains("--policy"),
+            "{text}"
+        );
+        assert!(text.len() < 5000, "{start}: {} bytes", text.len());
+    }
+}
+
+#[test]
 fn scripts_are_regular_files_of_text() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();

@@ -1,7 +1,10 @@
 //! Shards put together.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
+
+use hmm_backend::limits;
 
 use super::error::SweepError;
 use super::journal::{Header, Journal, Writer};
@@ -70,29 +73,73 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Merged, SweepError> {
         .into_iter()
         .flat_map(|(_, journal)| journal.rows)
         .collect();
+    let made = !out.exists();
+    let put = put(folders, out, &header, &rows);
+    if put.is_err() && made {
+        // Fails if something is in it, which then is not of this merge.
+        let _ = fs::remove_dir(out);
+    }
+    put.map(|()| Merged {
+        runs: rows.len(),
+        failed: run::failed(&rows),
+    })
+}
+
+/// Writes the whole: all of it or nothing.
+fn put(
+    folders: &[PathBuf],
+    out: &Path,
+    header: &Header,
+    rows: &BTreeMap<usize, Row>,
+) -> Result<(), SweepError> {
     let mut files = Files::default();
     let path = run::claim_journal(out, &mut files)?;
     for folder in folders {
         files.reads("the journal of a shard", &folder.join(JOURNAL));
     }
+    files.prints(run::SAID)?;
     let results = Results::open(out, &mut files)?;
-    let opened = Writer::open(&path, &header, false);
+    run::spare_results(&files)?;
+    let is_new = !path.exists();
+    let opened = Writer::open(&path, header, false);
     let (mut journal, _) = opened.map_err(|error| match error {
         // There is nothing to go on with in a merge.
         SweepError::Exists { path, finished } => SweepError::Occupied { path, finished },
-        error => error,
+        SweepError::Write { .. } if is_new => {
+            // Not even its first line was written: nobody else can have something in it.
+            let _ = fs::remove_file(&path);
+            again(error)
+        }
+        error => again(error),
     })?;
     let written = journal
         .append_all(rows.values())
-        .and_then(|()| results.write(out, &rows));
+        .and_then(|()| results.write(out, rows));
     if written.is_err() {
         // The shards have everything; half a merge is of no use.
         journal.discard();
     }
-    written.map(|()| Merged {
-        runs: rows.len(),
-        failed: run::failed(&rows),
-    })
+    written.map_err(again)
+}
+
+/// What to do when a merge cannot be written: nothing of it is kept, so there is nothing to resume.
+fn again(error: SweepError) -> SweepError {
+    const AGAIN: &str = "make room and merge again";
+    match error {
+        SweepError::Write { path, error, .. } => SweepError::Table {
+            path,
+            what: format!(
+                "{}; the runs are safe in the journal of each shard: {AGAIN}",
+                limits::explain(&error)
+            ),
+        },
+        SweepError::Table { path, what } => SweepError::Table {
+            path,
+            // It says that they are safe in the journal.
+            what: format!("{what} of each shard: {AGAIN}"),
+        },
+        error => error,
+    }
 }
 
 fn complete(shards: &[(&PathBuf, Journal)]) -> Result<(), SweepError> {

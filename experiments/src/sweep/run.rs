@@ -15,7 +15,7 @@ use super::row::Row;
 use super::schedule::{self, Parallel};
 use super::shard::Shard;
 use super::{JOURNAL, Runner};
-use crate::output::Files;
+use crate::output::{Files, OutputError};
 
 /// How a sweep is done.
 #[derive(Clone, Debug)]
@@ -68,8 +68,10 @@ impl Sweep {
         for path in self.traces() {
             files.reads("a trace of the sweep", path);
         }
+        files.prints(SAID)?;
         let path = claim_journal(&settings.folder, &mut files)?;
         let results = Results::open(&settings.folder, &mut files)?;
+        spare_results(&files)?;
         let (mut journal, mut rows) = Writer::open(&path, &header, settings.resume)?;
         let finished: Vec<usize> = rows
             .iter()
@@ -128,6 +130,21 @@ fn failure(row: &Row, error: &str) -> String {
         crate::size::Size(row.device_memory_bytes.unwrap_or_default()),
         row.seed.unwrap_or_default(),
     )
+}
+
+/// What commands print when a sweep or a merge is done.
+pub(super) const SAID: &str = "what was done";
+
+/// Sees that standard output is none of the results: one of them would end with what is said about all.
+pub(super) fn spare_results(files: &Files) -> Result<(), OutputError> {
+    match files.use_stdout() {
+        false => Ok(()),
+        true => Err(OutputError::Unfit {
+            what: SAID,
+            path: PathBuf::from("-"),
+            why: "a table or the page goes there; let standard output lead elsewhere",
+        }),
+    }
 }
 
 /// Makes a sweep's folder, and sees that the journal in it is nothing else. Returns where it is.

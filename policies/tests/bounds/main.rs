@@ -6,6 +6,12 @@ mod rig;
 #[path = "../views/mod.rs"]
 mod views;
 
+use std::ffi::CString;
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -44,6 +50,10 @@ fn a_script_that_cannot_be_used_is_refused_with_file_and_line() {
         (
             "return { tick_interval = 0, on_tick = print }",
             "`tick_interval` is the number 0; it must be a time",
+        ),
+        (
+            "return { tick_interval = 1e300, on_tick = print }",
+            "`tick_interval` is the number 1e300; it must be a time",
         ),
         (
             "\nwhile true do end",
@@ -274,6 +284,66 @@ fn a_script_recovers_from_what_made_it_fail() {
         (scripts.figures().decisions, scripts.figures().failures),
         (2, 3)
     );
+}
+
+#[test]
+fn what_is_no_file_in_the_place_of_a_script_is_noticed_once_and_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.luau");
+    let text = on_fault("return page + 1, 3");
+    let lines = Lines::default();
+    let scripts = load_at(&path, &text, &lines).unwrap();
+    let watch = FileWatch::new(&path).unwrap();
+    let reloads = || {
+        let mut number = 0;
+        while watch.take() {
+            scripts.reload_and_say();
+            number += 1;
+        }
+        (number, lines.take())
+    };
+    let pipe = |path: &Path| {
+        let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the kernel reads a string that ends with a zero.
+        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    };
+    type Make<'a> = &'a dyn Fn(&Path);
+    let others: [Make; 4] = [
+        &|path| fs::create_dir(path).unwrap(),
+        &pipe,
+        &|path| symlink("/dev/zero", path).unwrap(),
+        &|path| symlink(".", path).unwrap(),
+    ];
+    for (n, make) in others.into_iter().enumerate() {
+        fs::remove_file(&path).unwrap();
+        assert_eq!(reloads(), (0, Vec::new()), "{n}");
+        make(&path);
+        let (number, said) = reloads();
+        assert_eq!((number, said.len()), (1, 1), "{n}: {said:?}");
+        let why = said[0].contains("bad.luau: it is not a regular file")
+            && !said[0].contains("reading policy script");
+        assert!(
+            why && said[0].contains("the version before stays"),
+            "{said:?}"
+        );
+        match fs::symlink_metadata(&path).unwrap().is_dir() {
+            true => fs::remove_dir(&path).unwrap(),
+            false => fs::remove_file(&path).unwrap(),
+        }
+        // A file is loaded when it has been written, not when it appears.
+        let mut file = fs::File::create(&path).unwrap();
+        assert_eq!(reloads(), (0, Vec::new()), "{n}");
+        file.write_all(text.as_bytes()).unwrap();
+        drop(file);
+        let (number, said) = reloads();
+        assert!(number == 1 && said[0].contains("reloaded"), "{n}: {said:?}");
+    }
+    // A link to a file is there at once.
+    fs::write(folder.path().join("other.luau"), &text).unwrap();
+    fs::remove_file(&path).unwrap();
+    symlink("other.luau", &path).unwrap();
+    let (number, said) = reloads();
+    assert!(number == 1 && said[0].contains("reloaded"), "{said:?}");
 }
 
 #[test]

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use hmm_backend::{LinkModel, PolicyFile, printable};
+use hmm_backend::{LinkModel, PolicyFile, limits, printable};
 use hmmvisor::size::Size;
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
-use hmmvisor_policies::{Chosen, Limits, Log, PolicyChoice, ScriptFigures, Scripts};
+use hmmvisor_policies::{Chosen, Limits, Log, PolicyChoice, ScriptFigures, Scripts, excerpt};
 use serde::Serialize;
 
 use super::output::{note, print};
@@ -43,12 +43,17 @@ pub struct ReplayArgs {
 pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let mut files = Files::default();
     files.reads("the trace", &args.trace);
-    if let Some(PolicyChoice::Script(script)) = &args.policy {
-        files.reads("the policy script", &script.path);
-    }
-    files.prints("the outcome")?;
     let reader = TraceReader::open(&args.trace)?;
     let meta = reader.meta().clone();
+    // Without a choice it is the trace that names the policy's files. None of them has been opened yet.
+    let of_policy = match &args.policy {
+        Some(policy) => policy.files(),
+        None => PolicyChoice::named_files(&meta.policy),
+    };
+    for file in of_policy {
+        files.reads(file.what, &file.path);
+    }
+    files.prints("the outcome")?;
     let mut warning = String::new();
     match reader.tail() {
         Tail::Complete => {}
@@ -138,13 +143,18 @@ fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<
     Ok((settings, chosen.scripts))
 }
 
+/// Bytes that are shown of a trace's policy, and of what is wrong with it, which may quote it.
+const SHOWN_POLICY: usize = 400;
+const SHOWN_MISTAKE: usize = 2000;
+
 /// The policy that a trace names. The trace may come from others: of files, only those are opened of which it says what
 /// was in them, and nothing is run unless that is still so.
 fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
     let policy = &meta.policy;
+    let shown = excerpt(policy, SHOWN_POLICY);
     if policy.contains("; blocks ") {
         bail!(
-            "it was recorded with policies for parts of memory, which a replay does not have ({policy})"
+            "it was recorded with policies for parts of memory, which a replay does not have ({shown})"
         );
     }
     let file = |(path, sha256): (&String, &String)| PolicyFile {
@@ -153,7 +163,10 @@ fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
     };
     let files: Vec<_> = meta.policy_files.iter().map(file).collect();
     let chosen = PolicyChoice::load_recorded(policy, &files, Limits::default(), log);
-    chosen.with_context(|| format!("it was recorded with policy `{policy}`"))
+    let mistake = |error| anyhow!(excerpt(&limits::explain(&error), SHOWN_MISTAKE));
+    chosen
+        .map_err(mistake)
+        .with_context(|| format!("it was recorded with policy `{shown}`"))
 }
 
 /// The outcome for programs.

@@ -80,14 +80,13 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         traces: Traces::beside(&folder),
     };
     let sweep = Sweep::read(&file, &runner)?;
-    let scripts = sweep.runs.iter().filter_map(|run| script(&run.policy.spec));
-    let scripts: BTreeSet<PathBuf> = scripts.collect();
-    let scripts = scripts.into_iter().map(|path| ("a policy script", path));
+    let policies: BTreeSet<&str> = sweep.runs.iter().map(|run| &*run.policy.spec).collect();
+    let policies = policies.into_iter().flat_map(PolicyChoice::named_files);
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let settings = Settings {
         folder,
         reads: iter::once(("the sweep file", file))
-            .chain(scripts)
+            .chain(policies.map(|file| (file.what, file.path)))
             .collect(),
         shard: args.shard.unwrap_or(Shard::WHOLE),
         resume: args.resume,
@@ -142,14 +141,6 @@ fn this_program() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("hmmvisor");
     command
-}
-
-/// The file of a policy that is a script.
-fn script(spec: &str) -> Option<PathBuf> {
-    match spec.parse() {
-        Ok(PolicyChoice::Script(script)) => Some(script.path),
-        _ => None,
-    }
 }
 
 impl Runner for CommandRunner {
