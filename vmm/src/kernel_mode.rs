@@ -29,6 +29,8 @@ const PER_TURN: f64 = 2.0;
 const FIRST_TURNS: u32 = 1000;
 /// A try that takes this long is long enough: an interruption of some milliseconds does not matter.
 const LONG_ENOUGH: Duration = Duration::from_millis(50);
+/// Far longer than a try takes: what interrupts it all this time is no signal.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why nothing was measured.
 #[derive(Debug, Error)]
@@ -111,9 +113,12 @@ fn run(vcpu: &mut VcpuFd, start: &Loaded, turns: u32) -> Result<Duration, Measur
     loop {
         match vcpu.run() {
             Ok(VcpuExit::IoOut(..)) => return Ok(begin.elapsed()),
-            Ok(VcpuExit::Intr) => {}
+            Ok(VcpuExit::Intr) if begin.elapsed() < PATIENCE => {}
             Ok(other) => return Err(MeasureError::Stopped(format!("{other:?}"))),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            // For ever where KVM gets no helper thread.
+            Err(error)
+                if matches!(error.errno(), libc::EINTR | libc::EAGAIN)
+                    && begin.elapsed() < PATIENCE => {}
             Err(error) => return Err(MeasureError::Stopped(error.to_string())),
         }
     }

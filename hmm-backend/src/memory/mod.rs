@@ -357,10 +357,14 @@ impl GuestMemory {
                         done: kernel::bytes(n),
                         error: None,
                     },
-                    // One call is about all of its pages: as far as is known, none is done.
+                    // One call is about all of its pages: as far as is known, none is done. What passes has been
+                    // repeated already.
                     Err(error) => Progress {
                         done: 0,
-                        error: error.raw_os_error().or(Some(libc::EIO)),
+                        error: match error.raw_os_error() {
+                            Some(libc::EAGAIN) => Some(libc::EBUSY),
+                            errno => errno.or(Some(libc::EIO)),
+                        },
                     },
                 }
             };

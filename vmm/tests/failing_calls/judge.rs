@@ -133,6 +133,9 @@ fn names(said: &str, row: &Row) -> bool {
                 " whole buffer",
                 "and gives none",
                 "without an error",
+                "it is empty",
+                "it is damaged",
+                "it is too short",
             ]
             .iter()
             .any(|text| said.contains(text));
