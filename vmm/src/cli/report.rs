@@ -133,6 +133,12 @@ fn run_page(path: &Path) -> Result<String> {
     }
     for event in &mut reader {
         report.add(&event?);
+        if let Some(refusal) = report.refusal() {
+            bail!(
+                "{}: keeping account of the pages that it names: {refusal}",
+                path.display()
+            );
+        }
     }
     Ok(report.finish())
 }
