@@ -75,7 +75,7 @@ fn every_command_ends(kind: TraceKind, memory: u64) {
         ends(&mut command(&["trace", "info"]));
         // Where device memory is smaller than what one event names, unoptimized code takes minutes.
         let policy = ["replay", "--policy", "hints+access-counter"];
-        ends(command(&policy).args(["--device-memory", "64M"]));
+        ends(command(&policy).args(["--device-memory", "2G"]));
         ends(command(&["report"]).arg("-o").arg(&out));
         for format in ["csv", "parquet", "perfetto"] {
             ends(
