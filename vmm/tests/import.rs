@@ -559,7 +559,7 @@ fn what_is_imported_can_be_used() {
     let all = "0,268435456,0\n".repeat(2);
     let message = files.refusal("csv", &format!("page,pages,device\n{all}"));
     assert!(
-        message.contains("line 2: ") && message.contains("too many to be replayed"),
+        message.contains("name 268435455 pages") && message.contains("too many for a trace of"),
         "{message}"
     );
     let message = files.refusal(

@@ -71,8 +71,15 @@ impl Spool {
             .prefix(&prefix)
             .suffix(".part")
             .rand_bytes(RANDOM)
-            .permissions(Permissions::from_mode(NEW))
-            .tempfile_in(parent(real))?;
+            // The system's own answer: who reads the error knows another name, and its number says which limit is reached.
+            .make_in(parent(real), |path| {
+                OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create_new(true)
+                    .mode(NEW)
+                    .open(path)
+            })?;
         Ok(Spool::Named(file))
     }
 

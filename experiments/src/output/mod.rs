@@ -349,6 +349,23 @@ impl Output {
         }
     }
 
+    /// Ends an output of whose contents nothing is of use: what was there before, or nothing, is there again. What a stream
+    /// was given is gone.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn discard(mut self) -> io::Result<()> {
+        match &mut self.sink {
+            Sink::Stream(_) | Sink::Aside(_) => Ok(()),
+            Sink::Made(made) => {
+                made.kept = false;
+                Ok(())
+            }
+            // What was in it is gone since its first byte.
+            Sink::Live(live) => live.file.set_len(0),
+        }
+    }
+
     /// Whether it is a pipe or a device, which may wait for a reader.
     pub fn is_stream(&self) -> bool {
         matches!(self.sink, Sink::Stream(_))
@@ -398,8 +415,9 @@ impl Write for Output {
                 }
             },
             Sink::Made(made) => {
-                made.kept = true;
-                made.file.write(bytes)
+                let written = made.file.write(bytes)?;
+                made.kept |= written > 0;
+                Ok(written)
             }
             Sink::Live(live) => {
                 live.empty()?;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use hmm_backend::{LinkModel, PolicyFactory};
 
-use super::{Costs, ReplayConfig, ReplayError, Replayed, Time, replay};
+use super::{Costs, ReplayConfig, ReplayError, Replayed, Time, is_input, replay};
+use crate::trace::limits::Named;
 use crate::trace::{TraceError, TraceKind, TraceMeta, TraceReader};
 
 /// What a trace file leaves to choose.
@@ -83,18 +84,46 @@ impl FileReplay {
     pub fn run(&self, mut reader: TraceReader) -> Result<Replayed, FileReplayError> {
         FileReplay::check(&reader)?;
         let config = self.config(reader.meta());
+        let bytes = reader.length();
+        let (mut named, mut number) = (Named::default(), 0);
+        // What ends the events before the trace does.
         let mut broken = None;
+        let file = reader.path().display().to_string();
+        let refused = |error| FileReplayError::Replay { file, error };
         let events = std::iter::from_fn(|| {
-            let event = reader.next()?;
-            event.map_err(|error| broken = Some(error)).ok()
+            let event = match reader.next()? {
+                Ok(event) => event,
+                Err(error) => {
+                    broken = Some(Broken::Trace(error));
+                    return None;
+                }
+            };
+            if is_input(&event) {
+                named.add(&event);
+                if let Err(pages) = named.check(bytes) {
+                    let event = number;
+                    broken = Some(Broken::Pages(ReplayError::TooManyPages {
+                        event,
+                        pages,
+                        bytes,
+                    }));
+                    return None;
+                }
+                number += 1;
+            }
+            Some(event)
         });
         let outcome = replay(events, &config);
         match broken {
-            Some(error) => Err(error.into()),
-            None => outcome.map_err(|error| FileReplayError::Replay {
-                file: reader.path().display().to_string(),
-                error,
-            }),
+            Some(Broken::Trace(error)) => Err(error.into()),
+            Some(Broken::Pages(error)) => Err(refused(error)),
+            None => outcome.map_err(refused),
         }
     }
+}
+
+/// Why not all of a file's events are replayed.
+enum Broken {
+    Trace(TraceError),
+    Pages(ReplayError),
 }

@@ -30,8 +30,6 @@ use optimal::{Step, Steps};
 pub use outcome::{ReplayError, Replayed};
 use page_table::PageTable;
 
-use crate::trace::limits::Named;
-
 /// Events between two looks at what migrated, if migrations are kept.
 const KEPT: usize = 1 << 16;
 
@@ -106,7 +104,6 @@ struct Replay<'c> {
     moves: Vec<Event>,
     /// By start and end: the same pages may be pinned several times.
     pinned: BTreeMap<(Page, Page), Vec<Pinned>>,
-    named: Named,
     uncharged: Uncharged,
 }
 
@@ -144,7 +141,6 @@ impl<'c> Replay<'c> {
             steps: Steps::default(),
             moves: Vec::new(),
             pinned: BTreeMap::new(),
-            named: Named::default(),
             uncharged: Uncharged::default(),
         })
     }
@@ -162,12 +158,6 @@ impl<'c> Replay<'c> {
                 pages: self.pages,
             });
         }
-        self.named
-            .add(event)
-            .map_err(|pages| ReplayError::TooManyPages {
-                event: number,
-                pages,
-            })?;
         if self.config.time == Time::Trace {
             self.model.advance_to(began(event));
         }

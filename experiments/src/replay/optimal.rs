@@ -13,6 +13,7 @@
 
 use std::collections::BinaryHeap;
 
+use hmm_backend::limits::Refusal;
 use hmm_backend::{BLOCK_PAGES, Page};
 use serde::Serialize;
 
@@ -38,7 +39,7 @@ impl Default for Steps {
 }
 
 /// Why there is no optimum to compare with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum OptimalError {
     /// Several devices.
     #[error("the optimum is known for one device only, and the replay has {0}")]
@@ -48,6 +49,11 @@ pub enum OptimalError {
         "the trace has more than {0} accesses, too many to compare with the optimum; leave that out"
     )]
     TooLong(u64),
+    /// The host refused the memory.
+    #[error(
+        "keeping account of each access to find the optimum: {0}; or leave it out with --no-optimal"
+    )]
+    Memory(#[source] Refusal),
 }
 
 /// The least possible.
@@ -78,6 +84,7 @@ impl Steps {
         if self.list.len() == self.most {
             return Err(OptimalError::TooLong(self.most as u64));
         }
+        reserve(&mut self.list, 1)?;
         self.list.push(packed);
         Ok(())
     }
@@ -98,8 +105,8 @@ impl Steps {
         }
         let page = |packed: &u32| (packed >> KIND_BITS) as usize;
         let pages = self.list.iter().map(page).max().map_or(0, |last| last + 1);
-        let next = self.next_uses(pages);
-        let mut resident = vec![NOT_THERE; pages];
+        let next = self.next_uses(pages)?;
+        let mut resident = filled(NOT_THERE, pages)?;
         let mut farthest = Farthest::of(frames);
         let mut used = 0;
         let mut least = Optimal {
@@ -124,7 +131,7 @@ impl Steps {
                         used += 1;
                     }
                     resident[page] = *next;
-                    farthest.push(*next, page as u32, &resident);
+                    farthest.push(*next, page as u32, &resident)?;
                 }
                 Step::Cpu | Step::Freed => {}
             }
@@ -134,9 +141,9 @@ impl Steps {
     }
 
     /// For each step, the number of the next one if that is the device's, on the same page.
-    fn next_uses(&self, pages: usize) -> Vec<u32> {
-        let mut upcoming = vec![NEVER; pages];
-        let mut next = vec![NEVER; self.list.len()];
+    fn next_uses(&self, pages: usize) -> Result<Vec<u32>, OptimalError> {
+        let mut upcoming = filled(NEVER, pages)?;
+        let mut next = filled(NEVER, self.list.len())?;
         for i in (0..self.list.len()).rev() {
             let (page, step) = self.get(i);
             next[i] = upcoming[page];
@@ -145,8 +152,29 @@ impl Steps {
                 Step::Cpu | Step::Freed => NEVER,
             };
         }
-        next
+        Ok(next)
     }
+}
+
+/// Room for so many more. The length of a trace sets it, so that the host may refuse it.
+fn reserve(list: &mut Vec<u32>, more: usize) -> Result<(), OptimalError> {
+    let length = list.len();
+    let size = size_of::<u32>();
+    // As a list grows: at least twice what it has.
+    list.try_reserve(more)
+        .map_err(|_| refused(length.saturating_add(more.max(length)), size))
+}
+
+fn filled(value: u32, length: usize) -> Result<Vec<u32>, OptimalError> {
+    let mut list = Vec::new();
+    reserve(&mut list, length)?;
+    list.resize(length, value);
+    Ok(list)
+}
+
+/// So many entries of that size.
+fn refused(entries: usize, size: usize) -> OptimalError {
+    OptimalError::Memory(Refusal::of_memory(entries.saturating_mul(size) as u64))
 }
 
 /// Marks pages that are not in device memory: no step has this number as its next use, except as never.
@@ -171,7 +199,11 @@ impl Farthest {
         }
     }
 
-    fn push(&mut self, next: u32, page: u32, resident: &[u32]) {
+    fn push(&mut self, next: u32, page: u32, resident: &[u32]) -> Result<(), OptimalError> {
+        let length = self.heap.len();
+        self.heap
+            .try_reserve(1)
+            .map_err(|_| refused(2 * length, size_of::<(u32, u32)>()))?;
         self.heap.push((next, page));
         if self.heap.len() > self.most {
             // Each page that is there has one next use, so half of the entries go at least.
@@ -181,6 +213,7 @@ impl Farthest {
             entries.dedup();
             self.heap = entries.into();
         }
+        Ok(())
     }
 
     /// Gives up the page that is needed last.
@@ -234,7 +267,8 @@ mod tests {
         assert_eq!(arrivals(&list, 2), 4);
         let freed = [(0, Device), (0, Freed), (0, Device), (0, Cpu), (0, Device)];
         assert_eq!(arrivals(&freed, 9), 3);
-        assert_eq!(steps(&freed).optimal(9, 2), Err(OptimalError::Devices(2)));
+        let refused = steps(&freed).optimal(9, 2);
+        assert!(matches!(refused, Err(OptimalError::Devices(2))));
     }
 
     #[test]
@@ -245,13 +279,13 @@ mod tests {
         for step in 0..100_000 {
             let page = step % 2;
             resident[page as usize] = step + 2;
-            farthest.push(step + 2, page, &resident);
+            farthest.push(step + 2, page, &resident).unwrap();
             assert!(farthest.heap.len() <= FEW);
         }
         // Given up, and there again until the end: the same entry twice.
         resident[2] = NEVER;
         for _ in 0..3 * FEW {
-            farthest.push(NEVER, 2, &resident);
+            farthest.push(NEVER, 2, &resident).unwrap();
             assert!(farthest.heap.len() <= FEW);
         }
         for page in [2, 1, 0] {
@@ -268,7 +302,15 @@ mod tests {
         steps.push(Page(1), Step::Device).unwrap();
         steps.push(Page(1), Step::Device).unwrap();
         let refused = steps.push(Page(2), Step::Device);
-        assert_eq!(refused, Err(OptimalError::TooLong(2)));
+        assert!(matches!(refused, Err(OptimalError::TooLong(2))));
+    }
+
+    #[test]
+    fn memory_that_the_host_refuses_is_an_error() {
+        let Err(OptimalError::Memory(refusal)) = filled(NEVER, usize::MAX / 8) else {
+            panic!("there is not so much");
+        };
+        assert!(refusal.has_advice(), "{refusal}");
     }
 
     /// Tries every choice of victims.

@@ -4,6 +4,7 @@ use hmm_backend::Event;
 use serde::Serialize;
 
 use super::optimal::{Optimal, OptimalError};
+use crate::trace::limits::{NAMED, NAMED_PER_BYTE};
 
 /// Why a replay could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -25,13 +26,15 @@ pub enum ReplayError {
     },
     /// The trace's events name so many pages that a replay would not come to an end.
     #[error(
-        "event {event}: with it, the trace's events name {pages} pages in all, too many to look at each; no program's accesses are so, its counts are damaged or stand for many accesses each"
+        "event {event}: with it, the trace's events name {pages} pages besides the first of each, too many for a file of {bytes} bytes, of which {NAMED} and {NAMED_PER_BYTE} for each byte are replayed; its counts are damaged or stand for many accesses each: say how often the same pages are accessed by `repeats`, or replay a part"
     )]
     TooManyPages {
         /// The event's number, from 0.
         event: u64,
         /// Pages so far.
         pages: u64,
+        /// The file's length.
+        bytes: u64,
     },
     /// The trace accesses a page that is not in memory.
     #[error(

@@ -13,6 +13,7 @@ mod page;
 mod pareto;
 mod residency;
 mod results;
+mod room;
 mod run;
 mod statistics;
 mod style;

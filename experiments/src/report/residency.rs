@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use hmm_backend::limits::Refusal;
 use hmm_backend::{BLOCK_PAGES, Block, Event, EventKind, Page as GuestPage, PageRange};
 
 use super::axis::{Frame, Scale, Unit};
 use super::page::Page;
+use super::room::Room;
 use super::style::viridis;
 use super::svg::{Anchor, Svg};
 use super::timeline::{BINS, Clock, fold};
@@ -40,6 +42,9 @@ impl std::ops::AddAssign for Share {
     }
 }
 
+/// Bytes for each block in use, with what its tree leaves empty.
+const BLOCK_BYTES: u64 = BLOCK_PAGES + 48;
+
 /// Where the pages of a block are.
 type Places = [u8; BLOCK_PAGES as usize];
 
@@ -53,6 +58,7 @@ pub(super) struct Residency {
     now: u64,
     peak: u64,
     in_device: u64,
+    room: Room,
 }
 
 impl Residency {
@@ -67,6 +73,7 @@ impl Residency {
             now: 0,
             peak: 0,
             in_device: 0,
+            room: Room::for_entries_of(BLOCK_BYTES),
         }
     }
 
@@ -76,7 +83,7 @@ impl Residency {
     }
 
     /// `time` is in nanoseconds from the first event and never decreases.
-    pub(super) fn add(&mut self, event: &Event, time: u64) {
+    pub(super) fn add(&mut self, event: &Event, time: u64) -> Result<(), Refusal> {
         self.advance(time);
         let to = match event.kind {
             EventKind::ToDevice => DEVICE,
@@ -86,7 +93,7 @@ impl Residency {
             EventKind::Collapsed if event.device.is_some() => DEVICE,
             EventKind::Collapsed => SYSTEM,
             EventKind::Freed => 0,
-            _ => return,
+            _ => return Ok(()),
         };
         // A fault says only that there is something now; where, the migration says.
         let only_new = matches!(event.kind, EventKind::CpuFault | EventKind::MappedInPlace);
@@ -101,6 +108,7 @@ impl Residency {
             }
         }
         self.peak = self.peak.max(self.in_device);
+        self.room.check(self.blocks.len())
     }
 
     /// What is freed may be large, and never have been in use: only blocks that are in use are looked at, and those of
@@ -378,10 +386,13 @@ mod tests {
     fn shares_are_weighted_by_time() {
         let mut map = Residency::new(2048);
         // Two pages in one area of two: both in system memory, then one of them in the device's.
-        map.add(&event(EventKind::CpuFault, 0, 2), 0);
-        map.add(&event(EventKind::ToDevice, 1, 1), 64 * 200);
-        map.add(&event(EventKind::Freed, 0, 2), 64 * 256 * 16);
-        map.add(&event(EventKind::Fatal, 0, 1), 64 * 256 * 32);
+        map.add(&event(EventKind::CpuFault, 0, 2), 0).unwrap();
+        map.add(&event(EventKind::ToDevice, 1, 1), 64 * 200)
+            .unwrap();
+        map.add(&event(EventKind::Freed, 0, 2), 64 * 256 * 16)
+            .unwrap();
+        map.add(&event(EventKind::Fatal, 0, 1), 64 * 256 * 32)
+            .unwrap();
         let rows = map.rows();
         assert_eq!((rows.cells.len(), rows.pages_per_row), (1, 2));
         let cells = &rows.cells[0];
@@ -398,17 +409,17 @@ mod tests {
     #[test]
     fn duplicates_take_up_device_memory() {
         let mut map = Residency::new(8);
-        map.add(&event(EventKind::ToDevice, 0, 4), 0);
-        map.add(&event(EventKind::Duplicated, 0, 4), 1);
+        map.add(&event(EventKind::ToDevice, 0, 4), 0).unwrap();
+        map.add(&event(EventKind::Duplicated, 0, 4), 1).unwrap();
         // A CPU's fault on what is there changes nothing.
-        map.add(&event(EventKind::CpuFault, 0, 1), 2);
+        map.add(&event(EventKind::CpuFault, 0, 1), 2).unwrap();
         assert_eq!((map.in_device, map.peak()), (4, 4));
-        map.add(&event(EventKind::Collapsed, 0, 1), 3);
+        map.add(&event(EventKind::Collapsed, 0, 1), 3).unwrap();
         let to_device = Event {
             device: Some(hmm_backend::DeviceId(0)),
             ..event(EventKind::Collapsed, 1, 1)
         };
-        map.add(&to_device, 4);
+        map.add(&to_device, 4).unwrap();
         assert_eq!(map.in_device, 3);
         assert_eq!(map.blocks[&Block(0)][..4], [SYSTEM, DEVICE, DEVICE, DEVICE]);
     }
@@ -416,8 +427,9 @@ mod tests {
     #[test]
     fn pages_beyond_memory_are_left_out() {
         let mut map = Residency::new(4);
-        map.add(&event(EventKind::ToDevice, 2, 100), 0);
-        map.add(&event(EventKind::ToDevice, u32::MAX, u32::MAX), 1);
+        map.add(&event(EventKind::ToDevice, 2, 100), 0).unwrap();
+        map.add(&event(EventKind::ToDevice, u32::MAX, u32::MAX), 1)
+            .unwrap();
         assert_eq!(map.peak(), 2);
     }
 }

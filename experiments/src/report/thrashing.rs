@@ -3,16 +3,21 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use hmm_backend::{BLOCK_PAGES, Block, Event, EventKind, PAGE_SIZE, Page as GuestPage, PageRange};
+use hmm_backend::limits::Refusal;
+use hmm_backend::{Event, EventKind, PAGE_SIZE, Page as GuestPage, PageRange};
 
 use super::axis::{Unit, number};
 use super::page::{Page, Table};
+use super::room::Room;
 use crate::returns::{Returns, THRASHING};
 
 /// Rows of the table.
 const MOST: usize = 20;
+/// Runs of pages of which account is kept: as many pages may each have a history of their own.
+const MOST_RUNS: usize = 1 << 21;
+/// Bytes for each run, with what trees leave empty.
+const RUN_BYTES: u64 = 112;
 
-/// 32 bytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct History {
     /// When it last left a device, if it is away.
@@ -24,98 +29,141 @@ struct History {
     returns: Returns,
 }
 
-type Histories = [History; BLOCK_PAGES as usize];
+/// Neighbours that had the same happen to them, from where the map says.
+#[derive(Clone, Copy)]
+struct Run {
+    end: GuestPage,
+    history: History,
+}
 
-/// The histories of the pages of all blocks in which any migrated.
-#[derive(Default)]
+/// The histories of all pages that migrated. An event about many pages costs as much as one about a page.
 pub(super) struct Thrashing {
-    blocks: BTreeMap<Block, Box<Histories>>,
-    /// Those in which a page may be away from its device.
-    away: BTreeSet<Block>,
+    runs: BTreeMap<GuestPage, Run>,
+    /// Where those begin that are away from their device.
+    away: BTreeSet<GuestPage>,
     limit: u32,
+    most: usize,
+    /// There were too many.
+    given_up: bool,
+    room: Room,
 }
 
 impl Thrashing {
     /// Of this many pages.
     pub(super) fn new(pages: usize) -> Thrashing {
         Thrashing {
-            blocks: BTreeMap::new(),
+            runs: BTreeMap::new(),
             away: BTreeSet::new(),
             limit: u32::try_from(pages).unwrap_or(u32::MAX),
+            most: MOST_RUNS,
+            given_up: false,
+            room: Room::for_entries_of(RUN_BYTES),
         }
     }
 
-    pub(super) fn add(&mut self, event: &Event, time: u64) {
-        let change: fn(&mut History, u64) = match event.kind {
-            EventKind::ToDevice => History::arrives,
-            EventKind::ToSystem => History::leaves,
-            EventKind::Freed => return self.freed(event.within(self.limit)),
-            _ => return,
-        };
-        for part in event.within(self.limit).split_by_block() {
-            let block = part.start.block();
-            let new = || Box::new([History::default(); BLOCK_PAGES as usize]);
-            let histories = self.blocks.entry(block).or_insert_with(new);
-            for page in part.pages() {
-                change(&mut histories[page.index_in_block()], time);
-            }
-            if event.kind == EventKind::ToSystem {
-                self.away.insert(block);
-            }
+    pub(super) fn add(&mut self, event: &Event, time: u64) -> Result<(), Refusal> {
+        let range = event.within(self.limit);
+        if self.given_up || range.is_empty() {
+            return Ok(());
         }
+        match event.kind {
+            EventKind::ToDevice => self.migrated(range, |history| history.arrives(time)),
+            EventKind::ToSystem => self.migrated(range, |history| history.leaves(time)),
+            EventKind::Freed => self.freed(range),
+            _ => return Ok(()),
+        }
+        if self.runs.len() > self.most {
+            self.runs.clear();
+            self.away.clear();
+            self.given_up = true;
+        }
+        self.room.check(self.runs.len())
     }
 
-    /// What is freed may be large, and never have migrated: only pages that are away have something to lose.
-    fn freed(&mut self, range: PageRange) {
-        if range.is_empty() {
-            return;
-        }
-        let blocks = range.start.block()..=GuestPage(range.end.0 - 1).block();
-        let away: Vec<Block> = self.away.range(blocks).copied().collect();
-        for block in away {
-            let all = PageRange::with_len(block.first_page(), BLOCK_PAGES as u32);
-            let part = PageRange::new(range.start.max(all.start), range.end.min(all.end));
-            let Some(histories) = self.blocks.get_mut(&block) else {
-                continue;
+    fn migrated(&mut self, range: PageRange, change: impl Fn(&mut History)) {
+        self.cut(range.start);
+        self.cut(range.end);
+        let mut at = range.start;
+        while at < range.end {
+            let next = self.runs.range_mut(at..range.end).next();
+            let new_until = match next {
+                Some((start, run)) if *start == at => {
+                    change(&mut run.history);
+                    let (end, is_away) = (run.end, run.history.returns.is_away());
+                    match is_away {
+                        true => self.away.insert(at),
+                        false => self.away.remove(&at),
+                    };
+                    at = end;
+                    continue;
+                }
+                Some((start, _)) => *start,
+                None => range.end,
             };
-            for page in part.pages() {
-                let history = &mut histories[page.index_in_block()];
-                history.returns = history.returns.freed();
+            let new = Run {
+                end: new_until,
+                history: History::default(),
+            };
+            self.runs.insert(at, new);
+        }
+    }
+
+    /// Makes a run end at this page, if one goes beyond it.
+    fn cut(&mut self, at: GuestPage) {
+        let Some((start, run)) = self.runs.range_mut(..at).next_back() else {
+            return;
+        };
+        if run.end > at {
+            let rest = *run;
+            run.end = at;
+            if self.away.contains(start) {
+                self.away.insert(at);
             }
-            if part == all {
-                self.away.remove(&block);
+            self.runs.insert(at, rest);
+        }
+    }
+
+    /// What is freed may be large, and never have migrated: only pages that are away have something to lose, once.
+    fn freed(&mut self, range: PageRange) {
+        self.cut(range.start);
+        self.cut(range.end);
+        while let Some(start) = self.away.range(range.start..range.end).next().copied() {
+            self.away.remove(&start);
+            if let Some(run) = self.runs.get_mut(&start) {
+                run.history.returns = run.history.returns.freed();
             }
         }
     }
 
-    /// The pages that returned often, in order.
-    fn thrashing(&self) -> impl Iterator<Item = (GuestPage, &History)> {
-        let pages = self.blocks.iter().flat_map(|(block, histories)| {
-            let pages = PageRange::with_len(block.first_page(), BLOCK_PAGES as u32).pages();
-            pages.zip(histories.iter())
-        });
-        pages.filter(|(_, history)| history.returns.is_thrashing())
+    /// The runs that returned often, in order.
+    fn thrashing(&self) -> impl Iterator<Item = (PageRange, &History)> {
+        let runs = self.runs.iter();
+        let ranges = runs.map(|(start, run)| (PageRange::new(*start, run.end), &run.history));
+        ranges.filter(|(_, history)| history.returns.is_thrashing())
     }
 
-    /// Pages that returned often.
-    pub(super) fn count(&self) -> usize {
-        self.thrashing().count()
+    /// Pages that returned often, unless that is not known.
+    pub(super) fn count(&self) -> Option<u64> {
+        let pages = self.thrashing().map(|(range, _)| u64::from(range.len()));
+        let count = pages.sum();
+        (!self.given_up).then_some(count)
     }
 
     /// Runs of neighbours with about the same history, the worst first.
     fn ranges(&self) -> Vec<(PageRange, History)> {
         let mut ranges: Vec<(PageRange, History)> = Vec::new();
-        for (page, history) in self.thrashing() {
+        for (run, history) in self.thrashing() {
             match ranges.last_mut() {
                 Some((range, first))
-                    if range.end == page && first.returns.count() == history.returns.count() =>
+                    if range.end == run.start
+                        && first.returns.count() == history.returns.count() =>
                 {
-                    range.end = page.plus(1);
+                    range.end = run.end;
                     first.to_device = first.to_device.max(history.to_device);
                     first.to_system = first.to_system.max(history.to_system);
                     first.shortest = first.shortest.min(history.shortest);
                 }
-                _ => ranges.push((PageRange::single(page), *history)),
+                _ => ranges.push((run, *history)),
             }
         }
         ranges.sort_by_key(|(range, history)| (Reverse(history.returns.count()), range.start));
@@ -124,6 +172,14 @@ impl Thrashing {
 
     pub(super) fn draw(&self, page: &mut Page, base: u64) {
         page.heading("Thrashing pages");
+        let Some(count) = self.count() else {
+            page.paragraph(&format!(
+                "More than {} runs of pages have histories of their own, so many that no account of them is kept: it is not known \
+                 which returned to device memory.",
+                number(self.most as f64)
+            ));
+            return;
+        };
         let ranges = self.ranges();
         if ranges.is_empty() {
             page.paragraph(&format!(
@@ -134,7 +190,7 @@ impl Thrashing {
         page.paragraph(&format!(
             "{} pages returned to device memory {THRASHING} times or more after they had been brought back. Neighbours with as many returns \
              share a row; the worst come first. The shorter the time away, the more a policy that holds or pins them would gain.",
-            number(self.count() as f64)
+            number(count as f64)
         ));
         let mut table = Table::new(&[
             "<guest-physical address",
@@ -195,14 +251,31 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_page_takes_as_much_memory_as_is_said() {
-        assert_eq!(size_of::<History>(), 32);
-        let mut pages = Thrashing::new(1 << 20);
-        let range = PageRange::with_len(GuestPage(700), 2);
-        pages.add(&Event::new(Duration::ZERO, EventKind::ToDevice, range), 0);
-        let all = PageRange::new(GuestPage(0), GuestPage(1 << 20));
-        pages.add(&Event::new(Duration::ZERO, EventKind::Freed, all), 0);
-        assert_eq!(pages.blocks.len(), 1);
+    fn what_is_alike_is_one_run_and_too_many_are_none() {
+        let mut pages = Thrashing::new(1 << 28);
+        let add = |pages: &mut Thrashing, kind, page, n| {
+            let range = PageRange::with_len(GuestPage(page), n);
+            pages
+                .add(&Event::new(Duration::ZERO, kind, range), 0)
+                .unwrap();
+        };
+        // All memory, block by block: it takes a run each, not 16 KiB.
+        for block in 0..1000 {
+            add(&mut pages, EventKind::ToDevice, block * 512, 512);
+            add(&mut pages, EventKind::ToSystem, block * 512, 512);
+        }
+        assert_eq!((pages.runs.len(), pages.away.len()), (1000, 1000));
+        // A part of one is another two, and what is freed is freed once.
+        add(&mut pages, EventKind::Freed, 100, 10);
+        assert_eq!((pages.runs.len(), pages.away.len()), (1002, 1001));
+        add(&mut pages, EventKind::Freed, 0, 1 << 28);
+        assert_eq!((pages.runs.len(), pages.away.len()), (1002, 0));
+        assert_eq!(pages.count(), Some(0));
+        pages.most = 1003;
+        add(&mut pages, EventKind::ToDevice, 200, 10);
+        assert_eq!((pages.runs.len(), pages.count()), (0, None));
+        add(&mut pages, EventKind::ToDevice, 0, 1);
+        assert_eq!(pages.runs.len(), 0);
     }
 
     #[test]
@@ -216,15 +289,21 @@ mod tests {
             )
         };
         for round in 0..4 {
-            pages.add(&event(EventKind::ToDevice, 10, 4), round * 100);
-            pages.add(&event(EventKind::ToSystem, 10, 4), round * 100 + 60);
+            pages
+                .add(&event(EventKind::ToDevice, 10, 4), round * 100)
+                .unwrap();
+            pages
+                .add(&event(EventKind::ToSystem, 10, 4), round * 100 + 60)
+                .unwrap();
         }
         // Goes once more, and one that was freed in between.
-        pages.add(&event(EventKind::ToDevice, 12, 1), 410);
-        pages.add(&event(EventKind::Freed, 13, 1), 420);
-        pages.add(&event(EventKind::ToDevice, 13, 1), 430);
-        pages.add(&event(EventKind::ToDevice, 90, 1000), 430);
-        assert_eq!(pages.count(), 4);
+        pages.add(&event(EventKind::ToDevice, 12, 1), 410).unwrap();
+        pages.add(&event(EventKind::Freed, 13, 1), 420).unwrap();
+        pages.add(&event(EventKind::ToDevice, 13, 1), 430).unwrap();
+        pages
+            .add(&event(EventKind::ToDevice, 90, 1000), 430)
+            .unwrap();
+        assert_eq!(pages.count(), Some(4));
         let ranges: Vec<_> = pages
             .ranges()
             .into_iter()

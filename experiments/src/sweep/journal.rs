@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::error::SweepError;
@@ -37,6 +39,8 @@ pub struct Header {
 
 /// The number of this file format.
 pub const FORMAT: u32 = 1;
+/// Bytes of a line, its end among them: more than any row or title has.
+const LONGEST: u64 = 16 << 20;
 
 /// A journal as it was read.
 #[derive(Clone, Debug)]
@@ -53,7 +57,12 @@ impl Journal {
     /// # Errors
     /// It cannot be read, is none, or is damaged elsewhere than in its last line.
     pub fn read(path: &Path) -> Result<Journal, SweepError> {
-        let mut file = File::open(path).map_err(|error| SweepError::File {
+        // Somebody may have put a pipe there, for whose other end an opening would wait.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+            .open(path);
+        let mut file = opened.map_err(|error| SweepError::File {
             doing: "opening journal",
             path: path.to_owned(),
             error,
@@ -78,37 +87,59 @@ fn wrong(path: &Path, line: usize, what: impl Into<String>) -> SweepError {
 
 /// Reads a journal, if there is a whole first line, and how many bytes of the file are whole lines.
 fn read(path: &Path, file: &mut File) -> Result<(Option<Journal>, u64), SweepError> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)
-        .map_err(|error| SweepError::File {
-            doing: "reading journal",
-            path: path.to_owned(),
-            error,
-        })?;
-    // What comes after the last line feed was cut off by a kill.
-    let whole = bytes
-        .iter()
-        .rposition(|byte| *byte == b'\n')
-        .map_or(0, |end| end + 1);
-    let mut lines = bytes[..whole].split(|byte| *byte == b'\n');
-    let header = match lines.next() {
-        Some(line) if whole > 0 => header(path, line)?,
-        _ => return Ok((None, 0)),
+    let failed = |error| SweepError::File {
+        doing: "reading journal",
+        path: path.to_owned(),
+        error,
     };
-    let mut rows = BTreeMap::new();
-    for (number, line) in lines.enumerate().filter(|(_, line)| !line.is_empty()) {
-        let wrong = |what: String| wrong(path, number + 2, what);
-        let row: Row = serde_json::from_slice(line).map_err(|error| {
-            wrong(format!(
-                "damaged: {error}; delete this line to repeat its run"
-            ))
-        })?;
-        let index = row.run.and_then(|run| usize::try_from(run).ok());
-        let index = index.filter(|index| *index < header.runs && header.shard.has(*index));
-        let index = index.ok_or_else(|| wrong("a run that is not in this shard".to_owned()))?;
-        rows.insert(index, row);
+    if !file.metadata().map_err(failed)?.is_file() {
+        let error = std::io::Error::other(
+            "it is not a regular file, as journals are; name the folder that a sweep has written",
+        );
+        return Err(failed(error));
     }
-    Ok((Some(Journal { header, rows }), whole as u64))
+    let mut input = BufReader::new(file);
+    let (mut journal, mut whole): (Option<Journal>, u64) = (None, 0);
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let mut bounded = input.by_ref().take(LONGEST);
+        let length = bounded.read_until(b'\n', &mut line).map_err(failed)?;
+        if line.pop_if(|byte| *byte == b'\n').is_none() {
+            if length as u64 == LONGEST {
+                let what = format!("longer than {LONGEST} bytes, which no line of a journal is");
+                return Err(wrong(path, number, what));
+            }
+            // What comes after the last line feed was cut off by a kill.
+            break;
+        }
+        whole += length as u64;
+        match &mut journal {
+            None => {
+                let header = header(path, &line)?;
+                let rows = BTreeMap::new();
+                journal = Some(Journal { header, rows });
+            }
+            Some(_) if line.is_empty() => {}
+            Some(Journal { header, rows }) => {
+                let (index, row) = run(header, &line).map_err(|what| wrong(path, number, what))?;
+                rows.insert(index, row);
+            }
+        }
+    }
+    Ok((journal, whole))
+}
+
+/// A run and its number in the sweep.
+fn run(header: &Header, line: &[u8]) -> Result<(usize, Row), String> {
+    let row: Row = serde_json::from_slice(line).map_err(|error| {
+        let error = shown(&error.to_string());
+        format!("damaged: {error}; delete this line to repeat its run")
+    })?;
+    let index = row.run.and_then(|run| usize::try_from(run).ok());
+    let index = index.filter(|index| *index < header.runs && header.shard.has(*index));
+    let index = index.ok_or("a run that is not in this shard")?;
+    Ok((index, row))
 }
 
 fn header(path: &Path, line: &[u8]) -> Result<Header, SweepError> {
@@ -116,7 +147,10 @@ fn header(path: &Path, line: &[u8]) -> Result<Header, SweepError> {
     struct Format {
         format: u32,
     }
-    let none = |error| wrong(path, 1, format!("this is no journal of a sweep: {error}"));
+    let none = |error: serde_json::Error| {
+        let error = shown(&error.to_string());
+        wrong(path, 1, format!("this is no journal of a sweep: {error}"))
+    };
     let Format { format } = serde_json::from_slice(line).map_err(none)?;
     if format != FORMAT {
         let what =
@@ -132,6 +166,18 @@ fn header(path: &Path, line: &[u8]) -> Result<Header, SweepError> {
             format!("there is no shard {}", header.shard),
         )),
     }
+}
+
+/// What an error quotes of a file, or a name in it, not all of a long one. What is wrong stands at the beginning, where at
+/// the end.
+fn shown(text: &str) -> String {
+    const SHOWN: usize = 100;
+    if text.len() <= 2 * SHOWN {
+        return text.to_owned();
+    }
+    let start = &text[..text.floor_char_boundary(SHOWN)];
+    let end = &text[text.ceil_char_boundary(text.len() - SHOWN)..];
+    format!("{start}…{end}")
 }
 
 /// A journal that is being written. No two processes write one.
@@ -207,8 +253,9 @@ impl Writer {
                 BTreeMap::new()
             }
             Some(old) => {
-                let name =
-                    |header: &Header| format!("sweep {}, shard {}", header.sweep, header.shard);
+                let name = |header: &Header| {
+                    format!("sweep {}, shard {}", shown(&header.sweep), header.shard)
+                };
                 if old.header != *header {
                     return Err(SweepError::Other {
                         path: path.to_owned(),

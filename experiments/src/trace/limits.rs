@@ -16,10 +16,11 @@ pub const TIME: u64 = i64::MAX as u64;
 /// Accesses of all events together; that many nanoseconds can be told, too.
 pub const ACCESSES: u64 = TIME;
 
-/// Pages that events may name in all, whatever the number of events.
-const NAMED: u64 = 1 << 21;
-/// And how many more for each event.
-const NAMED_PER_EVENT: u64 = 1 << 12;
+/// Pages that a trace's events may name in all, however small its file: 1 GiB.
+pub const NAMED: u64 = 1 << 18;
+/// How many more for each byte of the file. A block of equal events compresses to next to nothing, so their number tells
+/// nothing of the work that went into a file. Recordings, whose events have times, name some tens.
+pub const NAMED_PER_BYTE: u64 = 1 << 7;
 
 /// Whether there can be such an event, if the machine has so many pages; an error says what is wrong.
 pub fn check(event: &Event, pages: u32) -> Result<(), &'static str> {
@@ -45,26 +46,31 @@ fn most(kind: EventKind) -> u32 {
     }
 }
 
-/// How many pages a trace's events have named so far: a replay looks at each of them.
+/// How many pages a trace's events have named so far, besides the first of each: a replay looks at each of them.
 #[derive(Default)]
 pub struct Named {
-    events: u64,
     pages: u64,
 }
 
 impl Named {
-    /// Counts an event. The error is the number of pages, if that is too many.
-    pub fn add(&mut self, event: &Event) -> Result<(), u64> {
+    /// Counts an event. Of what only says what happened, nothing is replayed.
+    pub fn add(&mut self, event: &Event) {
         let pages = u64::from(event.pages);
-        self.events += 1;
-        self.pages += match event.kind {
+        let looked_at = match event.kind {
             // Only looked at where something is.
             EventKind::Freed => pages.div_ceil(BLOCK_PAGES),
             // Kept for each block.
             EventKind::Hint => pages.div_ceil(16),
             _ => pages,
         };
-        match self.pages > NAMED + self.events * NAMED_PER_EVENT {
+        // Programs whose accesses are all alike make files in which many events share a byte; each is an access all the same.
+        self.pages = self.pages.saturating_add(looked_at.saturating_sub(1));
+    }
+
+    /// Whether a file of so many bytes may name so many. The error is their number, if not.
+    pub fn check(&self, bytes: u64) -> Result<(), u64> {
+        let most = bytes.saturating_mul(NAMED_PER_BYTE).saturating_add(NAMED);
+        match self.pages > most {
             true => Err(self.pages),
             false => Ok(()),
         }
@@ -109,19 +115,22 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_limited_in_all_and_by_event() {
-        let mut named = Named::default();
-        let half = event(EventKind::Access, 0, 1 << 20);
-        assert_eq!((named.add(&half), named.add(&half)), (Ok(()), Ok(())));
-        assert_eq!(named.add(&half), Err(3 << 20));
-        let mut many = Named::default();
-        for _ in 0..1_000_000 {
-            many.add(&event(EventKind::Access, 0, 1 << 12)).unwrap();
-        }
+    fn pages_are_limited_in_all_and_by_the_size_of_the_file() {
+        let named = |count, event: Event| {
+            let mut named = Named::default();
+            (0..count).for_each(|_| named.add(&event));
+            named
+        };
+        let large = named(2, event(EventKind::Access, 0, 1 << 18));
+        assert_eq!(large.check(2047), Err((1 << 19) - 2));
+        assert_eq!(large.check(2048), Ok(()));
+        // What names one page each is an access each.
+        let small = named(1_000_000, event(EventKind::Access, 0, 1));
+        assert_eq!(small.check(0), Ok(()));
         // What is freed costs little where nothing is.
-        let mut freed = Named::default();
-        for _ in 0..1000 {
-            freed.add(&event(EventKind::Freed, 0, 1 << 21)).unwrap();
-        }
+        let freed = named(100, event(EventKind::Freed, 0, 1 << 20));
+        assert_eq!(freed.check(0), Ok(()));
+        let most = named(3, event(EventKind::Access, 0, u32::MAX));
+        assert!(most.check(0).is_err() && most.check(u64::MAX).is_ok());
     }
 }

@@ -51,6 +51,8 @@ pub struct TraceReader {
     offset: u64,
     /// Where no more blocks are to be read.
     end: u64,
+    /// Bytes of the file.
+    length: u64,
     block: vec::IntoIter<Event>,
     ended: bool,
     version: u32,
@@ -78,6 +80,7 @@ impl TraceReader {
             tail: Tail::Unfinished,
             offset: begin,
             end: length,
+            length,
             block: Vec::new().into_iter(),
             ended: false,
             version,
@@ -108,6 +111,11 @@ impl TraceReader {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Bytes of the file when it was opened.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
     }
 
     /// Goes over the blocks' headers.

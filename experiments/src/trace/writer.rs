@@ -60,11 +60,16 @@ impl TraceWriter {
         header.extend((json.len() as u32).to_le_bytes());
         header.extend(crc32fast::hash(&json).to_le_bytes());
         header.extend(&json);
-        write_all(&mut output, &header).map_err(failed)?;
+        let compressor = zstd::bulk::Compressor::new(LEVEL).map_err(failed)?;
+        if let Err(error) = write_all(&mut output, &header) {
+            // Half a header is of no use. If this fails, too, readers say what it is.
+            let _ = output.discard();
+            return Err(failed(error));
+        }
         Ok(TraceWriter {
             output,
             length: header.len() as u64,
-            compressor: zstd::bulk::Compressor::new(LEVEL).map_err(failed)?,
+            compressor,
             pending: Vec::new(),
             noteworthy: false,
             raw: Vec::new(),
@@ -185,6 +190,13 @@ impl TraceWriter {
         let totals = self.totals.clone();
         self.commit()?;
         Ok(totals)
+    }
+
+    /// Ends a trace that nothing is to become of, see [`Output::discard`].
+    pub fn discard(self) -> Result<(), TraceError> {
+        let path = self.output.path().to_owned();
+        let discarded = self.output.discard();
+        discarded.map_err(TraceError::io("removing", &path))
     }
 
     /// Writes the rest and the end. After an error the file may have an end all the same, which says what was lost.

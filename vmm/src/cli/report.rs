@@ -9,7 +9,7 @@ use clap::Args;
 use hmmvisor_abi::map;
 use hmmvisor_experiments::output::{Files, Output, shown};
 use hmmvisor_experiments::report::{RunMeta, RunReport, sweep_page};
-use hmmvisor_experiments::sweep::JOURNAL;
+use hmmvisor_experiments::sweep::{JOURNAL, TABLES};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 
 use super::output::{note, status};
@@ -40,8 +40,20 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
     let mut files = Files::default();
     let is_sweep = is_sweep(about);
     match is_sweep {
-        true if about.is_dir() => files.reads("the sweep's journal", &about.join(JOURNAL)),
-        true => files.reads("the sweep's journal", about),
+        true => {
+            let folder = match about.is_dir() {
+                true => about.as_path(),
+                false => about.parent().unwrap_or(Path::new("")),
+            };
+            match about.is_dir() {
+                true => files.reads("the sweep's journal", &folder.join(JOURNAL)),
+                false => files.reads("the sweep's journal", about),
+            }
+            // They are not read, but are the sweep's as well.
+            for table in TABLES {
+                files.reads("the sweep's table", &folder.join(table));
+            }
+        }
         false => files.reads("the trace", about),
     }
     // Before the work, which may be long.
@@ -121,6 +133,12 @@ fn run_page(path: &Path) -> Result<String> {
     }
     for event in &mut reader {
         report.add(&event?);
+        if let Some(refusal) = report.refusal() {
+            bail!(
+                "{}: keeping account of the pages that it names: {refusal}",
+                path.display()
+            );
+        }
     }
     Ok(report.finish())
 }

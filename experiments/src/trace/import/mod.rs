@@ -49,7 +49,8 @@ impl FromStr for Format {
     }
 }
 
-/// Why nothing was imported, or not all of it. The output holds what comes before, without an end.
+/// Why nothing was imported, or not all of it. The output holds what comes before, without an end; if that is nothing, it is
+/// as it was before.
 #[derive(Debug, Error)]
 pub enum ImportError {
     /// The output.
@@ -73,6 +74,20 @@ pub enum ImportError {
         line: u64,
         /// What is wrong with it.
         why: String,
+    },
+    /// No replay would come to an end.
+    #[error(
+        "{source_name}: its accesses name {pages} pages besides the first of each, too many for a trace of {bytes} bytes, of which {} and {} for each byte are replayed; a column `repeats` says how often the same pages are accessed",
+        limits::NAMED,
+        limits::NAMED_PER_BYTE
+    )]
+    TooManyPages {
+        /// The input.
+        source_name: String,
+        /// How many.
+        pages: u64,
+        /// Of the trace.
+        bytes: u64,
     },
     /// There are no accesses in the input.
     #[error("{source_name} has no accesses; {hint}")]
@@ -127,14 +142,9 @@ pub fn import(
             why,
         },
     });
-    // What comes before something wrong stays.
-    importer.flush()?;
-    importer.describe();
-    if result.is_err() {
-        importer.writer.flush()?;
-    }
-    result?;
     if importer.events == 0 {
+        importer.writer.discard()?;
+        result?;
         return Err(ImportError::Empty {
             source_name: source.to_owned(),
             hint: match format {
@@ -143,6 +153,20 @@ pub fn import(
                 }
                 Format::Csv => "it needs a line for each access",
             },
+        });
+    }
+    // What comes before something wrong stays.
+    importer.flush()?;
+    importer.describe();
+    importer.writer.flush()?;
+    result?;
+    // What is imported can be replayed. Only now is it known how many bytes the events take.
+    let bytes = importer.writer.length();
+    if let Err(pages) = importer.named.check(bytes) {
+        return Err(ImportError::TooManyPages {
+            source_name: source.to_owned(),
+            pages,
+            bytes,
         });
     }
     Ok(importer.writer.finish()?)
@@ -270,7 +294,7 @@ impl Importer {
             return Ok(());
         }
         self.flush()?;
-        self.take(&event)?;
+        self.take(&event);
         self.pending = Some(event);
         Ok(())
     }
@@ -307,7 +331,7 @@ impl Importer {
 
     fn put(&mut self, event: Event) -> Result<(), Refused> {
         self.flush()?;
-        self.take(&event)?;
+        self.take(&event);
         Ok(self.writer.write(&[event])?)
     }
 
@@ -320,15 +344,12 @@ impl Importer {
     }
 
     /// Takes account of a new event.
-    fn take(&mut self, event: &Event) -> Result<(), Refused> {
-        self.named.add(event).map_err(|pages| {
-            format!("with it there are accesses to {pages} pages in all, too many to be replayed; a column `repeats` says how often the same pages are accessed")
-        })?;
+    fn take(&mut self, event: &Event) {
+        self.named.add(event);
         self.events += 1;
         self.pages = self.pages.max(event.page.0 + event.pages);
         let device = event.device.map_or(0, |device| u32::from(device.0) + 1);
         self.devices = self.devices.max(device);
-        Ok(())
     }
 
     /// Tells the writer what is known only now.
