@@ -321,7 +321,8 @@ fn output_that_is_not_read_delays_neither_signals_nor_the_watchdog() {
         let folder = folder();
         let guest = flood(&folder, None);
         let (_reader, writer) = unread();
-        let args = ["run", "--guest", guest, "--watchdog", "1", "--json", "j"];
+        // Longer than the vCPU waits for the reader: what it drops from then on is no sign of life.
+        let args = ["run", "--guest", guest, "--watchdog", "4", "--json", "j"];
         let mut run = Run::start(hmmvisor(&folder, &args).stdout(writer));
         if let Some(signal) = signal {
             run.wait_for_thread("vcpu0");
