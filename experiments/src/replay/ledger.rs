@@ -23,6 +23,8 @@ pub(super) struct Ledger {
     to_device: AtomicU64,
     to_system: AtomicU64,
     unused: AtomicU64,
+    /// Counted as it happens: looking at each page of memory takes as long as there is memory.
+    thrashing: AtomicU64,
 }
 
 impl Ledger {
@@ -34,6 +36,7 @@ impl Ledger {
             to_device: AtomicU64::new(0),
             to_system: AtomicU64::new(0),
             unused: AtomicU64::new(0),
+            thrashing: AtomicU64::new(0),
         }
     }
 
@@ -112,7 +115,12 @@ impl Ledger {
         for page in pages.pages() {
             let cell = &self.pages[page.0 as usize];
             let returns = Returns::from_bits(cell.load(Relaxed));
-            cell.store(change(returns).bits() | unused, Relaxed);
+            let changed = change(returns);
+            // Once it thrashes, a page does so for good.
+            if changed.is_thrashing() && !returns.is_thrashing() {
+                self.thrashing.fetch_add(1, Relaxed);
+            }
+            cell.store(changed.bits() | unused, Relaxed);
         }
     }
 
@@ -133,8 +141,7 @@ impl Ledger {
     }
 
     pub(super) fn thrashing(&self) -> u64 {
-        let thrashes = |cell: &&AtomicU32| Returns::from_bits(cell.load(Relaxed)).is_thrashing();
-        self.pages.iter().filter(thrashes).count() as u64
+        self.thrashing.load(Relaxed)
     }
 }
 
