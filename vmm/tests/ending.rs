@@ -218,22 +218,24 @@ fn a_second_signal_ends_at_once_too() {
     );
 }
 
-/// As `timeout` sends it: to the command, and to its group.
+/// As `timeout` sends it: to the command, and to its group. On a busy machine there may be no time for a report, but not each time.
 #[test]
 fn the_same_signal_at_the_same_time_is_one() {
-    let folder = folder();
-    let args = ["run", "--workload", "torture", "--param", "seconds=1000"];
-    let args = [&args[..], &["--json", "j"]].concat();
-    let mut run = Run::start(&mut hmmvisor(&folder, &args));
-    run.wait_for_thread("vcpu0");
-    run.signal(libc::SIGTERM);
-    run.signal(libc::SIGTERM);
-    let status = run.end("torture");
-    assert_eq!(status.code(), Some(143));
-    let said = run.stderr();
-    if !said.contains("without a summary") {
-        assert_eq!(json(&folder, "j")["end"], "signal", "{said}");
-    }
+    let reports = (0..10).any(|_| {
+        let folder = folder();
+        let args = ["run", "--workload", "torture", "--param", "seconds=1000"];
+        let args = [&args[..], &["--json", "j"]].concat();
+        let mut run = Run::start(&mut hmmvisor(&folder, &args));
+        run.wait_for_thread("vcpu0");
+        run.signal(libc::SIGTERM);
+        // While the first one is pending, the kernel makes one of both.
+        thread::sleep(Duration::from_millis(10));
+        run.signal(libc::SIGTERM);
+        let status = run.end("torture");
+        assert_eq!(status.code(), Some(143));
+        !run.stderr().contains("without a summary") && json(&folder, "j")["end"] == "signal"
+    });
+    assert!(reports, "each run was ended by the second signal");
 }
 
 /// Signals that have nothing to do with ending a run by default do no worse than SIGTERM.
