@@ -11,8 +11,10 @@ pub(crate) struct Fault {
     pub(crate) page: Page,
     pub(crate) write: bool,
     pub(crate) thread: u32,
-    /// A moment just before its message was read: the thread was asleep in the access then, or fell asleep later.
+    /// When its message was read.
     pub(crate) since: Duration,
+    /// A moment before that: the thread was asleep in the access then, or fell asleep later.
+    pub(crate) before: Duration,
     /// The page's generation then.
     pub(crate) generation: u16,
 }
@@ -69,6 +71,7 @@ mod tests {
             write,
             thread,
             since: Duration::ZERO,
+            before: Duration::ZERO,
             generation: 0,
         };
         let mut batch = vec![
@@ -93,6 +96,7 @@ mod tests {
             write: false,
             thread: 0,
             since: Duration::ZERO,
+            before: Duration::ZERO,
             generation: 0,
         };
         let mut heap = BinaryHeap::new();

@@ -226,7 +226,7 @@ impl Worker {
             let backend = self.backend.clone();
             // Before the messages are read: each of these threads was asleep in its access after this moment. A moment after the
             // reading could come later than the thread's return from the access, and answer its next one.
-            let since = backend.now();
+            let before = backend.now();
             let shards = backend.guest.shards().iter();
             for ((shard, fd), fruitless) in shards.zip(&fds).zip(&mut fruitless) {
                 if fd.revents != 0 {
@@ -238,7 +238,7 @@ impl Worker {
             }
             let idle = messages.is_empty();
             if !idle {
-                let batch = self.sorted(&mut messages, since);
+                let batch = self.sorted(&mut messages, before);
                 self.serve(&batch, None);
             }
             self.serve_due();
@@ -262,8 +262,9 @@ impl Worker {
         Some(next.due.saturating_sub(self.backend.now()))
     }
 
-    /// The batch in page order, one entry for each page and thread. `since`: a moment before the first was read.
-    fn sorted(&self, messages: &mut Vec<FaultMessage>, since: Duration) -> Vec<Fault> {
+    /// The batch in page order, one entry for each page and thread. `before`: a moment before the first was read.
+    fn sorted(&self, messages: &mut Vec<FaultMessage>, before: Duration) -> Vec<Fault> {
+        let since = self.backend.now();
         let mut faults: Vec<Fault> = messages
             .drain(..)
             .map(|m| {
@@ -273,6 +274,7 @@ impl Worker {
                     write: m.write,
                     thread: m.thread,
                     since,
+                    before,
                     generation: self.backend.table.word(page).generation(),
                 }
             })
@@ -355,7 +357,7 @@ impl Worker {
                     page: fault.page,
                     thread: fault.thread,
                     cause,
-                    since: fault.since,
+                    since: fault.before,
                     generation: fault.generation,
                 });
                 return;
