@@ -13,10 +13,18 @@ pub(crate) struct Fault {
     pub(crate) thread: u32,
     /// When its message was read.
     pub(crate) since: Duration,
-    /// A moment before that: the thread was asleep in the access then, or fell asleep later.
-    pub(crate) before: Duration,
+    /// Microseconds, rounded up, from a moment before the reading to `since`. So short because faults are sorted.
+    pub(crate) reading: u32,
     /// The page's generation then.
     pub(crate) generation: u16,
+}
+
+impl Fault {
+    /// A moment before its message was read: the thread was asleep in the access then, or fell asleep later.
+    pub(crate) fn before(&self) -> Duration {
+        let reading = Duration::from_micros(self.reading.into());
+        self.since.saturating_sub(reading)
+    }
 }
 
 /// A fault put off. Ordered so that the heap gives the earliest first.
@@ -71,7 +79,7 @@ mod tests {
             write,
             thread,
             since: Duration::ZERO,
-            before: Duration::ZERO,
+            reading: 0,
             generation: 0,
         };
         let mut batch = vec![
@@ -96,7 +104,7 @@ mod tests {
             write: false,
             thread: 0,
             since: Duration::ZERO,
-            before: Duration::ZERO,
+            reading: 0,
             generation: 0,
         };
         let mut heap = BinaryHeap::new();

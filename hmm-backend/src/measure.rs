@@ -126,7 +126,7 @@ fn queue_sort(n: u32) {
         write: i.is_multiple_of(2),
         thread: 1,
         since: Duration::ZERO,
-        before: Duration::ZERO,
+        reading: 0,
     };
     let batch: Vec<Fault> = (0..64).map(fault).collect();
     for _ in 0..n {

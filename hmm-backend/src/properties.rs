@@ -159,7 +159,7 @@ proptest! {
         }
         let mut faults: Vec<Fault> = batch
             .into_iter()
-            .map(|(page, write)| Fault { page: Page(page), write, thread: page, since: Duration::ZERO, before: Duration::ZERO, generation: 0 })
+            .map(|(page, write)| Fault { page: Page(page), write, thread: page, since: Duration::ZERO, reading: 0, generation: 0 })
             .collect();
         sort_and_deduplicate(&mut faults);
         let found: Vec<_> = faults.iter().map(|f| (f.page.0, f.write)).collect();
@@ -170,7 +170,7 @@ proptest! {
     fn deferred_faults_come_in_order_of_time(times in prop::collection::vec(0u64..1000, 0..50)) {
         let deferred = |ms: u64| Deferred {
             due: Duration::from_millis(ms),
-            fault: Fault { page: Page(ms as u32), write: false, thread: 0, since: Duration::ZERO, before: Duration::ZERO, generation: 0 },
+            fault: Fault { page: Page(ms as u32), write: false, thread: 0, since: Duration::ZERO, reading: 0, generation: 0 },
             generation: 0,
             attempts: Attempts::default(),
             waited: false,

@@ -265,6 +265,8 @@ impl Worker {
     /// The batch in page order, one entry for each page and thread. `before`: a moment before the first was read.
     fn sorted(&self, messages: &mut Vec<FaultMessage>, before: Duration) -> Vec<Fault> {
         let since = self.backend.now();
+        let reading = since.saturating_sub(before).as_micros() + 1;
+        let reading = u32::try_from(reading).unwrap_or(u32::MAX);
         let mut faults: Vec<Fault> = messages
             .drain(..)
             .map(|m| {
@@ -274,7 +276,7 @@ impl Worker {
                     write: m.write,
                     thread: m.thread,
                     since,
-                    before,
+                    reading,
                     generation: self.backend.table.word(page).generation(),
                 }
             })
@@ -357,7 +359,7 @@ impl Worker {
                     page: fault.page,
                     thread: fault.thread,
                     cause,
-                    since: fault.before,
+                    since: fault.before(),
                     generation: fault.generation,
                 });
                 return;
