@@ -73,7 +73,7 @@ fn the_calls_that_lost_something_before() {
 }
 
 #[test]
-#[ignore = "takes half an hour"]
+#[ignore = "takes twenty minutes"]
 fn every_call_with_every_error() {
     check(rows::all(), run::AFTER_SIGNAL);
 }
