@@ -57,7 +57,7 @@ impl Journal {
     /// # Errors
     /// It cannot be read, is none, or is damaged elsewhere than in its last line.
     pub fn read(path: &Path) -> Result<Journal, SweepError> {
-        // Somebody may have put a pipe there, for whose other end an opening would wait.
+        // There may be a pipe; opening it would wait for its other end.
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags(OFlags::NONBLOCK.bits().cast_signed())

@@ -106,7 +106,7 @@ fn put(
         // There is nothing to go on with in a merge.
         SweepError::Exists { path, finished } => SweepError::Occupied { path, finished },
         SweepError::Write { .. } if is_new => {
-            // Not even its first line was written: nobody else can have something in it.
+            // Not even its first line was written: it holds nothing of an earlier merge.
             let _ = fs::remove_file(&path);
             again(error)
         }

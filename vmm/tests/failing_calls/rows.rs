@@ -214,6 +214,16 @@ struct Kind {
     engines: &'static [Engine],
 }
 
+/// What a call that fills missing pages may answer.
+const FILLING: &[How] = &[
+    How::Errno(EAGAIN),
+    How::Errno(ENOMEM),
+    How::Errno(EEXIST),
+    How::Errno(EFAULT),
+    How::Done(EEXIST),
+    How::Part,
+];
+
 const BOTH: &[Engine] = &[Engine::Remap, Engine::Copy];
 const ANY: &[Engine] = &[Engine::Remap, Engine::Copy, Engine::CopyInPlace];
 const IN_PLACE: &[Engine] = &[Engine::CopyInPlace];
@@ -261,32 +271,11 @@ const TABLE: &[Kind] = &[
         TORTURES,
         &[Engine::Copy, Engine::CopyInPlace],
     ),
-    kind(
-        "ioctl",
-        "UFFDIO_COPY",
-        &[
-            Errno(EAGAIN),
-            Errno(ENOMEM),
-            Errno(EEXIST),
-            Errno(EFAULT),
-            Done(EEXIST),
-            Part,
-        ],
-        Sometimes,
-        TORTURES,
-        REMAP,
-    ),
+    kind("ioctl", "UFFDIO_COPY", FILLING, Sometimes, TORTURES, REMAP),
     kind(
         "ioctl",
         "UFFDIO_ZEROPAGE",
-        &[
-            Errno(EAGAIN),
-            Errno(ENOMEM),
-            Errno(EEXIST),
-            Errno(EFAULT),
-            Done(EEXIST),
-            Part,
-        ],
+        FILLING,
         Sometimes,
         &[Torture, Endless],
         REMAP,
@@ -295,14 +284,7 @@ const TABLE: &[Kind] = &[
     kind(
         "ioctl",
         "UFFDIO_ZEROPAGE",
-        &[
-            Errno(EAGAIN),
-            Errno(ENOMEM),
-            Errno(EEXIST),
-            Errno(EFAULT),
-            Done(EEXIST),
-            Part,
-        ],
+        FILLING,
         Rarely,
         &[Torture, Endless],
         &[Engine::Copy, Engine::CopyInPlace],
