@@ -145,7 +145,7 @@ impl PolicyChoice {
         })
     }
 
-    /// The files that this is read from: whoever writes files has to spare all of them.
+    /// The files that this is read from: outputs have to spare all of them.
     pub fn files(&self) -> Vec<NamedFile> {
         match self {
             PolicyChoice::BuiltIn(spec) => PolicyChoice::named_files(&spec.to_string()),

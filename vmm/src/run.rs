@@ -351,7 +351,7 @@ struct Stopped {
 }
 
 impl Stopping {
-    /// The recording is still to be finished: how long that takes is up to whoever takes the trace.
+    /// The recording is still to be finished: how long that takes depends on the reader of the trace.
     fn stop(mut self) -> (Stopped, Option<Recording>) {
         let chaos = self
             .chaos
