@@ -28,90 +28,49 @@
 //!
 //! `examples/process.rs` is a whole process with a driver and a device of its own.
 
-mod advisor;
 mod backend;
-mod buddy;
-mod device;
-mod doorbell;
-mod driver;
-mod driver_calls;
-mod duplicate;
-mod engine;
-mod error;
-mod events;
-mod evict;
-mod exclusive;
-mod explicit;
-mod fatal;
 mod fault;
-mod fault_queue;
-mod find;
-mod folio_lock;
-mod free;
-pub mod limits;
-mod link;
-mod mapping;
-#[cfg(feature = "measure")]
-#[doc(hidden)]
-pub mod measure;
+mod host;
 mod memory;
 mod migrate;
-mod mirror;
-mod model;
-mod page;
-mod patience;
-mod pause;
-mod permission;
-mod pin;
-mod poison;
+mod observe;
+mod ops;
+mod pages;
 mod policy;
-mod printable;
-#[cfg(all(test, not(loom)))]
-mod properties;
 mod residency;
-#[cfg(all(test, loom))]
-mod residency_model;
-#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
-#[doc(hidden)]
-pub mod residency_script;
 mod service;
-mod service_watch;
-pub mod snapshot;
-mod stale;
-mod stats;
-mod sync;
-mod time;
-mod uffd;
-mod unresolved;
-mod wait;
-mod wishes;
-mod word;
 
+#[cfg(feature = "measure")]
+#[doc(hidden)]
+pub use backend::measure;
 pub use backend::{Backend, BackendConfig};
-pub use driver::{DeviceFolio, DeviceId, Driver, Frame};
-pub use engine::{Engine, EngineChoice};
-pub use error::{Error, FaultError, MigrateError, MirrorError};
-pub use events::{Event, EventKind, Events};
-pub use fatal::{FatalCause, FatalFault};
-pub use link::LinkModel;
-pub use memory::{KernelAnswers, KernelCall, MadeUpAnswer, MoveProbe, probe_moves};
+pub use fault::{
+    DeviceMmu, FatalFault, HostPage, Mapping, Mirror, MirrorGuard, RemoteCounters, Target,
+};
+pub use host::{limits, printable, printable_lines};
+pub use memory::{
+    Engine, EngineChoice, KernelAnswers, KernelCall, MadeUpAnswer, MoveProbe, UffdSupport,
+    probe_moves, probe_userfaultfd,
+};
 pub use migrate::{
-    CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Finalized, Step,
+    CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Driver, Finalized, Step,
     ToDevice, ToSystem, Watch,
 };
-pub use mirror::{DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, RemoteCounters, Target};
-pub use model::ModelBackend;
-pub use page::{BLOCK_PAGES, Block, MAX_ORDER, PAGE_SIZE, Page, PageRange, PageSet};
-pub use pin::Pinned;
+pub use observe::{Cause, Event, EventKind, Events, Latency, Stats};
+pub use ops::{Pinned, snapshot};
+pub use pages::time::MAX_HOLD;
+pub use pages::{
+    Access, BLOCK_PAGES, Block, DeviceFolio, DeviceId, Error, FatalCause, FaultError, Frame, Hint,
+    MAX_ORDER, MigrateError, MirrorError, PAGE_SIZE, Page, PageRange, PageSet, Place,
+};
 pub use policy::{
-    Accepts, Access, AccessCounter, Advice, BlockFault, BlockView, ByMigration, Clock, Density,
-    EvictionPolicy, FaultPolicy, Fifo, FirstTouch, Hint, Lfu, Lru, OnDemand, Place, PlacementError,
+    Accepts, AccessCounter, Advice, BlockFault, BlockView, ByMigration, Clock, Density,
+    EvictionPolicy, FaultPolicy, Fifo, FirstTouch, Lfu, LinkModel, Lru, OnDemand, PlacementError,
     PolicyError, PolicyFactory, PolicyFile, PolicyInfo, PolicyParam, PolicySpec, Recent, S3Fifo,
     Seen, Sequential, Wish, policies, policy_checksum,
 };
-pub use printable::{printable, printable_lines};
-pub use service::{FaultService, ServiceConfig};
-pub use stats::{Cause, Latency, Stats};
-pub use time::MAX_HOLD;
-pub use uffd::{UffdSupport, probe_userfaultfd};
-pub use word::{Residency, Word};
+#[cfg(all(feature = "fuzzing", not(loom)))]
+#[doc(hidden)]
+pub use residency::script as residency_script;
+pub use residency::{Residency, Word};
+pub use service::{FaultService, ModelBackend, ServiceConfig};

@@ -6,9 +6,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::error::Error;
-use crate::mapping::Mapping;
-use crate::page::{BLOCK_PAGES, PAGE_SIZE};
+use crate::memory::mmap::Mapping;
+use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE};
 
 /// Where blocks of zeros are made. At rest it has no memory.
 pub(super) struct Blank(Mutex<Mapping>);

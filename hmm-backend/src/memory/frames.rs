@@ -5,12 +5,10 @@ use std::sync::Arc;
 
 use super::host_failure::HostFailures;
 use super::ranged::{EngineError, each};
-use crate::driver::Frame;
-use crate::engine::Engine;
-use crate::error::Error;
-use crate::mapping::Mapping;
-use crate::page::PAGE_SIZE;
-use crate::uffd::Uffd;
+use crate::memory::Engine;
+use crate::memory::mmap::Mapping;
+use crate::memory::uffd::Uffd;
+use crate::pages::{Error, Frame, PAGE_SIZE};
 
 /// One device's memory.
 pub(crate) struct DeviceMemory {

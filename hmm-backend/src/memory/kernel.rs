@@ -13,8 +13,8 @@ use std::sync::Arc;
 use super::host_failure::HostFailures;
 use super::presence::PageTables;
 use super::ranged::{self, EngineError};
-use crate::page::{PAGE_SIZE, PageRange};
-use crate::uffd::Progress;
+use crate::memory::uffd::Progress;
+use crate::pages::{PAGE_SIZE, PageRange};
 
 /// A call of the kernel about pages.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -9,28 +9,30 @@
 //! are called with the pages' locks held.
 
 mod blank;
+pub(crate) mod buddy;
+mod engine;
 mod frames;
 mod host_failure;
 mod kernel;
+pub(crate) mod mmap;
 mod presence;
 mod probe;
 mod ranged;
 mod recycle;
+mod uffd;
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use crate::backend::BackendConfig;
-use crate::driver::Frame;
-use crate::engine::{Engine, EngineChoice};
-use crate::error::Error;
-use crate::mapping::Mapping;
-use crate::page::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
+use crate::memory::mmap::Mapping;
+use crate::pages::{BLOCK_PAGES, Error, Frame, PAGE_SIZE, Page, PageRange};
 use crate::residency::WakeFaults;
-use crate::uffd::{Progress, Uffd, UffdSupport, probe_userfaultfd};
+use uffd::Progress;
 
 use blank::Blank;
+pub use engine::{Engine, EngineChoice};
 pub(crate) use frames::DeviceMemory;
 pub(crate) use host_failure::HostFailures;
 use kernel::{Effect, Kernel};
@@ -39,6 +41,8 @@ pub(crate) use presence::Presence;
 pub use probe::{MoveProbe, probe_moves};
 pub(crate) use ranged::EngineError;
 use recycle::Recycler;
+pub(crate) use uffd::{BATCH, FaultMessage, Uffd};
+pub use uffd::{UffdSupport, probe_userfaultfd};
 
 /// What one kernel call can be about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::page::PAGE_SIZE;
-use crate::patience::Repeats;
+use crate::host::patience::Repeats;
+use crate::pages::PAGE_SIZE;
 
 /// Pagemap: the page is in memory.
 const PRESENT: u64 = 1 << 63;
@@ -96,7 +96,7 @@ impl PageTables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mapping::Mapping;
+    use crate::memory::mmap::Mapping;
 
     #[test]
     fn page_tables_tell_what_is_there() {

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::presence::PageTables;
 use super::ranged;
-use crate::error::Error;
-use crate::limits::{Refusal, Resource};
-use crate::mapping::Mapping;
-use crate::page::{BLOCK_PAGES, PAGE_SIZE};
-use crate::uffd::Uffd;
+use crate::host::limits::{Refusal, Resource};
+use crate::memory::mmap::Mapping;
+use crate::memory::uffd::Uffd;
+use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE};
 
 /// What moving pages with `UFFDIO_MOVE` has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::page::PAGE_SIZE;
-use crate::uffd::Progress;
+use crate::memory::uffd::Progress;
+use crate::pages::PAGE_SIZE;
 
 /// Why a page could not be moved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

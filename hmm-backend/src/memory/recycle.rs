@@ -10,12 +10,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::kernel::{Effect, Kernel, KernelCall, bytes};
 use super::ranged::EngineError;
-use crate::buddy::Buddy;
-use crate::driver::Frame;
-use crate::error::Error;
-use crate::mapping::Mapping;
-use crate::page::{MAX_ORDER, PAGE_SIZE, PageRange, PageSet};
-use crate::uffd::Uffd;
+use crate::memory::buddy::Buddy;
+use crate::memory::mmap::Mapping;
+use crate::memory::uffd::Uffd;
+use crate::pages::{Error, Frame, MAX_ORDER, PAGE_SIZE, PageRange, PageSet};
 
 pub(super) struct Recycler {
     kernel: Kernel,

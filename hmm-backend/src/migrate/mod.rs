@@ -3,22 +3,28 @@
 //! Each step consumes the one before, so an order that breaks the contract does not compile; dropping an
 //! unfinished migration rolls it back with every page unharmed.
 
+mod device;
+mod driver;
+pub(crate) mod driver_calls;
+mod duplicate;
+mod exclusive;
 mod to_device;
 mod to_system;
 mod watch;
 
 use std::time::Duration;
 
+pub(crate) use device::{Allocation, Device, Occupancy};
+pub use driver::Driver;
 pub use to_device::{CommittedToDevice, CopiedToDevice, ToDevice};
 pub use to_system::{CommittedToSystem, CopiedToSystem, ToSystem};
 pub(crate) use to_system::{Source, Take, collect_to_system};
 pub use watch::{Step, Watch};
 
-use crate::driver::Frame;
 use crate::memory::{Reach, Run};
-use crate::page::{Page, PageRange, PageSet};
-use crate::stats::Cause;
-use crate::word::Word;
+use crate::observe::Cause;
+use crate::pages::{Frame, Page, PageRange, PageSet};
+use crate::residency::Word;
 
 /// Proof that a migration went through all its phases; only their last one makes it.
 #[derive(Debug)]

@@ -4,18 +4,15 @@ use std::sync::Arc;
 
 use super::watch::{tell, tell_finalized, told};
 use super::{Finalized, Reason, Step, Watch, count_of, runs};
-use crate::backend::{Backend, count_in, set_of};
-use crate::device::{Allocation, Device};
-use crate::driver::{DeviceFolio, DeviceId, Frame};
-use crate::error::MigrateError;
-use crate::events::{Event, EventKind};
-use crate::folio_lock::FolioLock;
+use crate::backend::Backend;
 use crate::memory::{Fill, Run};
-use crate::page::{Block, MAX_ORDER, Page, PageRange, PageSet};
-use crate::residency::TryLock;
-use crate::stats::{Cause, Counter, Direction};
-use crate::time::Tick;
-use crate::word::{Residency, Word};
+use crate::migrate::{Allocation, Device};
+use crate::observe::{Cause, Counter, Direction, Event, EventKind};
+use crate::pages::time::Tick;
+use crate::pages::{
+    Block, DeviceFolio, DeviceId, Frame, MAX_ORDER, MigrateError, Page, PageRange, PageSet,
+};
+use crate::residency::{FolioLock, Residency, TryLock, Word};
 
 /// A destination folio with the locks of the pages that go there.
 struct Target<'b> {
@@ -96,8 +93,8 @@ impl<'b> ToDevice<'b> {
             while let Some(index) = left.first() {
                 left.remove(index);
                 if let Some(lock) = backend.lock_for_device(block.page(index), reason.cause) {
-                    left = left.difference(&set_of(lock.range()));
-                    lock.carve(&|range| count_in(&pages, range), &mut locks);
+                    left = left.difference(&PageSet::of(lock.range()));
+                    lock.carve(&|range| pages.count_of(range), &mut locks);
                 }
             }
             // A folio has one permission.
@@ -282,7 +279,7 @@ fn allocate<'b>(
 ) {
     let mut taken = PageSet::EMPTY;
     for lock in &locks {
-        taken = taken.union(&set_of(lock.range()));
+        taken = taken.union(&PageSet::of(lock.range()));
     }
     // Taken from the end.
     locks.reverse();

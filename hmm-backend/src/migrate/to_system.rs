@@ -4,18 +4,13 @@ use std::sync::Arc;
 
 use super::watch::{tell, tell_finalized, told};
 use super::{Finalized, Reason, Step, Watch, count_of, runs};
-use crate::backend::{Backend, count_in, set_of};
-use crate::device::Device;
-use crate::driver::{DeviceFolio, DeviceId};
-use crate::error::FaultError;
-use crate::events::{Event, EventKind};
-use crate::folio_lock::FolioLock;
+use crate::backend::Backend;
 use crate::memory::EngineError;
-use crate::page::{Block, Page, PageRange, PageSet};
-use crate::residency::TryLock;
-use crate::stats::{Cause, Counter, Direction};
-use crate::time::Tick;
-use crate::word::Word;
+use crate::migrate::Device;
+use crate::observe::{Cause, Counter, Direction, Event, EventKind};
+use crate::pages::time::Tick;
+use crate::pages::{Block, DeviceFolio, DeviceId, FaultError, Page, PageRange, PageSet};
+use crate::residency::{FolioLock, TryLock, Word};
 
 /// A folio in device memory, locked.
 pub(crate) struct Source<'b> {
@@ -116,7 +111,7 @@ fn collect_block<'b>(
         let Some((device, source)) = backend.lock_device_folio(block.page(index)) else {
             continue;
         };
-        left = left.difference(&set_of(source.lock.range()));
+        left = left.difference(&PageSet::of(source.lock.range()));
         if take != Take::All && source.duplicated() {
             continue;
         }
@@ -137,7 +132,7 @@ fn collect_block<'b>(
                 &mut groups.last_mut().expect("just pushed").1
             }
         };
-        source.carve(backend, device, &|range| count_in(pages, range), group);
+        source.carve(backend, device, &|range| pages.count_of(range), group);
     }
 }
 

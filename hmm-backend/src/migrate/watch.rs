@@ -3,8 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::error::FaultError;
-use crate::page::PageRange;
+use crate::pages::{FaultError, PageRange};
 
 /// A way-point of a migration, in order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

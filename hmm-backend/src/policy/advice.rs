@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{BlockFault, BlockView, Place};
-use crate::page::{PageRange, PageSet};
-use crate::time::MAX_HOLD;
+use super::view::{BlockFault, BlockView};
+use crate::pages::time::MAX_HOLD;
+use crate::pages::{PageRange, PageSet, Place};
 
 /// Most wishes in one advice, and most pages in one wish: a policy cannot keep the service busy for long.
 pub(crate) const MAX_WISHES: usize = 8;
@@ -77,8 +77,7 @@ impl Advice {
 mod tests {
     use super::super::test_view::*;
     use super::*;
-    use crate::driver::DeviceId;
-    use crate::page::Page;
+    use crate::pages::{DeviceId, Page};
 
     #[test]
     fn impossible_advice_is_cut_and_noticed() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::params::{Accepts, PolicyInfo, PolicyParam};
-use crate::time::MAX_HOLD;
+use crate::pages::time::MAX_HOLD;
 
 const fn integer(min: u32, max: u32) -> Accepts {
     Accepts::Integer { min, max }

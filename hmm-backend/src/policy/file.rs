@@ -45,6 +45,14 @@ impl PolicyFile {
     }
 }
 
+/// Stands for the text of a policy's file: eight hexadecimal digits, the same everywhere and for ever (FNV-1a).
+pub fn policy_checksum(text: &str) -> String {
+    let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("{hash:08x}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

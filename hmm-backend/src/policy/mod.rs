@@ -4,194 +4,30 @@
 //! code runs under a live guest and over a recorded trace. The backend validates all advice
 //! ([`Advice::validated`]) and stays correct whatever it says.
 
-mod access_counter;
 mod advice;
-mod by_migration;
 mod catalogue;
-mod clock;
-mod density;
-#[cfg(test)]
-mod eviction_model;
-#[cfg(test)]
-mod eviction_tests;
-mod fifo;
+mod contract;
+mod error;
+mod eviction;
+mod fault;
 mod file;
-mod first_touch;
-mod ghost;
-mod hints;
-mod lfu;
-mod lists;
-mod lru;
+mod link;
 mod modifier;
-mod on_demand;
 mod params;
-mod placement;
-mod s3_fifo;
-mod sequential;
 mod spec;
-mod thrash;
 #[cfg(test)]
-mod thrash_tests;
+mod test_view;
 mod view;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-pub use access_counter::AccessCounter;
 pub use advice::{Advice, Wish};
 pub(crate) use advice::{MAX_WISH, MAX_WISHES};
-pub use by_migration::ByMigration;
 pub use catalogue::policies;
-pub use clock::Clock;
-pub use density::Density;
-pub use fifo::Fifo;
-pub use file::PolicyFile;
-pub use first_touch::FirstTouch;
-pub use hints::Hints;
-pub use lfu::Lfu;
-pub use lru::Lru;
-use modifier::Timeslice;
-pub use on_demand::OnDemand;
-pub use params::{Accepts, PolicyInfo, PolicyParam, policy_checksum};
-pub use placement::{PlacementError, Static};
-pub use s3_fifo::S3Fifo;
-pub use sequential::Sequential;
-pub use spec::{PolicyError, PolicySpec};
-pub use thrash::{Thrash, ThrashParams};
-pub use view::{Access, BlockFault, BlockView, Place, Recent, Seen};
-
-use crate::driver::{DeviceId, Frame};
-use crate::page::{BLOCK_PAGES, Page, PageRange, PageSet};
-
-/// What the guest, or whoever configures it, says about pages; the same as NVIDIA UVM's hints.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Hint {
-    /// Where the pages should be, if anywhere.
-    PreferredLocation(Option<Place>),
-    /// Whether this device should reach the pages where they are, rather than have them migrated.
-    AccessedBy(DeviceId, bool),
-    /// Whether the pages are read far more often than written.
-    ReadMostly(bool),
-}
-
-/// Decides about faults. One instance serves one shard of guest memory.
-pub trait FaultPolicy: Send {
-    /// Called once for the faults on one block. The faulting pages are served in any case.
-    fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice;
-
-    /// How many accesses of a device to a 64 KiB group in place, in system memory, make [`Self::remote_accesses`]
-    /// be called; never if `None`.
-    fn remote_access_threshold(&self) -> Option<u32> {
-        None
-    }
-
-    /// The device `seen.to` has used these pages of a block in place, in system memory, `count` times each or more
-    /// since they got there. Returns those that should migrate to it.
-    fn remote_accesses(&mut self, seen: &BlockFault, count: u32, view: &BlockView<'_>) -> PageSet {
-        let _ = (seen, count, view);
-        PageSet::EMPTY
-    }
-
-    /// Somebody has said something about these pages.
-    fn hinted(&mut self, pages: PageRange, hint: Hint) {
-        let _ = (pages, hint);
-    }
-
-    /// The guest has freed these pages: what was known about them is history.
-    fn freed(&mut self, pages: PageRange) {
-        let _ = pages;
-    }
-
-    /// How often [`Self::tick`] is wanted; never if `None`.
-    fn tick_interval(&self) -> Option<Duration> {
-        None
-    }
-
-    /// Some time has passed. Returns what should migrate, at most 8 wishes.
-    fn tick(&mut self, now: Duration, seen: Seen) -> Vec<Wish> {
-        let _ = (now, seen);
-        Vec::new()
-    }
-}
-
-/// Decides about victims. One instance serves one device; it is told of every folio there.
-pub trait EvictionPolicy: Send {
-    /// `1 << order` frames from `head` hold as many pages from `page` now.
-    fn allocated(&mut self, head: Frame, order: u8, page: Page);
-    /// The device used the folio. The notice may be late: the folio may be gone.
-    fn touched(&mut self, head: Frame);
-    /// The folio was proposed and could not be evicted: others are to be proposed next. It may be gone by now.
-    fn refused(&mut self, head: Frame) {
-        self.touched(head);
-    }
-    /// A folio has been cut into halves of this order; the upper half starts at `upper`.
-    fn split(&mut self, head: Frame, upper: Frame, order: u8);
-    /// The folio is no longer there.
-    fn freed(&mut self, head: Frame);
-    /// The folios to evict first, of at least `frames` frames together if there are as many.
-    fn victims(&mut self, frames: u32) -> Vec<Frame>;
-}
-
-/// Makes the policies of a backend.
-pub trait PolicyFactory: Send + Sync {
-    /// The policy for one shard of guest memory.
-    fn fault_policy(&self) -> Box<dyn FaultPolicy>;
-    /// The policy for one device with this many frames.
-    fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy>;
-    /// The factory of the policies of one backend, if it is not this one: they may share what those of another backend
-    /// must not see. Asked once for each backend.
-    fn for_backend(&self) -> Option<Arc<dyn PolicyFactory>> {
-        None
-    }
-    /// The name in reports.
-    fn name(&self) -> String;
-    /// Everything that decides: all parameters, also those that have their defaults, and checksums of the files it was
-    /// read from. Two policies with the same do the same.
-    fn exact(&self) -> String {
-        self.name()
-    }
-    /// The files that it was read from, as they were then.
-    fn files(&self) -> Vec<PolicyFile> {
-        Vec::new()
-    }
-}
-
-const _: () = assert!(BLOCK_PAGES == 512, "page sets and views cover one block");
-
-#[cfg(test)]
-pub(crate) mod test_view {
-    //! Hand-made blocks for the tests of policies.
-    use super::*;
-    use crate::page::Block;
-    use crate::time::Tick;
-    use crate::word::Word;
-
-    /// A block where the given pages are in system memory or on device 0; the others are untouched.
-    pub(crate) fn block(len: usize, system: &PageSet, device: &PageSet) -> Vec<Word> {
-        let word = |i| {
-            if device.contains(i) {
-                Word(0).to_device(DeviceId(0), Frame(i as u32), 0)
-            } else if system.contains(i) {
-                Word(0).to_system(Tick(0))
-            } else {
-                Word(0)
-            }
-        };
-        (0..len).map(word).collect()
-    }
-
-    pub(crate) fn view(words: &[Word]) -> BlockView<'_> {
-        BlockView::of(words)
-    }
-
-    pub(crate) fn fault(pages: impl IntoIterator<Item = usize>, to: Place) -> BlockFault {
-        BlockFault {
-            block: Block(0),
-            pages: pages.into_iter().collect(),
-            access: Access::Write,
-            to,
-            now: Duration::ZERO,
-            waited: false,
-        }
-    }
-}
+pub use contract::{EvictionPolicy, FaultPolicy, PolicyFactory};
+pub use error::PolicyError;
+pub use eviction::{ByMigration, Clock, Fifo, Lfu, Lru, S3Fifo};
+pub use fault::{AccessCounter, Density, FirstTouch, OnDemand, PlacementError, Sequential};
+pub use file::{PolicyFile, policy_checksum};
+pub use link::LinkModel;
+pub use params::{Accepts, PolicyInfo, PolicyParam};
+pub use spec::PolicySpec;
+pub use view::{BlockFault, BlockView, Recent, Seen};

@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::PolicyFile;
-use super::placement::Placement;
-use super::spec::PolicyError;
+use super::error::PolicyError;
+use super::fault::Placement;
+use super::file::PolicyFile;
 
 /// A policy component, for people who choose one.
 #[derive(Debug, PartialEq, Eq)]
@@ -170,14 +170,6 @@ impl Component {
         }
         text
     }
-}
-
-/// Stands for the text of a policy's file: eight hexadecimal digits, the same everywhere and for ever (FNV-1a).
-pub fn policy_checksum(text: &str) -> String {
-    let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    format!("{hash:08x}")
 }
 
 impl fmt::Display for Component {

@@ -2,29 +2,9 @@
 
 use std::time::Duration;
 
-use crate::driver::DeviceId;
-use crate::find::Pattern;
-use crate::link::LinkModel;
-use crate::page::{Block, Page, PageSet};
-use crate::word::{Residency, Word};
-
-/// How a page is accessed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// A load.
-    Read,
-    /// A store or an atomic operation.
-    Write,
-}
-
-/// Where pages can be.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Place {
-    /// System memory.
-    System,
-    /// A device's memory.
-    Device(DeviceId),
-}
+use crate::pages::{Access, Block, Page, PageSet, Place};
+use crate::policy::LinkModel;
+use crate::residency::{Pattern, Residency, Word};
 
 /// Faults on one block that are served together.
 #[derive(Clone, Copy, Debug)]

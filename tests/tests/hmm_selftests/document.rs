@@ -157,7 +157,7 @@ fn tests_in(folder: &Path, kind: &'static str, found: &mut BTreeMap<String, &'st
         if path.is_dir() && name != "target" && !name.starts_with('.') {
             let kind = match &*name {
                 "src" => "unit",
-                "residency_model" => "model",
+                "loom" => "model",
                 _ => kind,
             };
             tests_in(&path, kind, found);

@@ -1,0 +1,430 @@
+//! Device faults: how a page gets to where the device can reach it.
+
+use std::time::Duration;
+
+use super::mirror::{DeviceMmu, HostPage, InFlight, Mapping, Mirror, Target};
+use crate::fault::retry::{Attempts, Unresolved};
+use crate::memory::Engine;
+use crate::migrate::Reason;
+use crate::observe::{Cause, Counter, Event, EventKind, Toucher};
+use crate::pages::time::Tick;
+use crate::pages::{
+    Access, BLOCK_PAGES, FatalCause, Frame, MirrorError, Page, PageRange, PageSet, Place,
+};
+use crate::policy::{Advice, BlockFault};
+use crate::residency::{Residency, Word};
+
+/// What a device wants a page for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Want {
+    Access(Access),
+    /// Atomic operations.
+    Exclusive,
+}
+
+impl Want {
+    fn access(self) -> Access {
+        match self {
+            Want::Access(access) => access,
+            Want::Exclusive => Access::Write,
+        }
+    }
+}
+
+/// How far a fault has come with asking and waiting.
+#[derive(Default)]
+struct Turn {
+    /// It has waited: nobody is throttled twice.
+    waited: bool,
+    /// What the policy said about the page in this generation. It is asked once about what happens once.
+    advice: Option<(u16, Advice)>,
+}
+
+/// After this many fruitless attempts to get a page into its own memory, a device takes it in place:
+/// progress before placement.
+const MIGRATION_ATTEMPTS: u32 = 3;
+
+impl<M: DeviceMmu> Mirror<M> {
+    /// Makes a page accessible and lets `program` enter its translation. See [`Self::fault_range`].
+    pub fn fault(
+        &mut self,
+        page: Page,
+        access: Access,
+        mut program: impl FnMut(&mut M, Mapping),
+    ) -> Result<(), MirrorError> {
+        self.fault_range(PageRange::single(page), access, |mmu, mappings| {
+            program(mmu, mappings[0])
+        })
+    }
+
+    /// Makes all pages of a range accessible at the same time and lets `program` enter their translations
+    /// under the lock, after checking that none was invalidated meanwhile. Migrates as the policy
+    /// says; sleeps while pages are in motion.
+    pub fn fault_range(
+        &mut self,
+        range: PageRange,
+        access: Access,
+        program: impl FnMut(&mut M, &[Mapping]),
+    ) -> Result<(), MirrorError> {
+        self.fault_as(range, Want::Access(access), program)
+    }
+
+    /// Gets a page for this device alone and lets `program` enter its translation: for atomic operations, which
+    /// no CPU and no other device comes between while the translation is valid. Any other access ends that, after the
+    /// policy's hold. A page in the device's own private memory is exclusive by nature; any other becomes an exclusive page of
+    /// system memory, without using device memory.
+    pub fn fault_exclusive(
+        &mut self,
+        page: Page,
+        mut program: impl FnMut(&mut M, Mapping),
+    ) -> Result<(), MirrorError> {
+        self.fault_as(PageRange::single(page), Want::Exclusive, |mmu, mappings| {
+            program(mmu, mappings[0])
+        })
+    }
+
+    fn fault_as(
+        &mut self,
+        range: PageRange,
+        want: Want,
+        mut program: impl FnMut(&mut M, &[Mapping]),
+    ) -> Result<(), MirrorError> {
+        if let Some(first) = self.backend.first_outside(range) {
+            return Err(MirrorError::OutOfRange(first));
+        }
+        let started = self.backend.clock.now();
+        let mut serviced = false;
+        let mut rounds = 0;
+        loop {
+            self.shared.tables().in_flight = InFlight::default();
+            let mut mappings = Vec::with_capacity(range.len() as usize);
+            for page in range.pages() {
+                let in_place = rounds >= MIGRATION_ATTEMPTS;
+                mappings.push(self.make_accessible(page, want, in_place, &mut serviced)?);
+            }
+            let mut guard = self.lock();
+            if !guard.tables.in_flight.stale {
+                program(&mut guard, &mappings);
+                break;
+            }
+            drop(guard);
+            rounds += 1;
+        }
+        let latency = self.backend.clock.now().saturating_sub(started);
+        if serviced {
+            self.backend.recorder.add(Counter::DeviceFaults, 1);
+            self.backend.recorder.latency(Toucher::Device, latency);
+        }
+        self.backend.recorder.event(|| Event {
+            device: Some(self.device.id),
+            access: Some(want.access()),
+            latency,
+            ..Event::new(
+                self.backend.clock.now(),
+                match serviced {
+                    true => EventKind::DeviceFault,
+                    false => EventKind::Access,
+                },
+                range,
+            )
+        });
+        Ok(())
+    }
+
+    /// From now on an invalidation of this page makes the fault look again.
+    fn found(&self, page: Page) {
+        let in_flight = &mut self.shared.tables().in_flight;
+        let start = in_flight.found.map_or(page, |found| found.start);
+        in_flight.found = Some(PageRange::new(start, page.plus(1)));
+    }
+
+    /// Gets one page to where the device can reach it. Sets `serviced` if that took more than a look.
+    fn make_accessible(
+        &self,
+        page: Page,
+        want: Want,
+        mut in_place: bool,
+        serviced: &mut bool,
+    ) -> Result<Mapping, MirrorError> {
+        let backend = &*self.backend;
+        let fatal = |cause| MirrorError::Fatal { page, cause };
+        let mut attempts = 0;
+        let mut turn = Turn::default();
+        let mut busy = Attempts::default();
+        let access = want.access();
+        let asker = Some(&*self.device);
+        // A device with coherent memory leaves pages where they are: it and the CPUs reach each other's.
+        in_place |= self.device.memory.is_none();
+        loop {
+            if self.device.detaching() {
+                return Err(MirrorError::Detached);
+            }
+            backend.table.settle(page);
+            let word = backend.table.word(page);
+            if word.read_only() && access == Access::Write {
+                return Err(MirrorError::Permission(page));
+            }
+            if self.reaches(page, word, want, in_place) {
+                self.found(page);
+                // Noted before the translation exists: a migration that locks the page from here on
+                // invalidates, which the sequence check will see. What counts is the word with the note.
+                match backend.table.mark_mirrored(page) {
+                    Some(marked) if marked.generation() == word.generation() => {
+                        return Ok(self.translation(page, marked, serviced));
+                    }
+                    _ => continue,
+                }
+            }
+            if word.residency() == Residency::Poisoned {
+                return Err(fatal(FatalCause::ContentsLost));
+            }
+            *serviced = true;
+            attempts += 1;
+            in_place |= attempts > MIGRATION_ATTEMPTS;
+            let foreign = matches!(
+                word.residency(),
+                Residency::Device { .. } | Residency::Duplicated { .. } | Residency::Exclusive(_)
+            );
+            let own = word.residency().device() == Some(self.device.id);
+            if own && word.residency().duplicated() && !in_place {
+                self.take_back(page, word, &mut turn);
+            } else if let (Want::Exclusive, Residency::System) = (want, word.residency()) {
+                if word.pins() > 0 || backend.guest.is_shared(page) {
+                    return Err(MirrorError::NotExclusive(page));
+                }
+                if let Err(reason) = self.take_exclusively(page, word, &mut turn) {
+                    let wait = busy.next(&reason).map_err(fatal)?;
+                    self.put_off(page, Counter::FaultsRetried, wait);
+                }
+            } else if want == Want::Exclusive {
+                backend.fault_in(page, access, asker).map_err(fatal)?;
+            } else if foreign || in_place {
+                // Another device's private memory: back through its driver first. Or an untouched page for
+                // which there is no room in device memory, or an own duplicate that CPUs read again and again.
+                backend.fault_in(page, access, asker).map_err(fatal)?;
+            } else {
+                in_place = self.migrate_here(page, access, word, &mut turn);
+            }
+        }
+    }
+
+    /// Whether the device can use a page with this word as it is.
+    fn reaches(&self, page: Page, word: Word, want: Want, in_place: bool) -> bool {
+        match word.residency() {
+            Residency::Device { device, .. } | Residency::Exclusive(device) => {
+                device == self.device.id
+            }
+            Residency::System => {
+                let stays = in_place || word.pins() > 0 || self.backend.guest.is_shared(page);
+                stays && want != Want::Exclusive
+            }
+            Residency::Coherent { .. } => want != Want::Exclusive,
+            // Its own copy, or in place what another device has a copy of.
+            Residency::Duplicated { .. } => want == Want::Access(Access::Read),
+            Residency::Untouched | Residency::Poisoned => false,
+        }
+    }
+
+    /// Ends the duplication of a page of this device's memory, which it wants to write, once the CPUs had their time.
+    fn take_back(&self, page: Page, word: Word, turn: &mut Turn) {
+        let held = self.backend.device_hold(page, word);
+        match held {
+            Some(time) if !turn.waited => {
+                turn.waited = true;
+                self.put_off(page, Counter::FaultsDeferred, time);
+            }
+            _ => self.backend.drop_system_copy(page),
+        }
+    }
+
+    /// Gets a system page for this device alone, after the policy's throttle and whoever got it last had their
+    /// time.
+    fn take_exclusively(&self, page: Page, word: Word, turn: &mut Turn) -> Result<(), Unresolved> {
+        let advice = self.advice(page, Access::Write, word, turn);
+        if !self.wait_for_turn(page, word, &advice, turn) {
+            // Something may have changed meanwhile: look again.
+            return Ok(());
+        }
+        let backend = &*self.backend;
+        let until = Tick::end_of_hold(backend.clock.now(), advice.hold);
+        backend.make_exclusive(self.device.id, page, until)
+    }
+
+    fn translation(&self, page: Page, word: Word, serviced: &mut bool) -> Mapping {
+        let backend = &*self.backend;
+        let in_place = || backend.guest.mapping().address(page.offset());
+        let touched = |frame: Frame, order| {
+            let head = Frame(frame.0 - (page.0 - page.folio_head(order).0));
+            self.device.eviction().touched(head);
+        };
+        let (target, host) = match (word.residency(), &self.device.memory) {
+            (Residency::Device { frame, order, .. }, Some(memory)) => {
+                touched(frame, order);
+                (Target::Device(frame), memory.address(frame))
+            }
+            (
+                Residency::Duplicated {
+                    device,
+                    frame,
+                    order,
+                },
+                Some(memory),
+            ) if device == self.device.id => {
+                touched(frame, order);
+                (Target::Device(frame), memory.address(frame))
+            }
+            (
+                Residency::Coherent {
+                    device,
+                    frame,
+                    order,
+                },
+                _,
+            ) if device == self.device.id => {
+                touched(frame, order);
+                (Target::Device(frame), in_place())
+            }
+            (Residency::Exclusive(_), _) => {
+                (Target::System, backend.exclusive.address(Frame(page.0)))
+            }
+            _ => {
+                *serviced = true;
+                backend.recorder.add(Counter::MappedInPlace, 1);
+                let device = Some(self.device.id);
+                backend.fault_event(EventKind::MappedInPlace, page, device, Duration::ZERO);
+                (Target::System, in_place())
+            }
+        };
+        let writable = !word.read_only() && !word.residency().duplicated();
+        let alone = matches!(
+            word.residency(),
+            Residency::Device { .. } | Residency::Exclusive(_)
+        );
+        Mapping {
+            page,
+            target,
+            writable,
+            exclusive: writable && alone,
+            host: HostPage(host),
+        }
+    }
+
+    /// Migrates a system or untouched page into the device's memory, with what the policy adds. Returns whether
+    /// the policy wants it left in place instead.
+    fn migrate_here(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> bool {
+        let backend = &*self.backend;
+        let block = page.block();
+        let faulting = PageSet::from_iter([page.index_in_block()]);
+        if backend.lockstep && backend.engine() != Engine::Model {
+            // A CPU goes on a moment before whoever served it lets go of the page; that is not to be seen. (In a model
+            // everything is done by one thread.)
+            let mut at = block.first_page();
+            while at < block.first_page().plus(BLOCK_PAGES as u32) && at.0 < backend.pages() {
+                at = backend.table.settle(at);
+            }
+        }
+        let advice = self.advice(page, access, word, turn);
+        if advice.stay {
+            return true;
+        }
+        if !self.wait_for_turn(page, word, &advice, turn) {
+            return false;
+        }
+        // Prefetching more than a part of the device's memory would evict what it works on.
+        let most = (self.device.capacity() / 4).max(1);
+        let wanted = window(&advice.prefetch.union(&faulting), page, most);
+        let room = backend.make_room(&self.device, wanted.count() as u32);
+        if room == 0 {
+            return false;
+        }
+        let pages = window(&wanted, page, room);
+        let reason = Reason {
+            cause: Cause::Demand,
+            faulting,
+            hold: advice.hold,
+            duplicate: false,
+        };
+        backend.migrate_with(&self.device, [(block, pages)], reason);
+        false
+    }
+
+    /// The policy's advice on this device's access to a page with this word.
+    fn advice(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> Advice {
+        if let Some((generation, advice)) = turn.advice.take()
+            && generation == word.generation()
+        {
+            return advice;
+        }
+        let backend = &*self.backend;
+        let block = page.block();
+        let words = backend.block_words(block);
+        let fault = BlockFault {
+            block,
+            pages: PageSet::from_iter([page.index_in_block()]),
+            access,
+            to: Place::Device(self.device.id),
+            now: backend.now(),
+            waited: turn.waited,
+        };
+        backend.advise(&fault, &words, Some(&self.device))
+    }
+
+    /// Waits as long as the page is held or the policy throttles. False if that took time.
+    fn wait_for_turn(&self, page: Page, word: Word, advice: &Advice, turn: &mut Turn) -> bool {
+        let backend = &*self.backend;
+        let throttle = match turn.waited {
+            true => Duration::ZERO,
+            false => advice.throttle,
+        };
+        if throttle.is_zero() {
+            turn.advice = Some((word.generation(), advice.clone()));
+        }
+        // Whoever got the page last is to make progress with it first.
+        let held = backend.system_hold(word).unwrap_or_default();
+        let wait = held.max(throttle);
+        if wait.is_zero() {
+            return true;
+        }
+        turn.waited = true;
+        self.put_off(page, Counter::FaultsDeferred, wait);
+        false
+    }
+
+    /// Lets time pass, as long as the device is there, and says that this fault waits for it.
+    fn put_off(&self, page: Page, counter: Counter, time: Duration) {
+        let backend = &*self.backend;
+        backend.recorder.add(counter, 1);
+        backend.fault_event(EventKind::Deferred, page, Some(self.device.id), time);
+        backend.let_pass(time, || self.device.detaching());
+    }
+}
+
+/// The part of `pages` in the largest aligned window around `page` that has at most `most` of them.
+fn window(pages: &PageSet, page: Page, most: u32) -> PageSet {
+    let mut order = crate::pages::MAX_ORDER;
+    loop {
+        let around = PageSet::of(PageRange::with_len(page.folio_head(order), 1 << order));
+        let part = pages.intersection(&around);
+        if order == 0 || part.count() as u32 <= most {
+            return part;
+        }
+        order -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_shrinks_around_the_page() {
+        let all = PageSet::from_range(0..512);
+        assert_eq!(window(&all, Page(100), 512).count(), 512);
+        assert_eq!(window(&all, Page(100), 511), PageSet::from_range(0..256));
+        assert_eq!(window(&all, Page(100), 20), PageSet::from_range(96..112));
+        assert_eq!(
+            window(&all, Page(512 + 100), 1),
+            PageSet::from_range(100..101)
+        );
+    }
+}

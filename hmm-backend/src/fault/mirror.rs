@@ -1,0 +1,241 @@
+//! The mirror: a device's view of managed memory.
+//!
+//! The device keeps its own translation table (a [`DeviceMmu`]), but the table lives *inside* the
+//! mirror, behind the lock that invalidation takes. So the rules of Linux's `mmu_interval_notifier`
+//! cannot be broken by forgetting one:
+//!
+//! * entries are looked up and used only under a [`MirrorGuard`], and an invalidation returns only when
+//!   no guard is held: nobody uses an old translation;
+//! * new entries are made only by [`Mirror::fault`], which checks under the same lock that no
+//!   invalidation of these pages came between finding and entering them; the migrations that the fault
+//!   itself causes come before a page is found, so a device never makes itself repeat a fault (what Linux
+//!   needs the owner of a notifier range for);
+//! * a fault needs the mirror mutably, so it cannot be taken with a guard held, which would deadlock
+//!   against the migration it may cause.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::backend::Backend;
+use crate::migrate::Device;
+use crate::pages::{DeviceId, Error, Frame, Page, PageRange};
+
+/// A device's translation table with its TLB.
+pub trait DeviceMmu: Send + 'static {
+    /// Forgets all translations of these pages. The device cannot be using one: the lock is held.
+    fn invalidate(&mut self, pages: PageRange);
+}
+
+/// Where a translation leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// Into system memory (or another device's coherent memory), in place.
+    System,
+    /// Into the device's own memory.
+    Device(Frame),
+}
+
+/// Host address of a page's bytes. The memory behind it is always mapped while the backend lives, but it
+/// is *this page* only as long as the translation is valid.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostPage(pub(super) u64);
+
+impl HostPage {
+    /// The address of the page's first byte. Other processors change the bytes concurrently: access
+    /// them through volatile or atomic operations only, and only under the guard.
+    pub fn as_ptr(self) -> *mut u8 {
+        self.0 as *mut u8
+    }
+}
+
+/// A translation for the device to enter into its table.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping {
+    /// The page.
+    pub page: Page,
+    /// Where it is.
+    pub target: Target,
+    /// Whether the device may write.
+    pub writable: bool,
+    /// Whether the device may write, and no CPU and no other device reaches the page while this translation is valid: what
+    /// atomic operations need.
+    pub exclusive: bool,
+    /// Its bytes.
+    pub host: HostPage,
+}
+
+/// What migrations need of a mirror.
+pub(crate) trait Invalidate: Send + Sync {
+    fn device(&self) -> DeviceId;
+    /// Takes translations away; returns when none is in use.
+    fn invalidate(&self, pages: PageRange);
+}
+
+/// A fault on its way from finding pages to entering their translations.
+#[derive(Default)]
+pub(super) struct InFlight {
+    /// Pages found so far.
+    pub(super) found: Option<PageRange>,
+    /// One of them was invalidated since.
+    pub(super) stale: bool,
+}
+
+pub(super) struct Tables<M> {
+    mmu: M,
+    pub(super) in_flight: InFlight,
+    /// Whether the device waits for invalidations: waking nobody would cost a system call for each.
+    waiting: bool,
+}
+
+pub(super) struct Shared<M> {
+    device: DeviceId,
+    tables: Mutex<Tables<M>>,
+    /// Invalidations waiting for the mutex.
+    wanted: AtomicU32,
+    no_longer_wanted: Condvar,
+}
+
+impl<M> Shared<M> {
+    pub(super) fn tables(&self) -> MutexGuard<'_, Tables<M>> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<M: DeviceMmu> Invalidate for Shared<M> {
+    fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    fn invalidate(&self, pages: PageRange) {
+        self.wanted.fetch_add(1, Ordering::SeqCst);
+        let mut tables = self.tables();
+        let in_flight = &mut tables.in_flight;
+        in_flight.stale |= in_flight
+            .found
+            .is_some_and(|found| found.overlap(pages) > 0);
+        tables.mmu.invalidate(pages);
+        self.wanted.fetch_sub(1, Ordering::SeqCst);
+        let waiting = tables.waiting;
+        drop(tables);
+        if waiting {
+            self.no_longer_wanted.notify_all();
+        }
+    }
+}
+
+/// A device's access to managed memory, for the one thread that is the device.
+pub struct Mirror<M: DeviceMmu> {
+    pub(super) backend: Arc<Backend>,
+    pub(super) device: Arc<Device>,
+    pub(super) shared: Arc<Shared<M>>,
+}
+
+/// The device's translations, for as long as it lives; invalidations wait for it.
+pub struct MirrorGuard<'a, M> {
+    pub(super) tables: MutexGuard<'a, Tables<M>>,
+    wanted: &'a AtomicU32,
+}
+
+impl<M> MirrorGuard<'_, M> {
+    /// Somebody waits to invalidate: let go of the guard soon.
+    pub fn wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl<M> Deref for MirrorGuard<'_, M> {
+    type Target = M;
+
+    fn deref(&self) -> &M {
+        &self.tables.mmu
+    }
+}
+
+impl<M> DerefMut for MirrorGuard<'_, M> {
+    fn deref_mut(&mut self) -> &mut M {
+        &mut self.tables.mmu
+    }
+}
+
+impl Backend {
+    /// Makes a mirror for a device. A device may have several.
+    pub fn mirror<M: DeviceMmu>(
+        self: &Arc<Self>,
+        device: DeviceId,
+        mmu: M,
+    ) -> Result<Mirror<M>, Error> {
+        let device = self.device(device)?.clone();
+        let shared = Arc::new(Shared {
+            device: device.id,
+            tables: Mutex::new(Tables {
+                mmu,
+                in_flight: InFlight::default(),
+                waiting: false,
+            }),
+            wanted: AtomicU32::new(0),
+            no_longer_wanted: Condvar::new(),
+        });
+        self.mirrors
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(shared.clone());
+        Ok(Mirror {
+            backend: self.clone(),
+            device,
+            shared,
+        })
+    }
+}
+
+impl<M: DeviceMmu> Mirror<M> {
+    /// How many accesses in place, in system memory, to the 16 pages of an aligned 64 KiB group the device is to report
+    /// with [`Self::used_in_place`]; `None` if nobody wants to know. It may change.
+    pub fn remote_access_threshold(&self) -> Option<u32> {
+        let threshold = &self.backend.remote_access_threshold;
+        match threshold.load(Ordering::Relaxed) {
+            0 => None,
+            n => Some(n),
+        }
+    }
+
+    /// The device has used these pages in place `count` times each or more since their translations were made, or since
+    /// it last said so. The policy may have them migrate, a little later.
+    pub fn used_in_place(&mut self, pages: PageRange, count: u32) -> Result<(), Error> {
+        self.backend.check_range(pages)?;
+        self.backend.used_in_place(&self.device, pages, count);
+        Ok(())
+    }
+
+    /// The device's translations. Waits for invalidations, which go first. With the guard held, call nothing
+    /// else of the backend: whatever migrates waits for the guard.
+    pub fn lock(&mut self) -> MirrorGuard<'_, M> {
+        let shared = &*self.shared;
+        let mut tables = shared.tables();
+        // A mutex alone would let a busy device win against a waiting invalidation for ever.
+        while shared.wanted.load(Ordering::SeqCst) > 0 {
+            tables.waiting = true;
+            tables = shared
+                .no_longer_wanted
+                .wait(tables)
+                .unwrap_or_else(PoisonError::into_inner);
+            tables.waiting = false;
+        }
+        MirrorGuard {
+            tables,
+            wanted: &shared.wanted,
+        }
+    }
+}
+
+impl<M: DeviceMmu> Drop for Mirror<M> {
+    fn drop(&mut self) {
+        let mine: Arc<dyn Invalidate> = self.shared.clone();
+        let mut mirrors = self
+            .backend
+            .mirrors
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        mirrors.retain(|m| !Arc::ptr_eq(m, &mine));
+    }
+}

@@ -1,0 +1,122 @@
+//! What a service thread has to do: faults in page order, and faults put off.
+
+use std::time::Duration;
+
+use crate::fault::retry::Attempts;
+use crate::pages::Page;
+
+/// A fault as far as the service cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Fault {
+    pub(crate) page: Page,
+    pub(crate) write: bool,
+    pub(crate) thread: u32,
+    /// When its message was read.
+    pub(crate) since: Duration,
+    /// Microseconds, rounded up, from a moment before the reading to `since`. So short because faults are sorted.
+    pub(crate) reading: u32,
+    /// The page's generation then.
+    pub(crate) generation: u16,
+}
+
+impl Fault {
+    /// A moment before its message was read: the thread was asleep in the access then, or fell asleep later.
+    pub(crate) fn before(&self) -> Duration {
+        let reading = Duration::from_micros(self.reading.into());
+        self.since.saturating_sub(reading)
+    }
+}
+
+/// A fault put off. Ordered so that the heap gives the earliest first.
+#[derive(Debug)]
+pub(crate) struct Deferred {
+    pub(crate) due: Duration,
+    pub(crate) fault: Fault,
+    /// The page's generation when it was put off.
+    pub(crate) generation: u16,
+    pub(crate) attempts: Attempts,
+    /// It has waited for a hold or a throttle: that is enough.
+    pub(crate) waited: bool,
+}
+
+impl PartialEq for Deferred {
+    fn eq(&self, other: &Self) -> bool {
+        self.due == other.due
+    }
+}
+impl Eq for Deferred {}
+impl PartialOrd for Deferred {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Deferred {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.due.cmp(&self.due)
+    }
+}
+
+/// Into page order, one entry for each page and thread, with the strongest access. Threads that touch the same
+/// page are kept apart, because each must be named if the fault is fatal.
+pub(crate) fn sort_and_deduplicate(faults: &mut Vec<Fault>) {
+    faults.sort_unstable_by_key(|f| (f.page, f.thread));
+    faults.dedup_by(|later, first| {
+        let same = (later.page, later.thread) == (first.page, first.thread);
+        first.write |= same && later.write;
+        same
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BinaryHeap;
+
+    #[test]
+    fn batches_are_sorted_and_the_strongest_access_counts() {
+        let fault = |page, thread, write| Fault {
+            page: Page(page),
+            write,
+            thread,
+            since: Duration::ZERO,
+            reading: 0,
+            generation: 0,
+        };
+        let mut batch = vec![
+            fault(7, 1, false),
+            fault(3, 2, false),
+            fault(7, 1, true),
+            fault(3, 1, false),
+            fault(3, 2, false),
+        ];
+        sort_and_deduplicate(&mut batch);
+        let found: Vec<_> = batch
+            .iter()
+            .map(|f| (f.page.0, f.thread, f.write))
+            .collect();
+        assert_eq!(found, [(3, 1, false), (3, 2, false), (7, 1, true)]);
+    }
+
+    #[test]
+    fn the_heap_gives_the_earliest_first() {
+        let fault = Fault {
+            page: Page(0),
+            write: false,
+            thread: 0,
+            since: Duration::ZERO,
+            reading: 0,
+            generation: 0,
+        };
+        let mut heap = BinaryHeap::new();
+        for ms in [30, 10, 20] {
+            heap.push(Deferred {
+                due: Duration::from_millis(ms),
+                fault,
+                generation: 0,
+                attempts: Attempts::default(),
+                waited: false,
+            });
+        }
+        assert_eq!(heap.pop().unwrap().due, Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,116 @@
+//! A buddy allocator for frames: naturally aligned powers of two from one frame to
+//! [`MAX_ORDER`], lowest address first, so that neighbours in memory tend to be neighbours in age and
+//! moves can be long. Pure: numbers in, numbers out.
+
+use std::collections::BTreeSet;
+
+use crate::pages::{Frame, MAX_ORDER};
+
+/// The free frames of one device.
+#[derive(Debug)]
+pub(crate) struct Buddy {
+    free: [BTreeSet<u32>; MAX_ORDER as usize + 1],
+    free_frames: u32,
+}
+
+impl Buddy {
+    /// All of `frames` free.
+    pub(crate) fn new(frames: u32) -> Buddy {
+        let mut buddy = Buddy {
+            free: Default::default(),
+            free_frames: frames,
+        };
+        let mut at = 0;
+        while at < frames {
+            let fits = (frames - at).ilog2() as u8;
+            let order = fits.min(MAX_ORDER).min(at.trailing_zeros().min(31) as u8);
+            buddy.free[order as usize].insert(at);
+            at += 1 << order;
+        }
+        buddy
+    }
+
+    /// None free: they come by [`Self::free`].
+    pub(crate) fn empty() -> Buddy {
+        Buddy {
+            free: Default::default(),
+            free_frames: 0,
+        }
+    }
+
+    /// Number of free frames.
+    pub(crate) fn free_frames(&self) -> u32 {
+        self.free_frames
+    }
+
+    /// Takes `1 << order` neighbouring frames, aligned to their number; `None` if there is no such run.
+    pub(crate) fn alloc(&mut self, order: u8) -> Option<Frame> {
+        let from = (order..=MAX_ORDER).find(|o| !self.free[*o as usize].is_empty())?;
+        let start = self.free[from as usize].pop_first()?;
+        for o in order..from {
+            self.free[o as usize].insert(start + (1 << o));
+        }
+        self.free_frames -= 1 << order;
+        Some(Frame(start))
+    }
+
+    /// Gives back what [`Self::alloc`] gave, or a naturally aligned part of it.
+    pub(crate) fn free(&mut self, frame: Frame, order: u8) {
+        let (mut start, mut order) = (frame.0, order);
+        self.free_frames += 1 << order;
+        while order < MAX_ORDER && self.free[order as usize].remove(&(start ^ (1 << order))) {
+            start &= !(1 << order);
+            order += 1;
+        }
+        let fresh = self.free[order as usize].insert(start);
+        debug_assert!(fresh, "frame {start:#x} order {order} was free already");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Against a bitmap: no frame is handed out twice, all alignments hold, everything comes back.
+        #[test]
+        fn agrees_with_a_bitmap(frames in 1u32..3000, ops in prop::collection::vec((0u8..=MAX_ORDER, any::<u16>()), 1..200)) {
+            let mut buddy = Buddy::new(frames);
+            let mut used = vec![false; frames as usize];
+            let mut live: Vec<(Frame, u8)> = Vec::new();
+            for (order, pick) in ops {
+                if pick % 7 == 1 && live.iter().any(|(_, order)| *order > 0) {
+                    // A half is given back by itself.
+                    let i = live.iter().position(|(_, order)| *order > 0).expect("there is one");
+                    let (frame, order) = (live[i].0, live[i].1 - 1);
+                    let upper = Frame(frame.0 + (1 << order));
+                    let (kept, freed) = if pick % 2 == 0 { (frame, upper) } else { (upper, frame) };
+                    live[i] = (kept, order);
+                    buddy.free(freed, order);
+                    used[freed.0 as usize..][..1 << order].fill(false);
+                } else if pick % 3 == 0 && !live.is_empty() {
+                    let (frame, order) = live.swap_remove(pick as usize % live.len());
+                    buddy.free(frame, order);
+                    used[frame.0 as usize..][..1 << order].fill(false);
+                } else if let Some(frame) = buddy.alloc(order) {
+                    prop_assert_eq!(frame.0 % (1 << order), 0);
+                    let run = &mut used[frame.0 as usize..][..1 << order];
+                    prop_assert!(run.iter().all(|u| !u));
+                    run.fill(true);
+                    live.push((frame, order));
+                } else {
+                    // No aligned free run of that size may exist.
+                    for run in used.chunks_exact(1 << order) {
+                        prop_assert!(run.iter().any(|u| *u));
+                    }
+                }
+                prop_assert_eq!(buddy.free_frames() as usize, used.iter().filter(|u| !**u).count());
+            }
+            for (frame, order) in live {
+                buddy.free(frame, order);
+            }
+            prop_assert_eq!(buddy.free, Buddy::new(frames).free);
+        }
+    }
+}

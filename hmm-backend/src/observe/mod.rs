@@ -1,0 +1,10 @@
+//! What happened: counters, latencies and events.
+
+mod cause;
+mod events;
+mod stats;
+
+pub use cause::Cause;
+pub use events::{Event, EventKind, Events};
+pub(crate) use stats::{Counter, Direction, Recorder, Toucher};
+pub use stats::{Latency, Stats};

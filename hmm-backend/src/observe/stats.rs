@@ -1,0 +1,274 @@
+//! Counters, latency histograms and the event rings, kept per thread and merged when asked for.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::cause::Cause;
+use super::events::{Event, Events, Ring};
+
+macro_rules! counters {
+    ($($name:ident = $text:literal),* $(,)?) => {
+        /// What is counted besides migrations.
+        #[derive(Clone, Copy, Debug)]
+        pub(crate) enum Counter { $($name),* }
+        const COUNTER_NAMES: &[&str] = &[$($text),*];
+    };
+}
+
+counters! {
+    CpuFaults = "cpu_faults",
+    FirstTouchFaults = "first_touch_faults",
+    DeviceFaults = "device_faults",
+    PageFreeCalls = "page_free_calls",
+    PagesFreed = "pages_freed",
+    // Faults on pages that had arrived by the time their message was read.
+    FaultsStale = "faults_stale",
+    // Faults that found somebody at work on the page and slept.
+    FaultsLost = "faults_lost",
+    // Faults put off because the page was held or the policy throttled them.
+    FaultsDeferred = "faults_deferred",
+    // Faults put off because the page could not be moved yet.
+    FaultsRetried = "faults_retried",
+    AdviceCut = "advice_cut",
+    // Decisions that took a policy too long.
+    AdviceLate = "advice_late",
+    // Wishes that others had no room for in the queue.
+    WishesDropped = "wishes_dropped",
+    PrefetchDropped = "prefetch_dropped",
+    // Translations of pages in place that devices got.
+    MappedInPlace = "mapped_in_place",
+    PagesSkippedBusy = "pages_skipped_busy",
+    PagesSkippedPinned = "pages_skipped_pinned",
+    PagesSkippedHeld = "pages_skipped_held",
+    FolioSplits = "folio_splits",
+    FoliosRolledBack = "folios_rolled_back",
+    DeviceMemoryFull = "device_memory_full",
+    Invalidations = "invalidations",
+    // Pages of which the system got a copy, and those of which one of the two copies went.
+    Duplicated = "duplicated",
+    Collapsed = "collapsed",
+    // Pages that a device got for itself, and those it had to give back.
+    ExclusiveGrants = "exclusive_grants",
+    ExclusiveRevocations = "exclusive_revocations",
+    // Pages of system memory that the host's kernel no longer had: their contents were lost.
+    PagesVanished = "pages_vanished",
+    // Calls of drivers that took longer than the service's limit.
+    SlowDriverCalls = "slow_driver_calls",
+}
+
+/// Latencies in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Latency {
+    /// Half were faster.
+    pub p50: f64,
+    /// 99 of 100 were faster.
+    pub p99: f64,
+    /// The slowest.
+    pub max: f64,
+    /// How many.
+    pub count: u64,
+}
+
+/// The statistics of a backend since it was made.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// Faults of CPUs (vCPUs, and plain accesses of the VMM) that were served: pages that were not in system memory. As
+    /// many as [`EventKind::CpuFault`] events and latencies.
+    ///
+    /// [`EventKind::CpuFault`]: crate::EventKind::CpuFault
+    pub cpu_faults: u64,
+    /// Those among them on pages that nobody had touched before.
+    pub first_touch_faults: u64,
+    /// Faults of devices that were served: accesses, of one or more pages, for which a page had to move or a translation
+    /// in place had to be given. As many as [`EventKind::DeviceFault`] events and latencies.
+    ///
+    /// [`EventKind::DeviceFault`]: crate::EventKind::DeviceFault
+    pub device_faults: u64,
+    /// Pages migrated to devices, by cause; untouched pages filled with zeros there count.
+    pub to_device: BTreeMap<Cause, u64>,
+    /// Pages migrated to system memory, by cause; pages copied there count, duplicates that end do not.
+    pub to_system: BTreeMap<Cause, u64>,
+    /// Calls of [`crate::Driver::page_free`].
+    pub page_free_calls: u64,
+    /// Pages with contents that the guest freed.
+    pub pages_freed: u64,
+    /// The most pages that were in the memory of all devices together at a time.
+    pub device_pages_peak: u64,
+    /// Pages of device memory, all devices together.
+    pub device_pages_capacity: u64,
+    /// CPU faults that needed service, from the message's arrival to the wake-up.
+    pub fault_latency: Latency,
+    /// Device faults, from the access to the translation.
+    pub device_fault_latency: Latency,
+    /// Rarer things by name.
+    pub other: BTreeMap<&'static str, u64>,
+}
+
+impl Stats {
+    /// Pages migrated to devices.
+    pub fn pages_to_device(&self) -> u64 {
+        self.to_device.values().sum()
+    }
+
+    /// Pages migrated to system memory.
+    pub fn pages_to_system(&self) -> u64 {
+        self.to_system.values().sum()
+    }
+}
+
+/// Which way pages moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Direction {
+    ToDevice,
+    ToSystem,
+}
+
+/// Who faulted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Toucher {
+    Cpu,
+    Device,
+}
+
+/// Threads are spread over this many slots; more threads share them correctly, only slower.
+const SLOTS: usize = 16;
+
+#[repr(align(128))]
+struct Slot {
+    counters: [AtomicU64; COUNTER_NAMES.len()],
+    migrated: [[AtomicU64; Cause::ALL.len()]; 2],
+    latency: [Mutex<Option<Histogram<u64>>>; 2],
+    events: Mutex<Ring>,
+}
+
+/// Where everything is counted.
+pub(crate) struct Recorder {
+    slots: Box<[Slot]>,
+    events: bool,
+}
+
+impl Recorder {
+    /// With rings of `events` events per thread, or none.
+    pub(crate) fn new(events: usize) -> Recorder {
+        let slot = |_| Slot {
+            counters: [const { AtomicU64::new(0) }; _],
+            migrated: [const { [const { AtomicU64::new(0) }; _] }; 2],
+            latency: [const { Mutex::new(None) }; 2],
+            events: Mutex::new(Ring::new(events)),
+        };
+        Recorder {
+            slots: (0..SLOTS).map(slot).collect(),
+            events: events > 0,
+        }
+    }
+
+    fn slot(&self) -> &Slot {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local!(static MINE: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed)));
+        &self.slots[MINE.get() % SLOTS]
+    }
+
+    pub(crate) fn add(&self, counter: Counter, n: u64) {
+        self.slot().counters[counter as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn migrated(&self, direction: Direction, cause: Cause, pages: u64) {
+        self.slot().migrated[direction as usize][cause as usize]
+            .fetch_add(pages, Ordering::Relaxed);
+    }
+
+    pub(crate) fn latency(&self, toucher: Toucher, time: Duration) {
+        let mut histogram = lock(&self.slot().latency[toucher as usize]);
+        histogram
+            .get_or_insert_with(new_histogram)
+            .saturating_record(time.as_nanos().min(u64::MAX.into()) as u64);
+    }
+
+    /// Puts an event into this thread's ring; what it is made of is computed only if there are rings.
+    pub(crate) fn event(&self, event: impl FnOnce() -> Event) {
+        if self.events {
+            lock(&self.slot().events).push(event());
+        }
+    }
+
+    /// Takes the events until `now` out of the rings, in order of time. Those that come meanwhile wait for the next
+    /// call: a thread whose ring was emptied first may already have others from before them.
+    pub(crate) fn drain_events(&self, now: Duration) -> Events {
+        let mut all = Events::default();
+        for slot in &self.slots {
+            lock(&slot.events).drain_into(&mut all, now);
+        }
+        all.events.sort_by_key(|e| e.time);
+        all
+    }
+
+    /// Everything but what the devices know.
+    pub(crate) fn stats(&self) -> Stats {
+        let sum = |f: &dyn Fn(&Slot) -> &AtomicU64| -> u64 {
+            self.slots
+                .iter()
+                .map(|s| f(s).load(Ordering::Relaxed))
+                .sum()
+        };
+        let counter = |c: Counter| sum(&|s| &s.counters[c as usize]);
+        let migrated = |d: Direction| {
+            let count = |c: Cause| (c, sum(&|s| &s.migrated[d as usize][c as usize]));
+            Cause::ALL
+                .into_iter()
+                .map(count)
+                .filter(|(_, n)| *n > 0)
+                .collect()
+        };
+        let rare = COUNTER_NAMES
+            .iter()
+            .enumerate()
+            .skip(Counter::FaultsStale as usize);
+        Stats {
+            cpu_faults: counter(Counter::CpuFaults),
+            first_touch_faults: counter(Counter::FirstTouchFaults),
+            device_faults: counter(Counter::DeviceFaults),
+            to_device: migrated(Direction::ToDevice),
+            to_system: migrated(Direction::ToSystem),
+            page_free_calls: counter(Counter::PageFreeCalls),
+            pages_freed: counter(Counter::PagesFreed),
+            device_pages_peak: 0,
+            device_pages_capacity: 0,
+            fault_latency: self.merged(Toucher::Cpu),
+            device_fault_latency: self.merged(Toucher::Device),
+            other: rare
+                .map(|(i, name)| (*name, sum(&|s| &s.counters[i])))
+                .collect(),
+        }
+    }
+
+    fn merged(&self, toucher: Toucher) -> Latency {
+        let mut all = new_histogram();
+        for slot in &self.slots {
+            if let Some(histogram) = &*lock(&slot.latency[toucher as usize]) {
+                all.add(histogram).expect("all histograms are alike");
+            }
+        }
+        let us = |ns: u64| ns as f64 / 1000.0;
+        Latency {
+            p50: us(all.value_at_quantile(0.5)),
+            p99: us(all.value_at_quantile(0.99)),
+            max: us(all.max()),
+            count: all.len(),
+        }
+    }
+}
+
+/// 100 ns to 100 s with two digits.
+fn new_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(100, 100_000_000_000, 2).expect("the bounds are valid")
+}
+
+/// Statistics stay usable when a thread panicked while counting.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,200 @@
+//! Lists of the folios in a device's memory, threaded through one array indexed by frame, so every notice costs
+//! constant time and no allocation. What the eviction policies are made of.
+
+use crate::pages::Frame;
+
+/// No frame. Frames are kept as one more than their number, so that unused lists are all zeros and cost no
+/// memory.
+const NIL: u32 = 0;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Slot {
+    prev: u32,
+    next: u32,
+    /// Order of the folio that starts here plus one; 0 if none does.
+    order_plus_1: u8,
+    /// The list it is in.
+    list: u8,
+    /// The policy's own.
+    note: u8,
+}
+
+const FREE: Slot = Slot {
+    prev: NIL,
+    next: NIL,
+    order_plus_1: 0,
+    list: 0,
+    note: 0,
+};
+
+/// One list's ends, and the frames of its folios together.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    oldest: u32,
+    newest: u32,
+    frames: u32,
+}
+
+/// `N` lists; each folio is in one of them.
+#[derive(Debug)]
+pub(super) struct Lists<const N: usize> {
+    slots: Box<[Slot]>,
+    ends: [Ends; N],
+}
+
+impl<const N: usize> Lists<N> {
+    /// For a device with this many frames.
+    pub(super) fn new(frames: u32) -> Lists<N> {
+        // SAFETY: all fields are integers, for which zero is a valid value: a free frame's.
+        let slots = unsafe { Box::<[Slot]>::new_zeroed_slice(frames as usize).assume_init() };
+        let empty = Ends {
+            oldest: NIL,
+            newest: NIL,
+            frames: 0,
+        };
+        Lists {
+            slots,
+            ends: [empty; N],
+        }
+    }
+
+    fn slot(&mut self, at: u32) -> &mut Slot {
+        &mut self.slots[at as usize - 1]
+    }
+
+    fn get(&self, head: Frame) -> Slot {
+        self.slots.get(head.0 as usize).copied().unwrap_or(FREE)
+    }
+
+    /// Whether a folio starts here. Notices may be late: the folio may be gone by then.
+    pub(super) fn holds(&self, head: Frame) -> bool {
+        self.get(head).order_plus_1 != 0
+    }
+
+    /// Frames of the folio that starts here; 0 if none does.
+    pub(super) fn frames(&self, head: Frame) -> u32 {
+        match self.get(head).order_plus_1 {
+            0 => 0,
+            order => 1 << (order - 1),
+        }
+    }
+
+    /// The list that the folio is in.
+    pub(super) fn list_of(&self, head: Frame) -> usize {
+        self.get(head).list.into()
+    }
+
+    /// Frames of all folios in a list.
+    pub(super) fn frames_in(&self, list: usize) -> u32 {
+        self.ends[list].frames
+    }
+
+    /// What the policy has noted about the folio.
+    pub(super) fn note(&self, head: Frame) -> u8 {
+        self.get(head).note
+    }
+
+    /// Notes something about the folio.
+    pub(super) fn set_note(&mut self, head: Frame, note: u8) {
+        self.slots[head.0 as usize].note = note;
+    }
+
+    /// The first in a list.
+    pub(super) fn oldest(&self, list: usize) -> Option<Frame> {
+        self.ends[list].oldest.checked_sub(1).map(Frame)
+    }
+
+    /// The next one in the same list.
+    pub(super) fn next(&self, head: Frame) -> Option<Frame> {
+        self.get(head).next.checked_sub(1).map(Frame)
+    }
+
+    /// A new folio, last in this list.
+    pub(super) fn push(&mut self, list: usize, head: Frame, order: u8) {
+        debug_assert!(!self.holds(head));
+        let at = head.0 + 1;
+        *self.slot(at) = Slot {
+            order_plus_1: order + 1,
+            ..FREE
+        };
+        self.link_behind(self.ends[list].newest, at, list);
+    }
+
+    /// The folio becomes the last of a list, which may be the one it is in.
+    pub(super) fn move_to(&mut self, list: usize, head: Frame) {
+        let at = head.0 + 1;
+        if self.list_of(head) != list || self.ends[list].newest != at {
+            self.unlink(at);
+            self.link_behind(self.ends[list].newest, at, list);
+        }
+    }
+
+    /// The folio has been cut into halves of this order; the upper half comes right behind, with the same note.
+    pub(super) fn split(&mut self, head: Frame, upper: Frame, order: u8) {
+        debug_assert!(self.frames(head) == 2 << order);
+        let (at, list, note) = (head.0 + 1, self.list_of(head), self.note(head));
+        self.slot(at).order_plus_1 = order + 1;
+        self.ends[list].frames -= 1 << order;
+        *self.slot(upper.0 + 1) = Slot {
+            order_plus_1: order + 1,
+            note,
+            ..FREE
+        };
+        self.link_behind(at, upper.0 + 1, list);
+    }
+
+    /// The folio is gone.
+    pub(super) fn remove(&mut self, head: Frame) {
+        debug_assert!(self.holds(head));
+        self.unlink(head.0 + 1);
+        *self.slot(head.0 + 1) = FREE;
+    }
+
+    /// Puts `at` behind `prev`, or first if that is [`NIL`].
+    fn link_behind(&mut self, prev: u32, at: u32, list: usize) {
+        let next = match prev {
+            NIL => self.ends[list].oldest,
+            prev => self.slot(prev).next,
+        };
+        let slot = self.slot(at);
+        (slot.prev, slot.next, slot.list) = (prev, next, list as u8);
+        match prev {
+            NIL => self.ends[list].oldest = at,
+            prev => self.slot(prev).next = at,
+        }
+        match next {
+            NIL => self.ends[list].newest = at,
+            next => self.slot(next).prev = at,
+        }
+        self.ends[list].frames += self.frames(Frame(at - 1));
+    }
+
+    fn unlink(&mut self, at: u32) {
+        let Slot {
+            prev, next, list, ..
+        } = *self.slot(at);
+        let list = usize::from(list);
+        match prev {
+            NIL => self.ends[list].oldest = next,
+            prev => self.slot(prev).next = next,
+        }
+        match next {
+            NIL => self.ends[list].newest = prev,
+            next => self.slot(next).prev = prev,
+        }
+        self.ends[list].frames -= self.frames(Frame(at - 1));
+    }
+
+    /// The first folios of a list that have at least `frames` frames together, or all of them.
+    pub(super) fn first(&self, list: usize, frames: u32) -> Vec<Frame> {
+        let mut found = Vec::new();
+        let mut sum = 0;
+        let mut at = self.oldest(list);
+        while let Some(head) = at.filter(|_| sum < frames) {
+            found.push(head);
+            sum += self.frames(head);
+            at = self.next(head);
+        }
+        found
+    }
+}

@@ -1,0 +1,144 @@
+//! For the tests of eviction policies: the same notices to a policy and to a naive model of it.
+
+use proptest::prelude::*;
+
+use crate::pages::{Frame, Page};
+use crate::policy::EvictionPolicy;
+
+/// A folio as models keep it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) struct Folio {
+    pub(super) head: u32,
+    pub(super) order: u8,
+    pub(super) page: u32,
+    /// The model's own.
+    pub(super) note: u32,
+}
+
+impl Folio {
+    /// Keeps the lower half, returns the upper one.
+    pub(super) fn halve(&mut self) -> Folio {
+        self.order -= 1;
+        let half = 1 << self.order;
+        Folio {
+            head: self.head + half,
+            page: self.page + half,
+            ..*self
+        }
+    }
+
+    pub(super) fn frames(&self) -> u32 {
+        1 << self.order
+    }
+}
+
+/// What a policy does, in the simplest words.
+pub(super) trait Model {
+    fn allocated(&mut self, folio: Folio);
+    fn touched(&mut self, head: u32);
+    fn refused(&mut self, head: u32) {
+        self.touched(head);
+    }
+    fn split(&mut self, head: u32);
+    fn freed(&mut self, head: u32);
+    fn victims(&mut self, frames: u32) -> Vec<u32>;
+}
+
+/// The first folios with at least this many frames.
+pub(super) fn until(folios: impl Iterator<Item = Folio>, frames: u32) -> Vec<u32> {
+    let mut sum = 0;
+    let taken = folios.take_while(|f| {
+        let more = sum < frames;
+        sum += f.frames();
+        more
+    });
+    taken.map(|f| f.head).collect()
+}
+
+/// What may happen: an operation, and which folio or how much.
+pub(super) fn ops() -> impl Strategy<Value = Vec<(u8, u16)>> {
+    prop::collection::vec((0u8..9, any::<u16>()), 1..400)
+}
+
+/// Does it to both, on a device with 64 frames, and compares the victims.
+pub(super) fn check(
+    mut policy: impl EvictionPolicy,
+    mut model: impl Model,
+    ops: Vec<(u8, u16)>,
+) -> Result<(), TestCaseError> {
+    let mut there: Vec<Folio> = Vec::new();
+    let mut proposed = Vec::new();
+    for (op, pick) in ops {
+        let chosen = (!there.is_empty()).then(|| pick as usize % there.len());
+        match (op, chosen) {
+            (0 | 1, _) => {
+                // Folios of order 2 at multiples of 4, if free; few different pages, so that some return.
+                let head = u32::from(pick) % 16 * 4;
+                if there.iter().all(|f| f.head / 4 != head / 4) {
+                    let page = u32::from(pick / 16) % 24 * 4;
+                    let folio = Folio {
+                        head,
+                        order: 2,
+                        page,
+                        note: 0,
+                    };
+                    policy.allocated(Frame(head), 2, Page(page));
+                    model.allocated(folio);
+                    there.push(folio);
+                }
+            }
+            (2 | 3, _) => {
+                // Also where no folio starts: the notice comes after the folio has gone.
+                let head = chosen.map_or(u32::from(pick) % 64, |i| there[i].head);
+                let head = if pick % 16 == 0 {
+                    u32::from(pick) % 64
+                } else {
+                    head
+                };
+                policy.touched(Frame(head));
+                model.touched(head);
+            }
+            (4, Some(i)) => {
+                let head = there.swap_remove(i).head;
+                policy.freed(Frame(head));
+                model.freed(head);
+            }
+            (5, Some(i)) if there[i].order > 0 => {
+                let upper = there[i].halve();
+                policy.split(Frame(there[i].head), Frame(upper.head), upper.order);
+                model.split(there[i].head);
+                there.push(upper);
+            }
+            (6, _) => {
+                // Some of what was proposed goes, some cannot.
+                for (n, head) in std::mem::take(&mut proposed).into_iter().enumerate() {
+                    let Some(at) = there.iter().position(|f| f.head == head) else {
+                        continue;
+                    };
+                    if (pick >> (n % 16)) & 1 == 0 {
+                        policy.refused(Frame(head));
+                        model.refused(head);
+                    } else {
+                        there.swap_remove(at);
+                        policy.freed(Frame(head));
+                        model.freed(head);
+                    }
+                }
+            }
+            _ => {
+                let frames = u32::from(pick % 70);
+                proposed = model.victims(frames);
+                let victims: Vec<u32> = policy.victims(frames).iter().map(|f| f.0).collect();
+                prop_assert_eq!(&victims, &proposed);
+                let all: u32 = there.iter().map(Folio::frames).sum();
+                let found = there.iter().filter(|f| victims.contains(&f.head));
+                let found: u32 = found.map(Folio::frames).sum();
+                prop_assert!(
+                    found >= frames.min(all),
+                    "too few, or a folio that is not there"
+                );
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! What holds for every eviction policy.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use crate::pages::{Frame, Page};
+use crate::policy::catalogue::{EVICTION, POLICIES};
+use crate::policy::{EvictionPolicy, PolicyFactory, PolicySpec};
+
+const FRAMES: u32 = 64;
+
+/// A full device with a past: pages have come, some again, were used and evicted.
+fn lived_in(policy: &mut dyn EvictionPolicy, past: &[(u8, u16)]) {
+    for frame in 0..FRAMES {
+        policy.allocated(Frame(frame), 0, Page(frame));
+    }
+    for (op, pick) in past {
+        let pick = u32::from(*pick);
+        match op {
+            0 => {
+                let victims = policy.victims(pick % 8);
+                for (n, head) in (0..).zip(victims) {
+                    policy.freed(head);
+                    policy.allocated(head, 0, Page((pick / 8 + n) % 96));
+                }
+            }
+            _ => policy.touched(Frame(pick % FRAMES)),
+        }
+    }
+}
+
+proptest! {
+    /// Device memory is said to be full after as many refusals as there are frames: nothing that could go may have been
+    /// passed over until then.
+    #[test]
+    fn every_folio_is_proposed_while_all_are_refused(
+        past in prop::collection::vec((0u8..4, any::<u16>()), 0..200),
+        batch in 1u32..20,
+    ) {
+        for info in POLICIES.iter().filter(|info| info.kind == EVICTION) {
+            let spec: PolicySpec = info.name.parse().unwrap();
+            let mut policy = spec.eviction_policy(FRAMES);
+            lived_in(&mut *policy, &past);
+            let mut proposed = BTreeSet::new();
+            let mut tried = 0;
+            while tried < FRAMES as usize {
+                let victims = policy.victims(batch);
+                tried += victims.len();
+                for head in victims {
+                    policy.refused(head);
+                    proposed.insert(head);
+                }
+            }
+            prop_assert_eq!(proposed.len(), FRAMES as usize, "{}", info.name);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Modifiers: they change what a fault policy advises.
+
+mod hints;
+mod lapse;
+mod modified;
+mod thrash;
+#[cfg(test)]
+mod thrash_tests;
+
+pub use hints::Hints;
+pub(super) use modified::{Modified, Timeslice};
+pub use thrash::{Thrash, ThrashParams};

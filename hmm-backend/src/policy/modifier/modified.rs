@@ -1,0 +1,118 @@
+//! Modifiers: policies that change what another one says.
+
+use std::time::Duration;
+
+use crate::pages::{Hint, PageRange, PageSet};
+use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, MAX_WISHES, Seen, Wish};
+
+/// Changes another policy's advice.
+pub(in crate::policy) trait Modifier: Send {
+    /// What becomes of this advice.
+    fn modify(&mut self, advice: Advice, fault: &BlockFault, view: &BlockView<'_>) -> Advice;
+
+    /// Which of these pages, that would migrate because they are used often, may.
+    fn permitted(&mut self, pages: PageSet, seen: &BlockFault) -> PageSet {
+        let _ = seen;
+        pages
+    }
+
+    fn hinted(&mut self, pages: PageRange, hint: Hint) {
+        let _ = (pages, hint);
+    }
+
+    fn freed(&mut self, pages: PageRange) {
+        let _ = pages;
+    }
+
+    fn tick_interval(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Returns at most this many wishes.
+    fn tick(&mut self, now: Duration, most: usize) -> Vec<Wish> {
+        let _ = (now, most);
+        Vec::new()
+    }
+}
+
+/// A policy with a modifier round it.
+pub(in crate::policy) struct Modified<M> {
+    modifier: M,
+    inner: Box<dyn FaultPolicy>,
+    /// When each of them wants its next tick: they may want them at different intervals.
+    due: [Duration; 2],
+}
+
+impl<M: Modifier + 'static> Modified<M> {
+    pub(in crate::policy) fn boxed(
+        modifier: M,
+        inner: Box<dyn FaultPolicy>,
+    ) -> Box<dyn FaultPolicy> {
+        Box::new(Modified {
+            modifier,
+            inner,
+            due: [Duration::ZERO; 2],
+        })
+    }
+}
+
+impl<M: Modifier> FaultPolicy for Modified<M> {
+    fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
+        let advice = self.inner.advise(fault, view);
+        self.modifier.modify(advice, fault, view)
+    }
+
+    fn remote_access_threshold(&self) -> Option<u32> {
+        self.inner.remote_access_threshold()
+    }
+
+    fn remote_accesses(&mut self, seen: &BlockFault, count: u32, view: &BlockView<'_>) -> PageSet {
+        let pages = self.inner.remote_accesses(seen, count, view);
+        self.modifier.permitted(pages, seen)
+    }
+
+    fn hinted(&mut self, pages: PageRange, hint: Hint) {
+        self.modifier.hinted(pages, hint);
+        self.inner.hinted(pages, hint);
+    }
+
+    fn freed(&mut self, pages: PageRange) {
+        self.modifier.freed(pages);
+        self.inner.freed(pages);
+    }
+
+    fn tick_interval(&self) -> Option<Duration> {
+        let both = [self.modifier.tick_interval(), self.inner.tick_interval()];
+        both.into_iter().flatten().min()
+    }
+
+    fn tick(&mut self, now: Duration, seen: Seen) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        let [modifier, inner] = &mut self.due;
+        if let Some(interval) = self.inner.tick_interval()
+            && *inner <= now
+        {
+            *inner = now + interval;
+            wishes = self.inner.tick(now, seen);
+        }
+        if *modifier <= now {
+            // What does not go in now goes in soon.
+            let most = MAX_WISHES.saturating_sub(wishes.len());
+            wishes.extend(self.modifier.tick(now, most));
+            *modifier = now + self.modifier.tick_interval().unwrap_or_default();
+        }
+        wishes
+    }
+}
+
+/// Minimum residency: what another policy advises, and pages stay at least this long. Xe's timeslice
+/// (`drm_pagemap`), here for both directions: the side that got a page makes progress with it
+/// before the other side can take it away again.
+pub(in crate::policy) struct Timeslice(pub(in crate::policy) Duration);
+
+impl Modifier for Timeslice {
+    fn modify(&mut self, mut advice: Advice, _: &BlockFault, _: &BlockView<'_>) -> Advice {
+        advice.hold = advice.hold.max(self.0);
+        advice
+    }
+}

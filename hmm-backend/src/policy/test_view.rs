@@ -1,0 +1,37 @@
+//! Hand-made blocks for the tests of policies.
+
+use std::time::Duration;
+
+use super::{BlockFault, BlockView};
+use crate::pages::time::Tick;
+use crate::pages::{Access, Block, DeviceId, Frame, PageSet, Place};
+use crate::residency::Word;
+
+/// A block where the given pages are in system memory or on device 0; the others are untouched.
+pub(crate) fn block(len: usize, system: &PageSet, device: &PageSet) -> Vec<Word> {
+    let word = |i| {
+        if device.contains(i) {
+            Word(0).to_device(DeviceId(0), Frame(i as u32), 0)
+        } else if system.contains(i) {
+            Word(0).to_system(Tick(0))
+        } else {
+            Word(0)
+        }
+    };
+    (0..len).map(word).collect()
+}
+
+pub(crate) fn view(words: &[Word]) -> BlockView<'_> {
+    BlockView::of(words)
+}
+
+pub(crate) fn fault(pages: impl IntoIterator<Item = usize>, to: Place) -> BlockFault {
+    BlockFault {
+        block: Block(0),
+        pages: pages.into_iter().collect(),
+        access: Access::Write,
+        to,
+        now: Duration::ZERO,
+        waited: false,
+    }
+}

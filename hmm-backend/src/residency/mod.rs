@@ -1,0 +1,20 @@
+//! Where each page is: one 64-bit word a page, and the protocol of locks on them.
+
+mod folio_lock;
+#[cfg(all(test, loom))]
+mod loom;
+mod pattern;
+#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+pub mod script;
+mod sync;
+mod table;
+mod wait;
+mod word;
+
+pub(crate) use folio_lock::FolioLock;
+pub(crate) use pattern::Pattern;
+pub(crate) use table::{PinError, ResidencyTable, TryLock, WakeFaults};
+pub(crate) use word::AUX_MAX;
+#[cfg(all(test, not(loom)))]
+pub(crate) use word::{LOCKED, MIRRORED, PIN, WAITERS};
+pub use word::{Residency, Word};

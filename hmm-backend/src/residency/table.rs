@@ -1,0 +1,351 @@
+//! The table of residency words and the lock protocol on them. Knows no file descriptors: sleeping
+//! vCPUs are woken through [`WakeFaults`].
+//!
+//! Rules that everything else relies on:
+//!
+//! * A folio's lock is the lock bit in the word of its first page (its head); the words of its other
+//!   pages (tails) carry state, frame and order, never lock, waiters or mirrored.
+//! * Only the holder of the lock changes state, frame or order. Pins, the mirrored flag and the lock
+//!   itself are taken with a compare-exchange on an *unlocked* word, so they cannot slip in
+//!   under a holder.
+//! * Every unlock wakes whoever announced itself with the waiters bit; waiters hold nothing and look
+//!   at everything again when they wake.
+
+use super::folio_lock::FolioLock;
+use super::sync::{AtomicU64, Ordering, zeroed_words};
+use super::wait::WaitTable;
+use super::word::{AUX_MAX, LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
+use crate::pages::{Page, PageRange};
+
+/// Wakes CPUs that sleep in a fault on any of these pages; they re-execute the access.
+pub(crate) trait WakeFaults: Send + Sync {
+    fn wake_faults(&self, range: PageRange);
+}
+
+pub(crate) struct ResidencyTable {
+    pub(crate) words: Box<[AtomicU64]>,
+    waits: WaitTable,
+    faults: Box<dyn WakeFaults>,
+}
+
+/// What [`ResidencyTable::try_lock`] found.
+pub(crate) enum TryLock<'t> {
+    Locked(FolioLock<'t>),
+    /// Somebody else is at work.
+    Busy,
+}
+
+/// Why a page could not be pinned.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum PinError {
+    /// Somebody is at work on the page, or it is not in system memory.
+    NotNow,
+    /// Pins are counted for single pages only.
+    InFolio,
+    TooMany,
+}
+
+impl ResidencyTable {
+    pub(crate) fn new(pages: u32, faults: Box<dyn WakeFaults>) -> ResidencyTable {
+        ResidencyTable {
+            words: zeroed_words(pages as usize),
+            waits: WaitTable::new(),
+            faults,
+        }
+    }
+
+    pub(crate) fn pages(&self) -> u32 {
+        self.words.len() as u32
+    }
+
+    /// The page's own word. Lock and mirrored are those of its head: see [`Self::folio`].
+    pub(crate) fn word(&self, page: Page) -> Word {
+        Word(self.words[page.0 as usize].load(Ordering::Acquire))
+    }
+
+    /// The pages' own words, in their order, each read at a moment of its own.
+    pub(crate) fn words(&self, range: PageRange) -> impl ExactSizeIterator<Item = Word> {
+        let words = &self.words[range.start.0 as usize..range.end.0 as usize];
+        words.iter().map(|word| Word(word.load(Ordering::Acquire)))
+    }
+
+    /// The head of the folio that `page` belongs to, and its word.
+    fn folio(&self, page: Page) -> (Page, Word) {
+        loop {
+            let own = self.word(page);
+            let head = page.folio_head(own.order());
+            if head == page {
+                return (page, own);
+            }
+            let word = self.word(head);
+            // A larger folio with the same head is being cut: its holder answers for this page, too. A
+            // smaller one has been cut since the first load; whoever waited on it would wait for a
+            // lock that is not this page's. Tails are rewritten before heads, so looking again helps.
+            if word.order() == own.order() || (word.locked() && word.order() > own.order()) {
+                return (head, word);
+            }
+        }
+    }
+
+    /// Whether somebody is at work on the page's folio.
+    pub(crate) fn locked(&self, page: Page) -> bool {
+        self.folio(page).1.locked()
+    }
+
+    /// Sleeps until nobody is at work on the page's folio; returns the page behind it.
+    pub(crate) fn settle(&self, page: Page) -> Page {
+        loop {
+            let (head, word) = self.folio(page);
+            if !word.locked() {
+                return head.plus(1 << word.order());
+            }
+            self.wait(page);
+        }
+    }
+
+    fn exchange(&self, page: Page, from: Word, to: Word) -> bool {
+        self.words[page.0 as usize]
+            .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Becomes the winner for the page's folio, unless somebody else is.
+    pub(crate) fn try_lock(&self, page: Page) -> TryLock<'_> {
+        loop {
+            let (head, word) = self.folio(page);
+            if word.locked() {
+                return TryLock::Busy;
+            }
+            if self.exchange(head, word, word.with(LOCKED)) {
+                return TryLock::Locked(FolioLock::taken(self, head, word));
+            }
+        }
+    }
+
+    /// Marks that a CPU sleeps in a fault on the page, so that the current holder wakes it. False if
+    /// nobody holds the page any more.
+    pub(crate) fn announce_waiter(&self, page: Page) -> bool {
+        loop {
+            let (head, word) = self.folio(page);
+            if !word.locked() {
+                return false;
+            }
+            if word.waiters() || self.exchange(head, word, word.with(WAITERS)) {
+                return true;
+            }
+        }
+    }
+
+    /// Sleeps until the holder of the page's lock lets go; returns at once if there is none. The
+    /// caller must hold nothing and look at the page again.
+    pub(crate) fn wait(&self, page: Page) {
+        let (head, word) = self.folio(page);
+        if word.locked() {
+            self.waits.wait(head, || {
+                let (now_head, now) = self.folio(page);
+                now_head == head
+                    && now.locked()
+                    && (now.waiters() || self.exchange(head, now, now.with(WAITERS)))
+            });
+        }
+    }
+
+    /// Notes that a device is about to have a translation of the page, unless somebody is at work on
+    /// it. Returns the page's own word as it is with the note made: whoever changes it from now on
+    /// finds the note.
+    pub(crate) fn mark_mirrored(&self, page: Page) -> Option<Word> {
+        loop {
+            let (head, word) = self.folio(page);
+            if word.locked() {
+                return None;
+            }
+            let marked = word.with(MIRRORED);
+            if !word.mirrored() && !self.exchange(head, word, marked) {
+                continue;
+            }
+            // A tail's word may belong to an earlier or a later life of the folio than the note, unless the
+            // head is still as it was when the note was there.
+            let own = self.word(page);
+            if self.word(head) == marked {
+                return Some(own);
+            }
+        }
+    }
+
+    /// Adds a pin to a page that is in system memory.
+    pub(crate) fn pin(&self, page: Page) -> Result<(), PinError> {
+        loop {
+            let word = self.word(page);
+            if word.locked() || word.residency() != Residency::System {
+                return Err(PinError::NotNow);
+            }
+            if word.order() > 0 {
+                return Err(PinError::InFolio);
+            }
+            if word.pins() == AUX_MAX {
+                return Err(PinError::TooMany);
+            }
+            if self.exchange(page, word, Word(word.0 + PIN)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes a pin away. A holder of the lock may be looking at the page meanwhile: it will find it
+    /// pinned and let go without a change, which keeps this subtraction.
+    pub(crate) fn unpin(&self, page: Page) {
+        let before = Word(self.words[page.0 as usize].fetch_sub(PIN, Ordering::AcqRel));
+        debug_assert!(before.pins() > 0, "unpin of an unpinned {page:?}");
+    }
+
+    pub(crate) fn store(&self, page: Page, word: Word) {
+        self.words[page.0 as usize].store(word.0, Ordering::Release);
+    }
+
+    /// Wakes everybody who announced itself on `page`, which is the head of `range`.
+    pub(crate) fn wake(&self, range: PageRange) {
+        self.waits.notify(range.start);
+        self.faults.wake_faults(range);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::pages::time::Tick;
+    use crate::pages::{DeviceId, Frame};
+    use std::sync::Arc;
+    use std::sync::Mutex;
+
+    #[derive(Default, Clone)]
+    struct Woken(Arc<Mutex<Vec<PageRange>>>);
+    impl WakeFaults for Woken {
+        fn wake_faults(&self, range: PageRange) {
+            self.0.lock().unwrap().push(range);
+        }
+    }
+
+    fn table(pages: u32) -> (ResidencyTable, Woken) {
+        let woken = Woken::default();
+        (ResidencyTable::new(pages, Box::new(woken.clone())), woken)
+    }
+
+    fn lock(table: &ResidencyTable, page: u32) -> FolioLock<'_> {
+        match table.try_lock(Page(page)) {
+            TryLock::Locked(lock) => lock,
+            TryLock::Busy => panic!("page {page} is busy"),
+        }
+    }
+
+    fn device_folio(table: &ResidencyTable, head: u32, order: u8) {
+        let locks = (head..head + (1 << order))
+            .map(|p| lock(table, p))
+            .collect();
+        FolioLock::merge(locks, order, |i, w| {
+            w.to_device(DeviceId(1), Frame(100 + i as u32), order)
+        });
+    }
+
+    #[test]
+    fn a_folio_has_one_lock_whichever_page_is_asked() {
+        let (table, _) = table(16);
+        device_folio(&table, 8, 3);
+        let held = lock(&table, 13);
+        assert_eq!(held.range(), PageRange::with_len(Page(8), 8));
+        for page in 8..16 {
+            assert!(
+                matches!(table.try_lock(Page(page)), TryLock::Busy),
+                "page {page}"
+            );
+        }
+        drop(held);
+        lock(&table, 8);
+    }
+
+    #[test]
+    fn halves_keep_frames_flags_and_locks() {
+        let (table, _) = table(8);
+        device_folio(&table, 0, 3);
+        assert!(table.mark_mirrored(Page(6)).is_some());
+        let mut lower = lock(&table, 0);
+        let upper = lower.halve();
+        assert_eq!(
+            (lower.order(), upper.order(), upper.head()),
+            (2, 2, Page(4))
+        );
+        assert!(upper.word().mirrored() && lower.word().mirrored());
+        drop(lower);
+        assert!(table.locked(Page(7)) && !table.locked(Page(3)));
+        drop(upper);
+        for page in 0..8 {
+            let word = table.word(Page(page));
+            let frame = Frame(100 + page);
+            assert_eq!(
+                word.residency(),
+                Residency::Device {
+                    device: DeviceId(1),
+                    frame,
+                    order: 2
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn an_unlock_wakes_exactly_if_somebody_waits() {
+        let (table, woken) = table(8);
+        device_folio(&table, 0, 2);
+        drop(lock(&table, 0));
+        assert!(woken.0.lock().unwrap().is_empty());
+        let held = lock(&table, 1);
+        assert!(table.announce_waiter(Page(3)));
+        held.publish_pages(|w| w.to_system(Tick(0)));
+        assert_eq!(*woken.0.lock().unwrap(), [PageRange::with_len(Page(0), 4)]);
+        assert!(!table.announce_waiter(Page(3)));
+    }
+
+    #[test]
+    fn pins_survive_a_lock_that_changes_nothing() {
+        let (table, _) = table(1);
+        assert!(matches!(table.pin(Page(0)), Err(PinError::NotNow)));
+        lock(&table, 0).publish_pages(|w| w.to_system(Tick(0)));
+        table.pin(Page(0)).unwrap();
+        table.pin(Page(0)).unwrap();
+        let held = lock(&table, 0);
+        assert!(matches!(table.pin(Page(0)), Err(PinError::NotNow)));
+        table.unpin(Page(0));
+        drop(held);
+        assert_eq!(table.word(Page(0)).pins(), 1);
+        for _ in 1..AUX_MAX {
+            table.pin(Page(0)).unwrap();
+        }
+        assert_eq!(table.pin(Page(0)), Err(PinError::TooMany));
+    }
+
+    #[test]
+    fn a_sleeping_thread_is_woken_by_the_unlock() {
+        let (table, _) = table(4);
+        for _ in 0..1000 {
+            let held = lock(&table, 2);
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    while table.locked(Page(2)) {
+                        table.wait(Page(2));
+                    }
+                });
+                drop(held);
+            });
+        }
+    }
+
+    #[test]
+    fn marking_as_mirrored_loses_against_a_lock() {
+        let (table, _) = table(4);
+        device_folio(&table, 0, 1);
+        let held = lock(&table, 0);
+        assert_eq!(table.mark_mirrored(Page(1)), None);
+        drop(held);
+        assert!(table.mark_mirrored(Page(1)).is_some());
+        assert!(lock(&table, 0).word().mirrored());
+    }
+}

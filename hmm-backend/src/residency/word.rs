@@ -1,0 +1,401 @@
+//! The residency word: everything the backend knows about a page, in 64 bits.
+//!
+//! | bits | meaning |
+//! |---|---|
+//! | 0–2 | state: 0 untouched, 1 system, 2 device, 3 coherent, 4 poisoned, 5 duplicated, 6 exclusive; bit 0 says that CPUs reach it |
+//! | 3 | locked: one winner works on the page (or on the folio this page is the head of) |
+//! | 4 | waiters: somebody sleeps on the lock |
+//! | 5 | mirrored: some device may have a translation of the page |
+//! | 6 | read-only for CPUs and devices; the same for all pages of a folio |
+//! | 7–10 | order of the folio the page belongs to |
+//! | 11–16 | system: number of pins; device, coherent, duplicated, exclusive: device number |
+//! | 17–31 | generation: counts state changes |
+//! | 32–63 | system, exclusive: held until (ticks); device, coherent, duplicated: frame |
+
+use super::pattern::Pattern;
+use crate::pages::time::Tick;
+use crate::pages::{Access, DeviceId, Frame};
+
+/// Where a page's contents are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Residency {
+    /// Never touched, or freed: reads as zeros, has no memory.
+    Untouched,
+    /// In system memory.
+    System,
+    /// In a device's memory.
+    Device {
+        /// Whose memory.
+        device: DeviceId,
+        /// The frame that holds this page.
+        frame: Frame,
+        /// Order of the folio the frame belongs to.
+        order: u8,
+    },
+    /// In a device's coherent memory: CPUs and devices reach it in place, it only moves when asked to.
+    Coherent {
+        /// Whose memory.
+        device: DeviceId,
+        /// The frame that holds this page.
+        frame: Frame,
+        /// Order of the folio the frame belongs to.
+        order: u8,
+    },
+    /// The same contents are in a device's private memory and in system memory, for reading only: the device reads its
+    /// frame, everybody else the page in system memory. Whoever wants to write ends that first.
+    Duplicated {
+        /// Whose memory.
+        device: DeviceId,
+        /// The frame that holds this page.
+        frame: Frame,
+        /// Order of the folio the frame belongs to.
+        order: u8,
+    },
+    /// In system memory, but for one device alone, which performs atomic operations on it. Any other access
+    /// takes that away.
+    Exclusive(DeviceId),
+    /// The contents are lost; every access is fatal.
+    Poisoned,
+}
+
+impl Residency {
+    /// Whether CPUs read the page without a fault.
+    pub fn reached_by_cpus(self) -> bool {
+        use Residency::*;
+        matches!(self, System | Coherent { .. } | Duplicated { .. })
+    }
+
+    /// Whether there are two copies of the contents.
+    pub fn duplicated(self) -> bool {
+        matches!(self, Residency::Duplicated { .. })
+    }
+
+    /// The device whose memory has the page, in which frame, and the order of the folio that the frame belongs to.
+    pub fn frame(self) -> Option<(DeviceId, Frame, u8)> {
+        match self {
+            Residency::Device {
+                device,
+                frame,
+                order,
+            }
+            | Residency::Coherent {
+                device,
+                frame,
+                order,
+            }
+            | Residency::Duplicated {
+                device,
+                frame,
+                order,
+            } => Some((device, frame, order)),
+            Residency::Untouched
+            | Residency::System
+            | Residency::Exclusive(_)
+            | Residency::Poisoned => None,
+        }
+    }
+
+    /// The device that has the page, in its memory or for itself.
+    pub(crate) fn device(self) -> Option<DeviceId> {
+        match self {
+            Residency::Exclusive(device) => Some(device),
+            other => other.frame().map(|(device, ..)| device),
+        }
+    }
+}
+
+pub(crate) const STATE: u64 = 0b111;
+pub(crate) const UNTOUCHED: u64 = 0b000;
+const SYSTEM: u64 = 0b001;
+pub(crate) const DEVICE: u64 = 0b010;
+const COHERENT: u64 = 0b011;
+const POISONED: u64 = 0b100;
+pub(crate) const DUPLICATED: u64 = 0b101;
+const EXCLUSIVE: u64 = 0b110;
+/// Set in the states in which CPUs reach the page, at least for reading.
+pub(crate) const REACHED: u64 = 0b001;
+/// These bits are the same in the states in which only a device's memory holds the page, and in no other.
+pub(crate) const ON_DEVICE: u64 = 0b110;
+pub(crate) const LOCKED: u64 = 1 << 3;
+pub(crate) const WAITERS: u64 = 1 << 4;
+pub(crate) const MIRRORED: u64 = 1 << 5;
+const READ_ONLY: u64 = 1 << 6;
+const ORDER_SHIFT: u32 = 7;
+const ORDER_MASK: u64 = 0xf;
+pub(crate) const AUX_SHIFT: u32 = 11;
+pub(crate) const AUX_MASK: u64 = 0x3f;
+pub(crate) const PIN: u64 = 1 << AUX_SHIFT;
+const GENERATION_SHIFT: u32 = 17;
+const GENERATION_MASK: u64 = 0x7fff << GENERATION_SHIFT;
+const VALUE_SHIFT: u32 = 32;
+
+/// The most pins a page can have, and the number of devices a word can name.
+pub(crate) const AUX_MAX: u64 = AUX_MASK;
+
+/// A value of the residency word.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Word(pub(crate) u64);
+
+impl Word {
+    /// Where the contents are.
+    pub fn residency(self) -> Residency {
+        match self.0 & STATE {
+            UNTOUCHED => Residency::Untouched,
+            SYSTEM => Residency::System,
+            DEVICE => Residency::Device {
+                device: self.owner(),
+                frame: self.frame(),
+                order: self.order(),
+            },
+            COHERENT => Residency::Coherent {
+                device: self.owner(),
+                frame: self.frame(),
+                order: self.order(),
+            },
+            DUPLICATED => Residency::Duplicated {
+                device: self.owner(),
+                frame: self.frame(),
+                order: self.order(),
+            },
+            EXCLUSIVE => Residency::Exclusive(self.owner()),
+            _ => Residency::Poisoned,
+        }
+    }
+
+    /// Whether somebody works on the page.
+    pub fn locked(self) -> bool {
+        self.0 & LOCKED != 0
+    }
+
+    pub(crate) fn waiters(self) -> bool {
+        self.0 & WAITERS != 0
+    }
+
+    /// Whether some device may have a translation of the page.
+    pub(crate) fn mirrored(self) -> bool {
+        self.0 & MIRRORED != 0
+    }
+
+    /// Whether CPUs and devices may only read the page.
+    pub fn read_only(self) -> bool {
+        self.0 & READ_ONLY != 0
+    }
+
+    /// Counts the changes of state, modulo 2¹⁵.
+    pub fn generation(self) -> u16 {
+        ((self.0 & GENERATION_MASK) >> GENERATION_SHIFT) as u16
+    }
+
+    /// Number of pins; only system pages have any.
+    pub fn pins(self) -> u64 {
+        if self.0 & STATE == SYSTEM {
+            self.aux()
+        } else {
+            0
+        }
+    }
+
+    /// Until when a page that is in system memory (also for one device alone) stays as it is.
+    pub(crate) fn system_held_until(self) -> Option<Tick> {
+        matches!(self.0 & STATE, SYSTEM | EXCLUSIVE).then_some(Tick((self.0 >> VALUE_SHIFT) as u32))
+    }
+
+    pub(crate) fn order(self) -> u8 {
+        (self.0 >> ORDER_SHIFT & ORDER_MASK) as u8
+    }
+
+    /// Whether the contents are where CPUs reach them.
+    pub(crate) fn reached_by_cpus(self) -> bool {
+        Pattern::REACHED_BY_CPUS.fits(self)
+    }
+
+    /// Whether CPUs can do this without a fault.
+    pub(crate) fn serves_cpus(self, access: Access) -> bool {
+        let writable = || !self.read_only() && self.0 & STATE != DUPLICATED;
+        self.reached_by_cpus() && (access == Access::Read || writable())
+    }
+
+    fn aux(self) -> u64 {
+        self.0 >> AUX_SHIFT & AUX_MASK
+    }
+
+    fn owner(self) -> DeviceId {
+        DeviceId(self.aux() as u8)
+    }
+
+    fn frame(self) -> Frame {
+        Frame((self.0 >> VALUE_SHIFT) as u32)
+    }
+
+    /// What a change of state keeps: the permission, and the generation moved on by one. Lock, waiters
+    /// and mirrored start clear: whoever changes the state has invalidated the mirrors.
+    fn successor(self, state: u64) -> u64 {
+        // Added in place and masked once: this runs for each page of a migration. The carry falls to the mask.
+        self.0.wrapping_add(1 << GENERATION_SHIFT) & (GENERATION_MASK | READ_ONLY) | state
+    }
+
+    pub(crate) fn to_untouched(self) -> Word {
+        Word(self.successor(UNTOUCHED))
+    }
+
+    pub(crate) fn to_system(self, held_until: Tick) -> Word {
+        Word(self.successor(SYSTEM) | u64::from(held_until.0) << VALUE_SHIFT)
+    }
+
+    /// The word of the page with index `i` of a folio of this order whose first frame is `first`.
+    pub(crate) fn in_device_folio(
+        device: DeviceId,
+        coherent: bool,
+        first: Frame,
+        order: u8,
+    ) -> impl Fn(usize, Word) -> Word + Copy {
+        let state = if coherent { COHERENT } else { DEVICE };
+        // All that is the same for the 512 pages of a large folio is put together once.
+        let place = state
+            | u64::from(device.0) << AUX_SHIFT
+            | u64::from(order) << ORDER_SHIFT
+            | u64::from(first.0) << VALUE_SHIFT;
+        move |i, word| Word(word.successor(place + ((i as u64) << VALUE_SHIFT)))
+    }
+
+    /// One page in a device's private memory.
+    #[cfg(any(test, feature = "fuzzing", feature = "measure"))]
+    pub(crate) fn to_device(self, device: DeviceId, frame: Frame, order: u8) -> Word {
+        Word::in_device_folio(device, false, frame, order)(0, self)
+    }
+
+    /// What the frame holds is in system memory as well.
+    pub(crate) fn to_duplicated(self) -> Word {
+        self.in_the_same_frame(DUPLICATED)
+    }
+
+    /// Of a duplicate, the copy in system memory is gone.
+    pub(crate) fn to_device_alone(self) -> Word {
+        self.in_the_same_frame(DEVICE)
+    }
+
+    fn in_the_same_frame(self, state: u64) -> Word {
+        const PLACE: u64 =
+            u64::MAX << VALUE_SHIFT | AUX_MASK << AUX_SHIFT | ORDER_MASK << ORDER_SHIFT;
+        Word(self.successor(state) | self.0 & PLACE)
+    }
+
+    pub(crate) fn to_exclusive(self, device: DeviceId, held_until: Tick) -> Word {
+        Word(
+            self.successor(EXCLUSIVE)
+                | u64::from(device.0) << AUX_SHIFT
+                | u64::from(held_until.0) << VALUE_SHIFT,
+        )
+    }
+
+    pub(crate) fn to_poisoned(self) -> Word {
+        Word(self.successor(POISONED))
+    }
+
+    /// The same page as part of a folio of another order.
+    pub(crate) fn with_order(self, order: u8) -> Word {
+        Word(self.0 & !(ORDER_MASK << ORDER_SHIFT) | u64::from(order) << ORDER_SHIFT)
+    }
+
+    pub(crate) fn with(self, flags: u64) -> Word {
+        Word(self.0 | flags)
+    }
+
+    pub(crate) fn without(self, flags: u64) -> Word {
+        Word(self.0 & !flags)
+    }
+
+    pub(crate) fn with_read_only(self, read_only: bool) -> Word {
+        if read_only {
+            self.with(READ_ONLY)
+        } else {
+            self.without(READ_ONLY)
+        }
+    }
+}
+
+impl std::fmt::Debug for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.residency())?;
+        for (bit, name) in [
+            (LOCKED, " locked"),
+            (WAITERS, " waiters"),
+            (MIRRORED, " mirrored"),
+            (READ_ONLY, " read-only"),
+        ] {
+            if self.0 & bit != 0 {
+                f.write_str(name)?;
+            }
+        }
+        write!(f, " pins={} gen={}", self.pins(), self.generation())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_do_not_overlap() {
+        let word = Word(0)
+            .with_read_only(true)
+            .to_device(DeviceId(63), Frame(u32::MAX), 9)
+            .with(LOCKED | WAITERS | MIRRORED);
+        assert_eq!(
+            word.residency(),
+            Residency::Device {
+                device: DeviceId(63),
+                frame: Frame(u32::MAX),
+                order: 9
+            }
+        );
+        assert!(word.locked() && word.waiters() && word.mirrored() && word.read_only());
+        assert_eq!((word.generation(), word.pins()), (1, 0));
+        assert!(
+            Pattern::on_device(DeviceId(63)).fits(word)
+                && !Pattern::on_device(DeviceId(62)).fits(word)
+                && !word.reached_by_cpus()
+        );
+        let twice = word.to_duplicated();
+        assert_eq!(
+            twice.residency(),
+            Residency::Duplicated {
+                device: DeviceId(63),
+                frame: Frame(u32::MAX),
+                order: 9
+            }
+        );
+        assert_eq!((twice.generation(), twice.read_only()), (2, true));
+        assert!(!twice.locked() && !twice.waiters() && !twice.mirrored());
+        assert!(Pattern::duplicated_on(DeviceId(63)).fits(twice));
+        assert!(!Pattern::duplicated_on(DeviceId(62)).fits(twice));
+        assert!(!Pattern::on_device(DeviceId(63)).fits(twice));
+        assert_eq!((twice.pins(), twice.system_held_until()), (0, None));
+        let alone = twice.with(LOCKED | MIRRORED).to_device_alone();
+        assert_eq!(alone.residency(), word.residency());
+        assert!(!alone.locked() && !alone.mirrored() && alone.generation() == 3);
+        let system = word.to_system(Tick(7));
+        assert!(system.reached_by_cpus() && !Pattern::on_device(DeviceId(0)).fits(system));
+        assert_eq!(system.residency(), Residency::System);
+        assert_eq!(system.system_held_until(), Some(Tick(7)));
+        assert!(!system.locked() && !system.mirrored() && system.read_only());
+        assert_eq!(Word(system.0 + 3 * PIN).pins(), 3);
+        let exclusive = system.to_exclusive(DeviceId(5), Tick(9));
+        assert_eq!(exclusive.residency(), Residency::Exclusive(DeviceId(5)));
+        assert_eq!(exclusive.system_held_until(), Some(Tick(9)));
+        assert_eq!((exclusive.pins(), exclusive.generation()), (0, 3));
+        // Who reads and who writes without a fault.
+        let serves =
+            |word: Word| [Access::Read, Access::Write].map(|access| word.serves_cpus(access));
+        assert_eq!(serves(system.with_read_only(false)), [true, true]);
+        assert_eq!(serves(system), [true, false]);
+        assert_eq!(serves(twice.with_read_only(false)), [true, false]);
+        assert_eq!(serves(exclusive), [false, false]);
+        // The generation wraps without touching its neighbours.
+        let mut word = exclusive;
+        for _ in 0..1 << 15 {
+            word = word.to_exclusive(DeviceId(5), Tick(9));
+        }
+        assert_eq!(word, exclusive);
+    }
+}

@@ -1,0 +1,523 @@
+//! The fault service: threads that read userfaultfd messages and serve them.
+//!
+//! Each thread takes a batch of messages, sorts them by page, drops duplicates, and serves them block by
+//! block; then what it had put off and is due; and only when no message is waiting, a bounded piece of
+//! prefetching. Threads never touch managed memory themselves.
+
+use std::collections::{BinaryHeap, VecDeque};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::fault::fatal::FatalFault;
+use crate::fault::queue::{Deferred, Fault, sort_and_deduplicate};
+use crate::fault::retry::{Attempts, Unresolved};
+use crate::host::doorbell::Doorbell;
+use crate::host::limits::{Refusal, Resource};
+use crate::host::patience::Patience;
+use crate::memory::{BATCH, FaultMessage, Uffd};
+use crate::observe::{Counter, Event, EventKind, Toucher};
+use crate::pages::{Access, Block, Error, FatalCause, Page, PageRange, PageSet};
+use crate::service::watchdog::ServiceWatch;
+
+/// How many service threads, and where they run.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// A thread for each entry, bound to that host CPU if one is given. A fault is answered fastest by a
+    /// thread on the CPU of the vCPU that took it: waking an idle CPU is what costs.
+    pub threads: Vec<Option<usize>>,
+    /// A driver's call that takes longer is reported (counter `slow_driver_calls`, event `SlowDriver`), and if it keeps
+    /// a service thread, another thread stands in, so that only the pages of that call wait.
+    pub slow_driver: Duration,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        ServiceConfig {
+            threads: vec![None],
+            slow_driver: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The running service. Dropping it stops the threads after they have served what they have read; stop
+/// everything that can fault first.
+pub struct FaultService {
+    watch: ServiceWatch,
+}
+
+pub(crate) type OnFatal = dyn Fn(FatalFault) + Send + Sync;
+
+impl Backend {
+    /// Starts serving CPU faults. `on_fatal` is called from a service thread when a page cannot be
+    /// supplied.
+    pub fn start_service(
+        self: &Arc<Self>,
+        config: ServiceConfig,
+        on_fatal: impl Fn(FatalFault) + Send + Sync + 'static,
+    ) -> Result<FaultService, Error> {
+        if config.threads.is_empty() {
+            return Err(Error::Service("no threads; configure at least one".into()));
+        }
+        let on_fatal: Arc<OnFatal> = Arc::new(on_fatal);
+        let stop = Doorbell::new().map_err(|error| Error::Event(error.into()))?;
+        let spawn = WorkerSpawner {
+            backend: self.clone(),
+            stop: Arc::new(stop),
+            on_fatal,
+        };
+        let watch = ServiceWatch::start(spawn, config)?;
+        Ok(FaultService { watch })
+    }
+}
+
+/// What service threads are made of.
+pub(crate) struct WorkerSpawner {
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) stop: Arc<Doorbell>,
+    on_fatal: Arc<OnFatal>,
+}
+
+impl WorkerSpawner {
+    /// Tells the service's user if the host has refused a call without which CPUs or devices may wait for ever.
+    pub(crate) fn report_host_failure(&self) {
+        if let Some(failure) = self.backend.guest.host_failures().unreported() {
+            let cause = FatalCause::HostFailed(failure.to_string());
+            (self.on_fatal)(about_no_page(&self.backend, cause));
+        }
+    }
+
+    /// Tells the service's user that the thread that watches over the service has panicked.
+    pub(crate) fn report_panic(&self) {
+        let cause = FatalCause::ServiceDied("the thread hmm-watch panicked".into());
+        (self.on_fatal)(about_no_page(&self.backend, cause));
+    }
+
+    /// Starts a service thread, bound to a CPU if one is given; calls `ended` when it has ended.
+    pub(crate) fn spawn(
+        &self,
+        name: String,
+        cpu: Option<usize>,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Result<JoinHandle<()>, Error> {
+        let mut worker = Worker {
+            backend: self.backend.clone(),
+            stop: self.stop.clone(),
+            on_fatal: self.on_fatal.clone(),
+            deferred: BinaryHeap::new(),
+            speculation: VecDeque::new(),
+        };
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                let bound = cpu.map_or(Ok(()), bind_to_cpu);
+                let go = bound.is_ok();
+                let _ = ready.send(bound);
+                if go {
+                    worker.run_to_the_end();
+                }
+                ended();
+            })
+            .map_err(|error| Error::Thread(Refusal::new(Resource::Thread, error)))?;
+        if let Ok(Err(error)) = started.recv() {
+            let cpu = cpu.unwrap_or_default();
+            return Err(Error::Service(format!(
+                "thread {name} cannot run on CPU {cpu}: {error}"
+            )));
+        }
+        Ok(thread)
+    }
+}
+
+impl Drop for FaultService {
+    fn drop(&mut self) {
+        self.watch.stop();
+    }
+}
+
+/// Watches for a userfaultfd that is readable, and has nothing to read for any thread: its faults would wait for ever.
+#[derive(Clone, Default)]
+struct Fruitless {
+    patience: Patience,
+    /// Messages that all threads together had read from it.
+    read: u64,
+}
+
+impl Fruitless {
+    /// The descriptor was readable; `found` says whether this thread got a message.
+    fn look(&mut self, shard: &Uffd, found: bool) -> io::Result<()> {
+        let read = shard.messages_read();
+        // Usually another thread was faster.
+        if found || read != self.read {
+            self.read = read;
+            self.patience.progress();
+            return Ok(());
+        }
+        match self.patience.again() {
+            true => Ok(()),
+            false => Err(io::Error::other(
+                "read of a userfaultfd: the kernel says that there are faults, and gives none",
+            )),
+        }
+    }
+}
+
+/// Prefetching that waits for its turn.
+struct Speculation {
+    block: Block,
+    pages: PageSet,
+    duplicate: PageSet,
+    access: Access,
+}
+
+/// More is not worth remembering: the newest wishes are about where the guest is now.
+const SPECULATION_QUEUE: usize = 32;
+/// Pages prefetched between two looks for demand.
+const SPECULATION_PAGES: usize = 128;
+
+struct Worker {
+    backend: Arc<Backend>,
+    stop: Arc<Doorbell>,
+    on_fatal: Arc<OnFatal>,
+    deferred: BinaryHeap<Deferred>,
+    speculation: VecDeque<Speculation>,
+}
+
+impl Worker {
+    /// A service thread that dies must not leave CPUs asleep for ever without a word.
+    fn run_to_the_end(&mut self) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.run()));
+        let cause = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("the fault service cannot read faults: {error}"),
+            Err(_) => "a fault service thread panicked".to_string(),
+        };
+        let cause = FatalCause::ServiceDied(cause);
+        (self.on_fatal)(about_no_page(&self.backend, cause));
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let shards = self.backend.guest.shards();
+        let poll_in = |fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let mut fds: Vec<_> = shards.iter().map(|s| poll_in(s.as_raw_fd())).collect();
+        fds.push(poll_in(self.backend.wishes.fd()));
+        fds.push(poll_in(self.stop.as_raw_fd()));
+        let mut messages = Vec::with_capacity(BATCH);
+        let mut interrupted = Patience::default();
+        let mut fruitless = vec![Fruitless::default(); shards.len()];
+        loop {
+            match poll(&mut fds, self.timeout()) {
+                Ok(()) => interrupted.progress(),
+                Err(error) if is_interruption(&error) && interrupted.again() => {}
+                Err(error) => return Err(context("ppoll", error)),
+            }
+            let backend = self.backend.clone();
+            // Before the messages are read: each of these threads was asleep in its access after this moment. A moment after the
+            // reading could come later than the thread's return from the access, and answer its next one.
+            let before = backend.now();
+            let shards = backend.guest.shards().iter();
+            for ((shard, fd), fruitless) in shards.zip(&fds).zip(&mut fruitless) {
+                if fd.revents != 0 {
+                    let before = messages.len();
+                    let read = shard.read(&mut messages);
+                    read.map_err(|error| context("read of a userfaultfd", error))?;
+                    fruitless.look(shard, messages.len() > before)?;
+                }
+            }
+            let idle = messages.is_empty();
+            if !idle {
+                let batch = self.sorted(&mut messages, before);
+                self.serve(&batch, None);
+            }
+            self.serve_due();
+            if idle {
+                if fds.last().is_some_and(|stop| stop.revents != 0) {
+                    self.finish();
+                    return Ok(());
+                }
+                self.speculate();
+            }
+        }
+    }
+
+    /// How long to sleep for messages: not at all with prefetching to do, until the next deferred fault
+    /// otherwise.
+    fn timeout(&self) -> Option<Duration> {
+        if !self.speculation.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let next = self.deferred.peek()?;
+        Some(next.due.saturating_sub(self.backend.now()))
+    }
+
+    /// The batch in page order, one entry for each page and thread. `before`: a moment before the first was read.
+    fn sorted(&self, messages: &mut Vec<FaultMessage>, before: Duration) -> Vec<Fault> {
+        let since = self.backend.now();
+        let reading = since.saturating_sub(before).as_micros() + 1;
+        let reading = u32::try_from(reading).unwrap_or(u32::MAX);
+        let mut faults: Vec<Fault> = messages
+            .drain(..)
+            .map(|m| {
+                let page = self.backend.guest.page_at(m.address);
+                Fault {
+                    page,
+                    write: m.write,
+                    thread: m.thread,
+                    since,
+                    reading,
+                    generation: self.backend.table.word(page).generation(),
+                }
+            })
+            .collect();
+        sort_and_deduplicate(&mut faults);
+        faults
+    }
+
+    /// Serves faults in page order, block by block. `retried` is set for a single fault that had been put
+    /// off.
+    fn serve(&mut self, faults: &[Fault], retried: Option<(Attempts, bool)>) {
+        for group in faults.chunk_by(|a, b| a.page.block() == b.page.block()) {
+            let block = group[0].page.block();
+            let pages: PageSet = group.iter().map(|f| f.page.index_in_block()).collect();
+            let writes = group.iter().filter(|f| f.write);
+            let writes: PageSet = writes.map(|f| f.page.index_in_block()).collect();
+            let access = access_of(!writes.is_empty());
+            let patient = !retried.is_some_and(|(_, waited)| waited);
+            let served = self
+                .backend
+                .serve_cpu_faults(block, &pages, access, &writes, patient);
+            self.backend
+                .recorder
+                .add(Counter::FirstTouchFaults, served.first_touches);
+            let now = self.backend.now();
+            let mut readers = Vec::new();
+            for fault in group {
+                let unresolved = served
+                    .unresolved
+                    .iter()
+                    .find(|(page, _)| *page == fault.page);
+                match unresolved {
+                    None => self.resolved(fault, now),
+                    // That is the answer to somebody who wrote to the page at the same time.
+                    Some((_, Unresolved::Fatal(FatalCause::ReadOnly))) if !fault.write => {
+                        readers.push(*fault);
+                    }
+                    Some((_, reason)) => self.put_off(fault, reason, retried, now),
+                }
+            }
+            // No writer among them: this goes no deeper.
+            self.serve(&readers, retried);
+            if !served.prefetch.is_empty() {
+                self.plan(Speculation {
+                    block,
+                    pages: served.prefetch,
+                    duplicate: served.duplicate,
+                    access,
+                });
+            }
+        }
+    }
+
+    fn resolved(&self, fault: &Fault, now: Duration) {
+        let latency = now.saturating_sub(fault.since);
+        self.backend.recorder.add(Counter::CpuFaults, 1);
+        self.backend.recorder.latency(Toucher::Cpu, latency);
+        self.backend.recorder.event(|| Event {
+            access: Some(access_of(fault.write)),
+            thread: fault.thread,
+            latency,
+            ..Event::new(now, EventKind::CpuFault, PageRange::single(fault.page))
+        });
+    }
+
+    fn put_off(
+        &mut self,
+        fault: &Fault,
+        reason: &Unresolved,
+        retried: Option<(Attempts, bool)>,
+        now: Duration,
+    ) {
+        let (mut attempts, mut waited) = retried.unwrap_or_default();
+        let wait = match attempts.next(reason) {
+            Ok(wait) => wait,
+            Err(cause) => {
+                self.backend
+                    .fault_event(EventKind::Fatal, fault.page, None, now - fault.since);
+                (self.on_fatal)(FatalFault {
+                    page: fault.page,
+                    thread: fault.thread,
+                    cause,
+                    since: fault.before(),
+                    generation: fault.generation,
+                });
+                return;
+            }
+        };
+        let counter = match reason {
+            Unresolved::Wait(_) => {
+                waited = true;
+                Counter::FaultsDeferred
+            }
+            _ => Counter::FaultsRetried,
+        };
+        self.backend.recorder.add(counter, 1);
+        self.backend
+            .fault_event(EventKind::Deferred, fault.page, None, wait);
+        self.deferred.push(Deferred {
+            due: now + wait,
+            fault: *fault,
+            generation: self.backend.table.word(fault.page).generation(),
+            attempts,
+            waited,
+        });
+    }
+
+    fn serve_due(&mut self) {
+        let now = self.backend.now();
+        while self.deferred.peek().is_some_and(|next| next.due <= now) {
+            let Some(next) = self.deferred.pop() else {
+                return;
+            };
+            let page = next.fault.page;
+            if self.backend.table.word(page).generation() == next.generation {
+                self.serve(&[next.fault], Some((next.attempts, next.waited)));
+            } else {
+                // The page has been somewhere else since. If the CPU has not had its turn, it faults again,
+                // with the holds and throttles of now.
+                self.backend.guest.wake_range(PageRange::single(page));
+            }
+        }
+    }
+
+    fn plan(&mut self, speculation: Speculation) {
+        if self.speculation.len() == SPECULATION_QUEUE {
+            let dropped = self.speculation.pop_front().map_or(0, |s| s.pages.count());
+            self.backend
+                .recorder
+                .add(Counter::PrefetchDropped, dropped as u64);
+        }
+        self.speculation.push_back(speculation);
+    }
+
+    /// A bounded piece of prefetching, the newest first, and what the guest waits for before wishes.
+    fn speculate(&mut self) {
+        let Some(Speculation {
+            block,
+            mut pages,
+            duplicate,
+            access,
+        }) = self.speculation.pop_back()
+        else {
+            // In lockstep, whoever wishes sees to it.
+            if !self.backend.lockstep {
+                self.backend.serve_wish();
+            }
+            return;
+        };
+        let now: PageSet = pages.iter().take(SPECULATION_PAGES).collect();
+        pages = pages.difference(&now);
+        if !pages.is_empty() {
+            self.speculation.push_back(Speculation {
+                block,
+                pages,
+                duplicate,
+                access,
+            });
+        }
+        self.backend
+            .prefetch_to_system(block, &now, &duplicate, access);
+    }
+
+    /// Serves what was put off without waiting any longer: nobody may be left asleep.
+    fn finish(&mut self) {
+        while let Some(next) = self.deferred.pop() {
+            let page = PageSet::from_iter([next.fault.page.index_in_block()]);
+            let access = access_of(next.fault.write);
+            let writes = match access {
+                Access::Read => PageSet::EMPTY,
+                Access::Write => page,
+            };
+            // What is still unresolved cannot be: its CPU is to be stopped by a signal.
+            let _ = self.backend.serve_cpu_faults(
+                next.fault.page.block(),
+                &page,
+                access,
+                &writes,
+                false,
+            );
+        }
+    }
+}
+
+/// A report of what ends the service as a whole.
+fn about_no_page(backend: &Backend, cause: FatalCause) -> FatalFault {
+    FatalFault {
+        page: Page(0),
+        thread: 0,
+        cause,
+        since: backend.now(),
+        generation: 0,
+    }
+}
+
+fn access_of(write: bool) -> Access {
+    match write {
+        true => Access::Write,
+        false => Access::Read,
+    }
+}
+
+/// Waits for one of the descriptors, at most this long.
+fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
+    let timespec = timeout.map(|t| libc::timespec {
+        tv_sec: t.as_secs() as libc::time_t,
+        tv_nsec: t.subsec_nanos().into(),
+    });
+    let timeout = timespec
+        .as_ref()
+        .map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the descriptors are valid for the call, the timeout is null or a valid timespec, and no
+    // signal mask is given.
+    let n = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as _, timeout, std::ptr::null()) };
+    if n < 0 {
+        fds.iter_mut().for_each(|fd| fd.revents = 0);
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whether a wait for descriptors is to be repeated.
+fn is_interruption(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, WouldBlock};
+    matches!(error.kind(), Interrupted | WouldBlock)
+}
+
+fn context(call: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{call}: {error}"))
+}
+
+fn bind_to_cpu(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: an all-zero CPU set is valid, the index is within it, and the call reads it only.
+    let ret = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set)
+    };
+    if ret != 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
