@@ -43,7 +43,7 @@ mod service;
 #[cfg(feature = "measure")]
 #[doc(hidden)]
 pub use backend::measure;
-pub use backend::{Backend, BackendConfig};
+pub use backend::{Backend, BackendConfig, ModelBackend};
 pub use fault::{
     DeviceMmu, FatalFault, HostPage, Mapping, Mirror, MirrorGuard, RemoteCounters, Target,
 };
@@ -73,4 +73,4 @@ pub use policy::{
 #[doc(hidden)]
 pub use residency::script as residency_script;
 pub use residency::{Residency, Word};
-pub use service::{FaultService, ModelBackend, ServiceConfig};
+pub use service::{FaultService, ServiceConfig};

@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use crate::fault::queue::{Fault, sort_and_deduplicate};
+use crate::fault::{Fault, sort_and_deduplicate};
 use crate::pages::time::Tick;
 use crate::pages::{
     Access, BLOCK_PAGES, Block, DeviceId, Frame, MAX_ORDER, Page, PageRange, PageSet, Place,

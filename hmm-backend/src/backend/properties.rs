@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::fault::queue::{Deferred, Fault, sort_and_deduplicate};
-use crate::fault::retry::{Attempts, Unresolved};
+use crate::fault::{Attempts, Deferred, Fault, Unresolved, sort_and_deduplicate};
 use crate::pages::time::{MAX_HOLD, Tick};
 use crate::pages::{
     Access, BLOCK_PAGES, Block, DeviceId, FatalCause, Frame, Hint, MAX_ORDER, Page, PageRange,

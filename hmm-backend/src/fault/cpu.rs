@@ -3,15 +3,13 @@
 
 use std::time::Duration;
 
-use crate::backend::Backend;
-use crate::fault::retry::{Attempts, Unresolved};
+use super::faults::Faults;
+use super::retry::{Attempts, Unresolved};
 use crate::memory::Fill;
-use crate::migrate::{Device, Reason, Take, collect_to_system};
-use crate::observe::{Cause, Counter, Event, EventKind};
+use crate::migrate::{Device, Reason, Take, collect_to_system, to_system};
+use crate::observe::{Cause, Counter};
 use crate::pages::time::Tick;
-use crate::pages::{
-    Access, BLOCK_PAGES, Block, DeviceId, FatalCause, Page, PageRange, PageSet, Place,
-};
+use crate::pages::{Access, BLOCK_PAGES, Block, FatalCause, Page, PageRange, PageSet, Place};
 use crate::policy::BlockFault;
 use crate::residency::{Residency, TryLock, Word};
 
@@ -28,7 +26,7 @@ pub(crate) struct Served {
     pub(crate) duplicate: PageSet,
 }
 
-impl Backend {
+impl Faults {
     /// Serves faults on `pages` of one block; those in `writes` need the permission to write. With `patient`, the policy may throttle and holds are
     /// respected; a fault that has waited its time is not.
     pub(crate) fn serve_cpu_faults(
@@ -41,7 +39,7 @@ impl Backend {
     ) -> Served {
         let mut served = Served::default();
         let mut needed = self.sort_out(block, pages, writes, &mut served);
-        let words = self.block_words(block);
+        let words = self.core.block_words(block);
         if patient {
             needed = self.put_off_held(block, &needed, &words, &mut served);
         }
@@ -53,7 +51,7 @@ impl Backend {
             pages: needed,
             access,
             to: Place::System,
-            now: self.clock.now(),
+            now: self.core.clock.now(),
             waited: !patient,
         };
         let advice = self.advise(&fault, &words, None);
@@ -87,9 +85,9 @@ impl Backend {
         }
         for index in exclusive.iter() {
             let page = block.page(index);
-            if let TryLock::Locked(lock) = self.table.try_lock(page)
+            if let TryLock::Locked(lock) = self.core.table.try_lock(page)
                 && let Residency::Exclusive(_) = lock.word().residency()
-                && let Err(error) = self.revoke(lock)
+                && let Err(error) = self.core.revoke(lock)
             {
                 served.unresolved.push((page, error.into()));
             }
@@ -129,12 +127,12 @@ impl Backend {
         let mut needed = PageSet::EMPTY;
         for index in pages.iter() {
             let page = block.page(index);
-            if self.table.announce_waiter(page) {
+            if self.core.table.announce_waiter(page) {
                 // A loser: the winner wakes its CPU when it lets go.
-                self.recorder.add(Counter::FaultsLost, 1);
+                self.core.recorder.add(Counter::FaultsLost, 1);
                 continue;
             }
-            let word = self.table.word(page);
+            let word = self.core.table.word(page);
             if word.read_only() && writes.contains(index) {
                 let forbidden = Unresolved::Fatal(FatalCause::ReadOnly);
                 served.unresolved.push((page, forbidden));
@@ -173,8 +171,8 @@ impl Backend {
         for index in pages.iter() {
             let page = block.page(index);
             let held = match words[index].residency() {
-                Residency::Device { .. } => self.device_hold(page, words[index]),
-                Residency::Exclusive(_) => self.system_hold(words[index]),
+                Residency::Device { .. } => self.core.device_hold(page, words[index]),
+                Residency::Exclusive(_) => self.core.system_hold(words[index]),
                 // A duplicate is held for the CPUs, one of which now writes it.
                 _ => None,
             };
@@ -198,7 +196,8 @@ impl Backend {
     ) {
         let blank = |word: &Word| word.residency() == Residency::Untouched && !word.read_only();
         let all = PageRange::with_len(block.first_page(), BLOCK_PAGES as u32);
-        let whole = self.fill_blocks && words.iter().all(blank) && self.check_range(all).is_ok();
+        let whole =
+            self.fill_blocks && words.iter().all(blank) && self.core.check_range(all).is_ok();
         let (pages, access) = match whole {
             // Memory, not the kernel's zero page, though this may be a read: what the other pages are for is not known.
             true => (PageSet::of(all), Access::Write),
@@ -226,7 +225,7 @@ impl Backend {
         let mut locks = Vec::new();
         let mut taken = PageSet::EMPTY;
         for index in pages.iter() {
-            if let TryLock::Locked(lock) = self.table.try_lock(block.page(index))
+            if let TryLock::Locked(lock) = self.core.table.try_lock(block.page(index))
                 && lock.word().residency() == Residency::Untouched
             {
                 taken.insert(index);
@@ -247,14 +246,14 @@ impl Backend {
             for run in pages.runs() {
                 let first = block.page(run.start);
                 let range = PageRange::with_len(first, run.len() as u32);
-                self.guest.fill_zero(range, fill, |at, error| {
+                self.core.guest.fill_zero(range, fill, |at, error| {
                     let page = first.plus(at);
                     failed.insert(page.index_in_block());
                     unresolved.push((page, error.into()));
                 });
             }
         }
-        let until = Tick::end_of_hold(self.clock.now(), hold);
+        let until = Tick::end_of_hold(self.core.clock.now(), hold);
         for lock in locks {
             if !failed.contains(lock.head().index_in_block()) {
                 lock.publish_pages(|word| word.to_system(until));
@@ -275,17 +274,17 @@ impl Backend {
             true => Take::Single,
             false => Take::All,
         };
-        for (device, sources) in collect_to_system(self, [(block, *pages)], take) {
+        for (device, sources) in collect_to_system(&self.core, [(block, *pages)], take) {
             let faulting: Vec<Page> = sources
                 .iter()
                 .flat_map(|s| s.lock.range().pages())
                 .filter(|p| reason.faulting.contains(p.index_in_block()))
                 .collect();
             let fault = faulting.first().copied();
-            if let Err(error) = self.send_back(device, sources, reason, fault) {
+            if let Err(error) = to_system(&self.core, device, sources, reason, fault) {
                 let answer = Unresolved::from(error);
                 // A driver may complain about something else after its pages have moved.
-                let stayed = |p: &Page| match self.table.word(*p).residency() {
+                let stayed = |p: &Page| match self.core.table.word(*p).residency() {
                     Residency::System => false,
                     Residency::Duplicated { .. } => !reason.duplicate,
                     _ => true,
@@ -309,10 +308,10 @@ impl Backend {
         for index in needed.iter() {
             let page = block.page(index);
             let known = served.unresolved.iter().any(|(p, _)| *p == page);
-            if known || self.table.announce_waiter(page) {
+            if known || self.core.table.announce_waiter(page) {
                 continue;
             }
-            let word = self.table.word(page);
+            let word = self.core.table.word(page);
             let readable_only = word.residency().duplicated() && writes.contains(index);
             if word.reached_by_cpus() && !readable_only {
                 continue;
@@ -322,42 +321,7 @@ impl Backend {
             } else {
                 // It came and has left again. Serving it once more would steal it from its new owner for
                 // a CPU that most likely has had its turn; if not, it faults again.
-                self.guest.wake_range(PageRange::single(page));
-            }
-        }
-    }
-
-    /// Brings pages to system memory because the policy expects them to be touched; `duplicate` stay in their devices'
-    /// memories, too. Best effort.
-    pub(crate) fn prefetch_to_system(
-        &self,
-        block: Block,
-        pages: &PageSet,
-        duplicate: &PageSet,
-        access: Access,
-    ) {
-        let is = |want: Residency, page| self.table.word(page).residency() == want;
-        let untouched: PageSet = pages
-            .iter()
-            .filter(|i| is(Residency::Untouched, block.page(*i)))
-            .collect();
-        // Nobody waits for these: failures are nobody's business.
-        let mut ignored = Vec::new();
-        if !untouched.is_empty() {
-            self.populate(block, &untouched, access, Duration::ZERO, &mut ignored);
-        }
-        let on_devices = pages.difference(&untouched);
-        for (pages, duplicate) in [
-            (on_devices.intersection(duplicate), true),
-            (on_devices.difference(duplicate), false),
-        ] {
-            for (device, sources) in collect_to_system(self, [(block, pages)], Take::SingleAndFree)
-            {
-                let reason = Reason {
-                    duplicate,
-                    ..Reason::of(Cause::Prefetch)
-                };
-                let _ = self.send_back(device, sources, reason, None);
+                self.core.guest.wake_range(PageRange::single(page));
             }
         }
     }
@@ -379,18 +343,18 @@ impl Backend {
             if leaves(asker) {
                 return Ok(());
             }
-            if self.table.locked(page) {
-                self.table.wait(page);
+            if self.core.table.locked(page) {
+                self.core.table.wait(page);
                 continue;
             }
             let pages = PageSet::from_iter([page.index_in_block()]);
             let mut unresolved = Vec::new();
-            let word = self.table.word(page);
+            let word = self.core.table.word(page);
             let residency = word.residency();
             match residency {
                 Residency::System => return Ok(()),
                 Residency::Duplicated { .. } if access == Access::Read => return Ok(()),
-                Residency::Duplicated { .. } => match self.device_hold(page, word) {
+                Residency::Duplicated { .. } => match self.core.device_hold(page, word) {
                     Some(wait) if patient => unresolved.push((page, Unresolved::Wait(wait))),
                     _ => {
                         let reason = Reason {
@@ -424,7 +388,7 @@ impl Backend {
                 match attempts.next(&unresolved) {
                     Ok(wait) => {
                         let holder = residency.device().filter(|_| is_hold);
-                        let holder = holder.map(|id| &**self.device_of(id));
+                        let holder = holder.map(|id| &**self.core.device_of(id));
                         self.let_pass(wait, || leaves(asker) || leaves(holder));
                     }
                     Err(cause) => return Err(cause),
@@ -432,20 +396,6 @@ impl Backend {
                 patient = !is_hold;
             }
         }
-    }
-
-    pub(crate) fn fault_event(
-        &self,
-        kind: EventKind,
-        page: Page,
-        device: Option<DeviceId>,
-        latency: Duration,
-    ) {
-        self.recorder.event(|| Event {
-            device,
-            latency,
-            ..Event::new(self.clock.now(), kind, PageRange::single(page))
-        });
     }
 }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::mirror::{DeviceMmu, HostPage, InFlight, Mapping, Mirror, Target};
-use crate::fault::retry::{Attempts, Unresolved};
+use super::retry::{Attempts, Unresolved};
 use crate::memory::Engine;
-use crate::migrate::Reason;
+use crate::migrate::{Reason, to_device};
 use crate::observe::{Cause, Counter, Event, EventKind, Toucher};
 use crate::pages::time::Tick;
 use crate::pages::{
@@ -89,10 +89,10 @@ impl<M: DeviceMmu> Mirror<M> {
         want: Want,
         mut program: impl FnMut(&mut M, &[Mapping]),
     ) -> Result<(), MirrorError> {
-        if let Some(first) = self.backend.first_outside(range) {
+        if let Some(first) = self.faults.core.first_outside(range) {
             return Err(MirrorError::OutOfRange(first));
         }
-        let started = self.backend.clock.now();
+        let started = self.faults.core.clock.now();
         let mut serviced = false;
         let mut rounds = 0;
         loop {
@@ -110,17 +110,17 @@ impl<M: DeviceMmu> Mirror<M> {
             drop(guard);
             rounds += 1;
         }
-        let latency = self.backend.clock.now().saturating_sub(started);
+        let latency = self.faults.core.clock.now().saturating_sub(started);
         if serviced {
-            self.backend.recorder.add(Counter::DeviceFaults, 1);
-            self.backend.recorder.latency(Toucher::Device, latency);
+            self.faults.core.recorder.add(Counter::DeviceFaults, 1);
+            self.faults.core.recorder.latency(Toucher::Device, latency);
         }
-        self.backend.recorder.event(|| Event {
+        self.faults.core.recorder.event(|| Event {
             device: Some(self.device.id),
             access: Some(want.access()),
             latency,
             ..Event::new(
-                self.backend.clock.now(),
+                self.faults.core.clock.now(),
                 match serviced {
                     true => EventKind::DeviceFault,
                     false => EventKind::Access,
@@ -146,7 +146,7 @@ impl<M: DeviceMmu> Mirror<M> {
         mut in_place: bool,
         serviced: &mut bool,
     ) -> Result<Mapping, MirrorError> {
-        let backend = &*self.backend;
+        let faults = &*self.faults;
         let fatal = |cause| MirrorError::Fatal { page, cause };
         let mut attempts = 0;
         let mut turn = Turn::default();
@@ -159,8 +159,8 @@ impl<M: DeviceMmu> Mirror<M> {
             if self.device.detaching() {
                 return Err(MirrorError::Detached);
             }
-            backend.table.settle(page);
-            let word = backend.table.word(page);
+            faults.core.table.settle(page);
+            let word = faults.core.table.word(page);
             if word.read_only() && access == Access::Write {
                 return Err(MirrorError::Permission(page));
             }
@@ -168,7 +168,7 @@ impl<M: DeviceMmu> Mirror<M> {
                 self.found(page);
                 // Noted before the translation exists: a migration that locks the page from here on
                 // invalidates, which the sequence check will see. What counts is the word with the note.
-                match backend.table.mark_mirrored(page) {
+                match faults.core.table.mark_mirrored(page) {
                     Some(marked) if marked.generation() == word.generation() => {
                         return Ok(self.translation(page, marked, serviced));
                     }
@@ -189,7 +189,7 @@ impl<M: DeviceMmu> Mirror<M> {
             if own && word.residency().duplicated() && !in_place {
                 self.take_back(page, word, &mut turn);
             } else if let (Want::Exclusive, Residency::System) = (want, word.residency()) {
-                if word.pins() > 0 || backend.guest.is_shared(page) {
+                if word.pins() > 0 || faults.core.guest.is_shared(page) {
                     return Err(MirrorError::NotExclusive(page));
                 }
                 if let Err(reason) = self.take_exclusively(page, word, &mut turn) {
@@ -197,11 +197,11 @@ impl<M: DeviceMmu> Mirror<M> {
                     self.put_off(page, Counter::FaultsRetried, wait);
                 }
             } else if want == Want::Exclusive {
-                backend.fault_in(page, access, asker).map_err(fatal)?;
+                faults.fault_in(page, access, asker).map_err(fatal)?;
             } else if foreign || in_place {
                 // Another device's private memory: back through its driver first. Or an untouched page for
                 // which there is no room in device memory, or an own duplicate that CPUs read again and again.
-                backend.fault_in(page, access, asker).map_err(fatal)?;
+                faults.fault_in(page, access, asker).map_err(fatal)?;
             } else {
                 in_place = self.migrate_here(page, access, word, &mut turn);
             }
@@ -215,7 +215,7 @@ impl<M: DeviceMmu> Mirror<M> {
                 device == self.device.id
             }
             Residency::System => {
-                let stays = in_place || word.pins() > 0 || self.backend.guest.is_shared(page);
+                let stays = in_place || word.pins() > 0 || self.faults.core.guest.is_shared(page);
                 stays && want != Want::Exclusive
             }
             Residency::Coherent { .. } => want != Want::Exclusive,
@@ -227,13 +227,13 @@ impl<M: DeviceMmu> Mirror<M> {
 
     /// Ends the duplication of a page of this device's memory, which it wants to write, once the CPUs had their time.
     fn take_back(&self, page: Page, word: Word, turn: &mut Turn) {
-        let held = self.backend.device_hold(page, word);
+        let held = self.faults.core.device_hold(page, word);
         match held {
             Some(time) if !turn.waited => {
                 turn.waited = true;
                 self.put_off(page, Counter::FaultsDeferred, time);
             }
-            _ => self.backend.drop_system_copy(page),
+            _ => self.faults.core.drop_system_copy(page),
         }
     }
 
@@ -245,14 +245,15 @@ impl<M: DeviceMmu> Mirror<M> {
             // Something may have changed meanwhile: look again.
             return Ok(());
         }
-        let backend = &*self.backend;
-        let until = Tick::end_of_hold(backend.clock.now(), advice.hold);
-        backend.make_exclusive(self.device.id, page, until)
+        let faults = &*self.faults;
+        let until = Tick::end_of_hold(faults.core.clock.now(), advice.hold);
+        let taken = faults.core.make_exclusive(self.device.id, page, until);
+        taken.map_err(Unresolved::from)
     }
 
     fn translation(&self, page: Page, word: Word, serviced: &mut bool) -> Mapping {
-        let backend = &*self.backend;
-        let in_place = || backend.guest.mapping().address(page.offset());
+        let faults = &*self.faults;
+        let in_place = || faults.core.guest.mapping().address(page.offset());
         let touched = |frame: Frame, order| {
             let head = Frame(frame.0 - (page.0 - page.folio_head(order).0));
             self.device.eviction().touched(head);
@@ -285,13 +286,15 @@ impl<M: DeviceMmu> Mirror<M> {
                 (Target::Device(frame), in_place())
             }
             (Residency::Exclusive(_), _) => {
-                (Target::System, backend.exclusive.address(Frame(page.0)))
+                (Target::System, faults.core.exclusive.address(Frame(page.0)))
             }
             _ => {
                 *serviced = true;
-                backend.recorder.add(Counter::MappedInPlace, 1);
+                faults.core.recorder.add(Counter::MappedInPlace, 1);
                 let device = Some(self.device.id);
-                backend.fault_event(EventKind::MappedInPlace, page, device, Duration::ZERO);
+                faults
+                    .core
+                    .page_event(EventKind::MappedInPlace, page, device, Duration::ZERO);
                 (Target::System, in_place())
             }
         };
@@ -312,15 +315,15 @@ impl<M: DeviceMmu> Mirror<M> {
     /// Migrates a system or untouched page into the device's memory, with what the policy adds. Returns whether
     /// the policy wants it left in place instead.
     fn migrate_here(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> bool {
-        let backend = &*self.backend;
+        let faults = &*self.faults;
         let block = page.block();
         let faulting = PageSet::from_iter([page.index_in_block()]);
-        if backend.lockstep && backend.engine() != Engine::Model {
+        if faults.lockstep && faults.core.guest.engine() != Engine::Model {
             // A CPU goes on a moment before whoever served it lets go of the page; that is not to be seen. (In a model
             // everything is done by one thread.)
             let mut at = block.first_page();
-            while at < block.first_page().plus(BLOCK_PAGES as u32) && at.0 < backend.pages() {
-                at = backend.table.settle(at);
+            while at < block.first_page().plus(BLOCK_PAGES as u32) && at.0 < faults.core.pages() {
+                at = faults.core.table.settle(at);
             }
         }
         let advice = self.advice(page, access, word, turn);
@@ -333,7 +336,7 @@ impl<M: DeviceMmu> Mirror<M> {
         // Prefetching more than a part of the device's memory would evict what it works on.
         let most = (self.device.capacity() / 4).max(1);
         let wanted = window(&advice.prefetch.union(&faulting), page, most);
-        let room = backend.make_room(&self.device, wanted.count() as u32);
+        let room = faults.make_room(&self.device, wanted.count() as u32);
         if room == 0 {
             return false;
         }
@@ -344,7 +347,7 @@ impl<M: DeviceMmu> Mirror<M> {
             hold: advice.hold,
             duplicate: false,
         };
-        backend.migrate_with(&self.device, [(block, pages)], reason);
+        to_device(&faults.core, &self.device, [(block, pages)], reason);
         false
     }
 
@@ -355,23 +358,23 @@ impl<M: DeviceMmu> Mirror<M> {
         {
             return advice;
         }
-        let backend = &*self.backend;
+        let faults = &*self.faults;
         let block = page.block();
-        let words = backend.block_words(block);
+        let words = faults.core.block_words(block);
         let fault = BlockFault {
             block,
             pages: PageSet::from_iter([page.index_in_block()]),
             access,
             to: Place::Device(self.device.id),
-            now: backend.now(),
+            now: faults.core.clock.now(),
             waited: turn.waited,
         };
-        backend.advise(&fault, &words, Some(&self.device))
+        faults.advise(&fault, &words, Some(&self.device))
     }
 
     /// Waits as long as the page is held or the policy throttles. False if that took time.
     fn wait_for_turn(&self, page: Page, word: Word, advice: &Advice, turn: &mut Turn) -> bool {
-        let backend = &*self.backend;
+        let faults = &*self.faults;
         let throttle = match turn.waited {
             true => Duration::ZERO,
             false => advice.throttle,
@@ -380,7 +383,7 @@ impl<M: DeviceMmu> Mirror<M> {
             turn.advice = Some((word.generation(), advice.clone()));
         }
         // Whoever got the page last is to make progress with it first.
-        let held = backend.system_hold(word).unwrap_or_default();
+        let held = faults.core.system_hold(word).unwrap_or_default();
         let wait = held.max(throttle);
         if wait.is_zero() {
             return true;
@@ -392,10 +395,12 @@ impl<M: DeviceMmu> Mirror<M> {
 
     /// Lets time pass, as long as the device is there, and says that this fault waits for it.
     fn put_off(&self, page: Page, counter: Counter, time: Duration) {
-        let backend = &*self.backend;
-        backend.recorder.add(counter, 1);
-        backend.fault_event(EventKind::Deferred, page, Some(self.device.id), time);
-        backend.let_pass(time, || self.device.detaching());
+        let faults = &*self.faults;
+        faults.core.recorder.add(counter, 1);
+        faults
+            .core
+            .page_event(EventKind::Deferred, page, Some(self.device.id), time);
+        faults.let_pass(time, || self.device.detaching());
     }
 }
 

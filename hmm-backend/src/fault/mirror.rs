@@ -17,8 +17,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::backend::Backend;
-use crate::migrate::Device;
+use super::faults::Faults;
+use crate::migrate::{Device, Invalidate};
 use crate::pages::{DeviceId, Error, Frame, Page, PageRange};
 
 /// A device's translation table with its TLB.
@@ -63,13 +63,6 @@ pub struct Mapping {
     pub exclusive: bool,
     /// Its bytes.
     pub host: HostPage,
-}
-
-/// What migrations need of a mirror.
-pub(crate) trait Invalidate: Send + Sync {
-    fn device(&self) -> DeviceId;
-    /// Takes translations away; returns when none is in use.
-    fn invalidate(&self, pages: PageRange);
 }
 
 /// A fault on its way from finding pages to entering their translations.
@@ -126,7 +119,7 @@ impl<M: DeviceMmu> Invalidate for Shared<M> {
 
 /// A device's access to managed memory, for the one thread that is the device.
 pub struct Mirror<M: DeviceMmu> {
-    pub(super) backend: Arc<Backend>,
+    pub(super) faults: Arc<Faults>,
     pub(super) device: Arc<Device>,
     pub(super) shared: Arc<Shared<M>>,
 }
@@ -158,14 +151,10 @@ impl<M> DerefMut for MirrorGuard<'_, M> {
     }
 }
 
-impl Backend {
-    /// Makes a mirror for a device. A device may have several.
-    pub fn mirror<M: DeviceMmu>(
-        self: &Arc<Self>,
-        device: DeviceId,
-        mmu: M,
-    ) -> Result<Mirror<M>, Error> {
-        let device = self.device(device)?.clone();
+impl<M: DeviceMmu> Mirror<M> {
+    /// See [`crate::Backend::mirror`].
+    pub(crate) fn new(faults: Arc<Faults>, device: DeviceId, mmu: M) -> Result<Mirror<M>, Error> {
+        let device = faults.core.device(device)?.clone();
         let shared = Arc::new(Shared {
             device: device.id,
             tables: Mutex::new(Tables {
@@ -176,23 +165,18 @@ impl Backend {
             wanted: AtomicU32::new(0),
             no_longer_wanted: Condvar::new(),
         });
-        self.mirrors
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(shared.clone());
+        faults.core.mirrors.add(shared.clone());
         Ok(Mirror {
-            backend: self.clone(),
+            faults,
             device,
             shared,
         })
     }
-}
 
-impl<M: DeviceMmu> Mirror<M> {
     /// How many accesses in place, in system memory, to the 16 pages of an aligned 64 KiB group the device is to report
     /// with [`Self::used_in_place`]; `None` if nobody wants to know. It may change.
     pub fn remote_access_threshold(&self) -> Option<u32> {
-        let threshold = &self.backend.remote_access_threshold;
+        let threshold = &self.faults.remote_access_threshold;
         match threshold.load(Ordering::Relaxed) {
             0 => None,
             n => Some(n),
@@ -202,8 +186,8 @@ impl<M: DeviceMmu> Mirror<M> {
     /// The device has used these pages in place `count` times each or more since their translations were made, or since
     /// it last said so. The policy may have them migrate, a little later.
     pub fn used_in_place(&mut self, pages: PageRange, count: u32) -> Result<(), Error> {
-        self.backend.check_range(pages)?;
-        self.backend.used_in_place(&self.device, pages, count);
+        self.faults.core.check_range(pages)?;
+        self.faults.used_in_place(&self.device, pages, count);
         Ok(())
     }
 
@@ -231,11 +215,6 @@ impl<M: DeviceMmu> Mirror<M> {
 impl<M: DeviceMmu> Drop for Mirror<M> {
     fn drop(&mut self) {
         let mine: Arc<dyn Invalidate> = self.shared.clone();
-        let mut mirrors = self
-            .backend
-            .mirrors
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        mirrors.retain(|m| !Arc::ptr_eq(m, &mine));
+        self.faults.core.mirrors.remove(&mine);
     }
 }

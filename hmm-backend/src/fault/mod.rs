@@ -1,18 +1,25 @@
 //! Faults of CPUs and devices, and what a policy makes of them.
 
-pub(crate) mod advisor;
+mod advise;
+mod advisor;
 mod cpu;
 mod device;
-pub(crate) mod evict;
-pub(crate) mod fatal;
-pub(crate) mod mirror;
-pub(crate) mod pause;
-pub(crate) mod queue;
+mod evict;
+mod fatal;
+mod faults;
+mod mirror;
+mod pause;
+mod prefetch;
+mod queue;
 mod remote;
-pub(crate) mod retry;
+mod retry;
 mod stale;
-pub(crate) mod wishes;
+mod wishes;
 
+pub(crate) use evict::BATCH as EVICTION_BATCH;
 pub use fatal::FatalFault;
+pub(crate) use faults::{FaultConfig, Faults};
 pub use mirror::{DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, Target};
+pub(crate) use queue::{Deferred, Fault, sort_and_deduplicate};
 pub use remote::RemoteCounters;
+pub(crate) use retry::{Attempts, Unresolved};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::fault::retry::Attempts;
+use super::retry::Attempts;
 use crate::pages::Page;
 
 /// A fault as far as the service cares.

@@ -6,14 +6,10 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backend::Backend;
 use crate::host::doorbell::Doorbell;
 use crate::memory::HostFailures;
-use crate::migrate::{Device, Reason};
-use crate::observe::{Cause, Counter};
-use crate::pages::{Access, Error, Page, PageRange, PageSet, Place};
-use crate::policy::{MAX_WISH, Wish};
-use crate::residency::{Residency, TryLock};
+use crate::pages::Error;
+use crate::policy::Wish;
 
 /// More is not worth remembering: the newest wishes are about where the guest is now.
 const QUEUE: usize = 256;
@@ -44,7 +40,7 @@ impl Wishes {
     }
 
     /// Queues a wish. Returns the oldest one if it had to make room.
-    fn push(&self, wish: Wish) -> Option<Wish> {
+    pub(super) fn push(&self, wish: Wish) -> Option<Wish> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let dropped = (queue.len() == QUEUE).then(|| queue.pop_front()).flatten();
         if queue.is_empty() {
@@ -55,7 +51,7 @@ impl Wishes {
     }
 
     /// The first pages of the newest wish, all in one block.
-    fn take_piece(&self) -> Option<Wish> {
+    pub(super) fn take_piece(&self) -> Option<Wish> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wish = queue.pop_back()?;
         let mut block = wish.pages;
@@ -80,85 +76,10 @@ impl Wishes {
     }
 }
 
-impl Backend {
-    /// Queues what a policy wishes for, cut to what is possible.
-    pub(crate) fn wish(&self, mut wish: Wish) {
-        let given = wish.pages;
-        let end = wish.pages.end.min(Page(self.pages()));
-        let most = wish.pages.start.plus(MAX_WISH);
-        wish.pages.end = end.min(most).max(wish.pages.start);
-        let known = match wish.to {
-            Place::System => true,
-            Place::Device(id) => self.device(id).is_ok(),
-        };
-        if wish.pages != given || !known || given.is_empty() {
-            self.recorder.add(Counter::AdviceCut, 1);
-        }
-        if known && !wish.pages.is_empty() && self.wishes.push(wish).is_some() {
-            self.recorder.add(Counter::WishesDropped, 1);
-        }
-        // Before anything else happens.
-        while self.lockstep && self.serve_wish() {}
-    }
-
-    /// Serves a bounded piece of the newest wish. Best effort: what is in motion, held or pinned stays. False if there
-    /// is none.
-    pub(crate) fn serve_wish(&self) -> bool {
-        let Some(Wish { pages, to }) = self.wishes.take_piece() else {
-            return false;
-        };
-        let block = pages.start.block();
-        match to {
-            Place::System => {
-                self.take_translations_away(pages);
-                self.prefetch_to_system(block, &PageSet::of(pages), &PageSet::EMPTY, Access::Read);
-            }
-            Place::Device(id) => {
-                // It may have gone since.
-                if let Ok(device) = self.device(id).cloned() {
-                    self.prefetch_to_device(&device, pages);
-                }
-            }
-        }
-        true
-    }
-
-    fn prefetch_to_device(&self, device: &std::sync::Arc<Device>, pages: PageRange) {
-        // As for a fault's prefetch: more would evict what the device works on.
-        let most = (device.capacity() / 4).max(1);
-        let want = self.movable(pages).min(most);
-        if want == 0 {
-            return;
-        }
-        let room = self.make_room(device, want).min(most);
-        let movable = pages.pages().filter(|page| self.is_movable(*page));
-        let set = movable
-            .take(room as usize)
-            .map(Page::index_in_block)
-            .collect();
-        let reason = Reason::of(Cause::Prefetch);
-        self.migrate_with(device, [(pages.start.block(), set)], reason);
-    }
-
-    /// Devices that reach these pages in place, in system memory, have to fault before they do so again.
-    fn take_translations_away(&self, pages: PageRange) {
-        let mut locks = Vec::new();
-        for page in pages.pages() {
-            // Whoever works on a page takes them away, too, or has just found out that there is no need.
-            if self.table.word(page).residency() == Residency::System
-                && let TryLock::Locked(lock) = self.table.try_lock(page)
-                && lock.word().residency() == Residency::System
-            {
-                locks.push(lock);
-            }
-        }
-        self.invalidate_mirrors(locks.iter_mut());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pages::{Page, PageRange, Place};
 
     fn wish(start: u32, len: u32) -> Wish {
         Wish {

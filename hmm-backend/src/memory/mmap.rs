@@ -231,8 +231,13 @@ impl Mapping {
         }
     }
 
-    /// Bytes of the range that are in host memory now.
-    pub(crate) fn resident_bytes(&self, offset: u64, len: u64) -> io::Result<u64> {
+    /// Bytes of the range that are in host memory at this moment, as the kernel says.
+    pub(crate) fn resident(&self, offset: u64, len: u64) -> Result<u64, Error> {
+        let resident = self.resident_bytes(offset, len);
+        resident.map_err(|error| refused(len, "residency query", error))
+    }
+
+    fn resident_bytes(&self, offset: u64, len: u64) -> io::Result<u64> {
         const HOST_PAGE: u64 = 4096;
         let mut present = vec![0u8; len.div_ceil(HOST_PAGE) as usize];
         // SAFETY: the range lies inside the mapping and the vector has a byte for each of its pages.
@@ -250,7 +255,7 @@ impl Mapping {
     }
 }
 
-pub(crate) fn refused(len: u64, what: &'static str, error: io::Error) -> Error {
+fn refused(len: u64, what: &'static str, error: io::Error) -> Error {
     Error::Map {
         len,
         what,

@@ -9,12 +9,12 @@
 //! are called with the pages' locks held.
 
 mod blank;
-pub(crate) mod buddy;
+mod buddy;
 mod engine;
 mod frames;
 mod host_failure;
 mod kernel;
-pub(crate) mod mmap;
+mod mmap;
 mod presence;
 mod probe;
 mod ranged;
@@ -25,24 +25,43 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use crate::backend::BackendConfig;
-use crate::memory::mmap::Mapping;
 use crate::pages::{BLOCK_PAGES, Error, Frame, PAGE_SIZE, Page, PageRange};
 use crate::residency::WakeFaults;
 use uffd::Progress;
 
 use blank::Blank;
+pub(crate) use buddy::Buddy;
 pub use engine::{Engine, EngineChoice};
 pub(crate) use frames::DeviceMemory;
 pub(crate) use host_failure::HostFailures;
 use kernel::{Effect, Kernel};
 pub use kernel::{KernelAnswers, KernelCall, MadeUpAnswer};
+use mmap::Mapping;
 pub(crate) use presence::Presence;
 pub use probe::{MoveProbe, probe_moves};
 pub(crate) use ranged::EngineError;
 use recycle::Recycler;
 pub(crate) use uffd::{BATCH, FaultMessage, Uffd};
 pub use uffd::{UffdSupport, probe_userfaultfd};
+
+/// How guest memory is made.
+pub(crate) struct GuestConfig<'a> {
+    /// Bytes of managed memory.
+    pub(crate) memory: u64,
+    /// How many of these, at the end, are shared with other processes.
+    pub(crate) shared: u64,
+    /// Pages that are there from the start.
+    pub(crate) present: &'a [PageRange],
+    /// Blank blocks are filled as a whole.
+    pub(crate) fill_blocks: bool,
+    pub(crate) engine: EngineChoice,
+    /// Number of userfaultfds.
+    pub(crate) shards: usize,
+    /// Bytes of memory that engine `copy` keeps for reuse.
+    pub(crate) recycled: u64,
+    /// Made-up answers of the kernel, for tests.
+    pub(crate) kernel: Option<Arc<dyn KernelAnswers>>,
+}
 
 /// What one kernel call can be about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,8 +129,8 @@ pub(crate) struct GuestMemory {
 }
 
 impl GuestMemory {
-    pub(crate) fn new(config: &BackendConfig) -> Result<Self, Error> {
-        let BackendConfig {
+    pub(crate) fn new(config: &GuestConfig<'_>) -> Result<Self, Error> {
+        let GuestConfig {
             memory: bytes,
             shared,
             shards,
@@ -168,7 +187,7 @@ impl GuestMemory {
         // Write protection is for read-only pages, and for the copy engine's migrations.
         if engine != Engine::Model {
             // Before faults are caught: then the kernel makes huge pages.
-            for range in &config.present {
+            for range in config.present {
                 let len = u64::from(range.len()) * PAGE_SIZE;
                 guest.mapping.populate(range.start.offset(), len)?;
             }

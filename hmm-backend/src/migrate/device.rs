@@ -4,9 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::memory::DeviceMemory;
-use crate::memory::buddy::Buddy;
-use crate::migrate::Driver;
+use super::driver::Driver;
+use crate::memory::{Buddy, DeviceMemory};
 use crate::observe::{Counter, Recorder};
 use crate::pages::time::Tick;
 use crate::pages::{DeviceFolio, DeviceId, Frame, Page};

@@ -4,7 +4,9 @@
 //! pages back to system memory ([`Driver::migrate_to_ram`]), owns a 64-bit word per device page
 //! (the *cookie*), and is told when a device page is no longer in use ([`Driver::page_free`]).
 
-use super::{Finalized, ToDevice, ToSystem};
+use super::phases::Finalized;
+use super::to_device::ToDevice;
+use super::to_system::ToSystem;
 use crate::pages::{DeviceFolio, FaultError, MigrateError};
 
 /// What a device model implements. Called from service threads, from device threads and from whoever

@@ -4,9 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::Duration;
 
-use crate::backend::Backend;
-use crate::migrate::{Device, Driver, Finalized, Reason, Source, ToSystem};
-use crate::pages::{DeviceId, FaultError, Page};
+use super::device::Device;
+use super::driver::Driver;
+use crate::pages::{DeviceId, Page};
 
 /// A call of a driver that takes longer than it should.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,40 +72,28 @@ impl Drop for Entry<'_> {
     }
 }
 
-impl Backend {
-    /// Calls a device's driver about pages of which `page` is the first.
-    pub(crate) fn call_driver<R>(
+impl DriverCalls {
+    /// Calls a device's driver, at time `now`, about pages of which `page` is the first.
+    pub(crate) fn call<R>(
         &self,
         device: &Device,
         page: Page,
+        now: Duration,
         call: impl FnOnce(&dyn Driver) -> R,
     ) -> R {
         let this = SlowCall {
             device: device.id,
             page,
             thread: THIS_THREAD.with(|id| *id),
-            since: self.clock.now(),
+            since: now,
         };
-        let mut calls = self.driver_calls.calls();
+        let mut calls = self.calls();
         let place = calls.iter().position(Option::is_none);
         if let Some(place) = place {
             calls[place] = Some((this, false));
         }
         drop(calls);
-        let _entry = Entry(&self.driver_calls, place);
+        let _entry = Entry(self, place);
         call(&*device.driver)
-    }
-
-    /// Has a device's driver migrate folios to system memory; `fault` is the page somebody waits for.
-    pub(crate) fn send_back(
-        &self,
-        device: &Device,
-        sources: Vec<Source<'_>>,
-        reason: Reason,
-        fault: Option<Page>,
-    ) -> Result<Finalized, FaultError> {
-        let first = sources.first().map_or(Page(0), |source| source.lock.head());
-        let migration = ToSystem::new(self, device, sources, reason, fault);
-        self.call_driver(device, first, |driver| driver.migrate_to_ram(migration))
     }
 }

@@ -6,12 +6,12 @@
 //! lock, and no contents move. A CPU's write, another device's, a pin, a request, eviction and detach leave the copy in
 //! system memory (`migrate/to_system.rs`); a write of the device itself leaves the one in its frame, which is here.
 
-use crate::backend::Backend;
+use super::core::Core;
 use crate::observe::{Counter, Event, EventKind};
 use crate::pages::Page;
 use crate::residency::{TryLock, Word};
 
-impl Backend {
+impl Core {
     /// Leaves a duplicated page to its device alone. Does nothing if somebody is at work on it or it is no duplicate (any more).
     pub(crate) fn drop_system_copy(&self, page: Page) {
         let TryLock::Locked(lock) = self.table.try_lock(page) else {

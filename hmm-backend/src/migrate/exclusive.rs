@@ -7,12 +7,11 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::backend::Backend;
-use crate::fault::retry::Unresolved;
+use super::core::Core;
 use crate::memory::{EngineError, Run};
 use crate::observe::Counter;
 use crate::pages::time::Tick;
-use crate::pages::{DeviceId, Frame, Page, PageRange};
+use crate::pages::{DeviceId, FaultError, Frame, Page, PageRange};
 use crate::residency::{FolioLock, Residency, TryLock, Word};
 
 fn run(lock: &FolioLock<'_>) -> Run {
@@ -25,23 +24,23 @@ fn run(lock: &FolioLock<'_>) -> Run {
     }
 }
 
-impl Backend {
+impl Core {
     /// Gives a device a page of system memory for itself, until the tick at least. An error if that cannot be done just now.
     pub(crate) fn make_exclusive(
         &self,
         device: DeviceId,
         page: Page,
         until: Tick,
-    ) -> Result<(), Unresolved> {
+    ) -> Result<(), FaultError> {
         let TryLock::Locked(lock) = self.table.try_lock(page) else {
-            return Err(Unresolved::Retry);
+            return Err(FaultError::Retry);
         };
         if lock.word().residency() != Residency::System || lock.word().pins() > 0 {
-            return Err(Unresolved::Retry);
+            return Err(FaultError::Retry);
         }
         let mut pieces = Vec::new();
         lock.carve(&|range| range.contains(page).into(), &mut pieces);
-        let mut taken = Err(Unresolved::Retry);
+        let mut taken = Err(FaultError::Retry);
         for mut lock in pieces {
             self.invalidate_mirrors(std::iter::once(&mut lock));
             let run = run(&lock);
@@ -52,7 +51,7 @@ impl Backend {
                 // What may be in the way there, so that the next attempt finds none.
                 let _ = self.exclusive.forget(run.frame, run.pages);
                 if error == EngineError::NoMemory {
-                    taken = Err(Unresolved::OutOfMemory);
+                    taken = Err(FaultError::OutOfMemory);
                 }
                 continue;
             }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::watch::{tell, tell_finalized, told};
-use super::{Finalized, Reason, Step, Watch, count_of, runs};
-use crate::backend::Backend;
+use super::core::Core;
+use super::device::{Allocation, Device};
+use super::phases::{Finalized, Reason, count_of, runs};
+use super::watch::{Step, Watch, tell, tell_finalized, told};
 use crate::memory::{Fill, Run};
-use crate::migrate::{Allocation, Device};
 use crate::observe::{Cause, Counter, Direction, Event, EventKind};
 use crate::pages::time::Tick;
 use crate::pages::{
@@ -57,7 +57,7 @@ impl<'b> Target<'b> {
 
 /// Phase *collected*: source pages are locked, frames allocated; nothing has moved.
 pub struct ToDevice<'b> {
-    backend: &'b Backend,
+    core: &'b Core,
     device: &'b Device,
     targets: Vec<Target<'b>>,
     reason: Reason,
@@ -69,7 +69,7 @@ pub struct CopiedToDevice<'b>(ToDevice<'b>);
 
 /// Phase *committed*: the residency says device; the pages are still locked.
 pub struct CommittedToDevice<'b> {
-    backend: &'b Backend,
+    core: &'b Core,
     device: DeviceId,
     folios: Vec<FolioLock<'b>>,
     reason: Reason,
@@ -81,7 +81,7 @@ impl<'b> ToDevice<'b> {
     /// large as alignment and free memory permit. Skipped: pages somebody works on, pinned and held pages,
     /// pages that are not in system memory, and what finds no frame. `None` if nothing is left.
     pub(crate) fn collect(
-        backend: &'b Backend,
+        core: &'b Core,
         device: &'b Device,
         wanted: impl IntoIterator<Item = (Block, PageSet)>,
         reason: Reason,
@@ -92,21 +92,21 @@ impl<'b> ToDevice<'b> {
             let mut left = pages;
             while let Some(index) = left.first() {
                 left.remove(index);
-                if let Some(lock) = backend.lock_for_device(block.page(index), reason.cause) {
+                if let Some(lock) = core.lock_for_device(block.page(index), reason.cause) {
                     left = left.difference(&PageSet::of(lock.range()));
                     lock.carve(&|range| pages.count_of(range), &mut locks);
                 }
             }
             // A folio has one permission.
             let read_only: Vec<_> = locks.extract_if(.., |l| l.word().read_only()).collect();
-            allocate(backend, device, block, locks, &mut targets);
+            allocate(core, device, block, locks, &mut targets);
             if !read_only.is_empty() {
-                allocate(backend, device, block, read_only, &mut targets);
+                allocate(core, device, block, read_only, &mut targets);
                 targets.sort_by_key(|t| t.allocation.folio.page);
             }
         }
         (!targets.is_empty()).then_some(ToDevice {
-            backend,
+            core,
             device,
             targets,
             reason,
@@ -165,7 +165,7 @@ impl<'b> ToDevice<'b> {
     fn runs(&self, with_contents: bool) -> impl Iterator<Item = Run> + '_ {
         let pieces = self.targets.iter();
         runs(
-            self.backend.guest.reach(),
+            self.core.guest.reach(),
             pieces.flat_map(move |t| t.pieces(with_contents)),
         )
     }
@@ -185,9 +185,9 @@ impl<'b> ToDevice<'b> {
     pub fn copy(mut self) -> Result<CopiedToDevice<'b>, MigrateError> {
         self.tell(Step::BeforeCopy)?;
         let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
-        self.backend.invalidate_mirrors(locks);
+        self.core.invalidate_mirrors(locks);
         let mut failed = Vec::new();
-        let guest = &self.backend.guest;
+        let guest = &self.core.guest;
         let mut fail = |run: Run, at| failed.push(run.page.plus(at));
         if let Some(memory) = &self.device.memory {
             for run in self.runs(true) {
@@ -207,7 +207,7 @@ impl<'b> ToDevice<'b> {
             }
         }
         if !failed.is_empty() {
-            self.backend
+            self.core
                 .recorder
                 .add(Counter::PagesSkippedBusy, failed.len() as u64);
             self.leave_behind(&failed);
@@ -249,10 +249,10 @@ impl<'b> CopiedToDevice<'b> {
 
     /// Makes the frames the pages' place.
     pub fn commit(mut self) -> CommittedToDevice<'b> {
-        let until = Tick::end_of_hold(self.0.backend.clock.now(), self.0.reason.hold);
+        let until = Tick::end_of_hold(self.0.core.clock.now(), self.0.reason.hold);
         let targets = std::mem::take(&mut self.0.targets);
         let committed = CommittedToDevice {
-            backend: self.0.backend,
+            core: self.0.core,
             device: self.0.device.id,
             folios: targets
                 .into_iter()
@@ -271,7 +271,7 @@ impl<'b> CopiedToDevice<'b> {
 /// Finds frames for these pages, in folios as large as alignment and free memory permit; lets go of those that
 /// find none.
 fn allocate<'b>(
-    backend: &'b Backend,
+    core: &'b Core,
     device: &'b Device,
     block: Block,
     mut locks: Vec<FolioLock<'b>>,
@@ -290,7 +290,7 @@ fn allocate<'b>(
             let fits = (run.end - at).ilog2() as u8;
             let mut order = fits.min(at.trailing_zeros().min(MAX_ORDER.into()) as u8);
             let allocation = loop {
-                if let Some(a) = Allocation::new(device, page, order, &backend.recorder) {
+                if let Some(a) = Allocation::new(device, page, order, &core.recorder) {
                     break a;
                 }
                 // Memory is fragmented or short: smaller folios, then fewer pages.
@@ -332,7 +332,7 @@ fn make_resident<'b>(target: Target<'b>, device: &Device, until: Tick) -> FolioL
 impl Drop for CopiedToDevice<'_> {
     /// Rolls back: the contents return to where they were.
     fn drop(&mut self) {
-        let now = self.0.backend.clock.now();
+        let now = self.0.core.clock.now();
         let until = Tick::end_of_hold(now, std::time::Duration::ZERO);
         let Some(memory) = &self.0.device.memory else {
             // Coherent: nothing was taken away. CPUs may have written to holes since they were filled.
@@ -347,7 +347,7 @@ impl Drop for CopiedToDevice<'_> {
         };
         let mut stuck = Vec::new();
         for run in self.0.runs(true) {
-            self.0.backend.guest.take_rollback(run, memory, |at| {
+            self.0.core.guest.take_rollback(run, memory, |at| {
                 stuck.push(run.page.plus(at));
             });
         }
@@ -379,7 +379,7 @@ impl CommittedToDevice<'_> {
     }
 
     fn publish(&mut self) -> u32 {
-        let recorder = &self.backend.recorder;
+        let recorder = &self.core.recorder;
         let mut pages = 0;
         let told = told(&self.watch, self.folios.iter().map(FolioLock::range));
         for folio in std::mem::take(&mut self.folios) {
@@ -390,7 +390,7 @@ impl CommittedToDevice<'_> {
                 recorder.event(|| Event {
                     device: Some(self.device),
                     cause: Some(cause),
-                    ..Event::new(self.backend.clock.now(), EventKind::ToDevice, part)
+                    ..Event::new(self.core.clock.now(), EventKind::ToDevice, part)
                 });
             }
         }
@@ -406,7 +406,28 @@ impl Drop for CommittedToDevice<'_> {
     }
 }
 
-impl Backend {
+/// Migrates what can be of these pages of ascending blocks through the device's driver: every migration to a device goes
+/// through this. Returns how many moved.
+pub(crate) fn to_device(
+    core: &Core,
+    device: &Device,
+    wanted: impl IntoIterator<Item = (Block, PageSet)>,
+    reason: Reason,
+) -> u64 {
+    let Some(migration) = ToDevice::collect(core, device, wanted, reason) else {
+        return 0;
+    };
+    let first = migration.folios().next().map_or(Page(0), |f| f.page);
+    let now = core.clock.now();
+    // An error has rolled everything back: to the caller, nothing moved.
+    core.driver_calls
+        .call(device, first, now, |driver| {
+            driver.migrate_to_device(migration)
+        })
+        .map_or(0, |done| done.pages.into())
+}
+
+impl Core {
     /// Locks a page's folio if it can go to a device: private system memory, unpinned, not held; or untouched.
     fn lock_for_device(&self, page: Page, cause: Cause) -> Option<FolioLock<'_>> {
         // Looked at first without the lock, so as not to disturb pages that are on a device already.

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::watch::{tell, tell_finalized, told};
-use super::{Finalized, Reason, Step, Watch, count_of, runs};
-use crate::backend::Backend;
+use super::core::Core;
+use super::device::Device;
+use super::phases::{Finalized, Reason, count_of, runs};
+use super::watch::{Step, Watch, tell, tell_finalized, told};
 use crate::memory::EngineError;
-use crate::migrate::Device;
 use crate::observe::{Cause, Counter, Direction, Event, EventKind};
 use crate::pages::time::Tick;
 use crate::pages::{Block, DeviceFolio, DeviceId, FaultError, Page, PageRange, PageSet};
@@ -28,7 +28,7 @@ impl<'b> Source<'b> {
     /// says how many pages of a range are wanted.
     pub(crate) fn carve(
         mut self,
-        backend: &'b Backend,
+        core: &'b Core,
         device: &Device,
         wanted: &impl Fn(PageRange) -> u32,
         out: &mut Vec<Source<'b>>,
@@ -37,15 +37,15 @@ impl<'b> Source<'b> {
         if count == self.folio.pages() {
             out.push(self);
         } else if count > 0 {
-            let upper = self.halve(backend, device);
-            self.carve(backend, device, wanted, out);
-            upper.carve(backend, device, wanted, out);
+            let upper = self.halve(core, device);
+            self.carve(core, device, wanted, out);
+            upper.carve(core, device, wanted, out);
         }
     }
 
     /// Keeps the lower half, returns the upper one.
-    fn halve(&mut self, backend: &Backend, device: &Device) -> Source<'b> {
-        let (lower, upper) = device.halve(self.folio, true, &backend.recorder);
+    fn halve(&mut self, core: &Core, device: &Device) -> Source<'b> {
+        let (lower, upper) = device.halve(self.folio, true, &core.recorder);
         self.folio = lower;
         Source {
             lock: self.lock.halve(),
@@ -56,7 +56,7 @@ impl<'b> Source<'b> {
 
 /// Phase *collected*: device folios are locked; nothing has moved.
 pub struct ToSystem<'b> {
-    backend: &'b Backend,
+    core: &'b Core,
     device: &'b Device,
     sources: Vec<Source<'b>>,
     reason: Reason,
@@ -77,13 +77,13 @@ type Group<'b> = (&'b Arc<Device>, Vec<Source<'b>>);
 /// Locks the folios of these pages that are in device memory, cut so that nothing else moves with them,
 /// grouped by device. Skips folios that somebody works on, and those that `take` says no to.
 pub(crate) fn collect_to_system<'b>(
-    backend: &'b Backend,
+    core: &'b Core,
     wanted: impl IntoIterator<Item = (Block, PageSet)>,
     take: Take,
 ) -> Vec<Group<'b>> {
     let mut groups = Vec::new();
     for (block, pages) in wanted {
-        collect_block(backend, block, &pages, take, &mut groups);
+        collect_block(core, block, &pages, take, &mut groups);
     }
     groups
 }
@@ -99,7 +99,7 @@ pub(crate) enum Take {
 }
 
 fn collect_block<'b>(
-    backend: &'b Backend,
+    core: &'b Core,
     block: Block,
     pages: &PageSet,
     take: Take,
@@ -108,7 +108,7 @@ fn collect_block<'b>(
     let mut left = *pages;
     while let Some(index) = left.first() {
         left.remove(index);
-        let Some((device, source)) = backend.lock_device_folio(block.page(index)) else {
+        let Some((device, source)) = core.lock_device_folio(block.page(index)) else {
             continue;
         };
         left = left.difference(&PageSet::of(source.lock.range()));
@@ -116,12 +116,9 @@ fn collect_block<'b>(
             continue;
         }
         if take == Take::SingleAndFree
-            && device
-                .held(source.folio.frame, backend.clock.now())
-                .is_some()
+            && device.held(source.folio.frame, core.clock.now()).is_some()
         {
-            backend
-                .recorder
+            core.recorder
                 .add(Counter::PagesSkippedHeld, source.folio.pages().into());
             continue;
         }
@@ -132,13 +129,13 @@ fn collect_block<'b>(
                 &mut groups.last_mut().expect("just pushed").1
             }
         };
-        source.carve(backend, device, &|range| pages.count_of(range), group);
+        source.carve(core, device, &|range| pages.count_of(range), group);
     }
 }
 
 impl<'b> ToSystem<'b> {
     pub(crate) fn new(
-        backend: &'b Backend,
+        core: &'b Core,
         device: &'b Device,
         sources: Vec<Source<'b>>,
         reason: Reason,
@@ -147,7 +144,7 @@ impl<'b> ToSystem<'b> {
         // A device that goes away cannot keep anything; coherent memory has nothing to duplicate.
         let keeps_frames = reason.duplicate && device.memory.is_some() && !device.detaching();
         ToSystem {
-            backend,
+            core,
             device,
             sources,
             reason,
@@ -223,7 +220,7 @@ impl<'b> ToSystem<'b> {
     /// Takes the pages away from devices: when it returns, no translation of them is in use.
     pub fn copy(mut self) -> Result<CopiedToSystem<'b>, FaultError> {
         self.tell(Step::BeforeCopy)?;
-        self.backend
+        self.core
             .invalidate_mirrors(self.sources.iter_mut().map(|s| &mut s.lock));
         self.tell(Step::Copied)?;
         Ok(CopiedToSystem(self))
@@ -241,7 +238,7 @@ impl<'b> CopiedToSystem<'b> {
     pub fn commit(self) -> Result<CommittedToSystem<'b>, FaultError> {
         let mut this = self.0;
         let mut failed: Vec<(Page, EngineError)> = Vec::new();
-        let reach = this.backend.guest.reach();
+        let reach = this.core.guest.reach();
         let those = |duplicated: bool| {
             let pieces = this
                 .sources
@@ -257,26 +254,26 @@ impl<'b> CopiedToSystem<'b> {
             for mut run in those(false) {
                 // Nobody may write a duplicate.
                 run.read_only |= this.keeps_frames;
-                this.backend.guest.give(run, memory, |at, error| {
+                this.core.guest.give(run, memory, |at, error| {
                     failed.push((run.page.plus(at), error));
                 });
             }
             // The device reads its copies no more: CPUs may write theirs, and wake up if they wanted to.
             for run in those(true) {
-                this.backend.guest.lift_protection(run);
+                this.core.guest.lift_protection(run);
             }
         }
         // What matters is what became of the page somebody waits for.
         let told = failed.iter().find(|(page, _)| Some(*page) == this.fault);
         if let Some((page, error)) = told.or(failed.first()).copied() {
-            this.backend
+            this.core
                 .recorder
                 .add(Counter::PagesSkippedBusy, failed.len() as u64);
             let failed: Vec<Page> = failed.iter().map(|(page, _)| *page).collect();
             let moves = |range: PageRange| range.len() - count_of(&failed, range);
             let mut moved = Vec::new();
             for source in std::mem::take(&mut this.sources) {
-                source.carve(this.backend, this.device, &moves, &mut moved);
+                source.carve(this.core, this.device, &moves, &mut moved);
             }
             this.sources = moved;
             if this.sources.is_empty() {
@@ -309,13 +306,13 @@ impl CommittedToSystem<'_> {
 
     fn publish(&mut self) -> u32 {
         let ToSystem {
-            backend,
+            core,
             device,
             reason,
             ..
         } = self.0;
-        let recorder = &backend.recorder;
-        let now = backend.clock.now();
+        let recorder = &core.recorder;
+        let now = core.clock.now();
         let until = Tick::end_of_hold(now, reason.hold);
         let mut pages = 0;
         let mut by_cause = [0u64; Cause::ALL.len()];
@@ -380,7 +377,24 @@ impl Drop for CommittedToSystem<'_> {
     }
 }
 
-impl Backend {
+/// Has a device's driver migrate folios to system memory: every migration there goes through this. `fault` is the page
+/// that a thread waits for.
+pub(crate) fn to_system(
+    core: &Core,
+    device: &Device,
+    sources: Vec<Source<'_>>,
+    reason: Reason,
+    fault: Option<Page>,
+) -> Result<Finalized, FaultError> {
+    let first = sources.first().map_or(Page(0), |source| source.lock.head());
+    let now = core.clock.now();
+    let migration = ToSystem::new(core, device, sources, reason, fault);
+    core.driver_calls.call(device, first, now, |driver| {
+        driver.migrate_to_ram(migration)
+    })
+}
+
+impl Core {
     /// Locks the folio of a page that is in device memory, unless somebody works on it.
     pub(crate) fn lock_device_folio(&self, page: Page) -> Option<(&Arc<Device>, Source<'_>)> {
         // Looked at first without the lock, so as not to disturb pages of other kinds.

@@ -1,5 +1,6 @@
 //! What a user of the backend asks for besides faults: one verb a file.
 
+mod detach;
 mod free;
 mod migrate;
 mod pin;
@@ -7,4 +8,9 @@ mod poison;
 mod protect;
 pub mod snapshot;
 
+pub(crate) use detach::detach;
+pub(crate) use free::guest_freed;
+pub(crate) use migrate::{migrate_to_device, migrate_to_system};
 pub use pin::Pinned;
+pub(crate) use poison::memory_failure;
+pub(crate) use protect::set_read_only;

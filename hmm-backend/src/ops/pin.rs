@@ -2,66 +2,39 @@
 
 use std::sync::Arc;
 
-use crate::backend::Backend;
+use crate::fault::Faults;
+use crate::migrate::Core;
 use crate::observe::{Event, EventKind};
 use crate::pages::{Access, Error, PAGE_SIZE, Page, PageRange};
 use crate::residency::{PinError, Residency};
 
 /// Pages kept in system memory. Dropping it lets them migrate again.
 pub struct Pinned {
-    backend: Arc<Backend>,
+    faults: Arc<Faults>,
     range: PageRange,
 }
 
-impl Backend {
-    /// Brings pages into system memory, filling untouched ones, and keeps them there while the guard lives.
-    /// Device pages cannot be pinned where they are: they migrate first. The calling thread sleeps as long
-    /// as that takes, so never call it from a driver.
-    pub fn pin(self: &Arc<Self>, range: PageRange) -> Result<Pinned, Error> {
-        self.check_range(range)?;
+impl Pinned {
+    /// See [`crate::Backend::pin`].
+    pub(crate) fn new(faults: &Arc<Faults>, range: PageRange) -> Result<Pinned, Error> {
+        let core = &faults.core;
+        core.check_range(range)?;
         // Grows with each page, so that an error lets go of exactly the pages pinned so far.
         let mut pinned = Pinned {
-            backend: self.clone(),
+            faults: faults.clone(),
             range: PageRange::new(range.start, range.start),
         };
         for page in range.pages() {
-            self.pin_page(page)?;
+            pin_page(faults, page)?;
             pinned.range.end = page.plus(1);
         }
-        self.recorder
-            .event(|| Event::new(self.clock.now(), EventKind::Pinned, range));
+        core.recorder
+            .event(|| Event::new(core.clock.now(), EventKind::Pinned, range));
         Ok(pinned)
     }
-
-    fn pin_page(&self, page: Page) -> Result<(), Error> {
-        loop {
-            match self.table.pin(page) {
-                Ok(()) => return Ok(()),
-                Err(PinError::TooMany) => return Err(Error::TooManyPins(page)),
-                Err(PinError::InFolio) => self.single_out(page),
-                // Between fault-in and pin the page may leave again: then once more.
-                Err(PinError::NotNow) => self
-                    .fault_in(page, Access::Write, None)
-                    .map_err(|cause| Error::Fatal { page, cause })?,
-            }
-        }
-    }
-}
-
-impl Backend {
-    /// Cuts the folio of a page that is in system memory, so that the page is single.
-    fn single_out(&self, page: Page) {
-        let lock = self.lock_waiting(page);
-        if lock.word().residency() == Residency::System {
-            lock.carve(&|range| range.contains(page).into(), &mut Vec::new());
-        }
-    }
-}
-
-impl Pinned {
     /// Host address of the first byte; the pages are neighbours and present while the guard lives.
     pub fn host(&self) -> *mut u8 {
-        let (base, _) = self.backend.host_memory();
+        let base = self.faults.core.guest.mapping().start() as *mut u8;
         base.wrapping_add(self.range.start.offset() as usize)
     }
 
@@ -79,12 +52,31 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let backend = &self.backend;
-        backend
-            .recorder
-            .event(|| Event::new(backend.clock.now(), EventKind::Unpinned, self.range));
-        self.range
-            .pages()
-            .for_each(|page| self.backend.table.unpin(page));
+        let core = &self.faults.core;
+        core.recorder
+            .event(|| Event::new(core.clock.now(), EventKind::Unpinned, self.range));
+        self.range.pages().for_each(|page| core.table.unpin(page));
+    }
+}
+
+fn pin_page(faults: &Faults, page: Page) -> Result<(), Error> {
+    loop {
+        match faults.core.table.pin(page) {
+            Ok(()) => return Ok(()),
+            Err(PinError::TooMany) => return Err(Error::TooManyPins(page)),
+            Err(PinError::InFolio) => single_out(&faults.core, page),
+            // Between fault-in and pin the page may leave again: then once more.
+            Err(PinError::NotNow) => faults
+                .fault_in(page, Access::Write, None)
+                .map_err(|cause| Error::Fatal { page, cause })?,
+        }
+    }
+}
+
+/// Cuts the folio of a page that is in system memory, so that the page is single.
+fn single_out(core: &Core, page: Page) {
+    let lock = core.lock_waiting(page);
+    if lock.word().residency() == Residency::System {
+        lock.carve(&|range| range.contains(page).into(), &mut Vec::new());
     }
 }

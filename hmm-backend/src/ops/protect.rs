@@ -1,75 +1,70 @@
 //! Read-only pages: neither CPUs nor devices may write them.
 
-use crate::backend::Backend;
+use crate::migrate::Core;
 use crate::pages::{Error, PageRange};
 use crate::residency::{FolioLock, Residency};
 
-impl Backend {
-    /// Takes the right to write these pages away from CPUs and devices, or gives it back. A CPU that writes all the same
-    /// takes a fatal fault, a device gets [`crate::MirrorError::Permission`]. The permission belongs to the page
-    /// wherever its contents are, also after a free. Waits for pages in motion; ends exclusive access. Shared memory
-    /// is refused: others may have it mapped.
-    pub fn set_read_only(&self, range: PageRange, read_only: bool) -> Result<(), Error> {
-        self.check_range(range)?;
-        if let Some(shared) = range.pages().find(|page| self.guest.is_shared(*page)) {
-            return Err(Error::Shared(shared));
-        }
-        for part in range.split_by_block() {
-            let mut page = part.start;
-            while page < part.end {
-                let mut lock = self.lock_waiting(page);
-                let next = lock.range().end.min(part.end);
-                if matches!(lock.word().residency(), Residency::Exclusive(_)) {
-                    self.revoke(lock).map_err(|error| Error::Protect {
-                        page,
-                        error: error.to_string(),
-                    })?;
-                    continue;
-                }
-                // A folio has one permission: only what changes stays in it.
-                let inside = |range: PageRange| range.overlap(part);
-                let mut pieces = Vec::new();
-                if lock.word().read_only() == read_only {
-                    drop(lock);
-                } else if lock.word().residency().device().is_some() {
-                    self.invalidate_mirrors(std::iter::once(&mut lock));
-                    if let Some((device, source)) = self.device_source(lock) {
-                        let mut sources = Vec::new();
-                        source.carve(self, device, &inside, &mut sources);
-                        pieces.extend(sources.into_iter().map(|source| source.lock));
-                    }
-                } else {
-                    self.invalidate_mirrors(std::iter::once(&mut lock));
-                    lock.carve(&inside, &mut pieces);
-                }
-                for piece in pieces {
-                    self.change_permission(piece, read_only)?;
-                }
-                page = next;
-            }
-        }
-        Ok(())
+/// See [`crate::Backend::set_read_only`].
+pub(crate) fn set_read_only(core: &Core, range: PageRange, read_only: bool) -> Result<(), Error> {
+    core.check_range(range)?;
+    if let Some(shared) = range.pages().find(|page| core.guest.is_shared(*page)) {
+        return Err(Error::Shared(shared));
     }
-
-    fn change_permission(&self, mut lock: FolioLock<'_>, read_only: bool) -> Result<(), Error> {
-        let residency = lock.word().residency();
-        // Duplicates are protected in any case.
-        if residency.reached_by_cpus() && !residency.duplicated() {
-            // A writer that faults in between finds the lock and waits for the new word.
-            self.guest
-                .protect(lock.range(), read_only)
-                .map_err(|error| Error::Protect {
-                    page: lock.head(),
+    for part in range.split_by_block() {
+        let mut page = part.start;
+        while page < part.end {
+            let mut lock = core.lock_waiting(page);
+            let next = lock.range().end.min(part.end);
+            if matches!(lock.word().residency(), Residency::Exclusive(_)) {
+                core.revoke(lock).map_err(|error| Error::Protect {
+                    page,
                     error: error.to_string(),
                 })?;
+                continue;
+            }
+            // A folio has one permission: only what changes stays in it.
+            let inside = |range: PageRange| range.overlap(part);
+            let mut pieces = Vec::new();
+            if lock.word().read_only() == read_only {
+                drop(lock);
+            } else if lock.word().residency().device().is_some() {
+                core.invalidate_mirrors(std::iter::once(&mut lock));
+                if let Some((device, source)) = core.device_source(lock) {
+                    let mut sources = Vec::new();
+                    source.carve(core, device, &inside, &mut sources);
+                    pieces.extend(sources.into_iter().map(|source| source.lock));
+                }
+            } else {
+                core.invalidate_mirrors(std::iter::once(&mut lock));
+                lock.carve(&inside, &mut pieces);
+            }
+            for piece in pieces {
+                change_permission(core, piece, read_only)?;
+            }
+            page = next;
         }
-        lock.set_read_only(read_only);
-        let range = lock.range();
-        drop(lock);
-        if !read_only {
-            // A CPU whose write was refused sleeps on, also where the page is not present.
-            self.guest.wake_range(range);
-        }
-        Ok(())
     }
+    Ok(())
+}
+
+fn change_permission(core: &Core, mut lock: FolioLock<'_>, read_only: bool) -> Result<(), Error> {
+    let residency = lock.word().residency();
+    // Duplicates are protected in any case.
+    if residency.reached_by_cpus() && !residency.duplicated() {
+        // A writer that faults in between finds the lock and waits for the new word.
+        core.guest
+            .protect(lock.range(), read_only)
+            .map_err(|error| Error::Protect {
+                page: lock.head(),
+                error: error.to_string(),
+            })?;
+    }
+    lock.set_read_only(read_only);
+    let range = lock.range();
+    drop(lock);
+    if !read_only {
+        // A CPU whose write was refused sleeps on, also where the page is not present.
+        core.guest.wake_range(range);
+    }
+    Ok(())
 }

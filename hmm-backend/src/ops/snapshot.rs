@@ -1,6 +1,6 @@
 //! Where pages are, one byte each, as test_hmm's `SNAPSHOT` command reports it: the view of one device.
 
-use crate::backend::Backend;
+use crate::migrate::Core;
 use crate::pages::{DeviceId, Error, MAX_ORDER, PageRange};
 use crate::residency::Residency;
 
@@ -27,37 +27,34 @@ pub const EXCLUSIVE_REMOTE: u8 = 0x70;
 /// The contents are lost.
 pub const ERROR: u8 = 0xff;
 
-impl Backend {
-    /// One byte for each page of the range, as `viewer` sees it. Each byte is true at some moment during
-    /// the call.
-    pub fn snapshot(&self, viewer: DeviceId, range: PageRange) -> Result<Vec<u8>, Error> {
-        self.check_range(range)?;
-        let place = |device, local, remote| if device == viewer { local } else { remote };
-        let byte = |page| {
-            let word = self.table.word(page);
-            let permission = if word.read_only() { READ } else { WRITE };
-            match word.residency() {
-                Residency::Untouched => NONE,
-                Residency::System => permission,
-                Residency::Device { device, order, .. } => {
-                    let large = if order == MAX_ORDER { LARGE } else { 0 };
-                    place(device, DEVICE_LOCAL, DEVICE_REMOTE) | permission | large
-                }
-                Residency::Coherent { device, order, .. } => {
-                    let large = if order == MAX_ORDER { LARGE } else { 0 };
-                    place(device, COHERENT_LOCAL, COHERENT_REMOTE) | permission | large
-                }
-                Residency::Duplicated { device, order, .. } if device == viewer => {
-                    let large = if order == MAX_ORDER { LARGE } else { 0 };
-                    DEVICE_LOCAL | READ | large
-                }
-                Residency::Duplicated { .. } => READ,
-                Residency::Exclusive(device) => {
-                    place(device, EXCLUSIVE_LOCAL, EXCLUSIVE_REMOTE) | permission
-                }
-                Residency::Poisoned => ERROR,
+/// See [`crate::Backend::snapshot`].
+pub(crate) fn take(core: &Core, viewer: DeviceId, range: PageRange) -> Result<Vec<u8>, Error> {
+    core.check_range(range)?;
+    let place = |device, local, remote| if device == viewer { local } else { remote };
+    let byte = |page| {
+        let word = core.table.word(page);
+        let permission = if word.read_only() { READ } else { WRITE };
+        match word.residency() {
+            Residency::Untouched => NONE,
+            Residency::System => permission,
+            Residency::Device { device, order, .. } => {
+                let large = if order == MAX_ORDER { LARGE } else { 0 };
+                place(device, DEVICE_LOCAL, DEVICE_REMOTE) | permission | large
             }
-        };
-        Ok(range.pages().map(byte).collect())
-    }
+            Residency::Coherent { device, order, .. } => {
+                let large = if order == MAX_ORDER { LARGE } else { 0 };
+                place(device, COHERENT_LOCAL, COHERENT_REMOTE) | permission | large
+            }
+            Residency::Duplicated { device, order, .. } if device == viewer => {
+                let large = if order == MAX_ORDER { LARGE } else { 0 };
+                DEVICE_LOCAL | READ | large
+            }
+            Residency::Duplicated { .. } => READ,
+            Residency::Exclusive(device) => {
+                place(device, EXCLUSIVE_LOCAL, EXCLUSIVE_REMOTE) | permission
+            }
+            Residency::Poisoned => ERROR,
+        }
+    };
+    Ok(range.pages().map(byte).collect())
 }

@@ -1,8 +1,9 @@
 //! The fault service: threads that read userfaultfd messages and serve them; and the same by call, for replays.
 
-mod model;
+mod by_call;
+mod fault_service;
 mod watchdog;
 mod worker;
 
-pub use model::ModelBackend;
-pub use worker::{FaultService, ServiceConfig};
+pub(crate) use by_call::serve_by_call;
+pub use fault_service::{FaultService, ServiceConfig};

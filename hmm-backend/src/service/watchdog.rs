@@ -6,12 +6,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
-use crate::backend::Backend;
+use super::worker::WorkerSpawner;
+use crate::fault::Faults;
 use crate::host::limits::{Refusal, Resource};
-use crate::migrate::driver_calls::SlowCall;
+use crate::migrate::SlowCall;
 use crate::observe::{Counter, EventKind};
 use crate::pages::Error;
-use crate::service::worker::{ServiceConfig, WorkerSpawner};
 
 /// Most threads that stand in for others: each costs memory, and a driver that blocks so many calls blocks
 /// everything.
@@ -38,19 +38,20 @@ struct Shared {
 }
 
 /// The service threads with the thread that watches over them.
-pub(crate) struct ServiceWatch {
+pub(crate) struct Watchdog {
     shared: Arc<Shared>,
     watcher: Option<JoinHandle<()>>,
 }
 
-impl ServiceWatch {
+impl Watchdog {
     pub(crate) fn start(
         spawner: WorkerSpawner,
-        config: ServiceConfig,
-    ) -> Result<ServiceWatch, Error> {
+        cpus: Vec<Option<usize>>,
+        slow_driver: Duration,
+    ) -> Result<Watchdog, Error> {
         let shared = Arc::new(Shared {
             spawner,
-            limit: config.slow_driver,
+            limit: slow_driver,
             threads: Mutex::new(Threads {
                 running: Vec::new(),
                 ended: Vec::new(),
@@ -59,11 +60,11 @@ impl ServiceWatch {
             }),
             changed: Condvar::new(),
         });
-        let mut watch = ServiceWatch {
+        let mut watch = Watchdog {
             shared: shared.clone(),
             watcher: None,
         };
-        for (i, cpu) in config.threads.into_iter().enumerate() {
+        for (i, cpu) in cpus.into_iter().enumerate() {
             let started = shared.spawn(&mut shared.threads(), format!("hmm-fault{i}"), cpu);
             if let Err(error) = started {
                 watch.stop();
@@ -96,7 +97,7 @@ impl ServiceWatch {
         threads.stopping = true;
         let told = shared.spawner.stop.ring().is_ok();
         shared.changed.notify_all();
-        let calls = &shared.spawner.backend.driver_calls;
+        let calls = &shared.spawner.faults.core.driver_calls;
         loop {
             let all = std::mem::take(&mut threads.running);
             let (ended, running): (Vec<_>, Vec<_>) = all
@@ -174,7 +175,7 @@ impl Shared {
             // A policy may take its time: nobody is to wait for it with the threads locked.
             drop(threads);
             self.spawner.report_host_failure();
-            let next_tick = self.spawner.backend.tick_policies();
+            let next_tick = self.spawner.faults.tick_policies();
             threads = self.threads();
             if !threads.stopping {
                 threads = self.wait(threads, next_tick);
@@ -184,13 +185,15 @@ impl Shared {
 
     /// Reports the calls that have become slow.
     fn report(&self, _: &mut Threads) -> Vec<SlowCall> {
-        let backend: &Backend = &self.spawner.backend;
-        let now = backend.now();
-        let slow = backend.driver_calls.newly_slow(now, self.limit);
+        let faults: &Faults = &self.spawner.faults;
+        let now = faults.core.clock.now();
+        let slow = faults.core.driver_calls.newly_slow(now, self.limit);
         for call in &slow {
-            backend.recorder.add(Counter::SlowDriverCalls, 1);
+            faults.core.recorder.add(Counter::SlowDriverCalls, 1);
             let latency = now.saturating_sub(call.since);
-            backend.fault_event(EventKind::SlowDriver, call.page, Some(call.device), latency);
+            faults
+                .core
+                .page_event(EventKind::SlowDriver, call.page, Some(call.device), latency);
         }
         slow
     }

@@ -12,89 +12,38 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::backend::Backend;
-use crate::fault::fatal::FatalFault;
-use crate::fault::queue::{Deferred, Fault, sort_and_deduplicate};
-use crate::fault::retry::{Attempts, Unresolved};
+use crate::fault::{
+    Attempts, Deferred, FatalFault, Fault, Faults, Unresolved, sort_and_deduplicate,
+};
 use crate::host::doorbell::Doorbell;
 use crate::host::limits::{Refusal, Resource};
 use crate::host::patience::Patience;
 use crate::memory::{BATCH, FaultMessage, Uffd};
 use crate::observe::{Counter, Event, EventKind, Toucher};
 use crate::pages::{Access, Block, Error, FatalCause, Page, PageRange, PageSet};
-use crate::service::watchdog::ServiceWatch;
-
-/// How many service threads, and where they run.
-#[derive(Clone, Debug)]
-pub struct ServiceConfig {
-    /// A thread for each entry, bound to that host CPU if one is given. A fault is answered fastest by a
-    /// thread on the CPU of the vCPU that took it: waking an idle CPU is what costs.
-    pub threads: Vec<Option<usize>>,
-    /// A driver's call that takes longer is reported (counter `slow_driver_calls`, event `SlowDriver`), and if it keeps
-    /// a service thread, another thread stands in, so that only the pages of that call wait.
-    pub slow_driver: Duration,
-}
-
-impl Default for ServiceConfig {
-    fn default() -> Self {
-        ServiceConfig {
-            threads: vec![None],
-            slow_driver: Duration::from_secs(1),
-        }
-    }
-}
-
-/// The running service. Dropping it stops the threads after they have served what they have read; stop
-/// everything that can fault first.
-pub struct FaultService {
-    watch: ServiceWatch,
-}
 
 pub(crate) type OnFatal = dyn Fn(FatalFault) + Send + Sync;
 
-impl Backend {
-    /// Starts serving CPU faults. `on_fatal` is called from a service thread when a page cannot be
-    /// supplied.
-    pub fn start_service(
-        self: &Arc<Self>,
-        config: ServiceConfig,
-        on_fatal: impl Fn(FatalFault) + Send + Sync + 'static,
-    ) -> Result<FaultService, Error> {
-        if config.threads.is_empty() {
-            return Err(Error::Service("no threads; configure at least one".into()));
-        }
-        let on_fatal: Arc<OnFatal> = Arc::new(on_fatal);
-        let stop = Doorbell::new().map_err(|error| Error::Event(error.into()))?;
-        let spawn = WorkerSpawner {
-            backend: self.clone(),
-            stop: Arc::new(stop),
-            on_fatal,
-        };
-        let watch = ServiceWatch::start(spawn, config)?;
-        Ok(FaultService { watch })
-    }
-}
-
 /// What service threads are made of.
 pub(crate) struct WorkerSpawner {
-    pub(crate) backend: Arc<Backend>,
+    pub(crate) faults: Arc<Faults>,
     pub(crate) stop: Arc<Doorbell>,
-    on_fatal: Arc<OnFatal>,
+    pub(super) on_fatal: Arc<OnFatal>,
 }
 
 impl WorkerSpawner {
     /// Tells the service's user if the host has refused a call without which CPUs or devices may wait for ever.
     pub(crate) fn report_host_failure(&self) {
-        if let Some(failure) = self.backend.guest.host_failures().unreported() {
+        if let Some(failure) = self.faults.core.guest.host_failures().unreported() {
             let cause = FatalCause::HostFailed(failure.to_string());
-            (self.on_fatal)(about_no_page(&self.backend, cause));
+            (self.on_fatal)(about_no_page(&self.faults, cause));
         }
     }
 
     /// Tells the service's user that the thread that watches over the service has panicked.
     pub(crate) fn report_panic(&self) {
         let cause = FatalCause::ServiceDied("the thread hmm-watch panicked".into());
-        (self.on_fatal)(about_no_page(&self.backend, cause));
+        (self.on_fatal)(about_no_page(&self.faults, cause));
     }
 
     /// Starts a service thread, bound to a CPU if one is given; calls `ended` when it has ended.
@@ -105,7 +54,7 @@ impl WorkerSpawner {
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<JoinHandle<()>, Error> {
         let mut worker = Worker {
-            backend: self.backend.clone(),
+            faults: self.faults.clone(),
             stop: self.stop.clone(),
             on_fatal: self.on_fatal.clone(),
             deferred: BinaryHeap::new(),
@@ -131,12 +80,6 @@ impl WorkerSpawner {
             )));
         }
         Ok(thread)
-    }
-}
-
-impl Drop for FaultService {
-    fn drop(&mut self) {
-        self.watch.stop();
     }
 }
 
@@ -181,7 +124,7 @@ const SPECULATION_QUEUE: usize = 32;
 const SPECULATION_PAGES: usize = 128;
 
 struct Worker {
-    backend: Arc<Backend>,
+    faults: Arc<Faults>,
     stop: Arc<Doorbell>,
     on_fatal: Arc<OnFatal>,
     deferred: BinaryHeap<Deferred>,
@@ -198,18 +141,18 @@ impl Worker {
             Err(_) => "a fault service thread panicked".to_string(),
         };
         let cause = FatalCause::ServiceDied(cause);
-        (self.on_fatal)(about_no_page(&self.backend, cause));
+        (self.on_fatal)(about_no_page(&self.faults, cause));
     }
 
     fn run(&mut self) -> io::Result<()> {
-        let shards = self.backend.guest.shards();
+        let shards = self.faults.core.guest.shards();
         let poll_in = |fd| libc::pollfd {
             fd,
             events: libc::POLLIN,
             revents: 0,
         };
         let mut fds: Vec<_> = shards.iter().map(|s| poll_in(s.as_raw_fd())).collect();
-        fds.push(poll_in(self.backend.wishes.fd()));
+        fds.push(poll_in(self.faults.wishes.fd()));
         fds.push(poll_in(self.stop.as_raw_fd()));
         let mut messages = Vec::with_capacity(BATCH);
         let mut interrupted = Patience::default();
@@ -220,11 +163,11 @@ impl Worker {
                 Err(error) if is_interruption(&error) && interrupted.again() => {}
                 Err(error) => return Err(context("ppoll", error)),
             }
-            let backend = self.backend.clone();
+            let faults = self.faults.clone();
             // Before the messages are read: each of these threads was asleep in its access after this moment. A moment after the
             // reading could come later than the thread's return from the access, and answer its next one.
-            let before = backend.now();
-            let shards = backend.guest.shards().iter();
+            let before = faults.core.clock.now();
+            let shards = faults.core.guest.shards().iter();
             for ((shard, fd), fruitless) in shards.zip(&fds).zip(&mut fruitless) {
                 if fd.revents != 0 {
                     let before = messages.len();
@@ -256,25 +199,25 @@ impl Worker {
             return Some(Duration::ZERO);
         }
         let next = self.deferred.peek()?;
-        Some(next.due.saturating_sub(self.backend.now()))
+        Some(next.due.saturating_sub(self.faults.core.clock.now()))
     }
 
     /// The batch in page order, one entry for each page and thread. `before`: a moment before the first was read.
     fn sorted(&self, messages: &mut Vec<FaultMessage>, before: Duration) -> Vec<Fault> {
-        let since = self.backend.now();
+        let since = self.faults.core.clock.now();
         let reading = since.saturating_sub(before).as_micros() + 1;
         let reading = u32::try_from(reading).unwrap_or(u32::MAX);
         let mut faults: Vec<Fault> = messages
             .drain(..)
             .map(|m| {
-                let page = self.backend.guest.page_at(m.address);
+                let page = self.faults.core.guest.page_at(m.address);
                 Fault {
                     page,
                     write: m.write,
                     thread: m.thread,
                     since,
                     reading,
-                    generation: self.backend.table.word(page).generation(),
+                    generation: self.faults.core.table.word(page).generation(),
                 }
             })
             .collect();
@@ -293,12 +236,13 @@ impl Worker {
             let access = access_of(!writes.is_empty());
             let patient = !retried.is_some_and(|(_, waited)| waited);
             let served = self
-                .backend
+                .faults
                 .serve_cpu_faults(block, &pages, access, &writes, patient);
-            self.backend
+            self.faults
+                .core
                 .recorder
                 .add(Counter::FirstTouchFaults, served.first_touches);
-            let now = self.backend.now();
+            let now = self.faults.core.clock.now();
             let mut readers = Vec::new();
             for fault in group {
                 let unresolved = served
@@ -329,9 +273,9 @@ impl Worker {
 
     fn resolved(&self, fault: &Fault, now: Duration) {
         let latency = now.saturating_sub(fault.since);
-        self.backend.recorder.add(Counter::CpuFaults, 1);
-        self.backend.recorder.latency(Toucher::Cpu, latency);
-        self.backend.recorder.event(|| Event {
+        self.faults.core.recorder.add(Counter::CpuFaults, 1);
+        self.faults.core.recorder.latency(Toucher::Cpu, latency);
+        self.faults.core.recorder.event(|| Event {
             access: Some(access_of(fault.write)),
             thread: fault.thread,
             latency,
@@ -350,8 +294,9 @@ impl Worker {
         let wait = match attempts.next(reason) {
             Ok(wait) => wait,
             Err(cause) => {
-                self.backend
-                    .fault_event(EventKind::Fatal, fault.page, None, now - fault.since);
+                self.faults
+                    .core
+                    .page_event(EventKind::Fatal, fault.page, None, now - fault.since);
                 (self.on_fatal)(FatalFault {
                     page: fault.page,
                     thread: fault.thread,
@@ -369,31 +314,32 @@ impl Worker {
             }
             _ => Counter::FaultsRetried,
         };
-        self.backend.recorder.add(counter, 1);
-        self.backend
-            .fault_event(EventKind::Deferred, fault.page, None, wait);
+        self.faults.core.recorder.add(counter, 1);
+        self.faults
+            .core
+            .page_event(EventKind::Deferred, fault.page, None, wait);
         self.deferred.push(Deferred {
             due: now + wait,
             fault: *fault,
-            generation: self.backend.table.word(fault.page).generation(),
+            generation: self.faults.core.table.word(fault.page).generation(),
             attempts,
             waited,
         });
     }
 
     fn serve_due(&mut self) {
-        let now = self.backend.now();
+        let now = self.faults.core.clock.now();
         while self.deferred.peek().is_some_and(|next| next.due <= now) {
             let Some(next) = self.deferred.pop() else {
                 return;
             };
             let page = next.fault.page;
-            if self.backend.table.word(page).generation() == next.generation {
+            if self.faults.core.table.word(page).generation() == next.generation {
                 self.serve(&[next.fault], Some((next.attempts, next.waited)));
             } else {
                 // The page has been somewhere else since. If the CPU has not had its turn, it faults again,
                 // with the holds and throttles of now.
-                self.backend.guest.wake_range(PageRange::single(page));
+                self.faults.core.guest.wake_range(PageRange::single(page));
             }
         }
     }
@@ -401,7 +347,8 @@ impl Worker {
     fn plan(&mut self, speculation: Speculation) {
         if self.speculation.len() == SPECULATION_QUEUE {
             let dropped = self.speculation.pop_front().map_or(0, |s| s.pages.count());
-            self.backend
+            self.faults
+                .core
                 .recorder
                 .add(Counter::PrefetchDropped, dropped as u64);
         }
@@ -418,8 +365,8 @@ impl Worker {
         }) = self.speculation.pop_back()
         else {
             // In lockstep, whoever wishes sees to it.
-            if !self.backend.lockstep {
-                self.backend.serve_wish();
+            if !self.faults.lockstep {
+                self.faults.serve_wish();
             }
             return;
         };
@@ -433,7 +380,7 @@ impl Worker {
                 access,
             });
         }
-        self.backend
+        self.faults
             .prefetch_to_system(block, &now, &duplicate, access);
     }
 
@@ -447,7 +394,7 @@ impl Worker {
                 Access::Write => page,
             };
             // What is still unresolved cannot be: its CPU is to be stopped by a signal.
-            let _ = self.backend.serve_cpu_faults(
+            let _ = self.faults.serve_cpu_faults(
                 next.fault.page.block(),
                 &page,
                 access,
@@ -459,12 +406,12 @@ impl Worker {
 }
 
 /// A report of what ends the service as a whole.
-fn about_no_page(backend: &Backend, cause: FatalCause) -> FatalFault {
+fn about_no_page(faults: &Faults, cause: FatalCause) -> FatalFault {
     FatalFault {
         page: Page(0),
         thread: 0,
         cause,
-        since: backend.now(),
+        since: faults.core.clock.now(),
         generation: 0,
     }
 }

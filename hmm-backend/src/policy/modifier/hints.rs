@@ -230,8 +230,7 @@ impl Modifier for Hints {
 mod tests {
     use super::super::modified::Modified;
     use super::*;
-    use crate::pages::Access;
-    use crate::pages::Page;
+    use crate::pages::{Access, Page};
     use crate::policy::test_view::*;
     use crate::policy::{Density, OnDemand};
 

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::Modified;
 use super::thrash::*;
-use crate::pages::PageSet;
-use crate::pages::{DeviceId, Hint, Page, PageRange, Place};
+use crate::pages::{DeviceId, Hint, Page, PageRange, PageSet, Place};
 use crate::policy::test_view::*;
 use crate::policy::{Advice, BlockFault, Density, FaultPolicy, MAX_WISHES, OnDemand, Seen, Wish};
 

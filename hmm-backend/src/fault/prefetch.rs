@@ -1,0 +1,122 @@
+//! Migrations that policies want and that no fault waits for.
+
+use std::time::Duration;
+
+use super::faults::Faults;
+use crate::migrate::{Device, Reason, Take, collect_to_system, to_device, to_system};
+use crate::observe::{Cause, Counter};
+use crate::pages::{Access, Block, Page, PageRange, PageSet, Place};
+use crate::policy::{MAX_WISH, Wish};
+use crate::residency::{Residency, TryLock};
+
+impl Faults {
+    /// Queues what a policy wishes for, cut to what is possible.
+    pub(crate) fn wish(&self, mut wish: Wish) {
+        let given = wish.pages;
+        let end = wish.pages.end.min(Page(self.core.pages()));
+        let most = wish.pages.start.plus(MAX_WISH);
+        wish.pages.end = end.min(most).max(wish.pages.start);
+        let known = match wish.to {
+            Place::System => true,
+            Place::Device(id) => self.core.device(id).is_ok(),
+        };
+        if wish.pages != given || !known || given.is_empty() {
+            self.core.recorder.add(Counter::AdviceCut, 1);
+        }
+        if known && !wish.pages.is_empty() && self.wishes.push(wish).is_some() {
+            self.core.recorder.add(Counter::WishesDropped, 1);
+        }
+        // Before anything else happens.
+        while self.lockstep && self.serve_wish() {}
+    }
+
+    /// Serves a bounded piece of the newest wish. Best effort: what is in motion, held or pinned stays. False if there
+    /// is none.
+    pub(crate) fn serve_wish(&self) -> bool {
+        let Some(Wish { pages, to }) = self.wishes.take_piece() else {
+            return false;
+        };
+        let block = pages.start.block();
+        match to {
+            Place::System => {
+                self.take_translations_away(pages);
+                self.prefetch_to_system(block, &PageSet::of(pages), &PageSet::EMPTY, Access::Read);
+            }
+            Place::Device(id) => {
+                // It may have gone since.
+                if let Ok(device) = self.core.device(id).cloned() {
+                    self.prefetch_to_device(&device, pages);
+                }
+            }
+        }
+        true
+    }
+
+    fn prefetch_to_device(&self, device: &std::sync::Arc<Device>, pages: PageRange) {
+        // As for a fault's prefetch: more would evict what the device works on.
+        let most = (device.capacity() / 4).max(1);
+        let want = self.core.movable(pages).min(most);
+        if want == 0 {
+            return;
+        }
+        let room = self.make_room(device, want).min(most);
+        let movable = pages.pages().filter(|page| self.core.is_movable(*page));
+        let set = movable
+            .take(room as usize)
+            .map(Page::index_in_block)
+            .collect();
+        let reason = Reason::of(Cause::Prefetch);
+        to_device(&self.core, device, [(pages.start.block(), set)], reason);
+    }
+
+    /// Devices that reach these pages in place, in system memory, have to fault before they do so again.
+    fn take_translations_away(&self, pages: PageRange) {
+        let mut locks = Vec::new();
+        for page in pages.pages() {
+            // Whoever works on a page takes them away, too, or has just found out that there is no need.
+            if self.core.table.word(page).residency() == Residency::System
+                && let TryLock::Locked(lock) = self.core.table.try_lock(page)
+                && lock.word().residency() == Residency::System
+            {
+                locks.push(lock);
+            }
+        }
+        self.core.invalidate_mirrors(locks.iter_mut());
+    }
+
+    /// Brings pages to system memory because the policy expects them to be touched; `duplicate` stay in their devices'
+    /// memories, too. Best effort.
+    pub(crate) fn prefetch_to_system(
+        &self,
+        block: Block,
+        pages: &PageSet,
+        duplicate: &PageSet,
+        access: Access,
+    ) {
+        let is = |want: Residency, page| self.core.table.word(page).residency() == want;
+        let untouched: PageSet = pages
+            .iter()
+            .filter(|i| is(Residency::Untouched, block.page(*i)))
+            .collect();
+        // Nobody waits for these: failures are nobody's business.
+        let mut ignored = Vec::new();
+        if !untouched.is_empty() {
+            self.populate(block, &untouched, access, Duration::ZERO, &mut ignored);
+        }
+        let on_devices = pages.difference(&untouched);
+        for (pages, duplicate) in [
+            (on_devices.intersection(duplicate), true),
+            (on_devices.difference(duplicate), false),
+        ] {
+            for (device, sources) in
+                collect_to_system(&self.core, [(block, pages)], Take::SingleAndFree)
+            {
+                let reason = Reason {
+                    duplicate,
+                    ..Reason::of(Cause::Prefetch)
+                };
+                let _ = to_system(&self.core, device, sources, reason, None);
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! What migrations work on: the table of words, the memories, the devices and their mirrors. It knows no policy:
+//! *that* pages migrate is decided elsewhere, *how* is here.
+
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::device::{Device, Occupancy};
+use super::driver::Driver;
+use super::driver_calls::DriverCalls;
+use super::invalidate::Mirrors;
+use crate::memory::{DeviceMemory, GuestMemory};
+use crate::observe::{Counter, Event, EventKind, Recorder, Stats};
+use crate::pages::time::Clock;
+use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, Frame, PAGE_SIZE, Page, PageRange};
+use crate::policy::EvictionPolicy;
+use crate::residency::{AUX_MAX, FolioLock, Residency, ResidencyTable, TryLock, Word};
+
+/// Most devices a backend can attach in its life.
+const MAX_DEVICES: usize = AUX_MAX as usize + 1;
+
+/// Managed memory with its devices.
+pub(crate) struct Core {
+    pub(crate) table: ResidencyTable,
+    pub(crate) guest: Arc<GuestMemory>,
+    /// Pages that have numbers, but no memory.
+    pub(crate) hole: PageRange,
+    /// Where pages are while one device has exclusive access: each at its own offset.
+    pub(crate) exclusive: DeviceMemory,
+    /// How many pages are there.
+    pub(crate) exclusive_pages: AtomicU32,
+    devices: [OnceLock<Arc<Device>>; MAX_DEVICES],
+    attaching: Mutex<usize>,
+    occupancy: Arc<Occupancy>,
+    pub(crate) mirrors: Mirrors,
+    pub(crate) clock: Clock,
+    pub(crate) recorder: Recorder,
+    pub(crate) driver_calls: DriverCalls,
+}
+
+impl Core {
+    /// Without devices; `table` has the words of `guest`'s pages.
+    pub(crate) fn new(
+        guest: Arc<GuestMemory>,
+        table: ResidencyTable,
+        hole: PageRange,
+        clock: Clock,
+        recorder: Recorder,
+    ) -> Result<Core, Error> {
+        Ok(Core {
+            exclusive: guest.device_memory(guest.mapping().len())?,
+            exclusive_pages: AtomicU32::new(0),
+            devices: [const { OnceLock::new() }; MAX_DEVICES],
+            attaching: Mutex::new(0),
+            occupancy: Arc::default(),
+            mirrors: Mirrors::default(),
+            driver_calls: DriverCalls::default(),
+            guest,
+            table,
+            hole,
+            clock,
+            recorder,
+        })
+    }
+
+    /// Adds a device with this many frames; `memory` is its private memory, none if it is coherent.
+    pub(crate) fn attach(
+        &self,
+        frames: u32,
+        memory: Option<DeviceMemory>,
+        driver: Arc<dyn Driver>,
+        eviction: Box<dyn EvictionPolicy>,
+    ) -> Result<DeviceId, Error> {
+        let mut next = self
+            .attaching
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let slot = self
+            .devices
+            .get(*next)
+            .ok_or(Error::TooManyDevices(MAX_DEVICES))?;
+        let id = DeviceId(*next as u8);
+        let device = Device::new(id, driver, memory, frames, eviction, self.occupancy.clone());
+        if slot.set(Arc::new(device)).is_err() {
+            return Err(Error::TooManyDevices(MAX_DEVICES));
+        }
+        *next += 1;
+        Ok(id)
+    }
+
+    /// The attached devices.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Arc<Device>> {
+        self.devices.iter().map_while(OnceLock::get)
+    }
+
+    /// The device of this number, attached and not being detached.
+    pub(crate) fn device(&self, id: DeviceId) -> Result<&Arc<Device>, Error> {
+        self.any_device(id)
+            .and_then(|device| match device.detaching() {
+                true => Err(Error::NoDevice(id)),
+                false => Ok(device),
+            })
+    }
+
+    /// The device of this number, also while and after it is detached.
+    pub(crate) fn any_device(&self, id: DeviceId) -> Result<&Arc<Device>, Error> {
+        let slot = self.devices.get(usize::from(id.0));
+        slot.and_then(OnceLock::get).ok_or(Error::NoDevice(id))
+    }
+
+    /// The device that a residency word names.
+    pub(crate) fn device_of(&self, id: DeviceId) -> &Arc<Device> {
+        let slot = self.devices[usize::from(id.0)].get();
+        slot.expect("residency words name attached devices")
+    }
+
+    /// Pages of managed memory.
+    pub(crate) fn pages(&self) -> u32 {
+        self.table.pages()
+    }
+
+    /// An error if one of these pages does not exist.
+    pub(crate) fn check_range(&self, range: PageRange) -> Result<(), Error> {
+        let pages = self.pages();
+        match self.first_outside(range) {
+            Some(_) => Err(Error::OutOfRange { range, pages }),
+            None => Ok(()),
+        }
+    }
+
+    /// The first of these pages that does not exist.
+    pub(crate) fn first_outside(&self, range: PageRange) -> Option<Page> {
+        first_outside(range, self.pages(), self.hole)
+    }
+
+    /// The words of a block's pages.
+    pub(crate) fn block_words(&self, block: Block) -> Vec<Word> {
+        let end = block
+            .first_page()
+            .plus(BLOCK_PAGES as u32)
+            .min(Page(self.pages()));
+        self.table
+            .words(PageRange::new(block.first_page(), end))
+            .collect()
+    }
+
+    /// How long a system page still stays where it is.
+    pub(crate) fn system_hold(&self, word: Word) -> Option<Duration> {
+        word.system_held_until()?.remaining(self.clock.now())
+    }
+
+    /// How long a page that is in a device's memory still stays as it is.
+    pub(crate) fn device_hold(&self, page: Page, word: Word) -> Option<Duration> {
+        let (device, frame, order) = word.residency().frame()?;
+        let first = Frame(frame.0 - (page.0 - page.folio_head(order).0));
+        self.device_of(device).held(first, self.clock.now())
+    }
+
+    /// How many pages of the range could go to a device now.
+    pub(crate) fn movable(&self, part: PageRange) -> u32 {
+        let movable = part.pages().filter(|page| self.is_movable(*page));
+        movable.count() as u32
+    }
+
+    /// Whether the page could go to a device now.
+    pub(crate) fn is_movable(&self, page: Page) -> bool {
+        let word = self.table.word(page);
+        match word.residency() {
+            Residency::Untouched => self.first_outside(PageRange::single(page)).is_none(),
+            Residency::System => word.pins() == 0 && !self.guest.is_shared(page),
+            _ => false,
+        }
+    }
+
+    /// Takes the translations of these folios away from all devices that may have one. When it returns, no
+    /// device uses one, and none can be made before the folios are unlocked.
+    pub(crate) fn invalidate_mirrors<'a, 't: 'a>(
+        &self,
+        locks: impl Iterator<Item = &'a mut FolioLock<'t>>,
+    ) {
+        let ranges = self.mirrors.invalidate(locks);
+        if ranges > 0 {
+            self.recorder.add(Counter::Invalidations, ranges);
+        }
+    }
+
+    /// Locks a page's folio; sleeps while another thread has the lock. The caller must hold no other page's lock.
+    pub(crate) fn lock_waiting(&self, page: Page) -> FolioLock<'_> {
+        loop {
+            match self.table.try_lock(page) {
+                TryLock::Locked(lock) => return lock,
+                TryLock::Busy => self.table.wait(page),
+            }
+        }
+    }
+
+    /// Sleeps until no thread has the lock of any of these pages.
+    pub(crate) fn settle(&self, range: PageRange) -> Result<(), Error> {
+        self.check_range(range)?;
+        let mut page = range.start;
+        while page < range.end {
+            page = self.table.settle(page);
+        }
+        Ok(())
+    }
+
+    /// Records an event about one page.
+    pub(crate) fn page_event(
+        &self,
+        kind: EventKind,
+        page: Page,
+        device: Option<DeviceId>,
+        latency: Duration,
+    ) {
+        self.recorder.event(|| Event {
+            device,
+            latency,
+            ..Event::new(self.clock.now(), kind, PageRange::single(page))
+        });
+    }
+
+    /// The statistics so far.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            device_pages_peak: self.occupancy.peak(),
+            device_pages_capacity: self.devices().map(|d| u64::from(d.capacity())).sum(),
+            ..self.recorder.stats()
+        }
+    }
+
+    /// Host address ranges of managed memory and of the devices' memories.
+    pub(crate) fn host_ranges(&self) -> Vec<std::ops::Range<u64>> {
+        let devices = self.devices().filter_map(|d| d.memory.as_ref());
+        let elsewhere = devices.chain([&self.exclusive]).map(|m| m.mapping());
+        let all = std::iter::once(self.guest.mapping()).chain(elsewhere);
+        all.map(|m| m.start()..m.start() + m.len()).collect()
+    }
+
+    /// Bytes of host memory behind these pages of system memory at this moment.
+    pub(crate) fn resident_bytes(&self, range: PageRange) -> Result<u64, Error> {
+        self.check_range(range)?;
+        let len = u64::from(range.len()) * PAGE_SIZE;
+        self.guest.mapping().resident(range.start.offset(), len)
+    }
+
+    /// Bytes of host memory behind a device's private memory at this moment; 0 for coherent memory.
+    pub(crate) fn device_resident_bytes(&self, id: DeviceId) -> Result<u64, Error> {
+        match &self.any_device(id)?.memory {
+            Some(memory) => memory.mapping().resident(0, memory.mapping().len()),
+            None => Ok(0),
+        }
+    }
+}
+
+/// The first page of a range that is not among so many pages, or that is in the hole.
+pub(crate) fn first_outside(range: PageRange, pages: u32, hole: PageRange) -> Option<Page> {
+    let end = Page(pages);
+    if range.overlap(hole) > 0 {
+        Some(range.start.max(hole.start))
+    } else if range.end > end {
+        Some(range.start.max(end))
+    } else {
+        None
+    }
+}

@@ -1,0 +1,73 @@
+//! Taking translations away from devices before pages move.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::pages::{DeviceId, PageRange};
+use crate::residency::{FolioLock, Residency};
+
+/// What migrations need of a mirror.
+pub(crate) trait Invalidate: Send + Sync {
+    /// The device whose translations these are.
+    fn device(&self) -> DeviceId;
+    /// Takes translations away; returns when none is in use.
+    fn invalidate(&self, pages: PageRange);
+}
+
+/// The mirrors of all devices.
+#[derive(Default)]
+pub(crate) struct Mirrors(RwLock<Vec<Arc<dyn Invalidate>>>);
+
+impl Mirrors {
+    pub(crate) fn add(&self, mirror: Arc<dyn Invalidate>) {
+        let mut mirrors = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        mirrors.push(mirror);
+    }
+
+    pub(crate) fn remove(&self, mirror: &Arc<dyn Invalidate>) {
+        let mut mirrors = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        mirrors.retain(|other| !Arc::ptr_eq(other, mirror));
+    }
+
+    /// Takes all translations of these pages away from one device.
+    pub(crate) fn invalidate_device(&self, device: DeviceId, pages: PageRange) {
+        let mirrors = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        for mirror in mirrors.iter().filter(|mirror| mirror.device() == device) {
+            mirror.invalidate(pages);
+        }
+    }
+
+    /// Takes the translations of these folios away from all devices that may have one, and clears the notes that say
+    /// so. Returns the number of ranges: neighbours are joined, one interruption of the device for all of them.
+    pub(super) fn invalidate<'a, 't: 'a>(
+        &self,
+        locks: impl Iterator<Item = &'a mut FolioLock<'t>>,
+    ) -> u64 {
+        let mut ranges: Vec<(Option<DeviceId>, PageRange)> = Vec::new();
+        for lock in locks.filter(|l| l.word().mirrored()) {
+            let owner = match lock.word().residency() {
+                // Only its own device can reach private device memory, or an exclusive page.
+                Residency::Device { device, .. } | Residency::Exclusive(device) => Some(device),
+                _ => None,
+            };
+            let range = lock.range();
+            match ranges.last_mut() {
+                Some((o, last)) if *o == owner && last.end == range.start => last.end = range.end,
+                _ => ranges.push((owner, range)),
+            }
+            lock.clear_mirrored();
+        }
+        if ranges.is_empty() {
+            return 0;
+        }
+        let mirrors = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        for (owner, range) in &ranges {
+            for mirror in mirrors
+                .iter()
+                .filter(|m| owner.is_none_or(|o| m.device() == o))
+            {
+                mirror.invalidate(*range);
+            }
+        }
+        ranges.len() as u64
+    }
+}

@@ -1,0 +1,52 @@
+//! Serving a CPU's fault by a call, as a replay needs it: without threads and messages.
+
+use crate::fault::{Attempts, Faults, Unresolved};
+use crate::observe::{Counter, Event, EventKind};
+use crate::pages::{Access, FatalCause, Page, PageRange, PageSet};
+
+/// Serves a CPU's fault on a page as the service threads do, and lets time pass where they would put it off.
+pub(crate) fn serve_by_call(faults: &Faults, page: Page, access: Access) -> Result<(), FatalCause> {
+    let since = faults.core.clock.now();
+    let block = page.block();
+    let pages = PageSet::from_iter([page.index_in_block()]);
+    let writes = match access {
+        Access::Read => PageSet::EMPTY,
+        Access::Write => pages,
+    };
+    let mut attempts = Attempts::default();
+    let mut patient = true;
+    loop {
+        let served = faults.serve_cpu_faults(block, &pages, access, &writes, patient);
+        faults
+            .core
+            .recorder
+            .add(Counter::FirstTouchFaults, served.first_touches);
+        let Some((_, unresolved)) = served.unresolved.first() else {
+            break;
+        };
+        let wait = attempts.next(unresolved)?;
+        let counter = match unresolved {
+            Unresolved::Wait(_) => {
+                patient = false;
+                Counter::FaultsDeferred
+            }
+            _ => Counter::FaultsRetried,
+        };
+        faults.core.recorder.add(counter, 1);
+        faults
+            .core
+            .page_event(EventKind::Deferred, page, None, wait);
+        faults.let_pass(wait, || false);
+    }
+    faults.core.recorder.add(Counter::CpuFaults, 1);
+    faults.core.recorder.event(|| Event {
+        access: Some(access),
+        latency: faults.core.clock.now() - since,
+        ..Event::new(
+            faults.core.clock.now(),
+            EventKind::CpuFault,
+            PageRange::single(page),
+        )
+    });
+    Ok(())
+}
