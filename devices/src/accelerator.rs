@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bell::Bell;
 use crate::driver::AcceleratorDriver;
 use crate::guest_memory::GuestMemory;
+use crate::interrupt::Interrupt;
 use crate::managed::Managed;
 use crate::mmu::Mmu;
 use crate::processor::Processor;
@@ -21,36 +22,6 @@ use crate::shared::{Shared, State};
 use crate::spaces::BadTranslation;
 use crate::stats::AcceleratorStats;
 use crate::thread::{self, STOP_WITHIN, Thread};
-
-/// Why a device does not work any more.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceFailure {
-    /// One of its threads panicked.
-    #[error("thread {thread} panicked; this is a bug in Hmmvisor or in the device")]
-    Panicked {
-        /// The thread's name.
-        thread: String,
-    },
-    /// The system refuses an event, at every try.
-    #[error("{what} failed: {error}")]
-    Event {
-        /// What was tried.
-        what: &'static str,
-        /// The system's answer.
-        error: io::Error,
-    },
-}
-
-/// The interrupt line of one device, and what else the device can tell its machine.
-pub trait Interrupt: Send + Sync {
-    /// Routes the line to a vCPU; false if that is impossible. Must not access the accelerator.
-    fn route(&self, vcpu: u32) -> bool;
-    /// Raises it.
-    fn trigger(&self);
-    /// Tells the machine that the device does not work any more, so that the run ends with an error instead of leaving the
-    /// guest to wait for the device. Does nothing by default.
-    fn device_failed(&self, _failure: DeviceFailure) {}
-}
 
 /// What an accelerator is like.
 #[derive(Clone, Debug)]

@@ -33,6 +33,7 @@ pub mod error;
 mod guest_fault;
 pub mod guest_hint;
 mod guest_memory;
+mod interrupt;
 pub mod kernels;
 pub mod managed;
 pub mod memory;
@@ -49,7 +50,8 @@ mod stats;
 pub mod thread;
 pub mod virtio;
 
-pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError, DeviceFailure, Interrupt};
+pub use accelerator::{Accelerator, AcceleratorConfig, AcceleratorError};
 pub use driver::AcceleratorDriver;
+pub use interrupt::{DeviceFailure, Interrupt};
 pub use mmio::{EventFd, MmioDevice, NewDevice, NewDeviceError, Slot, SlotKind};
 pub use stats::AcceleratorStats;

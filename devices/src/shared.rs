@@ -8,10 +8,10 @@ use std::time::Duration;
 use hmmvisor_abi::accel;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::accelerator::{DeviceFailure, Interrupt};
 use crate::bell::Bell;
 use crate::error::CommandError;
 use crate::guest_fault::GuestFault;
+use crate::interrupt::{DeviceFailure, Interrupt};
 use crate::managed::Managed;
 use crate::queue::{PinnedWords, Queue};
 use crate::registers::Registers;

@@ -8,8 +8,8 @@ use super::results::{Group, Metric, Results};
 use super::statistics::Estimate;
 use super::{comparison, pareto};
 use crate::size::Size;
+use crate::sweep::SweepError;
 use crate::sweep::journal::{Header, Journal};
-use crate::sweep::{SweepError, read_results};
 
 /// Rows of the table of failed runs.
 const MOST_FAILED: usize = 50;
@@ -19,7 +19,7 @@ const MOST_FAILED: usize = 50;
 /// # Errors
 /// There is no journal, or it is damaged.
 pub fn sweep_page(path: &Path) -> Result<String, SweepError> {
-    Ok(render(&read_results(path)?))
+    Ok(render(&Journal::find(path)?))
 }
 
 fn render(journal: &Journal) -> String {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::JOURNAL;
 use super::error::SweepError;
 use super::row::Row;
 use super::shard::Shard;
@@ -52,6 +53,17 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// Reads the journal in a sweep's folder, or this one.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub fn find(path: &Path) -> Result<Journal, SweepError> {
+        match path.is_dir() {
+            true => Journal::read(&path.join(JOURNAL)),
+            false => Journal::read(path),
+        }
+    }
+
     /// Reads a journal.
     ///
     /// # Errors

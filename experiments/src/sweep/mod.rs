@@ -25,7 +25,6 @@ pub use error::{SweepError, runs};
 pub use merge::{Merged, merge};
 pub use plan::{Link, Policy, Run, Source, Stamp, Sweep, TraceFacts, TraceSource, Workload};
 pub use row::{COLUMNS, Column, Measured, Row};
-pub(crate) use run::read_results;
 pub use run::{Done, Settings};
 pub use schedule::Parallel;
 pub use shard::Shard;

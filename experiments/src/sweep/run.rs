@@ -165,14 +165,6 @@ pub(super) fn claim_journal(folder: &Path, files: &mut Files) -> Result<PathBuf,
     Ok(path)
 }
 
-/// The results in a sweep's folder, or of a journal.
-pub(crate) fn read_results(path: &Path) -> Result<Journal, SweepError> {
-    match path.is_dir() {
-        true => Journal::read(&path.join(JOURNAL)),
-        false => Journal::read(path),
-    }
-}
-
 fn progress_bar(settings: &Settings, runs: usize) -> ProgressBar {
     // Draws nothing where standard error is no terminal.
     let target = match settings.progress {

@@ -2,8 +2,8 @@
 
 use std::io::{self, BufWriter};
 
+use super::events::{Written, each_event};
 use super::row::{COLUMNS, Row};
-use super::{Written, each_event};
 use crate::output::Output;
 use crate::trace::TraceReader;
 

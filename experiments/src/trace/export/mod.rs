@@ -1,6 +1,7 @@
 //! Traces for other programs: CSV, Parquet, Perfetto.
 
 mod csv;
+mod events;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod perfetto;
@@ -99,23 +100,4 @@ pub fn export(
             Err(error.into())
         }
     }
-}
-
-/// What a format's writer returns: how many events it wrote, and why there were no more; or why it could not write.
-type Written = io::Result<(u64, Option<TraceError>)>;
-
-/// Calls `each` with the trace's events, up to the first that cannot be read.
-fn each_event(
-    trace: &mut TraceReader,
-    mut each: impl FnMut(&hmm_backend::Event) -> io::Result<()>,
-) -> Written {
-    let mut events = 0;
-    for event in trace {
-        match event {
-            Ok(event) => each(&event)?,
-            Err(error) => return Ok((events, Some(error))),
-        }
-        events += 1;
-    }
-    Ok((events, None))
 }

@@ -12,8 +12,8 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
+use super::events::{Written, each_event};
 use super::row::Row;
-use super::{Written, each_event};
 use crate::output::Output;
 use crate::trace::TraceReader;
 

@@ -11,9 +11,9 @@ use prost::Message;
 
 use self::messages::{DebugAnnotation, Trace, TracePacket, TrackEvent, event_type};
 use self::tracks::{Track, Tracks};
+use super::events::{Written, each_event};
 use super::residency::Residency;
 use super::row::access_name;
-use super::{Written, each_event};
 use crate::output::Output;
 use crate::trace::TraceReader;
 

@@ -6,8 +6,8 @@ use std::num::IntErrorKind;
 use csv_core::ReadRecordResult;
 use hmm_backend::{Access, Hint, Page, PageRange};
 
+use super::importer::{Failure, Importer, Refused};
 use super::lines::Lines;
-use super::{Failure, Importer, Refused};
 use crate::trace::limits;
 
 /// The most bytes of a line, and so of a field.

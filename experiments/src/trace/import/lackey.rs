@@ -5,8 +5,8 @@ use std::io::BufRead;
 
 use hmm_backend::Access;
 
+use super::importer::{Failure, Importer};
 use super::lines::Lines;
-use super::{Failure, Importer};
 
 pub fn read(
     input: impl BufRead,

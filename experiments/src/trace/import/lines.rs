@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Read};
 
-use super::Failure;
+use super::importer::Failure;
 
 /// Reads lines: what ends with a line feed, with or without a carriage return before it, or with the text.
 pub struct Lines<R> {
