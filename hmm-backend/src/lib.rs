@@ -45,7 +45,8 @@ mod service;
 pub use backend::measure;
 pub use backend::{Backend, BackendConfig, ModelBackend};
 pub use fault::{
-    DeviceMmu, FatalFault, HostPage, Mapping, Mirror, MirrorGuard, RemoteCounters, Target,
+    DeviceMmu, FatalFault, HostPage, Mapping, Mirror, MirrorGuard, PageTable, RemoteCounters,
+    Target, TranslationTable,
 };
 pub use host::{limits, printable, printable_lines};
 pub use memory::{

@@ -14,6 +14,7 @@ mod queue;
 mod remote;
 mod retry;
 mod stale;
+mod table;
 mod wishes;
 
 pub(crate) use evict::BATCH as EVICTION_BATCH;
@@ -23,3 +24,4 @@ pub use mirror::{DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, Target};
 pub(crate) use queue::{Deferred, Fault, sort_and_deduplicate};
 pub use remote::RemoteCounters;
 pub(crate) use retry::{Attempts, Unresolved};
+pub use table::{PageTable, TranslationTable};
