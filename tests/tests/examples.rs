@@ -154,12 +154,13 @@ fn an_accelerator_may_not_write_a_read_only_page() -> Result<(), GuestError> {
     })
 }
 
-/// The document shows these very tests, all of them, and no other code.
+/// The document shows these very tests, all of them; besides them only a test of `own_driver.rs`, which checks that.
 #[test]
 fn the_document_shows_these_tests() {
     let document = include_str!("../../docs/testing.md");
     let source = include_str!("examples.rs");
-    let shown: Vec<&str> = document
+    let (_, section) = document.split_once("## Ten examples").unwrap();
+    let shown: Vec<&str> = section
         .split("```rust\n")
         .skip(1)
         .filter_map(|rest| rest.split("```").next())

@@ -71,7 +71,7 @@ pub static RULES: &[Rule] = &[
     rule(
         "zero-pages",
         "7: F10",
-        "pages nobody has touched are zeros on the device and after it",
+        "untouched pages are zeros on the device and after it",
         migration::zero_pages,
     ),
     rule(
