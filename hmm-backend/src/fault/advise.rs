@@ -1,8 +1,9 @@
 //! Asking policies, and telling them what happens.
 
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::MutexGuard;
 
 use super::advisor::{Advisor, first_page};
 use super::faults::Faults;
@@ -21,8 +22,7 @@ impl Faults {
     /// The advisor for this block.
     fn advisor(&self, block: Block) -> MutexGuard<'_, Advisor> {
         let shard = block.0 as usize % self.advisors.len();
-        let advisor = self.advisors[shard].lock();
-        advisor.unwrap_or_else(PoisonError::into_inner)
+        self.advisors[shard].lock()
     }
 
     /// Tells the policy for this block something.
@@ -132,7 +132,7 @@ impl Faults {
     pub(crate) fn tick_policies(&self) -> Option<Duration> {
         let mut next = None;
         for advisor in &self.advisors {
-            let mut advisor = advisor.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut advisor = advisor.lock();
             let Some(interval) = advisor.policy.tick_interval() else {
                 continue;
             };

@@ -1,8 +1,9 @@
 //! What the serving of faults needs besides what migrations work on: policies, what they want to migrate, and pauses.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::advisor::Advisor;
 use super::fatal::FatalFault;

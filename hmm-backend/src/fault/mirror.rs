@@ -14,8 +14,10 @@
 //!   against the migration it may cause.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::faults::Faults;
 use crate::migrate::{Device, Invalidate};
@@ -91,7 +93,7 @@ pub(super) struct Shared<M> {
 
 impl<M> Shared<M> {
     pub(super) fn tables(&self) -> MutexGuard<'_, Tables<M>> {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tables.lock()
     }
 }
 
@@ -199,10 +201,7 @@ impl<M: DeviceMmu> Mirror<M> {
         // A mutex alone would let a busy device win against a waiting invalidation for ever.
         while shared.wanted.load(Ordering::SeqCst) > 0 {
             tables.waiting = true;
-            tables = shared
-                .no_longer_wanted
-                .wait(tables)
-                .unwrap_or_else(PoisonError::into_inner);
+            shared.no_longer_wanted.wait(&mut tables);
             tables.waiting = false;
         }
         MirrorGuard {

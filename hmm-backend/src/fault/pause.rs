@@ -1,8 +1,9 @@
 //! Where threads let time pass before they try again: the rest of a hold or of a throttle, or a moment after a failure.
 //! Only time ends these. But a device may go away meanwhile, and then there is nothing left to wait for.
 
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 /// All threads that pause. They are few, and devices go away seldom: one condition variable is enough.
 #[derive(Default)]
@@ -14,17 +15,15 @@ pub(crate) struct Pauses {
 impl Pauses {
     /// Sleeps this long, or until `pointless`, which is asked at once and after each [`Self::look_again`].
     pub(crate) fn pause(&self, time: Duration, mut pointless: impl FnMut() -> bool) {
-        let guard = self.mutex.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(
-            self.look_again
-                .wait_timeout_while(guard, time, |()| !pointless()),
-        );
+        let mut guard = self.mutex.lock();
+        self.look_again
+            .wait_while_for(&mut guard, |()| !pointless(), time);
     }
 
     /// To be called after something has become so that makes a pause pointless.
     pub(crate) fn look_again(&self) {
         // Taken and dropped: who has asked before it became so is asleep afterwards, and hears of it.
-        drop(self.mutex.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(self.mutex.lock());
         self.look_again.notify_all();
     }
 }

@@ -4,7 +4,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::host::doorbell::Doorbell;
 use crate::memory::HostFailures;
@@ -41,7 +43,7 @@ impl Wishes {
 
     /// Queues a wish. Returns the oldest one if it had to make room.
     pub(super) fn push(&self, wish: Wish) -> Option<Wish> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue.lock();
         let dropped = (queue.len() == QUEUE).then(|| queue.pop_front()).flatten();
         if queue.is_empty() {
             self.note(self.waiting.ring());
@@ -52,7 +54,7 @@ impl Wishes {
 
     /// The first pages of the newest wish, all in one block.
     pub(super) fn take_piece(&self) -> Option<Wish> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue.lock();
         let mut wish = queue.pop_back()?;
         let mut block = wish.pages;
         let mut pages = block.take_blocks(1);

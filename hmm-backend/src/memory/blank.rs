@@ -4,7 +4,7 @@
 //! paging where one would do. A block that the host fills elsewhere is a huge page if the host has one, and
 //! `UFFDIO_MOVE` takes it along as such (Linux 6.8).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::memory::mmap::Mapping;
 use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE};
@@ -26,7 +26,7 @@ impl Blank {
 
     /// A block, unless the host has no memory for a whole one.
     pub(super) fn zeros(&self) -> Option<Zeros<'_>> {
-        let mapping = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mapping = self.0.lock();
         mapping.populate(0, Blank::BYTES).ok()?;
         Some(Zeros(mapping))
     }

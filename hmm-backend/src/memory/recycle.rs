@@ -6,7 +6,7 @@
 //! The area is bounded, and counted as the VMM's own memory. A slot's page is overwritten as a whole
 //! before it is moved to a guest, so what it held before is seen by nobody.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::kernel::{Effect, Kernel, KernelCall, bytes};
 use super::ranged::EngineError;
@@ -211,10 +211,7 @@ impl Recycler {
                 }
             }
             slots.waiting += 1;
-            slots = self
-                .returned
-                .wait(slots)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.returned.wait(&mut slots);
             slots.waiting -= 1;
         }
     }
@@ -270,7 +267,7 @@ impl Recycler {
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock()
     }
 }
 

@@ -2,8 +2,10 @@
 //! *that* pages migrate is decided elsewhere, *how* is here.
 
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::device::{Device, Occupancy};
 use super::driver::Driver;
@@ -71,10 +73,7 @@ impl Core {
         driver: Arc<dyn Driver>,
         eviction: Box<dyn EvictionPolicy>,
     ) -> Result<DeviceId, Error> {
-        let mut next = self
-            .attaching
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.attaching.lock();
         let slot = self
             .devices
             .get(*next)

@@ -1,8 +1,10 @@
 //! One attached device: its driver, its memory and what is in each frame.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::driver::Driver;
 use crate::memory::{Buddy, DeviceMemory};
@@ -115,11 +117,11 @@ impl Device {
     }
 
     fn pool(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pool.lock()
     }
 
     pub(crate) fn eviction(&self) -> MutexGuard<'_, Box<dyn EvictionPolicy>> {
-        self.eviction.lock().unwrap_or_else(PoisonError::into_inner)
+        self.eviction.lock()
     }
 
     fn meta(&self, frame: Frame) -> &FrameMeta {
@@ -259,10 +261,8 @@ impl Device {
         let mut pool = self.pool();
         let used = |pool: &Pool| self.capacity() - pool.buddy.free_frames();
         pool.waiting += 1;
-        let (mut pool, _) = self
-            .freed
-            .wait_timeout_while(pool, timeout, |p| used(p) >= before)
-            .unwrap_or_else(PoisonError::into_inner);
+        self.freed
+            .wait_while_for(&mut pool, |p| used(p) >= before, timeout);
         pool.waiting -= 1;
         used(&pool)
     }

@@ -1,8 +1,9 @@
 //! Calls of drivers that are going on, so that one that does not return is noticed and named.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::device::Device;
 use super::driver::Driver;
@@ -36,7 +37,7 @@ thread_local! {
 
 impl DriverCalls {
     fn calls(&self) -> MutexGuard<'_, Calls> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.calls.lock()
     }
 
     /// The calls that have lasted this long and were not reported before.

@@ -1,6 +1,8 @@
 //! Taking translations away from devices before pages move.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 use crate::pages::{DeviceId, PageRange};
 use crate::residency::{FolioLock, Residency};
@@ -19,18 +21,18 @@ pub(crate) struct Mirrors(RwLock<Vec<Arc<dyn Invalidate>>>);
 
 impl Mirrors {
     pub(crate) fn add(&self, mirror: Arc<dyn Invalidate>) {
-        let mut mirrors = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut mirrors = self.0.write();
         mirrors.push(mirror);
     }
 
     pub(crate) fn remove(&self, mirror: &Arc<dyn Invalidate>) {
-        let mut mirrors = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut mirrors = self.0.write();
         mirrors.retain(|other| !Arc::ptr_eq(other, mirror));
     }
 
     /// Takes all translations of these pages away from one device.
     pub(crate) fn invalidate_device(&self, device: DeviceId, pages: PageRange) {
-        let mirrors = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mirrors = self.0.read();
         for mirror in mirrors.iter().filter(|mirror| mirror.device() == device) {
             mirror.invalidate(pages);
         }
@@ -59,7 +61,7 @@ impl Mirrors {
         if ranges.is_empty() {
             return 0;
         }
-        let mirrors = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mirrors = self.0.read();
         for (owner, range) in &ranges {
             for mirror in mirrors
                 .iter()

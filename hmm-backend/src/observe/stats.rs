@@ -3,10 +3,10 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 
 use super::cause::Cause;
 use super::events::{Event, Events, Ring};
@@ -183,7 +183,7 @@ impl Recorder {
     }
 
     pub(crate) fn latency(&self, toucher: Toucher, time: Duration) {
-        let mut histogram = lock(&self.slot().latency[toucher as usize]);
+        let mut histogram = self.slot().latency[toucher as usize].lock();
         histogram
             .get_or_insert_with(new_histogram)
             .saturating_record(time.as_nanos().min(u64::MAX.into()) as u64);
@@ -192,7 +192,7 @@ impl Recorder {
     /// Puts an event into this thread's ring; what it is made of is computed only if there are rings.
     pub(crate) fn event(&self, event: impl FnOnce() -> Event) {
         if self.events {
-            lock(&self.slot().events).push(event());
+            self.slot().events.lock().push(event());
         }
     }
 
@@ -201,7 +201,7 @@ impl Recorder {
     pub(crate) fn drain_events(&self, now: Duration) -> Events {
         let mut all = Events::default();
         for slot in &self.slots {
-            lock(&slot.events).drain_into(&mut all, now);
+            slot.events.lock().drain_into(&mut all, now);
         }
         all.events.sort_by_key(|e| e.time);
         all
@@ -249,7 +249,7 @@ impl Recorder {
     fn merged(&self, toucher: Toucher) -> Latency {
         let mut all = new_histogram();
         for slot in &self.slots {
-            if let Some(histogram) = &*lock(&slot.latency[toucher as usize]) {
+            if let Some(histogram) = &*slot.latency[toucher as usize].lock() {
                 all.add(histogram).expect("all histograms are alike");
             }
         }
@@ -266,9 +266,4 @@ impl Recorder {
 /// 100 ns to 100 s with two digits.
 fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(100, 100_000_000_000, 2).expect("the bounds are valid")
-}
-
-/// Statistics stay usable when a thread panicked while counting.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

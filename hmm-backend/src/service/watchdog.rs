@@ -2,9 +2,11 @@
 //! watching thread is also the clock of policies that want one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::worker::WorkerSpawner;
 use crate::fault::Faults;
@@ -113,7 +115,7 @@ impl Watchdog {
             if threads.running.iter().all(left_behind) {
                 break;
             }
-            threads = shared.wait(threads, None);
+            shared.wait(&mut threads, None);
         }
         drop(threads);
         if let Some(watcher) = self.watcher.take() {
@@ -124,22 +126,15 @@ impl Watchdog {
 
 impl Shared {
     fn threads(&self) -> MutexGuard<'_, Threads> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.threads.lock()
     }
 
     /// Waits until something changes, at most this long; but looks at the drivers several times within the limit, and at what the
     /// host has refused.
-    fn wait<'a>(
-        &self,
-        threads: MutexGuard<'a, Threads>,
-        most: Option<Duration>,
-    ) -> MutexGuard<'a, Threads> {
+    fn wait(&self, threads: &mut MutexGuard<'_, Threads>, most: Option<Duration>) {
         let look = (self.limit / 4).min(LOOK_FOR_FAILURES);
-        let (threads, _) = self
-            .changed
-            .wait_timeout(threads, most.map_or(look, |most| most.min(look)))
-            .unwrap_or_else(PoisonError::into_inner);
-        threads
+        let time = most.map_or(look, |most| most.min(look));
+        self.changed.wait_for(threads, time);
     }
 
     fn spawn(
@@ -178,7 +173,7 @@ impl Shared {
             let next_tick = self.spawner.faults.tick_policies();
             threads = self.threads();
             if !threads.stopping {
-                threads = self.wait(threads, next_tick);
+                self.wait(&mut threads, next_tick);
             }
         }
     }
