@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use crate::balloon::BalloonConfig;
 use crate::console_choice::ConsoleChoice;
-use crate::file;
+use crate::host::file;
 use crate::linux::cpuid::Template;
 use crate::memory_errors::OnMemoryError;
 use crate::size::Size;

@@ -10,8 +10,8 @@ use hmm_backend::limits::Refusal;
 use hmmvisor_policies::FileWatch;
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::ending::failure::Failure;
 use crate::ending::{End, Ending, LOOK_AGAIN};
-use crate::failure::Failure;
 use crate::policy_scripts::{Reloader, Script};
 
 /// Waits in a row that may fail before that is an error; each takes a millisecond.

@@ -6,12 +6,13 @@
 //! | module | what |
 //! |---|---|
 //! | `run` | from a configuration to a report |
-//! | `config`, `file`, `placement` | what to run, checked; on which host CPUs |
+//! | `config`, `placement` | what to run, checked; on which host CPUs |
 //! | `policy_scripts` | scripts among the policies, reloaded when they change |
 //! | `report`, `summary` | the figures, for programs and for people |
 //! | `outputs` | the files that a run is made of, and those that it writes |
 //! | `recording` | events into a trace |
-//! | `check`, `kvm`, `host`, `kernel_mode` | what this host offers |
+//! | `host` | what the host offers: CPUs, memory, files |
+//! | `check`, `kvm`, `kernel_mode` | whether this host can run guests |
 //! | `vm` | a virtual machine put together |
 //! | `machine` | the part of it that is KVM's: memory slots, vCPUs |
 //! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
@@ -25,8 +26,8 @@
 //! | `bus`, `slots`, `control`, `console`, `interrupts` | devices |
 //! | `console_choice`, `console_thread`, `outlet`, `terminal` | the console's output and input on the host |
 //! | `chaos` | what the host does to a guest that runs `torture` |
-//! | `ending`, `failure`, `event_loop`, `signals`, `progress` | how a run ends and who waits for it |
-//! | `cpus`, `process_memory` | small questions to the system |
+//! | `ending` | how a run ends: the reasons, and the event that says so |
+//! | `event_loop`, `signals`, `progress` | what waits for the end |
 
 pub mod balloon;
 pub mod boot;
@@ -38,11 +39,8 @@ pub mod console;
 pub mod console_choice;
 mod console_thread;
 pub mod control;
-pub mod cpus;
 pub mod ending;
 mod event_loop;
-pub mod failure;
-pub mod file;
 pub mod firmware;
 mod guest;
 pub mod guest_memory;
@@ -59,7 +57,6 @@ pub mod outlet;
 pub mod outputs;
 pub mod placement;
 mod policy_scripts;
-mod process_memory;
 pub mod progress;
 mod recording;
 pub mod registers;
@@ -79,7 +76,7 @@ pub use chaos::ChaosFigures;
 pub use config::Config;
 pub use console_thread::Input;
 pub use ending::End;
-pub use failure::Failure;
+pub use ending::failure::Failure;
 pub use hmmvisor_experiments::size;
 pub use memory_errors::OnMemoryError;
 pub use recording::RecordingFigures;

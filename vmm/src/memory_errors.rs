@@ -16,8 +16,8 @@ use hmm_backend::{Backend, FatalCause, FatalFault};
 use hmmvisor_devices::thread::{self, STOP_WITHIN, Thread};
 use vmm_sys_util::signal::SIGRTMIN;
 
+use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
-use crate::failure::Failure;
 
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);

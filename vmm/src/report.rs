@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::balloon::BalloonReport;
 use crate::chaos::ChaosFigures;
 use crate::ending::End;
-use crate::failure::Failure;
+use crate::ending::failure::Failure;
 use crate::recording::RecordingFigures;
 use crate::signals;
 use crate::size::Size;

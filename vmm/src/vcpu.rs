@@ -12,8 +12,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::{Bus, Next};
+use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
-use crate::failure::Failure;
 use crate::machine::Machine;
 use crate::machine_check;
 use crate::memory_errors::{self, MemoryErrors};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hmmvisor_devices::thread::{self, Thread};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::cpus;
+use crate::host::cpus;
 use crate::vcpu::{Shared, Vcpu};
 
 /// How long a vCPU may take to notice a kick before it gets another one.

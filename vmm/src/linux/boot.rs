@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use super::kernel::{KernelError, Loaded, Protocol};
 use super::layout::{ACPI, CMDLINE, HIGH_START, Layout, RESET_VECTOR, START_INFO, ZERO_PAGE};
 use super::{InitrdError, Linux, acpi, entry, power};
-use crate::file::FileError;
+use crate::host::file::FileError;
 use crate::slots::SlotInfo;
 
 /// Some boot loader without a number of its own.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::file::FileError;
+use crate::host::file::FileError;
 use crate::size::Size;
 
 /// Larger ones do not fit below 4 GiB.
@@ -74,7 +74,7 @@ pub struct Initrd {
 impl Initrd {
     /// Opens the file and looks what it is.
     pub fn open(path: &Path) -> Result<Initrd, InitrdError> {
-        let (mut file, len) = crate::file::open(path, FILE_LIMIT)?;
+        let (mut file, len) = crate::host::file::open(path, FILE_LIMIT)?;
         check(&mut file, len)?;
         Ok(Initrd {
             path: path.to_owned(),

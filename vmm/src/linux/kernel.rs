@@ -19,7 +19,7 @@ use vm_memory::{
 };
 
 use super::layout::{CMDLINE_ROOM, HIGH_START};
-use crate::file::FileError;
+use crate::host::file::FileError;
 use crate::image::overlap;
 
 /// Larger files are a mistake.
@@ -126,7 +126,7 @@ pub struct Loaded {
 impl Kernel {
     /// Opens the file and looks at its headers.
     pub fn open(path: &Path) -> Result<Kernel, KernelError> {
-        let (mut file, len) = crate::file::open(path, FILE_LIMIT)?;
+        let (mut file, len) = crate::host::file::open(path, FILE_LIMIT)?;
         let format = format(&mut file, len)?;
         Ok(Kernel {
             path: path.to_owned(),

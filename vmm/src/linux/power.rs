@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::bus::{Device, Next};
 use crate::console::Console;
+use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
-use crate::failure::Failure;
 
 /// Ports of the registers.
 pub const PORTS: Range<u64> = 0x600..0x603;

@@ -1,5 +1,7 @@
 //! How a run ends: the first reason wins.
 
+pub mod failure;
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant};
 use hmmvisor_devices::{DeviceFailure, bell};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::failure::Failure;
+use failure::Failure;
 
 /// Why a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,10 +1,12 @@
 //! What the host offers.
 
+pub mod cpus;
+pub mod file;
+pub(crate) mod process_memory;
+
 use std::mem;
 
 use hmm_backend::limits::{self, Group};
-
-use crate::cpus;
 
 /// The part of the host that configurations are checked against.
 #[derive(Clone, Debug)]
