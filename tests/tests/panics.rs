@@ -163,12 +163,12 @@ fn a_virtio_device_s_thread() {
 /// A device in which a vCPU's thread panics.
 struct Trap;
 
-impl hmmvisor::bus::Device for Trap {
+impl hmmvisor::machine::bus::Device for Trap {
     fn read(&self, _: u64, _: &mut [u8]) {
         panic!("on purpose");
     }
-    fn write(&self, _: u64, _: &[u8]) -> hmmvisor::bus::Next {
-        hmmvisor::bus::Next::Continue
+    fn write(&self, _: u64, _: &[u8]) -> hmmvisor::machine::bus::Next {
+        hmmvisor::machine::bus::Next::Continue
     }
 }
 

@@ -10,7 +10,7 @@ use hmmvisor_guest_images as guest_images;
 use crate::ending::End;
 use crate::host::Host;
 use crate::kernel_mode::{self, NATIVE};
-use crate::kvm;
+use crate::machine::kvm;
 use crate::vm::{Guest, Hooks, Vm, VmConfig};
 
 /// How long the kernel's reports of moved pages are tried.

@@ -13,7 +13,7 @@ use crate::balloon::BalloonConfig;
 use crate::console_choice::ConsoleChoice;
 use crate::host::file;
 use crate::linux::cpuid::Template;
-use crate::memory_errors::OnMemoryError;
+use crate::machine::memory_errors::OnMemoryError;
 use crate::size::Size;
 use crate::virtio::DiskConfig;
 use hmm_backend::{EngineChoice, Hint, PAGE_SIZE, Page, PageRange};

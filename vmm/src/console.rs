@@ -11,8 +11,8 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::bus::{Device, Next};
 use crate::ending::Ending;
+use crate::machine::bus::{Device, Next};
 use crate::outlet::Outlet;
 
 /// Where a PC has its first serial port.

@@ -236,7 +236,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::Device;
+    use crate::machine::bus::Device;
     use std::io::Write;
     use std::sync::Mutex;
 

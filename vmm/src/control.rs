@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use hmmvisor_abi::control;
 
-use crate::bus::{Device, Next};
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
+use crate::machine::bus::{Device, Next};
 
 /// Who wants to know what a guest says about its rounds. Called by the vCPU that says it, which waits.
 pub trait Watch: Send + Sync {

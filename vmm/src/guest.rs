@@ -9,8 +9,8 @@ use crate::image::Image;
 use crate::linux::cpuid::Template;
 use crate::linux::layout::Layout;
 use crate::linux::{Linux, Loaded, Plan};
-use crate::machine::Machine;
-use crate::slots::SlotInfo;
+use crate::machine::kvm_machine::Machine;
+use crate::machine::slots::SlotInfo;
 use crate::vm::VmError;
 
 /// What runs in a virtual machine.

@@ -12,18 +12,15 @@
 //! | `outputs` | the files that a run is made of, and those that it writes |
 //! | `recording` | events into a trace |
 //! | `host` | what the host offers: CPUs, memory, files |
-//! | `check`, `kvm`, `kernel_mode` | whether this host can run guests |
+//! | `check`, `kernel_mode` | whether this host can run guests |
 //! | `vm` | a virtual machine put together |
-//! | `machine` | the part of it that is KVM's: memory slots, vCPUs |
+//! | `machine` | the parts of it that are KVM's, and what connects devices to them |
 //! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
 //! | `image`, `boot` | a small guest's ELF file and what it is told |
 //! | `guest` | both kinds of guests on their way into a machine |
 //! | `linux` | an operating system's kernel, and what it finds |
-//! | `guest_memory` | the VMM's own view of managed memory |
-//! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
-//! | `memory_errors`, `machine_check` | pages that cannot be supplied: telling the vCPU, telling the guest |
 //! | `virtio`, `balloon` | the virtio devices of a configuration; what one of them is asked, and was good for |
-//! | `bus`, `slots`, `control`, `console`, `interrupts` | devices |
+//! | `control`, `console` | devices |
 //! | `console_choice`, `console_thread`, `outlet`, `terminal` | the console's output and input on the host |
 //! | `chaos` | what the host does to a guest that runs `torture` |
 //! | `ending` | how a run ends: the reasons, and the event that says so |
@@ -31,7 +28,6 @@
 
 pub mod balloon;
 pub mod boot;
-pub mod bus;
 mod chaos;
 pub mod check;
 pub mod config;
@@ -43,16 +39,11 @@ pub mod ending;
 mod event_loop;
 pub mod firmware;
 mod guest;
-pub mod guest_memory;
 pub mod host;
 pub mod image;
-pub mod interrupts;
 pub mod kernel_mode;
-pub mod kvm;
 pub mod linux;
 pub mod machine;
-mod machine_check;
-pub mod memory_errors;
 pub mod outlet;
 pub mod outputs;
 pub mod placement;
@@ -64,11 +55,8 @@ pub mod report;
 pub mod ring0;
 mod run;
 pub mod signals;
-mod slots;
 pub mod summary;
 pub mod terminal;
-pub mod vcpu;
-pub mod vcpu_threads;
 pub mod virtio;
 pub mod vm;
 
@@ -78,7 +66,7 @@ pub use console_thread::Input;
 pub use ending::End;
 pub use ending::failure::Failure;
 pub use hmmvisor_experiments::size;
-pub use memory_errors::OnMemoryError;
+pub use machine::memory_errors::OnMemoryError;
 pub use recording::RecordingFigures;
 pub use report::Report;
 pub use run::{Options, RunError, run};

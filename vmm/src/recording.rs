@@ -15,8 +15,8 @@ use hmmvisor_experiments::trace::{Dropped, TraceError, TraceMeta, TraceWriter};
 use serde::Serialize;
 
 use crate::ending::Ending;
+use crate::machine::vcpu_threads::ThreadIds;
 use crate::signals::{self, Signals};
-use crate::vcpu_threads::ThreadIds;
 
 /// Events that each of the backend's threads keeps until they are taken: what a thread can produce in many
 /// times [`DRAIN`]. 72 bytes each, reserved as needed.

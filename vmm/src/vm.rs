@@ -16,21 +16,21 @@ use hmmvisor_devices::{Accelerator, AcceleratorError, NewDevice, NewDeviceError}
 use thiserror::Error;
 
 use crate::boot::{self, BootError, BootParameters};
-use crate::bus::{Bus, Device};
 use crate::console::{self, Console};
 use crate::control::Control;
 use crate::ending::{End, Ending};
 use crate::guest::{LoadedGuest, Prepared};
 use crate::image::ImageError;
-use crate::interrupts::pin_event;
 use crate::linux::LoadError;
 use crate::linux::power::{self, Power};
-use crate::machine::{Machine, MachineError};
-use crate::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError, Reporter};
+use crate::machine::bus::{Bus, Device};
+use crate::machine::interrupts::pin_event;
+use crate::machine::kvm_machine::{Machine, MachineError};
+use crate::machine::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError, Reporter};
+use crate::machine::slots::{self, Devices, Slots, Window};
+use crate::machine::vcpu::{Shared, Vcpu};
+use crate::machine::vcpu_threads::{ThreadIds, VcpuThreads};
 use crate::outlet::{Outlet, OutletFigures, OutletThread};
-use crate::slots::{self, Devices, Slots, Window};
-use crate::vcpu::{Shared, Vcpu};
-use crate::vcpu_threads::{ThreadIds, VcpuThreads};
 
 pub use crate::guest::Guest;
 

@@ -19,7 +19,7 @@ use hmmvisor_devices::SlotKind;
 use super::power;
 
 use crate::console;
-use crate::slots::SlotInfo;
+use crate::machine::slots::SlotInfo;
 
 /// What a driver for the accelerator binds to.
 pub const ACCELERATOR_ID: &str = "HMMV0001";

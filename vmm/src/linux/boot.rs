@@ -18,7 +18,7 @@ use super::kernel::{KernelError, Loaded, Protocol};
 use super::layout::{ACPI, CMDLINE, HIGH_START, Layout, RESET_VECTOR, START_INFO, ZERO_PAGE};
 use super::{InitrdError, Linux, acpi, entry, power};
 use crate::host::file::FileError;
-use crate::slots::SlotInfo;
+use crate::machine::slots::SlotInfo;
 
 /// Some boot loader without a number of its own.
 const LOADER_UNKNOWN: u8 = 0xff;

@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::bus::{Device, Next};
 use crate::console::Console;
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
+use crate::machine::bus::{Device, Next};
 
 /// Ports of the registers.
 pub const PORTS: Range<u64> = 0x600..0x603;

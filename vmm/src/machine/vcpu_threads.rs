@@ -10,7 +10,7 @@ use hmmvisor_devices::thread::{self, Thread};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::host::cpus;
-use crate::vcpu::{Shared, Vcpu};
+use crate::machine::vcpu::{Shared, Vcpu};
 
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);

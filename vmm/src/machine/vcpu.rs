@@ -11,12 +11,12 @@ use kvm_bindings::KVM_EXIT_MEMORY_FAULT;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::bus::{Bus, Next};
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
-use crate::machine::Machine;
-use crate::machine_check;
-use crate::memory_errors::{self, MemoryErrors};
+use crate::machine::bus::{Bus, Next};
+use crate::machine::kvm_machine::Machine;
+use crate::machine::machine_check;
+use crate::machine::memory_errors::{self, MemoryErrors};
 use crate::ring0::{ExceptionFrame, MACHINE_CHECK};
 
 /// What all vCPUs of a machine share.
@@ -121,7 +121,7 @@ enum Problem {
 }
 
 impl Vcpu {
-    /// A vCPU that [`crate::machine::Machine::vcpu`] has prepared.
+    /// A vCPU that [`crate::machine::kvm_machine::Machine::vcpu`] has prepared.
     pub fn new(index: u32, fd: VcpuFd, shared: Arc<Shared>) -> Vcpu {
         Vcpu {
             index,

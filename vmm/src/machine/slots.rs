@@ -9,10 +9,10 @@ use hmmvisor_abi::map;
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, MmioDevice, Slot, SlotKind};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 
-use crate::bus::{Device, Next};
 use crate::ending::Ending;
-use crate::interrupts::InterruptLines;
-use crate::machine::Machine;
+use crate::machine::bus::{Device, Next};
+use crate::machine::interrupts::InterruptLines;
+use crate::machine::kvm_machine::Machine;
 use crate::vm::{DeviceConfig, VmError, WrapDriver};
 
 impl DeviceConfig {
