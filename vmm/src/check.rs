@@ -8,8 +8,8 @@ use hmm_backend::limits;
 use hmmvisor_guest_images as guest_images;
 
 use crate::ending::End;
+use crate::guest::linux::kernel_mode::{self, NATIVE};
 use crate::host::Host;
-use crate::kernel_mode::{self, NATIVE};
 use crate::machine::kvm;
 use crate::vm::{Guest, Hooks, Vm, VmConfig};
 

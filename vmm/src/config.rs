@@ -11,8 +11,8 @@ use std::str::FromStr;
 
 use crate::balloon::BalloonConfig;
 use crate::console_choice::ConsoleChoice;
+use crate::guest::linux::cpuid::Template;
 use crate::host::file;
-use crate::linux::cpuid::Template;
 use crate::machine::memory_errors::OnMemoryError;
 use crate::size::Size;
 use crate::virtio::DiskConfig;

@@ -12,37 +12,28 @@
 //! | `outputs` | the files that a run is made of, and those that it writes |
 //! | `recording` | events into a trace |
 //! | `host` | what the host offers: CPUs, memory, files |
-//! | `check`, `kernel_mode` | whether this host can run guests |
+//! | `check` | whether this host can run guests |
 //! | `vm` | a virtual machine put together |
 //! | `machine` | the parts of it that are KVM's, and what connects devices to them |
-//! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
-//! | `image`, `boot` | a small guest's ELF file and what it is told |
-//! | `guest` | both kinds of guests on their way into a machine |
-//! | `linux` | an operating system's kernel, and what it finds |
+//! | `guest` | what runs in it: a small program, or an operating system's kernel |
 //! | `virtio`, `balloon` | the virtio devices of a configuration; what one of them is asked, and was good for |
-//! | `control`, `console` | devices |
+//! | `console` | the serial port |
 //! | `console_choice`, `console_thread`, `outlet`, `terminal` | the console's output and input on the host |
 //! | `chaos` | what the host does to a guest that runs `torture` |
 //! | `ending` | how a run ends: the reasons, and the event that says so |
 //! | `event_loop`, `signals`, `progress` | what waits for the end |
 
 pub mod balloon;
-pub mod boot;
 mod chaos;
 pub mod check;
 pub mod config;
 pub mod console;
 pub mod console_choice;
 mod console_thread;
-pub mod control;
 pub mod ending;
 mod event_loop;
-pub mod firmware;
-mod guest;
+pub mod guest;
 pub mod host;
-pub mod image;
-pub mod kernel_mode;
-pub mod linux;
 pub mod machine;
 pub mod outlet;
 pub mod outputs;
@@ -50,9 +41,7 @@ pub mod placement;
 mod policy_scripts;
 pub mod progress;
 mod recording;
-pub mod registers;
 pub mod report;
-pub mod ring0;
 mod run;
 pub mod signals;
 pub mod summary;

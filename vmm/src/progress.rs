@@ -8,8 +8,8 @@ use std::time::Duration;
 use hmmvisor_devices::thread::{self, Thread};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::control::Control;
 use crate::ending::Ending;
+use crate::guest::program::control::Control;
 
 /// Runs shorter than this show no progress.
 const FIRST_TICK: Duration = Duration::from_secs(1);

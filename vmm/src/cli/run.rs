@@ -9,7 +9,7 @@ use hmmvisor::OnMemoryError;
 use hmmvisor::balloon::BalloonConfig;
 use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::console_choice::ConsoleChoice;
-use hmmvisor::linux::cpuid::Template;
+use hmmvisor::guest::linux::cpuid::Template;
 use hmmvisor::size::Size;
 use hmmvisor::virtio::DiskConfig;
 use hmmvisor_policies::PolicyChoice;

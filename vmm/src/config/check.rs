@@ -6,9 +6,9 @@ use hmmvisor_abi::map;
 use hmmvisor_policies::PolicyChoice;
 
 use super::{Config, ConfigError};
+use crate::guest::linux::cpuid::Template;
+use crate::guest::linux::layout::Layout;
 use crate::host::Host;
-use crate::linux::cpuid::Template;
-use crate::linux::layout::Layout;
 use crate::size::Size;
 use crate::virtio;
 

@@ -16,14 +16,14 @@ use thiserror::Error;
 use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use crate::guest::linux::cpuid::{Processor, Template};
+use crate::guest::linux::layout::Layout;
+use crate::guest::linux::{Loaded, entry};
+use crate::guest::program::{firmware, registers};
 use crate::host::process_memory;
-use crate::linux::cpuid::{Processor, Template};
-use crate::linux::layout::Layout;
-use crate::linux::{Loaded, entry};
 use crate::machine::guest_memory::{self, Part};
 use crate::machine::interrupts::InterruptLines;
 use crate::machine::{kvm, machine_check};
-use crate::{firmware, registers};
 
 /// KVM's number of the first part of memory.
 const FIRST_SLOT: u32 = 1;

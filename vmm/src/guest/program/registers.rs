@@ -3,7 +3,7 @@
 use hmmvisor_abi::map;
 use kvm_bindings::{CpuId, kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
 
-use crate::{firmware, ring0};
+use crate::guest::program::{firmware, ring0};
 
 // Control register bits.
 const CR0_PROTECTED: u64 = 1;

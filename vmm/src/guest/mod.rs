@@ -1,14 +1,17 @@
 //! The kinds of guests, on their way into a machine: looked at before it is made, then put into its memory.
 
+pub mod linux;
+pub mod program;
+
 use std::sync::Arc;
 
 use hmm_backend::Backend;
 
-use crate::boot;
-use crate::image::Image;
-use crate::linux::cpuid::Template;
-use crate::linux::layout::Layout;
-use crate::linux::{Linux, Loaded, Plan};
+use crate::guest::linux::cpuid::Template;
+use crate::guest::linux::layout::Layout;
+use crate::guest::linux::{Linux, Loaded, Plan};
+use crate::guest::program::boot;
+use crate::guest::program::image::Image;
 use crate::machine::kvm_machine::Machine;
 use crate::machine::slots::SlotInfo;
 use crate::vm::VmError;

@@ -8,7 +8,7 @@ use hmmvisor_abi::{BOOT_VERSION, BootInfo, boot, map};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::image::{Image, Segment};
+use crate::guest::program::image::{Image, Segment};
 
 /// Bytes for the command line.
 pub const CMDLINE_LIMIT: usize = map::BOOT_INFO_SIZE as usize - size_of::<BootInfo>();

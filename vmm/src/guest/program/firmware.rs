@@ -7,7 +7,7 @@
 use hmmvisor_abi::map;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::ring0;
+use crate::guest::program::ring0;
 
 /// Selector of the ring-0 code segment.
 pub const KERNEL_CODE: u16 = 0x08;

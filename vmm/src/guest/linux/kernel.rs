@@ -19,8 +19,8 @@ use vm_memory::{
 };
 
 use super::layout::{CMDLINE_ROOM, HIGH_START};
+use crate::guest::program::image::overlap;
 use crate::host::file::FileError;
-use crate::image::overlap;
 
 /// Larger files are a mistake.
 const FILE_LIMIT: u64 = 1 << 30;

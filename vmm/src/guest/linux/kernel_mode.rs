@@ -11,7 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use crate::linux::{Loaded, Protocol, entry};
+use crate::guest::linux::{Loaded, Protocol, entry};
 use crate::machine::kvm::{self, KvmError};
 
 /// What is slower is no processor. Emulation does about a million instructions a second, processors several hundred, and processors

@@ -9,6 +9,7 @@
 //! | `acpi` | the tables that describe the machine |
 //! | `cpuid` | the processor that the kernel sees |
 //! | `power` | registers that switch the machine off or reset it |
+//! | `kernel_mode` | whether this host runs a kernel's code natively |
 
 mod acpi;
 mod boot;
@@ -16,6 +17,7 @@ pub mod cpuid;
 pub(crate) mod entry;
 mod initrd;
 mod kernel;
+pub mod kernel_mode;
 pub mod layout;
 pub(crate) mod power;
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
-use crate::registers;
+use crate::guest::program::registers;
 
 /// A named choice of processor features.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
