@@ -17,8 +17,7 @@
 //! | `machine` | the parts of it that are KVM's, and what connects devices to them |
 //! | `guest` | what runs in it: a small program, or an operating system's kernel |
 //! | `virtio`, `balloon` | the virtio devices of a configuration; what one of them is asked, and was good for |
-//! | `console` | the serial port |
-//! | `console_choice`, `console_thread`, `outlet`, `terminal` | the console's output and input on the host |
+//! | `console` | the serial port, and its output and input on the host |
 //! | `chaos` | what the host does to a guest that runs `torture` |
 //! | `ending` | how a run ends: the reasons, and the event that says so |
 //! | `event_loop`, `signals`, `progress` | what waits for the end |
@@ -28,14 +27,11 @@ mod chaos;
 pub mod check;
 pub mod config;
 pub mod console;
-pub mod console_choice;
-mod console_thread;
 pub mod ending;
 mod event_loop;
 pub mod guest;
 pub mod host;
 pub mod machine;
-pub mod outlet;
 pub mod outputs;
 pub mod placement;
 mod policy_scripts;
@@ -45,13 +41,12 @@ pub mod report;
 mod run;
 pub mod signals;
 pub mod summary;
-pub mod terminal;
 pub mod virtio;
 pub mod vm;
 
 pub use chaos::ChaosFigures;
 pub use config::Config;
-pub use console_thread::Input;
+pub use console::thread::Input;
 pub use ending::End;
 pub use ending::failure::Failure;
 pub use hmmvisor_experiments::size;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use crate::config::Config;
-use crate::console_choice::ConsoleChoice;
+use crate::config::console_choice::ConsoleChoice;
 use hmmvisor_experiments::output::{Files, Output, OutputError};
 
 /// The outputs of a run, open before it begins.

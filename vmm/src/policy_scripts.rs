@@ -12,8 +12,8 @@ use hmmvisor_policies::{
 };
 
 use crate::config::PolicyConfig;
+use crate::console::outlet::{MayClose, Outlet, OutletThread};
 use crate::ending::Ending;
-use crate::outlet::{MayClose, Outlet, OutletThread};
 
 /// What decides in a run.
 pub(crate) struct Policies {

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use hmmvisor_devices::thread;
 
+use crate::console::terminal;
 use crate::ending::LOOK_AGAIN;
-use crate::terminal;
 
 /// How long a run may take to end after the first signal. The process is gone within a second after it: what is left is for the
 /// kernel, which has the guest's memory to free.

@@ -15,7 +15,8 @@ use hmmvisor_abi::map;
 use hmmvisor_devices::{Accelerator, AcceleratorError, NewDevice, NewDeviceError};
 use thiserror::Error;
 
-use crate::console::{self, Console};
+use crate::console::outlet::{Outlet, OutletFigures, OutletThread};
+use crate::console::serial::{self, Console};
 use crate::ending::{End, Ending};
 use crate::guest::linux::LoadError;
 use crate::guest::linux::power::{self, Power};
@@ -30,7 +31,6 @@ use crate::machine::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError, R
 use crate::machine::slots::{self, Devices, Slots, Window};
 use crate::machine::vcpu::{Shared, Vcpu};
 use crate::machine::vcpu_threads::{ThreadIds, VcpuThreads};
-use crate::outlet::{Outlet, OutletFigures, OutletThread};
 
 pub use crate::guest::Guest;
 
@@ -291,7 +291,7 @@ impl Vm {
                 mmio.insert(map::SERIAL..map::SERIAL + WINDOW, console.clone());
             }
             LoadedGuest::Linux { .. } => {
-                let pin = pin_event(machine.vm(), console::PIN)
+                let pin = pin_event(machine.vm(), serial::PIN)
                     .map_err(system("the serial port's interrupt"))?;
                 let new = Console::with_interrupt(out, pin, ending.clone());
                 let new = new.map_err(system("an event"))?;
@@ -301,7 +301,7 @@ impl Vm {
                 ports.insert(power::PORTS, Arc::new(power));
             }
         }
-        ports.insert(console::PORTS, console.clone());
+        ports.insert(serial::PORTS, console.clone());
         for (index, device) in (0..).zip(&devices.0) {
             let window = slots::window(index);
             mmio.insert(

@@ -18,7 +18,7 @@ use hmmvisor_devices::SlotKind;
 
 use super::power;
 
-use crate::console;
+use crate::console::serial;
 use crate::machine::slots::SlotInfo;
 
 /// What a driver for the accelerator binds to.
@@ -126,7 +126,7 @@ struct SerialPort;
 
 impl Aml for SerialPort {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let ports = console::PORTS;
+        let ports = serial::PORTS;
         let length = (ports.end - ports.start) as u8;
         let first = ports.start as u16;
         Device::new(
@@ -139,7 +139,7 @@ impl Aml for SerialPort {
                     Path::new("_CRS"),
                     &ResourceTemplate::new(vec![
                         &IO::new(first, first, 1, length),
-                        &interrupt(console::PIN),
+                        &interrupt(serial::PIN),
                     ]),
                 ),
             ],

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::console::Console;
+use crate::console::serial::Console;
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
 use crate::machine::bus::{Device, Next};

@@ -10,9 +10,9 @@ use hmmvisor_devices::bell;
 use hmmvisor_devices::thread::{self, STOP_WITHIN, Thread};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::console::Console;
+use crate::console::serial::Console;
+use crate::console::terminal;
 use crate::ending::{End, Ending};
-use crate::terminal;
 
 /// How long the beginning of a line may wait for its end. Nobody notices, and whole lines are passed on at once.
 const REST_AFTER_MS: i32 = 10;

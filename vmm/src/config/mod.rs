@@ -1,6 +1,7 @@
 //! What to run: the TOML file's schema and its defaults.
 
 mod check;
+pub mod console_choice;
 mod device_kind;
 mod error;
 
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::balloon::BalloonConfig;
-use crate::console_choice::ConsoleChoice;
+use crate::config::console_choice::ConsoleChoice;
 use crate::guest::linux::cpuid::Template;
 use crate::host::file;
 use crate::machine::memory_errors::OnMemoryError;
