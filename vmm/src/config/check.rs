@@ -9,8 +9,8 @@ use super::{Config, ConfigError};
 use crate::guest::linux::cpuid::Template;
 use crate::guest::linux::layout::Layout;
 use crate::host::Host;
+use crate::run::virtio;
 use crate::size::Size;
-use crate::virtio;
 
 /// Managed memory comes in blocks of this size.
 const BLOCK: u64 = 2 << 20;

@@ -10,13 +10,13 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::balloon::BalloonConfig;
 use crate::config::console_choice::ConsoleChoice;
 use crate::guest::linux::cpuid::Template;
 use crate::host::file;
 use crate::machine::memory_errors::OnMemoryError;
+use crate::run::balloon::BalloonConfig;
+use crate::run::virtio::DiskConfig;
 use crate::size::Size;
-use crate::virtio::DiskConfig;
 use hmm_backend::{EngineChoice, Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;

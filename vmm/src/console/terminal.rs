@@ -18,7 +18,7 @@ static BEFORE: OnceLock<termios> = OnceLock::new();
 /// The terminal is to be raw while the process is in the foreground.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
-/// Signals that end the process at once, if it comes to that. Those that end a run are taken by [`crate::signals`].
+/// Signals that end the process at once, if it comes to that. Those that end a run are taken by [`crate::run::signals`].
 const DEADLY: [libc::c_int; 9] = [
     libc::SIGTRAP,
     libc::SIGSYS,

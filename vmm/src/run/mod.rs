@@ -1,4 +1,26 @@
-//! From a configuration to a report.
+//! From a configuration to a report: everything around a virtual machine while it runs.
+//!
+//! | module | what |
+//! |---|---|
+//! | `placement` | on which host CPUs its threads run |
+//! | `policy_scripts` | scripts among the policies, reloaded when they change |
+//! | `virtio`, `balloon` | the virtio devices of a configuration; what one of them is asked, and was good for |
+//! | `outputs` | the files that a run is made of, and those that it writes |
+//! | `recording` | events into a trace |
+//! | `event_loop`, `signals`, `progress` | what waits for the end |
+//! | `report`, `summary` | the figures, for programs and for people |
+
+pub mod balloon;
+pub(crate) mod event_loop;
+pub mod outputs;
+pub mod placement;
+pub(crate) mod policy_scripts;
+pub mod progress;
+pub(crate) mod recording;
+pub mod report;
+pub mod signals;
+pub mod summary;
+pub mod virtio;
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -16,7 +38,6 @@ use hmmvisor_guest_images::{self as guest_images, CatalogError};
 use hmmvisor_policies::ScriptError;
 use thiserror::Error;
 
-use crate::balloon::{self, BalloonReport};
 use crate::chaos::{self, Chaos, ChaosFigures, TortureOptions};
 use crate::config::console_choice::ConsoleChoice;
 use crate::config::{Config, ConfigError, DeviceKind};
@@ -24,22 +45,21 @@ use crate::console::outlet::OutletFigures;
 use crate::console::thread::{ConsoleThread, Input};
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
-use crate::event_loop;
 use crate::guest::linux::layout::Layout;
 use crate::guest::linux::{DEFAULT_CMDLINE, Linux, LoadError, Plan};
 use crate::guest::program::image::{self, ImageError};
 use crate::host::Host;
 use crate::host::file::{self, FileError};
 use crate::host::process_memory;
-use crate::outputs;
-use crate::placement::Placement;
-use crate::policy_scripts::{Policies, Reloader};
-use crate::progress::Progress;
-use crate::recording::{self, Recording, RecordingFigures};
-use crate::report::{DriverReport, OutputReport, Replay, Report};
-use crate::signals::{self, Signals, Taken};
-use crate::virtio;
 use crate::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig, VmError};
+
+use balloon::BalloonReport;
+use placement::Placement;
+use policy_scripts::{Policies, Reloader};
+use progress::Progress;
+use recording::{Recording, RecordingFigures};
+use report::{DriverReport, OutputReport, Replay, Report};
+use signals::{Signals, Taken};
 
 /// What is not a matter of configuration: the caller's process.
 pub struct Options {

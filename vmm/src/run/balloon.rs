@@ -6,7 +6,7 @@ use std::time::Duration;
 use hmmvisor_devices::virtio::{Balloon, BalloonFigures, Hinting, Statistics};
 use serde::{Deserialize, Serialize};
 
-use crate::event_loop::Periodic;
+use crate::run::event_loop::Periodic;
 use crate::size::Size;
 
 /// `[balloon]`

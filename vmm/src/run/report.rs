@@ -11,12 +11,12 @@ use hmmvisor_devices::Accelerator;
 use hmmvisor_policies::ScriptFigures;
 use serde::Serialize;
 
-use crate::balloon::BalloonReport;
 use crate::chaos::ChaosFigures;
 use crate::ending::End;
 use crate::ending::failure::Failure;
-use crate::recording::RecordingFigures;
-use crate::signals;
+use crate::run::balloon::BalloonReport;
+use crate::run::recording::RecordingFigures;
+use crate::run::signals;
 use crate::size::Size;
 
 /// A run's outcome and figures. There is one as soon as a guest has been started, however it ended.

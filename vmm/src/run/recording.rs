@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::ending::Ending;
 use crate::machine::vcpu_threads::ThreadIds;
-use crate::signals::{self, Signals};
+use crate::run::signals::{self, Signals};
 
 /// Events that each of the backend's threads keeps until they are taken: what a thread can produce in many
 /// times [`DRAIN`]. 72 bytes each, reserved as needed.
@@ -294,7 +294,7 @@ mod tests {
         let ids = ThreadIds::new(1);
         let ending = Arc::new(Ending::new().unwrap());
         let meta = TraceMeta::default();
-        let output = crate::outputs::trace(&mut Files::default(), &path).unwrap();
+        let output = crate::run::outputs::trace(&mut Files::default(), &path).unwrap();
         let recording = Recording::start(output, meta, &backend, &ids, &ending).unwrap();
         let figures = recording.finish(None, Duration::ZERO);
         assert_eq!(figures.error, None);

@@ -12,7 +12,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending, LOOK_AGAIN};
-use crate::policy_scripts::{Reloader, Script};
+use crate::run::policy_scripts::{Reloader, Script};
 
 /// Waits in a row that may fail before that is an error; each takes a millisecond.
 const FAILURES: u32 = 1000;

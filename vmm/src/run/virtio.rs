@@ -8,8 +8,8 @@ use hmmvisor_devices::virtio::{self, Balloon, Disk, DiskError, GuestRam, Parts, 
 use hmmvisor_devices::{NewDevice, Slot};
 use serde::Deserialize;
 
-use crate::balloon::BalloonConfig;
 use crate::config::Config;
+use crate::run::balloon::BalloonConfig;
 
 /// `[[disk]]`
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]

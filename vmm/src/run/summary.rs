@@ -5,10 +5,10 @@ use std::fmt;
 
 use hmm_backend::{Cause, Latency, PAGE_SIZE, printable};
 
-use crate::balloon::BalloonReport;
 use crate::ending::End;
-use crate::recording::RecordingFigures;
-use crate::report::Report;
+use crate::run::balloon::BalloonReport;
+use crate::run::recording::RecordingFigures;
+use crate::run::report::Report;
 
 /// Shows a report in about a dozen lines.
 pub struct Summary<'a>(pub &'a Report);
