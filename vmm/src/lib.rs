@@ -8,7 +8,6 @@
 //! | `run` | from a configuration to a report |
 //! | `config` | what to run, checked |
 //! | `host` | what the host offers: CPUs, memory, files |
-//! | `check` | whether this host can run guests |
 //! | `vm` | a virtual machine put together |
 //! | `machine` | the parts of it that are KVM's, and what connects devices to them |
 //! | `guest` | what runs in it: a small program, or an operating system's kernel |
@@ -17,7 +16,6 @@
 //! | `ending` | how a run ends: the reasons, and the event that says so |
 
 mod chaos;
-pub mod check;
 pub mod config;
 pub mod console;
 pub mod ending;

@@ -11,7 +11,6 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use hmm_backend::limits::{self, Refusal, Resource};
 use hmm_backend::policies;
-use hmmvisor::check::{State, check};
 use hmmvisor::config::console_choice::ConsoleChoice;
 use hmmvisor::console::outlet::MayClose;
 use hmmvisor::console::terminal::{RawTerminal, take_memory_faults};
@@ -24,6 +23,7 @@ use hmmvisor_experiments::output::{Files, Output, shown};
 use hmmvisor_experiments::steady::write_all;
 use hmmvisor_guest_images::{Param, workloads};
 
+use cli::check::{State, check};
 use cli::output::{READ_WITHIN, STORED_WITHIN, print, say, within};
 use cli::run::RunArgs;
 use cli::{Cli, Command};

@@ -7,11 +7,11 @@ use hmm_backend::MoveProbe;
 use hmm_backend::limits;
 use hmmvisor_guest_images as guest_images;
 
-use crate::ending::End;
-use crate::guest::linux::kernel_mode::{self, NATIVE};
-use crate::host::Host;
-use crate::machine::kvm;
-use crate::vm::{Guest, Hooks, Vm, VmConfig};
+use hmmvisor::ending::End;
+use hmmvisor::guest::linux::kernel_mode::{self, NATIVE};
+use hmmvisor::host::Host;
+use hmmvisor::machine::kvm;
+use hmmvisor::vm::{Guest, Hooks, Vm, VmConfig};
 
 /// How long the kernel's reports of moved pages are tried.
 const MOVES: Duration = Duration::from_millis(200);
@@ -205,7 +205,7 @@ fn host_findings() -> Vec<Finding> {
         n => Finding::new("host CPUs", State::Ok, format!("{n}: {cpus:?}")),
     };
     let available = meminfo("MemAvailable").unwrap_or(host.memory);
-    let default = crate::config::Config::default().machine.memory;
+    let default = hmmvisor::config::Config::default().machine.memory;
     let memory = format!("{} of {} MiB available", available >> 20, host.memory >> 20);
     let memory = match available > default.0 {
         true => Finding::new("host memory", State::Ok, memory),
@@ -243,7 +243,7 @@ fn host_findings() -> Vec<Finding> {
         ),
         _ => Finding::new("memory overcommit", State::Ok, "allowed"),
     });
-    let devices = crate::config::Config::default().devices.memory;
+    let devices = hmmvisor::config::Config::default().devices.memory;
     for group in &host.groups {
         if let Some(memory) = group.memory {
             let room = memory.room();

@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod check;
 pub mod output;
 pub mod replay;
 pub mod report;
