@@ -7,10 +7,9 @@ use clap::Args;
 use hmm_backend::EngineChoice;
 use hmmvisor::OnMemoryError;
 use hmmvisor::config::console_choice::ConsoleChoice;
+use hmmvisor::config::virtio::{BalloonConfig, DiskConfig};
 use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::guest::linux::cpuid::Template;
-use hmmvisor::run::balloon::BalloonConfig;
-use hmmvisor::run::virtio::DiskConfig;
 use hmmvisor::size::Size;
 use hmmvisor_policies::PolicyChoice;
 

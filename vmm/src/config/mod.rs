@@ -4,18 +4,16 @@ mod check;
 pub mod console_choice;
 mod device_kind;
 mod error;
+pub mod virtio;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::config::console_choice::ConsoleChoice;
 use crate::guest::linux::cpuid::Template;
 use crate::host::file;
 use crate::machine::memory_errors::OnMemoryError;
-use crate::run::balloon::BalloonConfig;
-use crate::run::virtio::DiskConfig;
 use crate::size::Size;
 use hmm_backend::{EngineChoice, Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_policies::PolicyChoice;
@@ -24,6 +22,9 @@ use serde::{Deserialize, Deserializer};
 
 pub use device_kind::DeviceKind;
 pub use error::ConfigError;
+
+use console_choice::ConsoleChoice;
+use virtio::{BalloonConfig, DiskConfig};
 
 /// A configuration file is no larger than this.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -287,6 +288,23 @@ impl Config {
             path: path.to_owned(),
             error,
         })
+    }
+
+    /// The balloon that the machine has. An operating system has one in any case, so that the pages it frees are given back.
+    pub fn effective_balloon(&self) -> Option<BalloonConfig> {
+        let always = self.boot.kernel.is_some().then(BalloonConfig::default);
+        self.balloon.or(always)
+    }
+
+    /// Whether the machine has an entropy device. An operating system has one in any case: it waits for entropy when it boots.
+    pub fn has_entropy(&self) -> bool {
+        self.rng || self.boot.kernel.is_some()
+    }
+
+    /// The number of virtio devices that the machine has.
+    pub fn virtio_devices(&self) -> usize {
+        let balloon = usize::from(self.effective_balloon().is_some());
+        self.disk.len() + balloon + usize::from(self.has_entropy())
     }
 }
 
