@@ -7,9 +7,11 @@
 //! | `guest_memory` | the VMM's own view of managed memory |
 //! | `interrupts`, `slots`, `bus` | an interrupt line, a window and a doorbell for each device |
 //! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
+//! | `exception` | what a guest's ring-0 code says of an exception |
 //! | `memory_errors`, `machine_check` | pages that cannot be supplied: telling the vCPU, telling the guest |
 
 pub mod bus;
+pub mod exception;
 pub mod guest_memory;
 pub mod interrupts;
 pub mod kvm;

@@ -13,8 +13,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
-use crate::guest::program::ring0::{ExceptionFrame, MACHINE_CHECK};
 use crate::machine::bus::{Bus, Next};
+use crate::machine::exception::{ExceptionFrame, MACHINE_CHECK};
 use crate::machine::kvm_machine::Machine;
 use crate::machine::machine_check;
 use crate::machine::memory_errors::{self, MemoryErrors};

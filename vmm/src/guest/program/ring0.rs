@@ -12,10 +12,10 @@ use std::mem::offset_of;
 
 use hmmvisor_abi::{MemoryError, control, map, memory_error};
 
+use crate::machine::exception::MACHINE_CHECK;
+
 /// CPU exceptions have vectors below this.
 pub const EXCEPTIONS: u64 = 32;
-/// Vector of machine checks.
-pub const MACHINE_CHECK: u64 = 18;
 /// Vector of spurious interrupts of the local APIC.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 
@@ -167,33 +167,6 @@ pub fn entry_offset(vector: u8) -> Option<u64> {
         None
     }
 }
-
-/// What is at `rsp` when the exception register is written.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ExceptionFrame {
-    /// The guest's `rcx`.
-    pub rcx: u64,
-    /// The guest's `rax`.
-    pub rax: u64,
-    /// Which exception.
-    pub vector: u64,
-    /// Its error code, 0 for those without.
-    pub error_code: u64,
-    /// Where it happened.
-    pub rip: u64,
-    /// Code segment.
-    pub cs: u64,
-    /// Flags.
-    pub rflags: u64,
-    /// Stack pointer.
-    pub rsp: u64,
-    /// Stack segment.
-    pub ss: u64,
-}
-
-// SAFETY: nine integers without padding; every bit pattern is valid.
-unsafe impl vm_memory::ByteValued for ExceptionFrame {}
 
 #[cfg(test)]
 mod tests {
