@@ -9,7 +9,8 @@ use hmm_backend::{
     ToSystem,
 };
 use hmmvisor::End;
-use hmmvisor::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::guest::program::Program;
+use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
 use hmmvisor_abi::map;
 use hmmvisor_devices::virtio::{
     Chain, GuestRam, Malformed, Model, Parts, Port, Profile, Reply, VirtioDevice,
@@ -87,11 +88,7 @@ fn with_driver(at: At) -> Vm {
             }],
             ..Managed::new(backend)
         }),
-        guest: Guest::Program {
-            image: hmmvisor_guest_images::IMAGE,
-            cmdline: &cmdline,
-            seed: 1,
-        },
+        guest: Box::new(Program::new(hmmvisor_guest_images::IMAGE, &cmdline, 1)),
         hooks: Hooks {
             driver: Some(Box::new(move |_, inner| Arc::new(Panics { inner, at }))),
             ..Hooks::default()

@@ -9,9 +9,10 @@ use hmmvisor_guest_images as guest_images;
 
 use hmmvisor::ending::End;
 use hmmvisor::guest::linux::kernel_mode::{self, NATIVE};
+use hmmvisor::guest::program::Program;
 use hmmvisor::host::Host;
 use hmmvisor::machine::kvm;
-use hmmvisor::vm::{Guest, Hooks, Vm, VmConfig};
+use hmmvisor::vm::{Hooks, Vm, VmConfig};
 
 /// How long the kernel's reports of moved pages are tried.
 const MOVES: Duration = Duration::from_millis(200);
@@ -335,11 +336,7 @@ fn trial() -> Finding {
         vcpus: 1,
         vcpu_cpus: Vec::new(),
         managed: None,
-        guest: Guest::Program {
-            image: guest_images::IMAGE,
-            cmdline: "",
-            seed: 0,
-        },
+        guest: Box::new(Program::new(guest_images::IMAGE, "", 0)),
         console: Box::new(std::io::sink()),
         hooks: Hooks::default(),
     };

@@ -1,135 +1,65 @@
-//! The kinds of guests, on their way into a machine: looked at before it is made, then put into its memory.
+//! What runs in a virtual machine: a small program that knows its machine, or an operating system's kernel.
+//!
+//! [`Guest`] is what the two have in common. Whatever differs between them is in `program/` and `linux/`.
 
+mod error;
 pub mod linux;
 pub mod program;
 
 use std::sync::Arc;
 
-use hmm_backend::Backend;
+use hmm_backend::{Backend, BackendConfig};
+use kvm_ioctls::VcpuFd;
 
-use crate::guest::linux::cpuid::Template;
-use crate::guest::linux::layout::Layout;
-use crate::guest::linux::{Linux, Loaded, Plan};
-use crate::guest::program::boot;
-use crate::guest::program::image::Image;
-use crate::machine::kvm_machine::Machine;
+use crate::console::outlet::Outlet;
+use crate::console::serial::Console;
+use crate::ending::Ending;
+use crate::machine::bus::Bus;
+use crate::machine::kvm_machine::{Machine, MachineError};
 use crate::machine::slots::SlotInfo;
-use crate::vm::VmError;
+use program::control::Control;
 
-/// What runs in a virtual machine.
-pub enum Guest<'a> {
-    /// A program in ring 3 that knows its machine (docs/guest-abi.md).
-    Program {
-        /// Its ELF file.
-        image: &'a [u8],
-        /// What it reads as its command line.
-        cmdline: &'a str,
-        /// What it reads as the run's seed.
-        seed: u64,
-    },
-    /// An operating system. All of its memory is managed: as much as [`Layout::end`] says.
-    Linux(&'a mut Linux, Layout),
-}
+pub use error::GuestError;
 
-/// A guest that fits into the machine made for it.
-pub(crate) enum Prepared<'a> {
-    Program {
-        image: Image<'a>,
-        cmdline: &'a str,
-        seed: u64,
-    },
-    Linux {
-        linux: &'a mut Linux,
-        plan: Plan,
-        layout: Layout,
-        vcpus: u32,
-    },
-}
+/// What runs in a virtual machine. [`crate::vm::Vm::new`] calls all methods but the first, in this order.
+pub trait Guest {
+    /// Returns how managed memory is to be made for this guest, which is to have `bytes` of it.
+    fn memory(&self, bytes: u64) -> BackendConfig;
 
-/// A guest in memory.
-pub(crate) enum LoadedGuest<'a> {
-    Program {
-        entry: u64,
-        cmdline: &'a str,
-        seed: u64,
-    },
-    Linux {
-        kernel: Loaded,
-        cpu: Template,
-    },
-}
+    /// Makes the machine that the guest fits into, or says why the guest fits into none.
+    fn machine(&self, vcpus: u32, managed: Option<Arc<Backend>>) -> Result<Machine, GuestError>;
 
-impl<'a> Prepared<'a> {
-    /// Looks at the guest and makes the machine for it.
-    pub(crate) fn new(
-        guest: Guest<'a>,
-        vcpus: u32,
-        backend: Option<&Arc<Backend>>,
-    ) -> Result<(Prepared<'a>, Machine), VmError> {
-        match guest {
-            Guest::Program {
-                image,
-                cmdline,
-                seed,
-            } => {
-                let managed = backend.map_or(0, |backend| backend.host_memory().1);
-                let image = Image::parse(image, managed)?;
-                let machine = Machine::new(vcpus, backend.cloned())?;
-                let prepared = Prepared::Program {
-                    image,
-                    cmdline,
-                    seed,
-                };
-                Ok((prepared, machine))
-            }
-            Guest::Linux(linux, layout) => {
-                let backend = backend.ok_or(VmError::NoMemory)?;
-                let plan = linux.plan(&layout)?;
-                let machine = Machine::for_linux(vcpus, backend.clone(), &layout)?;
-                let prepared = Prepared::Linux {
-                    linux,
-                    plan,
-                    layout,
-                    vcpus,
-                };
-                Ok((prepared, machine))
-            }
-        }
-    }
+    /// Puts the guest into memory. Faults on managed memory are served by now; `slots` are the devices that the guest is to find.
+    fn load(&mut self, machine: &Machine, slots: &[SlotInfo]) -> Result<(), GuestError>;
 
-    /// Puts it into memory, whose faults are served by now.
-    pub(crate) fn load(
-        self,
+    /// Makes the buses with the devices that this kind of guest has in any case.
+    fn board(&self, machine: &Machine, parts: BoardParts<'_>) -> Result<Board, GuestError>;
+
+    /// Makes vCPU number `index`, ready to run the guest.
+    fn vcpu(&self, machine: &Machine, index: u32) -> Result<VcpuFd, MachineError>;
+
+    /// Tells the guest what is known only when devices and vCPUs have been made. `tsc_khz` is 0 where it is unknown.
+    fn describe(
+        &self,
         machine: &Machine,
-        backend: Option<&Arc<Backend>>,
-        slots: &[SlotInfo],
-    ) -> Result<LoadedGuest<'a>, VmError> {
-        match self {
-            Prepared::Program {
-                image,
-                cmdline,
-                seed,
-            } => {
-                boot::load(&image, machine.ram(), backend)?;
-                Ok(LoadedGuest::Program {
-                    entry: image.entry,
-                    cmdline,
-                    seed,
-                })
-            }
-            Prepared::Linux {
-                linux,
-                plan,
-                layout,
-                vcpus,
-            } => {
-                let backend = backend.ok_or(VmError::NoMemory)?;
-                let kernel = linux.load(&plan, &layout, vcpus, slots, machine.ram(), backend)?;
-                Ok(LoadedGuest::Linux {
-                    kernel,
-                    cpu: linux.cpu,
-                })
-            }
-        }
-    }
+        accelerators: u32,
+        tsc_khz: u32,
+    ) -> Result<(), GuestError>;
+}
+
+/// What [`Guest::board`] makes devices of.
+pub struct BoardParts<'a> {
+    /// Where the serial port's output goes.
+    pub(crate) output: Outlet,
+    /// The control device, for guests that know it.
+    pub(crate) control: &'a Arc<Control>,
+    /// Learns when the guest ends the run.
+    pub(crate) ending: &'a Arc<Ending>,
+}
+
+/// The buses of a machine, and the serial port on them.
+pub struct Board {
+    pub(crate) console: Arc<Console>,
+    pub(crate) mmio: Bus,
+    pub(crate) ports: Bus,
 }

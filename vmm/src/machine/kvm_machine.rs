@@ -1,29 +1,20 @@
 //! The virtual machine as KVM sees it: memory slots, interrupt controller, vCPUs.
 
-use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use hmm_backend::Backend;
 use hmm_backend::limits::{Refusal, Resource};
-use hmmvisor_abi::map;
 use kvm_bindings::{
-    CpuId, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE,
-    KVM_X86_DISABLE_EXITS_HLT, kvm_enable_cap, kvm_mp_state, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES, KVM_X86_DISABLE_EXITS_HLT,
+    kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
-use vm_memory::mmap::{FromRangesError, MmapRegionError};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
-use crate::guest::linux::cpuid::{Processor, Template};
-use crate::guest::linux::layout::Layout;
-use crate::guest::linux::{Loaded, entry};
-use crate::guest::program::{firmware, registers};
-use crate::host::process_memory;
-use crate::machine::guest_memory::{self, Part};
-use crate::machine::interrupts::InterruptLines;
-use crate::machine::{kvm, machine_check};
+use super::guest_memory::{GuestMemoryPartError, Part};
+use super::interrupts::InterruptLines;
+use super::kvm;
 
 /// KVM's number of the first part of memory.
 const FIRST_SLOT: u32 = 1;
@@ -46,31 +37,50 @@ pub enum MachineError {
         #[source]
         error: Refusal,
     },
+    /// A device's connection to KVM.
+    #[error("connecting {what} of device {index} to KVM: {error}")]
+    Connect {
+        /// What.
+        what: &'static str,
+        /// The device's window.
+        index: u32,
+        /// Why not.
+        #[source]
+        error: Refusal,
+    },
     /// No host memory for boot RAM.
     #[error("reserving the guest's 16 MiB of boot RAM: {0}")]
     BootRam(#[source] Refusal),
     /// Managed memory could not be looked at as guest memory.
     #[error("describing guest memory: {0}; this is a bug in Hmmvisor")]
-    GuestMemory(#[from] guest_memory::GuestMemoryPartError),
+    GuestMemory(#[from] GuestMemoryPartError),
     /// The firmware's tables could not be written.
     #[error("writing the firmware into boot RAM: {0}; this is a bug in Hmmvisor")]
     Firmware(#[from] vm_memory::GuestMemoryError),
 }
 
-/// What a machine is made for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
-    /// A program in ring 3, which knows its machine.
-    Program,
-    /// An operating system, which is told of its machine.
-    Linux,
+/// Memory and interrupts of a machine, as its guest wants them.
+pub(crate) struct MachineConfig<'a> {
+    /// Number of vCPUs.
+    pub(crate) vcpus: u32,
+    /// The memory that the VMM writes for the guest.
+    pub(crate) ram: GuestMemoryMmap,
+    /// Managed memory, kept mapped for as long as the machine exists.
+    pub(crate) backend: Option<Arc<Backend>>,
+    /// The guest's memory: parts of `ram` or `backend` that do not overlap.
+    pub(crate) parts: &'a [Part],
+    /// Guest-physical address of page 0 of managed memory.
+    pub(crate) managed_base: u64,
+    /// How devices interrupt the guest: [`InterruptLines::new`] or [`InterruptLines::pins`].
+    pub(crate) lines: fn(Arc<VmFd>, u32) -> Arc<InterruptLines>,
 }
 
 /// A KVM virtual machine with its memory, without devices and not yet running.
 pub struct Machine {
     kvm: Kvm,
     vm: Arc<VmFd>,
-    kind: Kind,
+    lines: Arc<InterruptLines>,
+    managed_base: u64,
     ram: GuestMemoryMmap,
     // Keeps managed memory mapped for as long as a slot, or `ram`, refers to it.
     backend: Option<Arc<Backend>>,
@@ -78,65 +88,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes a machine for `vcpus` vCPUs that run a program in ring 3, with the backend's memory as managed memory.
-    pub fn new(vcpus: u32, backend: Option<Arc<Backend>>) -> Result<Machine, MachineError> {
-        let size = map::BOOT_RAM_SIZE as usize;
-        let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(map::BOOT_RAM_BASE), size)])
-            .map_err(|error| {
-                let error = match error {
-                    FromRangesError::MmapRegion(MmapRegionError::Mmap(error)) => error,
-                    other => io::Error::other(other),
-                };
-                MachineError::BootRam(Refusal::new(Resource::Memory(map::BOOT_RAM_SIZE), error))
-            })?;
-        let host = ram
-            .get_host_address(GuestAddress(map::BOOT_RAM_BASE))
-            .map_err(|error| MachineError::BootRam(io::Error::other(error).into()))?;
-        process_memory::name(host, size, c"hmm-boot");
-
-        let managed = backend.as_ref().map(|backend| backend.host_memory());
-        let mut parts = vec![Part {
-            guest: map::BOOT_RAM_BASE,
-            host,
-            size: map::BOOT_RAM_SIZE,
-        }];
-        parts.extend(managed.map(|(host, size)| Part {
-            guest: map::MANAGED,
-            host,
-            size,
-        }));
-        let kind = Kind::Program;
-        let machine = Machine::assemble(vcpus, kind, ram, backend, &parts)?;
-        firmware::install(&machine.ram, vcpus, managed.map_or(0, |(_, size)| size))?;
-        Ok(machine)
-    }
-
-    /// Makes a machine for `vcpus` vCPUs that run an operating system in the backend's memory, which is laid out like this.
-    pub fn for_linux(
-        vcpus: u32,
-        backend: Arc<Backend>,
-        layout: &Layout,
-    ) -> Result<Machine, MachineError> {
-        let (start, size) = backend.host_memory();
-        assert_eq!(size, layout.end());
-        let part = |range: Range<u64>| Part {
-            guest: range.start,
-            host: start.wrapping_add(range.start as usize),
-            size: range.end - range.start,
-        };
-        let parts: Vec<_> = layout.parts().map(part).collect();
-        let ram = guest_memory::of(&parts)?;
-        Machine::assemble(vcpus, Kind::Linux, ram, Some(backend), &parts)
-    }
-
-    /// A machine with these parts of memory. They must be memory of `ram` or `backend` and not overlap.
-    fn assemble(
-        vcpus: u32,
-        kind: Kind,
-        ram: GuestMemoryMmap,
-        backend: Option<Arc<Backend>>,
-        parts: &[Part],
-    ) -> Result<Machine, MachineError> {
+    /// Makes a machine of this memory.
+    pub(crate) fn new(config: MachineConfig<'_>) -> Result<Machine, MachineError> {
         let kvm = kvm::open()?;
         let refused = |what: &str| {
             let what = what.to_owned();
@@ -149,7 +102,7 @@ impl Machine {
         vm.set_tss_address(KVM_RESERVED)
             .map_err(refused("the place of its own task state segment"))?;
 
-        for (slot, part) in (FIRST_SLOT..).zip(parts) {
+        for (slot, part) in (FIRST_SLOT..).zip(config.parts) {
             let region = kvm_userspace_memory_region {
                 slot,
                 flags: 0,
@@ -171,7 +124,7 @@ impl Machine {
         // KVM serves a vCPU's page fault asynchronously if the vCPU could halt meanwhile: a kernel worker
         // takes the fault. Then nobody can tell which vCPU it was, and closing the machine while such a
         // fault is unresolved waits for it for ever, unkillably. Halting without an exit rules it out, as long
-        // as the guest is not offered such faults (`linux::cpuid`). Ring 3 cannot halt anyway; an operating
+        // as the guest is not offered such faults (`guest::linux::cpuid`). Ring 3 cannot halt anyway; an operating
         // system's idle vCPUs look busy to the host.
         let mut no_halt_exits = kvm_enable_cap {
             cap: KVM_CAP_X86_DISABLE_EXITS,
@@ -185,12 +138,13 @@ impl Machine {
         vm.create_irq_chip()
             .map_err(refused("an interrupt controller"))?;
         Ok(Machine {
+            lines: (config.lines)(vm.clone(), config.vcpus),
             kvm,
             vm,
-            kind,
-            ram,
-            backend,
-            vcpus,
+            managed_base: config.managed_base,
+            ram: config.ram,
+            backend: config.backend,
+            vcpus: config.vcpus,
         })
     }
 
@@ -207,21 +161,24 @@ impl Machine {
         }
     }
 
+    /// Number of vCPUs.
+    pub fn vcpus(&self) -> u32 {
+        self.vcpus
+    }
+
+    /// Managed memory, if there is some.
+    pub fn backend(&self) -> Option<&Arc<Backend>> {
+        self.backend.as_ref()
+    }
+
     /// Guest-physical address of page 0 of managed memory.
     pub fn managed_base(&self) -> u64 {
-        match self.kind {
-            Kind::Program => map::MANAGED,
-            Kind::Linux => 0,
-        }
+        self.managed_base
     }
 
     /// Lines for devices' interrupts.
-    pub fn interrupt_lines(&self) -> Arc<InterruptLines> {
-        let lines = match self.kind {
-            Kind::Program => InterruptLines::new,
-            Kind::Linux => InterruptLines::pins,
-        };
-        lines(self.vm.clone(), self.vcpus)
+    pub fn interrupt_lines(&self) -> &Arc<InterruptLines> {
+        &self.lines
     }
 
     /// Boot RAM; or, of a machine for an operating system, all of its memory. Accesses to managed memory through it fault like a
@@ -230,100 +187,32 @@ impl Machine {
         &self.ram
     }
 
-    /// Makes vCPU number `index`, ready to run a program from its `entry` point.
-    pub fn vcpu(&self, index: u32, entry: u64) -> Result<VcpuFd, MachineError> {
-        let refused = |what: &str| refusal(what, index);
-        let vcpu = self.new_vcpu(index)?;
-        let mut cpuid = self.supported_cpuid(index)?;
-        registers::identify(&mut cpuid, index, self.vcpus);
-        vcpu.set_cpuid2(&cpuid)
-            .map_err(refused("the processor description of"))?;
-
-        machine_check::set_up(&vcpu).map_err(refused("machine checks of"))?;
-        let reset = vcpu
-            .get_sregs()
-            .map_err(refused("to read the registers of"))?;
-        vcpu.set_sregs(&registers::system(index, reset))
-            .map_err(refused("the system registers of"))?;
-        vcpu.set_regs(&registers::general(index, entry))
-            .map_err(refused("the registers of"))?;
-        vcpu.set_fpu(&registers::floating_point())
-            .map_err(refused("the floating-point state of"))?;
-
-        let mut apic = vcpu
-            .get_lapic()
-            .map_err(refused("to read the local APIC of"))?;
-        let at = registers::APIC_SPURIOUS_OFFSET;
-        for (byte, value) in apic.regs[at..at + 4]
-            .iter_mut()
-            .zip(registers::APIC_SPURIOUS_VALUE.to_le_bytes())
-        {
-            *byte = value as _;
-        }
-        vcpu.set_lapic(&apic)
-            .map_err(refused("to enable the local APIC of"))?;
-        // All but the first would wait for a start-up interrupt.
-        let runnable = kvm_mp_state {
-            mp_state: KVM_MP_STATE_RUNNABLE,
-        };
-        vcpu.set_mp_state(runnable).map_err(refused("to start"))?;
-        Ok(vcpu)
-    }
-
-    /// Makes vCPU number `index` of a machine for an operating system: the first is ready to enter the kernel, the others wait
-    /// for start-up interrupts.
-    pub fn linux_vcpu(
-        &self,
-        index: u32,
-        kernel: &Loaded,
-        template: Template,
-    ) -> Result<VcpuFd, MachineError> {
-        let refused = |what: &str| refusal(what, index);
-        let vcpu = self.new_vcpu(index)?;
-        let mut cpuid = self.supported_cpuid(index)?;
-        let processor = Processor {
-            vcpu: index,
-            vcpus: self.vcpus,
-            tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
-            deadline_timer: self.kvm.check_extension(Cap::TscDeadlineTimer),
-        };
-        let too_many = |_| kvm_ioctls::Error::new(libc::E2BIG);
-        template
-            .apply(&mut cpuid, &processor)
-            .map_err(too_many)
-            .and_then(|()| vcpu.set_cpuid2(&cpuid))
-            .map_err(refused("the processor description of"))?;
-
-        machine_check::set_up(&vcpu).map_err(refused("machine checks of"))?;
-        vcpu.set_msrs(&entry::model_specific())
-            .map_err(refused("the model-specific registers of"))?;
-        if index == 0 {
-            let reset = vcpu
-                .get_sregs()
-                .map_err(refused("to read the registers of"))?;
-            vcpu.set_sregs(&entry::system(kernel, reset))
-                .map_err(refused("the system registers of"))?;
-            vcpu.set_regs(&entry::general(kernel))
-                .map_err(refused("the registers of"))?;
-        }
-        Ok(vcpu)
-    }
-
-    fn new_vcpu(&self, index: u32) -> Result<VcpuFd, MachineError> {
+    /// Makes vCPU number `index`, with registers as after a reset.
+    pub(crate) fn new_vcpu(&self, index: u32) -> Result<VcpuFd, MachineError> {
         assert!(index < self.vcpus);
         self.vm
             .create_vcpu(u64::from(index))
             .map_err(refusal("to make", index))
     }
 
-    fn supported_cpuid(&self, index: u32) -> Result<CpuId, MachineError> {
+    /// What KVM can offer this vCPU of the host's processor.
+    pub(crate) fn supported_cpuid(&self, index: u32) -> Result<CpuId, MachineError> {
         self.kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(refusal("to describe the processor for", index))
     }
+
+    /// Whether KVM has the deadline mode of the local APIC's timer.
+    pub(crate) fn has_deadline_timer(&self) -> bool {
+        self.kvm.check_extension(Cap::TscDeadlineTimer)
+    }
 }
 
-fn refusal(what: &str, vcpu: u32) -> impl FnOnce(kvm_ioctls::Error) -> MachineError + use<> {
+/// The error of a step in making a vCPU: KVM refused `what`.
+pub(crate) fn refusal(
+    what: &str,
+    vcpu: u32,
+) -> impl FnOnce(kvm_ioctls::Error) -> MachineError + use<> {
     let what = format!("{what} vCPU {vcpu}");
     move |error| MachineError::Refused {
         what,

@@ -6,38 +6,12 @@ use std::sync::Arc;
 use hmm_backend::Backend;
 use hmm_backend::limits::{Refusal, Resource};
 use hmmvisor_abi::map;
-use hmmvisor_devices::{Accelerator, AcceleratorConfig, MmioDevice, Slot, SlotKind};
+use hmmvisor_devices::{MmioDevice, Slot, SlotKind};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 
+use super::bus::{Bus, Device, Next};
+use super::kvm_machine::{Machine, MachineError};
 use crate::ending::Ending;
-use crate::machine::bus::{Device, Next};
-use crate::machine::interrupts::InterruptLines;
-use crate::machine::kvm_machine::Machine;
-use crate::vm::{DeviceConfig, VmError, WrapDriver};
-
-impl DeviceConfig {
-    /// The accelerator for a place; `wrap` may put a driver in front of its own.
-    pub(crate) fn make(
-        self,
-        slot: Slot<'_>,
-        wrap: Option<&WrapDriver>,
-    ) -> Result<Arc<Accelerator>, VmError> {
-        let config = AcceleratorConfig {
-            memory: self.memory,
-            coherent: self.coherent,
-            managed_base: slot.managed_base,
-            vcpus: slot.vcpus,
-            cpu: self.cpu,
-        };
-        let wrap = |own| match wrap {
-            Some(wrap) => wrap(slot.index, own),
-            None => own,
-        };
-        let (index, backend) = (slot.index, slot.backend);
-        let accelerator = Accelerator::with_driver(index, config, backend, slot.irq, wrap)?;
-        Ok(Arc::new(accelerator))
-    }
-}
 
 /// A slot in use, as the guest's operating system is told of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,19 +27,15 @@ pub struct SlotInfo {
 /// Windows and interrupt lines, given to one device after the other.
 pub struct Slots<'a> {
     machine: &'a Machine,
-    lines: Arc<InterruptLines>,
-    vcpus: u32,
     ending: Arc<Ending>,
     pub devices: Devices,
 }
 
 impl Slots<'_> {
     /// Nothing is plugged in yet. `ending` will learn when a device fails.
-    pub fn new<'a>(machine: &'a Machine, vcpus: u32, ending: &Arc<Ending>) -> Slots<'a> {
+    pub fn new<'a>(machine: &'a Machine, ending: &Arc<Ending>) -> Slots<'a> {
         Slots {
             machine,
-            lines: machine.interrupt_lines(),
-            vcpus,
             ending: ending.clone(),
             devices: Devices(Vec::new()),
         }
@@ -78,16 +48,16 @@ impl Slots<'_> {
             .map(|(index, device)| SlotInfo {
                 kind: device.kind(),
                 window: window(index)..window(index) + map::ACCEL_STRIDE,
-                gsi: self.lines.gsi(index),
+                gsi: self.machine.interrupt_lines().gsi(index),
             })
             .collect()
     }
 
     /// The place of the next device.
-    pub fn next<'b>(&self, backend: &'b Arc<Backend>) -> Result<Slot<'b>, VmError> {
+    pub fn next<'b>(&self, backend: &'b Arc<Backend>) -> Result<Slot<'b>, MachineError> {
         let index = self.devices.0.len() as u32;
-        let line = self.lines.line(index, &self.ending);
-        let line = line.map_err(|error| VmError::Connect {
+        let line = self.machine.interrupt_lines().line(index, &self.ending);
+        let line = line.map_err(|error| MachineError::Connect {
             what: "the interrupt",
             index,
             error: Refusal::new(Resource::Kvm, error),
@@ -96,13 +66,13 @@ impl Slots<'_> {
             index,
             backend,
             managed_base: self.machine.managed_base(),
-            vcpus: self.vcpus,
+            vcpus: self.machine.vcpus(),
             irq: Box::new(line),
         })
     }
 
     /// The device for that place: connects its doorbell to KVM.
-    pub fn plug(&mut self, device: Arc<dyn MmioDevice>) -> Result<(), VmError> {
+    pub fn plug(&mut self, device: Arc<dyn MmioDevice>) -> Result<(), MachineError> {
         let index = self.devices.0.len() as u32;
         self.devices.0.push(device.clone());
         if let Some((offset, event)) = device.doorbell() {
@@ -110,7 +80,7 @@ impl Slots<'_> {
             let address = IoEventAddress::Mmio(window(index) + offset);
             let vm = self.machine.vm();
             vm.register_ioevent(event, &address, NoDatamatch)
-                .map_err(|error| VmError::Connect {
+                .map_err(|error| MachineError::Connect {
                     what: "the doorbell",
                     index,
                     error: Refusal::new(Resource::Kvm, error.into()),
@@ -124,6 +94,15 @@ impl Slots<'_> {
 pub struct Devices(pub Vec<Arc<dyn MmioDevice>>);
 
 impl Devices {
+    /// Puts the devices' register windows on a bus.
+    pub fn insert_windows(&self, mmio: &mut Bus) {
+        for (index, device) in (0..).zip(&self.0) {
+            let window = window(index);
+            let range = window..window + map::ACCEL_STRIDE;
+            mmio.insert(range, Arc::new(Window(device.clone())));
+        }
+    }
+
     pub fn stop(&self) {
         self.0.iter().for_each(|device| device.stop());
     }
@@ -136,12 +115,12 @@ impl Drop for Devices {
 }
 
 /// Address of a device's register window.
-pub fn window(index: u32) -> u64 {
+fn window(index: u32) -> u64 {
     map::ACCEL + map::ACCEL_STRIDE * u64::from(index)
 }
 
 /// A device's register window.
-pub struct Window(pub Arc<dyn MmioDevice>);
+struct Window(Arc<dyn MmioDevice>);
 
 impl Device for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {

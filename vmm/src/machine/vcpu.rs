@@ -40,6 +40,28 @@ pub struct Shared {
     pub accesses: AtomicU64,
 }
 
+impl Shared {
+    /// A machine whose vCPUs have not begun.
+    pub(crate) fn new(
+        machine: Machine,
+        mmio: Bus,
+        ports: Bus,
+        memory_errors: Option<Arc<MemoryErrors>>,
+        ending: Arc<Ending>,
+    ) -> Arc<Shared> {
+        Arc::new(Shared {
+            machine,
+            mmio,
+            ports,
+            memory_errors,
+            ending,
+            stop: AtomicBool::new(false),
+            first_exit: OnceLock::new(),
+            accesses: AtomicU64::new(0),
+        })
+    }
+}
+
 /// A vCPU, to be run by a thread of its own.
 pub struct Vcpu {
     index: u32,
@@ -121,7 +143,7 @@ enum Problem {
 }
 
 impl Vcpu {
-    /// A vCPU that [`crate::machine::kvm_machine::Machine::vcpu`] has prepared.
+    /// A vCPU whose registers are set, ready to run the guest.
     pub fn new(index: u32, fd: VcpuFd, shared: Arc<Shared>) -> Vcpu {
         Vcpu {
             index,

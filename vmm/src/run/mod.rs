@@ -11,7 +11,9 @@
 //! | `report`, `summary` | the figures, for programs and for people |
 
 pub mod balloon;
+mod error;
 pub(crate) mod event_loop;
+mod guest;
 pub mod outputs;
 pub mod placement;
 pub(crate) mod policy_scripts;
@@ -22,44 +24,38 @@ pub mod signals;
 pub mod summary;
 pub mod virtio;
 
-use std::borrow::Cow;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, Page, PageRange, PolicyFile};
+use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, PolicyFile};
 use hmmvisor_devices::thread::{self, Joined};
-use hmmvisor_devices::virtio::DiskError;
-use hmmvisor_experiments::output::{Files, Output, OutputError};
-use hmmvisor_experiments::trace::{TraceError, TraceKind, TraceMeta};
-use hmmvisor_guest_images::{self as guest_images, CatalogError};
-use hmmvisor_policies::ScriptError;
-use thiserror::Error;
+use hmmvisor_experiments::output::{Files, Output};
+use hmmvisor_experiments::trace::{TraceKind, TraceMeta};
 
 use crate::chaos::{self, Chaos, ChaosFigures, TortureOptions};
 use crate::config::console_choice::ConsoleChoice;
-use crate::config::{Config, ConfigError, DeviceKind};
+use crate::config::{Config, DeviceKind};
 use crate::console::outlet::OutletFigures;
 use crate::console::thread::{ConsoleThread, Input};
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
-use crate::guest::linux::layout::Layout;
-use crate::guest::linux::{DEFAULT_CMDLINE, Linux, LoadError, Plan};
-use crate::guest::program::image::{self, ImageError};
+use crate::guest::GuestError;
 use crate::host::Host;
-use crate::host::file::{self, FileError};
 use crate::host::process_memory;
-use crate::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig, VmError};
+use crate::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig, VmError};
 
 use balloon::BalloonReport;
+use guest::ChosenGuest;
 use placement::Placement;
 use policy_scripts::{Policies, Reloader};
 use progress::Progress;
 use recording::{Recording, RecordingFigures};
 use report::{DriverReport, OutputReport, Replay, Report};
 use signals::{Signals, Taken};
+
+pub use error::RunError;
 
 /// What is not a matter of configuration: the caller's process.
 pub struct Options {
@@ -91,56 +87,6 @@ impl Default for Options {
     }
 }
 
-/// Why a run could not start. How a run ended that did start is in its [`Report`].
-#[derive(Debug, Error)]
-pub enum RunError {
-    /// The configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The workload or its parameters.
-    #[error(transparent)]
-    Workload(#[from] CatalogError),
-    /// The guest's file cannot be read.
-    #[error("reading guest file {}: {error}", path.display())]
-    GuestFile {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        error: FileError,
-    },
-    /// The guest's file is no guest.
-    #[error("loading guest file {}: {error}", path.display())]
-    Guest {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        error: ImageError,
-    },
-    /// A kernel, its ramdisk or its command line.
-    #[error(transparent)]
-    Linux(#[from] LoadError),
-    /// A policy script.
-    #[error(transparent)]
-    Script(#[from] ScriptError),
-    /// A disk.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// Managed memory.
-    #[error("making managed memory: {0}")]
-    Backend(#[from] hmm_backend::Error),
-    /// The trace.
-    #[error(transparent)]
-    Trace(#[from] TraceError),
-    /// The trace's file.
-    #[error(transparent)]
-    Output(#[from] OutputError),
-    /// The virtual machine.
-    #[error(transparent)]
-    Vm(#[from] VmError),
-}
-
 /// Runs a guest to its end, stops everything and reports.
 pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let host = Host::here();
@@ -153,8 +99,11 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         }
         (opened, _) => opened,
     };
-    let mut guest = Loadable::new(config)?;
-    let (workload, cmdline) = (guest.workload(), guest.cmdline().to_owned());
+    let ChosenGuest {
+        guest,
+        workload,
+        cmdline,
+    } = ChosenGuest::new(config)?;
     let placement = Placement::new(config, &host.cpus);
     let virtio = virtio::devices(config)?;
 
@@ -162,20 +111,19 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let policy = torture.as_ref().and_then(|it| it.policy(config.seed));
     let policies = Policies::load(&config.policy)?;
     let policy = policy.unwrap_or_else(|| policies.factory.clone());
+    let memory = guest.memory(config.machine.memory.0);
+    let fills_blocks = torture
+        .as_ref()
+        .is_some_and(|it| it.fills_blocks(config.seed));
     let backend = Backend::new(BackendConfig {
         engine: config.engine.kind,
         shards: config.engine.shards,
         lockstep: config.engine.lockstep,
         policy: policy.clone(),
         events: trace.as_ref().map_or(0, |_| recording::RING),
-        hole: guest.hole(),
-        present: guest.present(),
-        fill_blocks: guest.fills_blocks()
-            || torture
-                .as_ref()
-                .is_some_and(|it| it.fills_blocks(config.seed)),
+        fill_blocks: memory.fill_blocks || fills_blocks,
         shared: config.machine.shared.0,
-        ..BackendConfig::new(guest.memory(config.machine.memory.0))
+        ..memory
     })?;
     let mut chaos = torture.map(|options| Chaos::new(options, config.seed, &backend));
     let device = |cpu| DeviceConfig {
@@ -193,7 +141,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
             on_memory_error: config.machine.on_memory_error,
             foreign: virtio.new,
         }),
-        guest: guest.guest(config.seed),
+        guest,
         console: options.console,
         hooks: Hooks {
             driver: chaos.as_ref().and_then(Chaos::wrap_driver),
@@ -201,8 +149,8 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         },
     })
     .map_err(|error| match (error, &config.guest) {
-        (VmError::Linux(error), _) => RunError::Linux(error),
-        (VmError::Image(error), Some(path)) => RunError::Guest {
+        (VmError::Guest(GuestError::Linux(error)), _) => RunError::Linux(error),
+        (VmError::Guest(GuestError::Image(error)), Some(path)) => RunError::Guest {
             path: path.clone(),
             error,
         },
@@ -483,113 +431,5 @@ fn trace_meta(
         device_memory: config.devices.memory.0,
         device_kind: config.devices.kind.to_string(),
         source: None,
-    }
-}
-
-/// What to load and what to tell it.
-enum Loadable {
-    Program {
-        image: Cow<'static, [u8]>,
-        cmdline: String,
-        workload: Option<String>,
-    },
-    Linux(Linux, Layout, Plan),
-}
-
-impl Loadable {
-    fn new(config: &Config) -> Result<Loadable, RunError> {
-        if let Some(kernel) = &config.boot.kernel {
-            let cmdline = config.boot.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE);
-            let initrd = config.boot.initrd.as_deref();
-            let linux = Linux::open(kernel, initrd, cmdline, config.boot.cpu)?;
-            let layout = Layout::new(config.machine.memory);
-            // Before the machine is made: this costs nothing.
-            let plan = linux.plan(&layout)?;
-            return Ok(Loadable::Linux(linux, layout, plan));
-        }
-        let params = &config.workload.params;
-        match &config.guest {
-            None => {
-                let workload = match &config.workload.name {
-                    Some(name) => guest_images::find(name)?,
-                    None => &guest_images::workloads()[0],
-                };
-                Ok(Loadable::Program {
-                    image: Cow::Borrowed(guest_images::IMAGE),
-                    cmdline: workload.cmdline(params)?,
-                    workload: Some(workload.name.to_owned()),
-                })
-            }
-            // Somebody else's guest: whatever it understands.
-            Some(path) => {
-                let image =
-                    file::read(path, image::FILE_LIMIT).map_err(|error| RunError::GuestFile {
-                        path: path.clone(),
-                        error,
-                    })?;
-                let workload = config.workload.name.clone();
-                let name = workload.iter().map(|name| format!("workload={name}"));
-                let words = params.iter().map(|(name, value)| format!("{name}={value}"));
-                Ok(Loadable::Program {
-                    image: Cow::Owned(image),
-                    cmdline: name.chain(words).collect::<Vec<_>>().join(" "),
-                    workload,
-                })
-            }
-        }
-    }
-
-    fn workload(&self) -> Option<String> {
-        match self {
-            Loadable::Program { workload, .. } => workload.clone(),
-            Loadable::Linux(..) => None,
-        }
-    }
-
-    fn cmdline(&self) -> &str {
-        match self {
-            Loadable::Program { cmdline, .. } => cmdline,
-            Loadable::Linux(linux, ..) => &linux.cmdline,
-        }
-    }
-
-    /// How much managed memory a guest with this much of it needs.
-    fn memory(&self, bytes: u64) -> u64 {
-        match self {
-            Loadable::Program { .. } => bytes,
-            Loadable::Linux(_, layout, _) => layout.end(),
-        }
-    }
-
-    fn hole(&self) -> PageRange {
-        match self {
-            Loadable::Program { .. } => PageRange::with_len(Page(0), 0),
-            Loadable::Linux(_, layout, _) => layout.hole(),
-        }
-    }
-
-    /// Managed memory that is to be there from the start.
-    fn present(&self) -> Vec<PageRange> {
-        match self {
-            Loadable::Program { .. } => Vec::new(),
-            Loadable::Linux(_, layout, plan) => plan.written(layout),
-        }
-    }
-
-    /// Whether a first touch is to fill a whole block. Linux uses its memory by and large, in huge pages of its own, and on
-    /// other hosts finds huge pages under them.
-    fn fills_blocks(&self) -> bool {
-        matches!(self, Loadable::Linux(..))
-    }
-
-    fn guest(&mut self, seed: u64) -> Guest<'_> {
-        match self {
-            Loadable::Program { image, cmdline, .. } => Guest::Program {
-                image,
-                cmdline,
-                seed,
-            },
-            Loadable::Linux(linux, layout, _) => Guest::Linux(linux, layout.clone()),
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! Putting a kernel and what it is told into memory.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use hmm_backend::{BLOCK_PAGES, Backend, PAGE_SIZE, Page, PageRange};
@@ -14,9 +15,10 @@ use linux_loader::loader::elf::start_info::{
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::kernel::{KernelError, Loaded, Protocol};
+use super::initrd::{Initrd, InitrdError};
+use super::kernel::{Kernel, KernelError, Loaded, Protocol};
 use super::layout::{ACPI, CMDLINE, HIGH_START, Layout, RESET_VECTOR, START_INFO, ZERO_PAGE};
-use super::{InitrdError, Linux, acpi, entry, power};
+use super::{acpi, cpuid, entry, power};
 use crate::host::file::FileError;
 use crate::machine::slots::SlotInfo;
 
@@ -94,7 +96,44 @@ impl Plan {
     }
 }
 
+/// What to boot.
+#[derive(Debug)]
+pub struct Linux {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Its initial ramdisk.
+    pub initrd: Option<Initrd>,
+    /// Its command line.
+    pub cmdline: String,
+    /// The processor that it sees.
+    pub cpu: cpuid::Template,
+}
+
 impl Linux {
+    /// Opens the files and looks what they are.
+    pub fn open(
+        kernel: &Path,
+        initrd: Option<&Path>,
+        cmdline: &str,
+        cpu: cpuid::Template,
+    ) -> Result<Linux, LoadError> {
+        let initrd = initrd.map(|path| {
+            Initrd::open(path).map_err(|error| LoadError::Initrd {
+                path: path.display().to_string(),
+                error,
+            })
+        });
+        Ok(Linux {
+            kernel: Kernel::open(kernel).map_err(|error| LoadError::Kernel {
+                path: kernel.display().to_string(),
+                error,
+            })?,
+            initrd: initrd.transpose()?,
+            cmdline: cmdline.to_owned(),
+            cpu,
+        })
+    }
+
     /// Finds places for everything, or the reason why there are none. To be asked before a machine is made.
     pub fn plan(&self, layout: &Layout) -> Result<Plan, LoadError> {
         let (len, limit) = (self.cmdline.len() as u64, self.kernel.cmdline_limit());
@@ -109,7 +148,7 @@ impl Linux {
             .kernel
             .place(&low)
             .map_err(|error| self.refuse(error))?;
-        let place = |initrd: &super::Initrd| {
+        let place = |initrd: &Initrd| {
             initrd
                 .place(&low, &kernel, self.kernel.initrd_limit())
                 .map_err(|error| LoadError::Initrd {

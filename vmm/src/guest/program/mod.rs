@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `guest` | the machine, its devices and its vCPUs, as one of the two kinds of guests |
 //! | `image` | its ELF file |
 //! | `boot` | putting it into memory, and the boot information that it reads |
 //! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
@@ -10,6 +11,9 @@
 pub mod boot;
 pub mod control;
 pub mod firmware;
+mod guest;
 pub mod image;
 pub mod registers;
 pub mod ring0;
+
+pub use guest::Program;
