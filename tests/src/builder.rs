@@ -7,7 +7,8 @@ use hmm_backend::{
     BLOCK_PAGES, Backend, BackendConfig, Driver, Engine, EngineChoice, KernelAnswers, PAGE_SIZE,
 };
 use hmmvisor::OnMemoryError;
-use hmmvisor::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::guest::program::Program;
+use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
 use hmmvisor_abi::agent;
 use hmmvisor_policies::{Limits, PolicyChoice};
 
@@ -194,11 +195,11 @@ impl Builder {
                 foreign: Vec::new(),
                 on_memory_error: OnMemoryError::MachineCheck,
             }),
-            guest: Guest::Program {
-                image: hmmvisor_guest_images::IMAGE,
-                cmdline: "workload=agent",
-                seed: 1,
-            },
+            guest: Box::new(Program::new(
+                hmmvisor_guest_images::IMAGE,
+                "workload=agent",
+                1,
+            )),
             console: Box::new(output.clone()),
             hooks: Hooks {
                 devices: vec![(

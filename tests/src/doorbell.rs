@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hmm_backend::{Backend, PageRange};
-use hmmvisor::bus::{Device, Next};
+use hmmvisor::machine::bus::{Device, Next};
 use hmmvisor_abi::agent::{self, Mailbox};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hmm_backend::{
     Backend, BackendConfig, DeviceId, Engine, EngineChoice, PAGE_SIZE, Page, PolicySpec, Residency,
 };
-use hmmvisor::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::guest::program::Program;
+use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
 use hmmvisor::{End, OnMemoryError};
 
 use hmmvisor_abi::map;
@@ -154,11 +155,11 @@ impl Setup {
                 on_memory_error: self.on_memory_error,
                 foreign: Vec::new(),
             }),
-            guest: Guest::Program {
-                image: image.unwrap_or(hmmvisor_guest_images::IMAGE),
-                cmdline: &self.cmdline(),
-                seed: self.seed,
-            },
+            guest: Box::new(Program::new(
+                image.unwrap_or(hmmvisor_guest_images::IMAGE),
+                self.cmdline(),
+                self.seed,
+            )),
             console: Box::new(output.clone()),
             hooks: Hooks::default(),
         });

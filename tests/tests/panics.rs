@@ -9,7 +9,8 @@ use hmm_backend::{
     ToSystem,
 };
 use hmmvisor::End;
-use hmmvisor::vm::{DeviceConfig, Guest, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::guest::program::Program;
+use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
 use hmmvisor_abi::map;
 use hmmvisor_devices::virtio::{
     Chain, GuestRam, Malformed, Model, Parts, Port, Profile, Reply, VirtioDevice,
@@ -87,11 +88,7 @@ fn with_driver(at: At) -> Vm {
             }],
             ..Managed::new(backend)
         }),
-        guest: Guest::Program {
-            image: hmmvisor_guest_images::IMAGE,
-            cmdline: &cmdline,
-            seed: 1,
-        },
+        guest: Box::new(Program::new(hmmvisor_guest_images::IMAGE, &cmdline, 1)),
         hooks: Hooks {
             driver: Some(Box::new(move |_, inner| Arc::new(Panics { inner, at }))),
             ..Hooks::default()
@@ -163,12 +160,12 @@ fn a_virtio_device_s_thread() {
 /// A device in which a vCPU's thread panics.
 struct Trap;
 
-impl hmmvisor::bus::Device for Trap {
+impl hmmvisor::machine::bus::Device for Trap {
     fn read(&self, _: u64, _: &mut [u8]) {
         panic!("on purpose");
     }
-    fn write(&self, _: u64, _: &[u8]) -> hmmvisor::bus::Next {
-        hmmvisor::bus::Next::Continue
+    fn write(&self, _: u64, _: &[u8]) -> hmmvisor::machine::bus::Next {
+        hmmvisor::machine::bus::Next::Continue
     }
 }
 

@@ -58,7 +58,7 @@ fn a_guest_gets_entropy() {
             rng: true,
             ..Config::default()
         };
-        let virtio = hmmvisor::virtio::devices(&config).unwrap();
+        let virtio = hmmvisor::run::virtio::devices(&config).unwrap();
         let mut config = BackendConfig::new(2 << 20);
         config.engine = EngineChoice::Only(engine);
         let backend = Backend::new(config).unwrap();

@@ -19,7 +19,8 @@ use hmm_backend::{
     Backend, BackendConfig, DeviceFolio, Driver, Engine, EngineChoice, Page, PageRange, PolicySpec,
 };
 use hmmvisor::End;
-use hmmvisor::vm::{Guest, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::guest::program::Program;
+use hmmvisor::vm::{Hooks, Managed, Vm, VmConfig};
 use hmmvisor_abi::map;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
@@ -248,11 +249,7 @@ fn round(server: Server, engine: Engine, vcpus: u32, shape: Shape) -> Vec<f64> {
             on_memory_error: Default::default(),
             foreign: Vec::new(),
         }),
-        guest: Guest::Program {
-            image: &common::elf(&touch()),
-            cmdline: "",
-            seed: 0,
-        },
+        guest: Box::new(Program::new(common::elf(&touch()), "", 0)),
         console: Box::new(io::sink()),
         hooks: Hooks::default(),
     })

@@ -15,7 +15,8 @@ use hmm_backend::{
     PolicyFactory,
 };
 use hmmvisor::End;
-use hmmvisor::vm::{Guest, Hooks, Managed, Vm, VmConfig};
+use hmmvisor::guest::program::Program;
+use hmmvisor::vm::{Hooks, Managed, Vm, VmConfig};
 use hmmvisor_abi::map;
 use hmmvisor_policies::{Limits, PolicyChoice};
 use vm_memory::{Bytes, GuestAddress};
@@ -156,11 +157,7 @@ fn round(engine: Engine, policy: Arc<dyn PolicyFactory>) -> Vec<f64> {
             on_memory_error: Default::default(),
             foreign: Vec::new(),
         }),
-        guest: Guest::Program {
-            image: &common::elf(&touch()),
-            cmdline: "",
-            seed: 0,
-        },
+        guest: Box::new(Program::new(common::elf(&touch()), "", 0)),
         console: Box::new(io::sink()),
         hooks: Hooks::default(),
     })

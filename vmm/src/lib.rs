@@ -6,82 +6,32 @@
 //! | module | what |
 //! |---|---|
 //! | `run` | from a configuration to a report |
-//! | `config`, `file`, `placement` | what to run, checked; on which host CPUs |
-//! | `policy_scripts` | scripts among the policies, reloaded when they change |
-//! | `report`, `summary` | the figures, for programs and for people |
-//! | `outputs` | the files that a run is made of, and those that it writes |
-//! | `recording` | events into a trace |
-//! | `check`, `kvm`, `host`, `kernel_mode` | what this host offers |
+//! | `config` | what to run, checked |
+//! | `host` | what the host offers: CPUs, memory, files |
 //! | `vm` | a virtual machine put together |
-//! | `machine` | the part of it that is KVM's: memory slots, vCPUs |
-//! | `firmware`, `ring0`, `registers` | what lets a vCPU begin in ring 3 |
-//! | `image`, `boot` | a small guest's ELF file and what it is told |
-//! | `guest` | both kinds of guests on their way into a machine |
-//! | `linux` | an operating system's kernel, and what it finds |
-//! | `guest_memory` | the VMM's own view of managed memory |
-//! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
-//! | `memory_errors`, `machine_check` | pages that cannot be supplied: telling the vCPU, telling the guest |
-//! | `virtio`, `balloon` | the virtio devices of a configuration; what one of them is asked, and was good for |
-//! | `bus`, `slots`, `control`, `console`, `interrupts` | devices |
-//! | `console_choice`, `console_thread`, `outlet`, `terminal` | the console's output and input on the host |
+//! | `machine` | the parts of it that are KVM's, and what connects devices to them |
+//! | `guest` | what runs in it: a small program, or an operating system's kernel |
+//! | `console` | the serial port, and its output and input on the host |
 //! | `chaos` | what the host does to a guest that runs `torture` |
-//! | `ending`, `failure`, `event_loop`, `signals`, `progress` | how a run ends and who waits for it |
-//! | `cpus`, `process_memory` | small questions to the system |
+//! | `ending` | how a run ends: the reasons, and the event that says so |
 
-pub mod balloon;
-pub mod boot;
-pub mod bus;
 mod chaos;
-pub mod check;
 pub mod config;
 pub mod console;
-pub mod console_choice;
-mod console_thread;
-pub mod control;
-pub mod cpus;
 pub mod ending;
-mod event_loop;
-pub mod failure;
-pub mod file;
-pub mod firmware;
-mod guest;
-pub mod guest_memory;
+pub mod guest;
 pub mod host;
-pub mod image;
-pub mod interrupts;
-pub mod kernel_mode;
-pub mod kvm;
-pub mod linux;
 pub mod machine;
-mod machine_check;
-pub mod memory_errors;
-pub mod outlet;
-pub mod outputs;
-pub mod placement;
-mod policy_scripts;
-mod process_memory;
-pub mod progress;
-mod recording;
-pub mod registers;
-pub mod report;
-pub mod ring0;
-mod run;
-pub mod signals;
-mod slots;
-pub mod summary;
-pub mod terminal;
-pub mod vcpu;
-pub mod vcpu_threads;
-pub mod virtio;
+pub mod run;
 pub mod vm;
 
 pub use chaos::ChaosFigures;
 pub use config::Config;
-pub use console_thread::Input;
+pub use console::thread::Input;
 pub use ending::End;
-pub use failure::Failure;
+pub use ending::failure::Failure;
 pub use hmmvisor_experiments::size;
-pub use memory_errors::OnMemoryError;
-pub use recording::RecordingFigures;
-pub use report::Report;
+pub use machine::memory_errors::OnMemoryError;
+pub use run::recording::RecordingFigures;
+pub use run::report::Report;
 pub use run::{Options, RunError, run};

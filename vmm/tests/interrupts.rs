@@ -4,7 +4,7 @@ mod common;
 
 use common::{MOV_EAX_CONTROL, Output, code, machine, wait, wait_until};
 use hmmvisor::End;
-use hmmvisor::interrupts::InterruptLines;
+use hmmvisor::machine::interrupts::InterruptLines;
 use hmmvisor_abi::map;
 use hmmvisor_devices::Interrupt;
 use vm_memory::{Bytes, GuestAddress};

@@ -22,9 +22,9 @@ use hmmvisor_abi::map;
 use hmmvisor_devices::thread::{self as threads, Joined, Thread};
 use serde::Serialize;
 
-use crate::control::Watch;
+use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
-use crate::failure::Failure;
+use crate::guest::program::control::Watch;
 use crate::vm::{Vm, WrapDriver};
 use driver::{FailingDriver, Injected};
 pub(crate) use options::{TortureOptions, replay};

@@ -11,8 +11,8 @@ use super::device::{ExtraDevice, WORDS};
 use super::driver::{CookieDriver, FailingDriver};
 use super::random::Random;
 use super::{ChaosFigures, Layout, Shared, address_of, report};
-use crate::control::Control;
 use crate::ending::Ending;
+use crate::guest::program::control::Control;
 
 /// Devices that come and go in a run, at most: a backend can attach 64 in its life.
 const EXTRA_DEVICES: u64 = 40;

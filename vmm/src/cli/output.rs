@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::printable_lines;
-use hmmvisor::signals::{self, Signals};
+use hmmvisor::run::signals::{self, Signals};
 use hmmvisor_devices::thread::{self, Joined};
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::steady::write_all;

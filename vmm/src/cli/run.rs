@@ -6,12 +6,11 @@ use anyhow::{Result, bail};
 use clap::Args;
 use hmm_backend::EngineChoice;
 use hmmvisor::OnMemoryError;
-use hmmvisor::balloon::BalloonConfig;
+use hmmvisor::config::console_choice::ConsoleChoice;
+use hmmvisor::config::virtio::{BalloonConfig, DiskConfig};
 use hmmvisor::config::{Config, DeviceKind};
-use hmmvisor::console_choice::ConsoleChoice;
-use hmmvisor::linux::cpuid::Template;
+use hmmvisor::guest::linux::cpuid::Template;
 use hmmvisor::size::Size;
-use hmmvisor::virtio::DiskConfig;
 use hmmvisor_policies::PolicyChoice;
 
 use super::commands;

@@ -6,11 +6,10 @@ use hmmvisor_abi::map;
 use hmmvisor_policies::PolicyChoice;
 
 use super::{Config, ConfigError};
+use crate::guest::linux::cpuid::Template;
+use crate::guest::linux::layout::Layout;
 use crate::host::Host;
-use crate::linux::cpuid::Template;
-use crate::linux::layout::Layout;
 use crate::size::Size;
-use crate::virtio;
 
 /// Managed memory comes in blocks of this size.
 const BLOCK: u64 = 2 << 20;
@@ -72,7 +71,7 @@ impl Config {
                 seconds.map_or(Ok(()), |seconds| range(what, seconds, DAY))?;
             }
         }
-        let virtio = virtio::count(self);
+        let virtio = self.virtio_devices();
         if virtio > 0 {
             range(
                 "the number of accelerators, disks and other virtio devices together",
@@ -176,7 +175,7 @@ impl Config {
         }
         let (vcpus, count) = (
             u64::from(self.machine.vcpus),
-            u64::from(self.devices.count) + virtio::count(self) as u64,
+            u64::from(self.devices.count) + self.virtio_devices() as u64,
         );
         let service = self.service.threads.unwrap_or(0) as u64;
         let threads = vcpus + vcpus.max(service) + count + THREADS;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use hmm_backend::Hint;
 use thiserror::Error;
 
-use crate::file::FileError;
+use crate::host::file::FileError;
 use crate::size::Size;
 
 /// What is wrong with a configuration.

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hmmvisor::End;
-use hmmvisor::vm::{Guest, Hooks, Vm, VmConfig};
+use hmmvisor::guest::program::Program;
+use hmmvisor::vm::{Hooks, Vm, VmConfig};
 use hmmvisor_abi::map;
 
 /// Longer than any of these guests takes, even on a busy host.
@@ -65,11 +66,7 @@ pub fn machine(code: &[u8], vcpus: u32, output: &Output) -> Vm {
         vcpus,
         vcpu_cpus: Vec::new(),
         managed: None,
-        guest: Guest::Program {
-            image: &elf(code),
-            cmdline: "answer=42",
-            seed: 0x5eed,
-        },
+        guest: Box::new(Program::new(elf(code), "answer=42", 0x5eed)),
         console: Box::new(output.clone()),
         hooks: Hooks::default(),
     })

@@ -1,8 +1,8 @@
 //! Files that are no kernels or ramdisks, or do not fit, and options that do not go together.
 
-use hmmvisor::linux::cpuid::Template;
-use hmmvisor::linux::layout::Layout;
-use hmmvisor::linux::{Linux, LoadError};
+use hmmvisor::guest::linux::cpuid::Template;
+use hmmvisor::guest::linux::layout::Layout;
+use hmmvisor::guest::linux::{Linux, LoadError};
 use hmmvisor::size::Size;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 

@@ -1,0 +1,361 @@
+//! `hmmvisor check`: can this machine run a guest, and if not, what has to be done.
+
+use std::mem;
+use std::time::{Duration, Instant};
+
+use hmm_backend::MoveProbe;
+use hmm_backend::limits;
+use hmmvisor_guest_images as guest_images;
+
+use hmmvisor::ending::End;
+use hmmvisor::guest::linux::kernel_mode::{self, NATIVE};
+use hmmvisor::guest::program::Program;
+use hmmvisor::host::Host;
+use hmmvisor::machine::kvm;
+use hmmvisor::vm::{Hooks, Vm, VmConfig};
+
+/// How long the kernel's reports of moved pages are tried.
+const MOVES: Duration = Duration::from_millis(200);
+/// How long the trial guest may take.
+const TRIAL: Duration = Duration::from_secs(5);
+/// Address space that the default run needs, generously.
+const ADDRESS_SPACE: u64 = 1 << 30;
+
+/// Threads that the default run needs, generously.
+const THREADS: u64 = 16;
+
+/// One thing that was looked at.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// What.
+    pub what: String,
+    /// How it is.
+    pub state: State,
+    /// Details, or what to do.
+    pub detail: String,
+}
+
+/// How a thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// Not there or not good, but guests run.
+    Limited,
+    /// No guest can run.
+    Missing,
+}
+
+impl Finding {
+    fn new(what: impl Into<String>, state: State, detail: impl Into<String>) -> Finding {
+        Finding {
+            what: what.into(),
+            state,
+            detail: detail.into(),
+        }
+    }
+}
+
+/// Looks at everything a run needs. It can run if nothing is [`State::Missing`].
+pub fn check() -> Vec<Finding> {
+    let mut findings = kvm_findings();
+    findings.extend(userfaultfd_findings());
+    findings.extend(host_findings());
+    // Only worth trying when nothing is known to be wrong.
+    if findings
+        .iter()
+        .all(|finding| finding.state != State::Missing)
+    {
+        findings.push(trial());
+        findings.push(kernel_mode_finding());
+    }
+    findings
+}
+
+fn kvm_findings() -> Vec<Finding> {
+    match kvm_ioctls::Kvm::new() {
+        Err(error) => vec![Finding::new(
+            "KVM",
+            State::Missing,
+            kvm::KvmError::from(error).to_string(),
+        )],
+        Ok(kvm) => {
+            let version = format!("/dev/kvm, interface version {}", kvm.get_api_version());
+            let mut findings = vec![match kvm::open() {
+                Err(error @ kvm::KvmError::Version(_)) => {
+                    Finding::new("KVM", State::Missing, error.to_string())
+                }
+                _ => Finding::new("KVM", State::Ok, version),
+            }];
+            findings.extend(kvm::capabilities(&kvm).map(|capability| {
+                let what = format!("KVM {}", capability.name);
+                match capability.present {
+                    true => Finding::new(what, State::Ok, capability.purpose),
+                    false => Finding::new(
+                        what,
+                        State::Missing,
+                        format!(
+                            "needed for {}; use a newer kernel with it configured in",
+                            capability.purpose
+                        ),
+                    ),
+                }
+            }));
+            findings
+        }
+    }
+}
+
+fn userfaultfd_findings() -> Vec<Finding> {
+    let support = match hmm_backend::probe_userfaultfd() {
+        Err(error) => {
+            return vec![Finding::new(
+                "userfaultfd",
+                State::Missing,
+                error.to_string(),
+            )];
+        }
+        Ok(support) => support,
+    };
+    let mut findings = vec![Finding::new(
+        "userfaultfd",
+        State::Ok,
+        format!("by {}", support.via),
+    )];
+    let no_engine = !support.remap && !support.write_protect;
+    let mut feature = |what, present, purpose: &str, since: &str, without: State| {
+        findings.push(match present {
+            true => Finding::new(what, State::Ok, purpose),
+            false => Finding::new(what, without, format!("{purpose} needs {since}")),
+        });
+    };
+    let engine = if no_engine {
+        State::Missing
+    } else {
+        State::Limited
+    };
+    feature(
+        "engine remap",
+        support.remap,
+        "moves pages without copying (UFFDIO_MOVE)",
+        "Linux 6.8",
+        engine,
+    );
+    feature(
+        "engine copy",
+        support.write_protect,
+        "copies pages (userfaultfd write protection)",
+        "Linux 5.7",
+        engine,
+    );
+    feature(
+        "poisoned pages",
+        support.poison,
+        "marks pages that are lost",
+        "Linux 6.6",
+        State::Limited,
+    );
+    feature(
+        "faulting threads",
+        support.thread_id,
+        "names the vCPU of a fatal fault",
+        "Linux 4.14",
+        State::Limited,
+    );
+    if support.remap {
+        findings.push(moved_pages());
+    }
+    findings
+}
+
+/// Whether the kernel tells the truth about pages that it moves.
+fn moved_pages() -> Finding {
+    let what = "reports of moved pages";
+    match hmm_backend::probe_moves(MOVES) {
+        Err(error) => Finding::new(what, State::Limited, format!("cannot be tried: {error}")),
+        Ok(MoveProbe {
+            rounds,
+            unreported: 0,
+        }) => Finding::new(
+            what,
+            State::Ok,
+            format!("right in {rounds} rounds of two threads at one huge page"),
+        ),
+        Ok(MoveProbe { rounds, unreported }) => Finding::new(
+            what,
+            State::Limited,
+            format!(
+                "wrong: in round {rounds} this kernel moved {unreported} pages with UFFDIO_MOVE and answered that they are still there \
+                 (a fault of Linux 6.18). Hmmvisor looks where a page is after each such answer, so nothing is lost; other users of \
+                 UFFDIO_MOVE may lose pages"
+            ),
+        ),
+    }
+}
+
+fn host_findings() -> Vec<Finding> {
+    let host = Host::here();
+    let mut cpus = host.cpus.clone();
+    cpus.sort_unstable();
+    let cpus = match cpus.len() {
+        1 => Finding::new(
+            "host CPUs",
+            State::Limited,
+            "1: vCPUs and accelerators take turns on it",
+        ),
+        n => Finding::new("host CPUs", State::Ok, format!("{n}: {cpus:?}")),
+    };
+    let available = meminfo("MemAvailable").unwrap_or(host.memory);
+    let default = hmmvisor::config::Config::default().machine.memory;
+    let memory = format!("{} of {} MiB available", available >> 20, host.memory >> 20);
+    let memory = match available > default.0 {
+        true => Finding::new("host memory", State::Ok, memory),
+        false => Finding::new(
+            "host memory",
+            State::Limited,
+            format!("{memory}: less than the default guest's {default}; free some or use --memory"),
+        ),
+    };
+    let mut findings = vec![cpus, memory];
+
+    let (address_space, unlimited) = address_space_limit();
+    findings.push(match address_space {
+        _ if unlimited => Finding::new("address space limit", State::Ok, "none"),
+        limit if limit >= ADDRESS_SPACE => Finding::new(
+            "address space limit",
+            State::Ok,
+            format!("{} MiB", limit >> 20),
+        ),
+        limit => Finding::new(
+            "address space limit",
+            State::Limited,
+            format!(
+                "{} MiB, too little for the default guest; raise it with `ulimit -v`",
+                limit >> 20
+            ),
+        ),
+    });
+    let overcommit = limits::read("/proc/sys/vm/overcommit_memory").unwrap_or_default();
+    findings.push(match overcommit.trim() {
+        "2" => Finding::new(
+            "memory overcommit",
+            State::Limited,
+            "off: guest and device memory count in full from the start; `sysctl vm.overcommit_memory=0` changes that",
+        ),
+        _ => Finding::new("memory overcommit", State::Ok, "allowed"),
+    });
+    let devices = hmmvisor::config::Config::default().devices.memory;
+    for group in &host.groups {
+        if let Some(memory) = group.memory {
+            let room = memory.room();
+            let state = match room > default.0 + devices.0 {
+                true => State::Ok,
+                false => State::Limited,
+            };
+            let detail = format!(
+                "{} MiB left of {} MiB ({}/{})",
+                room >> 20,
+                memory.limit >> 20,
+                group.name(),
+                memory.file
+            );
+            findings.push(Finding::new("control group memory limit", state, detail));
+        }
+        if let Some((used, limit)) = group.threads {
+            let state = match limit.saturating_sub(used) >= THREADS {
+                true => State::Ok,
+                false => State::Limited,
+            };
+            let detail = format!(
+                "{used} of {limit} processes and threads ({}/pids.max)",
+                group.name()
+            );
+            findings.push(Finding::new("control group thread limit", state, detail));
+        }
+    }
+    findings
+}
+
+fn meminfo(key: &str) -> Option<u64> {
+    let text = limits::read("/proc/meminfo")?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The limit, and whether there is none.
+fn address_space_limit() -> (u64, bool) {
+    // SAFETY: a structure of integers; all zeros is valid.
+    let mut limit: libc::rlimit = unsafe { mem::zeroed() };
+    // SAFETY: the kernel fills the structure, which lives throughout the call.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) };
+    (
+        limit.rlim_cur,
+        result != 0 || limit.rlim_cur == libc::RLIM_INFINITY,
+    )
+}
+
+/// Whether operating systems boot.
+fn kernel_mode_finding() -> Finding {
+    let what = "guest kernel mode";
+    match kernel_mode::instructions_per_second() {
+        Err(error) => Finding::new(
+            what,
+            State::Limited,
+            format!("cannot be tried: {error}; Linux will not boot here"),
+        ),
+        Ok(speed) if speed >= NATIVE => Finding::new(
+            what,
+            State::Ok,
+            format!(
+                "native, {:.0} million instructions/s: stock Linux kernels boot",
+                speed / 1e6
+            ),
+        ),
+        Ok(speed) => Finding::new(
+            what,
+            State::Limited,
+            format!(
+                "emulated, {:.1} million instructions/s: this KVM runs only ring 3 natively, so stock Linux will NOT boot here \
+                 (too slow, and some of its instructions cannot be emulated); it needs VT-x or AMD-V, in a virtual machine nested. \
+                 Other guests run at full speed",
+                speed / 1e6
+            ),
+        ),
+    }
+}
+
+/// Starts the embedded guest without managed memory: it can do nothing but say so and exit, which
+/// takes everything of KVM that a guest needs.
+fn trial() -> Finding {
+    let what = "trial guest";
+    let begin = Instant::now();
+    let config = VmConfig {
+        vcpus: 1,
+        vcpu_cpus: Vec::new(),
+        managed: None,
+        guest: Box::new(Program::new(guest_images::IMAGE, "", 0)),
+        console: Box::new(std::io::sink()),
+        hooks: Hooks::default(),
+    };
+    let started = Vm::new(config).and_then(|mut vm| vm.start().map(|()| vm));
+    let vm = match started {
+        Ok(vm) => vm,
+        Err(error) => return Finding::new(what, State::Missing, error.to_string()),
+    };
+    match vm.ending().wait(TRIAL) {
+        Some(End::Exit(_)) => {
+            let milliseconds = begin.elapsed().as_secs_f64() * 1e3;
+            let detail = format!("ran in ring 3 and exited, {milliseconds:.1} ms in all");
+            Finding::new(what, State::Ok, detail)
+        }
+        Some(End::Failed(failure)) => Finding::new(what, State::Missing, failure.to_string()),
+        Some(_) | None => Finding::new(
+            what,
+            State::Missing,
+            "started but did not exit within 5 s; see `dmesg | grep -i kvm`",
+        ),
+    }
+}

@@ -1,0 +1,135 @@
+//! How a run ends: the first reason wins.
+
+pub mod failure;
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use hmmvisor_devices::{DeviceFailure, bell};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use failure::Failure;
+
+/// Why a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest asked for it, with this code.
+    Exit(u32),
+    /// The guest's operating system switched the machine off.
+    PowerOff,
+    /// The guest's operating system reset the machine, without having panicked.
+    Reboot,
+    /// The user typed the sequence for it at the guest's console.
+    Quit,
+    /// The VMM got this signal.
+    Signal(i32),
+    /// Something went wrong.
+    Failed(Failure),
+}
+
+/// Where vCPUs, devices and the fault service say that the run is over, and where the main thread
+/// learns it.
+pub struct Ending {
+    end: OnceLock<End>,
+    event: EventFd,
+    /// Threads that did not end when they were to.
+    left_behind: Mutex<Vec<String>>,
+}
+
+/// The longest sleep of a thread that waits for the end: it does not depend on the event alone.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+impl Ending {
+    /// Not ended yet.
+    pub fn new() -> io::Result<Ending> {
+        Ok(Ending {
+            end: OnceLock::new(),
+            event: EventFd::new(EFD_NONBLOCK)?,
+            left_behind: Mutex::default(),
+        })
+    }
+
+    /// Ends the run, unless it has already ended.
+    pub fn set(&self, end: End) {
+        if self.end.set(end).is_ok() {
+            // If the system refuses, those who wait see the end when they look again.
+            let _ = bell::ring(&self.event);
+        }
+    }
+
+    /// What a thread that panics does: it ends the run.
+    pub fn on_panic(self: &Arc<Self>) -> impl FnOnce(&str) + Send + use<> {
+        let ending = self.clone();
+        move |thread| {
+            let thread = thread.to_owned();
+            ending.set(End::Failed(Failure::Panicked { thread }));
+        }
+    }
+
+    /// A device does not work any more: ends the run.
+    pub fn device_failed(&self, failure: DeviceFailure) {
+        self.set(End::Failed(match failure {
+            DeviceFailure::Panicked { thread } => Failure::Panicked { thread },
+            DeviceFailure::Event { what, error } => Failure::event(what, &error),
+        }));
+    }
+
+    /// The system refuses an event at every try: ends the run.
+    pub fn event_failed(&self, what: &str, error: &io::Error) {
+        self.set(End::Failed(Failure::event(what, error)));
+    }
+
+    /// This thread does not end and is left to itself.
+    pub fn leave_behind(&self, thread: &str) {
+        let mut left = self
+            .left_behind
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        left.push(thread.to_owned());
+    }
+
+    /// The threads that did not end when they were to.
+    pub fn left_behind(&self) -> Vec<String> {
+        let left = self.left_behind.lock();
+        left.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for the run's end, at most this long.
+    pub fn wait(&self, timeout: Duration) -> Option<&End> {
+        let deadline = Instant::now() + timeout;
+        while self.get().is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let mut ended = libc::pollfd {
+                fd: self.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // Rounded up: a rest of less than a millisecond is no reason to spin.
+            let milliseconds = left.min(LOOK_AGAIN).as_millis() as i32 + 1;
+            // SAFETY: one valid structure, as the count says; the descriptor is ours.
+            let ready = unsafe { libc::poll(&mut ended, 1, milliseconds) };
+            if ready < 0 {
+                // Interrupted: repeated, but should that happen at every try, not at full speed.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        self.get()
+    }
+
+    /// Why the run ended, if it did.
+    pub fn get(&self) -> Option<&End> {
+        self.end.get()
+    }
+}
+
+impl AsRawFd for Ending {
+    /// Readable once the run has ended.
+    fn as_raw_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+}

@@ -1,0 +1,142 @@
+//! A vCPU's state before its first instruction: 64-bit ring 3 at the guest's entry point.
+
+use hmmvisor_abi::map;
+use kvm_bindings::{CpuId, kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
+
+use crate::guest::program::{firmware, ring0};
+
+// Control register bits.
+const CR0_PROTECTED: u64 = 1;
+const CR0_MONITOR_COPROCESSOR: u64 = 1 << 1;
+const CR0_EXTENSION_TYPE: u64 = 1 << 4;
+const CR0_NUMERIC_ERROR: u64 = 1 << 5;
+const CR0_WRITE_PROTECT: u64 = 1 << 16;
+const CR0_PAGING: u64 = 1 << 31;
+const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
+const CR4_MACHINE_CHECK: u64 = 1 << 6;
+const CR4_SSE: u64 = 1 << 9;
+const CR4_SSE_EXCEPTIONS: u64 = 1 << 10;
+const EFER_LONG_MODE_ENABLE: u64 = 1 << 8;
+const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
+
+/// Bit 1 always reads as one.
+const RFLAGS_FIXED: u64 = 1 << 1;
+const RFLAGS_INTERRUPTS: u64 = 1 << 9;
+
+/// General registers at the guest's entry point.
+pub fn general(vcpu: u32, entry: u64) -> kvm_regs {
+    let stack_top = map::STACKS + map::STACK_SIZE * (u64::from(vcpu) + 1);
+    kvm_regs {
+        rip: entry,
+        // As after a call: the stack pointer is 8 off a multiple of 16, and what is there is zero.
+        rsp: stack_top - 8,
+        rdi: map::BOOT_INFO,
+        rsi: u64::from(vcpu),
+        rflags: RFLAGS_FIXED | RFLAGS_INTERRUPTS,
+        ..Default::default()
+    }
+}
+
+/// Segments, tables and control registers; what is not about the mode (the local APIC's base) stays
+/// as it is in `reset`.
+pub fn system(vcpu: u32, reset: kvm_sregs) -> kvm_sregs {
+    // Flat and accessed; hardware checks each of these attributes when it enters the guest.
+    let segment = |selector, type_, long: bool| kvm_segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        selector,
+        type_,
+        present: 1,
+        dpl: 3,
+        db: u8::from(!long),
+        s: 1,
+        l: u8::from(long),
+        g: 1,
+        ..Default::default()
+    };
+    let code = segment(firmware::USER_CODE, 11, true);
+    let data = segment(firmware::USER_DATA, 3, false);
+    let task = kvm_segment {
+        base: firmware::tss(vcpu),
+        limit: firmware::TSS_LIMIT,
+        selector: firmware::tss_selector(vcpu),
+        // A busy 64-bit task state segment.
+        type_: 11,
+        present: 1,
+        ..Default::default()
+    };
+    let table = |base, limit| kvm_dtable {
+        base,
+        limit,
+        ..Default::default()
+    };
+    kvm_sregs {
+        cs: code,
+        ss: data,
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        tr: task,
+        ldt: kvm_segment {
+            unusable: 1,
+            ..Default::default()
+        },
+        gdt: table(firmware::GDT, firmware::GDT_LIMIT),
+        idt: table(firmware::IDT, firmware::IDT_LIMIT),
+        cr0: CR0_PROTECTED
+            | CR0_MONITOR_COPROCESSOR
+            | CR0_EXTENSION_TYPE
+            | CR0_NUMERIC_ERROR
+            | CR0_WRITE_PROTECT
+            | CR0_PAGING,
+        cr3: firmware::PML4,
+        cr4: CR4_PHYSICAL_ADDRESS_EXTENSION | CR4_MACHINE_CHECK | CR4_SSE | CR4_SSE_EXCEPTIONS,
+        efer: EFER_LONG_MODE_ENABLE | EFER_LONG_MODE_ACTIVE,
+        ..reset
+    }
+}
+
+/// Floating point as a C program expects it.
+pub fn floating_point() -> kvm_fpu {
+    kvm_fpu {
+        fcw: 0x37f,
+        mxcsr: 0x1f80,
+        ..Default::default()
+    }
+}
+
+/// The spurious-interrupt vector register that switches a local APIC on.
+pub const APIC_SPURIOUS_OFFSET: usize = 0xf0;
+/// Its value: enabled, and the vector of spurious interrupts.
+pub const APIC_SPURIOUS_VALUE: u32 = 1 << 8 | ring0::SPURIOUS_VECTOR as u32;
+
+/// Makes the host's processor description one of this vCPU: its own number wherever one is.
+pub fn identify(cpuid: &mut CpuId, vcpu: u32, vcpus: u32) {
+    for leaf in cpuid.as_mut_slice() {
+        if leaf.function == 1 {
+            leaf.ebx = leaf.ebx & 0xffff | vcpus << 16 | vcpu << 24;
+            // This is a virtual machine.
+            leaf.ecx |= 1 << 31;
+        }
+    }
+    identify_topology(cpuid, vcpu, vcpus);
+}
+
+/// The part of [`identify`] that is about leaves with a level of the topology in each subleaf.
+pub fn identify_topology(cpuid: &mut CpuId, vcpu: u32, vcpus: u32) {
+    for leaf in cpuid.as_mut_slice() {
+        // One thread in each core, all cores in one package.
+        if matches!(leaf.function, 0xb | 0x1f) {
+            leaf.edx = vcpu;
+            let (shift, count, kind) = match leaf.index {
+                0 => (0, 1, 1),
+                1 => (vcpus.next_power_of_two().trailing_zeros(), vcpus, 2),
+                _ => (0, 0, 0),
+            };
+            leaf.eax = shift;
+            leaf.ebx = count;
+            leaf.ecx = leaf.index | kind << 8;
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! What ring-0 code of a small guest leaves on its stack for the VMM when it reports an exception.
+
+/// Vector of machine checks.
+pub const MACHINE_CHECK: u64 = 18;
+
+/// What is at `rsp` when the exception register is written.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExceptionFrame {
+    /// The guest's `rcx`.
+    pub rcx: u64,
+    /// The guest's `rax`.
+    pub rax: u64,
+    /// Which exception.
+    pub vector: u64,
+    /// Its error code, 0 for those without.
+    pub error_code: u64,
+    /// Where it happened.
+    pub rip: u64,
+    /// Code segment.
+    pub cs: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// Stack pointer.
+    pub rsp: u64,
+    /// Stack segment.
+    pub ss: u64,
+}
+
+// SAFETY: nine integers without padding; every bit pattern is valid.
+unsafe impl vm_memory::ByteValued for ExceptionFrame {}

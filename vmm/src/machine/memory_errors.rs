@@ -1,0 +1,240 @@
+//! Pages that cannot be supplied: how the vCPU that touched one learns of it.
+//!
+//! The vCPU sleeps in the kernel, in an access that can never complete. A signal gets it out of `KVM_RUN`;
+//! its thread finds the report here, checks that it still holds, and lets the vCPU take a machine check.
+//! Executing the access again is always right, too: if the page is still not there, there is another
+//! report. So whatever is in doubt is dropped.
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hmm_backend::{Backend, FatalCause, FatalFault};
+use hmmvisor_devices::thread::{self, STOP_WITHIN, Thread};
+use vmm_sys_util::signal::SIGRTMIN;
+
+use crate::ending::failure::Failure;
+use crate::ending::{End, Ending};
+
+/// How long a vCPU may take to notice a kick before it gets another one.
+const KICK_AGAIN: Duration = Duration::from_millis(1);
+
+/// How many kicks it may miss. Only one sleeper misses more: KVM itself, emulating an access, is deaf to signals; each kick
+/// makes it fault again, and each fault makes another report with a kick of its own. Kicks are counted, not seconds: on a
+/// machine that is overloaded or emulated, the kicks become fewer, too.
+const GIVE_UP: u32 = 2000;
+
+/// What becomes of a vCPU's access to a page that cannot be supplied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnMemoryError {
+    /// The vCPU takes a machine check. If the guest has no way to recover, the run ends.
+    #[default]
+    MachineCheck,
+    /// The run ends.
+    End,
+}
+
+impl FromStr for OnMemoryError {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<OnMemoryError, String> {
+        [OnMemoryError::MachineCheck, OnMemoryError::End]
+            .into_iter()
+            .find(|choice| choice.to_string() == text)
+            .ok_or_else(|| format!("`{text}` is neither machine-check nor end"))
+    }
+}
+
+impl fmt::Display for OnMemoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            OnMemoryError::MachineCheck => "machine-check",
+            OnMemoryError::End => "end",
+        })
+    }
+}
+
+/// The end of the run that a fault is if nobody can recover from it. Managed memory begins at `base`.
+pub fn failure(fault: &FatalFault, vcpu: Option<u32>, base: u64) -> Failure {
+    if let FatalCause::HostFailed(_) | FatalCause::ServiceDied(_) = fault.cause {
+        return Failure::Service(fault.cause.to_string());
+    }
+    Failure::Page {
+        page: fault.page.0,
+        address: base + fault.page.offset(),
+        vcpu,
+        cause: fault.cause.to_string(),
+    }
+}
+
+/// A fault that its vCPU has not been told of.
+struct Report {
+    fault: FatalFault,
+    /// Kicks since the vCPU last took a report.
+    kicks: u32,
+}
+
+/// Reports on their way from the fault service to vCPUs.
+pub struct MemoryErrors {
+    backend: Arc<Backend>,
+    /// Guest-physical address of page 0.
+    base: u64,
+    /// One for each vCPU.
+    reports: Box<[Mutex<Option<Report>>]>,
+}
+
+impl MemoryErrors {
+    /// Nothing to report about this memory, whose page 0 has this guest-physical address.
+    pub fn new(vcpus: u32, backend: Arc<Backend>, base: u64) -> MemoryErrors {
+        MemoryErrors {
+            backend,
+            base,
+            reports: (0..vcpus).map(|_| Mutex::new(None)).collect(),
+        }
+    }
+
+    fn report(&self, vcpu: u32) -> MutexGuard<'_, Option<Report>> {
+        // Replaced as a whole: there is nothing half-done that a panic could leave.
+        let report = &self.reports[vcpu as usize];
+        report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A fault of this vCPU, which is kicked for it, cannot be resolved. The newest report counts: it is about what the vCPU
+    /// does now.
+    fn put(&self, vcpu: u32, fault: FatalFault) {
+        let mut report = self.report(vcpu);
+        let missed = report.take().map_or(0, |old| old.kicks);
+        let kicks = missed.saturating_add(1);
+        *report = Some(Report { fault, kicks });
+    }
+
+    /// Now, on the clock that [`Self::take`] goes by.
+    pub fn now(&self) -> Duration {
+        self.backend.now()
+    }
+
+    /// The fault that this vCPU must be told of before it enters the guest again, having just left `KVM_RUN`, which it
+    /// had entered at this time. To be called after *each* `KVM_RUN`; `interrupted` says whether a signal ended it, as
+    /// otherwise it has gone on after the fault, for whatever reason.
+    pub fn take(&self, vcpu: u32, entered: Duration, interrupted: bool) -> Option<FatalFault> {
+        let Report { fault, .. } = self.report(vcpu).take()?;
+        let is_now = interrupted && fault.since >= entered && self.backend.is_current(&fault);
+        is_now.then_some(fault)
+    }
+}
+
+/// The thread that sees to it that vCPUs take their reports. Ends when all its [`Reporter`]s are gone.
+pub struct Kicker(Option<Thread<()>>);
+
+/// Where the fault service brings its reports.
+pub struct Reporter {
+    errors: Arc<MemoryErrors>,
+    kicker: Sender<Kick>,
+}
+
+/// A vCPU to be kicked, and the id of its thread.
+struct Kick {
+    vcpu: u32,
+    thread: u32,
+}
+
+impl Kicker {
+    /// Starts the thread. `ending` learns of vCPUs that do not listen.
+    pub fn start(
+        errors: &Arc<MemoryErrors>,
+        ending: &Arc<Ending>,
+    ) -> io::Result<(Kicker, Reporter)> {
+        let (kicker, kicks) = mpsc::channel();
+        let (errors, ending) = (errors.clone(), ending.clone());
+        let reporter = Reporter {
+            errors: errors.clone(),
+            kicker,
+        };
+        let on_panic = ending.on_panic();
+        let body = move || kick(&errors, &ending, &kicks);
+        let thread = thread::spawn("memory-errors", on_panic, body)?;
+        Ok((Kicker(Some(thread)), reporter))
+    }
+}
+
+impl Drop for Kicker {
+    /// The reporters must be gone, or go soon.
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // A panic has been told of.
+            let _ = thread.join_within(STOP_WITHIN);
+        }
+    }
+}
+
+impl Reporter {
+    /// Tells a vCPU, run by the thread that the fault names.
+    pub fn put(&self, vcpu: u32, fault: FatalFault) {
+        let thread = fault.thread;
+        self.errors.put(vcpu, fault);
+        // Usually the one that works; the kicker sees to the rest.
+        interrupt(thread);
+        // Fails only if the kicker has ended the run, or has panicked, which has been told of.
+        let _ = self.kicker.send(Kick { vcpu, thread });
+    }
+}
+
+/// Kicks vCPUs until they have taken their reports: a kick that arrives between a vCPU's last look and its
+/// `KVM_RUN` is lost.
+fn kick(errors: &MemoryErrors, ending: &Ending, kicks: &Receiver<Kick>) {
+    let mut waiting: Vec<Kick> = Vec::new();
+    let mut kicked = Instant::now();
+    loop {
+        let next = if waiting.is_empty() {
+            kicks.recv().map_err(RecvTimeoutError::from)
+        } else {
+            kicks.recv_timeout(KICK_AGAIN)
+        };
+        match next {
+            Ok(kick) => {
+                waiting.retain(|old| old.vcpu != kick.vcpu);
+                waiting.push(kick);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        // Whatever came: the reports of one vCPU must not keep another one from its kick.
+        if kicked.elapsed() >= KICK_AGAIN {
+            waiting.retain(|kick| kick_again(errors, kick));
+            kicked = Instant::now();
+        }
+        if let Some(failure) = waiting.iter().find_map(|kick| deaf(errors, kick)) {
+            // The first end counts.
+            ending.set(End::Failed(failure));
+            return;
+        }
+    }
+}
+
+/// Kicks a vCPU again if it has not taken its report. Whether it was so.
+fn kick_again(errors: &MemoryErrors, kick: &Kick) -> bool {
+    let mut report = errors.report(kick.vcpu);
+    let Some(report) = &mut *report else {
+        return false;
+    };
+    report.kicks = report.kicks.saturating_add(1);
+    interrupt(kick.thread);
+    true
+}
+
+/// The failure that ends the run if this vCPU has missed too many kicks. A deaf vCPU faults again at each kick: there may
+/// never be a millisecond without a report.
+fn deaf(errors: &MemoryErrors, kick: &Kick) -> Option<Failure> {
+    let report = errors.report(kick.vcpu);
+    let report = report.as_ref().filter(|report| report.kicks >= GIVE_UP)?;
+    Some(failure(&report.fault, Some(kick.vcpu), errors.base))
+}
+
+/// Makes the system call return that this thread of the process is in. To no effect if the thread has ended.
+fn interrupt(thread: u32) {
+    // SAFETY: takes integers; the signal's handler does nothing, in whatever thread of this process.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGRTMIN()) };
+}

@@ -1,0 +1,166 @@
+//! The policies of a run: loaded, and their scripts reloaded when their files change or SIGHUP comes.
+
+use std::io;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use hmm_backend::{Page, PolicyFactory};
+use hmmvisor_devices::thread;
+use hmmvisor_policies::{
+    FileWatch, Limits, Log, Region, Regions, ScriptError, ScriptFigures, Scripts,
+};
+
+use crate::config::PolicyConfig;
+use crate::console::outlet::{MayClose, Outlet, OutletThread};
+use crate::ending::Ending;
+
+/// What decides in a run.
+pub(crate) struct Policies {
+    pub(crate) factory: Arc<dyn PolicyFactory>,
+    pub(crate) scripts: Vec<Script>,
+    messages: Arc<Messages>,
+}
+
+impl Drop for Policies {
+    /// Scripts live on in threads that nothing waits for; what they have said until now must not be lost with the process.
+    fn drop(&mut self) {
+        self.messages.finish();
+    }
+}
+
+/// What scripts have to say, on its way to standard error. Scripts run in the service of faults, which must not wait for a
+/// reader: what finds no room is dropped.
+#[derive(Default)]
+struct Messages(OnceLock<Option<Speaker>>);
+
+struct Speaker {
+    outlet: Outlet,
+    thread: Mutex<OutletThread>,
+}
+
+/// How long the last messages may take.
+const LAST_MESSAGES: Duration = Duration::from_millis(100);
+
+impl Messages {
+    fn say(&self, text: &str) {
+        // With the first message, since most runs have none. Without a thread there are no messages; nothing depends on them.
+        let start = || {
+            let thread =
+                Outlet::start("messages", Box::new(MayClose(io::stderr())), |_| {}).ok()?;
+            Some(Speaker {
+                outlet: thread.outlet().clone(),
+                thread: Mutex::new(thread),
+            })
+        };
+        if let Some(speaker) = self.0.get_or_init(start) {
+            speaker.outlet.offer(text.as_bytes());
+        }
+    }
+
+    /// Waits for the last ones. Those that come later are dropped.
+    fn finish(&self) {
+        if let Some(Some(speaker)) = self.0.get() {
+            let thread = speaker.thread.lock();
+            let mut thread = thread.unwrap_or_else(PoisonError::into_inner);
+            thread.finish(LAST_MESSAGES);
+        }
+    }
+}
+
+/// The thread that reloads scripts: reading a file may take long, and the run's end does not wait for it. Ends when it is dropped.
+#[derive(Clone)]
+pub(crate) struct Reloader(Sender<Option<usize>>);
+
+impl Reloader {
+    /// Starts the thread.
+    pub(crate) fn start(scripts: &[Script], ending: &Arc<Ending>) -> io::Result<Reloader> {
+        let (sender, asked) = mpsc::channel();
+        let scripts: Vec<_> = scripts.iter().map(|it| it.scripts.clone()).collect();
+        let body = move || {
+            for index in asked {
+                let which = match index {
+                    Some(index) => &scripts[index..=index],
+                    None => &scripts[..],
+                };
+                which.iter().for_each(|scripts| scripts.reload_and_say());
+            }
+        };
+        thread::spawn("script-reload", ending.on_panic(), body)?;
+        Ok(Reloader(sender))
+    }
+
+    /// Has script number `index` reloaded.
+    pub(crate) fn reload(&self, index: usize) {
+        // The thread has ended only if it has panicked, which ends the run.
+        let _ = self.0.send(Some(index));
+    }
+
+    /// Has all scripts reloaded.
+    pub(crate) fn reload_all(&self) {
+        let _ = self.0.send(None);
+    }
+}
+
+/// A script, and a watch on its file if that is possible.
+pub(crate) struct Script {
+    pub(crate) scripts: Arc<Scripts>,
+    pub(crate) watch: Option<FileWatch>,
+}
+
+impl Policies {
+    /// Loads what the configuration names.
+    pub(crate) fn load(config: &PolicyConfig) -> Result<Policies, ScriptError> {
+        let messages = Arc::new(Messages::default());
+        let its = messages.clone();
+        let log: Log = Arc::new(move |line| {
+            its.say(&format!("hmmvisor: policy script {line}\n"));
+        });
+        let common = config.spec.load(Limits::default(), log.clone())?;
+        let (mut factory, mut scripts) = (common.factory, common.scripts);
+        if !config.region.is_empty() {
+            let mut regions = Vec::new();
+            for region in &config.region {
+                let chosen = region.spec.load(Limits::default(), log.clone())?;
+                scripts.extend(chosen.scripts);
+                let blocks = |size: u64| (size / (2 << 20)) as u32;
+                regions.push(Region {
+                    first: Page(blocks(region.start.0) * 512).block(),
+                    blocks: blocks(region.size.0),
+                    policy: chosen.factory,
+                });
+            }
+            factory = Arc::new(Regions {
+                common: factory,
+                regions,
+            });
+        }
+        let watched = |scripts: Arc<Scripts>| Script {
+            watch: FileWatch::new(scripts.path())
+                .inspect_err(|error| {
+                    let name = scripts.path().display();
+                    log(&format!(
+                        "{name}: changes will not be noticed, only SIGHUP: {error}"
+                    ));
+                })
+                .ok(),
+            scripts,
+        };
+        Ok(Policies {
+            factory,
+            scripts: scripts.into_iter().map(watched).collect(),
+            messages,
+        })
+    }
+
+    /// How the scripts have been doing, together; none if there are none.
+    pub(crate) fn figures(&self) -> Option<ScriptFigures> {
+        let figures = self.scripts.iter().map(|script| script.scripts.figures());
+        figures.reduce(|a, b| ScriptFigures {
+            decisions: a.decisions + b.decisions,
+            failures: a.failures + b.failures,
+            reloads: a.reloads + b.reloads,
+            off: a.off + b.off,
+        })
+    }
+}

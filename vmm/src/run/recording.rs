@@ -1,0 +1,308 @@
+//! `--record`: a thread that takes events out of the backend's rings and writes them into a trace.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use hmm_backend::limits;
+use hmm_backend::{Backend, EventKind};
+use hmmvisor_devices::thread::{self, Joined, Thread};
+use hmmvisor_experiments::output::Output;
+use hmmvisor_experiments::trace::{Dropped, TraceError, TraceMeta, TraceWriter};
+use serde::Serialize;
+
+use crate::ending::Ending;
+use crate::machine::vcpu_threads::ThreadIds;
+use crate::run::signals::{self, Signals};
+
+/// Events that each of the backend's threads keeps until they are taken: what a thread can produce in many
+/// times [`DRAIN`]. 72 bytes each, reserved as needed.
+pub const RING: usize = 1 << 16;
+
+/// How often the rings are emptied.
+const DRAIN: Duration = Duration::from_millis(10);
+
+/// How much of the end a killed run may lose: events are in the file after this and [`DRAIN`].
+const FLUSH: Duration = Duration::from_millis(80);
+
+/// Events that are written at a time: each such piece is a sign of progress.
+const PIECE: usize = 1 << 14;
+
+/// How long the end of a run waits for a trace that makes no progress: one that goes into a pipe that is not read, for instance.
+const STALL: Duration = Duration::from_secs(5);
+
+/// And how long for a file to be on the disk in the place of an earlier one, which makes no progress that shows.
+const STORED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A trace that makes progress is waited for as long as it takes, unless a signal comes.
+const NO_LIMIT: Duration = Duration::from_secs(1 << 32);
+
+/// What became of a recording.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RecordingFigures {
+    /// The trace.
+    pub path: PathBuf,
+    /// Events in it.
+    pub events: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// Events that are not in it, by kind: because they came too fast, or could not be written.
+    pub dropped: Dropped,
+    /// Why the trace is not complete, if the system refused to write it.
+    pub error: Option<String>,
+}
+
+/// A recording in progress.
+pub struct Recording {
+    /// Dropped to end the thread.
+    stop: Sender<()>,
+    thread: Thread<RecordingFigures>,
+    progress: Arc<Progress>,
+    place: Place,
+}
+
+/// What the thread that writes has done.
+#[derive(Default)]
+struct Progress {
+    /// Pieces of work.
+    pieces: AtomicU64,
+    /// Everything is written, and is being put in its place.
+    storing: AtomicBool,
+}
+
+/// Where a trace goes.
+#[derive(Clone)]
+pub(crate) struct Place {
+    path: PathBuf,
+    /// There is something, which is replaced when the trace is complete.
+    replaces: bool,
+}
+
+impl Place {
+    /// What an error that ended the writing leaves behind.
+    fn left(&self) -> &'static str {
+        match self.replaces {
+            true => "what was there before still is",
+            false => "the trace is good up to there",
+        }
+    }
+
+    /// The figures of a trace whose thread has not come to its end.
+    pub(crate) fn unfinished(self, why: &str) -> RecordingFigures {
+        let left = self.left();
+        RecordingFigures {
+            error: Some(format!(
+                "writing trace {}: {why}; {left}",
+                self.path.display()
+            )),
+            path: self.path,
+            ..RecordingFigures::default()
+        }
+    }
+}
+
+impl Recording {
+    /// Starts the thread, which writes the beginning of the trace; an error if that is refused, or not taken in time.
+    pub fn start(
+        output: Output,
+        meta: TraceMeta,
+        backend: &Arc<Backend>,
+        threads: &ThreadIds,
+        ending: &Arc<Ending>,
+    ) -> Result<Recording, TraceError> {
+        let place = Place {
+            path: output.path().to_owned(),
+            replaces: output.replaces(),
+        };
+        let (stop, stopped) = mpsc::channel();
+        let (begin, begun) = mpsc::channel();
+        let progress = Arc::<Progress>::default();
+        let (its, its_progress) = (place.clone(), progress.clone());
+        let (backend, threads) = (backend.clone(), threads.clone());
+        // Where this is not waited for any more, the run has ended.
+        let body = move || match TraceWriter::new(output, &meta) {
+            Err(error) => {
+                let _ = begin.send(Err(error));
+                RecordingFigures::default()
+            }
+            Ok(writer) => {
+                let _ = begin.send(Ok(()));
+                let recorder = Recorder {
+                    writer,
+                    backend,
+                    threads,
+                    progress: its_progress,
+                    error: None,
+                };
+                recorder.run(its, &stopped)
+            }
+        };
+        let thread = thread::spawn("recorder", ending.on_panic(), body);
+        let failed = |what, error| TraceError::Io {
+            what,
+            path: place.path.clone(),
+            error,
+        };
+        let thread = thread.map_err(|error| failed("starting a thread that writes", error))?;
+        match begun.recv_timeout(STALL) {
+            Ok(begun) => begun?,
+            Err(RecvTimeoutError::Timeout) => {
+                let why = format!("nothing has taken its beginning for {} s", STALL.as_secs());
+                let error = io::Error::new(io::ErrorKind::TimedOut, why);
+                return Err(failed("writing", error));
+            }
+            // A panic, which has been told of.
+            Err(RecvTimeoutError::Disconnected) => {
+                let error = io::Error::other("the thread that writes it panicked");
+                return Err(failed("writing", error));
+            }
+        }
+        Ok(Recording {
+            stop,
+            thread,
+            progress,
+            place,
+        })
+    }
+
+    /// Where the trace goes.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Takes the last events and closes the trace. To be called when everything that makes events has stopped.
+    /// A trace that makes no progress any more is given up, and after a signal any that takes more than what `reserve` leaves.
+    pub fn finish(mut self, signals: Option<&Signals>, reserve: Duration) -> RecordingFigures {
+        drop(self.stop);
+        let mut seen = 0;
+        let mut since = Instant::now();
+        signals::wait_for(signals, NO_LIMIT, reserve, |limit| {
+            let now = self.progress.pieces.load(Ordering::Relaxed);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+            let patience = match self.progress.storing.load(Ordering::Relaxed) {
+                true => STORED_WITHIN,
+                false => STALL,
+            };
+            self.thread.wait(limit) || since.elapsed() >= patience
+        });
+        match self.thread.join_within(Duration::ZERO) {
+            Joined::Ended(figures) => figures,
+            Joined::Panicked => self.place.unfinished("the thread that writes it panicked"),
+            Joined::Running => self.place.unfinished("what is written is not taken"),
+        }
+    }
+}
+
+struct Recorder {
+    writer: TraceWriter,
+    backend: Arc<Backend>,
+    threads: ThreadIds,
+    progress: Arc<Progress>,
+    /// The first failure.
+    error: Option<TraceError>,
+}
+
+impl Recorder {
+    fn run(mut self, place: Place, stopped: &Receiver<()>) -> RecordingFigures {
+        let mut flushed = Instant::now();
+        while stopped.recv_timeout(DRAIN) == Err(RecvTimeoutError::Timeout) {
+            self.drain();
+            if flushed.elapsed() >= FLUSH {
+                self.writer.threads(self.threads.all());
+                let result = self.writer.flush();
+                self.note(result);
+                flushed = Instant::now();
+            }
+        }
+        self.drain();
+        self.writer.threads(self.threads.all());
+        let ended = self.writer.end();
+        self.note(ended);
+        let (totals, bytes) = (self.writer.totals().clone(), self.writer.length());
+        let result = match self.error {
+            // What was there before is worth more than a trace with a gap.
+            Some(error) => Err(error),
+            None => {
+                self.progress.pieces.fetch_add(1, Ordering::Relaxed);
+                self.progress.storing.store(true, Ordering::Relaxed);
+                self.writer.commit()
+            }
+        };
+        let failed = |error: TraceError| {
+            let error = limits::explain(&error);
+            Some(format!("{error}; the run went on, and {}", place.left()))
+        };
+        let (events, bytes, error) = match result {
+            Ok(()) => (totals.events, bytes, None),
+            Err(error) if place.replaces => (0, 0, failed(error)),
+            Err(error) => (totals.events, bytes, failed(error)),
+        };
+        RecordingFigures {
+            path: place.path,
+            events,
+            bytes,
+            dropped: totals.dropped,
+            error,
+        }
+    }
+
+    fn drain(&mut self) {
+        let events = self.backend.drain_events();
+        for kind in EventKind::ALL {
+            self.writer.dropped(kind, events.dropped(kind));
+        }
+        for piece in events.events.chunks(PIECE) {
+            let result = self.writer.write(piece);
+            self.note(result);
+            self.progress.pieces.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A full disk is no reason to end the run: what cannot be written counts as lost, and the run's end says so.
+    fn note(&mut self, result: Result<(), TraceError>) {
+        if let Err(error) = result {
+            self.error.get_or_insert(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hmm_backend::{BackendConfig, Page, PageRange};
+    use hmmvisor_experiments::output::Files;
+    use hmmvisor_experiments::trace::{Tail, TraceReader};
+
+    #[test]
+    fn what_does_not_fit_is_counted_by_kind() {
+        let backend = Backend::new(BackendConfig {
+            events: 2,
+            ..BackendConfig::new(2 << 20)
+        })
+        .unwrap();
+        // This thread's ring is full before anybody empties it.
+        for _ in 0..5 {
+            backend.guest_freed(PageRange::single(Page(3))).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t");
+        let ids = ThreadIds::new(1);
+        let ending = Arc::new(Ending::new().unwrap());
+        let meta = TraceMeta::default();
+        let output = crate::run::outputs::trace(&mut Files::default(), &path).unwrap();
+        let recording = Recording::start(output, meta, &backend, &ids, &ending).unwrap();
+        let figures = recording.finish(None, Duration::ZERO);
+        assert_eq!(figures.error, None);
+        assert_eq!(figures.events, 2);
+        assert_eq!(figures.dropped, Dropped::from([("freed".to_owned(), 3)]));
+        let trace = TraceReader::open(&path).unwrap();
+        assert_eq!(trace.tail(), Tail::Complete);
+        assert_eq!(trace.totals().dropped, figures.dropped);
+        assert_eq!(trace.count(), 2);
+    }
+}

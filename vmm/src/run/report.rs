@@ -1,0 +1,358 @@
+//! What a run has shown: the figures, and their stable names in JSON.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hmm_backend::{Cause, Engine, Latency, Stats};
+use hmmvisor_abi::control;
+use hmmvisor_devices::Accelerator;
+use hmmvisor_policies::ScriptFigures;
+use serde::Serialize;
+
+use crate::chaos::ChaosFigures;
+use crate::ending::End;
+use crate::ending::failure::Failure;
+use crate::run::balloon::BalloonReport;
+use crate::run::recording::RecordingFigures;
+use crate::run::signals;
+use crate::size::Size;
+
+/// A run's outcome and figures. There is one as soon as a guest has been started, however it ended.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// How the run ended.
+    pub end: End,
+    /// Name of the workload; none if a guest of the user's ran without one.
+    pub workload: Option<String>,
+    /// The guest's file; none for the embedded guest and for operating systems.
+    pub guest: Option<String>,
+    /// The kernel's file, if an operating system ran.
+    pub kernel: Option<String>,
+    /// How pages migrated.
+    pub engine: Engine,
+    /// What migrated when.
+    pub policy: String,
+    /// The same with every parameter, and checksums of the files that it was read from, as they were at the end.
+    pub policy_exact: String,
+    /// How the policy scripts did; none if there were none.
+    pub scripts: Option<ScriptFigures>,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Number of accelerators.
+    pub devices: u32,
+    /// Managed memory.
+    pub memory: Size,
+    /// The run's seed.
+    pub seed: u64,
+    /// The backend's figures.
+    pub stats: Stats,
+    /// From the vCPUs' start to the end.
+    pub elapsed: Duration,
+    /// From the process's start to the first sign of life of the guest.
+    pub first_instruction: Option<Duration>,
+    /// Resident bytes of the process that are no guest or device memory, at the end.
+    pub overhead: Option<u64>,
+    /// Operations whose outcome was compared with what it must be, as far as the guest counts them.
+    pub operations_checked: u64,
+    /// Rounds that the guest began, if its work has rounds.
+    pub rounds: u64,
+    /// What the host did to the guest, if it tortured it.
+    pub chaos: Option<ChaosFigures>,
+    /// How to see a torture's failure again.
+    pub replay: Option<Replay>,
+    /// The trace, if one was recorded.
+    pub recording: Option<RecordingFigures>,
+    /// The balloon, if there was one.
+    pub balloon: Option<BalloonReport>,
+    /// What the accelerators' drivers were told.
+    pub drivers: DriverReport,
+    /// What became of the guest's output.
+    pub output: OutputReport,
+    /// Threads that did not end when the machine stopped.
+    pub left_behind: Vec<String>,
+}
+
+/// What became of the guest's output on its way to the host.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct OutputReport {
+    /// The file it went to; none for standard output.
+    pub to: Option<PathBuf>,
+    /// Bytes that were not written.
+    pub dropped_bytes: u64,
+    /// Why writing failed; none if it did not.
+    pub error: Option<String>,
+}
+
+impl OutputReport {
+    /// What went wrong, in words.
+    fn problem(&self) -> Option<String> {
+        let to = match &self.to {
+            Some(path) => format!(" to {}", path.display()),
+            None => String::new(),
+        };
+        let dropped = self.dropped_bytes;
+        match (&self.error, dropped) {
+            (Some(error), _) => Some(format!(
+                "writing the guest's output{to} failed: {error}; {dropped} bytes were dropped, the run went on"
+            )),
+            (None, 0) => None,
+            (None, _) => Some(format!(
+                "{dropped} bytes of the guest's output{to} were dropped, because they were not read in time"
+            )),
+        }
+    }
+}
+
+/// The books that the accelerators' drivers keep of the folios in device memory, all together.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct DriverReport {
+    /// Folios that came into use, the upper halves of those that were split included.
+    pub folios_allocated: u64,
+    /// Folios whose `page_free` came. The others are in use.
+    pub folios_freed: u64,
+    /// Calls that made no sense, such as a second `page_free` of the same folio: not 0 means a bug in Hmmvisor.
+    pub contract_violations: u64,
+}
+
+impl DriverReport {
+    /// As it is now.
+    pub fn of(accelerators: &[Arc<Accelerator>]) -> DriverReport {
+        let mut all = DriverReport::default();
+        for stats in accelerators.iter().map(|it| it.stats()) {
+            all.folios_allocated += stats.folios_allocated;
+            all.folios_freed += stats.folios_freed;
+            all.contract_violations += stats.contract_violations;
+        }
+        all
+    }
+}
+
+/// A round that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// Its number.
+    pub round: u64,
+    /// The command that starts with it.
+    pub command: String,
+}
+
+impl Report {
+    /// Whether the guest verified all of its results.
+    pub fn verified(&self) -> bool {
+        self.end == End::Exit(0)
+    }
+
+    /// The exit code for a process that did nothing but this run: 0 only if everything was verified, or an operating system ended
+    /// the run in good order, and everything was written that was to be.
+    pub fn exit_code(&self) -> u8 {
+        match self.end {
+            End::Exit(0) | End::PowerOff | End::Reboot | End::Quit => {
+                u8::from(self.lost().is_some())
+            }
+            // Codes from 126 on have meanings of their own in shells.
+            End::Exit(code @ 1..=125) => code as u8,
+            End::Exit(_) | End::Failed(_) => 1,
+            End::Signal(signal) => 128 + signal as u8,
+        }
+    }
+
+    /// What went wrong, in words; none if everything was verified and recorded.
+    pub fn error(&self) -> Option<String> {
+        let lost = self.lost();
+        let Some(error) = self.end_error() else {
+            return lost;
+        };
+        let error = match lost {
+            Some(lost) => format!("{error}\n{lost}"),
+            None => error,
+        };
+        Some(match &self.replay {
+            None => error,
+            Some(Replay { round, command }) => format!(
+                "{error}\nseed {}, round {round}, engine {}, policy {}; the same draws again, with the machine's own timing:\n  {command}",
+                self.seed, self.engine, self.policy
+            ),
+        })
+    }
+
+    /// What of the run's outputs was lost, and what it could not stop.
+    fn lost(&self) -> Option<String> {
+        let recording = self.recording.as_ref().and_then(|it| it.error.as_deref());
+        let recording = recording.map(str::to_owned);
+        let left = match self.left_behind.is_empty() {
+            true => None,
+            false => Some(format!(
+                "threads that did not end when the machine stopped: {}",
+                self.left_behind.join(", ")
+            )),
+        };
+        let all: Vec<_> = [recording, self.output.problem(), left]
+            .into_iter()
+            .flatten()
+            .collect();
+        (!all.is_empty()).then(|| all.join("\n"))
+    }
+
+    fn end_error(&self) -> Option<String> {
+        match &self.end {
+            End::Exit(0) | End::PowerOff | End::Reboot | End::Quit => None,
+            End::Exit(code) => {
+                let meaning = match *code {
+                    control::EXIT_WRONG_DATA => "it found wrong data",
+                    control::EXIT_PANIC => "it panicked",
+                    control::EXIT_USAGE => "it could not start",
+                    _ => "see its output",
+                };
+                Some(format!("the guest exited with code {code}: {meaning}"))
+            }
+            End::Signal(signal) => Some(format!("interrupted by {}", signals::name(*signal))),
+            // What kernels do on hosts that cannot run them.
+            End::Failed(failure @ (Failure::Internal { .. } | Failure::Hang(_)))
+                if self.kernel.is_some() =>
+            {
+                Some(format!(
+                    "{failure}; if no kernel boots, see what `hmmvisor check` says about guest kernel mode"
+                ))
+            }
+            End::Failed(failure) => Some(failure.to_string()),
+        }
+    }
+
+    /// The JSON object, in one line.
+    pub fn to_json(&self) -> String {
+        let pages = |counts: &[&BTreeMap<Cause, u64>]| {
+            let sum = |cause: Cause| counts.iter().filter_map(|counts| counts.get(&cause)).sum();
+            Cause::ALL
+                .iter()
+                .map(|cause| (cause.name(), sum(*cause)))
+                .collect()
+        };
+        let stats = &self.stats;
+        let json = Json {
+            workload: self.workload.as_deref(),
+            guest: self.guest.as_deref(),
+            kernel: self.kernel.as_deref(),
+            end: match self.end {
+                End::Exit(_) => "exit",
+                End::PowerOff => "power-off",
+                End::Reboot => "reboot",
+                End::Quit => "quit",
+                End::Signal(_) => "signal",
+                End::Failed(_) => "failed",
+            },
+            engine: self.engine.to_string(),
+            policy: &self.policy,
+            policy_exact: &self.policy_exact,
+            scripts: self.scripts,
+            vcpus: self.vcpus,
+            devices: self.devices,
+            memory_bytes: self.memory.0,
+            seed: self.seed,
+            verified: self.verified(),
+            guest_exit: match self.end {
+                End::Exit(code) => Some(code),
+                _ => None,
+            },
+            error: self.error(),
+            cpu_faults: stats.cpu_faults,
+            first_touch_faults: stats.first_touch_faults,
+            device_faults: stats.device_faults,
+            pages_to_device: stats.pages_to_device(),
+            pages_to_system: stats.pages_to_system(),
+            migrations: pages(&[&stats.to_device, &stats.to_system]),
+            migrations_to_device: pages(&[&stats.to_device]),
+            migrations_to_system: pages(&[&stats.to_system]),
+            page_free_calls: stats.page_free_calls,
+            pages_freed: stats.pages_freed,
+            device_pages_peak: stats.device_pages_peak,
+            device_pages_capacity: stats.device_pages_capacity,
+            fault_latency_us: stats.fault_latency.into(),
+            device_fault_latency_us: stats.device_fault_latency.into(),
+            counters: &stats.other,
+            operations_checked: self.operations_checked,
+            rounds: self.rounds,
+            chaos: self.chaos.as_ref(),
+            recording: self.recording.as_ref(),
+            balloon: self.balloon.as_ref(),
+            drivers: self.drivers,
+            output: &self.output,
+            elapsed_s: self.elapsed.as_secs_f64(),
+            first_instruction_ms: self.first_instruction.map(|time| time.as_secs_f64() * 1e3),
+            vmm_overhead_bytes: self.overhead,
+        };
+        serde_json::to_string(&json).expect("numbers and strings")
+    }
+}
+
+/// The names are an interface: they may be added to, but not changed.
+#[derive(Serialize)]
+struct Json<'a> {
+    workload: Option<&'a str>,
+    guest: Option<&'a str>,
+    kernel: Option<&'a str>,
+    end: &'static str,
+    engine: String,
+    policy: &'a str,
+    policy_exact: &'a str,
+    scripts: Option<ScriptFigures>,
+    vcpus: u32,
+    devices: u32,
+    memory_bytes: u64,
+    seed: u64,
+    verified: bool,
+    guest_exit: Option<u32>,
+    error: Option<String>,
+    cpu_faults: u64,
+    first_touch_faults: u64,
+    device_faults: u64,
+    pages_to_device: u64,
+    pages_to_system: u64,
+    migrations: BTreeMap<&'static str, u64>,
+    migrations_to_device: BTreeMap<&'static str, u64>,
+    migrations_to_system: BTreeMap<&'static str, u64>,
+    page_free_calls: u64,
+    pages_freed: u64,
+    device_pages_peak: u64,
+    device_pages_capacity: u64,
+    fault_latency_us: JsonLatency,
+    device_fault_latency_us: JsonLatency,
+    counters: &'a BTreeMap<&'static str, u64>,
+    operations_checked: u64,
+    rounds: u64,
+    chaos: Option<&'a ChaosFigures>,
+    recording: Option<&'a RecordingFigures>,
+    balloon: Option<&'a BalloonReport>,
+    drivers: DriverReport,
+    output: &'a OutputReport,
+    elapsed_s: f64,
+    first_instruction_ms: Option<f64>,
+    vmm_overhead_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct JsonLatency {
+    p50: f64,
+    p99: f64,
+    max: f64,
+    count: u64,
+}
+
+impl From<Latency> for JsonLatency {
+    fn from(
+        Latency {
+            p50,
+            p99,
+            max,
+            count,
+        }: Latency,
+    ) -> JsonLatency {
+        JsonLatency {
+            p50,
+            p99,
+            max,
+            count,
+        }
+    }
+}
