@@ -321,6 +321,11 @@ fn tables_are_read() {
             "columns 1 and 3 are both named `page`",
         ),
         (
+            "note,page,note\n1,2,3\n",
+            1,
+            "columns 1 and 3 are both named `note`",
+        ),
+        (
             "page,note\n1,\"5 inch\n2,x\n",
             2,
             "column 2 begins with a quote that is not closed",

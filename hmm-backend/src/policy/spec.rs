@@ -79,6 +79,14 @@ pub enum PolicyError {
         /// What both decide.
         kind: &'static str,
     },
+    /// A parameter twice.
+    #[error("policy '{policy}', parameter '{param}' is given twice; give it once")]
+    RepeatedParam {
+        /// The component.
+        policy: &'static str,
+        /// The parameter.
+        param: &'static str,
+    },
     /// A modifier twice.
     #[error("policy '{0}' is named twice; name it once, with all its parameters")]
     Repeated(&'static str),
@@ -369,6 +377,10 @@ mod tests {
                 )
             );
         }
+        assert_eq!(
+            message("density:threshold=1,threshold=2"),
+            "policy 'density', parameter 'threshold' is given twice; give it once"
+        );
         assert!(message("timeslice:min=5").contains("is not a time"));
         assert!(message("timeslice:min=2s").contains("is not a time from 0 to 1s, such as"));
         assert!(message("timeslice:min=99999999999999999999s").contains("is not a time"));

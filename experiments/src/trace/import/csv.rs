@@ -1,5 +1,6 @@
 //! Tables: what `trace export --format csv` writes of an access trace, and what others can easily write.
 
+use std::collections::HashMap;
 use std::io::BufRead;
 use std::num::IntErrorKind;
 
@@ -123,30 +124,33 @@ impl Columns {
         for column in 0..row.len() {
             names.push(row.get(column).map_err(wrong)?);
         }
-        let find = |wanted: &str| {
-            let mut all = (0..names.len()).filter(|column| names[*column] == wanted);
-            match (all.next(), all.next()) {
-                (Some(first), Some(second)) => Err(wrong(format!(
-                    "columns {} and {} are both named `{wanted}`",
+        let mut places = HashMap::new();
+        for (column, name) in names.into_iter().enumerate() {
+            if let Some(first) = places.insert(name, column)
+                && !name.is_empty()
+            {
+                return Err(wrong(format!(
+                    "columns {} and {} are both named {}",
                     first + 1,
-                    second + 1
-                ))),
-                (found, _) => Ok(found),
+                    column + 1,
+                    shown(name)
+                )));
             }
-        };
+        }
+        let find = |wanted: &str| places.get(wanted).copied();
         let columns = Columns {
-            page: find("page")?,
-            pages: find("pages")?,
-            address: find("address")?,
-            size: find("size")?,
-            access: find("access")?,
-            kind: find("kind")?,
-            device: find("device")?,
-            thread: find("thread")?,
-            vcpu: find("vcpu")?,
-            time: find("time_ns")?,
-            hint: find("hint")?,
-            repeats: find("repeats")?,
+            page: find("page"),
+            pages: find("pages"),
+            address: find("address"),
+            size: find("size"),
+            access: find("access"),
+            kind: find("kind"),
+            device: find("device"),
+            thread: find("thread"),
+            vcpu: find("vcpu"),
+            time: find("time_ns"),
+            hint: find("hint"),
+            repeats: find("repeats"),
         };
         match (columns.page, columns.address) {
             (None, None) => Err(wrong(NO_COLUMNS.to_owned())),
