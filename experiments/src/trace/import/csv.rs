@@ -167,11 +167,13 @@ impl Columns {
         let vcpu = below(row, self.vcpu, "vcpu", limits::THREADS as u64)?;
         let vcpu = vcpu.map(|vcpu| vcpu as u32);
         let thread = below(row, self.thread, "thread", 1 << 32)?;
-        // vCPU n is thread n + 1 unless the table knows better; a device has none.
+        // vCPU n is thread n + 1 unless the table knows better; a device has none, and so has a row without one in a table that
+        // names threads.
         let thread = match (thread, vcpu, device) {
             (Some(thread), ..) => thread as u32,
             (None, Some(vcpu), _) => vcpu + 1,
-            (None, None, None) => 1,
+            (None, None, None) if self.thread.is_none() => 1,
+            (None, None, None) => 0,
             (None, None, Some(_)) => 0,
         };
         if device.is_none() {
