@@ -8,7 +8,7 @@ use hmm_backend::{
 };
 
 use crate::page_sets;
-use crate::results::{Item, Results};
+use crate::results::{Item, Key, Results, Table};
 
 /// The keys of an advice that is a table.
 pub(crate) const KEYS: [&str; 7] = [
@@ -81,6 +81,34 @@ fn flag(item: &Item, what: &str) -> Result<bool, String> {
     }
 }
 
+/// Refuses a table that has another key than one of `known`.
+fn only_keys(table: &Table, known: &[&str]) -> Result<(), String> {
+    let is_known = |key: &Key| match key {
+        Key::Text(name) => known.iter().any(|known| known.as_bytes() == *name),
+        _ => false,
+    };
+    // One more than there may be: keys of a table are different.
+    match table.unknown_key(known.len() + 1, is_known) {
+        Some(key) => Err(format!(
+            "a table with {key}; its keys may be: {}",
+            known.join(", ")
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a table that has another key than the places 1 to `len`, looking at up to `most` of them.
+fn only_places(table: &Table, len: usize, most: usize, expected: &str) -> Result<(), String> {
+    let is_place = |key: &Key| match key {
+        Key::Number(n) => *n >= 1.0 && *n <= len as f64 && n.fract() == 0.0,
+        _ => false,
+    };
+    match table.unknown_key(most, is_place) {
+        Some(key) => Err(format!("a table with {key} where {expected} is expected")),
+        None => Ok(()),
+    }
+}
+
 /// What a script says about a fault.
 struct Said {
     pages: Pages,
@@ -101,16 +129,19 @@ pub(crate) fn advice(
     advice: &mut Advice,
 ) -> Result<bool, String> {
     let said = match results.get(0) {
-        Item::Table(table) => Said {
-            pages: table.field(keys, |first| {
-                table.field(keys + 1, |count| pages(&first, &count))
-            })?,
-            hold: table.field(keys + 2, |it| time(&it, "hold"))?,
-            throttle: table.field(keys + 3, |it| time(&it, "throttle"))?,
-            stay: table.field(keys + 4, |it| flag(&it, "stay"))?,
-            migrate: table.field(keys + 5, |it| wish_list(&it))?,
-            duplicate: table.field(keys + 6, |it| duplicates(&it))?,
-        },
+        Item::Table(table) => {
+            only_keys(&table, &KEYS)?;
+            Said {
+                pages: table.field(keys, |first| {
+                    table.field(keys + 1, |count| pages(&first, &count))
+                })?,
+                hold: table.field(keys + 2, |it| time(&it, "hold"))?,
+                throttle: table.field(keys + 3, |it| time(&it, "throttle"))?,
+                stay: table.field(keys + 4, |it| flag(&it, "stay"))?,
+                migrate: table.field(keys + 5, |it| wish_list(&it))?,
+                duplicate: table.field(keys + 6, |it| duplicates(&it))?,
+            }
+        }
         first => Said {
             pages: pages(&first, &results.get(1))?,
             hold: time(&results.get(2), "hold")?,
@@ -187,22 +218,24 @@ pub(crate) fn wishes(results: &Results<'_>) -> Result<Vec<Wish>, String> {
     wish_list(&results.get(0))
 }
 
+/// How errors name the list that [`wish_list`] reads, and an element of it.
+const WISHES: &str = "a list of {first, count, device}";
+const WISH: &str = "{first, count, device}";
+
 /// A list of `{first, count, device}`; without a device they go to system memory.
 fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
     let list = match item {
         Item::Table(list) => list,
         Item::Nil => return Ok(Vec::new()),
         item => {
-            return Err(format!(
-                "{} where a list of {{first, count, device}} is expected",
-                item.kind()
-            ));
+            return Err(format!("{} where {WISHES} is expected", item.kind()));
         }
     };
     // The backend takes no more than a few; a long list must not cost its time.
     const MOST: usize = 64;
     let wish = |item: Item| match item {
         Item::Table(wish) => {
+            only_places(&wish, 3, 4, WISH)?;
             let pages = wish.element(1, |first| {
                 wish.element(2, |count| match pages(&first, &count)? {
                     Pages::Range(first, n) => Ok(range(first, n)),
@@ -218,11 +251,9 @@ fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
             })?;
             Ok(Wish { pages, to })
         }
-        item => Err(format!(
-            "{} in a list of {{first, count, device}}",
-            item.kind()
-        )),
+        item => Err(format!("{} in {WISHES}", item.kind())),
     };
+    only_places(list, list.len(), MOST, WISHES)?;
     (1..=list.len().min(MOST))
         .map(|i| list.element(i, wish))
         .collect()
@@ -230,15 +261,13 @@ fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
 
 /// `victims`: a list of indices of candidates, from 1.
 pub(crate) fn indices(results: &Results<'_>, candidates: usize) -> Result<Vec<usize>, String> {
+    const INDICES: &str = "a list of candidates' indices";
     let first = results.get(0);
     let list = match &first {
         Item::Table(list) => list,
         Item::Nil => return Ok(Vec::new()),
         item => {
-            return Err(format!(
-                "{} where a list of candidates' indices is expected",
-                item.kind()
-            ));
+            return Err(format!("{} where {INDICES} is expected", item.kind()));
         }
     };
     let index = |item: Item| match number(&item) {
@@ -248,6 +277,7 @@ pub(crate) fn indices(results: &Results<'_>, candidates: usize) -> Result<Vec<us
             item.kind()
         )),
     };
+    only_places(list, list.len(), candidates, INDICES)?;
     (1..=list.len().min(candidates))
         .map(|i| list.element(i, index))
         .collect()

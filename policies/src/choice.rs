@@ -247,9 +247,17 @@ impl FromStr for PolicyChoice {
                 "'{pair}' is no parameter of a script; write it as name=value"
             ))),
         });
+        let params: Vec<(String, String)> = params.collect::<Result<_, _>>()?;
+        for (i, (name, _)) in params.iter().enumerate() {
+            if params[..i].iter().any(|(earlier, _)| earlier == name) {
+                return Err(wrong(format!(
+                    "parameter '{name}' of the script is given twice; give it once"
+                )));
+            }
+        }
         let spec = ScriptSpec {
             path: path.trim().into(),
-            params: params.collect::<Result<_, _>>()?,
+            params,
             rest: others.join("+"),
         };
         // Mistakes in the rest are to be found before there is a script.
@@ -331,6 +339,7 @@ mod tests {
         );
         assert!(message("a.luau+b.luau").contains("names two scripts"));
         assert!(message("a.luau:x").contains("'x' is no parameter of a script"));
+        assert!(message("a.luau:x=1,x=2").contains("parameter 'x' of the script is given twice"));
         assert!(message("a.luau+lru:x=1").contains("no parameter 'x'"));
         assert!(message("a.luau+nothing").contains("unknown policy 'nothing'"));
         for text in ["denisty", "next.lua+lru", "a.luau+nothing"] {

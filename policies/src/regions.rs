@@ -24,7 +24,7 @@ impl Region {
     }
 }
 
-/// Policies by region. Where regions overlap the first one counts. Devices belong to no region: evictions are the
+/// Policies by region. Regions do not overlap. Devices belong to no region: evictions are the
 /// common policy's.
 pub struct Regions {
     /// Everywhere else.

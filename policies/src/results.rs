@@ -2,6 +2,7 @@
 //! is needed.
 
 use std::ffi::{CStr, c_int};
+use std::fmt;
 use std::marker::PhantomData;
 
 use mlua::ffi::{self, lua_State};
@@ -11,8 +12,8 @@ use crate::text;
 
 /// Values a function returns, those that mean something.
 pub(crate) const RESULTS: c_int = 5;
-/// Values that are on the stack beside the results while somebody looks at them: a list, a table in it, an element of
-/// that; or a list and an element; and a name.
+/// Values that are on the stack beside the results while they are read: a list, a table in it, and an element of that, or
+/// a key with its value.
 pub(crate) const DEEPEST: c_int = 8;
 
 /// The results of a call, on the stack.
@@ -39,6 +40,24 @@ pub(crate) struct Table<'a> {
     thread: *mut lua_State,
     at: c_int,
     call: PhantomData<&'a ()>,
+}
+
+/// A key of a table.
+pub(crate) enum Key<'a> {
+    Text(&'a [u8]),
+    Number(f64),
+    /// Any other type: its name.
+    Other(&'a str),
+}
+
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Text(bytes) => write!(f, "the key `{}`", String::from_utf8_lossy(bytes)),
+            Key::Number(n) => write!(f, "the key [{n}]"),
+            Key::Other(kind) => write!(f, "a {kind} as a key"),
+        }
+    }
 }
 
 impl Item<'_> {
@@ -102,6 +121,33 @@ impl Table<'_> {
         }
     }
 
+    /// The first key, of at most `most`, that `is_known` does not accept, in words.
+    pub(crate) fn unknown_key(
+        &self,
+        most: usize,
+        is_known: impl Fn(&Key<'_>) -> bool,
+    ) -> Option<String> {
+        let mut next = 0;
+        for _ in 0..most {
+            // SAFETY: pushes a key and its value if there are more; the key is on the stack while it is looked at.
+            let unknown = unsafe {
+                next = ffi::lua_rawiter(self.thread, self.at, next);
+                if next < 0 {
+                    return None;
+                }
+                let top = ffi::lua_gettop(self.thread);
+                let key = key(self.thread, top - 1);
+                let unknown = (!is_known(&key)).then(|| key.to_string());
+                ffi::lua_settop(self.thread, top - 2);
+                unknown
+            };
+            if unknown.is_some() {
+                return unknown;
+            }
+        }
+        None
+    }
+
     /// Looks at the value on top, and takes it away.
     ///
     /// # Safety
@@ -115,6 +161,29 @@ impl Table<'_> {
             let result = read(look(self.thread, top));
             ffi::lua_settop(self.thread, top - 1);
             result
+        }
+    }
+}
+
+/// The key at a place of the stack.
+///
+/// # Safety
+///
+/// It is there and not changed during `'a`.
+unsafe fn key<'a>(thread: *mut lua_State, at: c_int) -> Key<'a> {
+    // SAFETY: neither a string nor a number is converted, so this needs no memory; a string's bytes stay where they are.
+    unsafe {
+        match ffi::lua_type(thread, at) {
+            ffi::LUA_TSTRING => {
+                let mut len = 0;
+                let start = ffi::lua_tolstring(thread, at, &mut len);
+                Key::Text(std::slice::from_raw_parts(start.cast(), len))
+            }
+            ffi::LUA_TNUMBER => Key::Number(ffi::lua_tonumber(thread, at)),
+            other => {
+                let name = CStr::from_ptr(ffi::lua_typename(thread, other));
+                Key::Other(name.to_str().unwrap_or("value"))
+            }
         }
     }
 }

@@ -29,7 +29,7 @@ const MOST_LINES: u32 = 200;
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// How a script has been doing. The names are those in JSON reports.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct ScriptFigures {
     /// Events that it decided.
     pub decisions: u64,
@@ -40,6 +40,14 @@ pub struct ScriptFigures {
     /// Instances, one for each backend, that are not asked any more because they failed too often in a row.
     #[serde(rename = "instances_off")]
     pub off: u32,
+}
+
+impl ScriptFigures {
+    /// Whether the default policy has decided in the script's place throughout or mostly: an instance was given up, or the
+    /// script failed in more events than it decided.
+    pub fn failed(&self) -> bool {
+        self.off > 0 || self.failures > self.decisions
+    }
 }
 
 /// A version of the script.

@@ -65,6 +65,18 @@ fn candidates_come_in_the_order_of_the_policy_beside_with_all_that_is_known() {
 }
 
 #[test]
+fn a_list_with_another_key_than_places_is_an_error_of_the_script() {
+    let (mut eviction, scripts, lines) = eviction("return { first = 2 }", "");
+    eviction.allocated(Frame(0), 0, Page(512));
+    eviction.allocated(Frame(8), 0, Page(7));
+    assert_eq!(eviction.victims(1), frames(&[0]));
+    assert_eq!(scripts.figures().failures, 1);
+    let said = lines.lock().unwrap();
+    let expected = "victims.luau:1: victims returned a table with the key `first` where a list of candidates' indices is expected";
+    assert!(said[0].starts_with(expected), "{said:?}");
+}
+
+#[test]
 fn a_scripts_order_counts() {
     for (field, expected) in [
         ("page", [3, 2]),

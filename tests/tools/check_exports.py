@@ -48,11 +48,17 @@ def check_tables(info, csv, parquet):
         "time_ns": polars.Int64, "kind": polars.String, "page": polars.Int64, "pages": polars.Int64,
         "device": polars.Int32, "cause": polars.String, "access": polars.String,
         "thread": polars.Int64, "vcpu": polars.Int32, "latency_ns": polars.Int64,
+        "hold_ns": polars.Int64,
         "hint": polars.String, "repeats": polars.Int64,
     })
     check("Polars, times", (frame["time_ns"].min(), frame["time_ns"].max()), (info["first_ns"], info["last_ns"]))
     faults = frame.filter(polars.col("kind") == "cpu-fault")
     check("Polars, faults of no vCPU", faults["vcpu"].null_count(), 0)
+    served = frame["kind"].is_in(["cpu-fault", "device-fault"])
+    for column, applies in (("latency_ns", served), ("hold_ns", frame["kind"] == "advice")):
+        check(f"Polars, {column} where it applies, and nowhere else", frame[column].is_not_null().equals(applies), True)
+    check("Polars, faults of CPUs without a thread", faults["thread"].null_count(), 0)
+    check("Polars, threads of no CPU", frame.filter(polars.col("kind") == "to-device")["thread"].count(), 0)
     moved = frame.filter(polars.col("kind").is_in(["to-device", "to-system"]))
     check("Polars, migrations without cause or device",
           (moved["cause"].null_count(), moved["device"].null_count()), (0, 0))

@@ -24,6 +24,7 @@ use hmmvisor_experiments::steady::write_all;
 use hmmvisor_guest_images::{Param, workloads};
 
 use cli::check::{State, check};
+use cli::mistake::exit_code;
 use cli::output::{READ_WITHIN, STORED_WITHIN, print, say, within};
 use cli::run::RunArgs;
 use cli::{Cli, Command};
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         say(None, format!("error: {}", describe(&error)));
-        ExitCode::FAILURE
+        exit_code(&error)
     })
 }
 

@@ -83,6 +83,62 @@ fn broken_configuration_files_are_refused() {
     }
 }
 
+/// The code tells a mistake of the user from what the host, a file or a guest has done.
+#[test]
+fn a_mistake_of_the_user_has_an_exit_code_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let key = file("key.toml", "[machine]\nvcpu = 1");
+    let value = file("value.toml", "[machine]\nvcpus = 65");
+    let sweep = file("sweep.toml", "title = 'x'");
+    let script = file("script.luau", "return { on_fualt = print }");
+    let trace = folder.path().join("t.hmmtrace");
+    let trace = trace.to_str().unwrap();
+    let generated = hmmvisor(&["trace", "generate", "pingpong", "-o", trace]);
+    assert!(generated.status.success());
+    let code = |args: &[&str]| {
+        refusal(args);
+        hmmvisor(args).status.code()
+    };
+    for args in [
+        &["--nosuch"][..],
+        &["--policy", "denisty"],
+        &["--policy", "density:threshold=1,threshold=2"],
+        &["--policy", &script],
+        &["--balloon", "1M,hints=1,hints=2"],
+        &["--workload", "nosuch"],
+        &["--param", "nosuch=1"],
+        &["--param", "n=1", "--param", "n=2"],
+        &["--memory", "3M"],
+        &["--memory", "127G"],
+        &["--vcpus", "65"],
+        &["nosuch"],
+        &[&key],
+        &[&value],
+        &["sweep", &sweep],
+        &["report", &sweep, "-o", "x.html"],
+        &["replay", trace, "--device-memory", "1M"],
+        &["replay", trace, "--policy", "density"],
+        &["trace", "generate", "nosuch", "-o", "x"],
+        &["trace", "generate", "vecadd", "--vcpus", "65", "-o", "x"],
+    ] {
+        assert_eq!(code(args), Some(2), "{args:?}");
+    }
+    for args in [
+        &["nosuch.toml"][..],
+        &["--guest", "/nosuch"],
+        &["--policy", "nosuch.luau"],
+        &["--json", "/nosuch/x"],
+        &["replay", "/nosuch"],
+    ] {
+        assert_eq!(code(args), Some(1), "{args:?}");
+    }
+}
+
 #[test]
 fn a_refused_run_leaves_no_report() {
     let folder = tempfile::tempdir().unwrap();

@@ -368,6 +368,26 @@ fn a_guest_whose_output_is_not_read_comes_to_its_end_and_that_is_an_error() {
     );
 }
 
+/// The codes of the embedded guest say nothing about a guest of the user's.
+#[test]
+fn the_exit_code_of_a_guest_of_the_users_is_its_own() {
+    let folder = folder();
+    for code in [1, 2, 3, 9] {
+        let guest = common::code(&[
+            &common::MOV_EAX_CONTROL,
+            &[0xba, code, 0, 0, 0],
+            &[0x89, 0x10, 0xeb, 0xfe],
+        ]);
+        fs::write(folder.path().join("g"), common::elf(&guest)).unwrap();
+        let mut run = Run::start(&mut hmmvisor(&folder, &["run", "--guest", "g"]));
+        let status = run.end("a guest that exits");
+        let said = run.stderr();
+        assert_eq!(status.code(), Some(code.into()), "{said}");
+        let expected = format!("the guest exited with code {code}: see its output");
+        assert!(said.contains(&expected), "{said}");
+    }
+}
+
 #[test]
 fn a_slow_reader_gets_everything() {
     let folder = folder();

@@ -321,6 +321,11 @@ fn tables_are_read() {
             "columns 1 and 3 are both named `page`",
         ),
         (
+            "note,page,note\n1,2,3\n",
+            1,
+            "columns 1 and 3 are both named `note`",
+        ),
+        (
             "page,note\n1,\"5 inch\n2,x\n",
             2,
             "column 2 begins with a quote that is not closed",
@@ -596,7 +601,7 @@ fn inputs_that_cannot_be_read_are_refused() {
     let files = Files::new();
     let message = |input: &Path, options: &[&str]| {
         let output = files.import_file("csv", input, options);
-        assert_eq!(output.status.code(), Some(1));
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     };
     assert!(message(&files.path("nosuch"), &[]).contains("No such file"));
@@ -652,7 +657,7 @@ fn a_program_can_be_imported_as_if_it_ran_on_an_accelerator() {
 
     fs::write(&input, "page\n1\n").unwrap();
     let refused = files.import_file("csv", &input, &["--device", "1"]);
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(2));
     let message = String::from_utf8(refused.stderr).unwrap();
     assert!(
         message.contains("name devices in the column `device`"),

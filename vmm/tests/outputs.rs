@@ -52,9 +52,13 @@ impl Folder {
     }
 
     fn fails(&self, args: &str) -> String {
+        self.fails_with(1, args)
+    }
+
+    fn fails_with(&self, code: i32, args: &str) -> String {
         let output = self.shell(&format!("hmmvisor {args}"));
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{args}: {errors}");
+        assert_eq!(output.status.code(), Some(code), "{args}: {errors}");
         assert!(errors.contains("error: "), "{args}: {errors}");
         errors
     }
@@ -183,9 +187,10 @@ fn a_run_that_does_not_start_changes_nothing() {
         folder.file(name, "old");
     }
     for prefix in ["", "new-"] {
-        folder.fails(&format!(
+        let run = format!(
             "{RUN} --param nosuch=1 --console {prefix}console --json {prefix}json --record {prefix}trace"
-        ));
+        );
+        folder.fails_with(2, &run);
     }
     assert_eq!(folder.names("."), ["console", "json", "trace"]);
     for name in ["console", "json", "trace"] {

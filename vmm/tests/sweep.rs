@@ -21,9 +21,18 @@ fn succeeds(folder: &Path, args: &str) -> String {
 }
 
 fn fails(folder: &Path, args: &str, expected: &str) {
+    fails_with(1, folder, args, expected);
+}
+
+/// Because of what is in the sweep's file.
+fn is_mistaken(folder: &Path, args: &str, expected: &str) {
+    fails_with(2, folder, args, expected);
+}
+
+fn fails_with(code: i32, folder: &Path, args: &str, expected: &str) {
     let output = hmmvisor(folder, args);
     let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{args}: {message}");
+    assert_eq!(output.status.code(), Some(code), "{args}: {message}");
     assert!(message.contains(expected), "{args}: {message}");
     assert!(!message.contains("panicked"), "{args}: {message}");
 }
@@ -96,7 +105,7 @@ fn live_runs_are_swept_and_reported() {
     ] {
         assert!(LIVE.contains(from));
         fs::write(path.join("live.toml"), LIVE.replacen(from, to, 1)).unwrap();
-        fails(path, "sweep live.toml --resume", expected);
+        is_mistaken(path, "sweep live.toml --resume", expected);
     }
 }
 
@@ -196,10 +205,10 @@ fn scripts_are_swept_beside_built_in_policies() {
     fs::write(path.join("next.luau"), SCRIPT.replace("16", "8")).unwrap();
     fails(path, "sweep s.toml -o one --resume", "one");
     fs::write(path.join("next.luau"), SCRIPT.replace("end,", "")).unwrap();
-    fails(path, "sweep s.toml -o three", "next.luau");
+    is_mistaken(path, "sweep s.toml -o three", "next.luau");
     assert!(!path.join("three/results.csv").exists());
     fs::remove_file(path.join("next.luau")).unwrap();
-    fails(path, "sweep s.toml -o three", "s.toml:3:26: ");
+    is_mistaken(path, "sweep s.toml -o three", "s.toml:3:26: ");
 }
 
 #[test]
@@ -248,7 +257,7 @@ fn a_sweep_removes_only_the_traces_that_it_made() {
     let kept = |after: &str| assert!(mine.exists(), "lost after {after}");
 
     fs::write(path.join("s.toml"), SCRIPTED.replace("pages", "pagges")).unwrap();
-    fails(path, "sweep s.toml -o out", "has no parameter `pagges`");
+    is_mistaken(path, "sweep s.toml -o out", "has no parameter `pagges`");
     kept("a mistake in the file");
 
     // Another process is at work: its journal is locked, its traces are in a folder.
@@ -301,7 +310,10 @@ fn rows_say_how_often_their_script_failed() {
     let path = folder.path();
     fs::write(
         path.join("next.luau"),
-        SCRIPT.replace("return page + 1", "local n = page + nil\n\t\treturn n"),
+        SCRIPT.replace(
+            "return page + 1",
+            "state.n = (state.n or 0) + 1\n\t\treturn state.n == 2 and 'x' or page + 1",
+        ),
     )
     .unwrap();
     let live = "[[workload]]\nname = \"pingpong\"\nmode = \"live\"\nmemory = \"16M\"\n";
@@ -318,11 +330,39 @@ fn rows_say_how_often_their_script_failed() {
     }
     let html = fs::read_to_string(path.join("out/report.html")).unwrap();
     assert!(html.contains("in 4 runs: there the default policy decided"));
+    // And the row itself says so, too.
+    assert_eq!(html.matches("(script failed ").count(), 4, "{html}");
     // And which engine ran, where the file leaves that open.
     let engines = column(&csv, "engine");
     assert_eq!(engines[..3], ["", "", ""]);
     for engine in &engines[3..] {
         assert!(["remap", "copy"].contains(&engine.as_str()), "{engine}");
+    }
+}
+
+/// Otherwise the default policy's figures would stand under the script's name.
+#[test]
+fn a_run_whose_script_failed_throughout_is_a_failed_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(
+        path.join("next.luau"),
+        SCRIPT.replace("return page + 1", "return { prefech = page + 1 }"),
+    )
+    .unwrap();
+    let live = "[[workload]]\nname = \"pingpong\"\nmode = \"live\"\nmemory = \"16M\"\n";
+    fs::write(path.join("s.toml"), SCRIPTED.to_owned() + live).unwrap();
+    fails(path, "sweep s.toml -o out", "4 runs failed");
+    let csv = fs::read_to_string(path.join("out/results.csv")).unwrap();
+    let (errors, moved) = (column(&csv, "error"), column(&csv, "pages_to_device"));
+    for (n, policy) in column(&csv, "policy").iter().enumerate() {
+        let scripted = policy != "on-demand";
+        assert_eq!(
+            errors[n].contains("the policy script failed in "),
+            scripted,
+            "{csv}"
+        );
+        assert_eq!(moved[n].is_empty(), scripted, "{csv}");
     }
 }
 
@@ -421,7 +461,7 @@ files = ["1.trace", "2.trace"]
     );
 
     fs::write(path.join("1.trace"), "not a trace").unwrap();
-    fails(path, "sweep r.toml -o c", "r.toml:7:10: trace 1.trace: ");
+    is_mistaken(path, "sweep r.toml -o c", "r.toml:7:10: trace 1.trace: ");
     fails(path, "report 1.trace -o no.html", "1.trace");
     fails(path, "report nosuch -o no.html", "nosuch");
     assert!(!path.join("no.html").exists());

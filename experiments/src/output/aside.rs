@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, OFlags, fallocate, flistxattr, linkat};
 use tempfile::{Builder, NamedTempFile, TempPath};
 
+use super::lock;
+
 /// Random letters in a name beside the output: enough that no user's file has it. It is made as a new file in any case.
 const RANDOM: usize = 12;
 /// As any program makes new files; the process's mask applies.
@@ -21,6 +23,8 @@ pub(super) struct Aside {
     spool: Spool,
     real: PathBuf,
     end: End,
+    /// The file that is there, locked.
+    _old: Option<File>,
 }
 
 /// How the data gets to its place.
@@ -134,6 +138,7 @@ impl Aside {
             spool: Spool::unnamed(&real)?,
             real,
             end: End::Appear,
+            _old: None,
         })
     }
 
@@ -144,6 +149,7 @@ impl Aside {
     ) -> io::Result<Aside> {
         // Whether it may be written at all; a new file in its place would not ask.
         let old = OpenOptions::new().write(true).open(real)?;
+        lock(&old)?;
         let (spool, end) = match spool(real) {
             Ok(mut spool) => {
                 // Until it has the old one's mode and owner, nobody else may read what comes into it.
@@ -162,6 +168,7 @@ impl Aside {
             spool,
             real: real.to_owned(),
             end,
+            _old: Some(old),
         })
     }
 

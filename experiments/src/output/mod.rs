@@ -17,12 +17,14 @@
 //!   `/dev/stdout`, `/proc/self/fd/N`, links to these, and any name of the file that standard output leads to.
 //! - **A folder or a block device** is refused.
 //!
+//! A file that another process is writing is refused: a file that is there, or grows, is locked while it is an output.
+//!
 //! Standard output is refused, too, if it is a file that the command reads: see [`Files::prints`].
 
 mod aside;
 mod place;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -441,6 +443,17 @@ fn stream(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Keeps other processes from opening the same file as an output, until this descriptor is closed. A file system without
+/// locks does without.
+fn lock(file: &File) -> io::Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(io::Error::other(
+            "another process is writing it; name another file, or wait for that process to end",
+        )),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+    }
+}
+
 /// A file that was not there before.
 #[derive(Debug)]
 struct Made {
@@ -452,11 +465,13 @@ struct Made {
 
 impl Made {
     fn new(real: &Path) -> io::Result<Made> {
-        Ok(Made {
+        let made = Made {
             file: OpenOptions::new().write(true).create_new(true).open(real)?,
             real: real.to_owned(),
             kept: false,
-        })
+        };
+        lock(&made.file)?;
+        Ok(made)
     }
 }
 
@@ -483,8 +498,10 @@ struct Live {
 
 impl Live {
     fn open(real: &Path) -> io::Result<Live> {
+        let file = OpenOptions::new().write(true).open(real)?;
+        lock(&file)?;
         Ok(Live {
-            file: OpenOptions::new().write(true).open(real)?,
+            file,
             emptied: false,
         })
     }

@@ -442,3 +442,31 @@ fn what_cannot_be_written_is_refused_at_once() {
     assert!(said.contains("1 passed"), "{said}");
     assert_eq!(text(&folder.path("mine/locked")), "old\n");
 }
+
+/// Two runs that write one trace at the same time would leave a mixture, or the one that ends last.
+#[test]
+fn a_file_that_another_process_writes_is_refused() {
+    let busy = "another process is writing it";
+    for open in [growing as Open, live] {
+        let folder = Folder::new();
+        let path = folder.path("page");
+        let mut first = open(&mut Files::default(), &path).unwrap();
+        let empty = refusal(&mut Files::default(), open, &path);
+        assert!(empty.contains(busy), "{empty}");
+        first.write_all(b"half").unwrap();
+        let begun = refusal(&mut Files::default(), open, &path);
+        assert!(begun.contains(busy), "{begun}");
+        first.commit().unwrap();
+        assert_eq!(text(&path), "half");
+        write(open, &path, "next");
+    }
+    for open in ALL {
+        let folder = Folder::new();
+        let path = folder.file("page", "one");
+        let first = open(&mut Files::default(), &path).unwrap();
+        let replaced = refusal(&mut Files::default(), open, &path);
+        assert!(replaced.contains(busy), "{replaced}");
+        drop(first);
+        assert_eq!((text(&path).as_str(), folder.names().len()), ("one", 1));
+    }
+}

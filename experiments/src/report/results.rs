@@ -48,6 +48,11 @@ impl Cell<'_> {
         self.mean(|row| metric.of(row))
     }
 
+    /// Events in which the policy's script failed, in all runs together.
+    pub(super) fn script_failures(&self) -> u64 {
+        self.0.iter().filter_map(|row| row.script_failures).sum()
+    }
+
     pub(super) fn mean(&self, value: impl Fn(&Row) -> Option<f64>) -> Option<Estimate> {
         let values: Vec<f64> = self.0.iter().filter_map(|row| value(row)).collect();
         Estimate::of(&values)

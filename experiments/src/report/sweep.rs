@@ -159,9 +159,13 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
             let count = cell
                 .mean(|row| row.seed.map(|_| 0.0))
                 .map_or(0, |it| it.count);
+            let policy = match cell.script_failures() {
+                0 => (*policy).to_owned(),
+                events => format!("{policy} (script failed {}×)", number(events as f64)),
+            };
             table.row(
                 &[
-                    (*policy).to_string(),
+                    policy,
                     count.to_string(),
                     with_error(time, Metric::Time),
                     ratio

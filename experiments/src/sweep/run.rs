@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::error::SweepError;
-use super::journal::{FORMAT, Header, Journal, Writer};
+use super::journal::{FORMAT, Header, Writer};
 use super::plan::{Sweep, VERSION};
 use super::results::Results;
 use super::row::Row;

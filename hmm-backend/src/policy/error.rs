@@ -63,6 +63,14 @@ pub enum PolicyError {
         /// What both decide.
         kind: &'static str,
     },
+    /// A parameter twice.
+    #[error("policy '{policy}', parameter '{param}' is given twice; give it once")]
+    RepeatedParam {
+        /// The component.
+        policy: &'static str,
+        /// The parameter.
+        param: &'static str,
+    },
     /// A modifier twice.
     #[error("policy '{0}' is named twice; name it once, with all its parameters")]
     Repeated(&'static str),

@@ -57,8 +57,13 @@ impl FromStr for LinkModel {
     /// a thousand. What is not named takes its default.
     fn from_str(text: &str) -> Result<LinkModel, String> {
         let mut link = LinkModel::default();
+        let mut named: Vec<&str> = Vec::new();
         for part in text.split(',') {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            if named.contains(&name.trim()) {
+                return Err(format!("link {} is given twice; give it once", name.trim()));
+            }
+            named.push(name.trim());
             let digits = value.len() - value.trim_start_matches(|c: char| c.is_ascii_digit()).len();
             let (number, unit) = value.split_at(digits);
             let number: Option<u64> = number.parse().ok();
@@ -126,6 +131,7 @@ mod tests {
             ("bandwidth=0", "not a number"),
             ("bandwidth=99999999999G", "not a number"),
             ("speed=3", "has no 'speed'"),
+            ("latency=1us,latency=2us", "link latency is given twice"),
             ("", "has no ''"),
         ] {
             let error = text.parse::<LinkModel>().unwrap_err();

@@ -100,7 +100,12 @@ impl Component {
                         params => names(params.iter().map(|p| p.name)),
                     },
                 })?;
-            given.insert(param.name, value.trim());
+            if given.insert(param.name, value.trim()).is_some() {
+                return Err(PolicyError::RepeatedParam {
+                    policy: info.name,
+                    param: param.name,
+                });
+            }
         }
         let value = |param: &'static PolicyParam| {
             let text = given.get(param.name).copied().unwrap_or(param.default);

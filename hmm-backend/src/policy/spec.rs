@@ -302,6 +302,10 @@ mod tests {
                 )
             );
         }
+        assert_eq!(
+            message("density:threshold=1,threshold=2"),
+            "policy 'density', parameter 'threshold' is given twice; give it once"
+        );
         assert!(message("timeslice:min=5").contains("is not a time"));
         assert!(message("timeslice:min=2s").contains("is not a time from 0 to 1s, such as"));
         assert!(message("timeslice:min=99999999999999999999s").contains("is not a time"));

@@ -93,3 +93,24 @@ fn all_events_reach_the_script_with_what_they_say() {
     let figures = scripts.figures();
     assert_eq!((figures.decisions, figures.failures), (10, 0));
 }
+
+/// A wish in the place of a list of wishes would do nothing, and so would an index under a name.
+#[test]
+fn lists_with_other_keys_are_errors_of_the_script() {
+    let wishes = "where a list of {first, count, device} is expected";
+    for (body, expected) in [
+        ("return { count = 4 }", "the key `count` "),
+        ("return { { 5, 3 }, migrate = {} }", "the key `migrate` "),
+        ("return { { 5, 3 }, [9] = { 7, 1 } }", "the key [9] "),
+    ] {
+        let text = format!("return {{ tick_interval = 250, on_tick = function() {body} end }}");
+        let lines = Lines::default();
+        let scripts = load(&text, &lines).unwrap();
+        let mut policy = scripts.fault_policy();
+        let wished = policy.tick(Duration::from_millis(2), Seen::default());
+        assert_eq!(wished, [], "{body}");
+        let said = lines.take();
+        let expected = format!("bad.luau:1: on_tick returned a table with {expected}{wishes}");
+        assert!(said[0].starts_with(&expected), "{said:?}");
+    }
+}

@@ -211,6 +211,27 @@ fn failures_fall_back_to_the_default_policy() {
             "return buffer.create(8)",
             "a buffer where a page, a page set",
         ),
+        (
+            "return { prefech = page + 1, count = 4 }",
+            "bad.luau:1: on_fault returned a table with the key `prefech`; its keys may be: prefetch, count, hold, throttle, stay, migrate, duplicate",
+        ),
+        (
+            "return { prefetch = page + 1, cuont = 4 }",
+            "the key `cuont`",
+        ),
+        (
+            "return { page + 1, 4 }",
+            "a table with the key [1]; its keys",
+        ),
+        ("return { [true] = 1 }", "a table with a boolean as a key"),
+        (
+            "return { migrate = { first = page, count = 4 } }",
+            "` where a list of {first, count, device} is expected",
+        ),
+        (
+            "return { migrate = { { page, 4, dev = 0 } } }",
+            "the key `dev` where {first, count, device} is expected",
+        ),
         ("return { migrate = 5 }", "the number 5 where a list"),
         ("return { duplicate = page }", "for `duplicate`"),
         ("return { duplicate = {} }", "a table for `duplicate`"),

@@ -334,7 +334,7 @@ fn resolve(
             return Some((module.file.clone(), first.clone()));
         } else if let Some(stands_for) = module.names.get(first) {
             let full = [stands_for, &rest[1..]].concat();
-            return match &full == path && here == at {
+            return match full == path && here == at {
                 true => None,
                 false => resolve(modules, &root, &full, depth + 1),
             };

@@ -1,10 +1,12 @@
 //! The command line.
 
 pub mod check;
+pub mod mistake;
 pub mod output;
 pub mod replay;
 pub mod report;
 pub mod run;
+pub mod scripts;
 pub mod sweep;
 mod trace;
 
@@ -41,8 +43,8 @@ pub enum Command {
     /// Run a guest, let it verify its results, print a summary; or boot an operating system with --kernel
     ///
     /// The exit code is 0 only if the guest verified everything, or an operating system switched the
-    /// machine off or rebooted it. Otherwise it is the guest's own (1 wrong data, 2 panic, 3 cannot start), 1 for any other failure, 2 for a wrong command line,
-    /// 130 after SIGINT and 143 after SIGTERM. Output that could not be written, or was not read in time, is a failure, too.
+    /// machine off or rebooted it. Otherwise it is the guest's own (of the embedded one: 1 wrong data, 2 panic, 3 cannot start), 1 for any other
+    /// failure, 2 for a wrong command line or a wrong value in a configuration, 130 after SIGINT and 143 after SIGTERM. Output that could not be written, or was not read in time, is a failure, too.
     /// Signals end a run within one second, and what was ignored at the start stays ignored.
     Run(Box<RunArgs>),
     /// List the embedded guest's workloads and their parameters

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use clap::Args;
 use hmm_backend::{LinkModel, PolicyFile, limits, printable};
+use hmmvisor::run::summary::of_scripts;
 use hmmvisor::size::Size;
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
@@ -15,7 +16,9 @@ use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
 use hmmvisor_policies::{Chosen, Limits, Log, PolicyChoice, ScriptFigures, Scripts, excerpt};
 use serde::Serialize;
 
+use super::mistake::Mistake;
 use super::output::{note, print};
+use super::scripts::script_failure;
 
 /// Options of `replay`.
 #[derive(Args)]
@@ -83,15 +86,6 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
         note(&format!("{trace}: {lost}; the others were replayed"));
     }
     let scripts = scripts.first().map(|script| script.figures());
-    if let Some(figures) = scripts
-        && figures.failures > 0
-    {
-        note(&format!(
-            "the script failed in {} of {} events; the default policy decided instead",
-            figures.failures,
-            figures.failures + figures.decisions
-        ));
-    }
     let json = Json {
         outcome: &outcome,
         scripts,
@@ -104,21 +98,25 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
         }
         false => Summary {
             outcome: &outcome,
+            scripts,
             config: &config,
             meta: &meta,
         }
         .to_string(),
     };
     print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    match scripts.and_then(|figures| script_failure(&figures)) {
+        Some(failure) => bail!(failure),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<Scripts>>)> {
     let missing = |option: &str, what: &str| {
-        anyhow!(
+        Error::new(Mistake(format!(
             "{}: the trace names no {what}; give one with {option}",
             args.trace.display()
-        )
+        )))
     };
     let device_memory = match args.device_memory {
         Some(Size(bytes)) => bytes,
@@ -181,6 +179,7 @@ struct Json<'a> {
 /// The outcome for people.
 struct Summary<'a> {
     outcome: &'a Replayed,
+    scripts: Option<ScriptFigures>,
     config: &'a ReplayConfig,
     meta: &'a TraceMeta,
 }
@@ -189,6 +188,7 @@ impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Summary {
             outcome,
+            scripts,
             config,
             meta,
         } = self;
@@ -200,7 +200,16 @@ impl fmt::Display for Summary<'_> {
             TraceKind::Access => "all accesses",
         };
         writeln!(f, "trace           {}, {kind}", printable(name))?;
-        writeln!(f, "policy          {}", printable(&outcome.policy))?;
+        let failed = match scripts {
+            Some(figures) if figures.failed() => {
+                " (SCRIPT FAILED: these are the default policy's figures)"
+            }
+            _ => "",
+        };
+        writeln!(f, "policy          {}{failed}", printable(&outcome.policy))?;
+        if let Some(figures) = scripts {
+            writeln!(f, "policy script   {}", of_scripts(figures))?;
+        }
         writeln!(
             f,
             "device memory   {} KiB of {} KiB",

@@ -12,6 +12,7 @@ use hmmvisor_experiments::report::{RunMeta, RunReport, sweep_page};
 use hmmvisor_experiments::sweep::{JOURNAL, TABLES};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 
+use super::mistake::Mistake;
 use super::output::{note, status};
 
 /// Options of `report`.
@@ -32,10 +33,10 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
         .extension()
         .is_some_and(|extension| extension == "toml")
     {
-        bail!(
+        bail!(Mistake(format!(
             "{} is a sweep's file; give the folder with its results",
             about.display()
-        );
+        )));
     }
     let mut files = Files::default();
     let is_sweep = is_sweep(about);

@@ -14,6 +14,7 @@ use hmmvisor::size::Size;
 use hmmvisor_policies::PolicyChoice;
 
 use super::commands;
+use super::mistake::Mistake;
 
 /// Options of `run`. Each overrides its key in the configuration file.
 #[derive(Args)]
@@ -116,11 +117,11 @@ impl RunArgs {
     pub fn config(self) -> Result<Config> {
         let mut config = match &self.config {
             // More likely a mistyped command than a file.
-            Some(path) if path.extension().is_none() && !path.exists() => bail!(
+            Some(path) if path.extension().is_none() && !path.exists() => bail!(Mistake(format!(
                 "there is no configuration file `{0}`; if `{0}` was meant as a command: there are {1}, and they come first",
                 path.display(),
                 commands()
-            ),
+            ))),
             Some(path) => Config::read(path)?,
             None => Config::default(),
         };

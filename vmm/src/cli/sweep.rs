@@ -23,11 +23,13 @@ use hmmvisor_experiments::sweep::{
 };
 use hmmvisor_experiments::trace::{Tail, TraceReader};
 use hmmvisor_guest_images as guest_images;
-use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError};
+use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError, ScriptFigures};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::mistake::Mistake;
 use super::output::{note, print};
+use super::scripts::script_failure;
 
 /// Options of `sweep`.
 #[derive(Args)]
@@ -73,7 +75,7 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         return end(&merged.failed);
     }
     let Some(file) = args.file else {
-        bail!("no sweep file given");
+        bail!(Mistake("no sweep file given".into()));
     };
     let folder = args.output.unwrap_or_else(|| file.with_extension(""));
     let runner = CommandRunner {
@@ -339,6 +341,15 @@ fn unchanged(run: &Run, ran: &str) -> Result<(), String> {
     }
 }
 
+/// What there is to say of a run whose script failed, and nothing else: what was measured are the default policy's figures.
+fn measured_nothing(script: &ScriptFigures) -> Option<Measured> {
+    Some(Measured {
+        script_failures: Some(script.failures),
+        error: Some(script_failure(script)?),
+        ..Measured::default()
+    })
+}
+
 /// Replays a trace.
 fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
     let reader = TraceReader::open(path).map_err(|error| error.to_string())?;
@@ -353,6 +364,10 @@ fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
         optimal: run.optimal,
     };
     let outcome = settings.run(reader).map_err(|error| error.to_string())?;
+    let script = scripts.first().map(|script| script.figures());
+    if let Some(failed) = script.as_ref().and_then(measured_nothing) {
+        return Ok(failed);
+    }
     let optimal = outcome.optimal.as_ref();
     Ok(Measured {
         accesses: Some(outcome.accesses),
@@ -371,10 +386,7 @@ fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
         transfers: Some(outcome.transfers),
         modelled_ns: Some(outcome.modelled_ns),
         optimal_pages_to_device: optimal.map(|least| least.pages_to_device),
-        script_failures: scripts
-            .iter()
-            .map(|it| it.figures().failures)
-            .reduce(u64::wrapping_add),
+        script_failures: script.map(|figures| figures.failures),
         ..Measured::default()
     })
 }
@@ -429,8 +441,13 @@ fn measured(json: &Value) -> Result<Measured, String> {
     let counter = |name: &str| Some(integer(&format!("/counters/{name}")).unwrap_or(0));
     let bytes = |pages: Option<u64>| pages.map(|pages| pages * PAGE_SIZE);
     let (to_device, to_system) = (integer("/pages_to_device"), integer("/pages_to_system"));
-    if integer("/scripts/reloads").is_some_and(|reloads| reloads > 0) {
+    let script: Option<ScriptFigures> = serde_json::from_value(json["scripts"].clone())
+        .map_err(|error| format!("its JSON report, scripts: {error}"))?;
+    if script.is_some_and(|figures| figures.reloads > 0) {
         return Err("the policy's script was changed while it ran".to_owned());
+    }
+    if let Some(failed) = script.as_ref().and_then(measured_nothing) {
+        return Ok(failed);
     }
     let engine = json["engine"].as_str();
     Ok(Measured {
@@ -447,7 +464,7 @@ fn measured(json: &Value) -> Result<Measured, String> {
         elapsed_s: number("/elapsed_s"),
         fault_p50_us: number("/fault_latency_us/p50"),
         fault_p99_us: number("/fault_latency_us/p99"),
-        script_failures: integer("/scripts/failures"),
+        script_failures: script.map(|figures| figures.failures),
         ..Measured::default()
     })
 }
@@ -498,7 +515,7 @@ mod tests {
         let error = replayed(&trace, &run).unwrap_err();
         assert!(error.contains("when the sweep began"), "{error}");
         // And of a live run.
-        let live = |reloads: u64| json!({"scripts": {"failures": 3, "reloads": reloads}});
+        let live = |reloads: u64| json!({"scripts": {"decisions": 4, "failures": 3, "reloads": reloads, "instances_off": 0}});
         assert_eq!(measured(&live(0)).unwrap().script_failures, Some(3));
         assert!(measured(&live(1)).unwrap_err().contains("while it ran"));
     }

@@ -14,6 +14,7 @@ use hmmvisor_experiments::trace::export::{ExportError, Format, export};
 use hmmvisor_experiments::trace::import;
 use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
 
+use super::mistake::Mistake;
 use super::output::{print, status};
 
 /// What can be done with traces.
@@ -118,10 +119,12 @@ impl ImportArgs {
                 device: self.device,
             },
             import::Format::Csv if self.no_instructions => {
-                bail!("--no-instructions is for --format lackey")
+                bail!(Mistake("--no-instructions is for --format lackey".into()))
             }
             import::Format::Csv if self.device.is_some() => {
-                bail!("--device is for --format lackey; name devices in the column `device`")
+                bail!(Mistake(
+                    "--device is for --format lackey; name devices in the column `device`".into()
+                ))
             }
             import::Format::Csv => import::Format::Csv,
         };

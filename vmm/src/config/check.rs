@@ -5,7 +5,7 @@ use hmm_backend::{DeviceId, Hint, PAGE_SIZE, Place};
 use hmmvisor_abi::map;
 use hmmvisor_policies::PolicyChoice;
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, RegionConfig};
 use crate::guest::linux::cpuid::Template;
 use crate::guest::linux::layout::Layout;
 use crate::host::Host;
@@ -117,9 +117,13 @@ impl Config {
         let is_word = |word: &str| {
             !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control())
         };
-        for (name, value) in &self.workload.params {
+        let params = &self.workload.params;
+        for (i, (name, value)) in params.iter().enumerate() {
             if !is_word(name) || !is_word(value) || name.contains('=') {
                 return Err(ConfigError::Param(format!("{name}={value}")));
+            }
+            if params[..i].iter().any(|(earlier, _)| earlier == name) {
+                return Err(ConfigError::RepeatedParam(name.clone()));
             }
         }
         Ok(())
@@ -338,6 +342,19 @@ impl Config {
                 });
             }
         }
+        for (i, second) in self.policy.region.iter().enumerate() {
+            for (j, first) in self.policy.region[..i].iter().enumerate() {
+                let start = first.start.0.max(second.start.0);
+                let end = |region: &RegionConfig| region.start.0 + region.size.0;
+                if start < end(first).min(end(second)) {
+                    return Err(ConfigError::Overlap {
+                        first: j + 1,
+                        second: i + 1,
+                        start: Size(start),
+                    });
+                }
+            }
+        }
         Ok(())
     }
 
@@ -412,9 +429,9 @@ mod tests {
             bytes: Size(4096),
             hint: Hint::ReadMostly(true),
         };
-        let region = || super::super::RegionConfig {
-            start: Size(0),
-            size: Size(2 << 20),
+        let region = |i: usize| RegionConfig {
+            start: Size(i as u64 * BLOCK),
+            size: Size(BLOCK),
             spec: PolicyChoice::default(),
         };
         type Change = Box<dyn Fn(&mut Config, usize)>;
@@ -445,12 +462,15 @@ mod tests {
             (
                 "[[policy.region]]",
                 64,
-                Box::new(move |it, n| it.policy.region = vec![region(); n]),
+                Box::new(move |it, n| it.policy.region = (0..n).map(region).collect()),
             ),
             (
                 "[workload] params",
                 64,
-                Box::new(|it, n| it.workload.params = vec![("a".into(), "1".into()); n]),
+                Box::new(|it, n| {
+                    let param = |i| (format!("a{i}"), "1".to_owned());
+                    it.workload.params = (0..n).map(param).collect();
+                }),
             ),
             // One less: the accelerator has a window, too.
             (
@@ -603,6 +623,23 @@ mod tests {
         assert!(
             hint(0, 4096, "accessed-by:device1")
                 .ends_with("there is no such device; the last is device0")
+        );
+        assert_eq!(
+            complaint(|config| {
+                config.workload.params = vec![("n".into(), "1".into()), ("n".into(), "2".into())];
+            }),
+            "parameter `n` is given twice; give it once"
+        );
+        let region = |start: u64, size: u64| RegionConfig {
+            start: Size(start << 20),
+            size: Size(size << 20),
+            spec: PolicyChoice::default(),
+        };
+        assert_eq!(
+            complaint(|config| {
+                config.policy.region = vec![region(0, 4), region(64, 32), region(4, 62)];
+            }),
+            "[[policy.region]] number 2 and number 3 overlap from 64 MiB on; give each part of memory one policy"
         );
         for (name, value) in [
             ("a b", "1"),

@@ -133,6 +133,21 @@ pub enum ConfigError {
         "parameter `{0}`: names and values must not be empty or contain spaces, and names no `=`"
     )]
     Param(String),
+    /// A parameter that is there more than once.
+    #[error("parameter `{0}` is given twice; give it once")]
+    RepeatedParam(String),
+    /// Two regions that share memory.
+    #[error(
+        "[[policy.region]] number {first} and number {second} overlap from {start} on; give each part of memory one policy"
+    )]
+    Overlap {
+        /// Which, from 1.
+        first: usize,
+        /// Which, from 1.
+        second: usize,
+        /// Where what they share begins.
+        start: Size,
+    },
     /// A hint that cannot be followed.
     #[error("[[hint]] number {number}, `{hint}`: {why}")]
     Hint {

@@ -74,7 +74,9 @@ impl FromStr for BalloonConfig {
             let seconds = value
                 .parse()
                 .map_err(|_| format!("`{name}` takes a number of seconds, not `{value}`"))?;
-            *place = Some(seconds);
+            if place.replace(seconds).is_some() {
+                return Err(format!("`{name}` is given twice; give it once"));
+            }
         }
         Ok(config)
     }

@@ -199,7 +199,9 @@ impl Report {
         match &self.end {
             End::Exit(0) | End::PowerOff | End::Reboot | End::Quit => None,
             End::Exit(code) => {
+                // The codes of a user's guest mean what its author says.
                 let meaning = match *code {
+                    _ if self.guest.is_some() => "see its output",
                     control::EXIT_WRONG_DATA => "it found wrong data",
                     control::EXIT_PANIC => "it panicked",
                     control::EXIT_USAGE => "it could not start",

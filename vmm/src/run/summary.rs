@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use hmm_backend::{Cause, Latency, PAGE_SIZE, printable};
+use hmmvisor_policies::ScriptFigures;
 
 use crate::ending::End;
 use crate::run::balloon::BalloonReport;
@@ -52,17 +53,7 @@ impl fmt::Display for Summary<'_> {
             format!("{:.3} s{first}", report.elapsed.as_secs_f64()),
         )?;
         if let Some(scripts) = report.scripts {
-            let off = match scripts.off {
-                0 => String::new(),
-                n => format!("; {} given up", count(n.into(), "instance")),
-            };
-            let text = format!(
-                "{} decisions, {} failures (the default policy decided), {}{off}",
-                grouped(scripts.decisions),
-                grouped(scripts.failures),
-                count(scripts.reloads, "reload"),
-            );
-            line(f, "policy scripts", text)?;
+            line(f, "policy scripts", of_scripts(&scripts))?;
         }
         let first_touches = grouped(stats.first_touch_faults);
         line(
@@ -160,6 +151,20 @@ impl fmt::Display for Summary<'_> {
         writeln!(f)?;
         migrations(f, report)
     }
+}
+
+/// How scripts did, in a line.
+pub fn of_scripts(scripts: &ScriptFigures) -> String {
+    let off = match scripts.off {
+        0 => String::new(),
+        n => format!("; {} given up", count(n.into(), "instance")),
+    };
+    format!(
+        "{} decisions, {} failures (the default policy decided), {}{off}",
+        grouped(scripts.decisions),
+        grouped(scripts.failures),
+        count(scripts.reloads, "reload"),
+    )
 }
 
 /// Pages and bytes by cause and direction, and the bandwidth that this makes.

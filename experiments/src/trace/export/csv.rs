@@ -24,6 +24,7 @@ pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
             row.thread,
             row.vcpu,
             row.latency,
+            row.hold,
             row.hint,
             row.repeats,
         ))

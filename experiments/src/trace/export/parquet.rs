@@ -29,9 +29,10 @@ const SCHEMA: &str = "message event {
     OPTIONAL INT32 device;
     OPTIONAL BYTE_ARRAY cause (STRING);
     OPTIONAL BYTE_ARRAY access (STRING);
-    REQUIRED INT64 thread;
+    OPTIONAL INT64 thread;
     OPTIONAL INT32 vcpu;
-    REQUIRED INT64 latency_ns;
+    OPTIONAL INT64 latency_ns;
+    OPTIONAL INT64 hold_ns;
     OPTIONAL BYTE_ARRAY hint (STRING);
     REQUIRED INT64 repeats;
 }";
@@ -81,13 +82,14 @@ fn write_group(
             (6, ColumnWriter::ByteArrayColumnWriter(w)) => {
                 optional(w, rows, |row| row.access.map(text))
             }
-            (7, ColumnWriter::Int64ColumnWriter(w)) => required(w, rows, |row| row.thread),
+            (7, ColumnWriter::Int64ColumnWriter(w)) => optional(w, rows, |row| row.thread),
             (8, ColumnWriter::Int32ColumnWriter(w)) => optional(w, rows, |row| row.vcpu),
-            (9, ColumnWriter::Int64ColumnWriter(w)) => required(w, rows, |row| row.latency),
-            (10, ColumnWriter::ByteArrayColumnWriter(w)) => {
+            (9, ColumnWriter::Int64ColumnWriter(w)) => optional(w, rows, |row| row.latency),
+            (10, ColumnWriter::Int64ColumnWriter(w)) => optional(w, rows, |row| row.hold),
+            (11, ColumnWriter::ByteArrayColumnWriter(w)) => {
                 optional(w, rows, |row| row.hint.as_deref().map(text))
             }
-            (11, ColumnWriter::Int64ColumnWriter(w)) => required(w, rows, |row| row.repeats),
+            (12, ColumnWriter::Int64ColumnWriter(w)) => required(w, rows, |row| row.repeats),
             _ => Err(ParquetError::General(format!(
                 "column {index} has another type than the schema says"
             ))),

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use hmm_backend::{Access, Event};
+use hmm_backend::{Access, Event, EventKind};
 
 /// The names of a row's columns, in order.
-pub const COLUMNS: [&str; 12] = [
+pub const COLUMNS: [&str; 13] = [
     "time_ns",
     "kind",
     "page",
@@ -16,6 +16,7 @@ pub const COLUMNS: [&str; 12] = [
     "thread",
     "vcpu",
     "latency_ns",
+    "hold_ns",
     "hint",
     "repeats",
 ];
@@ -29,9 +30,12 @@ pub struct Row {
     pub device: Option<i32>,
     pub cause: Option<&'static str>,
     pub access: Option<&'static str>,
-    pub thread: i64,
+    pub thread: Option<i64>,
     pub vcpu: Option<i32>,
-    pub latency: i64,
+    /// How long a fault was served.
+    pub latency: Option<i64>,
+    /// How long advice has pages stay where they go.
+    pub hold: Option<i64>,
     pub hint: Option<String>,
     pub repeats: i64,
 }
@@ -41,6 +45,11 @@ impl Row {
     pub fn new(event: &Event, threads: &BTreeMap<u32, u32>) -> Row {
         // Tables have signed numbers; the largest is 292 years.
         let nanos = |time: std::time::Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
+        let duration = |kinds: &[EventKind]| {
+            let applies = kinds.contains(&event.kind);
+            applies.then(|| nanos(event.latency))
+        };
+        let vcpu = threads.get(&event.thread);
         Row {
             time: nanos(event.time),
             kind: event.kind.name(),
@@ -49,9 +58,10 @@ impl Row {
             device: event.device.map(|device| device.0.into()),
             cause: event.cause.map(|cause| cause.name()),
             access: event.access.map(access_name),
-            thread: event.thread.into(),
-            vcpu: threads.get(&event.thread).map(|vcpu| *vcpu as i32),
-            latency: nanos(event.latency),
+            thread: (event.thread != 0 || vcpu.is_some()).then_some(event.thread.into()),
+            vcpu: vcpu.map(|vcpu| *vcpu as i32),
+            latency: duration(&[EventKind::CpuFault, EventKind::DeviceFault]),
+            hold: duration(&[EventKind::Advice]),
             hint: event.hint.map(|hint| hint.to_string()),
             repeats: event.repeats.into(),
         }
@@ -63,5 +73,42 @@ pub fn access_name(access: Access) -> &'static str {
     match access {
         Access::Read => "read",
         Access::Write => "write",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hmm_backend::{Page, PageRange};
+    use std::time::Duration;
+
+    /// A mean over a column must not count rows that the column says nothing about.
+    #[test]
+    fn columns_that_do_not_apply_are_absent() {
+        let threads = BTreeMap::from([(7, 2)]);
+        let page = PageRange::single(Page(1));
+        let row = |kind, thread, latency| {
+            let event = Event {
+                thread,
+                latency: Duration::from_nanos(latency),
+                ..Event::new(Duration::ZERO, kind, page)
+            };
+            let row = Row::new(&event, &threads);
+            (row.thread, row.vcpu, row.latency, row.hold)
+        };
+        let fault = row(EventKind::CpuFault, 7, 5);
+        assert_eq!(fault, (Some(7), Some(2), Some(5), None));
+        // As fast as the clock can tell.
+        let fast = row(EventKind::DeviceFault, 0, 0);
+        assert_eq!(fast, (None, None, Some(0), None));
+        assert_eq!(row(EventKind::Advice, 0, 5), (None, None, None, Some(5)));
+        for kind in [
+            EventKind::ToDevice,
+            EventKind::Pinned,
+            EventKind::Access,
+            EventKind::SlowDriver,
+        ] {
+            assert_eq!(row(kind, 0, 5), (None, None, None, None), "{kind:?}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Tables: what `trace export --format csv` writes of an access trace, and what others can easily write.
 
+use std::collections::HashMap;
 use std::io::BufRead;
 use std::num::IntErrorKind;
 
@@ -123,30 +124,33 @@ impl Columns {
         for column in 0..row.len() {
             names.push(row.get(column).map_err(wrong)?);
         }
-        let find = |wanted: &str| {
-            let mut all = (0..names.len()).filter(|column| names[*column] == wanted);
-            match (all.next(), all.next()) {
-                (Some(first), Some(second)) => Err(wrong(format!(
-                    "columns {} and {} are both named `{wanted}`",
+        let mut places = HashMap::new();
+        for (column, name) in names.into_iter().enumerate() {
+            if let Some(first) = places.insert(name, column)
+                && !name.is_empty()
+            {
+                return Err(wrong(format!(
+                    "columns {} and {} are both named {}",
                     first + 1,
-                    second + 1
-                ))),
-                (found, _) => Ok(found),
+                    column + 1,
+                    shown(name)
+                )));
             }
-        };
+        }
+        let find = |wanted: &str| places.get(wanted).copied();
         let columns = Columns {
-            page: find("page")?,
-            pages: find("pages")?,
-            address: find("address")?,
-            size: find("size")?,
-            access: find("access")?,
-            kind: find("kind")?,
-            device: find("device")?,
-            thread: find("thread")?,
-            vcpu: find("vcpu")?,
-            time: find("time_ns")?,
-            hint: find("hint")?,
-            repeats: find("repeats")?,
+            page: find("page"),
+            pages: find("pages"),
+            address: find("address"),
+            size: find("size"),
+            access: find("access"),
+            kind: find("kind"),
+            device: find("device"),
+            thread: find("thread"),
+            vcpu: find("vcpu"),
+            time: find("time_ns"),
+            hint: find("hint"),
+            repeats: find("repeats"),
         };
         match (columns.page, columns.address) {
             (None, None) => Err(wrong(NO_COLUMNS.to_owned())),
@@ -163,11 +167,13 @@ impl Columns {
         let vcpu = below(row, self.vcpu, "vcpu", limits::THREADS as u64)?;
         let vcpu = vcpu.map(|vcpu| vcpu as u32);
         let thread = below(row, self.thread, "thread", 1 << 32)?;
-        // vCPU n is thread n + 1 unless the table knows better; a device has none.
+        // vCPU n is thread n + 1 unless the table knows better; a device has none, and so has a row without one in a table that
+        // names threads.
         let thread = match (thread, vcpu, device) {
             (Some(thread), ..) => thread as u32,
             (None, Some(vcpu), _) => vcpu + 1,
-            (None, None, None) => 1,
+            (None, None, None) if self.thread.is_none() => 1,
+            (None, None, None) => 0,
             (None, None, Some(_)) => 0,
         };
         if device.is_none() {

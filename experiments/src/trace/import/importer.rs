@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use hmm_backend::{Access, DeviceId, Event, EventKind, Hint, PageRange};
 
-use super::addresses::Addresses;
+use super::addresses::{self, Addresses};
 use crate::trace::error::TraceError;
 use crate::trace::limits::{self, Named};
-use crate::trace::meta::{Machine, TraceMeta};
+use crate::trace::meta::Machine;
 use crate::trace::writer::TraceWriter;
 
 /// What goes wrong on the way.
@@ -57,7 +57,7 @@ impl From<TraceError> for Refused {
 /// Makes events of accesses.
 pub(super) struct Importer {
     pub(super) writer: TraceWriter,
-    addresses: Addresses,
+    pub(super) addresses: Addresses,
     /// The last access, which may be repeated.
     pending: Option<Event>,
     /// Events so far.
@@ -66,7 +66,7 @@ pub(super) struct Importer {
     /// Accesses to pages so far.
     accesses: u64,
     /// Threads' numbers to vCPUs'.
-    threads: BTreeMap<u32, u32>,
+    pub(super) threads: BTreeMap<u32, u32>,
     /// One more than the highest device.
     devices: u32,
     /// One more than the highest page.

@@ -8,15 +8,13 @@ mod lines;
 
 use std::io::{self, BufRead};
 use std::str::FromStr;
-use std::time::Duration;
 
-use hmm_backend::{Access, DeviceId, Event, EventKind, Hint, PageRange};
 use thiserror::Error;
 
-use self::addresses::Addresses;
+use self::importer::{Failure, Importer};
 use super::error::TraceError;
-use super::limits::{self, Named};
-use super::meta::{Machine, TraceKind, TraceMeta, TraceTotals};
+use super::limits;
+use super::meta::{TraceKind, TraceMeta, TraceTotals};
 use super::writer::TraceWriter;
 use crate::output::Output;
 
