@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use hmm_backend::{PolicyFactory, PolicyFile, PolicySpec, policies, printable};
+use hmm_backend::{PolicyFactory, PolicyFile, PolicySpec};
 
 use crate::error::ScriptError;
+use crate::instance::Log;
 use crate::limits::Limits;
-use crate::scripts::{Log, Scripts};
+use crate::scripts::Scripts;
+use crate::spec::{ScriptSpec, kind};
 
 /// `density+lru`, or `file.luau:param=value+lru+timeslice:min=1ms`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,17 +20,6 @@ pub enum PolicyChoice {
     BuiltIn(PolicySpec),
     /// A script decides about faults.
     Script(ScriptSpec),
-}
-
-/// A script's file with its parameters, and what stands beside it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScriptSpec {
-    /// The file.
-    pub path: PathBuf,
-    /// Parameters that the script finds in `hmm.params`.
-    pub params: Vec<(String, String)>,
-    /// Built-in components that do not decide about faults, joined by `+`.
-    rest: String,
 }
 
 /// A file that a policy's specification names.
@@ -71,61 +62,6 @@ impl Chosen {
 
 /// No file that a policy is read from is larger than this.
 const RECORDED_LIMIT: u64 = 16 << 20;
-
-impl ScriptSpec {
-    /// A script without parameters and with the defaults beside it.
-    pub fn file(path: PathBuf) -> ScriptSpec {
-        ScriptSpec {
-            path,
-            params: Vec::new(),
-            rest: String::new(),
-        }
-    }
-
-    /// The script's file with its parameters, without what stands beside it.
-    pub(crate) fn script(&self) -> String {
-        let mut text = self.path.display().to_string();
-        for (i, (name, value)) in self.params.iter().enumerate() {
-            let before = if i == 0 { ':' } else { ',' };
-            text += &format!("{before}{name}={value}");
-        }
-        text
-    }
-
-    /// What is beside the script, `eviction` being what the script asks for.
-    pub(crate) fn beside(&self, eviction: Option<&str>) -> Result<PolicySpec, ScriptError> {
-        let mut text = "on-demand".to_owned();
-        if !self.rest.is_empty() {
-            text = format!("{text}+{}", self.rest);
-        }
-        // What the user says counts more than what the script says.
-        if let Some(eviction) = eviction
-            && !self
-                .rest
-                .split('+')
-                .any(|part| kind(part) == Some("eviction"))
-        {
-            if kind(eviction) != Some("eviction") {
-                return Err(ScriptError::Script(format!(
-                    "{}:1: `eviction` is '{}', which is no eviction policy",
-                    self.path.display(),
-                    printable(eviction)
-                )));
-            }
-            text = format!("{text}+{eviction}");
-        }
-        Ok(text.parse()?)
-    }
-}
-
-/// What a built-in component decides.
-fn kind(component: &str) -> Option<&'static str> {
-    let name = component.split(':').next().unwrap_or_default().trim();
-    policies()
-        .iter()
-        .find(|policy| policy.name == name)
-        .map(|policy| policy.kind)
-}
 
 /// Whether a component names a script.
 fn is_script(component: &str) -> bool {
@@ -263,16 +199,6 @@ impl FromStr for PolicyChoice {
         // Mistakes in the rest are to be found before there is a script.
         spec.beside(None)?;
         Ok(PolicyChoice::Script(spec))
-    }
-}
-
-impl fmt::Display for ScriptSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.script())?;
-        if !self.rest.is_empty() {
-            write!(f, "+{}", self.rest)?;
-        }
-        Ok(())
     }
 }
 

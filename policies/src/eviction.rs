@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use hmm_backend::{EvictionPolicy, Frame, Page};
 
 use crate::candidates::{Candidate, MOST};
-use crate::scripts::SharedInstance;
+use crate::instance::SharedInstance;
 
 /// How many times more frames than are wanted a script may choose from.
 const CHOICE: u32 = 4;

@@ -6,8 +6,8 @@ use hmm_backend::{
     Advice, BlockFault, BlockView, FaultPolicy, Hint, PageRange, PageSet, Seen, Wish,
 };
 
+use crate::instance::SharedInstance;
 use crate::script::{ACCESSED_BY, PREFERRED_LOCATION, READ_MOSTLY, device_number};
-use crate::scripts::SharedInstance;
 
 /// What a script decides, on top of what stands beside it (minimum residency, for example); and what decides when the
 /// script fails.

@@ -48,7 +48,7 @@ const HOUSES: &[House] = &[
     },
     House {
         package: "devices",
-        layers: &[],
+        layers: &["kernels", "virtio"],
         circles: &[],
     },
     House {
@@ -58,12 +58,14 @@ const HOUSES: &[House] = &[
     },
     House {
         package: "experiments",
-        layers: &[],
+        layers: &["output", "workload", "trace", "replay", "sweep", "report"],
         circles: &[],
     },
     House {
         package: "vmm",
-        layers: &[],
+        layers: &[
+            "host", "config", "ending", "console", "machine", "guest", "vm", "chaos", "run", "cli",
+        ],
         circles: &[],
     },
 ];
