@@ -19,7 +19,7 @@ pub(crate) struct Mapping {
 }
 
 // SAFETY: the mapping is plain memory without ties to a thread. This type only hands out addresses; the code that
-// dereferences one states why that access is safe.
+// dereferences one states why its access is safe.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; no field changes except an atomic one.
 unsafe impl Sync for Mapping {}
@@ -227,7 +227,7 @@ impl Mapping {
             }
             _ => Err(refused(
                 len,
-                "the part of it that is present from the start",
+                "the memory that is present from the start",
                 error,
             )),
         }

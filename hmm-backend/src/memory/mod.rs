@@ -549,7 +549,7 @@ impl GuestMemory {
         // The sleepers were not woken: this must be reported to the user.
         if let Err(error) = woken {
             self.host_failures()
-                .note("UFFDIO_WAKE, waking CPUs whose page has come", &error);
+                .note("UFFDIO_WAKE, waking CPUs whose page has arrived", &error);
         }
     }
 }

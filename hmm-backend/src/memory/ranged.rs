@@ -36,9 +36,9 @@ impl fmt::Display for EngineError {
         match self {
             EngineError::Busy => f.write_str("the page is in use by the kernel"),
             EngineError::NoMemory => f.write_str("out of memory"),
-            EngineError::InTheWay => f.write_str("another page is where it should go"),
+            EngineError::InTheWay => f.write_str("another page is already at its destination"),
             EngineError::Lost => f.write_str(
-                "the kernel has lost it: it is neither where it was nor where it should go",
+                "the kernel has lost it: it is neither at its source nor at its destination",
             ),
             EngineError::Unexpected(errno) => {
                 write!(f, "{}", std::io::Error::from_raw_os_error(*errno))

@@ -113,7 +113,7 @@ pub struct Event {
     pub access: Option<Access>,
     /// For CPU faults: the kernel's id of the thread that sleeps in the fault; 0 if unknown.
     pub thread: u32,
-    /// For faults, and for the kinds whose documentation names it.
+    /// A duration, as documented at the kind; zero for other kinds.
     pub latency: Duration,
     /// For hints: the hint.
     pub hint: Option<Hint>,

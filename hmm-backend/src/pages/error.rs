@@ -155,7 +155,7 @@ pub enum Error {
     Shared(Page),
     /// The host refused to take back the memory of pages whose contents are dead.
     #[error(
-        "{range:?}: the host does not take their memory back: {error}; they keep their contents, and are not free"
+        "{range:?}: the host refused to take back their memory: {error}; the pages keep their contents and are not freed"
     )]
     Discard {
         /// The pages.
@@ -172,7 +172,7 @@ pub enum Error {
         error: String,
     },
     /// The page has as many pins as the residency word can count.
-    #[error("{0:?} is pinned too often")]
+    #[error("{0:?} has as many pins as can be counted; unpin it first")]
     TooManyPins(Page),
     /// Some pages could not be brought back from a device that is being detached.
     #[error("device {device:?}: {left} pages could not be brought back: {cause}")]

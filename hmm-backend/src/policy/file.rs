@@ -29,7 +29,7 @@ impl PolicyFile {
             .open(path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::other(
-                "it is not a regular file; copy what it holds into one",
+                "it is not a regular file; copy its contents into one",
             ));
         }
         let mut bytes = Vec::new();

@@ -1,7 +1,7 @@
 //! The table of condition variables on which threads sleep for a page's lock, hashed by page.
 //!
-//! It prevents a lost wake-up: a waiter finds the page locked, the holder unlocks it, and only then does the waiter
-//! fall asleep. A waiter therefore sets the word's waiters bit while it holds the bucket's mutex, and the holder
+//! The table prevents a lost wake-up: a waiter finds the page locked, the holder unlocks it, and only then does the
+//! waiter fall asleep. A waiter therefore sets the word's waiters bit while it holds the bucket's mutex, and the holder
 //! takes that mutex before it notifies.
 
 use std::sync::PoisonError;
