@@ -2,9 +2,9 @@
 //! memory of an emulated device, and moves between the two on access faults, under the control of a
 //! device driver and a migration policy.
 //!
-//! The crate knows no KVM, no virtio and no guest. A user gives it nothing but sizes:
+//! The crate does not depend on KVM, virtio or a guest. Its caller gives it only sizes:
 //!
-//! 1. [`Backend::new`] makes the managed memory and registers it with userfaultfd;
+//! 1. [`Backend::new`] creates the managed memory and registers it with userfaultfd;
 //! 2. [`Backend::attach`] adds a device: its memory and its [`Driver`];
 //! 3. [`Backend::start_service`] starts the threads that serve CPU faults;
 //! 4. a device reaches the memory through a [`Mirror`].
@@ -13,7 +13,7 @@
 //! use std::sync::Arc;
 //! use hmm_backend::{Backend, BackendConfig, DeviceFolio, Driver, ServiceConfig};
 //!
-//! /// A device that leaves everything to the defaults.
+//! /// A driver that only uses the defaults.
 //! struct Plain;
 //! impl Driver for Plain {
 //!     fn page_free(&self, _: DeviceFolio) {}
@@ -26,7 +26,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! `examples/process.rs` is a whole process with a driver and a device of its own.
+//! `examples/process.rs` is a complete process with its own driver and device.
 
 mod backend;
 mod fault;

@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::host::patience::Patience;
 
-/// Readable from [`Self::ring`] until [`Self::silence`].
+/// An eventfd that is readable from [`Self::ring`] until [`Self::silence`].
 pub(crate) struct Doorbell(EventFd);
 
 impl Doorbell {
@@ -15,14 +15,15 @@ impl Doorbell {
         EventFd::new(EFD_NONBLOCK).map(Doorbell)
     }
 
-    /// Makes it readable.
+    /// Makes the eventfd readable.
     pub(crate) fn ring(&self) -> io::Result<()> {
         let one = 1u64.to_ne_bytes();
         // SAFETY: the buffer is readable for its whole size.
         patiently(|| unsafe { libc::write(self.as_raw_fd(), one.as_ptr().cast(), one.len()) })
     }
 
-    /// Makes it unreadable. The caller sees to it that it is readable, or that nobody rings meanwhile.
+    /// Makes the eventfd unreadable. The caller must know that it is readable, or that no thread rings it at the same
+    /// time.
     pub(crate) fn silence(&self) -> io::Result<()> {
         let mut count = 0u64.to_ne_bytes();
         // SAFETY: the buffer is writable for its whole size.
@@ -38,7 +39,8 @@ impl AsRawFd for Doorbell {
     }
 }
 
-/// Repeats a call while what keeps it from being done may pass. (`EventFd`'s own calls repeat `EINTR` without an end.)
+/// Repeats a call while it fails with a temporary error, within the bounds of [`Patience`]. (`EventFd`'s own methods
+/// repeat `EINTR` without limit.)
 fn patiently(mut call: impl FnMut() -> isize) -> io::Result<()> {
     let mut patience = Patience::default();
     loop {

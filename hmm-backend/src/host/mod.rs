@@ -1,4 +1,4 @@
-//! The host: its limits, calls that it interrupts, events between threads, and text on its way to a terminal.
+//! Host limits, retries of interrupted calls, wake-ups between threads, and text made safe for a terminal.
 
 pub(crate) mod doorbell;
 pub mod limits;

@@ -1,27 +1,28 @@
-//! How long a system call is repeated that gets nothing done.
+//! Bounds on how long a failing system call is repeated.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Times a call is repeated at once: what makes it fail is over in a moment, if it is to be over at all.
+/// Minimum number of repeats: a temporary error is usually over within this many.
 const TIMES: u32 = 1000;
-/// How long it is repeated at least: on a busy machine a moment can be long, and the times be short.
+/// Minimum time of repeats: on a busy machine, [`TIMES`] repeats may end before the error's cause does.
 const TIME: Duration = Duration::from_millis(20);
 
-/// Times it is repeated after another one was repeated in vain.
+/// Number of repeats after another call of the same kind was repeated without success.
 const FEW_TIMES: u32 = 8;
 
-/// Repeats calls of one kind. A call that is refused for good takes its whole time, and thousands of them, each with another page,
-/// would take minutes; so after one that was repeated in vain the next ones are repeated a few times only, until one of them
-/// gets something done.
+/// Repeats calls of one kind within bounds. A call that is refused permanently uses up the whole bound; thousands of
+/// them, one per page, would take minutes. After a call was repeated without success, later calls are therefore
+/// repeated only [`FEW_TIMES`], until one of them ends without a temporary error.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats {
     in_vain: AtomicBool,
 }
 
 impl Repeats {
-    /// Makes a call, again and again as long as its error is one that `passes`, within bounds.
+    /// Makes a call and repeats it while its error is one that `passes` accepts, within bounds. Returns the last
+    /// result.
     pub(crate) fn of<T>(
         &self,
         passes: impl Fn(&io::Error) -> bool,
@@ -43,7 +44,7 @@ impl Repeats {
     }
 }
 
-/// Bounds the repeats of a call that gets nothing done, by their number and by time: both must be exceeded.
+/// Bounds the repeats of a call by number and by time. Repeating stops when both bounds are exceeded.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Patience {
     times: u32,
@@ -51,10 +52,10 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// Whether to try once more; lets other threads run first.
+    /// Counts one failed attempt and returns whether to try again. Yields the CPU to other threads first.
     pub(crate) fn again(&mut self) -> bool {
         self.times += 1;
-        // The clock is not read for what passes at once, which is the rule.
+        // The first repeat usually succeeds, so it does not read the clock.
         let since = match self.times {
             1 => return true,
             _ => *self.since.get_or_insert_with(Instant::now),
@@ -63,7 +64,7 @@ impl Patience {
         self.times <= TIMES || since.elapsed() < TIME
     }
 
-    /// The call got something done.
+    /// Starts counting anew, because the call has made progress.
     pub(crate) fn progress(&mut self) {
         *self = Patience::default();
     }

@@ -1,15 +1,16 @@
-//! Text from outside - from a guest, a script, a file, a file's name - on its way to a terminal or a log.
+//! Makes text from outside (from a guest, a script, a file or a file name) safe for a terminal or a log.
 //!
-//! Such text can hold line breaks, which would make lines that look like the program's own, escape sequences, which
-//! terminals obey, and characters that change the order in which others are shown. [`printable`] is the one place that
-//! makes them visible instead.
+//! Such text can contain line breaks, which would start lines that look like the program's own; escape sequences,
+//! which terminals obey; and characters that change the display order of other characters. [`printable`] is the one
+//! place that makes them visible.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// The text in one line, with everything that is not to be seen written as an escape: `\n`, `\t`, `\u{1b}`.
+/// Returns the text as one line, with each invisible or controlling character written as an escape: `\n`, `\t`,
+/// `\u{1b}`.
 ///
-/// Characters that show something are left as they are, so the result is for people: it cannot be turned back.
+/// Visible characters, including `\`, stay as they are. The result is for people and cannot be decoded again.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_hidden) {
         return Cow::Borrowed(text);
@@ -29,8 +30,8 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The text in several lines: each of them [`printable`], all but the first indented, so that none of them begins as one
-/// of the program's own does.
+/// Returns the text as several lines, each of them [`printable`]. All but the first are indented, so that no line
+/// from outside looks like the start of one of the program's own messages.
 pub fn printable_lines(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for (i, line) in text.split('\n').enumerate() {
@@ -43,7 +44,7 @@ pub fn printable_lines(text: &str) -> String {
     shown
 }
 
-/// Tabs within a line are harmless, and columns need their width.
+/// Replaces tabs within a line by spaces: tabs are harmless, and columns need their width.
 fn expand(line: &str) -> Cow<'_, str> {
     match line.contains('\t') {
         true => Cow::Owned(line.replace('\t', "    ")),
@@ -51,15 +52,15 @@ fn expand(line: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether a character controls the terminal (C0, DEL, C1), ends a line, changes the order of others, or has no width.
+/// Whether a character controls the terminal (C0, DEL, C1), ends a line, changes the display order, or has no width.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c,
             // The soft hyphen, the Arabic letter mark, and the Mongolian vowel separator.
             '\u{ad}' | '\u{61c}' | '\u{180e}'
-            // Zero width, and marks of direction.
+            // Zero-width characters and direction marks.
             | '\u{200b}'..='\u{200f}'
-            // Line and paragraph separators; embeddings and overrides of direction.
+            // Line and paragraph separators; direction embeddings and overrides.
             | '\u{2028}'..='\u{202e}'
             // Invisible operators, isolates, and deprecated format characters.
             | '\u{2060}'..='\u{206f}'
@@ -80,7 +81,7 @@ mod tests {
             printable("x\nhmmvisor: error: y\r\u{1b}[2J\t\0"),
             "x\\nhmmvisor: error: y\\r\\u{1b}[2J\\t\\u{0}"
         );
-        // C1's CSI, an override of direction, a line separator, an invisible tag.
+        // The CSI of C1, a direction override, a line separator, an invisible tag.
         assert_eq!(
             printable("\u{9b}2J \u{202e}abc\u{2028}\u{e0041}"),
             "\\u{9b}2J \\u{202e}abc\\u{2028}\\u{e0041}"

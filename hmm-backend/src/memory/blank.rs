@@ -1,18 +1,18 @@
-//! A block of zeros that moves to where memory is touched for the first time.
+//! A block of zeros that is moved into the guest where a whole block is touched for the first time.
 //!
-//! What userfaultfd itself fills are single pages: guests would have each of them mapped by itself, 512 faults of nested
-//! paging where one would do. A block that the host fills elsewhere is a huge page if the host has one, and
-//! `UFFDIO_MOVE` takes it along as such (Linux 6.8).
+//! userfaultfd itself fills memory with single pages, which the guest would map one by one: 512 faults of nested
+//! paging instead of one. A block that the host fills elsewhere is a huge page if the host has one, and `UFFDIO_MOVE`
+//! (Linux 6.8) moves it as one.
 
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::memory::mmap::Mapping;
 use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE};
 
-/// Where blocks of zeros are made. At rest it has no memory.
+/// The memory in which blocks of zeros are made. Between uses it holds no pages.
 pub(super) struct Blank(Mutex<Mapping>);
 
-/// A block of zeros that is about to move. What does not move is used next time: nobody writes it.
+/// A block of zeros that is about to move. Pages that do not move are used next time: they still hold zeros.
 pub(super) struct Zeros<'b>(MutexGuard<'b, Mapping>);
 
 impl Blank {
@@ -24,7 +24,7 @@ impl Blank {
         Ok(Blank(Mutex::new(mapping)))
     }
 
-    /// A block, unless the host has no memory for a whole one.
+    /// Returns a block of zeros, or `None` if the host has no memory for a whole one.
     pub(super) fn zeros(&self) -> Option<Zeros<'_>> {
         let mapping = self.0.lock();
         mapping.populate(0, Blank::BYTES).ok()?;
@@ -33,7 +33,7 @@ impl Blank {
 }
 
 impl Zeros<'_> {
-    /// Host address of its page at this index.
+    /// Host address of the block's page with this index.
     pub(super) fn address(&self, index: u32) -> u64 {
         self.0.address(u64::from(index) * PAGE_SIZE)
     }

@@ -1,6 +1,6 @@
-//! A buddy allocator for frames: naturally aligned powers of two from one frame to
-//! [`MAX_ORDER`], lowest address first, so that neighbours in memory tend to be neighbours in age and
-//! moves can be long. Pure: numbers in, numbers out.
+//! A buddy allocator for frames. It hands out naturally aligned runs of `1 << order` frames up to [`MAX_ORDER`], the
+//! lowest address first: frames that are allocated one after the other are then usually neighbours, and one kernel
+//! call can move many of them. It makes no system calls.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ pub(crate) struct Buddy {
 }
 
 impl Buddy {
-    /// All of `frames` free.
+    /// An allocator whose `frames` frames are all free.
     pub(crate) fn new(frames: u32) -> Buddy {
         let mut buddy = Buddy {
             free: Default::default(),
@@ -30,7 +30,7 @@ impl Buddy {
         buddy
     }
 
-    /// None free: they come by [`Self::free`].
+    /// An allocator without free frames: all frames come by [`Self::free`].
     pub(crate) fn empty() -> Buddy {
         Buddy {
             free: Default::default(),
@@ -43,7 +43,8 @@ impl Buddy {
         self.free_frames
     }
 
-    /// Takes `1 << order` neighbouring frames, aligned to their number; `None` if there is no such run.
+    /// Takes a naturally aligned run of `1 << order` frames. Returns its first frame, or `None` if no such run is
+    /// free.
     pub(crate) fn alloc(&mut self, order: u8) -> Option<Frame> {
         let from = (order..=MAX_ORDER).find(|o| !self.free[*o as usize].is_empty())?;
         let start = self.free[from as usize].pop_first()?;
@@ -54,7 +55,7 @@ impl Buddy {
         Some(Frame(start))
     }
 
-    /// Gives back what [`Self::alloc`] gave, or a naturally aligned part of it.
+    /// Frees a run that [`Self::alloc`] returned, or a naturally aligned part of it.
     pub(crate) fn free(&mut self, frame: Frame, order: u8) {
         let (mut start, mut order) = (frame.0, order);
         self.free_frames += 1 << order;
@@ -73,7 +74,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Against a bitmap: no frame is handed out twice, all alignments hold, everything comes back.
+        /// Compares with a bitmap: no frame is handed out twice, all runs are aligned, and all frames come back.
         #[test]
         fn agrees_with_a_bitmap(frames in 1u32..3000, ops in prop::collection::vec((0u8..=MAX_ORDER, any::<u16>()), 1..200)) {
             let mut buddy = Buddy::new(frames);
@@ -81,7 +82,7 @@ mod tests {
             let mut live: Vec<(Frame, u8)> = Vec::new();
             for (order, pick) in ops {
                 if pick % 7 == 1 && live.iter().any(|(_, order)| *order > 0) {
-                    // A half is given back by itself.
+                    // Only one half of a run is freed.
                     let i = live.iter().position(|(_, order)| *order > 0).expect("there is one");
                     let (frame, order) = (live[i].0, live[i].1 - 1);
                     let upper = Frame(frame.0 + (1 << order));
@@ -100,7 +101,7 @@ mod tests {
                     run.fill(true);
                     live.push((frame, order));
                 } else {
-                    // No aligned free run of that size may exist.
+                    // No aligned run of this size is free.
                     for run in used.chunks_exact(1 << order) {
                         prop_assert!(run.iter().any(|u| *u));
                     }

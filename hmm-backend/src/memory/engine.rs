@@ -1,5 +1,4 @@
-//! The names of the two ways to move contents between guest memory and device memory, and the choice between
-//! them. The ways themselves are in `memory/`.
+//! The names of the engines that move contents between guest memory and device memory, and the choice between them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +13,7 @@ pub enum Engine {
     Remap,
     /// Copies contents.
     Copy,
-    /// Moves nothing: there are no contents, only the books. For replays; no guest can run on it.
+    /// Moves nothing: pages have no contents, only residency words. For replays; a guest cannot run with it.
     Model,
 }
 
@@ -35,13 +34,13 @@ impl fmt::Display for Engine {
     }
 }
 
-/// Which engine to use.
+/// The engine that the user asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum EngineChoice {
-    /// `remap` where the kernel has it, else `copy`.
+    /// `remap` if the kernel supports it, else `copy`.
     #[default]
     Auto,
-    /// This one, or an error.
+    /// This engine; an error if the kernel does not support it.
     Only(Engine),
 }
 
@@ -61,8 +60,8 @@ impl FromStr for EngineChoice {
 }
 
 impl EngineChoice {
-    /// The engine, if a kernel with this userfaultfd can run it. What was asked for by name is never
-    /// replaced by something else.
+    /// Returns the engine to use with this kernel. If an engine was asked for by name, it is returned or the call
+    /// fails with [`Error::EngineUnsupported`]; it is never replaced by another one.
     pub(crate) fn resolve(self, support: &UffdSupport) -> Result<Engine, Error> {
         let need = |engine: Engine, there, feature, since| {
             if there {
@@ -78,7 +77,7 @@ impl EngineChoice {
         match self {
             EngineChoice::Only(Engine::Model) => Ok(Engine::Model),
             EngineChoice::Auto if support.remap && support.write_protect => Ok(Engine::Remap),
-            // Both engines protect read-only pages.
+            // Both engines need write protection for read-only pages.
             EngineChoice::Only(Engine::Remap) if support.write_protect => need(
                 Engine::Remap,
                 support.remap,

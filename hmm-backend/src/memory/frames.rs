@@ -14,7 +14,7 @@ use crate::pages::{Error, Frame, PAGE_SIZE};
 pub(crate) struct DeviceMemory {
     engine: Engine,
     mapping: Mapping,
-    /// Engine `remap`: frames are filled by moves, which need a registered destination.
+    /// With engine `remap`: frames are filled by moves, and the destination of a move must be registered.
     pub(super) uffd: Option<Uffd>,
     host_failures: Arc<HostFailures>,
 }
@@ -50,7 +50,8 @@ impl DeviceMemory {
         &self.mapping
     }
 
-    /// Makes the frames hold zeros. They are free or just allocated.
+    /// Fills the frames with zeros. They must be free or just allocated. `failed` gets the index and error of each
+    /// failure.
     pub(crate) fn fill_zero(
         &self,
         frame: Frame,
@@ -60,7 +61,7 @@ impl DeviceMemory {
         match &self.uffd {
             None if self.engine == Engine::Model => {}
             None => {
-                // SAFETY: the frames are inside the mapping and the caller's alone.
+                // SAFETY: the frames are inside the mapping, and only the caller uses them.
                 unsafe {
                     std::ptr::write_bytes(
                         self.address(frame) as *mut u8,
@@ -72,10 +73,10 @@ impl DeviceMemory {
             Some(uffd) => {
                 let zero = |at: u32, n: u32| {
                     let start = self.address(Frame(frame.0 + at));
-                    // SAFETY: free frames are missing pages under this engine; these are the caller's.
+                    // SAFETY: free frames are missing pages under this engine, and only the caller uses these.
                     unsafe { uffd.zeropage(start, u64::from(n) * PAGE_SIZE) }
                 };
-                // What is there already must not be taken for the zeros: away with it, and once more.
+                // A page that is already in the frame has other contents: drop it, then fill the frame once more.
                 let again = |at: u32, _| {
                     if self.forget(Frame(frame.0 + at), 1).is_ok() {
                         each(1, |_, error| failed(at, error), |_, _| zero(at, 1));
@@ -88,8 +89,8 @@ impl DeviceMemory {
         }
     }
 
-    /// The contents of these frames are dead, or have been copied: their memory goes back to the host. On an error, which is noted
-    /// as a failure of the host, the frames may still hold them.
+    /// Gives the memory of these frames back to the host. Their contents must be dead or copied. On an error, which
+    /// is noted as a failure of the host, the frames may still hold their contents.
     pub(crate) fn forget(&self, frame: Frame, frames: u32) -> io::Result<()> {
         if self.engine == Engine::Model {
             return Ok(());
@@ -98,7 +99,7 @@ impl DeviceMemory {
             u64::from(frame.0) * PAGE_SIZE,
             u64::from(frames) * PAGE_SIZE,
         );
-        // SAFETY: the caller, whose frames they are, says so.
+        // SAFETY: the frames belong to the caller, who says that their contents are dead.
         let done = unsafe { self.mapping.discard(offset, len) };
         done.inspect_err(|error| {
             let call = "madvise(MADV_DONTNEED), giving device memory back to the host";

@@ -1,4 +1,4 @@
-//! Calls that the host refused although the backend cannot do without them.
+//! Calls that the host refused although the backend cannot continue without them.
 
 use std::fmt;
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 /// A failed call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostFailure {
-    /// The call and what it was to do.
+    /// The call and its purpose.
     call: &'static str,
     error: String,
 }
@@ -20,8 +20,8 @@ impl fmt::Display for HostFailure {
     }
 }
 
-/// The first failure. What waits for the failed call may wait for ever, so the fault service reports it
-/// ([`crate::FatalCause::HostFailed`]) and the user ends the run.
+/// Keeps the first failure. A thread that needs the failed call may wait for ever, so the fault service reports the
+/// failure ([`crate::FatalCause::HostFailed`]) and the user ends the run.
 #[derive(Debug, Default)]
 pub(crate) struct HostFailures {
     first: OnceLock<HostFailure>,
@@ -29,16 +29,16 @@ pub(crate) struct HostFailures {
 }
 
 impl HostFailures {
-    /// Notes that the host failed this call.
+    /// Notes that this call failed with this error.
     pub(crate) fn note(&self, call: &'static str, error: &io::Error) {
-        // Later ones add nothing: the first ends the service.
+        // Only the first failure is kept, because it ends the service.
         let _ = self.first.set(HostFailure {
             call,
             error: error.to_string(),
         });
     }
 
-    /// The first failure, unless this was asked before.
+    /// Returns the first failure, once: later calls return `None`.
     pub(crate) fn unreported(&self) -> Option<&HostFailure> {
         let first = self.first.get()?;
         (!self.reported.swap(true, Relaxed)).then_some(first)

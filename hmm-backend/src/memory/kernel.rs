@@ -1,12 +1,13 @@
-//! Calls that fill or move pages, and what really came of them.
+//! Kernel calls that fill or move pages, and a check of their real effect.
 //!
-//! What the kernel says of a page that it did not move is not believed without a look at the page tables. Linux 6.18
-//! moves pages with `UFFDIO_MOVE` and answers `EEXIST`: after an `EAGAIN` inside the call (another thread splits the same huge
-//! page) the call repeats the move, which succeeds, but keeps the error, repeats the move once more and finds the page in its own way
-//! (`move_pages` in the kernel's `mm/userfaultfd.c` does not clear `err`; since the batching of 2025). Who took the
-//! kernel at its word would leave the page's contents in a frame that is about to be used for something else.
+//! If the kernel says that it did not move a page, the page tables decide. Linux 6.18 may move pages with
+//! `UFFDIO_MOVE` and answer `EEXIST` all the same: after an `EAGAIN` inside the call (another thread splits the same
+//! huge page) the call repeats the move, which succeeds, but keeps the error, repeats the move once more and finds
+//! the moved page in its own way (`move_pages` in the kernel's `mm/userfaultfd.c` does not clear `err`; since the
+//! batching of 2025). A caller that trusted the answer would leave the page's contents in a frame that is about to be
+//! used for something else.
 //!
-//! Tests make up answers with [`KernelAnswers`], this one among them.
+//! Tests inject answers with [`KernelAnswers`], this one among them.
 
 use std::sync::Arc;
 
@@ -16,53 +17,56 @@ use super::ranged::{self, EngineError};
 use crate::memory::uffd::Progress;
 use crate::pages::{PAGE_SIZE, PageRange};
 
-/// A call of the kernel about pages.
+/// A kind of kernel call on pages.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum KernelCall {
     /// Fills untouched pages with zeros.
     Fill,
-    /// Takes contents away from CPUs, towards a device.
+    /// Takes contents away from CPUs, to a device.
     Take,
     /// Gives contents to CPUs.
     Give,
-    /// Gives the memory of dead contents back to the host. All or nothing: `done` and `unreported` do not count.
+    /// Gives the memory of dead contents back to the host. It works on all pages or none, so an injected answer's
+    /// `done` and `unreported` do not apply.
     Discard,
-    /// Changes whether CPUs may write. All or nothing, too.
+    /// Changes whether CPUs may write. On all pages or none, too.
     Protect,
-    /// Wakes CPUs. All or nothing, too.
+    /// Wakes CPUs. On all pages or none, too.
     Wake,
 }
 
-/// What the kernel is made to answer.
+/// An injected answer of the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MadeUpAnswer {
-    /// So many pages are done for real first, and the kernel says so.
+    /// Number of pages that the call really handles first and reports as done.
     pub done: u32,
-    /// So many pages behind them are done for real, and the kernel does not say so: as Linux 6.18 does with `EEXIST`.
+    /// Number of further pages that the call really handles but does not report, as Linux 6.18 does with `EEXIST`.
     pub unreported: u32,
-    /// Then this error, such as `libc::EAGAIN`.
+    /// The error number returned afterwards, such as `libc::EAGAIN`.
     pub errno: i32,
 }
 
-/// For tests: answers that a kernel gives only now and then. Set in [`crate::BackendConfig::kernel`].
+/// For tests: injects answers that a kernel gives only rarely. Set in [`crate::BackendConfig::kernel`].
 pub trait KernelAnswers: Send + Sync {
-    /// The call about these pages is about to be made; with an answer, this is what comes of it. A call that got
-    /// only a part of its way is made again for the rest, and asked about again.
+    /// Called before each kernel call on these pages. `Some` replaces the kernel's answer; `None` makes the real
+    /// call. A call that handled only a part of the pages is repeated for the rest, and this function is called
+    /// again.
     fn answer(&self, call: KernelCall, pages: PageRange) -> Option<MadeUpAnswer>;
 }
 
-/// What a call does to pages, with the host addresses of the first ones: how it is found out what became of them.
+/// The effect of a call on pages, with the host addresses of the first page. It tells where to look for what really
+/// happened.
 #[derive(Clone, Copy)]
 pub(super) enum Effect {
-    /// Pages move to where they were missing.
+    /// Pages move from `src` to `dst`, where they were missing.
     Moved { src: u64, dst: u64 },
-    /// Pages come into being where they were missing.
+    /// Pages are created at `dst`, where they were missing.
     Made { dst: u64 },
-    /// Pages are gone, after their contents were copied.
+    /// Pages are dropped from `src` after their contents were copied.
     Dropped { src: u64 },
 }
 
-/// Makes ranged calls.
+/// Makes kernel calls on ranges of pages.
 #[derive(Clone)]
 pub(super) struct Kernel {
     answers: Option<Arc<dyn KernelAnswers>>,
@@ -87,7 +91,7 @@ impl Kernel {
         self.answers.as_ref()?.answer(call, pages)
     }
 
-    /// Makes a call that is about all of `pages` or none.
+    /// Makes a call that handles all of `pages` or none.
     pub(super) fn whole(
         &self,
         call: KernelCall,
@@ -100,9 +104,9 @@ impl Kernel {
         }
     }
 
-    /// Drives a call over all of `pages` ([`ranged::each`]): `real(at, n)` makes it for `n` pages from index `at`.
-    /// Pages that the kernel says it has not done are looked for: `late` gets those that are at their destination all
-    /// the same, whose sleepers the kernel has not woken; `failed` gets the others.
+    /// Makes a call for all of `pages` ([`ranged::each`]): `real(at, n)` makes it for `n` pages from index `at`.
+    /// Pages that the kernel reports as failed are checked in the page tables. `late` gets those that have arrived
+    /// all the same: the kernel has not woken the CPUs that sleep for them. `failed` gets those that really failed.
     pub(super) fn each(
         &self,
         call: KernelCall,
@@ -117,7 +121,8 @@ impl Kernel {
             let Some(answer) = self.made_up(call, rest) else {
                 return real(at, left);
             };
-            // A call may be about fewer pages than it is asked for.
+            // The real call may handle fewer pages than it was asked for, so it is repeated until `wanted` pages are
+            // done.
             let mut progress = Progress {
                 done: 0,
                 error: None,
@@ -145,8 +150,8 @@ impl Kernel {
         ranged::each(pages.len(), look, answered);
     }
 
-    /// What became of the page at this index, of which the kernel says that it failed with `error`. Only this call
-    /// could have had its effect on it.
+    /// Checks what happened to the page at this index, for which the kernel reported `error`. Because the caller
+    /// holds the page's lock, only this call can have moved it.
     fn outcome(&self, effect: Effect, at: u32, error: EngineError) -> Result<(), EngineError> {
         let look = |first: u64| {
             self.tables.look(first + bytes(at)).map_err(|error| {
@@ -155,7 +160,7 @@ impl Kernel {
                 EngineError::Unexpected(error.raw_os_error().unwrap_or(libc::EIO))
             })
         };
-        // With nothing in the way, the next attempt finds a way.
+        // `EEXIST` although no page is in the way: report it as busy, so that the caller tries again.
         let failed = match error {
             EngineError::InTheWay => EngineError::Busy,
             error => error,
@@ -179,7 +184,7 @@ impl Kernel {
     }
 }
 
-/// The bytes of so many pages.
+/// The number of bytes in `pages` pages.
 pub(super) fn bytes(pages: u32) -> u64 {
     u64::from(pages) * PAGE_SIZE
 }

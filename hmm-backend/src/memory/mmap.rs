@@ -9,8 +9,8 @@ use crate::host::limits::{Refusal, Resource};
 use crate::host::patience::Repeats;
 use crate::pages::Error;
 
-/// A private anonymous mapping, named in `/proc/self/maps`, unmapped on drop. Its memory is only ever
-/// accessed through raw pointers: guests and devices change it behind our back.
+/// A private anonymous mapping, named in `/proc/self/maps`, unmapped on drop. Its memory is only accessed through raw
+/// pointers, because guests and devices change it at any time.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u8>,
@@ -18,27 +18,27 @@ pub(crate) struct Mapping {
     discards: Repeats,
 }
 
-// SAFETY: the mapping is plain memory with no ties to a thread; this type hands out addresses only,
-// and whoever dereferences one argues for that access.
+// SAFETY: the mapping is plain memory without ties to a thread. This type only hands out addresses; the code that
+// dereferences one states why its access is safe.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; the fields never change, except an atomic one.
+// SAFETY: as above; no field changes except an atomic one.
 unsafe impl Sync for Mapping {}
 
-/// `MADV_DONTNEED` for locked memory, too, which the crate lacks.
+/// `MADV_DONTNEED` that also works for locked memory. The libc crate lacks this constant.
 const MADV_DONTNEED_LOCKED: i32 = 24;
 
-/// Large folios move as one only between addresses aligned to their size.
+/// A large folio moves as one only between addresses that are aligned to its size.
 const ALIGN: u64 = 2 << 20;
 
 impl Mapping {
     pub(crate) fn new(len: u64, what: &'static str) -> Result<Mapping, Error> {
         let failed = |error| refused(len, what, error);
-        // Room to align; the rest is given back below.
+        // Reserve room to align; the rest is unmapped below.
         let reserve = len
             .checked_add(ALIGN)
             .and_then(|n| usize::try_from(n).ok())
             .ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENOMEM)))?;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice disturbs nothing.
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other mapping.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -54,7 +54,7 @@ impl Mapping {
         }
         let base = start as u64;
         let aligned = base.next_multiple_of(ALIGN);
-        // SAFETY: both pieces lie inside the mapping just made, outside the part that is kept.
+        // SAFETY: both pieces lie inside the new mapping and outside of the part that is kept.
         unsafe {
             libc::munmap(start, (aligned - base) as usize);
             libc::munmap(
@@ -72,7 +72,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Replaces the last `len` bytes by shared memory, which other processes and devices can map, too.
+    /// Replaces the last `len` bytes by shared memory, which other processes and devices can map. Returns its file.
     pub(crate) fn share_tail(&self, len: u64, what: &'static str) -> Result<File, Error> {
         let failed = |error| refused(len, what, error);
         let name = std::ffi::CString::new(what).unwrap_or_default();
@@ -83,17 +83,17 @@ impl Mapping {
         if fd < 0 {
             return Err(failed(io::Error::last_os_error()));
         }
-        // SAFETY: the descriptor is new and ours.
+        // SAFETY: the descriptor is new and owned by this function.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(len).map_err(failed)?;
-        // Who else has the file could make it shorter: an access behind its end would be a SIGBUS.
+        // Another process with the file must not shorten it: an access behind its end would raise SIGBUS.
         let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-        // SAFETY: the descriptor is open; the call changes what may be done with the file, not what is in it.
+        // SAFETY: the descriptor is open; the call changes what may be done with the file, not its contents.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
             return Err(failed(io::Error::last_os_error()));
         }
         let start = self.address(self.len - len);
-        // SAFETY: the range is the end of this mapping, which nobody uses yet; the file has its length.
+        // SAFETY: the range is the end of this mapping, which is not in use yet; the file has its length.
         let at = unsafe {
             libc::mmap(
                 start as *mut _,
@@ -111,10 +111,11 @@ impl Mapping {
         Ok(file)
     }
 
-    /// A forked child must not have the guest's memory; and pages shared with a child could not be moved
-    /// until somebody writes to them.
+    /// Excludes the mapping from forked children. They must not have the guest's memory, and pages shared with a
+    /// child cannot be moved until one of the processes writes to them.
     fn keep_from_children(&self) {
-        // SAFETY: the range is ours; nothing changes but what a fork would copy. Cannot fail for a valid range.
+        // SAFETY: the range is this mapping; the call only changes what a fork copies. It cannot fail for a valid
+        // range.
         unsafe {
             libc::madvise(
                 self.start.as_ptr().cast(),
@@ -124,10 +125,10 @@ impl Mapping {
         };
     }
 
-    /// Names the mapping in `/proc/self/maps`; kernels without that feature leave it unnamed.
+    /// Names the mapping in `/proc/self/maps`. On kernels without this feature it stays unnamed.
     fn name(&self, what: &'static str) {
         let name = std::ffi::CString::new(what).unwrap_or_default();
-        // SAFETY: the range is ours and the name outlives the call; only a label changes.
+        // SAFETY: the range is this mapping and the name outlives the call; only a label changes.
         unsafe {
             libc::prctl(
                 libc::PR_SET_VMA,
@@ -139,9 +140,10 @@ impl Mapping {
         }
     }
 
-    /// Has the kernel use huge pages where it can.
+    /// Asks the kernel to use huge pages where possible.
     pub(crate) fn prefer_huge_pages(&self) {
-        // SAFETY: the range is ours; contents do not change. Fails on kernels without huge pages, which is all right.
+        // SAFETY: the range is this mapping; its contents do not change. Kernels without huge pages return an error,
+        // which is ignored.
         unsafe {
             libc::madvise(
                 self.start.as_ptr().cast(),
@@ -165,28 +167,28 @@ impl Mapping {
         self.start() + offset
     }
 
-    /// Gives the memory of a range back to the host. On an error some of it may have gone.
+    /// Gives the memory of a range back to the host. On an error, a part of it may be gone.
     ///
     /// # Safety
     /// The contents of the range must be dead.
     pub(crate) unsafe fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the contents are dead.
         match unsafe { self.advise_dead(offset, len, libc::MADV_DONTNEED) } {
-            // Locked memory, for instance by `mlockall` of whoever started the process (Linux 5.18).
+            // Locked memory, for instance by `mlockall` in the parent process, needs another advice (Linux 5.18).
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller guarantees that the contents are dead.
                 unsafe { self.advise_dead(offset, len, MADV_DONTNEED_LOCKED) }.map_err(|_| error)
             }
             other => other,
         }
     }
 
-    /// The same for shared memory, whose contents would otherwise stay in its file.
+    /// Like [`Self::discard`], for shared memory: also removes the contents from its file.
     ///
     /// # Safety
     /// The contents of the range must be dead.
     pub(crate) unsafe fn discard_shared(&self, offset: u64, len: u64) -> io::Result<()> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the contents are dead.
         unsafe { self.advise_dead(offset, len, libc::MADV_REMOVE) }
     }
 
@@ -198,7 +200,7 @@ impl Mapping {
             |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR));
         let start = self.address(offset) as *mut libc::c_void;
         self.discards.of(passes, || {
-            // SAFETY: the range lies inside the mapping and the caller says its contents are dead.
+            // SAFETY: the range lies inside the mapping and the caller guarantees that its contents are dead.
             match unsafe { libc::madvise(start, len as usize, advice) } {
                 0 => Ok(()),
                 _ => Err(io::Error::last_os_error()),
@@ -206,32 +208,32 @@ impl Mapping {
         })
     }
 
-    /// Makes the range present. What has no contents yet is zeros, in huge pages where the kernel gives them.
+    /// Makes the range present. Missing pages are filled with zeros, as huge pages if the kernel provides them.
     pub(crate) fn populate(&self, offset: u64, len: u64) -> Result<(), Error> {
         if len == 0 {
             return Ok(());
         }
         let (start, bytes) = (self.address(offset) as *mut libc::c_void, len as usize);
-        // SAFETY: the range lies inside the mapping; contents do not change.
+        // SAFETY: the range lies inside the mapping; its contents do not change.
         let ret = unsafe { libc::madvise(start, bytes, libc::MADV_POPULATE_WRITE) };
         let error = io::Error::last_os_error();
         match (ret, error.raw_os_error()) {
             (0, _) => Ok(()),
-            // Linux before 5.14: the pages come when they are written.
+            // Before Linux 5.14: writing to the pages makes them present.
             (_, Some(libc::EINVAL)) => {
-                // SAFETY: the range is ours alone as yet, and zeros.
+                // SAFETY: the range is not in use by other code yet, and holds zeros.
                 unsafe { std::ptr::write_bytes(start.cast::<u8>(), 0, bytes) };
                 Ok(())
             }
             _ => Err(refused(
                 len,
-                "the part of it that is present from the start",
+                "the memory that is present from the start",
                 error,
             )),
         }
     }
 
-    /// Bytes of the range that are in host memory at this moment, as the kernel says.
+    /// Returns how many bytes of the range are in host memory at this moment, as `mincore` reports.
     pub(crate) fn resident(&self, offset: u64, len: u64) -> Result<u64, Error> {
         let resident = self.resident_bytes(offset, len);
         resident.map_err(|error| refused(len, "residency query", error))
@@ -265,8 +267,8 @@ fn refused(len: u64, what: &'static str, error: io::Error) -> Error {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and whoever used an address of it has borrowed or shared this value
-        // and is done.
+        // SAFETY: the mapping belongs to this value, and code that used its addresses has borrowed or shared this
+        // value and has finished.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len as usize) };
     }
 }

@@ -1,12 +1,12 @@
-//! Guest memory and device memory, and the two ways to move contents between them.
+//! Guest memory and device memory, and the engines that move contents between them.
 //!
-//! * `remap` moves the pages themselves with `UFFDIO_MOVE`: no copy, atomic towards every CPU.
-//! * `copy` keeps device memory apart and copies. Where the kernel has `UFFDIO_MOVE`, guest pages are moved
-//!   out before they are copied, and recycled to carry contents back ([`recycle`]); elsewhere they are
-//!   copied under write protection and dropped, and contents come back with `UFFDIO_COPY`.
+//! * `remap` moves the pages themselves with `UFFDIO_MOVE`: no copy, and atomic for all CPUs.
+//! * `copy` keeps device memory separate and copies. If the kernel has `UFFDIO_MOVE`, guest pages are moved out
+//!   before they are copied, and are reused to carry contents back ([`recycle`]). Otherwise they are copied under
+//!   write protection and dropped, and contents come back with `UFFDIO_COPY`.
 //!
-//! Both offer the same steps, so that the migration phases need not know which one runs. All of them
-//! are called with the pages' locks held.
+//! Both offer the same steps, so that the code of migrations does not depend on the engine. The caller of each step
+//! holds the locks of the pages.
 
 mod blank;
 mod buddy;
@@ -44,45 +44,45 @@ use recycle::Recycler;
 pub(crate) use uffd::{BATCH, FaultMessage, Uffd};
 pub use uffd::{UffdSupport, probe_userfaultfd};
 
-/// How guest memory is made.
+/// The configuration of guest memory.
 pub(crate) struct GuestConfig<'a> {
     /// Bytes of managed memory.
     pub(crate) memory: u64,
-    /// How many of these, at the end, are shared with other processes.
+    /// Number of these bytes, at the end, that are shared with other processes.
     pub(crate) shared: u64,
-    /// Pages that are there from the start.
+    /// Pages that are present from the start.
     pub(crate) present: &'a [PageRange],
-    /// Blank blocks are filled as a whole.
+    /// Whether untouched blocks are filled as a whole.
     pub(crate) fill_blocks: bool,
     pub(crate) engine: EngineChoice,
     /// Number of userfaultfds.
     pub(crate) shards: usize,
     /// Bytes of memory that engine `copy` keeps for reuse.
     pub(crate) recycled: u64,
-    /// Made-up answers of the kernel, for tests.
+    /// Injected answers of the kernel, for tests.
     pub(crate) kernel: Option<Arc<dyn KernelAnswers>>,
 }
 
-/// What one kernel call can be about.
+/// The extent of one kernel call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reach {
-    /// Pages of one block: the next may belong to another userfaultfd.
+    /// The pages of one block, because the next block may belong to another userfaultfd.
     Block,
     Everywhere,
 }
 
-/// Neighbouring pages and the neighbouring frames they go to or come from, for one kernel call.
+/// Neighbouring pages and the neighbouring frames that their contents move to or from, for one kernel call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Run {
     pub(crate) page: Page,
     pub(crate) frame: Frame,
     pub(crate) pages: u32,
-    /// CPUs may not write these pages.
+    /// Whether CPUs may not write these pages.
     pub(crate) read_only: bool,
 }
 
 impl Run {
-    /// The rest behind the first `n` pages.
+    /// The run without its first `n` pages.
     fn skip(self, n: u32) -> Run {
         Run {
             page: self.page.plus(n),
@@ -104,27 +104,27 @@ impl Run {
 /// How an untouched page is filled with zeros.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fill {
-    /// It shares the kernel's zero page until somebody writes.
+    /// With the kernel's shared zero page, until a CPU writes.
     ZeroPage,
-    /// With memory of its own: a write follows.
+    /// With memory of its own, because a write follows.
     Memory,
-    /// CPUs may not write it.
+    /// With write-protected memory, because CPUs may not write the page.
     ReadOnly,
 }
 
-/// Managed guest memory: its mapping and the userfaultfds it is spread over, block by block.
+/// Managed guest memory: its mapping and its userfaultfds, over which the blocks are distributed.
 pub(crate) struct GuestMemory {
     engine: Engine,
     mapping: Mapping,
     shards: Vec<Uffd>,
     kernel: Kernel,
-    /// Engine `copy`, if the kernel can move pages.
+    /// For engine `copy`, if the kernel can move pages.
     recycler: Option<Recycler>,
-    /// A block of zeros, never written, so that it costs no memory.
+    /// A block of zeros that is never written, so that it costs no memory.
     zeros: Mapping,
-    /// Engine `remap`, if blocks are filled as a whole.
+    /// For engine `remap`, if blocks are filled as a whole.
     blank: Option<Blank>,
-    /// The file behind the shared pages, and the first of them. They are not registered for faults.
+    /// The file behind the shared pages, and the first shared page. Shared pages are not registered for faults.
     shared: Option<(File, Page)>,
 }
 
@@ -137,7 +137,7 @@ impl GuestMemory {
             recycled,
             ..
         } = *config;
-        // Replays need neither userfaultfd nor the permission for it.
+        // A replay needs neither userfaultfd nor the permission for it.
         let support = match config.engine {
             EngineChoice::Only(Engine::Model) => UffdSupport::default(),
             _ => probe_userfaultfd()?,
@@ -149,7 +149,8 @@ impl GuestMemory {
         let mapping = Mapping::new(bytes, "hmm-managed")?;
         let blank = match engine {
             Engine::Remap if config.fill_blocks => {
-                // Or the kernel has a page table for small pages in the way when it tells of the fault.
+                // Without this, the kernel has made a page table for small pages before it reports the fault, and a
+                // huge page cannot be moved in.
                 mapping.prefer_huge_pages();
                 Some(Blank::new()?)
             }
@@ -184,9 +185,9 @@ impl GuestMemory {
             blank,
             shared,
         };
-        // Write protection is for read-only pages, and for the copy engine's migrations.
+        // Write protection is needed for read-only pages and for the copy engine's migrations.
         if engine != Engine::Model {
-            // Before faults are caught: then the kernel makes huge pages.
+            // Before faults are registered, because only then the kernel makes huge pages.
             for range in config.present {
                 let len = u64::from(range.len()) * PAGE_SIZE;
                 guest.mapping.populate(range.start.offset(), len)?;
@@ -196,7 +197,7 @@ impl GuestMemory {
         Ok(guest)
     }
 
-    /// Calls `f` for each piece of managed memory with the userfaultfd it belongs to.
+    /// Calls `f` for each range of private memory with the userfaultfd it belongs to.
     fn each_shard_range<E>(
         &self,
         mut f: impl FnMut(&Uffd, u64, u64) -> Result<(), E>,
@@ -220,14 +221,14 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// The pages that can migrate.
+    /// The pages that can migrate: all but the shared ones.
     pub(crate) fn private_pages(&self) -> PageRange {
         let pages = Page((self.mapping.len() / PAGE_SIZE) as u32);
         let end = self.shared.as_ref().map_or(pages, |(_, first)| *first);
         PageRange::new(Page(0), end)
     }
 
-    /// Whether the page is shared memory, which stays where it is.
+    /// Whether the page is shared memory, which never moves.
     pub(crate) fn is_shared(&self, page: Page) -> bool {
         page >= self.private_pages().end
     }
@@ -237,12 +238,12 @@ impl GuestMemory {
         self.shared.as_ref().map(|(file, _)| file)
     }
 
-    /// Stops catching faults; whoever sleeps in one goes on with zeros.
+    /// Stops catching faults. CPUs that sleep in a fault wake up and find zeros.
     pub(crate) fn stop_catching_faults(&self) {
         if self.engine == Engine::Model {
             return;
         }
-        // Fails only for ranges that are not registered, which is what is wanted.
+        // Fails only for ranges that are not registered, which is the wanted state.
         let _ = self.each_shard_range(|uffd, start, len| uffd.unregister(start, len));
     }
 
@@ -262,7 +263,7 @@ impl GuestMemory {
         DeviceMemory::new(bytes, self.engine, self.kernel.host_failures.clone())
     }
 
-    /// How far a [`Run`] may extend.
+    /// The extent that a [`Run`] may have.
     pub(crate) fn reach(&self) -> Reach {
         match self.shards.len() {
             0 | 1 => Reach::Everywhere,
@@ -283,8 +284,8 @@ impl GuestMemory {
         &self.shards[page.block().0 as usize % self.shards.len()]
     }
 
-    /// Fills untouched pages with zeros and wakes the CPUs that wait for them; `failed` gets the pages that could not be
-    /// filled.
+    /// Fills untouched pages with zeros and wakes the CPUs that wait for them. `failed` gets the index and error of
+    /// each page that could not be filled.
     pub(crate) fn fill_zero(
         &self,
         range: PageRange,
@@ -308,13 +309,13 @@ impl GuestMemory {
         let fill = |at: u32, left: u32| {
             if let Some(blank) = &blank {
                 let start = self.address(range.start.plus(at));
-                // SAFETY: the pages are locked by the caller and untouched; the zeros are there for them.
+                // SAFETY: the pages are locked by the caller and untouched; the zeros belong to this call.
                 return unsafe { uffd.move_pages(start, blank.address(at), kernel::bytes(left)) };
             }
-            // There are no more zeros than for a block.
+            // The source of zeros is one block long.
             let n = left.min(BLOCK_PAGES as u32);
             let (start, len) = (self.address(range.start.plus(at)), kernel::bytes(n));
-            // SAFETY: the pages are locked by the caller and untouched; there are that many zeros.
+            // SAFETY: the pages are locked by the caller and untouched; the source has that many zeros.
             unsafe {
                 match fill {
                     Fill::ZeroPage => uffd.zeropage(start, len),
@@ -328,8 +329,8 @@ impl GuestMemory {
         self.kernel.each(call, range, effect, failed, late, fill);
     }
 
-    /// Takes the pages from CPUs: afterwards they are missing in the guest, and the frames hold the contents. `failed` gets
-    /// the pages that stay with the CPUs as they were; their frames may hold dead contents.
+    /// Takes pages away from CPUs: afterwards they are missing in the guest, and the frames hold the contents.
+    /// `failed` gets the pages that stay in the guest unchanged; their frames may hold dead contents.
     pub(crate) fn take(
         &self,
         run: Run,
@@ -345,7 +346,7 @@ impl GuestMemory {
             unsafe { recycler.take(run.range(), src, dst, failed) };
             return;
         }
-        // No CPU sleeps for a frame.
+        // No CPU sleeps for a frame, so late arrivals need no wake-up.
         let late = |_| ();
         let (call, range) = (KernelCall::Take, run.range());
         if let Some(uffd) = &device.uffd {
@@ -358,8 +359,8 @@ impl GuestMemory {
                 });
         } else {
             let effect = Effect::Dropped { src };
-            // There is a second call only if one has failed. Dropping that fails may have got a part of its way, and a page that
-            // is gone cannot be copied: from then on, each page is looked at.
+            // A second call is made only after one has failed. A failed call may have dropped a part of its pages,
+            // and a page that is gone cannot be copied again: from then on each page is checked first.
             let mut calls = 0;
             let take = |at: u32, n: u32| {
                 let in_doubt = calls > 0;
@@ -380,8 +381,8 @@ impl GuestMemory {
                         done: kernel::bytes(n),
                         error: None,
                     },
-                    // One call is about all of its pages: as far as is known, none is done. What passes has been
-                    // repeated already.
+                    // The call handles all of its pages or none, as far as is known. Temporary errors have already
+                    // been repeated.
                     Err(error) => Progress {
                         done: 0,
                         error: match error.raw_os_error() {
@@ -395,12 +396,12 @@ impl GuestMemory {
         }
     }
 
-    /// Takes pages by copying them into their frames, under write protection, and dropping them.
+    /// Takes pages by copying them into their frames under write protection, and dropping them.
     fn copy_and_drop(&self, run: Run, device: &DeviceMemory) -> io::Result<()> {
         let start = self.address(run.page);
         let taken = self.protect(run.range(), true).and_then(|()| {
-            // SAFETY: the source is present (system pages always are) and now changes no more;
-            // the frames are the caller's. The two mappings do not overlap.
+            // SAFETY: the source is present (system pages always are) and can no longer change; the frames belong to
+            // the caller. The two mappings do not overlap.
             unsafe {
                 std::ptr::copy_nonoverlapping(
                     start as *const u8,
@@ -408,18 +409,18 @@ impl GuestMemory {
                     run.bytes() as usize,
                 );
             }
-            // SAFETY: the frames hold the contents, and no CPU can change them any more.
+            // SAFETY: the frames hold the contents, and no CPU can change the pages any more.
             unsafe { self.mapping.discard(run.page.offset(), run.bytes()) }
         });
         if taken.is_err() {
-            // The call may have protected a part of the range.
+            // The failed call may have protected a part of the range.
             self.lift_protection(run);
         }
         taken
     }
 
-    /// Undoes [`Self::take`]; `stuck` gets the pages whose contents could not be brought back and are still in
-    /// their frames.
+    /// Undoes [`Self::take`]. `stuck` gets the index of each page whose contents could not be brought back and are
+    /// still in its frame.
     pub(crate) fn take_rollback(
         &self,
         run: Run,
@@ -429,16 +430,16 @@ impl GuestMemory {
         self.give(run, device, |at, _| stuck(at));
     }
 
-    /// Lets CPUs write again, where they may, and wakes the writers.
+    /// Lets CPUs write again, unless the pages are read-only, and wakes the writers.
     pub(crate) fn lift_protection(&self, run: Run) {
         if !run.read_only && self.protect(run.range(), false).is_err() {
-            // The writers fault again, and the fault service finds the protection in their way (`stale.rs`).
+            // The writers fault again, and the fault service finds and removes the protection (`fault/stale.rs`).
             self.wake_range(run.range());
         }
     }
 
-    /// Keeps CPUs from writing these pages of one block, or lets them again and wakes the writers. The pages are
-    /// present.
+    /// Protects pages of one block against writes by CPUs, or lifts the protection and wakes the writers. The pages
+    /// must be present.
     pub(crate) fn protect(&self, range: PageRange, protect: bool) -> io::Result<()> {
         if self.engine == Engine::Model {
             return Ok(());
@@ -449,19 +450,19 @@ impl GuestMemory {
         })
     }
 
-    /// What the page tables of this process say about a page.
+    /// Returns the state of a page from the page tables of this process.
     pub(crate) fn look(&self, page: Page) -> io::Result<Presence> {
         self.kernel.tables().look(self.address(page))
     }
 
-    /// The calls that the host refused although the backend cannot do without them.
+    /// The record of calls that the host refused although the backend cannot continue without them.
     pub(crate) fn host_failures(&self) -> &Arc<HostFailures> {
         &self.kernel.host_failures
     }
 
-    /// Towards the system: fills the missing guest pages from the frames, atomically towards CPUs, and
-    /// wakes whoever waits for them. Read-only pages are copied by both engines, because a move cannot protect
-    /// the page in the same step: their frames keep the contents.
+    /// Brings contents back to system memory: fills the missing guest pages from the frames, atomically for CPUs, and
+    /// wakes the CPUs that wait for them. Both engines copy read-only pages, because a move cannot protect the page
+    /// in the same step; their frames keep the contents. `failed` gets the index and error of each failure.
     pub(crate) fn give(
         &self,
         run: Run,
@@ -474,10 +475,10 @@ impl GuestMemory {
         let uffd = self.shard(run.page);
         let mut late = |at| self.wake_range(PageRange::single(run.page.plus(at)));
         let recycled = match &self.recycler {
-            // A move could not protect the pages in the same step.
+            // A move cannot protect the pages in the same step.
             _ if run.read_only => 0,
-            // SAFETY: the caller holds the pages' locks and the word says that the frames hold the
-            // contents and the guest pages are missing.
+            // SAFETY: the caller holds the pages' locks, and their words say that the frames hold the contents and
+            // the guest pages are missing.
             Some(recycler) => unsafe {
                 let (src, dst) = (device.address(run.frame), self.address(run.page));
                 recycler.give(uffd, run.range(), src, dst, &mut failed, &mut late)
@@ -510,8 +511,8 @@ impl GuestMemory {
             });
     }
 
-    /// The contents of these system pages are needed no longer, or a frame has them: their memory goes back to the
-    /// host. On an error, which is noted as a failure of the host, the pages are still there, and their words must say so.
+    /// Gives the memory of system pages back to the host. Their contents must be dead or copied to a frame. On an
+    /// error, which is noted as a failure of the host, the pages are still present, and their words must say so.
     pub(crate) fn discard(&self, range: PageRange) -> io::Result<()> {
         if self.engine == Engine::Model {
             return Ok(());
@@ -519,7 +520,7 @@ impl GuestMemory {
         let (offset, len) = (range.start.offset(), kernel::bytes(range.len()));
         let shared = self.is_shared(range.start);
         let done = self.kernel.whole(KernelCall::Discard, range, || {
-            // SAFETY: the caller holds the pages' locks and says that nobody needs these contents.
+            // SAFETY: the caller holds the pages' locks and guarantees that these contents are no longer needed.
             unsafe {
                 match shared {
                     true => self.mapping.discard_shared(offset, len),
@@ -536,7 +537,7 @@ impl GuestMemory {
         })
     }
 
-    /// Wakes CPUs that sleep in faults on these pages of one block; they re-execute the access.
+    /// Wakes CPUs that sleep in faults on these pages of one block. The CPUs then execute the access again.
     pub(crate) fn wake_range(&self, range: PageRange) {
         if self.engine == Engine::Model {
             return;
@@ -545,10 +546,10 @@ impl GuestMemory {
         let woken = self.kernel.whole(KernelCall::Wake, range, || {
             self.shard(range.start).wake(start, len)
         });
-        // The sleepers sleep on: the user has to be told.
+        // The sleepers were not woken: this must be reported to the user.
         if let Err(error) = woken {
             self.host_failures()
-                .note("UFFDIO_WAKE, waking CPUs whose page has come", &error);
+                .note("UFFDIO_WAKE, waking CPUs whose page has arrived", &error);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Where a page is, asked of the kernel's page tables.
+//! Checks in the kernel's page tables where a page is.
 //!
-//! A failed call is no proof that a page did not move: Linux 6.18 can move pages with `UFFDIO_MOVE` and answer
-//! `EEXIST` (see `kernel.rs`). The page tables are the truth.
+//! A failed call does not prove that a page did not move: Linux 6.18 can move pages with `UFFDIO_MOVE` and answer
+//! `EEXIST` (see `kernel.rs`). Only the page tables tell.
 
 use std::fs::File;
 use std::io;
@@ -12,26 +12,26 @@ use crate::pages::PAGE_SIZE;
 
 /// Pagemap: the page is in memory.
 const PRESENT: u64 = 1 << 63;
-/// Pagemap: the page is on swap, or on its way between two places in memory.
+/// Pagemap: the page is on swap, or the kernel is moving it within memory.
 const SWAPPED: u64 = 1 << 62;
 /// Pagemap: userfaultfd protects the page against writes.
 const PROTECTED: u64 = 1 << 57;
 
-/// What page tables say about a page of this process.
+/// The state of a page of this process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Presence {
     /// The page has contents, in memory or on swap.
     pub(crate) there: bool,
-    /// A write would be a fault.
+    /// A write would fault.
     pub(crate) protected: bool,
-    /// That comes from the page tables themselves. Otherwise a page on swap looks like a missing one, and any page like a
-    /// protected one.
+    /// Whether this comes from the page tables. If not, a page on swap looks like a missing one, and every page
+    /// counts as protected.
     pub(crate) exact: bool,
 }
 
 /// The page tables of this process, for reading.
 pub(crate) struct PageTables {
-    /// `None` where the process may not read it: a program with file capabilities may not.
+    /// `None` if the process may not read its pagemap, as for a program with file capabilities.
     pagemap: Option<File>,
     reads: Repeats,
     questions: Repeats,
@@ -50,8 +50,8 @@ impl PageTables {
         }
     }
 
-    /// Looks at the page at this host address, which must be in a mapping of this process. Where the page tables cannot be read,
-    /// `mincore` answers.
+    /// Returns the state of the page at this host address, which must be in a mapping of this process. Uses `mincore`
+    /// if the page tables cannot be read.
     pub(crate) fn look(&self, address: u64) -> io::Result<Presence> {
         let entry = self.pagemap.as_ref().map(|file| self.entry(file, address));
         match entry {
@@ -113,7 +113,7 @@ mod tests {
             assert!(!there(2));
             mapping.populate(2 * PAGE_SIZE, PAGE_SIZE).unwrap();
             assert!(!there(1) && there(2) && !there(3));
-            // SAFETY: the contents are of this test alone.
+            // SAFETY: only this test uses the memory.
             unsafe { mapping.discard(2 * PAGE_SIZE, PAGE_SIZE) }.unwrap();
         }
     }

@@ -1,4 +1,4 @@
-//! Whether this kernel says what has become of the pages it moves.
+//! Tests whether this kernel reports correctly which pages it has moved.
 
 use std::sync::Barrier;
 use std::thread::Builder;
@@ -11,21 +11,22 @@ use crate::memory::mmap::Mapping;
 use crate::memory::uffd::Uffd;
 use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE};
 
-/// What moving pages with `UFFDIO_MOVE` has shown.
+/// The result of moving pages with `UFFDIO_MOVE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MoveProbe {
-    /// How often two threads moved neighbouring parts of one huge page at once.
+    /// How often two threads moved neighbouring parts of one huge page at the same time.
     pub rounds: u32,
-    /// Pages that moved, and of which the kernel said that they did not.
+    /// Pages that moved although the kernel reported that they did not.
     pub unreported: u32,
 }
 
-/// The pages that each of two threads moves at once: the huge page is cut by the first, and the other one finds it locked.
+/// Number of pages that each of two threads moves. The first thread splits the huge page, and the second one finds it
+/// locked.
 const PAGES: u64 = 16;
 
-/// Moves parts of huge pages for at most this long, or until a page has moved without the kernel saying so. Linux 6.18 does that now and
-/// then; Hmmvisor looks where each page is, so it does no harm. Finding nothing is no proof: on a busy machine the
-/// threads rarely meet, and a host without huge pages gives no opportunity.
+/// Moves parts of huge pages until `limit` is over or a page has moved without the kernel reporting it. Linux 6.18
+/// does so now and then. This does no harm, because Hmmvisor checks where each page is. Finding none proves nothing:
+/// on a busy machine the two threads rarely meet, and without huge pages the error cannot occur.
 pub fn probe_moves(limit: Duration) -> Result<MoveProbe, Error> {
     let block = BLOCK_PAGES * PAGE_SIZE;
     let made = Mapping::new(block, "hmm-probe")?;
@@ -51,13 +52,14 @@ pub fn probe_moves(limit: Duration) -> Result<MoveProbe, Error> {
     };
     while probe.unreported == 0 && begin.elapsed() < limit {
         made.populate(0, block)?;
-        // SAFETY: the mapping is this function's, and present. A huge page of zeros would be cut into nothing.
+        // SAFETY: the mapping belongs to this function and is present. The bytes are not zero, because splitting a
+        // huge page of zeros would leave no pages to move.
         unsafe { std::ptr::write_bytes(made.start() as *mut u8, 1, block as usize) };
-        // SAFETY: both mappings are this function's.
+        // SAFETY: both mappings belong to this function.
         let whole = unsafe { arrival.move_pages(guest.start(), made.start(), block) };
         if whole.error.is_none() {
             probe.rounds += 1;
-            // Another part each time, so that the threads meet in different ways.
+            // Take another part each time, so that the threads meet in different ways.
             let first = u64::from(probe.rounds) * 7 % (BLOCK_PAGES - devices.len() as u64 * PAGES);
             let start = Barrier::new(devices.len());
             let half = |which: u64| {
@@ -68,7 +70,7 @@ pub fn probe_moves(limit: Duration) -> Result<MoveProbe, Error> {
             };
             let unreported = std::thread::scope(|scope| {
                 let other = Builder::new().spawn_scoped(scope, || half(1));
-                // Before this thread waits for the other one.
+                // Check this before waiting for the other thread at the barrier.
                 let other = other.map_err(|error| Refusal::new(Resource::Thread, error))?;
                 let own = half(0);
                 Ok(own + other.join().unwrap_or(0))
@@ -77,14 +79,15 @@ pub fn probe_moves(limit: Duration) -> Result<MoveProbe, Error> {
             probe.unreported += unreported;
         }
         for mapping in [&made, &guest, &devices[0].0, &devices[1].0] {
-            // SAFETY: the contents are of no use any more. What is refused is in the way of the next round, which finds nothing.
+            // SAFETY: the contents are no longer needed. If the call fails, pages stay in the way of the next round,
+            // which then finds nothing.
             let _ = unsafe { mapping.discard(0, block) };
         }
     }
     Ok(probe)
 }
 
-/// Moves [`PAGES`] pages. Returns how many moved of those that the kernel says did not.
+/// Moves [`PAGES`] pages. Returns how many of them moved although the kernel reported that they did not.
 fn move_away(tables: &PageTables, uffd: &Uffd, src: u64, dst: u64) -> u32 {
     let there = |address| tables.look(address).is_ok_and(|presence| presence.there);
     let mut unreported = 0;
@@ -94,7 +97,7 @@ fn move_away(tables: &PageTables, uffd: &Uffd, src: u64, dst: u64) -> u32 {
     };
     ranged::each(PAGES as u32, failed, |at, left| {
         let (offset, len) = (u64::from(at) * PAGE_SIZE, u64::from(left) * PAGE_SIZE);
-        // SAFETY: both ranges are the caller's, for this.
+        // SAFETY: the caller made both ranges for this call.
         unsafe { uffd.move_pages(dst + offset, src + offset, len) }
     });
     unreported
@@ -104,7 +107,7 @@ fn move_away(tables: &PageTables, uffd: &Uffd, src: u64, dst: u64) -> u32 {
 mod tests {
     use super::*;
 
-    /// What it finds depends on the kernel.
+    /// The number of unreported pages depends on the kernel, so it is not checked.
     #[test]
     fn the_probe_comes_to_an_end() {
         let moves = crate::probe_userfaultfd().unwrap().remap;

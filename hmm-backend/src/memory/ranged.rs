@@ -1,4 +1,4 @@
-//! Kernel calls on ranges of pages that may get only a part of their way.
+//! Kernel calls on ranges of pages, which may handle only a part of the range.
 
 use std::fmt;
 
@@ -8,15 +8,15 @@ use crate::pages::PAGE_SIZE;
 /// Why a page could not be moved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum EngineError {
-    /// Somebody holds a reference to it, or the address space is changing.
+    /// The kernel or another process holds a reference to the page, or the address space is changing.
     Busy,
-    /// No memory for the destination.
+    /// There is no memory for the destination.
     NoMemory,
     /// Both the source and the destination have a page.
     InTheWay,
-    /// Neither the source nor the destination has it.
+    /// Neither the source nor the destination has the page.
     Lost,
-    /// Something the protocol rules out; the error number.
+    /// An error that the protocol rules out, with its error number.
     Unexpected(i32),
 }
 
@@ -36,9 +36,9 @@ impl fmt::Display for EngineError {
         match self {
             EngineError::Busy => f.write_str("the page is in use by the kernel"),
             EngineError::NoMemory => f.write_str("out of memory"),
-            EngineError::InTheWay => f.write_str("another page is where it should go"),
+            EngineError::InTheWay => f.write_str("another page is already at its destination"),
             EngineError::Lost => f.write_str(
-                "the kernel has lost it: it is neither where it was nor where it should go",
+                "the kernel has lost it: it is neither at its source nor at its destination",
             ),
             EngineError::Unexpected(errno) => {
                 write!(f, "{}", std::io::Error::from_raw_os_error(*errno))
@@ -47,12 +47,12 @@ impl fmt::Display for EngineError {
     }
 }
 
-/// Attempts at a page for which the kernel says `EAGAIN` without progress.
+/// Number of attempts at a page for which the kernel answers `EAGAIN` without progress.
 const AGAIN_ATTEMPTS: u32 = 32;
 
-/// Drives a ranged kernel call over `pages` pages: goes on after partial progress, repeats on `EAGAIN` a
-/// bounded number of times, and reports and skips pages that fail otherwise. A page for which the repeats were in vain leaves
-/// one attempt to each page behind it, until there is progress.
+/// Makes a kernel call for `pages` pages. It continues after partial progress, repeats the call on `EAGAIN` a bounded
+/// number of times, and reports and skips pages that fail otherwise. After a page has used up all repeats, each
+/// following page gets one attempt, until there is progress.
 pub(super) fn each(
     pages: u32,
     mut failed: impl FnMut(u32, EngineError),

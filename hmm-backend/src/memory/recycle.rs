@@ -1,10 +1,10 @@
-//! Engine `copy` where the kernel can move pages: a guest page that goes to a device is moved out into a slot of
-//! a staging area, atomically towards every CPU, and copied from there. What is left in the slot is a page
-//! that has been used before: the next contents that come back are copied into it, and it is moved
-//! into the guest. A fresh page from `UFFDIO_COPY` costs more than the copy itself.
+//! Engine `copy` with a kernel that can move pages. A guest page that migrates to a device is moved into a slot of a
+//! staging area, atomically for all CPUs, and copied from there. The slot keeps the page. The next contents that come
+//! back are copied into such a used page, which is then moved into the guest: a new page from `UFFDIO_COPY` would
+//! cost more than the copy itself.
 //!
-//! The area is bounded, and counted as the VMM's own memory. A slot's page is overwritten as a whole
-//! before it is moved to a guest, so what it held before is seen by nobody.
+//! The area is bounded and counts as memory of the VMM. A slot's page is overwritten completely before it is moved to
+//! a guest, so the guest never sees its old contents.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -18,24 +18,24 @@ use crate::pages::{Error, Frame, MAX_ORDER, PAGE_SIZE, PageRange, PageSet};
 pub(super) struct Recycler {
     kernel: Kernel,
     area: Mapping,
-    /// Slots are filled by moves, which need a registered destination.
+    /// Slots are filled by moves, and the destination of a move must be registered.
     uffd: Uffd,
     slots: Mutex<Slots>,
     returned: Condvar,
 }
 
-/// The slots that nobody uses at the moment.
+/// The slots that no thread uses at the moment.
 struct Slots {
-    /// Without a page.
+    /// Slots without a page.
     vacant: Buddy,
-    /// With a page whose contents are dead.
+    /// Slots with a page whose contents are dead.
     filled: Buddy,
-    /// Threads that wait for any slot.
+    /// Number of threads that wait for a slot.
     waiting: u32,
 }
 
-/// `1 << order` neighbouring slots in the hands of one thread, which does nothing but kernel calls and
-/// copies until it returns them: whoever waits for slots does not wait for long, and not in a circle.
+/// `1 << order` neighbouring slots used by one thread. The thread only makes kernel calls and copies before it
+/// returns them. Therefore a thread that waits for slots waits only briefly, and a deadlock cannot arise.
 #[derive(Clone, Copy)]
 struct Piece {
     first: Frame,
@@ -48,7 +48,7 @@ impl Piece {
     }
 }
 
-/// Smaller pieces come cheaper with `UFFDIO_COPY`: a move has its own fixed cost.
+/// For smaller pieces `UFFDIO_COPY` is cheaper, because a move has a fixed cost.
 const WORTHWHILE_ORDER: u8 = 3;
 
 impl Recycler {
@@ -70,11 +70,11 @@ impl Recycler {
         })
     }
 
-    /// Takes pages away from the guest at `src` and copies their contents to `dst`; `failed` gets those that
-    /// could not be moved.
+    /// Moves pages away from the guest at `src` and copies their contents to `dst`. `failed` gets the index and error
+    /// of each page that could not be moved.
     ///
     /// # Safety
-    /// The caller must own the decision to take the pages, and the memory at `dst`.
+    /// The caller must have the right to take the pages, and must own the memory at `dst`.
     pub(super) unsafe fn take(
         &self,
         pages: PageRange,
@@ -103,11 +103,11 @@ impl Recycler {
                 src: src + bytes(at),
                 dst: slot,
             };
-            // No CPU sleeps for a slot.
+            // No CPU sleeps for a slot, so late arrivals need no wake-up.
             let late = |_| ();
             self.kernel
                 .each(KernelCall::Take, part, effect, miss, late, |i, left| {
-                    // SAFETY: the caller gives the source away; the slots are vacant and ours.
+                    // SAFETY: the caller gives the source away; the slots are vacant and used by this thread only.
                     unsafe {
                         let (to, from) = (slot + bytes(i), src + bytes(at + i));
                         self.uffd.move_pages(to, from, bytes(left))
@@ -116,8 +116,8 @@ impl Recycler {
             let moved = PageSet::from_range(0..piece.pages() as usize).difference(&missed);
             for run in moved.runs() {
                 let (start, len) = (run.start as u32, run.len() as u32);
-                // SAFETY: these slots have just been filled, by the page tables where the kernel's answer left a doubt, and
-                // are ours; the caller vouches for `dst`.
+                // SAFETY: these slots have just been filled (checked in the page tables if the kernel's answer left a
+                // doubt) and are used by this thread only; the caller vouches for `dst`.
                 unsafe { copy(slot + bytes(start), dst + bytes(at + start), bytes(len)) };
             }
             self.put(piece, &moved.union(&in_the_way));
@@ -125,12 +125,13 @@ impl Recycler {
         }
     }
 
-    /// Copies contents from `src` into recycled pages and moves those into the guest at `dst`, where `guest`
-    /// wakes the CPUs that wait for them; `failed` gets those that could not be moved, `late` those that moved although the
-    /// kernel said no, and whose CPUs still sleep. Ends when there is no page to recycle; returns how far it came.
+    /// Copies contents from `src` into recycled pages and moves those into the guest at `dst`, where `guest` wakes
+    /// the CPUs that wait for them. `failed` gets the pages that could not be moved; `late` gets those that moved
+    /// although the kernel reported an error, and whose CPUs still sleep. Stops when no recycled page is left.
+    /// Returns how many pages it has handled.
     ///
     /// # Safety
-    /// The caller must own the decision to fill the missing pages at `dst`, and `src` must be readable.
+    /// The caller must have the right to fill the missing pages at `dst`, and `src` must be readable.
     pub(super) unsafe fn give(
         &self,
         guest: &Uffd,
@@ -147,13 +148,13 @@ impl Recycler {
             };
             let slot = self.address(piece);
             let part = PageRange::with_len(pages.start.plus(at), piece.pages());
-            // Wholly overwritten: nothing of what the pages held before gets into the guest.
-            // SAFETY: the slots are ours and filled; the caller vouches for `src`.
+            // The pages are overwritten completely: none of their old contents gets into the guest.
+            // SAFETY: the slots are filled and used by this thread only; the caller vouches for `src`.
             unsafe { copy(src + bytes(at), slot, bytes(piece.pages())) };
             let mut left_over = PageSet::EMPTY;
             let miss = |i: u32, error| {
                 let error = match error {
-                    // The slot's page is gone; the contents are still at `src`.
+                    // The slot's page is lost, but the contents are still at `src`: the caller can try again.
                     EngineError::Lost => EngineError::Busy,
                     error => {
                         if self.has_page(slot + bytes(i)) {
@@ -171,7 +172,7 @@ impl Recycler {
             let late = |i| late(at + i);
             self.kernel
                 .each(KernelCall::Give, part, effect, miss, late, |i, left| {
-                    // SAFETY: the slots are ours; the caller vouches for `dst`.
+                    // SAFETY: the slots are used by this thread only; the caller vouches for `dst`.
                     unsafe {
                         let (to, from) = (dst + bytes(at + i), slot + bytes(i));
                         guest.move_pages(to, from, bytes(left))
@@ -187,7 +188,8 @@ impl Recycler {
         self.area.address(u64::from(piece.first.0) * PAGE_SIZE)
     }
 
-    /// Slots without pages, at most this many. Where all have one, some lose it; an error if the host does not take it.
+    /// Returns at most `most` slots without pages; waits if no slot is free. If all free slots have pages, drops the
+    /// pages of some; returns an error if the host refuses that.
     fn vacant(&self, most: u32) -> Result<Piece, EngineError> {
         let mut slots = self.lock();
         loop {
@@ -199,7 +201,7 @@ impl Recycler {
                     drop(slots);
                     let piece = Piece { first, order };
                     let offset = u64::from(first.0) * PAGE_SIZE;
-                    // SAFETY: the slots are this thread's now, and their contents are dead.
+                    // SAFETY: the slots are used by this thread only, and their contents are dead.
                     let done = unsafe { self.area.discard(offset, PAGE_SIZE << order) };
                     return match done {
                         Ok(()) => Ok(piece),
@@ -216,21 +218,21 @@ impl Recycler {
         }
     }
 
-    /// The slots of a piece that have a page, after a call that was to take them all away has failed.
+    /// The slots of a piece that still have a page after the call to drop them all has failed.
     fn still_filled(&self, piece: Piece) -> PageSet {
         let first = self.address(piece);
         let has_page = |i: &usize| self.has_page(first + bytes(*i as u32));
         (0..piece.pages() as usize).filter(has_page).collect()
     }
 
-    /// Whether a slot has a page. Copying into one that has none would be a `SIGBUS`, so a slot that cannot be looked at
-    /// counts as vacant.
+    /// Whether a slot has a page. A slot whose state cannot be read counts as vacant, because copying into one
+    /// without a page would raise `SIGBUS`.
     fn has_page(&self, slot: u64) -> bool {
         let look = self.kernel.tables().look(slot);
         look.is_ok_and(|presence| presence.there)
     }
 
-    /// Slots with pages to recycle, at most this many.
+    /// Returns at most `most` slots with pages to recycle, or `None` if there are none.
     fn filled(&self, most: u32) -> Option<Piece> {
         let mut slots = self.lock();
         (WORTHWHILE_ORDER..=largest_order(most))
@@ -241,7 +243,7 @@ impl Recycler {
             })
     }
 
-    /// Returns slots, of which those with index in `filled` have a page.
+    /// Returns the slots of a piece; those with index in `filled` have a page.
     fn put(&self, piece: Piece, filled: &PageSet) {
         let count = filled.count() as u32;
         let mut slots = self.lock();
@@ -276,8 +278,8 @@ fn largest_order(most: u32) -> u8 {
 }
 
 /// # Safety
-/// Both ranges must be present, the destination the caller's, and they must not overlap.
+/// Both ranges must be present and must not overlap, and the destination must belong to the caller.
 unsafe fn copy(src: u64, dst: u64, bytes: u64) {
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees the conditions above.
     unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes as usize) };
 }

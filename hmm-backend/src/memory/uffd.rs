@@ -1,6 +1,5 @@
-//! Thin userfaultfd bindings: just the calls the engines make, with the kernel's partial results
-//! told apart. Constants come from the kernel's own headers (`linux-raw-sys`); the encodings are
-//! asserted below.
+//! Thin userfaultfd bindings: only the calls that the engines make, with the kernel's partial results reported
+//! exactly. The constants come from the kernel's own headers (`linux-raw-sys`); a test below checks the encodings.
 
 use std::fs::File;
 use std::io;
@@ -46,18 +45,18 @@ ioctl_iowr_nr!(
 );
 ioctl_iowr_nr!(UFFDIO_MOVE, UFFDIO, k::_UFFDIO_MOVE, k::uffdio_move);
 ioctl_io_nr!(USERFAULTFD_IOC_NEW, UFFDIO, 0x00);
-/// `UFFDIO_WRITEPROTECT_MODE_WP`, which the crate lacks.
+/// `UFFDIO_WRITEPROTECT_MODE_WP`, which `linux-raw-sys` lacks.
 const WRITEPROTECT_MODE_WP: u64 = 1;
-/// `UFFDIO_COPY_MODE_WP`, likewise.
+/// `UFFDIO_COPY_MODE_WP`, which it lacks, too.
 const COPY_MODE_WP: u64 = 2;
 
-/// Faults read by one call.
+/// Maximum number of fault messages read by one call.
 pub(crate) const BATCH: usize = 64;
 
-/// What the kernel must offer for this project, beyond missing-page faults.
+/// The userfaultfd features of this kernel beyond missing-page faults.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UffdSupport {
-    /// How the descriptor was obtained.
+    /// How the descriptor was obtained: by system call or from `/dev/userfaultfd`.
     pub via: &'static str,
     /// Write-protect faults (engine `copy`).
     pub write_protect: bool,
@@ -65,11 +64,11 @@ pub struct UffdSupport {
     pub remap: bool,
     /// `UFFDIO_POISON`, Linux 6.6.
     pub poison: bool,
-    /// Faults name the thread that took them.
+    /// Fault messages contain the id of the faulting thread.
     pub thread_id: bool,
 }
 
-/// Asks the kernel what its userfaultfd can do.
+/// Asks the kernel for its userfaultfd features.
 pub fn probe_userfaultfd() -> Result<UffdSupport, Error> {
     let (fd, via) = open()?;
     let features = handshake(&fd, 0)?;
@@ -87,11 +86,11 @@ pub fn probe_userfaultfd() -> Result<UffdSupport, Error> {
 pub(crate) struct FaultMessage {
     pub(crate) address: u64,
     pub(crate) write: bool,
-    /// Kernel id of the thread that sleeps.
+    /// The kernel's id of the thread that sleeps.
     pub(crate) thread: u32,
 }
 
-/// How far a ranged call got: `done` bytes from the start, then the error, if any.
+/// The result of a ranged call: `done` bytes from the start were handled, then `error` occurred, if any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Progress {
     pub(crate) done: u64,
@@ -108,13 +107,13 @@ pub(crate) struct Uffd {
 }
 
 impl Uffd {
-    /// A descriptor for pages that are filled on faults, which `read` reports.
+    /// Opens a descriptor for pages that are filled on faults, which `read` reports.
     pub(crate) fn for_faults() -> Result<Uffd, Error> {
         let features = k::UFFD_FEATURE_THREAD_ID;
         Self::with_features(u64::from(features))
     }
 
-    /// A descriptor for pages that nobody may touch before they are filled: such an access is a bug and
+    /// Opens a descriptor for pages that must not be accessed before they are filled: such an access is a bug and
     /// raises `SIGBUS` instead of sleeping for ever.
     pub(crate) fn for_device_memory() -> Result<Uffd, Error> {
         Self::with_features(u64::from(k::UFFD_FEATURE_SIGBUS))
@@ -131,8 +130,8 @@ impl Uffd {
         })
     }
 
-    /// Reports faults on `len` bytes from `start` here: on pages that are not there, and with
-    /// `write_protect` also on protected ones.
+    /// Makes this descriptor report faults on `len` bytes from `start`: on missing pages and, with `write_protect`,
+    /// on protected ones.
     pub(crate) fn register(&self, start: u64, len: u64, write_protect: bool) -> Result<(), Error> {
         let mut mode = k::UFFDIO_REGISTER_MODE_MISSING;
         if write_protect {
@@ -151,16 +150,16 @@ impl Uffd {
         })
     }
 
-    /// Undoes [`Self::register`] and wakes whoever sleeps in a fault there: missing pages are zeros from now
-    /// on.
+    /// Undoes [`Self::register`] and wakes the threads that sleep in a fault there. Missing pages read as zeros from
+    /// now on.
     pub(crate) fn unregister(&self, start: u64, len: u64) -> io::Result<()> {
         let range = k::uffdio_range { start, len };
         // SAFETY: the argument is valid for the call; no page changes.
         check(unsafe { ioctl_with_ref(&self.file, UFFDIO_UNREGISTER(), &range) })
     }
 
-    /// Reads up to [`BATCH`] pending messages without sleeping; none if there are none any more. Messages of other kinds than
-    /// faults cannot come: their features are not asked for.
+    /// Reads up to [`BATCH`] pending messages without sleeping, and appends the faults to `faults`. Appends none if
+    /// no message is pending. Messages of other kinds cannot come, because their features were not requested.
     pub(crate) fn read(&self, faults: &mut Vec<FaultMessage>) -> io::Result<()> {
         // SAFETY: uffd_msg is plain old data, for which zero is a valid value.
         let mut messages: [k::uffd_msg; BATCH] = unsafe { std::mem::zeroed() };
@@ -174,7 +173,7 @@ impl Uffd {
         };
         if n < 0 {
             let error = io::Error::last_os_error();
-            // Another service thread was faster.
+            // Another service thread has read the messages first.
             return match passes(&error) {
                 true => Ok(()),
                 false => Err(error),
@@ -186,7 +185,7 @@ impl Uffd {
             if u32::from(message.event) != k::UFFD_EVENT_PAGEFAULT {
                 continue;
             }
-            // SAFETY: the event says that the kernel filled in this variant.
+            // SAFETY: the event number says that the kernel filled in this variant.
             let fault = unsafe { message.arg.pagefault };
             faults.push(FaultMessage {
                 address: fault.address,
@@ -198,12 +197,12 @@ impl Uffd {
         Ok(())
     }
 
-    /// Messages that all threads together have read so far.
+    /// Number of messages that all threads together have read so far.
     pub(crate) fn messages_read(&self) -> u64 {
         self.messages_read.load(Relaxed)
     }
 
-    /// Wakes the threads that sleep in faults on the range; they re-execute the access.
+    /// Wakes the threads that sleep in faults on the range. They then execute the access again.
     pub(crate) fn wake(&self, start: u64, len: u64) -> io::Result<()> {
         let range = k::uffdio_range { start, len };
         self.wakes.of(passes, || {
@@ -212,11 +211,11 @@ impl Uffd {
         })
     }
 
-    /// Fills missing pages with a copy of `src`, atomically towards faulting threads, and wakes them. With
-    /// `protect`, the pages are protected against writes from the first moment on.
+    /// Fills missing pages with a copy of `src`, atomically for faulting threads, and wakes them. With `protect`, the
+    /// pages are write-protected from the start.
     ///
     /// # Safety
-    /// `src..src + len` must be readable, and `dst..dst + len` memory that the caller may fill.
+    /// `src..src + len` must be readable, and the caller must have the right to fill `dst..dst + len`.
     pub(crate) unsafe fn copy(&self, dst: u64, src: u64, len: u64, protect: bool) -> Progress {
         let mut arg = k::uffdio_copy {
             dst,
@@ -233,7 +232,7 @@ impl Uffd {
     /// Fills missing pages with zeros and wakes faulting threads.
     ///
     /// # Safety
-    /// `start..start + len` must be memory that the caller may fill.
+    /// The caller must have the right to fill `start..start + len`.
     pub(crate) unsafe fn zeropage(&self, start: u64, len: u64) -> Progress {
         let mut arg = k::uffdio_zeropage {
             range: k::uffdio_range { start, len },
@@ -245,12 +244,12 @@ impl Uffd {
         progress(ret, arg.zeropage, len)
     }
 
-    /// Moves pages to where they are missing; `dst` must be registered with this descriptor. Atomic towards
-    /// threads that use either range; wakes threads that sleep for `dst`.
+    /// Moves pages from `src` to `dst`, where they must be missing. `dst` must be registered with this descriptor.
+    /// Atomic for threads that access either range; wakes the threads that sleep for `dst`.
     ///
     /// # Safety
-    /// The caller must own the decision to take the pages from `src..src + len` (accesses there fault
-    /// afterwards) and to fill `dst..dst + len`.
+    /// The caller must have the right to take the pages from `src..src + len` (accesses there fault afterwards) and
+    /// to fill `dst..dst + len`.
     pub(crate) unsafe fn move_pages(&self, dst: u64, src: u64, len: u64) -> Progress {
         let mut arg = k::uffdio_move {
             dst,
@@ -264,13 +263,14 @@ impl Uffd {
         progress(ret, arg.move_, len)
     }
 
-    /// Protects pages against writes, or lifts that and wakes the writers.
+    /// Protects pages against writes, or lifts the protection and wakes the writers.
     pub(crate) fn write_protect(&self, start: u64, len: u64, protect: bool) -> io::Result<()> {
         let mut arg = k::uffdio_writeprotect {
             range: k::uffdio_range { start, len },
             mode: if protect { WRITEPROTECT_MODE_WP } else { 0 },
         };
-        // While the address space is being changed, it is refused: not for our range, and for a moment.
+        // While another thread changes the address space, the kernel refuses this call for a moment, even for other
+        // ranges.
         self.protects.of(passes, || {
             // SAFETY: the argument is valid for the call; contents stay as they are.
             check(unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_WRITEPROTECT(), &mut arg) })
@@ -284,7 +284,7 @@ impl AsRawFd for Uffd {
     }
 }
 
-/// Whether a call with this error is to be made again.
+/// Whether the error is temporary, so that the call is to be repeated.
 fn passes(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
 }
@@ -297,8 +297,8 @@ fn check(ret: i32) -> io::Result<()> {
     }
 }
 
-/// Reads the kernel's answer to a ranged call. The result field is *signed*: a positive number of bytes
-/// done (then `errno` is `EAGAIN` if that is not all), or a negative error with nothing done.
+/// Reads the kernel's answer to a ranged call. The result field is *signed*: it is a positive number of bytes done
+/// (then `errno` is `EAGAIN` if that is not all), or a negative error number if nothing was done.
 fn progress(ret: i32, result: i64, len: u64) -> Progress {
     if ret == 0 {
         return Progress {
@@ -327,13 +327,14 @@ fn progress(ret: i32, result: i64, len: u64) -> Progress {
     }
 }
 
-/// Opens a userfaultfd that also sees faults taken inside the kernel, which KVM's are.
+/// Opens a userfaultfd that also sees faults taken inside the kernel, as those of KVM are. Returns it with the way it
+/// was obtained.
 fn open() -> Result<(OwnedFd, &'static str), Error> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: a system call with integer arguments that returns a new descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
     if fd >= 0 {
-        // SAFETY: the descriptor is new and ours.
+        // SAFETY: the descriptor is new and owned by this function.
         return Ok((unsafe { OwnedFd::from_raw_fd(fd as RawFd) }, "system call"));
     }
     let syscall = io::Error::last_os_error();
@@ -349,7 +350,7 @@ fn open() -> Result<(OwnedFd, &'static str), Error> {
         .open("/dev/userfaultfd");
     let device = match device {
         Ok(device) => device,
-        // No such file, or no permission for it: what the system call wants is as good.
+        // The file does not exist or may not be opened: report the error of the system call.
         Err(error) if is_denied(&error) || error.kind() == io::ErrorKind::NotFound => {
             return Err(refused(syscall));
         }
@@ -360,7 +361,7 @@ fn open() -> Result<(OwnedFd, &'static str), Error> {
     if fd < 0 {
         return Err(refused(io::Error::last_os_error()));
     }
-    // SAFETY: the descriptor is new and ours.
+    // SAFETY: the descriptor is new and owned by this function.
     Ok((unsafe { OwnedFd::from_raw_fd(fd) }, "/dev/userfaultfd"))
 }
 
@@ -378,7 +379,7 @@ fn refused(error: io::Error) -> Error {
     }
 }
 
-/// Agrees on the interface; returns the features the kernel has.
+/// Negotiates the API version and features. Returns the features that the kernel has.
 fn handshake(fd: &OwnedFd, features: u64) -> Result<u64, Error> {
     let mut api = k::uffdio_api {
         api: u64::from(k::UFFD_API),
@@ -391,7 +392,7 @@ fn handshake(fd: &OwnedFd, features: u64) -> Result<u64, Error> {
     Ok(api.features)
 }
 
-// The encodings as the kernel's headers on x86-64 give them.
+// The encodings are those of the kernel's headers on x86-64.
 #[cfg(test)]
 mod tests {
     use super::*;

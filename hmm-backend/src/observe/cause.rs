@@ -1,17 +1,17 @@
-//! Why pages migrate.
+//! Causes of migrations.
 
 /// Why pages were migrated.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Cause {
-    /// Somebody touched them.
+    /// A CPU or a device accessed them.
     Demand,
-    /// The policy brought them along.
+    /// The policy prefetched them.
     Prefetch,
     /// Device memory was short.
     Eviction,
     /// The guest or the user asked for it.
     User,
-    /// Their device goes away.
+    /// Their device is being detached.
     Detach,
 }
 
@@ -25,7 +25,7 @@ impl Cause {
         Cause::Detach,
     ];
 
-    /// The name in reports.
+    /// The name of the cause in reports.
     pub fn name(self) -> &'static str {
         match self {
             Cause::Demand => "demand",

@@ -1,5 +1,5 @@
-//! The event ring: what happened, in order, in bounded memory. When a ring is full, new events are dropped
-//! and counted by kind, never silently.
+//! The event ring: what happened, in order, in bounded memory. When a ring is full, new events are dropped and
+//! counted by kind.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::cause::Cause;
 use crate::pages::{Access, DeviceId, Hint, Page, PageRange};
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum EventKind {
-    /// A CPU fault was served; `latency` from its message to the wake-up.
+    /// A CPU fault was served; `latency` lasts from the arrival of its message to the wake-up.
     CpuFault,
-    /// A device fault was served; `latency` from the access to the translation.
+    /// A device fault was served; `latency` lasts from the access to the translation.
     DeviceFault,
     /// Pages arrived in device memory.
     ToDevice,
@@ -22,28 +22,28 @@ pub enum EventKind {
     MappedInPlace,
     /// The guest freed pages.
     Freed,
-    /// A fault was put off.
+    /// The service of a fault was postponed.
     Deferred,
     /// A page could not be supplied.
     Fatal,
-    /// A page was accessed where it could be: live, a device got a translation of a page that was there; in access
-    /// traces, any access.
+    /// A page was accessed in place. In a live run: a device got a translation of a page where it was. In access
+    /// traces: any access.
     Access,
-    /// The policy was asked about `page` and had `pages` more brought along, to `device`'s memory or the system's;
-    /// `latency` is how long they are to stay.
+    /// The policy was asked about `page` and added `pages` pages to the migration, to `device`'s memory or to system
+    /// memory; `latency` is how long they are to stay there.
     Advice,
-    /// A driver's call about this page takes longer than the service's limit; `latency` is how long so far.
+    /// A driver's call about this page has lasted longer than the service's limit; `latency` is its duration so far.
     SlowDriver,
-    /// Pages were brought into system memory and stay there.
+    /// Pages were brought into system memory and pinned there.
     Pinned,
-    /// Pages are about to be let go of that were pinned.
+    /// Pages are about to be unpinned.
     Unpinned,
-    /// Pages of the device's memory arrived in system memory and stayed where they were, too.
+    /// Pages of the device's memory were copied to system memory and stayed on the device as well.
     Duplicated,
-    /// One copy of duplicated pages is gone, and no contents moved: they are in the memory of `device` alone, or in
-    /// system memory if there is none.
+    /// One copy of duplicated pages was dropped, and no contents moved. The pages are now only in the memory of
+    /// `device`, or in system memory if `device` is `None`.
     Collapsed,
-    /// Somebody has said something about pages.
+    /// The guest or the user gave a hint about pages.
     Hint,
 }
 
@@ -51,7 +51,7 @@ pub enum EventKind {
 const KINDS: usize = EventKind::ALL.len();
 
 impl EventKind {
-    /// All kinds, in the order of their numbers.
+    /// All kinds, ordered by their number.
     pub const ALL: [EventKind; 16] = [
         EventKind::CpuFault,
         EventKind::DeviceFault,
@@ -71,7 +71,7 @@ impl EventKind {
         EventKind::Hint,
     ];
 
-    /// The name in files.
+    /// The name of the kind in files.
     pub fn name(self) -> &'static str {
         match self {
             EventKind::CpuFault => "cpu-fault",
@@ -94,12 +94,12 @@ impl EventKind {
     }
 }
 
-/// Something that happened to `pages` pages from `page`.
+/// Something that happened to `pages` pages from `page` on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// When, since the backend was made.
+    /// Time since the backend was made.
     pub time: Duration,
-    /// What.
+    /// The kind.
     pub kind: EventKind,
     /// First page.
     pub page: Page,
@@ -107,23 +107,23 @@ pub struct Event {
     pub pages: u32,
     /// The device concerned.
     pub device: Option<DeviceId>,
-    /// For migrations.
+    /// The cause; for migrations only.
     pub cause: Option<Cause>,
-    /// For faults and accesses.
+    /// The kind of access; for faults and accesses.
     pub access: Option<Access>,
-    /// For CPU faults: the thread that sleeps in it, as the kernel numbers it; 0 where that is not known.
+    /// For CPU faults: the kernel's id of the thread that sleeps in the fault; 0 if unknown.
     pub thread: u32,
-    /// For faults.
+    /// A duration, as documented at the kind; zero for other kinds.
     pub latency: Duration,
-    /// What was said about the pages.
+    /// For hints: the hint.
     pub hint: Option<Hint>,
-    /// How often it happened before anything else did: a program's accesses to the same pages, one after the other, are
-    /// one event in access traces. 1 for all others.
+    /// How often the event happened in a row. In access traces, successive accesses of a program to the same pages
+    /// are one event. 1 for all other events.
     pub repeats: u32,
 }
 
 impl Event {
-    /// An event with nothing known but this.
+    /// An event with the given time, kind and pages; all other fields are empty.
     pub fn new(time: Duration, kind: EventKind, pages: PageRange) -> Event {
         Event {
             time,
@@ -140,7 +140,7 @@ impl Event {
         }
     }
 
-    /// How many accesses to pages it stands for, if it is an access: one for each page and time.
+    /// The number of accesses that an access event stands for: its pages times its repeats. 0 for other events.
     pub fn accesses(&self) -> u64 {
         match self.kind {
             EventKind::Access => u64::from(self.pages) * u64::from(self.repeats),
@@ -148,7 +148,7 @@ impl Event {
         }
     }
 
-    /// Its pages, as far as a machine of so many has them: what a file says of an event need not be so.
+    /// The event's pages, cut to a machine of `pages` pages: events read from a file can name any page.
     pub fn within(&self, pages: u32) -> PageRange {
         let end = self.page.0.saturating_add(self.pages).min(pages);
         PageRange::new(Page(self.page.0.min(end)), Page(end))
@@ -158,13 +158,13 @@ impl Event {
 /// Events taken out of the rings.
 #[derive(Clone, Debug, Default)]
 pub struct Events {
-    /// In order of time.
+    /// The events in order of time.
     pub events: Vec<Event>,
     dropped: [u64; KINDS],
 }
 
 impl Events {
-    /// How many events of this kind did not fit since the rings were last emptied.
+    /// How many events of this kind were dropped since the rings were last emptied.
     pub fn dropped(&self, kind: EventKind) -> u64 {
         self.dropped[kind as usize]
     }
@@ -194,9 +194,10 @@ impl Ring {
         }
     }
 
-    /// Takes out the events until `until`, and what is known of those that were dropped.
+    /// Moves the events until `until` and the counts of dropped events into `all`.
     pub(crate) fn drain_into(&mut self, all: &mut Events, until: Duration) {
-        // Not wholly in order: a fault's time is that of its end, which comes before what is noted meanwhile.
+        // The events are not strictly in order of time: a fault is recorded with the time of its end, but only after
+        // events that happened in between.
         self.events.retain(|event| {
             let now = event.time <= until;
             if now {
@@ -263,7 +264,7 @@ mod tests {
         });
         let mut next = Events::default();
         ring.drain_into(&mut next, Duration::ZERO);
-        // One is later than what was asked for: it waits.
+        // One event is later than `until` and stays in the ring.
         assert_eq!((next.events.len(), next.dropped(EventKind::Fatal)), (1, 0));
         ring.drain_into(&mut next, Duration::from_nanos(1));
         assert_eq!(next.events.len(), 2);

@@ -1,4 +1,4 @@
-//! What happened: counters, latencies and events.
+//! Records of what happened: counters, latencies and events.
 
 mod cause;
 mod events;

@@ -1,4 +1,4 @@
-//! Counters, latency histograms and the event rings, kept per thread and merged when asked for.
+//! Counters, latency histograms and the event rings, kept per thread and merged on request.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use super::events::{Event, Events, Ring};
 
 macro_rules! counters {
     ($($name:ident = $text:literal),* $(,)?) => {
-        /// What is counted besides migrations.
+        /// The counters besides those of migrations.
         #[derive(Clone, Copy, Debug)]
         pub(crate) enum Counter { $($name),* }
         const COUNTER_NAMES: &[&str] = &[$($text),*];
@@ -26,18 +26,19 @@ counters! {
     DeviceFaults = "device_faults",
     PageFreeCalls = "page_free_calls",
     PagesFreed = "pages_freed",
-    // Faults on pages that had arrived by the time their message was read.
+    // Faults whose page had already arrived when the service thread read the fault's message.
     FaultsStale = "faults_stale",
-    // Faults that found somebody at work on the page and slept.
+    // Faults that found another thread at work on the page, so that the faulting CPU slept until that thread unlocked
+    // it.
     FaultsLost = "faults_lost",
-    // Faults put off because the page was held or the policy throttled them.
+    // Faults postponed because the page was held or the policy throttled them.
     FaultsDeferred = "faults_deferred",
-    // Faults put off because the page could not be moved yet.
+    // Faults postponed because the page could not be moved yet.
     FaultsRetried = "faults_retried",
     AdviceCut = "advice_cut",
-    // Decisions that took a policy too long.
+    // Decisions for which a policy took too long.
     AdviceLate = "advice_late",
-    // Wishes that others had no room for in the queue.
+    // Wishes dropped because the queue was full.
     WishesDropped = "wishes_dropped",
     PrefetchDropped = "prefetch_dropped",
     // Translations of pages in place that devices got.
@@ -49,93 +50,94 @@ counters! {
     FoliosRolledBack = "folios_rolled_back",
     DeviceMemoryFull = "device_memory_full",
     Invalidations = "invalidations",
-    // Pages of which the system got a copy, and those of which one of the two copies went.
+    // Pages that were copied to system memory, and pages of which one of the two copies was dropped.
     Duplicated = "duplicated",
     Collapsed = "collapsed",
-    // Pages that a device got for itself, and those it had to give back.
+    // Pages to which a device got exclusive access, and pages whose exclusive access was revoked.
     ExclusiveGrants = "exclusive_grants",
     ExclusiveRevocations = "exclusive_revocations",
     // Pages of system memory that the host's kernel no longer had: their contents were lost.
     PagesVanished = "pages_vanished",
-    // Calls of drivers that took longer than the service's limit.
+    // Driver calls that took longer than the service's limit.
     SlowDriverCalls = "slow_driver_calls",
 }
 
 /// Latencies in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Latency {
-    /// Half were faster.
+    /// The median.
     pub p50: f64,
-    /// 99 of 100 were faster.
+    /// The 99th percentile.
     pub p99: f64,
-    /// The slowest.
+    /// The maximum.
     pub max: f64,
-    /// How many.
+    /// Number of samples.
     pub count: u64,
 }
 
 /// The statistics of a backend since it was made.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
-    /// Faults of CPUs (vCPUs, and plain accesses of the VMM) that were served: pages that were not in system memory. As
-    /// many as [`EventKind::CpuFault`] events and latencies.
+    /// Served CPU faults (of vCPUs and of the VMM's own accesses): the pages were not in system memory. Equals the
+    /// number of [`EventKind::CpuFault`] events and latencies.
     ///
     /// [`EventKind::CpuFault`]: crate::EventKind::CpuFault
     pub cpu_faults: u64,
-    /// Those among them on pages that nobody had touched before.
+    /// CPU faults on pages that had never been touched.
     pub first_touch_faults: u64,
-    /// Faults of devices that were served: accesses, of one or more pages, for which a page had to move or a translation
-    /// in place had to be given. As many as [`EventKind::DeviceFault`] events and latencies.
+    /// Served device faults: accesses to one or more pages, for which a page had to move or a translation in place
+    /// had to be given. Equals the number of [`EventKind::DeviceFault`] events and latencies.
     ///
     /// [`EventKind::DeviceFault`]: crate::EventKind::DeviceFault
     pub device_faults: u64,
-    /// Pages migrated to devices, by cause; untouched pages filled with zeros there count.
+    /// Pages migrated to devices, by cause. Includes untouched pages that were filled with zeros there.
     pub to_device: BTreeMap<Cause, u64>,
-    /// Pages migrated to system memory, by cause; pages copied there count, duplicates that end do not.
+    /// Pages migrated to system memory, by cause. Includes pages copied there, but not duplicates of which one copy
+    /// was dropped.
     pub to_system: BTreeMap<Cause, u64>,
     /// Calls of [`crate::Driver::page_free`].
     pub page_free_calls: u64,
     /// Pages with contents that the guest freed.
     pub pages_freed: u64,
-    /// The most pages that were in the memory of all devices together at a time.
+    /// The highest number of pages that were in the memory of all devices together at any time.
     pub device_pages_peak: u64,
-    /// Pages of device memory, all devices together.
+    /// Number of pages that the memory of all devices together can hold.
     pub device_pages_capacity: u64,
-    /// CPU faults that needed service, from the message's arrival to the wake-up.
+    /// Latency of CPU faults that needed service, from the arrival of the message to the wake-up.
     pub fault_latency: Latency,
-    /// Device faults, from the access to the translation.
+    /// Latency of device faults, from the access to the translation.
     pub device_fault_latency: Latency,
-    /// Rarer things by name.
+    /// Rarer events, counted by name.
     pub other: BTreeMap<&'static str, u64>,
 }
 
 impl Stats {
-    /// Pages migrated to devices.
+    /// Number of pages migrated to devices.
     pub fn pages_to_device(&self) -> u64 {
         self.to_device.values().sum()
     }
 
-    /// Pages migrated to system memory.
+    /// Number of pages migrated to system memory.
     pub fn pages_to_system(&self) -> u64 {
         self.to_system.values().sum()
     }
 }
 
-/// Which way pages moved.
+/// The direction of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Direction {
     ToDevice,
     ToSystem,
 }
 
-/// Who faulted.
+/// The source of a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Toucher {
     Cpu,
     Device,
 }
 
-/// Threads are spread over this many slots; more threads share them correctly, only slower.
+/// Number of slots that threads are spread over. More threads than slots share them: correct, but slower.
 const SLOTS: usize = 16;
 
 #[repr(align(128))]
@@ -146,14 +148,14 @@ struct Slot {
     events: Mutex<Ring>,
 }
 
-/// Where everything is counted.
+/// Counts and records everything that happens in a backend.
 pub(crate) struct Recorder {
     slots: Box<[Slot]>,
     events: bool,
 }
 
 impl Recorder {
-    /// With rings of `events` events per thread, or none.
+    /// A recorder with rings of `events` events per slot; 0 disables events.
     pub(crate) fn new(events: usize) -> Recorder {
         let slot = |_| Slot {
             counters: [const { AtomicU64::new(0) }; _],
@@ -189,15 +191,16 @@ impl Recorder {
             .saturating_record(time.as_nanos().min(u64::MAX.into()) as u64);
     }
 
-    /// Puts an event into this thread's ring; what it is made of is computed only if there are rings.
+    /// Puts an event into this thread's ring. `event` is called only if events are enabled.
     pub(crate) fn event(&self, event: impl FnOnce() -> Event) {
         if self.events {
             self.slot().events.lock().push(event());
         }
     }
 
-    /// Takes the events until `now` out of the rings, in order of time. Those that come meanwhile wait for the next
-    /// call: a thread whose ring was emptied first may already have others from before them.
+    /// Takes the events until `now` out of the rings and returns them in order of time. Later events wait for the
+    /// next call: the rings are emptied one after the other, and a thread whose ring was emptied first may already
+    /// have recorded events that are older than those in the last ring.
     pub(crate) fn drain_events(&self, now: Duration) -> Events {
         let mut all = Events::default();
         for slot in &self.slots {
@@ -207,7 +210,7 @@ impl Recorder {
         all
     }
 
-    /// Everything but what the devices know.
+    /// All statistics except those that only the devices know.
     pub(crate) fn stats(&self) -> Stats {
         let sum = |f: &dyn Fn(&Slot) -> &AtomicU64| -> u64 {
             self.slots
@@ -263,7 +266,7 @@ impl Recorder {
     }
 }
 
-/// 100 ns to 100 s with two digits.
+/// A histogram from 100 ns to 100 s with two significant digits.
 fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(100, 100_000_000_000, 2).expect("the bounds are valid")
 }

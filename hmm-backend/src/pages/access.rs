@@ -1,4 +1,4 @@
-//! Accesses, places, and what is said about pages.
+//! Kinds of access, places of pages, and hints about pages.
 
 use super::ids::DeviceId;
 
@@ -20,12 +20,12 @@ pub enum Place {
     Device(DeviceId),
 }
 
-/// What the guest, or whoever configures it, says about pages; the same as NVIDIA UVM's hints.
+/// What the guest, or the user who configures it, says about pages; the same hints as NVIDIA UVM's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hint {
-    /// Where the pages should be, if anywhere.
+    /// The place where the pages should be; `None` takes a preference back.
     PreferredLocation(Option<Place>),
-    /// Whether this device should reach the pages where they are, rather than have them migrated.
+    /// Whether this device should access the pages in place instead of migrating them.
     AccessedBy(DeviceId, bool),
     /// Whether the pages are read far more often than written.
     ReadMostly(bool),

@@ -13,37 +13,39 @@ const DENIED_TO_ROOT: &str = "root is not enough here: have the container or san
 /// Why a page cannot be supplied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FatalCause {
-    /// Memory failed ([`crate::Backend::memory_failure`]).
+    /// The memory that held its contents failed ([`crate::Backend::memory_failure`]).
     #[error("its contents were lost")]
     ContentsLost,
-    /// The driver of the device that holds it said so.
+    /// The driver of the device that holds the page reported this failure.
     #[error("{0}")]
     DriverFailed(String),
-    /// The host had no memory, however often it was tried.
+    /// The host had no memory in any of the attempts.
     #[error("the host has no memory for it (tried {attempts} times)")]
     OutOfMemory {
-        /// How often.
+        /// Number of attempts.
         attempts: u32,
     },
-    /// The page could not be moved, however often it was tried.
+    /// The page could not be moved in any of the attempts.
     #[error("it stays busy (tried {attempts} times)")]
     Busy {
-        /// How often.
+        /// Number of attempts.
         attempts: u32,
     },
-    /// A CPU wrote to a page that it may only read.
+    /// A CPU wrote to a read-only page.
     #[error("it is read-only")]
     ReadOnly,
     /// The host's kernel refused for an unexpected reason.
     #[error("the kernel cannot supply it: {0}")]
     Host(String),
-    /// Its contents were in system memory, and the host's kernel has no such page any more.
+    /// The contents were in system memory, and the host's kernel no longer has the page.
     #[error("its contents were lost: the host's kernel has no page where they were")]
     Vanished,
-    /// The host refused a call without which CPUs or devices may wait for ever. The page says nothing.
+    /// The host refused a call without which CPUs or devices may wait for ever. The page reported with this cause has
+    /// no meaning.
     #[error("the host refused a call: {0}")]
     HostFailed(String),
-    /// The fault service has died: no thread serves faults any more. The page says nothing.
+    /// The fault service has ended unexpectedly: no thread serves faults any more. The page reported with this cause
+    /// has no meaning.
     #[error("{0}")]
     ServiceDied(String),
 }
@@ -56,74 +58,74 @@ pub enum Error {
         "userfaultfd: this kernel has none; use a kernel with CONFIG_USERFAULTFD (Linux 5.7 or later)"
     )]
     NoUserfaultfd,
-    /// No permission for userfaultfd.
+    /// This process has no permission for userfaultfd.
     #[error("userfaultfd: {error}; {}", if *root { DENIED_TO_ROOT } else { DENIED })]
     UserfaultfdDenied {
-        /// Whether this process has root's rights already.
+        /// Whether this process already has root's rights.
         root: bool,
         /// The kernel's answer.
         #[source]
         error: io::Error,
     },
-    /// The kernel refused a userfaultfd for want of something.
+    /// The kernel refused to create a userfaultfd because a resource is short.
     #[error("userfaultfd: {0}")]
     Userfaultfd(#[source] Refusal),
-    /// The kernel lacks a feature every engine needs.
+    /// The kernel lacks a userfaultfd feature that every engine needs.
     #[error(
         "userfaultfd: this kernel lacks features {features:#x} ({error}); Linux 5.7 or later is needed"
     )]
     UserfaultfdFeatures {
-        /// What was asked for.
+        /// The features asked for, as a bit mask.
         features: u64,
         /// The kernel's answer.
         #[source]
         error: io::Error,
     },
-    /// Memory could not be registered for faults.
+    /// Memory could not be registered with userfaultfd.
     #[error("userfaultfd: cannot register {len} bytes of memory: {refusal}")]
     Register {
-        /// Size.
+        /// Size in bytes.
         len: u64,
         /// The kernel's answer.
         #[source]
         refusal: Refusal,
     },
-    /// The engine needs a kernel feature that is not there.
+    /// The engine needs a kernel feature that this kernel does not have.
     #[error(
         "engine {engine}: this kernel has no {feature} ({since}); use a newer kernel or another engine"
     )]
     EngineUnsupported {
-        /// Engine asked for.
+        /// The engine asked for.
         engine: &'static str,
-        /// What is missing.
+        /// The missing feature.
         feature: &'static str,
-        /// Since when kernels have it.
+        /// The kernel version that introduced it.
         since: &'static str,
     },
-    /// A mapping could not be made.
+    /// A memory mapping could not be made.
     #[error("cannot map {len} bytes for {what}: {refusal}")]
     Map {
-        /// Size.
+        /// Size in bytes.
         len: u64,
-        /// Purpose.
+        /// Purpose of the mapping.
         what: &'static str,
         /// The kernel's answer.
         #[source]
         refusal: Refusal,
     },
-    /// A size that is zero, too large or not a multiple of its unit.
+    /// A size is zero, too large or not a multiple of its unit.
     #[error("{what} of {bytes} bytes: must be a multiple of {unit} bytes from {unit} to {max}")]
     BadSize {
-        /// What has the size.
+        /// What the size belongs to.
         what: &'static str,
-        /// The size.
+        /// The size in bytes.
         bytes: u64,
-        /// Its unit.
+        /// The unit in bytes.
         unit: u64,
-        /// The largest allowed.
+        /// The largest allowed size in bytes.
         max: u64,
     },
-    /// More devices than the residency word can name.
+    /// More devices were attached than the residency word can name.
     #[error("too many devices: a backend can attach {0} in its life")]
     TooManyDevices(usize),
     /// The device was never attached or is detached.
@@ -134,7 +136,7 @@ pub enum Error {
     OutOfRange {
         /// The range.
         range: PageRange,
-        /// Pages there are.
+        /// Number of pages of managed memory.
         pages: u32,
     },
     /// The contents of a page cannot be supplied.
@@ -142,18 +144,18 @@ pub enum Error {
     Fatal {
         /// The page.
         page: Page,
-        /// Why.
+        /// The cause.
         cause: FatalCause,
     },
-    /// The page is pinned, and cannot be taken away from whoever uses it.
+    /// The page is pinned and cannot be taken away from the holder of the pin.
     #[error("{0:?} is pinned")]
     Pinned(Page),
-    /// The page is shared memory, which stays where it is and as it is.
+    /// The page is shared memory: it cannot migrate, be poisoned or be protected.
     #[error("{0:?} is shared memory: it cannot migrate, fail or be protected")]
     Shared(Page),
-    /// The host did not take the memory of dead contents back.
+    /// The host refused to take back the memory of pages whose contents are dead.
     #[error(
-        "{range:?}: the host does not take their memory back: {error}; they keep their contents, and are not free"
+        "{range:?}: the host refused to take back their memory: {error}; the pages keep their contents and are not freed"
     )]
     Discard {
         /// The pages.
@@ -169,41 +171,42 @@ pub enum Error {
         /// The kernel's answer.
         error: String,
     },
-    /// A page has as many pins as can be counted.
-    #[error("{0:?} is pinned too often")]
+    /// The page has as many pins as the residency word can count.
+    #[error("{0:?} has as many pins as can be counted; unpin it first")]
     TooManyPins(Page),
-    /// Pages did not leave a device that is being detached.
+    /// Some pages could not be brought back from a device that is being detached.
     #[error("device {device:?}: {left} pages could not be brought back: {cause}")]
     Detach {
         /// The device.
         device: DeviceId,
-        /// Pages still in its memory.
+        /// Number of pages still in its memory.
         left: u32,
-        /// The last reason.
+        /// The reason of the last failure.
         cause: String,
     },
-    /// A thread could not be started.
+    /// A service thread could not be started.
     #[error("cannot start service thread: {0}")]
     Thread(#[source] Refusal),
-    /// An event, by which threads are woken, could not be made.
+    /// An eventfd, which wakes threads, could not be made.
     #[error("cannot make an event: {0}")]
     Event(#[source] Refusal),
-    /// The fault service needs at least one thread; each can be pinned to a CPU that exists.
+    /// The configuration of the fault service is invalid: it needs at least one thread, and a CPU to pin a thread to
+    /// must exist.
     #[error("fault service: {0}")]
     Service(String),
-    /// There must be at least one userfaultfd.
+    /// The number of userfaultfds is out of range.
     #[error("guest memory cannot be spread over {0} userfaultfds; use 1 to 64")]
     BadShards(usize),
 }
 
-/// What became of a fault that a driver could not resolve
-/// ([`crate::Driver::migrate_to_ram`]).
+/// Why a driver could not resolve a fault ([`crate::Driver::migrate_to_ram`]).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
-    /// Not now; the fault is tried again after a while.
+    /// The page cannot be moved now; the backend tries the fault again later.
     #[error("busy")]
     Retry,
-    /// No system memory; tried again after a while, fatal in the end.
+    /// There is no system memory; the backend tries the fault again later, and reports it as fatal after many
+    /// attempts.
     #[error("out of system memory")]
     OutOfMemory,
     /// The contents cannot be supplied.
@@ -211,10 +214,10 @@ pub enum FaultError {
     Fatal(String),
 }
 
-/// Why nothing could be migrated to a device.
+/// Why pages could not be migrated to a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MigrateError {
-    /// The device reported an error at one of its way-points.
+    /// The driver reported an error in one of the steps of the migration.
     #[error("device error: {0}")]
     Device(String),
 }
@@ -225,10 +228,11 @@ pub enum MirrorError {
     /// The page is not in managed memory.
     #[error("{0:?} is not in managed memory")]
     OutOfRange(Page),
-    /// A write to a read-only page.
+    /// The device wrote to a read-only page.
     #[error("{0:?} is read-only")]
     Permission(Page),
-    /// Exclusive access to a page that others use without asking: shared or pinned memory.
+    /// Exclusive access was asked for on a page that has other users whom the backend cannot stop: shared or pinned
+    /// memory.
     #[error("{0:?} is shared or pinned: no device can have it exclusively")]
     NotExclusive(Page),
     /// The contents of the page cannot be supplied.
@@ -236,7 +240,7 @@ pub enum MirrorError {
     Fatal {
         /// The page.
         page: Page,
-        /// Why.
+        /// The cause.
         cause: FatalCause,
     },
     /// The device has been detached.

@@ -1,4 +1,4 @@
-//! Numbers of devices and of their frames.
+//! Identities of devices, their frames and their folios.
 
 use super::page::Page;
 
@@ -15,14 +15,14 @@ pub struct Frame(pub u32);
 pub struct DeviceFolio {
     /// The device.
     pub device: DeviceId,
-    /// Its first frame, aligned to the folio's size.
+    /// The first frame, aligned to the folio's size.
     pub frame: Frame,
-    /// It has `1 << order` frames.
+    /// The folio has `1 << order` frames.
     pub order: u8,
-    /// The guest page whose contents the first frame holds. For information: the cookie must not
-    /// depend on it, because a folio can outlive its address.
+    /// The guest page whose contents the first frame holds. For information only: the cookie must not depend on it,
+    /// because a folio can live longer than its guest address.
     pub page: Page,
-    /// The driver's word.
+    /// The value that the driver chose for this folio.
     pub cookie: u64,
 }
 

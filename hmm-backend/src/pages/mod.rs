@@ -1,4 +1,4 @@
-//! What everything here speaks of: pages, their numbers and sets, devices and frames, accesses, times, and errors.
+//! The vocabulary of the crate: pages, their numbers and sets, devices and frames, accesses, times, and errors.
 
 mod access;
 mod error;

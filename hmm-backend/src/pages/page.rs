@@ -5,8 +5,8 @@ use std::ops::Range;
 
 /// Bytes in a page.
 pub const PAGE_SIZE: u64 = 4096;
-/// Pages in a block: the 2 MiB of guest memory that policies look at together, that one large folio
-/// can cover and that never spans two userfaultfds.
+/// Pages in a block (2 MiB of guest memory). Policies look at one block at a time, the largest folio covers one
+/// block, and a block never spans two userfaultfds.
 pub const BLOCK_PAGES: u64 = 512;
 /// The order of the largest folio: `1 << MAX_ORDER` pages.
 pub const MAX_ORDER: u8 = 9;
@@ -18,7 +18,8 @@ const _: () = assert!(1 << MAX_ORDER == BLOCK_PAGES);
 pub struct Page(pub u32);
 
 impl Page {
-    /// The page `n` pages further on. Stops at the last number there is, which no memory reaches.
+    /// The page `n` pages after this one. Saturates at the highest page number, which lies outside of any managed
+    /// memory.
     pub fn plus(self, n: u32) -> Page {
         Page(self.0.saturating_add(n))
     }
@@ -38,7 +39,7 @@ impl Page {
         (self.0 % BLOCK_PAGES as u32) as usize
     }
 
-    /// The first page of the naturally aligned group of `1 << order` pages around this one.
+    /// The first page of the naturally aligned group of `1 << order` pages that contains this page.
     pub fn folio_head(self, order: u8) -> Page {
         Page(self.0 & !((1 << order) - 1))
     }
@@ -107,17 +108,17 @@ impl PageRange {
         self.end.0 - self.start.0
     }
 
-    /// Whether there is no page in it.
+    /// Whether the range has no pages.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether `page` is in it.
+    /// Whether `page` is in the range.
     pub fn contains(&self, page: Page) -> bool {
         self.start <= page && page < self.end
     }
 
-    /// How many pages both ranges have.
+    /// The number of pages that are in both ranges.
     pub fn overlap(&self, other: PageRange) -> u32 {
         PageRange::new(self.start.max(other.start), self.end.min(other.end)).len()
     }
@@ -127,13 +128,13 @@ impl PageRange {
         (self.start.0..self.end.0).map(Page)
     }
 
-    /// The indices in their block of the pages of a range that lies within one.
+    /// The indices within their block of the pages of this range, which must lie within one block.
     fn indices_in_block(self) -> Range<usize> {
         let start = self.start.index_in_block();
         start..start + self.len() as usize
     }
 
-    /// Takes the pages of the first `n` blocks away from the range.
+    /// Removes the part of the range that lies in its first `n` blocks, and returns it.
     pub fn take_blocks(&mut self, n: u32) -> PageRange {
         let end = self
             .start
@@ -146,7 +147,7 @@ impl PageRange {
         taken
     }
 
-    /// Cuts the range at block boundaries.
+    /// Cuts the range at block boundaries and returns the parts in ascending order.
     pub fn split_by_block(mut self) -> impl Iterator<Item = PageRange> {
         std::iter::from_fn(move || (!self.is_empty()).then(|| self.take_blocks(1)))
     }
@@ -163,10 +164,10 @@ impl fmt::Debug for PageRange {
 pub struct PageSet([u64; (BLOCK_PAGES / 64) as usize]);
 
 impl PageSet {
-    /// No page.
+    /// The empty set.
     pub const EMPTY: PageSet = PageSet([0; 8]);
 
-    /// The pages with index in `range`.
+    /// The set of the pages with index in `range`.
     #[inline]
     pub fn from_range(range: Range<usize>) -> PageSet {
         let mut set = PageSet::EMPTY;
@@ -174,13 +175,13 @@ impl PageSet {
         set
     }
 
-    /// The pages of a range that lies within one block.
+    /// The set of the pages of a range that lies within one block.
     #[inline]
     pub fn of(range: PageRange) -> PageSet {
         PageSet::from_range(range.indices_in_block())
     }
 
-    /// The pages with an index below `len` that `has` says yes to.
+    /// The set of the pages with an index below `len` for which `has` returns true.
     pub fn from_fn(len: usize, has: impl Fn(usize) -> bool) -> PageSet {
         let mut set = PageSet::EMPTY;
         for (i, word) in set.0.iter_mut().enumerate() {
@@ -241,19 +242,19 @@ impl PageSet {
     /// Number of pages in the set with index in `range`.
     #[inline]
     pub fn count_in(&self, range: Range<usize>) -> usize {
-        // Only the words that the range touches: nearly always few.
+        // Looks only at the words that the range touches, which are usually few.
         let words = range.start / 64..range.end.div_ceil(64).min(self.0.len());
         let masked = |i: usize| (self.0[i] & word_mask(i, &range)).count_ones() as usize;
         words.map(masked).sum()
     }
 
-    /// Number of pages in the set that a range within the block has.
+    /// Number of pages that are in the set and in a range within the block.
     #[inline]
     pub fn count_of(&self, range: PageRange) -> u32 {
         self.count_in(range.indices_in_block()) as u32
     }
 
-    /// All pages of either set.
+    /// The pages that are in this set, in `other`, or in both.
     #[inline]
     pub fn union(mut self, other: &PageSet) -> PageSet {
         for (w, o) in self.0.iter_mut().zip(other.0) {
@@ -280,13 +281,13 @@ impl PageSet {
         self
     }
 
-    /// The lowest index.
+    /// The lowest index in the set.
     #[inline]
     pub fn first(&self) -> Option<usize> {
         self.iter().next()
     }
 
-    /// The indices in ascending order.
+    /// The indices in the set, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().enumerate().flat_map(|(i, word)| {
             let mut rest = *word;
@@ -300,7 +301,7 @@ impl PageSet {
         })
     }
 
-    /// The maximal runs of neighbouring indices, ascending.
+    /// The maximal runs of consecutive indices, in ascending order.
     pub fn runs(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         let mut at = 0;
         std::iter::from_fn(move || {
@@ -310,7 +311,8 @@ impl PageSet {
         })
     }
 
-    /// How far the indices from here on are in the set as this one is, or are not, as this one is not.
+    /// Returns the first index after `index` whose membership in the set differs from that of `index`, or the end of
+    /// the block.
     pub(crate) fn end_of_run(&self, index: usize) -> usize {
         let end = match self.contains(index) {
             true => self.next_where(index, |word| !word),
@@ -319,8 +321,8 @@ impl PageSet {
         end.unwrap_or(BLOCK_PAGES as usize)
     }
 
-    /// The lowest index from `at` whose bit is set in what `view` makes of the bitmap's words: a run is
-    /// found by its two ends, not page by page.
+    /// Returns the lowest index from `at` on whose bit is set after `view` has transformed the bitmap word. Runs are
+    /// found by their two ends instead of page by page.
     fn next_where(&self, at: usize, view: impl Fn(u64) -> u64) -> Option<usize> {
         let mut ignore = (1u64 << (at % 64)) - 1;
         for (i, word) in self.0.iter().enumerate().skip(at / 64) {
@@ -334,7 +336,7 @@ impl PageSet {
     }
 }
 
-/// The bits of bitmap word `i` whose index is in `range`.
+/// The bits of bitmap word `i` whose indices are in `range`.
 fn word_mask(i: usize, range: &Range<usize>) -> u64 {
     let low = range.start.clamp(i * 64, i * 64 + 64) - i * 64;
     let high = range.end.clamp(i * 64, i * 64 + 64) - i * 64;

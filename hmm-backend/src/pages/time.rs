@@ -1,5 +1,5 @@
-//! Time as the backend keeps it: a monotonic duration since the backend was made, and 32-bit ticks where
-//! it has to fit into a word.
+//! The backend's time: a monotonic duration since the backend was made, and 32-bit ticks where it must fit into a
+//! residency word.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Length of a tick.
 const TICK: Duration = Duration::from_micros(16);
 
-/// The longest time a page can be held where it is; longer advice is cut.
+/// The longest time that advice can hold a page where it is; longer holds are cut.
 pub const MAX_HOLD: Duration = Duration::from_secs(1);
 
 /// A point in time in ticks of 16 µs, wrapping after 19 hours.
@@ -19,7 +19,7 @@ impl Tick {
         Tick((time.as_micros() / TICK.as_micros()) as u32)
     }
 
-    /// The tick when a hold that starts at `now` ends. A hold of no length is one that is over.
+    /// The tick at which a hold that starts at `now` ends. A hold of length zero has already ended at `now`.
     pub(crate) fn end_of_hold(now: Duration, hold: Duration) -> Tick {
         if hold.is_zero() {
             return Tick::at(now);
@@ -28,8 +28,8 @@ impl Tick {
         Tick(Tick::at(now + hold.min(MAX_HOLD)).0.wrapping_add(1))
     }
 
-    /// How long a hold until this tick still lasts at `now`. Anything longer than the longest hold is a
-    /// tick of the past seen after the counter wrapped.
+    /// How long a hold until this tick still lasts at `now`; `None` if it is over. A difference longer than the
+    /// longest hold means that the tick is in the past and that the counter has wrapped since.
     pub(crate) fn remaining(self, now: Duration) -> Option<Duration> {
         let ticks = self.0.wrapping_sub(Tick::at(now).0);
         let rest = TICK * ticks.min(i32::MAX as u32);
@@ -40,9 +40,9 @@ impl Tick {
 /// The backend's clock.
 #[derive(Debug)]
 pub(crate) enum Clock {
-    /// The machine's, from this moment.
+    /// The machine's monotonic clock, counted from this moment.
     Real(Instant),
-    /// Nanoseconds of a replay: only goes on when told to.
+    /// The nanoseconds of a replay, advanced only by [`Clock::advance_to`].
     Model(AtomicU64),
 }
 
@@ -54,7 +54,7 @@ impl Clock {
         }
     }
 
-    /// Lets a replay's time go on to this point, if it is not there yet.
+    /// Advances a replay's time to this point. Does nothing if it is already later, or if the clock is the machine's.
     pub(crate) fn advance_to(&self, time: Duration) {
         if let Clock::Model(now) = self {
             let nanoseconds = time.as_nanos().min(u64::MAX.into()) as u64;

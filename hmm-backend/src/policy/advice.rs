@@ -1,4 +1,4 @@
-//! What a policy says, and what of it is possible.
+//! The advice of a policy, and how it is cut to what is possible.
 
 use std::time::Duration;
 
@@ -6,42 +6,42 @@ use super::view::{BlockFault, BlockView};
 use crate::pages::time::MAX_HOLD;
 use crate::pages::{PageRange, PageSet, Place};
 
-/// Most wishes in one advice, and most pages in one wish: a policy cannot keep the service busy for long.
+/// Maximum number of wishes in one advice and of pages in one wish. They bound the work that a policy can cause.
 pub(crate) const MAX_WISHES: usize = 8;
 pub(crate) const MAX_WISH: u32 = 4096;
 
-/// Pages anywhere in guest memory that should move when nothing more urgent is to be done.
+/// Pages anywhere in guest memory that should migrate when the service has nothing more urgent to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wish {
-    /// Which pages, at most 4096.
+    /// The pages, at most 4096.
     pub pages: PageRange,
-    /// Where to.
+    /// The destination.
     pub to: Place,
 }
 
-/// What to do about a fault beyond serving it.
+/// What to do about a fault besides serving it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advice {
-    /// A device fault on a system page: leave the page there and let the device reach it in place.
+    /// For a device fault on a system page: leave the page in system memory and let the device access it in place.
     pub stay: bool,
-    /// Pages of the same block to bring along.
+    /// Pages of the same block to migrate with the faulting pages.
     pub prefetch: PageSet,
-    /// How long the migrated pages stay where they go, whoever else wants them (at most
+    /// How long the migrated pages stay at their destination although the other side wants them (at most
     /// [`MAX_HOLD`]).
     pub hold: Duration,
-    /// How long the toucher waits before it is served (at most [`MAX_HOLD`]).
+    /// How long the faulting CPU or device waits before it is served (at most [`MAX_HOLD`]).
     pub throttle: Duration,
-    /// More to migrate, in this or other blocks: at most 8 wishes.
+    /// Further pages to migrate, in this or other blocks: at most 8 wishes.
     pub migrate: Vec<Wish>,
-    /// A CPU fault: those of the touched and prefetched pages that stay in a device's memory, too. From then on CPUs
-    /// and that device read copies of their own, until somebody writes. Pages that are written now migrate all the same.
+    /// For a CPU fault: the touched and prefetched pages that also stay in a device's memory. CPUs and that device
+    /// then read their own copies until one of them writes. Pages that this fault writes migrate in any case.
     pub duplicate: PageSet,
 }
 
 impl Advice {
-    /// The advice cut to what is possible: prefetched pages exist, are not among the faulting ones and
-    /// not at the destination already; times are bounded; CPUs cannot reach pages in place; only what comes to
-    /// system memory can be duplicated. Returns also whether anything had to be cut.
+    /// Returns the advice cut to what is possible, and whether anything was cut. Prefetched pages must exist, must
+    /// not be among the faulting ones and must not be at the destination already; times are bounded; CPUs cannot
+    /// access pages in place; only pages that come to system memory can be duplicated.
     pub fn validated(mut self, fault: &BlockFault, view: &BlockView<'_>) -> (Advice, bool) {
         let exist = PageSet::from_range(0..view.len());
         let prefetch = self.prefetch.intersection(&exist).difference(&fault.pages);
@@ -51,7 +51,7 @@ impl Advice {
             Place::System => self.duplicate.intersection(&exist),
             Place::Device(_) => PageSet::EMPTY,
         };
-        // Each of them is cut when it is queued.
+        // The length of each wish is cut when the wish is queued.
         let wishes = self.migrate.len() <= MAX_WISHES;
         let cut = !wishes
             || (prefetch, hold, throttle, stay, duplicate)
@@ -65,7 +65,7 @@ impl Advice {
         (self.prefetch, self.hold, self.throttle) = (prefetch, hold, throttle);
         (self.stay, self.duplicate) = (stay, duplicate);
         self.migrate.truncate(MAX_WISHES);
-        // A migration of a page to where it is would do nothing: no cause for complaint.
+        // Migrating a page to where it already is would do nothing. Removing such pages does not count as a cut.
         if !self.prefetch.is_empty() {
             self.prefetch = self.prefetch.difference(&view.resident(fault.to));
         }

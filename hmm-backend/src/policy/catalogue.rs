@@ -1,4 +1,4 @@
-//! What policy components there are.
+//! The list of all policy components.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ const fn time(min: Duration, max: Duration) -> Accepts {
     Accepts::Time { min, max }
 }
 
-/// The kinds of which a specification has one each.
+/// The kinds of which every specification has exactly one component.
 pub(super) const FAULTS: &str = "faults";
 pub(super) const EVICTION: &str = "eviction";
-/// The kind of which it has any.
+/// The kind of which a specification can have any number of components.
 pub(super) const MODIFIER: &str = "modifier";
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// In the order in which they are printed.
+/// All components, in the order in which they are printed.
 pub(super) static POLICIES: [PolicyInfo; 15] = [
     PolicyInfo {
         name: "on-demand",
@@ -32,7 +32,7 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
     PolicyInfo {
         name: "density",
         kind: FAULTS,
-        summary: "bring along the largest surrounding region that is dense enough (NVIDIA UVM's tree)",
+        summary: "prefetch the largest surrounding region that is dense enough (NVIDIA UVM's tree)",
         params: &[
             PolicyParam {
                 name: "threshold",
@@ -51,11 +51,11 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
     PolicyInfo {
         name: "sequential",
         kind: FAULTS,
-        summary: "find strides among the faults, and bring along what comes next",
+        summary: "find strides among the faults and prefetch the next pages",
         params: &[
             PolicyParam {
                 name: "window",
-                summary: "pages to bring along, 1 to 512",
+                summary: "pages to prefetch, 1 to 512",
                 default: "32",
                 accepts: integer(1, 512),
             },
@@ -70,13 +70,13 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
     PolicyInfo {
         name: "first-touch",
         kind: FAULTS,
-        summary: "pages are made where they are first touched; later, devices reach system pages in place",
+        summary: "create pages where they are first touched; later, devices access system pages in place",
         params: &[],
     },
     PolicyInfo {
         name: "access-counter",
         kind: FAULTS,
-        summary: "devices reach system pages in place; what they use often migrates (NVIDIA UVM's counters)",
+        summary: "devices access system pages in place; pages that they use often migrate (NVIDIA UVM's counters)",
         params: &[PolicyParam {
             name: "threshold",
             summary: "accesses to a 64 KiB group before its pages migrate, 1 to 65535",
@@ -87,7 +87,7 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
     PolicyInfo {
         name: "static",
         kind: FAULTS,
-        summary: "pages are placed as a file says; what is not in it moves on demand",
+        summary: "place pages as a file says; all other pages move on demand",
         params: &[
             PolicyParam {
                 name: "file",
@@ -106,37 +106,37 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
     PolicyInfo {
         name: "lru",
         kind: EVICTION,
-        summary: "evict what was migrated or faulted on by the device longest ago",
+        summary: "evict the folio that was migrated or faulted on by the device longest ago",
         params: &[],
     },
     PolicyInfo {
         name: "fifo",
         kind: EVICTION,
-        summary: "evict what was migrated longest ago, used or not",
+        summary: "evict the folio that was migrated longest ago, used or not",
         params: &[],
     },
     PolicyInfo {
         name: "clock",
         kind: EVICTION,
-        summary: "fifo with a second chance for what was used meanwhile",
+        summary: "fifo with a second chance for folios that were used meanwhile",
         params: &[],
     },
     PolicyInfo {
         name: "lfu",
         kind: EVICTION,
-        summary: "evict what the device faulted on least often",
+        summary: "evict the folio that the device faulted on least often",
         params: &[],
     },
     PolicyInfo {
         name: "s3-fifo",
         kind: EVICTION,
-        summary: "small, main and ghost queue: what is used once goes first (SOSP 2023)",
+        summary: "small, main and ghost queue: pages that are used once leave first (SOSP 2023)",
         params: &[],
     },
     PolicyInfo {
         name: "by-migration",
         kind: EVICTION,
-        summary: "evict the 2 MiB of device memory last migrated to longest ago (NVIDIA UVM)",
+        summary: "evict the 2 MiB of device memory whose last migration is longest ago (NVIDIA UVM)",
         params: &[],
     },
     PolicyInfo {
@@ -153,23 +153,23 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
     PolicyInfo {
         name: "hints",
         kind: MODIFIER,
-        summary: "do as hints say: preferred location, accessed by, read mostly (NVIDIA UVM's choice)",
+        summary: "follow hints: preferred location, accessed by, read mostly (NVIDIA UVM's choice)",
         params: &[],
     },
     PolicyInfo {
         name: "thrash",
         kind: MODIFIER,
-        summary: "find pages that go to and fro; throttle one side, then pin them (NVIDIA UVM's tree)",
+        summary: "find pages that migrate back and forth; throttle one side, then pin them (NVIDIA UVM's tree)",
         params: &[
             PolicyParam {
                 name: "threshold",
-                summary: "migrations of a page, one soon after the other, 1 to 7",
+                summary: "migrations of a page, each within the lapse after the one before, 1 to 7",
                 default: "3",
                 accepts: integer(1, 7),
             },
             PolicyParam {
                 name: "lapse",
-                summary: "how soon at first, 5us to 500ms; adapts",
+                summary: "the lapse at first, 5us to 500ms; it adapts",
                 default: "500us",
                 accepts: time(SHORTEST_LAPSE, LONGEST_LAPSE),
             },
@@ -193,13 +193,13 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
             },
             PolicyParam {
                 name: "max_resets",
-                summary: "how often a 2 MiB block is forgiven, 0 to 65535",
+                summary: "how often the state of a 2 MiB block is reset, 0 to 65535",
                 default: "4",
                 accepts: integer(0, 65535),
             },
             PolicyParam {
                 name: "epoch",
-                summary: "a block that is quiet for so long is forgiven, 1ms to 3600s",
+                summary: "the state of a block that has not thrashed for this time is reset, 1ms to 3600s",
                 default: "1s",
                 accepts: time(Duration::from_millis(1), HOUR),
             },
@@ -207,11 +207,11 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
     },
 ];
 
-/// Bounds of `thrash`'s lapse, which adapts within them.
+/// Bounds within which the lapse of `thrash` adapts.
 pub(super) const SHORTEST_LAPSE: Duration = Duration::from_micros(5);
 pub(super) const LONGEST_LAPSE: Duration = Duration::from_millis(500);
 
-/// All policy components there are.
+/// Returns all policy components.
 pub fn policies() -> &'static [PolicyInfo] {
     &POLICIES
 }

@@ -1,41 +1,41 @@
-//! What can be wrong with a policy specification.
+//! Errors in policy specifications.
 
 use super::fault::PlacementError;
 
-/// What is wrong with a policy specification.
+/// An error in a policy specification.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// No such component.
+    /// There is no such component.
     #[error("unknown policy '{name}'; there are: {known}")]
     Unknown {
-        /// What was given.
+        /// The given name.
         name: String,
-        /// All names.
+        /// The names of all components.
         known: String,
     },
-    /// No such parameter.
+    /// The component has no such parameter.
     #[error("policy '{policy}' has no parameter '{param}'; it has: {known}")]
     UnknownParam {
         /// The component.
         policy: &'static str,
-        /// What was given.
+        /// The given parameter.
         param: String,
-        /// Its parameters.
+        /// The parameters of the component.
         known: String,
     },
-    /// A parameter without a usable value.
+    /// The value of a parameter is not usable.
     #[error("policy '{policy}', parameter '{param}': '{value}' is not {expected}")]
     BadValue {
         /// The component.
         policy: &'static str,
         /// The parameter.
         param: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// What was expected.
+        /// A description of usable values.
         expected: String,
     },
-    /// A parameter that has no default.
+    /// A parameter without a default was not given.
     #[error("policy '{policy}' needs parameter '{param}': write {policy}:{param}=...")]
     Missing {
         /// The component.
@@ -43,27 +43,27 @@ pub enum PolicyError {
         /// The parameter.
         param: &'static str,
     },
-    /// A file that a parameter names.
+    /// A file that a parameter names cannot be used.
     #[error("policy '{policy}', placement file {file}: {error}")]
     File {
         /// The component.
         policy: &'static str,
         /// The file.
         file: String,
-        /// What is wrong with it, and where.
+        /// What is wrong with the file, and in which line.
         error: PlacementError,
     },
-    /// Two components for one decision.
+    /// Two components decide about the same thing.
     #[error("policies '{first}' and '{second}' both decide about {kind}; name one of them")]
     Twice {
         /// The first.
         first: &'static str,
         /// The second.
         second: &'static str,
-        /// What both decide.
+        /// What both decide about.
         kind: &'static str,
     },
-    /// A parameter twice.
+    /// A parameter was given twice.
     #[error("policy '{policy}', parameter '{param}' is given twice; give it once")]
     RepeatedParam {
         /// The component.
@@ -71,7 +71,7 @@ pub enum PolicyError {
         /// The parameter.
         param: &'static str,
     },
-    /// A modifier twice.
+    /// A modifier was named twice.
     #[error("policy '{0}' is named twice; name it once, with all its parameters")]
     Repeated(&'static str),
 }

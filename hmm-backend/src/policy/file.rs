@@ -7,27 +7,29 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// A file that a policy was read from, and what was in it.
+/// A file that a policy was read from, with the digest of its contents.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PolicyFile {
-    /// As it was named.
+    /// The path as the user gave it.
     pub path: PathBuf,
     /// The SHA-256 of its contents, in hexadecimal digits.
     pub sha256: String,
 }
 
 impl PolicyFile {
-    /// Reads a file, `limit` bytes and one more at most. It must be a regular one: opening or reading others, such as
-    /// pipes and devices, can wait for ever or do something.
+    /// Reads at most `limit + 1` bytes of a file, so that the caller sees whether it is too large. Returns the file's
+    /// name and digest, and the bytes. The file must be a regular one: opening or reading pipes and devices can wait
+    /// for ever or have side effects.
     pub fn read(path: &Path, limit: u64) -> io::Result<(PolicyFile, Vec<u8>)> {
-        // Without waiting for a writer, should it be a pipe; nothing is read before that is known.
+        // Non-blocking, because opening a pipe would wait for a writer. Nothing is read before the kind of file is
+        // known.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
             .open(path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::other(
-                "it is not a regular file; copy what it holds into one",
+                "it is not a regular file; copy its contents into one",
             ));
         }
         let mut bytes = Vec::new();
@@ -45,7 +47,8 @@ impl PolicyFile {
     }
 }
 
-/// Stands for the text of a policy's file: eight hexadecimal digits, the same everywhere and for ever (FNV-1a).
+/// Returns a checksum of a policy file's text: eight hexadecimal digits (FNV-1a), the same on every host and in every
+/// version.
 pub fn policy_checksum(text: &str) -> String {
     let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)

@@ -1,13 +1,13 @@
-//! What the way between system memory and a device's memory costs, on the hardware that is modelled.
+//! The modelled cost of transfers between system memory and a device's memory.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A link as an affine function: each transfer takes `latency` and its bytes at `bandwidth`.
+/// A link as an affine function: each transfer takes `latency` plus the time for its bytes at `bandwidth`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkModel {
-    /// Of one transfer.
+    /// Fixed time of one transfer.
     pub latency: Duration,
     /// Bytes per second; not 0.
     pub bandwidth: u64,
@@ -24,7 +24,7 @@ impl Default for LinkModel {
 }
 
 impl LinkModel {
-    /// How long a transfer of this many bytes takes.
+    /// Returns how long a transfer of `bytes` bytes takes.
     pub fn time(&self, bytes: u64) -> Duration {
         let nanoseconds = u128::from(bytes) * 1_000_000_000 / u128::from(self.bandwidth.max(1));
         self.latency + Duration::from_nanos(nanoseconds.min(u64::MAX.into()) as u64)
@@ -32,7 +32,7 @@ impl LinkModel {
 }
 
 impl fmt::Display for LinkModel {
-    /// As it is parsed.
+    /// Writes the form that [`FromStr`] parses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let latency = scaled(self.latency.as_nanos(), &["ns", "us", "ms"]);
         let bandwidth = scaled(self.bandwidth.into(), &["", "K", "M", "G"]);
@@ -40,7 +40,7 @@ impl fmt::Display for LinkModel {
     }
 }
 
-/// A number in the largest of these units, each a thousand of the one before, in which it is a whole one.
+/// Formats a number in the largest of these units, each 1000 times the one before, in which it is a whole number.
 fn scaled(mut number: u128, units: &[&str]) -> String {
     let mut unit = 0;
     while unit + 1 < units.len() && number > 0 && number.is_multiple_of(1000) {
@@ -53,8 +53,8 @@ fn scaled(mut number: u128, units: &[&str]) -> String {
 impl FromStr for LinkModel {
     type Err = String;
 
-    /// `latency=10us,bandwidth=25G`: a time in ns, us or ms, and bytes per second with K, M or G for powers of
-    /// a thousand. What is not named takes its default.
+    /// Parses `latency=10us,bandwidth=25G`: a time in ns, us or ms, and bytes per second with K, M or G for powers of
+    /// 1000. A part that is not given has its default.
     fn from_str(text: &str) -> Result<LinkModel, String> {
         let mut link = LinkModel::default();
         let mut named: Vec<&str> = Vec::new();

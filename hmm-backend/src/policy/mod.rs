@@ -1,8 +1,8 @@
 //! Policies: *what* to migrate, prefetch, hold or evict, never *how*.
 //!
-//! A policy sees numbers and returns advice. It has no file descriptors, threads or clock, so the same
-//! code runs under a live guest and over a recorded trace. The backend validates all advice
-//! ([`Advice::validated`]) and stays correct whatever it says.
+//! A policy sees numbers and returns advice. It has no file descriptors, threads or clock, so the same code runs
+//! under a live guest and over a recorded trace. The backend validates all advice ([`Advice::validated`]) and stays
+//! correct whatever a policy advises.
 
 mod advice;
 mod catalogue;

@@ -1,4 +1,4 @@
-//! Parameters of policy components: what they accept, and how they are read and printed.
+//! Parameters of policy components: accepted values, parsing and printing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,34 +9,34 @@ use super::error::PolicyError;
 use super::fault::Placement;
 use super::file::PolicyFile;
 
-/// A policy component, for people who choose one.
+/// A description of a policy component for users.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PolicyInfo {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
-    /// What it decides: `faults` or `eviction`, of which there is one each; or it is a `modifier` of what the others
-    /// say.
+    /// The kind: `faults` or `eviction`, of which a specification has one each, or `modifier`, which changes the
+    /// advice of the other components.
     pub kind: &'static str,
-    /// One line.
+    /// A summary of one line.
     pub summary: &'static str,
-    /// Its parameters.
+    /// The parameters.
     pub params: &'static [PolicyParam],
 }
 
 /// A parameter of a policy component.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PolicyParam {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
-    /// One line, with the range.
+    /// A summary of one line, with the range.
     pub summary: &'static str,
-    /// The default; empty if it must be given.
+    /// The default; empty if the parameter must be given.
     pub default: &'static str,
-    /// What it can be.
+    /// The accepted values.
     pub accepts: Accepts,
 }
 
-/// What a parameter can be.
+/// The values that a parameter accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepts {
     /// A whole number.
@@ -46,14 +46,14 @@ pub enum Accepts {
         /// The largest.
         max: u32,
     },
-    /// A time with its unit.
+    /// A time with a unit.
     Time {
         /// The shortest.
         min: Duration,
         /// The longest.
         max: Duration,
     },
-    /// A file with placements.
+    /// The path of a placement file.
     Placement,
 }
 
@@ -83,7 +83,7 @@ pub(super) struct Component {
 }
 
 impl Component {
-    /// Reads `name=value,name=value`; what is not given has its default.
+    /// Parses `name=value,name=value`. A parameter that is not given has its default.
     pub(super) fn parse(info: &'static PolicyInfo, text: &str) -> Result<Component, PolicyError> {
         let mut given = BTreeMap::new();
         for pair in text.split(',').filter(|p| !p.trim().is_empty()) {
@@ -134,7 +134,7 @@ impl Component {
         }
     }
 
-    /// The values in `name=value,name=value` that are names of files. Opens none of them.
+    /// Returns the values in `name=value,name=value` that are file names, without opening the files.
     pub(super) fn named_files<'a>(
         info: &'static PolicyInfo,
         text: &'a str,
@@ -146,7 +146,7 @@ impl Component {
         })
     }
 
-    /// The files that its parameters name.
+    /// The files that the component's parameters name.
     pub(super) fn files(&self) -> impl Iterator<Item = PolicyFile> {
         self.values.iter().filter_map(|value| match value {
             Value::Placement(placement) => Some(placement.file().clone()),
@@ -163,7 +163,7 @@ impl Component {
 }
 
 impl Component {
-    /// With all parameters.
+    /// The component with all parameters.
     pub(super) fn exact(&self) -> String {
         let mut text = self.info.name.to_owned();
         for (i, (param, value)) in self.info.params.iter().zip(&self.values).enumerate() {
@@ -178,7 +178,7 @@ impl Component {
 }
 
 impl fmt::Display for Component {
-    /// With the parameters that are not at their defaults.
+    /// Writes the component with the parameters that are not at their defaults.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.info.name)?;
         let mut separator = ':';
@@ -245,7 +245,7 @@ fn parse_time(text: &str) -> Option<Duration> {
     number.checked_mul(unit).map(Duration::from_micros)
 }
 
-/// A time in the largest unit that is exact.
+/// Formats a time in the largest unit in which it is a whole number.
 fn short(time: Duration) -> String {
     match time.as_micros() {
         0 => "0".into(),

@@ -1,8 +1,8 @@
 //! Policies by name: `density:threshold=60+lru+thrash:pin=100ms`.
 //!
-//! A specification is a list of components separated by `+`, each a name with optional parameters. One
-//! component decides about faults, one about eviction, and modifiers change what these say; what
-//! is not named takes its default.
+//! A specification is a list of components separated by `+`, each a name with optional parameters. One component
+//! decides about faults, one about eviction, and modifiers change the advice of these. Components that are not named
+//! have defaults.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -20,21 +20,21 @@ use super::params::{Component, names};
 /// A parsed specification. The default is `density+lru+timeslice`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PolicySpec {
-    /// In the catalogue's order: one for faults, one for eviction, then modifiers, each of which goes round those
-    /// before it, but `timeslice` round all.
+    /// The components in the catalogue's order: one for faults, one for eviction, then modifiers. Each modifier wraps
+    /// the ones before it; `timeslice` is the outermost.
     components: Vec<Component>,
 }
 
-/// What is there also when it is not named.
+/// The components that are added if no other component of their kind (or, for modifiers, of their name) is given.
 const DEFAULTS: [&str; 3] = ["density", "lru", "timeslice"];
 
 impl PolicySpec {
-    /// Whether it has a component of this name.
+    /// Whether the specification has a component of this name.
     pub fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
 
-    /// The files that a specification names. Opens none of them, and leaves mistakes to parsing.
+    /// Returns the files that a specification names, without opening them. Reports no errors; parsing does.
     pub fn named_files(spec: &str) -> Vec<PathBuf> {
         let files = |component: &str| -> Vec<PathBuf> {
             let (name, params) = component.split_once(':').unwrap_or((component, ""));
@@ -201,7 +201,7 @@ mod tests {
             ("timeslice:min=2ms", "density+lru+timeslice:min=2000us"),
             ("fifo", "density+fifo+timeslice"),
             ("thrash + on-demand", "on-demand+lru+timeslice+thrash"),
-            // Defaults that are written out.
+            // Defaults that are given explicitly are not printed.
             (
                 "density+thrash:pin=150ms+lru",
                 "density+lru+timeslice+thrash",
@@ -258,7 +258,7 @@ mod tests {
         assert_ne!(one, other);
     }
 
-    /// A file of this process alone.
+    /// Returns the path of a temporary file that only this process uses.
     fn tempfile_in_target() -> std::path::PathBuf {
         std::env::temp_dir().join(format!("placement-{}", std::process::id()))
     }

@@ -7,7 +7,8 @@ use crate::pages::time::Tick;
 use crate::pages::{Access, Block, DeviceId, Frame, PageSet, Place};
 use crate::residency::Word;
 
-/// A block where the given pages are in system memory or on device 0; the others are untouched.
+/// Returns the words of a block whose pages in `system` are in system memory and those in `device` on device 0; all
+/// other pages are untouched.
 pub(crate) fn block(len: usize, system: &PageSet, device: &PageSet) -> Vec<Word> {
     let word = |i| {
         if device.contains(i) {

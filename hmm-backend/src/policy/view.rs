@@ -1,4 +1,4 @@
-//! What a policy sees: a fault and its surroundings.
+//! What a policy sees: a fault and the state around it.
 
 use std::time::Duration;
 
@@ -6,20 +6,21 @@ use crate::pages::{Access, Block, Page, PageSet, Place};
 use crate::policy::LinkModel;
 use crate::residency::{Pattern, Residency, Word};
 
-/// Faults on one block that are served together.
+/// The faults on one block that are served together.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockFault {
     /// The block.
     pub block: Block,
-    /// The pages that were touched and are not where the toucher can reach them. Not empty.
+    /// The touched pages that the faulting CPU or device cannot reach where they are. Not empty.
     pub pages: PageSet,
     /// The strongest access among the faults.
     pub access: Access,
-    /// Where the toucher can reach pages: the vCPUs' place is the system.
+    /// The place whose pages the faulting side can reach: system memory for CPUs, its own memory for a device.
     pub to: Place,
     /// Time since the backend was made.
     pub now: Duration,
-    /// The faults have waited because the page was held or the policy throttled them. They are not throttled again.
+    /// Whether the faults have already waited, because the page was held or the policy throttled them. They are not
+    /// throttled again.
     pub waited: bool,
 }
 
@@ -28,43 +29,43 @@ pub struct BlockFault {
 pub struct Recent {
     /// The first page that was touched.
     pub page: Page,
-    /// Where it had to go.
+    /// The place that it had to migrate to.
     pub to: Place,
-    /// When.
+    /// Time since the backend was made.
     pub time: Duration,
 }
 
-/// What the policy of one shard has seen and said so far.
+/// Counters of what the policy of one shard was asked and what it answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Seen {
-    /// Times it was asked about CPU faults.
+    /// How often it was asked about CPU faults.
     pub cpu_faults: u64,
-    /// Times it was asked about device faults.
+    /// How often it was asked about device faults.
     pub device_faults: u64,
-    /// Pages it wanted to be prefetched.
+    /// Number of pages it wanted to prefetch.
     pub prefetched: u64,
 }
 
-/// What a policy may look at: the block's residency, what happened lately, and the room at the destination.
+/// The state that a policy may look at: the block's residency, recent faults, and the room at the destination.
 #[derive(Clone, Copy)]
 pub struct BlockView<'a> {
     pub(crate) words: &'a [Word],
-    /// Free frames of the destination device; unlimited for the system.
+    /// Number of free frames of the destination device; `u32::MAX` for system memory.
     pub free_frames: u32,
-    /// All frames of the destination device; unlimited for the system.
+    /// Number of all frames of the destination device; `u32::MAX` for system memory.
     pub capacity: u32,
-    /// All pages of guest memory; unlimited if that is not known.
+    /// Number of pages of guest memory; `u32::MAX` if unknown.
     pub pages: u32,
-    /// The last faults in this shard of guest memory, the newest last.
+    /// The most recent faults in this shard of guest memory, the newest last.
     pub recent: &'a [Recent],
-    /// What a migration costs.
+    /// The cost of a migration.
     pub link: LinkModel,
     /// Counters of this shard.
     pub seen: Seen,
 }
 
 impl<'a> BlockView<'a> {
-    /// A block with room without limit, nothing known of the past.
+    /// A view of a block with unlimited room and no known past.
     pub(crate) fn of(words: &'a [Word]) -> BlockView<'a> {
         BlockView {
             words,
@@ -83,12 +84,12 @@ impl<'a> BlockView<'a> {
         self.words.len()
     }
 
-    /// Where the page with this index in the block is.
+    /// The residency of the page with this index in the block.
     pub fn residency(&self, index: usize) -> Residency {
         self.words[index].residency()
     }
 
-    /// The pages whose contents are at `place`; duplicates are at both of theirs.
+    /// The pages whose contents are at `place`. Duplicated pages are at both of their places.
     pub fn resident(&self, place: Place) -> PageSet {
         let find = |pattern: Pattern| pattern.find(self.words);
         match place {

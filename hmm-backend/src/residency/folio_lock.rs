@@ -1,23 +1,23 @@
-//! The right to change one folio: what the one winner may do with its words.
+//! The lock of one folio, and the changes that its holder may make to the folio's words.
 //!
-//! The order of the stores is what keeps readers without the lock right: a page's word never names a
-//! head that does not answer for it.
+//! The order of the stores keeps readers without the lock correct: a page's word never names a head whose lock does
+//! not cover the page.
 
 use super::sync::Ordering;
 use super::table::ResidencyTable;
 use super::word::{LOCKED, MIRRORED, WAITERS, Word};
 use crate::pages::{Page, PageRange};
 
-/// The right to change one folio. Dropping it lets go without a change.
+/// The lock of one folio. Dropping it unlocks the folio without a change.
 pub(crate) struct FolioLock<'t> {
     table: &'t ResidencyTable,
     head: Page,
-    /// The head's word without lock and waiters.
+    /// The head's word, without the lock and waiters bits.
     word: Word,
 }
 
 impl<'t> FolioLock<'t> {
-    /// The lock bit of `head` has just been set; `word` is what was there before.
+    /// Makes the lock object after the lock bit of `head` was set; `word` is the head's word before that.
     pub(crate) fn taken(table: &'t ResidencyTable, head: Page, word: Word) -> FolioLock<'t> {
         FolioLock { table, head, word }
     }
@@ -38,7 +38,7 @@ impl<'t> FolioLock<'t> {
         PageRange::with_len(self.head, 1 << self.order())
     }
 
-    /// Cuts the folio in two; this lock keeps the lower half.
+    /// Cuts the folio in two. This lock keeps the lower half; returns the lock of the upper half.
     pub(crate) fn halve(&mut self) -> FolioLock<'t> {
         let order = self.order() - 1;
         let middle = self.head.plus(1 << order);
@@ -46,14 +46,14 @@ impl<'t> FolioLock<'t> {
         let upper = FolioLock {
             table: self.table,
             head: middle,
-            // Devices may have translations of both halves.
+            // Devices may have translations of both halves, so the upper head inherits the mirrored flag.
             word: self
                 .table
                 .word(middle)
                 .with_order(order)
                 .with(self.word.0 & MIRRORED),
         };
-        // The upper head is locked before any of its tails names it.
+        // Lock the upper head before any of its tails names it.
         self.table.store(middle, upper.word.with(LOCKED));
         self.rewrite_tails(PageRange::new(middle, end), |_, word| {
             word.with_order(order)
@@ -61,12 +61,12 @@ impl<'t> FolioLock<'t> {
         self.rewrite_tails(PageRange::new(self.head, middle), |_, word| {
             word.with_order(order)
         });
-        // Somebody may be setting the waiters bit of the lower head: change only the order.
+        // A waiter may set the waiters bit of the lower head at this moment: change only the order bits.
         let lower = self.word.with_order(order);
         let cell = &self.table.words[self.head.0 as usize];
         let old = Word(cell.fetch_xor(self.word.0 ^ lower.0, Ordering::AcqRel));
-        // Who announced itself on the whole folio may be waiting for a page of the upper half, which is
-        // unlocked on its own from now on.
+        // A waiter that set the bit on the whole folio may wait for a page of the upper half, which is unlocked
+        // separately from now on: pass the bit on.
         if old.waiters() {
             self.table.words[middle.0 as usize].fetch_or(WAITERS, Ordering::AcqRel);
         }
@@ -74,9 +74,9 @@ impl<'t> FolioLock<'t> {
         upper
     }
 
-    /// Makes one folio of several (or changes the words of one), giving each page the word that `word` makes
-    /// of its index and its old word. The folios must be neighbours and make up a naturally aligned group
-    /// of `1 << order` pages. The new folio stays locked.
+    /// Merges several folios into one (or rewrites the words of one), giving each page the word that `word` makes of
+    /// its index and its old word. The folios must be neighbours, in ascending order, and form a naturally aligned
+    /// group of `1 << order` pages. Returns the lock of the new folio.
     pub(crate) fn merge(
         locks: Vec<FolioLock<'t>>,
         order: u8,
@@ -95,7 +95,7 @@ impl<'t> FolioLock<'t> {
             );
             let first = folio.is_none();
             if first {
-                // Before any other word names it as its head.
+                // Before any other word names this page as its head.
                 lock.replace(new);
             }
             let behind = index + 1;
@@ -104,7 +104,7 @@ impl<'t> FolioLock<'t> {
             if first {
                 folio = Some(lock);
             } else {
-                // The new head is locked: waiters that look again will find it.
+                // The new head is locked: waiters that wake up look again and wait for it.
                 lock.release_range(new, range);
             }
         }
@@ -112,21 +112,21 @@ impl<'t> FolioLock<'t> {
         folio.expect("a folio has at least one page")
     }
 
-    /// Changes the head's word and keeps the lock. Only for folios of one page or for a head whose tails
-    /// follow at once.
+    /// Changes the head's word and keeps the lock. For folios of one page, or if the tails are rewritten right
+    /// afterwards.
     fn replace(&mut self, new: Word) {
-        // The bits that change are the holder's; waiters may be set at the same time.
+        // Change only the bits that differ: a waiter may set the waiters bit at the same time.
         let cell = &self.table.words[self.head.0 as usize];
         cell.fetch_xor(self.word.0 ^ new.0, Ordering::AcqRel);
         self.word = new;
     }
 
-    /// Changes the state of every page and lets go: the pages are single afterwards.
+    /// Changes the state of every page and unlocks. Afterwards each page is a folio of its own.
     pub(crate) fn publish_pages(self, word: impl Fn(Word) -> Word) {
         self.publish(0, word);
     }
 
-    /// Changes the state of every page and lets go: they stay one folio.
+    /// Changes the state of every page and unlocks. The pages stay one folio.
     pub(crate) fn publish_folio(self, word: impl Fn(Word) -> Word) {
         let order = self.order();
         self.publish(order, word);
@@ -139,8 +139,8 @@ impl<'t> FolioLock<'t> {
         self.release_range(new, range);
     }
 
-    /// Gives each page of `range` but the first the word that `word` makes of its index behind the
-    /// first and its old word. The loads can be relaxed: only the holder writes these words.
+    /// Gives each page of `range` except the first the word that `word` makes of its index (from 0 for the second
+    /// page) and its old word. Relaxed loads suffice: only the holder of the lock writes these words.
     fn rewrite_tails(&self, range: PageRange, word: impl Fn(usize, Word) -> Word) {
         let tails = &self.table.words[range.start.0 as usize + 1..range.end.0 as usize];
         for (i, cell) in tails.iter().enumerate() {
@@ -149,9 +149,9 @@ impl<'t> FolioLock<'t> {
         }
     }
 
-    /// Cuts the folio until each piece is wholly wanted or wholly unwanted; the unwanted is let go. `wanted`
-    /// says how many pages of a range are wanted. For folios in system memory, whose halves nobody needs
-    /// to hear of.
+    /// Cuts the folio until each piece is wholly wanted or wholly unwanted. Appends the wanted pieces to `out` and
+    /// unlocks the others. `wanted` returns how many pages of a range are wanted. For folios in system memory only,
+    /// because no driver is told of the cuts.
     pub(crate) fn carve(
         mut self,
         wanted: &impl Fn(PageRange) -> u32,
@@ -167,7 +167,7 @@ impl<'t> FolioLock<'t> {
         }
     }
 
-    /// Changes the folio's permission; the lock stays.
+    /// Changes the folio's permission and keeps the lock.
     pub(crate) fn set_read_only(&mut self, read_only: bool) {
         for page in PageRange::new(self.head.plus(1), self.range().end).pages() {
             let word = self.table.word(page).with_read_only(read_only);
@@ -176,7 +176,8 @@ impl<'t> FolioLock<'t> {
         self.replace(self.word.with_read_only(read_only));
     }
 
-    /// Notes that no device has a translation any more. Only after the mirrors were invalidated.
+    /// Clears the mirrored flag: no device has a translation any more. Call it only after the mirrors were
+    /// invalidated.
     pub(crate) fn clear_mirrored(&mut self) {
         self.replace(self.word.without(MIRRORED));
     }

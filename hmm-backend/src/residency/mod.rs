@@ -1,4 +1,4 @@
-//! Where each page is: one 64-bit word a page, and the protocol of locks on them.
+//! The residency of each page: one 64-bit word per page, and the lock protocol on these words.
 
 mod folio_lock;
 #[cfg(all(test, loom))]

@@ -1,11 +1,11 @@
-//! Finding the pages of a block whose words say something: policies ask for all 512 with nearly every fault.
+//! Scans a block's residency words for pages that match a pattern. Policies scan all 512 words on nearly every fault.
 
 use super::word::{
     AUX_MASK, AUX_SHIFT, DEVICE, DUPLICATED, ON_DEVICE, REACHED, STATE, UNTOUCHED, Word,
 };
 use crate::pages::{BLOCK_PAGES, DeviceId, PageSet};
 
-/// What some bits of a word's lower half are to be.
+/// A condition on some bits of a word's lower half: `word & mask == value`.
 #[derive(Clone, Copy)]
 pub(crate) struct Pattern {
     mask: u32,
@@ -13,12 +13,12 @@ pub(crate) struct Pattern {
 }
 
 impl Pattern {
-    /// The contents are where CPUs reach them.
+    /// CPUs reach the contents.
     pub(crate) const REACHED_BY_CPUS: Pattern = Pattern::new(REACHED, REACHED);
-    /// There are no contents.
+    /// The page has no contents.
     pub(crate) const UNTOUCHED: Pattern = Pattern::new(STATE, UNTOUCHED);
 
-    /// The contents are in the memory of this device, and nowhere else.
+    /// The contents are in the memory of this device and nowhere else.
     pub(crate) const fn on_device(device: DeviceId) -> Pattern {
         Pattern::new(
             ON_DEVICE | AUX_MASK << AUX_SHIFT,
@@ -46,13 +46,13 @@ impl Pattern {
         word.0 as u32 & self.mask == self.value
     }
 
-    /// The pages whose words fit, by their index. At most a block of them.
+    /// Returns the indices of the words that match. `words` must not be longer than a block.
     pub(crate) fn find(self, words: &[Word]) -> PageSet {
         #[cfg(target_arch = "x86_64")]
         if let Ok(words) = words.try_into()
             && is_x86_feature_detected!("avx2")
         {
-            // SAFETY: this processor has it.
+            // SAFETY: the processor supports AVX2, as was just checked.
             return unsafe { self.find_in_block(words) };
         }
         let mut bits = PageSet::EMPTY.bits();
@@ -68,16 +68,17 @@ impl Pattern {
         PageSet::from_bits(bits)
     }
 
-    /// Bit `i` says whether word `i` fits.
+    /// Returns a mask in which bit `i` tells whether word `i` matches.
     fn find_in(self, words: &[Word; 16]) -> u16 {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: every x86-64 has SSE2.
+        // SAFETY: every x86-64 processor has SSE2.
         return unsafe { self.find_by_vectors(words) };
         #[cfg(not(target_arch = "x86_64"))]
         return self.find_one_by_one(words);
     }
 
-    /// Compilers do not find the instruction that gathers the signs of 16 bytes; with it this takes half the time.
+    /// Does what `find_one_by_one` does, with SSE2. Compilers do not generate the instruction that collects the signs
+    /// of 16 bytes; with it, the scan takes half the time.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "sse2")]
     fn find_by_vectors(self, words: &[Word; 16]) -> u16 {
@@ -86,7 +87,7 @@ impl Pattern {
         let value = _mm_set1_epi32(self.value as i32);
         let two =
             |i: usize| _mm_castsi128_ps(_mm_set_epi64x(words[i + 1].0 as i64, words[i].0 as i64));
-        // The lower halves of four words: all ones where they fit, then as the 16-bit and 8-bit numbers -1.
+        // Compares the lower halves of four words: all ones (-1) where they match. Packing to 16 and 8 bits keeps -1.
         let four = |i| {
             let lower = _mm_castps_si128(_mm_shuffle_ps::<0b10_00_10_00>(two(i), two(i + 2)));
             _mm_cmpeq_epi32(_mm_and_si128(lower, mask), value)
@@ -95,7 +96,7 @@ impl Pattern {
         _mm_movemask_epi8(_mm_packs_epi16(eight(0), eight(8))) as u16
     }
 
-    /// The same with vectors of twice the length, in half the time.
+    /// Scans a whole block with AVX2, whose vectors are twice as long, in half the time of SSE2.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
     fn find_in_block(self, words: &[Word; BLOCK_PAGES as usize]) -> PageSet {
@@ -107,15 +108,15 @@ impl Pattern {
                 let [a, b, c, d] = [0, 1, 2, 3].map(|j| words[i + j].0 as i64);
                 _mm256_castsi256_ps(_mm256_set_epi64x(d, c, b, a))
             };
-            // Operations on two vectors take the lower half of each first, then the upper halves: pairs of words change
-            // places, always in the same way.
+            // These operations work on each 128-bit half separately and interleave pairs of words. The order that
+            // results is always the same and is restored below.
             let eight = |i| {
                 let lower = _mm256_shuffle_ps::<0b10_00_10_00>(four(i), four(i + 4));
                 _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(lower), mask), value)
             };
             let sixteen = |i| _mm256_packs_epi32(eight(i), eight(i + 8));
             let all = _mm256_packs_epi16(sixteen(0), sixteen(16));
-            // Now the lower half has the first pair of every four words, the upper one the second.
+            // The lower half now has the first pair of every four words, the upper half the second pair.
             let (first, second) = (
                 _mm256_castsi256_si128(all),
                 _mm256_extracti128_si256::<1>(all),
@@ -150,7 +151,8 @@ mod tests {
     #[test]
     fn finds_what_the_residency_says() {
         let device = DeviceId(63);
-        // Flags and values beside the state are not to matter; squares have no period that a mistake in the order keeps.
+        // Flags and values besides the state must not matter. The states follow a quadratic sequence: a periodic one
+        // could hide a mistake in the order of the words.
         let word = |i: usize| {
             let word = match i * i / 7 % 8 {
                 0 => Word(0),

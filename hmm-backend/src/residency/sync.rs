@@ -1,4 +1,4 @@
-//! The synchronization primitives of the residency table: the standard library's, or `loom`'s under
+//! The synchronization primitives of the residency table: those of the standard library, or those of `loom` under
 //! `--cfg loom`, which tries all interleavings.
 
 #[cfg(loom)]
@@ -10,14 +10,14 @@ pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
 #[cfg(not(loom))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 
-/// `n` words of zero. They come zeroed from the kernel, so that words never used cost no memory.
+/// Returns `n` zero words. The kernel supplies them zeroed, so words that are never used cost no memory.
 #[cfg(not(loom))]
 pub(crate) fn zeroed_words(n: usize) -> Box<[AtomicU64]> {
     // SAFETY: zero is a valid value of an atomic integer.
     unsafe { Box::<[AtomicU64]>::new_zeroed_slice(n).assume_init() }
 }
 
-/// `n` words of zero.
+/// Returns `n` zero words.
 #[cfg(loom)]
 pub(crate) fn zeroed_words(n: usize) -> Box<[AtomicU64]> {
     (0..n).map(|_| AtomicU64::new(0)).collect()

@@ -1,15 +1,14 @@
-//! The table of residency words and the lock protocol on them. Knows no file descriptors: sleeping
-//! vCPUs are woken through [`WakeFaults`].
+//! The table of residency words and the lock protocol on them. It knows no file descriptors: sleeping vCPUs are woken
+//! through [`WakeFaults`].
 //!
-//! Rules that everything else relies on:
+//! Rules that the rest of the crate relies on:
 //!
-//! * A folio's lock is the lock bit in the word of its first page (its head); the words of its other
-//!   pages (tails) carry state, frame and order, never lock, waiters or mirrored.
-//! * Only the holder of the lock changes state, frame or order. Pins, the mirrored flag and the lock
-//!   itself are taken with a compare-exchange on an *unlocked* word, so they cannot slip in
-//!   under a holder.
-//! * Every unlock wakes whoever announced itself with the waiters bit; waiters hold nothing and look
-//!   at everything again when they wake.
+//! * A folio's lock is the lock bit in the word of its first page (its head). The words of its other pages (tails)
+//!   carry state, frame and order, but never the lock, waiters or mirrored bits.
+//! * Only the holder of the lock changes state, frame or order. Pins, the mirrored flag and the lock itself are set
+//!   with a compare-exchange on an *unlocked* word, so they cannot change while the lock is held.
+//! * Every unlock wakes the waiters that have set the waiters bit. Waiters hold no lock and check everything again
+//!   after they wake.
 
 use super::folio_lock::FolioLock;
 use super::sync::{AtomicU64, Ordering, zeroed_words};
@@ -17,7 +16,7 @@ use super::wait::WaitTable;
 use super::word::{AUX_MAX, LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
 use crate::pages::{Page, PageRange};
 
-/// Wakes CPUs that sleep in a fault on any of these pages; they re-execute the access.
+/// Wakes CPUs that sleep in a fault on any of these pages. The CPUs then execute the access again.
 pub(crate) trait WakeFaults: Send + Sync {
     fn wake_faults(&self, range: PageRange);
 }
@@ -28,19 +27,19 @@ pub(crate) struct ResidencyTable {
     faults: Box<dyn WakeFaults>,
 }
 
-/// What [`ResidencyTable::try_lock`] found.
+/// The result of [`ResidencyTable::try_lock`].
 pub(crate) enum TryLock<'t> {
     Locked(FolioLock<'t>),
-    /// Somebody else is at work.
+    /// Another thread holds the lock.
     Busy,
 }
 
 /// Why a page could not be pinned.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PinError {
-    /// Somebody is at work on the page, or it is not in system memory.
+    /// Another thread holds the page's lock, or the page is not in system memory.
     NotNow,
-    /// Pins are counted for single pages only.
+    /// The page is part of a larger folio; pins are counted for single pages only.
     InFolio,
     TooMany,
 }
@@ -58,18 +57,18 @@ impl ResidencyTable {
         self.words.len() as u32
     }
 
-    /// The page's own word. Lock and mirrored are those of its head: see [`Self::folio`].
+    /// Returns the page's own word. The lock and mirrored bits are in the word of its head: see [`Self::folio`].
     pub(crate) fn word(&self, page: Page) -> Word {
         Word(self.words[page.0 as usize].load(Ordering::Acquire))
     }
 
-    /// The pages' own words, in their order, each read at a moment of its own.
+    /// Returns the pages' own words in order. Each word is read at a different moment.
     pub(crate) fn words(&self, range: PageRange) -> impl ExactSizeIterator<Item = Word> {
         let words = &self.words[range.start.0 as usize..range.end.0 as usize];
         words.iter().map(|word| Word(word.load(Ordering::Acquire)))
     }
 
-    /// The head of the folio that `page` belongs to, and its word.
+    /// Returns the head of the folio that `page` belongs to, and the head's word.
     fn folio(&self, page: Page) -> (Page, Word) {
         loop {
             let own = self.word(page);
@@ -78,21 +77,22 @@ impl ResidencyTable {
                 return (page, own);
             }
             let word = self.word(head);
-            // A larger folio with the same head is being cut: its holder answers for this page, too. A
-            // smaller one has been cut since the first load; whoever waited on it would wait for a
-            // lock that is not this page's. Tails are rewritten before heads, so looking again helps.
+            // If the head's order is larger and the head is locked, the folio is being cut, and the holder's lock
+            // covers this page, too. If it is smaller, the folio was cut after the first load: the head's lock no
+            // longer covers this page, and a waiter would wait for the wrong lock. Tails are rewritten before heads,
+            // so reading again helps.
             if word.order() == own.order() || (word.locked() && word.order() > own.order()) {
                 return (head, word);
             }
         }
     }
 
-    /// Whether somebody is at work on the page's folio.
+    /// Whether a thread holds the lock of the page's folio.
     pub(crate) fn locked(&self, page: Page) -> bool {
         self.folio(page).1.locked()
     }
 
-    /// Sleeps until nobody is at work on the page's folio; returns the page behind it.
+    /// Sleeps until the page's folio is unlocked. Returns the first page after the folio.
     pub(crate) fn settle(&self, page: Page) -> Page {
         loop {
             let (head, word) = self.folio(page);
@@ -109,7 +109,7 @@ impl ResidencyTable {
             .is_ok()
     }
 
-    /// Becomes the winner for the page's folio, unless somebody else is.
+    /// Locks the page's folio, unless another thread holds the lock.
     pub(crate) fn try_lock(&self, page: Page) -> TryLock<'_> {
         loop {
             let (head, word) = self.folio(page);
@@ -122,8 +122,8 @@ impl ResidencyTable {
         }
     }
 
-    /// Marks that a CPU sleeps in a fault on the page, so that the current holder wakes it. False if
-    /// nobody holds the page any more.
+    /// Sets the waiters bit for a CPU that sleeps in a fault on the page, so that the holder of the lock wakes it.
+    /// Returns false if the page is not locked.
     pub(crate) fn announce_waiter(&self, page: Page) -> bool {
         loop {
             let (head, word) = self.folio(page);
@@ -136,8 +136,8 @@ impl ResidencyTable {
         }
     }
 
-    /// Sleeps until the holder of the page's lock lets go; returns at once if there is none. The
-    /// caller must hold nothing and look at the page again.
+    /// Sleeps until the holder of the page's lock releases it; returns at once if the page is not locked. The caller
+    /// must hold no lock and must check the page again.
     pub(crate) fn wait(&self, page: Page) {
         let (head, word) = self.folio(page);
         if word.locked() {
@@ -150,9 +150,9 @@ impl ResidencyTable {
         }
     }
 
-    /// Notes that a device is about to have a translation of the page, unless somebody is at work on
-    /// it. Returns the page's own word as it is with the note made: whoever changes it from now on
-    /// finds the note.
+    /// Sets the mirrored flag, because a device is about to get a translation of the page. Returns `None` if another
+    /// thread holds the lock. Otherwise returns the page's own word while the flag was set: a later holder of the
+    /// lock sees the flag.
     pub(crate) fn mark_mirrored(&self, page: Page) -> Option<Word> {
         loop {
             let (head, word) = self.folio(page);
@@ -163,8 +163,8 @@ impl ResidencyTable {
             if !word.mirrored() && !self.exchange(head, word, marked) {
                 continue;
             }
-            // A tail's word may belong to an earlier or a later life of the folio than the note, unless the
-            // head is still as it was when the note was there.
+            // A tail's word may be older or newer than the flag. It belongs to the flagged folio only if the head's
+            // word is still the one that was just written.
             let own = self.word(page);
             if self.word(head) == marked {
                 return Some(own);
@@ -172,7 +172,7 @@ impl ResidencyTable {
         }
     }
 
-    /// Adds a pin to a page that is in system memory.
+    /// Adds a pin to a single page in system memory.
     pub(crate) fn pin(&self, page: Page) -> Result<(), PinError> {
         loop {
             let word = self.word(page);
@@ -191,8 +191,8 @@ impl ResidencyTable {
         }
     }
 
-    /// Takes a pin away. A holder of the lock may be looking at the page meanwhile: it will find it
-    /// pinned and let go without a change, which keeps this subtraction.
+    /// Removes a pin. Another thread may hold the lock at this moment: it finds the page pinned and unlocks it
+    /// without a change, so this subtraction is not lost.
     pub(crate) fn unpin(&self, page: Page) {
         let before = Word(self.words[page.0 as usize].fetch_sub(PIN, Ordering::AcqRel));
         debug_assert!(before.pins() > 0, "unpin of an unpinned {page:?}");
@@ -202,7 +202,7 @@ impl ResidencyTable {
         self.words[page.0 as usize].store(word.0, Ordering::Release);
     }
 
-    /// Wakes everybody who announced itself on `page`, which is the head of `range`.
+    /// Wakes all threads and CPUs that wait for the folio with the pages `range`.
     pub(crate) fn wake(&self, range: PageRange) {
         self.waits.notify(range.start);
         self.faults.wake_faults(range);

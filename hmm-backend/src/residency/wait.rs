@@ -1,15 +1,15 @@
-//! Where threads sleep for a page's lock: a small table of condition variables, hashed by page.
+//! The table of condition variables on which threads sleep for a page's lock, hashed by page.
 //!
-//! The lost wake-up that must not happen: a waiter finds the page locked, the holder lets go, and only then
-//! does the waiter fall asleep. So a waiter announces itself (the word's waiters bit) while it holds
-//! the bucket's mutex, and the holder takes that mutex before it notifies.
+//! The table prevents a lost wake-up: a waiter finds the page locked, the holder unlocks it, and only then does the
+//! waiter fall asleep. A waiter therefore sets the word's waiters bit while it holds the bucket's mutex, and the holder
+//! takes that mutex before it notifies.
 
 use std::sync::PoisonError;
 
 use super::sync::{Condvar, Mutex, MutexGuard};
 use crate::pages::Page;
 
-/// One under `loom`, whose condition variables are expensive.
+/// Number of buckets. One under `loom`, whose condition variables are expensive.
 const BUCKETS: usize = if cfg!(loom) { 1 } else { 64 };
 
 struct Bucket {
@@ -34,13 +34,13 @@ impl WaitTable {
     }
 
     fn bucket(&self, page: Page) -> &Bucket {
-        // Multiplied by an odd constant, so that the heads of large folios do not share a bucket.
+        // The odd factor spreads the heads of large folios over different buckets.
         let hash = page.0.wrapping_mul(0x9e37_79b1) >> 16;
         &self.buckets[hash as usize % BUCKETS]
     }
 
-    /// Sleeps until somebody notifies `page`, if `announce` (called with the bucket's mutex held) says
-    /// that there is still something to wait for. May return early.
+    /// Sleeps until [`Self::notify`] is called for `page`, if `announce` (called with the bucket's mutex held)
+    /// returns true. May return early.
     pub(crate) fn wait(&self, page: Page, announce: impl FnOnce() -> bool) {
         let bucket = self.bucket(page);
         let guard = lock(&bucket.mutex);
@@ -49,16 +49,16 @@ impl WaitTable {
         }
     }
 
-    /// Wakes everybody who sleeps for `page`.
+    /// Wakes all threads that sleep for `page`.
     pub(crate) fn notify(&self, page: Page) {
         let bucket = self.bucket(page);
-        // Taken and dropped: a waiter that has announced itself is asleep afterwards.
+        // After the mutex was taken, every waiter that has announced itself is asleep and will be notified.
         drop(lock(&bucket.mutex));
         bucket.condvar.notify_all();
     }
 }
 
-/// The mutexes guard no data of their own, so a panic elsewhere cannot have left them inconsistent.
+/// Locks a mutex even if it is poisoned: it guards no data that a panic could leave inconsistent.
 fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 0–2 | state: 0 untouched, 1 system, 2 device, 3 coherent, 4 poisoned, 5 duplicated, 6 exclusive; bit 0 says that CPUs reach it |
 //! | 3 | locked: one winner works on the page (or on the folio this page is the head of) |
-//! | 4 | waiters: somebody sleeps on the lock |
+//! | 4 | waiters: a thread or a CPU sleeps until the lock is released |
 //! | 5 | mirrored: some device may have a translation of the page |
 //! | 6 | read-only for CPUs and devices; the same for all pages of a folio |
 //! | 7–10 | order of the folio the page belongs to |
@@ -16,43 +16,43 @@ use super::pattern::Pattern;
 use crate::pages::time::Tick;
 use crate::pages::{Access, DeviceId, Frame};
 
-/// Where a page's contents are.
+/// The place of a page's contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Residency {
-    /// Never touched, or freed: reads as zeros, has no memory.
+    /// Never touched, or freed: the page reads as zeros and has no memory.
     Untouched,
     /// In system memory.
     System,
     /// In a device's memory.
     Device {
-        /// Whose memory.
+        /// The device.
         device: DeviceId,
         /// The frame that holds this page.
         frame: Frame,
         /// Order of the folio the frame belongs to.
         order: u8,
     },
-    /// In a device's coherent memory: CPUs and devices reach it in place, it only moves when asked to.
+    /// In a device's coherent memory: CPUs and devices access it in place. It moves only on request.
     Coherent {
-        /// Whose memory.
+        /// The device.
         device: DeviceId,
         /// The frame that holds this page.
         frame: Frame,
         /// Order of the folio the frame belongs to.
         order: u8,
     },
-    /// The same contents are in a device's private memory and in system memory, for reading only: the device reads its
-    /// frame, everybody else the page in system memory. Whoever wants to write ends that first.
+    /// The same contents are in a device's private memory and in system memory, for reading only. The device reads
+    /// its frame; CPUs and other devices read the page in system memory. A write ends the duplication first.
     Duplicated {
-        /// Whose memory.
+        /// The device.
         device: DeviceId,
         /// The frame that holds this page.
         frame: Frame,
         /// Order of the folio the frame belongs to.
         order: u8,
     },
-    /// In system memory, but for one device alone, which performs atomic operations on it. Any other access
-    /// takes that away.
+    /// In system memory, with exclusive access for one device, which performs atomic operations on the page. Any
+    /// other access revokes the exclusive access.
     Exclusive(DeviceId),
     /// The contents are lost; every access is fatal.
     Poisoned,
@@ -70,7 +70,7 @@ impl Residency {
         matches!(self, Residency::Duplicated { .. })
     }
 
-    /// The device whose memory has the page, in which frame, and the order of the folio that the frame belongs to.
+    /// The device whose memory holds the page, the frame, and the order of the folio that the frame belongs to.
     pub fn frame(self) -> Option<(DeviceId, Frame, u8)> {
         match self {
             Residency::Device {
@@ -95,7 +95,7 @@ impl Residency {
         }
     }
 
-    /// The device that has the page, in its memory or for itself.
+    /// The device whose memory holds the page, or which has exclusive access to it.
     pub(crate) fn device(self) -> Option<DeviceId> {
         match self {
             Residency::Exclusive(device) => Some(device),
@@ -112,9 +112,10 @@ const COHERENT: u64 = 0b011;
 const POISONED: u64 = 0b100;
 pub(crate) const DUPLICATED: u64 = 0b101;
 const EXCLUSIVE: u64 = 0b110;
-/// Set in the states in which CPUs reach the page, at least for reading.
+/// Set in all states in which CPUs reach the page, at least for reading.
 pub(crate) const REACHED: u64 = 0b001;
-/// These bits are the same in the states in which only a device's memory holds the page, and in no other.
+/// A mask: `state & ON_DEVICE == DEVICE` holds for the states in which only a device's memory has the contents
+/// (device and coherent), and for no other.
 pub(crate) const ON_DEVICE: u64 = 0b110;
 pub(crate) const LOCKED: u64 = 1 << 3;
 pub(crate) const WAITERS: u64 = 1 << 4;
@@ -129,7 +130,7 @@ const GENERATION_SHIFT: u32 = 17;
 const GENERATION_MASK: u64 = 0x7fff << GENERATION_SHIFT;
 const VALUE_SHIFT: u32 = 32;
 
-/// The most pins a page can have, and the number of devices a word can name.
+/// The maximum number of pins of a page, and the number of devices that a word can name.
 pub(crate) const AUX_MAX: u64 = AUX_MASK;
 
 /// A value of the residency word.
@@ -162,7 +163,7 @@ impl Word {
         }
     }
 
-    /// Whether somebody works on the page.
+    /// Whether a thread holds the lock in this word.
     pub fn locked(self) -> bool {
         self.0 & LOCKED != 0
     }
@@ -181,12 +182,12 @@ impl Word {
         self.0 & READ_ONLY != 0
     }
 
-    /// Counts the changes of state, modulo 2¹⁵.
+    /// The number of state changes so far, modulo 2¹⁵.
     pub fn generation(self) -> u16 {
         ((self.0 & GENERATION_MASK) >> GENERATION_SHIFT) as u16
     }
 
-    /// Number of pins; only system pages have any.
+    /// Number of pins; only pages in system memory can have any.
     pub fn pins(self) -> u64 {
         if self.0 & STATE == SYSTEM {
             self.aux()
@@ -195,7 +196,7 @@ impl Word {
         }
     }
 
-    /// Until when a page that is in system memory (also for one device alone) stays as it is.
+    /// The tick until which a page in system memory is held where it is; `None` in other states.
     pub(crate) fn system_held_until(self) -> Option<Tick> {
         matches!(self.0 & STATE, SYSTEM | EXCLUSIVE).then_some(Tick((self.0 >> VALUE_SHIFT) as u32))
     }
@@ -204,12 +205,12 @@ impl Word {
         (self.0 >> ORDER_SHIFT & ORDER_MASK) as u8
     }
 
-    /// Whether the contents are where CPUs reach them.
+    /// Whether CPUs reach the contents, at least for reading.
     pub(crate) fn reached_by_cpus(self) -> bool {
         Pattern::REACHED_BY_CPUS.fits(self)
     }
 
-    /// Whether CPUs can do this without a fault.
+    /// Whether CPUs can do this access without a fault.
     pub(crate) fn serves_cpus(self, access: Access) -> bool {
         let writable = || !self.read_only() && self.0 & STATE != DUPLICATED;
         self.reached_by_cpus() && (access == Access::Read || writable())
@@ -227,10 +228,11 @@ impl Word {
         Frame((self.0 >> VALUE_SHIFT) as u32)
     }
 
-    /// What a change of state keeps: the permission, and the generation moved on by one. Lock, waiters
-    /// and mirrored start clear: whoever changes the state has invalidated the mirrors.
+    /// The bits that a change of state keeps: the permission and the generation, increased by one. Lock, waiters and
+    /// mirrored are cleared: the holder has invalidated the mirrors before it changes the state.
     fn successor(self, state: u64) -> u64 {
-        // Added in place and masked once: this runs for each page of a migration. The carry falls to the mask.
+        // The generation is added in place and masked once, because this runs for each page of a migration. The mask
+        // removes the carry.
         self.0.wrapping_add(1 << GENERATION_SHIFT) & (GENERATION_MASK | READ_ONLY) | state
     }
 
@@ -242,7 +244,8 @@ impl Word {
         Word(self.successor(SYSTEM) | u64::from(held_until.0) << VALUE_SHIFT)
     }
 
-    /// The word of the page with index `i` of a folio of this order whose first frame is `first`.
+    /// Returns the function from a page's index in the folio and its old word to its new word in a device folio of `1
+    /// << order` frames from `first` on.
     pub(crate) fn in_device_folio(
         device: DeviceId,
         coherent: bool,
@@ -250,7 +253,7 @@ impl Word {
         order: u8,
     ) -> impl Fn(usize, Word) -> Word + Copy {
         let state = if coherent { COHERENT } else { DEVICE };
-        // All that is the same for the 512 pages of a large folio is put together once.
+        // The part that is the same for all pages of the folio is computed once.
         let place = state
             | u64::from(device.0) << AUX_SHIFT
             | u64::from(order) << ORDER_SHIFT
@@ -258,18 +261,18 @@ impl Word {
         move |i, word| Word(word.successor(place + ((i as u64) << VALUE_SHIFT)))
     }
 
-    /// One page in a device's private memory.
+    /// The word of a single page in a device's private memory.
     #[cfg(any(test, feature = "fuzzing", feature = "measure"))]
     pub(crate) fn to_device(self, device: DeviceId, frame: Frame, order: u8) -> Word {
         Word::in_device_folio(device, false, frame, order)(0, self)
     }
 
-    /// What the frame holds is in system memory as well.
+    /// The contents of the frame are now also in system memory.
     pub(crate) fn to_duplicated(self) -> Word {
         self.in_the_same_frame(DUPLICATED)
     }
 
-    /// Of a duplicate, the copy in system memory is gone.
+    /// The system copy of a duplicate is gone: only the frame holds the contents.
     pub(crate) fn to_device_alone(self) -> Word {
         self.in_the_same_frame(DEVICE)
     }
@@ -292,7 +295,7 @@ impl Word {
         Word(self.successor(POISONED))
     }
 
-    /// The same page as part of a folio of another order.
+    /// The same word in a folio of another order.
     pub(crate) fn with_order(self, order: u8) -> Word {
         Word(self.0 & !(ORDER_MASK << ORDER_SHIFT) | u64::from(order) << ORDER_SHIFT)
     }
@@ -384,14 +387,14 @@ mod tests {
         assert_eq!(exclusive.residency(), Residency::Exclusive(DeviceId(5)));
         assert_eq!(exclusive.system_held_until(), Some(Tick(9)));
         assert_eq!((exclusive.pins(), exclusive.generation()), (0, 3));
-        // Who reads and who writes without a fault.
+        // Which accesses CPUs can do without a fault.
         let serves =
             |word: Word| [Access::Read, Access::Write].map(|access| word.serves_cpus(access));
         assert_eq!(serves(system.with_read_only(false)), [true, true]);
         assert_eq!(serves(system), [true, false]);
         assert_eq!(serves(twice.with_read_only(false)), [true, false]);
         assert_eq!(serves(exclusive), [false, false]);
-        // The generation wraps without touching its neighbours.
+        // The generation wraps around without changing its neighbours.
         let mut word = exclusive;
         for _ in 0..1 << 15 {
             word = word.to_exclusive(DeviceId(5), Tick(9));

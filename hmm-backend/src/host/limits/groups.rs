@@ -1,4 +1,4 @@
-//! Control groups: the ones that this process is in, and what they may have.
+//! The control groups of this process and their limits.
 
 use std::path::{Path, PathBuf};
 
@@ -7,29 +7,29 @@ use super::{field, number, read};
 /// A control group that limits this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// Its folder.
+    /// Folder of the group in the cgroup file system.
     pub folder: PathBuf,
-    /// Its processes and threads, and how many it may have.
+    /// Number of processes and threads in use, and the limit (`pids.max`).
     pub threads: Option<(u64, u64)>,
-    /// Its memory.
+    /// Memory use and limit.
     pub memory: Option<GroupMemory>,
 }
 
-/// The memory of a control group, in bytes.
+/// Memory use and limit of a control group, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupMemory {
-    /// What it may have.
+    /// The limit.
     pub limit: u64,
-    /// What it has, without file contents, which the kernel drops when memory is short.
+    /// Memory in use, without file contents: the kernel drops those when memory is short.
     pub used: u64,
-    /// What of it may be moved to swap.
+    /// How much of the group's memory may still be moved to swap.
     pub swap: u64,
-    /// The file with the limit.
+    /// Name of the file that sets the limit.
     pub file: &'static str,
 }
 
 impl GroupMemory {
-    /// Bytes that its processes can still get before the kernel kills one of them.
+    /// Bytes that the group's processes can still get before the kernel kills one of them.
     pub fn room(&self) -> u64 {
         self.limit
             .saturating_sub(self.used)
@@ -38,13 +38,13 @@ impl GroupMemory {
 }
 
 impl Group {
-    /// Its folder as text.
+    /// The folder as text.
     pub fn name(&self) -> String {
         self.folder.display().to_string()
     }
 }
 
-/// The groups that this process is in and that have limits, each with those around it, innermost first.
+/// Returns the groups of this process that have limits, including all parent groups, innermost first.
 pub fn groups() -> Vec<Group> {
     let own = read("/proc/self/cgroup").unwrap_or_default();
     let mounts = read("/proc/self/mountinfo").unwrap_or_default();
@@ -56,7 +56,8 @@ pub fn groups() -> Vec<Group> {
         .collect()
 }
 
-/// Where the groups are that `/proc/self/cgroup` names, by `/proc/self/mountinfo`, each with those around it.
+/// Returns the folders of the groups named in `/proc/self/cgroup`, found through `/proc/self/mountinfo`, each
+/// followed by its parents.
 fn folders(own: &str, mounts: &str) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for line in own.lines() {
@@ -65,7 +66,8 @@ fn folders(own: &str, mounts: &str) -> Vec<PathBuf> {
         else {
             continue;
         };
-        // The one hierarchy of version 2 has no controllers in its name; of version 1, these two count.
+        // The version 2 hierarchy has an empty list of controllers. Of version 1, only the memory and pids
+        // hierarchies matter.
         let of_interest = controllers.is_empty()
             || controllers
                 .split(',')
@@ -77,7 +79,8 @@ fn folders(own: &str, mounts: &str) -> Vec<PathBuf> {
             let Some((root, point)) = mount_of(mount, controllers) else {
                 continue;
             };
-            // What is outside of what is mounted (seen from within a container) cannot be looked at; the mount's own limits can.
+            // Inside a container, the path may lie outside of the mounted part and cannot be read. The limits of the
+            // mount itself can.
             let inside = Path::new(path).strip_prefix(root).unwrap_or(Path::new(""));
             let innermost: PathBuf = Path::new(point)
                 .components()
@@ -93,7 +96,7 @@ fn folders(own: &str, mounts: &str) -> Vec<PathBuf> {
     folders
 }
 
-/// What is mounted and where, if a line of `mountinfo` is the mount of a hierarchy with these controllers.
+/// Returns the root and the mount point of a `mountinfo` line if it mounts the hierarchy with these controllers.
 fn mount_of<'a>(line: &'a str, controllers: &str) -> Option<(&'a str, &'a str)> {
     let (place, kind) = line.split_once(" - ")?;
     let mut place = place.split(' ').skip(3);
@@ -123,7 +126,7 @@ fn limits_of(folder: PathBuf, swap_free: u64) -> Option<Group> {
     })
 }
 
-/// Version 1 says "no limit" with a number near the largest.
+/// Version 1 reports "no limit" as a number near the largest; limits from here on count as none.
 const UNLIMITED: u64 = 1 << 60;
 
 fn memory_of(folder: &Path, swap_free: u64) -> Option<GroupMemory> {
@@ -135,7 +138,7 @@ fn memory_of(folder: &Path, swap_free: u64) -> Option<GroupMemory> {
         used = number(folder.join("memory.current")).unwrap_or(0);
         of_files = statistic("active_file") + statistic("inactive_file");
         let swapped = number(folder.join("memory.swap.current")).unwrap_or(0);
-        // Without a limit of its own, all of the host's.
+        // Without a limit of its own, the group may use all of the host's swap.
         swap = number(folder.join("memory.swap.max"))
             .map_or(u64::MAX, |max| max.saturating_sub(swapped));
     } else {
@@ -145,7 +148,7 @@ fn memory_of(folder: &Path, swap_free: u64) -> Option<GroupMemory> {
         );
         used = number(folder.join("memory.usage_in_bytes")).unwrap_or(0);
         of_files = statistic("total_active_file") + statistic("total_inactive_file");
-        // Memory and swap have one limit together.
+        // Version 1 has one limit for memory and swap together.
         swap = number(folder.join("memory.memsw.limit_in_bytes"))
             .map_or(u64::MAX, |max| max.saturating_sub(limit));
     }
@@ -195,7 +198,8 @@ mod tests {
                 "/sys/fs/cgroup/memory"
             ]
         );
-        // In a container, the group is what is mounted; or its name is of the world outside.
+        // In a container, the mount's root is the group itself; or `/proc/self/cgroup` names a path outside of the
+        // mount.
         let container = "31 1 0:26 /docker/1f /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
         assert_eq!(
             found("4:memory:/docker/1f/in\n", container),

@@ -1,8 +1,8 @@
-//! What the host refuses, and which of its limits is behind that.
+//! Explains which limit of the host is behind a refused request.
 //!
-//! The kernel answers a request for a thread, a descriptor or memory with one of a few error numbers, each of which stands for
-//! several limits. [`Refusal::new`] looks at all of them at that moment and names the one that is reached, or, where that does not
-//! show, those that are set.
+//! The kernel answers a request for a thread, a descriptor or memory with one of a few error numbers, each of which
+//! stands for several limits. [`Refusal::new`] reads all of these limits at that moment and names the one that is
+//! reached. If it cannot tell which one, it names all that are set.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -16,20 +16,20 @@ pub use groups::{Group, GroupMemory, groups};
 
 use crate::host::patience::Repeats;
 
-/// What the host was asked for.
+/// The kind of resource that was requested from the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
-    /// A thread, and the memory of its stack.
+    /// A thread and the memory of its stack.
     Thread,
-    /// Memory, or something that takes memory of the kernel; of how many bytes, if that is known.
+    /// Memory of the process or of the kernel: the number of bytes requested.
     Memory(u64),
-    /// A virtual machine, a vCPU or another object of KVM, which may take memory and a thread of the kernel.
+    /// A KVM object (virtual machine, vCPU), which may need kernel memory and a kernel thread.
     Kvm,
     /// Anything else: files, events.
     Other,
 }
 
-/// An error of the host with what to do about it.
+/// An error of the host, with advice on what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}{}", Behind(.advice))]
 pub struct Refusal {
@@ -39,13 +39,13 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// The host's answer to a request for this, with the limits as they are now.
+    /// Adds advice to the host's answer to a request, from the limits as they are now.
     pub fn new(resource: Resource, error: io::Error) -> Refusal {
         let advice = advice(resource, &error);
         Refusal { error, advice }
     }
 
-    /// So many bytes of memory that the allocator did not get from the host.
+    /// The refusal for an allocation of `bytes` bytes that failed without an error number (`ENOMEM` is assumed).
     pub fn of_memory(bytes: u64) -> Refusal {
         let error = io::Error::from_raw_os_error(libc::ENOMEM);
         Refusal::new(Resource::Memory(bytes), error)
@@ -56,16 +56,22 @@ impl Refusal {
         &self.error
     }
 
-    /// Whether a limit is known to be behind it.
+    /// Whether a limit is known to be behind the refusal.
     pub fn has_advice(&self) -> bool {
         self.advice.is_some()
     }
 }
 
-/// Whether this process can have so much more memory and so many more threads, as far as that can be told beforehand: the control
-/// groups have that much memory left (beyond that, the kernel does not refuse memory but kills a process of the group), and there is
-/// address space, of which all may be data, for it and for a heap, whose refusal would end the process without a word. So would that
-/// of the main thread's stack.
+/// Checks in advance whether this process can have `bytes` more memory and `threads` more threads. Three things are
+/// checked, because the kernel kills the process where they fail later:
+///
+/// * the control groups have that much memory left; beyond their limit the kernel refuses nothing and kills a process
+///   of the group;
+/// * the address space and data limits leave room for the memory, the threads and a heap, because a failed heap
+///   allocation aborts the process;
+/// * the main thread's stack limit is large enough, because a stack overflow ends the process.
+///
+/// The error is a [`Refusal`] that names the limit.
 pub fn room_for(bytes: u64, threads: u64) -> Result<(), Refusal> {
     let has_room = |group: &Group| group.memory.is_none_or(|memory| bytes <= memory.room());
     let mapped = address_space_of(bytes, threads);
@@ -90,7 +96,7 @@ pub fn room_for(bytes: u64, threads: u64) -> Result<(), Refusal> {
     }
 }
 
-/// Address space for so many bytes, so many threads and a heap, generously.
+/// Address space for `bytes` of memory, `threads` threads and a heap: a generous estimate.
 pub fn address_space_of(bytes: u64, threads: u64) -> u64 {
     const HEAP: u64 = 64 << 20;
     const THREAD: u64 = 4 << 20;
@@ -99,13 +105,13 @@ pub fn address_space_of(bytes: u64, threads: u64) -> u64 {
         .saturating_add(HEAP)
 }
 
-/// What to do about an answer of the host, if one of its limits is behind it.
+/// Returns what to do about an error of the host, if one of its limits is behind it.
 pub fn advice(resource: Resource, error: &io::Error) -> Option<String> {
     Limits::now().advice(resource, error.raw_os_error()?)
 }
 
-/// An error's text, with what to do if one of the host's limits is behind it and the text does not say so yet. It finds the host's
-/// answer among the error's sources.
+/// Returns an error's text, followed by advice if one of the host's limits is behind the error. The host's answer is
+/// searched for among the error's sources; if a [`Refusal`] is among them, the text already contains the advice.
 pub fn explain(error: &(dyn Error + 'static)) -> String {
     type Source<'a> = &'a (dyn Error + 'static);
     fn next<'a>(error: &Source<'a>) -> Option<Source<'a>> {
@@ -129,7 +135,7 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Advice behind an error's text.
+/// Displays advice after an error's text, with a separator.
 struct Behind<'a>(&'a Option<String>);
 
 impl std::fmt::Display for Behind<'_> {
@@ -140,7 +146,7 @@ impl std::fmt::Display for Behind<'_> {
     }
 }
 
-/// Whether this process has the rights that `run as root` would give it.
+/// Whether this process has root's rights.
 pub fn is_root() -> bool {
     // SAFETY: the call has no arguments and cannot fail.
     unsafe { libc::geteuid() == 0 }
@@ -161,7 +167,7 @@ impl Use {
     }
 }
 
-/// The limits of this process and this host. What is not there, or cannot be read, is no limit.
+/// The limits of this process and this host. A limit that does not exist or cannot be read is `None`.
 #[derive(Clone, Debug, Default)]
 struct Limits {
     root: bool,
@@ -173,33 +179,33 @@ struct Limits {
     file_size: Option<u64>,
     /// `ulimit -l`.
     locked: Option<u64>,
-    /// `ulimit -u`, and the user's threads.
+    /// `ulimit -u`, and how many threads the user has.
     user_threads: Option<Use>,
-    /// `kernel.threads-max`, and all threads.
+    /// `kernel.threads-max`, and how many threads the host has.
     all_threads: Option<Use>,
-    /// `kernel.pid_max`, and all threads.
+    /// `kernel.pid_max`, and how many threads the host has.
     pids: Option<Use>,
     /// `ulimit -v`.
     address_space: Option<Use>,
     /// `ulimit -d`.
     data: Option<Use>,
-    /// `ulimit -s`, which holds for the main thread alone.
+    /// `ulimit -s`; it applies only to the main thread.
     stack: Option<u64>,
     /// `vm.max_map_count`.
     mappings: Option<Use>,
-    /// The commit limit, where overcommit is off.
+    /// The commit limit, if overcommit is off.
     commit: Option<Use>,
-    /// The control groups that this process is in, from its own to the outermost.
+    /// The control groups of this process, from its own to the outermost.
     groups: Vec<Group>,
 }
 
-/// The stack of a thread of Rust's and what else it maps when it starts.
+/// The stack of a Rust thread, plus what the C library maps when a thread starts.
 const STACK: u64 = (2 << 20) + (64 << 10);
-/// What the main thread may need of a stack, generously. All others have stacks of their own size.
+/// Stack that the main thread may need, estimated generously. All other threads have stacks of a fixed size.
 const MAIN_STACK: u64 = 1 << 20;
-/// So near to its limit, a count may have been at it a moment ago.
+/// A count this near to its limit may have been at the limit when the request failed.
 const NEAR: u64 = 2;
-/// A request of unknown size is at least as large as this.
+/// Assumed size of a request whose size is unknown.
 const SMALL: u64 = 1 << 20;
 
 impl Limits {
@@ -243,7 +249,7 @@ impl Limits {
         }
     }
 
-    /// What to do about this error number.
+    /// Returns what to do about this error number.
     fn advice(&self, resource: Resource, errno: i32) -> Option<String> {
         match (errno, resource) {
             (libc::EMFILE, _) => self.open_files.map(|limit| {
@@ -275,11 +281,11 @@ impl Limits {
                 return group_threads(group, limit);
             }
         }
-        // The kernel does not hold root to it.
+        // The kernel does not apply this limit to root.
         if let (false, Some(Use { limit, .. })) = (self.root, reached(&self.user_threads)) {
             return format!("this user may have {limit} processes and threads: raise `ulimit -u`");
         }
-        // The C library answers for the memory of a stack in the same way.
+        // The C library reports `EAGAIN` also when it cannot map the thread's stack.
         if let Some(advice) = self.mapped(STACK) {
             return advice;
         }
@@ -339,7 +345,7 @@ impl Limits {
         }
     }
 
-    /// The limit on mappings that a new one of so many bytes exceeds.
+    /// Returns advice on the first limit on mappings that a new mapping of `bytes` bytes exceeds.
     fn mapped(&self, bytes: u64) -> Option<String> {
         let exceeded = |limit: &Option<Use>, more| limit.filter(|limit| !limit.has_room_for(more));
         if let Some(Use { limit, .. }) = exceeded(&self.address_space, bytes) {
@@ -360,7 +366,7 @@ impl Limits {
             ));
         }
         if exceeded(&self.commit, bytes).is_some() {
-            return Some("this host promises no more memory than it has: set vm.overcommit_memory=0, or ask for less".to_owned());
+            return Some("this host does not overcommit memory, and its commit limit is reached: set vm.overcommit_memory=0, or ask for less".to_owned());
         }
         None
     }
@@ -373,14 +379,15 @@ fn group_threads(group: &Group, limit: u64) -> String {
     )
 }
 
-/// Bytes of address space that this process may still map, and how many it may have in all (`ulimit -v`); none without a limit.
+/// Returns how many bytes of address space this process may still map, and the limit (`ulimit -v`). `None` without a
+/// limit.
 pub fn address_space() -> Option<(u64, u64)> {
     let Use { used, limit } = Limits::now().address_space?;
     Some((limit.saturating_sub(used), limit))
 }
 
-/// A file in which the kernel tells something, as text; none if it cannot be read, or is interrupted for good, which the standard
-/// library would try for ever.
+/// Returns the contents of a kernel file as text. `None` if the file cannot be read, is not UTF-8, or if reads are
+/// interrupted again and again (the standard library would repeat them without limit).
 pub fn read(path: impl AsRef<Path>) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let interrupted = |error: &io::Error| error.kind() == io::ErrorKind::Interrupted;
@@ -399,7 +406,7 @@ fn number(path: impl AsRef<Path>) -> Option<u64> {
     read(path)?.trim().parse().ok()
 }
 
-/// A number behind `KEY:` or `KEY`.
+/// Returns the number that follows `KEY:` or `KEY` at the start of a line.
 fn field(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| {
         let rest = line.strip_prefix(key)?;
@@ -408,18 +415,19 @@ fn field(text: &str, key: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// A soft limit of this process, if there is one.
+/// Returns a soft limit of this process, or `None` if it is unlimited.
 fn rlimit(resource: i32) -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: the kernel fills the structure, which lives throughout the call. (The libraries disagree on the type of the number.)
+    // SAFETY: the kernel fills the structure, which lives throughout the call. (The cast is needed because C
+    // libraries differ in the type of the resource number.)
     let result = unsafe { libc::getrlimit(resource as _, &mut limit) };
     (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
-/// How many threads this user has.
+/// Returns how many threads the user of this process has.
 fn threads_of_user() -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
     // SAFETY: the call has no arguments and cannot fail.
@@ -440,7 +448,7 @@ fn threads_of_user() -> Option<u64> {
     )
 }
 
-/// Makes writes beyond the limit on file sizes (`ulimit -f`) an error. Otherwise a signal ends the process at the first one.
+/// Turns a write beyond the file size limit (`ulimit -f`) into an error. Without this call, SIGXFSZ ends the process.
 pub fn refuse_large_files() {
     // SAFETY: ignoring a signal runs no code in a handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
@@ -467,7 +475,7 @@ mod tests {
         }
     }
 
-    /// Limits as a host has them that is far from all of them.
+    /// The limits of a host that is far from reaching any of them.
     fn ample() -> Limits {
         Limits {
             open_files: Some(1024),
@@ -543,7 +551,7 @@ mod tests {
                 |it| it.mappings = used(65_529, 65_530),
                 "raise vm.max_map_count",
             ),
-            // None is reached any more: all of them.
+            // No limit is reached any more: the advice names all that are set.
             (
                 libc::EAGAIN,
                 Thread,
@@ -602,7 +610,7 @@ mod tests {
                 "{errno} for {resource:?}: {advice}"
             );
         }
-        // Root is not held to it, and other errors say enough.
+        // The limit does not apply to root, and errors with other numbers need no advice.
         let root = Limits {
             root: true,
             user_threads: used(40, 40),

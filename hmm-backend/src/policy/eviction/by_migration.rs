@@ -1,6 +1,6 @@
-//! What NVIDIA UVM does (`uvm_pmm_gpu.c` of the open kernel modules, 595.45): device memory is managed in
-//! chunks of 2 MiB, a chunk becomes the newest when something in it is allocated, and the oldest chunk is evicted as a
-//! whole. Accesses of the device are not seen, so "least recently used" means "least recently migrated to".
+//! NVIDIA UVM's eviction (`uvm_pmm_gpu.c` of the open kernel modules, 595.45). Device memory is managed in chunks of
+//! 2 MiB. A chunk becomes the newest when a part of it is allocated, and the oldest chunk is evicted as a whole. The
+//! policy does not see the device's accesses, so "least recently used" means "least recently migrated to".
 
 use super::lists::Lists;
 use crate::pages::{BLOCK_PAGES, Frame, Page};
@@ -9,7 +9,7 @@ use crate::policy::EvictionPolicy;
 /// Frames in a chunk.
 const CHUNK: u32 = BLOCK_PAGES as u32;
 
-/// The by-migration policy: chunks in one list, each as if it were a folio.
+/// The by-migration policy. Its one list holds chunks as if each were a folio of one frame.
 #[derive(Debug)]
 pub struct ByMigration {
     chunks: Lists<1>,
@@ -25,7 +25,7 @@ impl ByMigration {
         let chunks = frames.div_ceil(CHUNK);
         ByMigration {
             chunks: Lists::new(chunks),
-            // Zeroed memory that costs nothing until it is used.
+            // Zeroed memory costs nothing until it is written.
             folios: vec![0; frames as usize].into_boxed_slice(),
             used: vec![0; chunks as usize].into_boxed_slice(),
         }
@@ -96,8 +96,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Folios by chunk, chunks in order of their last migration. The device is `stretch` times as large as the one of
-    /// the test's operations, so that chunks are as small.
+    /// Runs the policy on a device that is `STRETCH` times as large as the one of the test's operations, so that a
+    /// chunk has 8 of the test's frames.
     struct Stretched(ByMigration);
 
     const STRETCH: u32 = CHUNK / 8;

@@ -1,16 +1,16 @@
-//! Clock, or second chance: first in, first out, but a folio that was used since the hand last passed it is let
-//! off once. Nearly as good as `lru` at a fraction of the work, which is why kernels and databases use it.
+//! Clock, or second chance: first in, first out, but a folio that was used since the hand last passed it is spared
+//! once. Nearly as good as `lru` at a fraction of the work, which is why kernels and databases use it.
 
 use super::lists::Lists;
 use crate::pages::{Frame, Page};
 use crate::policy::EvictionPolicy;
 
-/// The note of a folio that was used since the hand passed it.
+/// The note of a folio that was used since the hand last passed it.
 const USED: u8 = 1;
-/// The note of a folio that is among the victims already.
+/// The note of a folio that is already among the victims.
 const PROPOSED: u8 = 2;
 
-/// The clock policy. The list is the clock's face, its first folio where the hand is.
+/// The clock policy. The list is the clock's face, and its first folio is where the hand points.
 #[derive(Debug)]
 pub struct Clock(Lists<1>);
 
@@ -56,7 +56,7 @@ impl EvictionPolicy for Clock {
                     victims.push(head);
                 }
             }
-            // The hand goes on: what it has passed is last.
+            // The hand moves on: the folio that it has passed becomes the last one.
             self.0.move_to(0, head);
         }
         for head in &victims {
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A ring of folios, the used ones with note 1, and where the hand is.
+    /// A ring of folios and the position of the hand. Note 1 marks a used folio.
     #[derive(Default)]
     struct Naive {
         ring: Vec<Folio>,
@@ -87,7 +87,7 @@ mod tests {
 
     impl Model for Naive {
         fn allocated(&mut self, folio: Folio) {
-            // Behind the hand: it is the last that the hand comes to.
+            // Right behind the hand, so that the hand reaches it last.
             self.ring.insert(self.hand, folio);
             self.hand += 1;
             if self.hand == self.ring.len() {

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Each folio with its number in order of arrival; a refused one arrives again.
+    /// Each folio with its number in order of arrival. A refused folio gets a new number.
     #[derive(Default)]
     struct Naive {
         folios: Vec<Folio>,
@@ -81,7 +81,7 @@ mod tests {
             self.folios.retain(|f| f.head != head);
         }
         fn victims(&mut self, frames: u32) -> Vec<u32> {
-            // Halves have one number: in order of their frames.
+            // Halves of a folio have the same number and are ordered by their frames.
             self.folios.sort_by_key(|f| (f.note, f.head));
             until(self.folios.iter().copied(), frames)
         }

@@ -1,6 +1,6 @@
-//! The pages that an eviction policy has let go of lately, in bounded memory.
+//! The pages that an eviction policy has recently evicted, in bounded memory.
 
-/// No entry. Entries are kept as one more than their index, so that an unused table is all zeros.
+/// No entry. An entry's index is stored plus one, so that an unused table is all zeros.
 const NIL: u32 = 0;
 
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Ghost {
 impl Ghost {
     pub(super) fn new(capacity: u32) -> Ghost {
         let buckets = (capacity as usize).next_power_of_two();
-        // SAFETY: all fields are integers, for which zero is a valid value: an unused entry's.
+        // SAFETY: all fields are integers, for which zero is a valid value; it means an unused entry.
         let ring = unsafe { Box::<[Entry]>::new_zeroed_slice(capacity as usize).assume_init() };
         Ghost {
             ring,
@@ -33,12 +33,12 @@ impl Ghost {
     }
 
     fn bucket(&self, page: u32) -> usize {
-        // Fibonacci hashing: the upper bits are mixed best.
+        // Fibonacci hashing: the upper bits are the best mixed ones.
         let hash = page.wrapping_mul(0x9e37_79b9);
         ((u64::from(hash) * self.buckets.len() as u64) >> 32) as usize
     }
 
-    /// Inserts a page that is not there; the oldest one makes room.
+    /// Inserts a page. If the ring is full, the oldest page is removed.
     pub(super) fn insert(&mut self, page: u32) {
         if self.ring.is_empty() || page == u32::MAX {
             return;

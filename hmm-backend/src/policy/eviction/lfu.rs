@@ -1,13 +1,14 @@
-//! Least frequently used: evicts the folio with the fewest device faults, among equals the one that has had so
-//! many for longest. Good where some pages stay hot for long, bad where what is hot changes: nothing is forgotten.
+//! Least frequently used: evicts the folio with the fewest device faults, and among equals the one that has had that
+//! count for the longest time. Good if the same pages stay hot for a long time; bad if the hot pages change, because
+//! no use is ever forgotten.
 
 use super::lists::Lists;
 use crate::pages::{Frame, Page};
 use crate::policy::EvictionPolicy;
 
-/// Uses are counted up to this.
+/// Uses are counted up to this number.
 const MOST: usize = 63;
-/// The list of folios that could not be evicted lately; their count is their note.
+/// The list of folios that could not be evicted lately; their note is their count.
 const ASIDE: usize = MOST + 1;
 
 /// The least-frequently-used policy: one list for each number of uses.
@@ -23,7 +24,7 @@ impl Lfu {
 
 impl EvictionPolicy for Lfu {
     fn allocated(&mut self, head: Frame, order: u8, _: Page) {
-        // Whoever wanted room has found it: what could not be evicted then may be evicted now.
+        // The evicting thread has found room. Folios that could not be evicted before may be evictable now.
         while let Some(aside) = self.0.oldest(ASIDE) {
             self.0.move_to(self.0.note(aside).into(), aside);
         }
@@ -77,11 +78,11 @@ mod tests {
         folio: Folio,
         uses: u32,
         aside: bool,
-        /// When it got where it is among its equals.
+        /// When it got its place among its equals.
         since: u32,
     }
 
-    /// Every folio with its count, sorted when asked.
+    /// Every folio with its count; sorted when victims are asked for.
     #[derive(Default)]
     struct Naive {
         entries: Vec<Entry>,
@@ -129,7 +130,7 @@ mod tests {
             });
         }
         fn touched(&mut self, head: u32) {
-            // Those that have been used most often keep their order while they are used.
+            // Folios with the highest count also move behind their equals when they are used.
             self.change(head, |e| {
                 (e.uses, e.aside) = ((e.uses + 1).min(MOST as u32), false);
             });

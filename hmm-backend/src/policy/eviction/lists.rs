@@ -1,21 +1,20 @@
-//! Lists of the folios in a device's memory, threaded through one array indexed by frame, so every notice costs
-//! constant time and no allocation. What the eviction policies are made of.
+//! Lists of the folios in a device's memory, on which the eviction policies are built. They are threaded through one
+//! array indexed by frame, so every notice takes constant time and no allocation.
 
 use crate::pages::Frame;
 
-/// No frame. Frames are kept as one more than their number, so that unused lists are all zeros and cost no
-/// memory.
+/// No frame. A frame's number is stored plus one, so that unused lists are all zeros and cost no memory.
 const NIL: u32 = 0;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Slot {
     prev: u32,
     next: u32,
-    /// Order of the folio that starts here plus one; 0 if none does.
+    /// Order of the folio that starts here, plus one; 0 if no folio starts here.
     order_plus_1: u8,
-    /// The list it is in.
+    /// The list that the folio is in.
     list: u8,
-    /// The policy's own.
+    /// A value for the policy's own use.
     note: u8,
 }
 
@@ -27,7 +26,7 @@ const FREE: Slot = Slot {
     note: 0,
 };
 
-/// One list's ends, and the frames of its folios together.
+/// The ends of one list, and the number of frames of all its folios.
 #[derive(Clone, Copy, Debug)]
 struct Ends {
     oldest: u32,
@@ -45,7 +44,7 @@ pub(super) struct Lists<const N: usize> {
 impl<const N: usize> Lists<N> {
     /// For a device with this many frames.
     pub(super) fn new(frames: u32) -> Lists<N> {
-        // SAFETY: all fields are integers, for which zero is a valid value: a free frame's.
+        // SAFETY: all fields are integers, for which zero is a valid value; it means a free frame.
         let slots = unsafe { Box::<[Slot]>::new_zeroed_slice(frames as usize).assume_init() };
         let empty = Ends {
             oldest: NIL,
@@ -66,12 +65,12 @@ impl<const N: usize> Lists<N> {
         self.slots.get(head.0 as usize).copied().unwrap_or(FREE)
     }
 
-    /// Whether a folio starts here. Notices may be late: the folio may be gone by then.
+    /// Whether a folio starts here. Notices may be late: the folio may be gone already.
     pub(super) fn holds(&self, head: Frame) -> bool {
         self.get(head).order_plus_1 != 0
     }
 
-    /// Frames of the folio that starts here; 0 if none does.
+    /// Number of frames of the folio that starts here; 0 if no folio starts here.
     pub(super) fn frames(&self, head: Frame) -> u32 {
         match self.get(head).order_plus_1 {
             0 => 0,
@@ -84,32 +83,32 @@ impl<const N: usize> Lists<N> {
         self.get(head).list.into()
     }
 
-    /// Frames of all folios in a list.
+    /// Number of frames of all folios in a list.
     pub(super) fn frames_in(&self, list: usize) -> u32 {
         self.ends[list].frames
     }
 
-    /// What the policy has noted about the folio.
+    /// The policy's note on the folio.
     pub(super) fn note(&self, head: Frame) -> u8 {
         self.get(head).note
     }
 
-    /// Notes something about the folio.
+    /// Sets the policy's note on the folio.
     pub(super) fn set_note(&mut self, head: Frame, note: u8) {
         self.slots[head.0 as usize].note = note;
     }
 
-    /// The first in a list.
+    /// The first folio of a list.
     pub(super) fn oldest(&self, list: usize) -> Option<Frame> {
         self.ends[list].oldest.checked_sub(1).map(Frame)
     }
 
-    /// The next one in the same list.
+    /// The next folio in the same list.
     pub(super) fn next(&self, head: Frame) -> Option<Frame> {
         self.get(head).next.checked_sub(1).map(Frame)
     }
 
-    /// A new folio, last in this list.
+    /// Adds a new folio as the last of this list.
     pub(super) fn push(&mut self, list: usize, head: Frame, order: u8) {
         debug_assert!(!self.holds(head));
         let at = head.0 + 1;
@@ -120,7 +119,7 @@ impl<const N: usize> Lists<N> {
         self.link_behind(self.ends[list].newest, at, list);
     }
 
-    /// The folio becomes the last of a list, which may be the one it is in.
+    /// Makes the folio the last of a list, which may be its own list.
     pub(super) fn move_to(&mut self, list: usize, head: Frame) {
         let at = head.0 + 1;
         if self.list_of(head) != list || self.ends[list].newest != at {
@@ -129,7 +128,7 @@ impl<const N: usize> Lists<N> {
         }
     }
 
-    /// The folio has been cut into halves of this order; the upper half comes right behind, with the same note.
+    /// Splits the folio into halves of this order. The upper half follows right behind, with the same note.
     pub(super) fn split(&mut self, head: Frame, upper: Frame, order: u8) {
         debug_assert!(self.frames(head) == 2 << order);
         let (at, list, note) = (head.0 + 1, self.list_of(head), self.note(head));
@@ -143,14 +142,14 @@ impl<const N: usize> Lists<N> {
         self.link_behind(at, upper.0 + 1, list);
     }
 
-    /// The folio is gone.
+    /// Removes the folio.
     pub(super) fn remove(&mut self, head: Frame) {
         debug_assert!(self.holds(head));
         self.unlink(head.0 + 1);
         *self.slot(head.0 + 1) = FREE;
     }
 
-    /// Puts `at` behind `prev`, or first if that is [`NIL`].
+    /// Links `at` behind `prev`, or as the first if `prev` is [`NIL`].
     fn link_behind(&mut self, prev: u32, at: u32, list: usize) {
         let next = match prev {
             NIL => self.ends[list].oldest,
@@ -185,7 +184,7 @@ impl<const N: usize> Lists<N> {
         self.ends[list].frames -= self.frames(Frame(at - 1));
     }
 
-    /// The first folios of a list that have at least `frames` frames together, or all of them.
+    /// Returns the first folios of a list that have at least `frames` frames in total, or all folios of the list.
     pub(super) fn first(&self, list: usize, frames: u32) -> Vec<Frame> {
         let mut found = Vec::new();
         let mut sum = 0;

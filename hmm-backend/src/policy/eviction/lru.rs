@@ -45,7 +45,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A vector in order of use.
+    /// Folios in order of use, the least recently used first.
     #[derive(Default)]
     struct Naive(Vec<Folio>);
 
@@ -73,7 +73,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain vector in order of use.
+        /// Compares with a vector in order of use.
         #[test]
         fn agrees_with_a_vector(ops in super::super::model::ops()) {
             check(Lru::new(64), Naive::default(), ops)?;

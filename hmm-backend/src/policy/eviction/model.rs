@@ -1,22 +1,22 @@
-//! For the tests of eviction policies: the same notices to a policy and to a naive model of it.
+//! For the tests of eviction policies: gives the same notices to a policy and to a naive model of it.
 
 use proptest::prelude::*;
 
 use crate::pages::{Frame, Page};
 use crate::policy::EvictionPolicy;
 
-/// A folio as models keep it.
+/// A folio as the models keep it.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Folio {
     pub(super) head: u32,
     pub(super) order: u8,
     pub(super) page: u32,
-    /// The model's own.
+    /// A value for the model's own use.
     pub(super) note: u32,
 }
 
 impl Folio {
-    /// Keeps the lower half, returns the upper one.
+    /// Keeps the lower half and returns the upper half.
     pub(super) fn halve(&mut self) -> Folio {
         self.order -= 1;
         let half = 1 << self.order;
@@ -32,7 +32,7 @@ impl Folio {
     }
 }
 
-/// What a policy does, in the simplest words.
+/// A naive model of a policy, with the same methods.
 pub(super) trait Model {
     fn allocated(&mut self, folio: Folio);
     fn touched(&mut self, head: u32);
@@ -44,7 +44,7 @@ pub(super) trait Model {
     fn victims(&mut self, frames: u32) -> Vec<u32>;
 }
 
-/// The first folios with at least this many frames.
+/// The first folios that have at least this many frames in total.
 pub(super) fn until(folios: impl Iterator<Item = Folio>, frames: u32) -> Vec<u32> {
     let mut sum = 0;
     let taken = folios.take_while(|f| {
@@ -55,12 +55,12 @@ pub(super) fn until(folios: impl Iterator<Item = Folio>, frames: u32) -> Vec<u32
     taken.map(|f| f.head).collect()
 }
 
-/// What may happen: an operation, and which folio or how much.
+/// Random operations: the kind, and which folio or how many frames.
 pub(super) fn ops() -> impl Strategy<Value = Vec<(u8, u16)>> {
     prop::collection::vec((0u8..9, any::<u16>()), 1..400)
 }
 
-/// Does it to both, on a device with 64 frames, and compares the victims.
+/// Runs the operations on policy and model of a device with 64 frames, and compares the victims.
 pub(super) fn check(
     mut policy: impl EvictionPolicy,
     mut model: impl Model,
@@ -72,7 +72,7 @@ pub(super) fn check(
         let chosen = (!there.is_empty()).then(|| pick as usize % there.len());
         match (op, chosen) {
             (0 | 1, _) => {
-                // Folios of order 2 at multiples of 4, if free; few different pages, so that some return.
+                // Folios of order 2 at multiples of 4, if free. Few different pages, so that some return.
                 let head = u32::from(pick) % 16 * 4;
                 if there.iter().all(|f| f.head / 4 != head / 4) {
                     let page = u32::from(pick / 16) % 24 * 4;
@@ -88,7 +88,7 @@ pub(super) fn check(
                 }
             }
             (2 | 3, _) => {
-                // Also where no folio starts: the notice comes after the folio has gone.
+                // Sometimes no folio starts there: the notice arrives after the folio has gone.
                 let head = chosen.map_or(u32::from(pick) % 64, |i| there[i].head);
                 let head = if pick % 16 == 0 {
                     u32::from(pick) % 64
@@ -110,7 +110,7 @@ pub(super) fn check(
                 there.push(upper);
             }
             (6, _) => {
-                // Some of what was proposed goes, some cannot.
+                // Some of the proposed folios are evicted, the others are refused.
                 for (n, head) in std::mem::take(&mut proposed).into_iter().enumerate() {
                     let Some(at) = there.iter().position(|f| f.head == head) else {
                         continue;

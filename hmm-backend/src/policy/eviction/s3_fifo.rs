@@ -1,6 +1,7 @@
-//! S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a small queue that new
-//! folios pass through, a main queue for those used again, and a *ghost* queue of pages that the small queue has let
-//! go of lately. Pages used once, as in a scan, leave quickly and do not push out what is used again and again.
+//! S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a small queue that new folios
+//! pass through, a main queue for folios that are used again, and a *ghost* queue of pages recently evicted from the
+//! small queue. Pages that are used once, as in a scan, leave quickly and do not push out pages that are used
+//! repeatedly.
 
 use super::ghost::Ghost;
 use super::lists::Lists;
@@ -9,18 +10,19 @@ use crate::policy::EvictionPolicy;
 
 const SMALL: usize = 0;
 const MAIN: usize = 1;
-/// Where victims are while more are looked for.
+/// The list of victims while more of them are chosen.
 const ASIDE: usize = 2;
-/// What could not be evicted lately. In its own queue it would be proposed again before the other queue's turn.
+/// The list of folios that could not be evicted lately. In their own queue they would be proposed again before the
+/// other queue.
 const REFUSED: usize = 3;
 
-/// Uses are counted up to this, in the note's lower bits.
+/// Uses are counted up to this number, in the note's lower bits.
 const MOST: u8 = 3;
-/// Note of a folio that has been proposed from the small queue: if it goes, its pages become ghosts.
+/// Note of a folio that was proposed from the small queue: if it is evicted, its pages become ghosts.
 const PROPOSED: u8 = 4;
 /// Note of a refused folio that belongs in the main queue.
 const OF_MAIN: u8 = 8;
-/// More uses than this in the small queue, and a folio moves to the main one.
+/// A folio with more uses than this in the small queue moves to the main queue.
 const ENOUGH: u8 = 1;
 
 /// The S3-FIFO policy.
@@ -30,7 +32,7 @@ pub struct S3Fifo {
     /// The first page of the folio that starts at each frame.
     pages: Box<[u32]>,
     ghost: Ghost,
-    /// The small queue gives way when it has at least this many frames: a tenth.
+    /// The small queue is evicted from while it has at least this many frames: a tenth of the device's.
     small: u32,
 }
 
@@ -50,7 +52,7 @@ impl S3Fifo {
         self.queues.note(head) & MOST
     }
 
-    /// Puts what was refused back where it belongs.
+    /// Moves refused folios back to their queues.
     fn forgive(&mut self) {
         while let Some(head) = self.queues.oldest(REFUSED) {
             let queue = match self.queues.note(head) & OF_MAIN {
@@ -65,7 +67,7 @@ impl S3Fifo {
 
 impl EvictionPolicy for S3Fifo {
     fn allocated(&mut self, head: Frame, order: u8, page: Page) {
-        // Whoever wanted room has found it: what could not be evicted then may be evicted now.
+        // The evicting thread has found room. Folios that could not be evicted before may be evictable now.
         self.forgive();
         let pages = page.0..page.0 + (1 << order);
         let known = pages.filter(|page| self.ghost.take(*page)).count() > 0;
@@ -136,7 +138,7 @@ impl EvictionPolicy for S3Fifo {
                 victims.push((head, queue));
             }
         }
-        // Until they are gone, they are the last.
+        // Until they are evicted, the victims are the last of their queues.
         for (head, queue) in &victims {
             self.queues.move_to(*queue, *head);
         }
@@ -165,17 +167,17 @@ mod tests {
         folio: Folio,
         uses: u32,
         proposed: bool,
-        /// Of those that were refused: which queue they belong in.
+        /// For refused folios: whether they belong in the main queue.
         of_main: bool,
     }
 
-    /// The paper's algorithm on vectors, oldest first.
+    /// The paper's algorithm on vectors, the oldest folio first.
     #[derive(Default)]
     struct Naive {
         small: Vec<Entry>,
         main: Vec<Entry>,
         refused: Vec<Entry>,
-        /// Each slot of the last evictions, the oldest first; taken ones stay as `None`.
+        /// The last evicted pages, the oldest first; a page that was taken out stays as `None`.
         ghost: Vec<Option<u32>>,
     }
 
@@ -328,14 +330,14 @@ mod tests {
         policy.touched(Frame(0));
         policy.touched(Frame(0));
         policy.allocated(Frame(1), 0, Page(1));
-        // Pages that are used once, one after the other through two frames.
+        // Pages that are used once, one after the other in two frames.
         for page in 2..100 {
             let (new, old) = (Frame(1 + (page + 1) % 2), Frame(1 + page % 2));
             policy.allocated(new, 0, Page(page));
             assert_eq!(policy.victims(1), [old], "page {page}");
             policy.freed(old);
         }
-        // One that comes back soon will come again: it goes to the main queue at once, behind the other one.
+        // A page that returns soon goes to the main queue at once, behind the other one there.
         policy.allocated(Frame(3), 0, Page(98));
         assert_eq!(policy.victims(3), [Frame(0), Frame(3), Frame(1)]);
     }

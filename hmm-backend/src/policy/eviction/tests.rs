@@ -1,4 +1,4 @@
-//! What holds for every eviction policy.
+//! A property of all eviction policies.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::policy::{EvictionPolicy, PolicyFactory, PolicySpec};
 
 const FRAMES: u32 = 64;
 
-/// A full device with a past: pages have come, some again, were used and evicted.
+/// Fills a device and replays a past on it: pages arrive, some of them repeatedly, are used and evicted.
 fn lived_in(policy: &mut dyn EvictionPolicy, past: &[(u8, u16)]) {
     for frame in 0..FRAMES {
         policy.allocated(Frame(frame), 0, Page(frame));
@@ -31,8 +31,8 @@ fn lived_in(policy: &mut dyn EvictionPolicy, past: &[(u8, u16)]) {
 }
 
 proptest! {
-    /// Device memory is said to be full after as many refusals as there are frames: nothing that could go may have been
-    /// passed over until then.
+    /// The backend reports device memory as full after as many refusals as there are frames. Until then, the policy
+    /// must have proposed every folio.
     #[test]
     fn every_folio_is_proposed_while_all_are_refused(
         past in prop::collection::vec((0u8..4, any::<u16>()), 0..200),

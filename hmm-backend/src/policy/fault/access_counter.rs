@@ -1,5 +1,6 @@
-//! NVIDIA UVM's access-counter migration (`uvm_gpu_access_counters.c` of the open kernel modules, 595.45): devices
-//! reach pages of system memory in place, and hardware counts how often, per 64 KiB. What is used often migrates.
+//! NVIDIA UVM's access-counter migration (`uvm_gpu_access_counters.c` of the open kernel modules, 595.45). Devices
+//! access pages of system memory in place, hardware counts the accesses per 64 KiB, and pages that are used often
+//! migrate.
 
 use super::first_touch::reached_in_place;
 use crate::pages::{PageSet, Place};
@@ -12,7 +13,7 @@ pub struct AccessCounter {
 }
 
 impl AccessCounter {
-    /// `threshold` accesses to a group of 64 KiB (UVM: 256).
+    /// Migrates after `threshold` accesses to a group of 64 KiB (UVM: 256).
     pub fn new(threshold: u32) -> AccessCounter {
         AccessCounter { threshold }
     }
@@ -44,8 +45,8 @@ mod tests {
     use crate::pages::DeviceId;
     use crate::policy::test_view::*;
 
-    /// UVM: a notification at the threshold for 64 KiB becomes the mask of the pages there that are resident at
-    /// the holder; below the threshold there is none.
+    /// In UVM, the notification at the threshold for 64 KiB is turned into the set of those pages that are resident
+    /// at the holder. Below the threshold there is no notification.
     #[test]
     fn what_is_resident_of_a_hot_group_migrates() {
         let mut system = PageSet::from_range(16..24);

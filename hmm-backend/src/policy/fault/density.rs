@@ -1,34 +1,35 @@
 //! NVIDIA UVM's density-tree prefetcher (`uvm_perf_prefetch.c` of the open kernel modules, 595.45).
 //!
-//! A block is a binary tree over its pages. Every 64 KiB group with a fault counts as wanted as a whole;
-//! then, going up from each faulting page, the largest subtree of which more than `threshold` percent
-//! is at the destination or wanted is brought along. Sequential access doubles the region with
-//! nearly every fault; scattered access costs at most 64 KiB each.
+//! A block is a binary tree over its pages. Every 64 KiB group with a fault counts as wanted completely. Then, for
+//! each faulting page, the policy prefetches the largest subtree around the page of which more than `threshold`
+//! percent is at the destination or wanted. Sequential access doubles the region with nearly every fault; a scattered
+//! access costs at most 64 KiB.
 //!
-//! Preferred locations and thrashing pages are what the modifiers `hints` and `thrash` take out of its prefetch sets. Left
-//! out: range groups, which nothing here has, and that UVM does not fill a 64 KiB group with a thrashing page in it.
+//! The modifiers `hints` and `thrash` remove pages with another preferred location and thrashing pages from the
+//! prefetch sets. Two parts of UVM are left out: range groups, which do not exist here, and the rule that a 64 KiB
+//! group with a thrashing page is not filled.
 
 use std::collections::HashMap;
 
 use crate::pages::{Block, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy};
 
-/// Pages in the group that a fault fills as a whole: 64 KiB.
+/// Pages in the group that a fault fills completely: 64 KiB.
 const BIG_PAGE: usize = 16;
 
 /// The density policy.
 #[derive(Debug)]
 pub struct Density {
-    /// Percent of a subtree that must be exceeded.
+    /// Percentage of a subtree that must be exceeded.
     threshold: u32,
-    /// Faults on a block towards one place before anything is prefetched.
+    /// Number of faults on a block towards one place before pages are prefetched.
     min_faults: u32,
-    /// Faults on each block since its destination last changed; kept only if `min_faults` asks for it.
+    /// Number of faults on each block since its destination last changed; only kept if `min_faults` needs it.
     faults: HashMap<Block, (Place, u32)>,
 }
 
 impl Density {
-    /// `threshold` in percent (UVM: 51), `min_faults` from 1 (UVM: 1).
+    /// `threshold` is in percent (UVM: 51); `min_faults` is at least 1 (UVM: 1).
     pub fn new(threshold: u32, min_faults: u32) -> Density {
         Density {
             threshold,
@@ -37,7 +38,7 @@ impl Density {
         }
     }
 
-    /// Counts the faults and says whether there were enough of them.
+    /// Counts the faults. Returns whether the block has had enough of them.
     fn enough_faults(&mut self, fault: &BlockFault) -> bool {
         if self.min_faults <= 1 {
             return true;

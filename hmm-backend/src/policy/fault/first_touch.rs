@@ -1,5 +1,5 @@
-//! Pages are made where they are first touched. Later, devices reach pages of system memory in place; pages in a
-//! device's private memory come back when a CPU touches them, since it cannot reach them there.
+//! Pages are created where they are first touched. Later, devices access pages of system memory in place. Pages in a
+//! device's private memory come back when a CPU touches them, because CPUs cannot access them there.
 
 use crate::pages::Place;
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy};
@@ -9,7 +9,7 @@ use crate::residency::Residency;
 #[derive(Debug, Default)]
 pub struct FirstTouch;
 
-/// Whether a device reaches this page in place if it is never migrated for its sake.
+/// Whether this is a device fault whose pages are all in system memory, so that the device can access them in place.
 pub(super) fn reached_in_place(fault: &BlockFault, view: &BlockView<'_>) -> bool {
     let mut pages = fault.pages.iter();
     fault.to != Place::System && pages.all(|i| view.residency(i) == Residency::System)

@@ -1,4 +1,4 @@
-//! The simplest policy: move what was touched, nothing else.
+//! The simplest policy: migrate the touched pages only.
 
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy};
 

@@ -1,4 +1,4 @@
-//! Placement from a file: which pages belong in system memory and which on the device.
+//! Placement from a file, which says which pages belong in system memory and which on the device.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,21 +6,21 @@ use std::time::Duration;
 use crate::pages::{Page, PageRange, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, PolicyFile, policy_checksum};
 
-/// A placement file is no larger than this.
+/// Maximum size of a placement file in bytes.
 const FILE_LIMIT: u64 = 16 << 20;
 
-/// What is wrong with a placement file.
+/// An error in a placement file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
     /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Read(String),
-    /// A line is no placement.
+    /// A line has a mistake.
     #[error("line {line}: {why}")]
     Line {
-        /// Its number, from 1.
+        /// The line's number, from 1.
         line: usize,
-        /// What is wrong.
+        /// The mistake.
         why: String,
     },
 }
@@ -36,12 +36,12 @@ enum Side {
 pub(in crate::policy) struct Placement {
     file: PolicyFile,
     checksum: String,
-    /// In order, apart from each other.
+    /// The ranges in ascending order; they do not overlap.
     ranges: Vec<(PageRange, Side)>,
 }
 
 impl Placement {
-    /// Reads a file.
+    /// Reads and parses a placement file.
     pub(in crate::policy) fn read(file: &str) -> Result<Placement, PlacementError> {
         let failed = |error: std::io::Error| PlacementError::Read(error.to_string());
         let (named, bytes) = PolicyFile::read(file.as_ref(), FILE_LIMIT).map_err(failed)?;
@@ -90,7 +90,7 @@ impl Placement {
         &self.file
     }
 
-    /// Of the file's text.
+    /// The checksum of the file's text.
     pub(in crate::policy) fn checksum(&self) -> &str {
         &self.checksum
     }
@@ -130,8 +130,8 @@ fn parse_line(text: &str) -> Result<(PageRange, Side), String> {
     Ok((PageRange::new(start, end), side))
 }
 
-/// The static policy: devices reach what belongs in system memory in place; what belongs on the device migrates there
-/// and is held for a time. Everything else moves on demand.
+/// The static policy. Devices access pages that belong in system memory in place. Pages that belong on the device
+/// migrate there and are held for a time. All other pages move on demand.
 #[derive(Debug)]
 pub struct Static {
     placement: Arc<Placement>,

@@ -1,24 +1,24 @@
-//! Stride detection: where faults follow each other at equal distances, the next pages at that distance are brought
-//! along. Several streams are followed at a time, each towards one place.
+//! Stride detection: if faults follow each other at equal distances, the next pages at that distance are prefetched.
+//! Several streams are followed at the same time, each towards one place.
 
 use crate::pages::{BLOCK_PAGES, Page, PageRange, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, Wish};
 
-/// Streams followed at a time; the one that was quiet for longest gives way.
+/// Number of streams followed at the same time. A new stream replaces the one that was used least recently.
 const STREAMS: usize = 8;
-/// Faults further apart than this are not of one stream.
+/// Faults that are further apart than this belong to different streams.
 const REACH: i64 = BLOCK_PAGES as i64;
 
 #[derive(Clone, Copy, Debug)]
 struct Stream {
     to: Place,
-    /// The last fault.
+    /// Page number of the last fault.
     last: i64,
-    /// Pages from one fault to the next; 0 after the first.
+    /// Pages from one fault to the next; 0 after the first fault.
     stride: i64,
-    /// Equal strides in a row.
+    /// Number of equal strides in a row.
     run: u32,
-    /// Strides that were prefetched behind the last fault.
+    /// Number of strides that were prefetched beyond the last fault.
     ahead: i64,
     /// When it was last used.
     used: u64,
@@ -34,7 +34,7 @@ pub struct Sequential {
 }
 
 impl Sequential {
-    /// Brings `window` pages along after `min_run` equal strides.
+    /// Prefetches `window` pages after `min_run` equal strides.
     pub fn new(window: u32, min_run: u32) -> Sequential {
         Sequential {
             window: window.into(),
@@ -44,7 +44,7 @@ impl Sequential {
         }
     }
 
-    /// Takes a fault into the stream it belongs to, and returns that.
+    /// Adds a fault to the stream it belongs to, and returns the stream.
     fn follow(&mut self, page: i64, to: Place) -> &mut Stream {
         self.time += 1;
         let time = self.time;
@@ -53,7 +53,8 @@ impl Sequential {
             s.to == to
                 && s.stride != 0
                 && distance % s.stride == 0
-                // Also behind what was prefetched, and within it, should that not have come yet.
+                // The fault may be on the first page after the prefetched ones, or on one of them that has not
+                // arrived yet.
                 && (1..=s.ahead + 1).contains(&(distance / s.stride))
         };
         let starts = |s: &Stream| {
@@ -115,7 +116,7 @@ impl FaultPolicy for Sequential {
         advice.prefetch = wanted
             .difference(&fault.pages)
             .difference(&view.resident(fault.to));
-        // A dense walk goes on in the next block; a sparse one has to get there first.
+        // A walk over every page is also prefetched in the next block, as a wish; walks with larger strides are not.
         let beyond = match stride {
             1 => inside.end..(last + window + 1).min(view.pages.into()),
             -1 => (last - window).max(0)..inside.start,
@@ -138,7 +139,7 @@ mod tests {
     use crate::pages::Block;
     use crate::policy::test_view::*;
 
-    /// What is brought along for each of these faults on a block.
+    /// Returns the prefetched pages for each of these faults on a block.
     fn prefetched(policy: &mut Sequential, pages: &[usize]) -> Vec<Vec<usize>> {
         let words = block(512, &PageSet::EMPTY, &PageSet::EMPTY);
         let advise = |page: &usize| {
@@ -174,7 +175,7 @@ mod tests {
     #[test]
     fn streams_do_not_disturb_each_other() {
         let mut policy = Sequential::new(2, 2);
-        // Two walks, far apart in one block, and the first goes on where the second is in between.
+        // Two walks, far apart in one block. The first one continues while the second one runs.
         let brought = prefetched(&mut policy, &[0, 1, 2, 400, 402, 5, 404, 8]);
         assert_eq!(brought[5], [6, 7]);
         assert_eq!(brought[6], [406, 408]);

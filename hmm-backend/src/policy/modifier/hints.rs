@@ -1,5 +1,5 @@
-//! Hints and what becomes of them: NVIDIA UVM's choice of residency (`uvm_va_block.c` of the open kernel modules,
-//! 595.45), for CPUs on one side and devices that reach system memory on the other.
+//! Hints and their effect: NVIDIA UVM's choice of residency (`uvm_va_block.c` of the open kernel modules, 595.45),
+//! for CPUs on one side and devices that reach system memory on the other.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::residency::Residency;
 impl FromStr for Hint {
     type Err = String;
 
-    /// Reads what [`fmt::Display`] writes: `preferred:system`, `preferred:device0`, `preferred:none`,
+    /// Parses what [`fmt::Display`] writes: `preferred:system`, `preferred:device0`, `preferred:none`,
     /// `accessed-by:device0`, `not-accessed-by:device0`, `read-mostly` or `not-read-mostly`.
     fn from_str(text: &str) -> Result<Hint, String> {
         let device = |text: &str| {
@@ -57,7 +57,7 @@ impl fmt::Display for Hint {
     }
 }
 
-/// Sets of pages of one block by a key; few keys, all sets with pages.
+/// Sets of pages of one block by a key. There are few keys, and no set is empty.
 #[derive(Debug)]
 struct Sets<K>(Vec<(K, PageSet)>);
 
@@ -90,12 +90,12 @@ impl<K: PartialEq + Copy> Sets<K> {
     }
 }
 
-/// Where pages should be, block by block.
+/// The preferred locations of pages, block by block.
 #[derive(Debug, Default)]
 pub(super) struct Preferences(HashMap<Block, Sets<Place>>);
 
 impl Preferences {
-    /// Takes in what a hint says about it.
+    /// Applies a hint about the preferred location; ignores other hints.
     pub(super) fn hinted(&mut self, pages: PageRange, hint: Hint) {
         let Hint::PreferredLocation(place) = hint else {
             return;
@@ -114,7 +114,7 @@ impl Preferences {
         }
     }
 
-    /// Where the page with this index should be.
+    /// The preferred location of the page with this index, if it has one.
     pub(super) fn of(&self, block: Block, index: usize) -> Option<Place> {
         let mut sets = self.0.get(&block)?.0.iter();
         sets.find(|(_, set)| set.contains(index))
@@ -128,7 +128,7 @@ struct BlockHints {
     read_mostly: PageSet,
 }
 
-/// The modifier that does as hints say.
+/// The modifier that follows hints.
 #[derive(Debug, Default)]
 pub struct Hints {
     preferences: Preferences,
@@ -136,31 +136,31 @@ pub struct Hints {
 }
 
 impl Hints {
-    /// Where a device's fault on this page leads: whether the page stays in system memory, or nothing if hints do not
-    /// say. The numbers are the rules' in UVM's order; those left out cannot come up here.
+    /// Whether the first page of a device's fault stays in system memory; `None` if no hint decides that. The numbers
+    /// are those of UVM's rules, in UVM's order; the missing rules cannot apply here.
     fn stays(&self, fault: &BlockFault, device: DeviceId, view: &BlockView<'_>) -> Option<bool> {
         let index = fault.pages.first()?;
         let residency = view.residency(index);
         let preferred = self.preferences.of(fault.block, index);
         let others = self.others.get(&fault.block);
-        // 2: Whoever faults gets it. CPUs that read it then get a duplicate.
+        // 2: A read-mostly page moves to the side that faults. CPUs that read it afterwards get a duplicate.
         if others.is_some_and(|o| o.read_mostly.contains(index)) {
             return Some(false);
         }
-        // 3: At home.
+        // 3: The device is the preferred location.
         if preferred == Some(fault.to) {
             return Some(false);
         }
-        // 6: Nowhere yet: to its home, if the device reaches it there.
+        // 6: The page is untouched: it is created at its preferred location if the device reaches it there.
         if residency == Residency::Untouched && preferred == Some(Place::System) {
             return Some(true);
         }
-        // 7: Reached where it is.
+        // 7: The device reaches the page where it is.
         let accessed_by = others.is_some_and(|o| o.accessed_by.get(device).contains(index));
         if accessed_by && residency == Residency::System {
             return Some(true);
         }
-        // 9: To its home, if the device reaches it there.
+        // 9: The page moves to its preferred location if the device reaches it there.
         if preferred == Some(Place::System) {
             return Some(true);
         }
@@ -183,7 +183,8 @@ impl Modifier for Hints {
         let Some(sets) = self.preferences.0.get(&fault.block) else {
             return advice;
         };
-        // Nothing is brought along from home; and a block that is touched first where its home is comes as a whole.
+        // Do not prefetch pages away from their preferred location. If an untouched block is first touched at the
+        // preferred location, prefetch all its pages with that preferred location.
         for (_, pages) in sets.0.iter().filter(|(place, _)| *place != fault.to) {
             advice.prefetch = advice.prefetch.difference(pages);
         }
@@ -265,7 +266,7 @@ mod tests {
         }
     }
 
-    /// UVM's rules, row by row: hint, residency, access, and where the device's fault leads.
+    /// UVM's rules, row by row: hint, page, access, and whether the page stays in system memory.
     #[test]
     fn a_device_fault_follows_the_rules() {
         let words = block(64, &PageSet::from_range(0..10), &PageSet::EMPTY);
@@ -274,7 +275,7 @@ mod tests {
         let preferred = |place| Hint::PreferredLocation(place);
         for (hint, page, access, stay) in [
             (None, system, read, false),
-            // 2: what is read mostly comes to whoever faults, whatever else is said about it.
+            // 2: A read-mostly page moves to the side that faults, whatever other hints say.
             (Some(Hint::ReadMostly(true)), system, read, false),
             (Some(Hint::ReadMostly(true)), system, write, false),
             (Some(Hint::ReadMostly(true)), untouched, read, false),

@@ -1,14 +1,15 @@
-//! How soon is soon: the time between migrations that counts as thrashing adapts.
+//! The lapse: the time between two migrations of a page that counts as thrashing. It adapts.
 
 use std::time::Duration;
 
 use crate::policy::catalogue::{LONGEST_LAPSE, SHORTEST_LAPSE};
 
-/// Votes in one direction before the lapse changes by an eighth.
+/// Surplus of votes in one direction after which the lapse changes by an eighth.
 const VOTES: i32 = 32;
 
-/// How soon after another a migration counts, in nanoseconds. It follows the time between migrations of thrashing pages:
-/// a signed vote for each, and an eighth more or less when one side is ahead by enough.
+/// The time within which a migration after another one counts as thrashing, in nanoseconds. It follows the gaps
+/// between migrations of thrashing pages: each gap is a vote for longer or shorter, and the lapse changes by an
+/// eighth when one side is ahead by [`VOTES`].
 #[derive(Debug)]
 pub(super) struct Lapse {
     now: u64,
@@ -27,7 +28,7 @@ impl Lapse {
         self.now
     }
 
-    /// A thrashing page has migrated, so long after the time before.
+    /// Counts the vote of a thrashing page that has migrated `gap` nanoseconds after the time before.
     pub(super) fn vote(&mut self, gap: u64) {
         self.votes += if gap >= self.now { 1 } else { -1 };
         if self.votes.abs() < VOTES {

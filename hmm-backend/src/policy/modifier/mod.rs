@@ -1,4 +1,4 @@
-//! Modifiers: they change what a fault policy advises.
+//! Modifiers, which change the advice of a fault policy.
 
 mod hints;
 mod lapse;

@@ -1,16 +1,16 @@
-//! Modifiers: policies that change what another one says.
+//! Wraps a policy with a modifier that changes its advice.
 
 use std::time::Duration;
 
 use crate::pages::{Hint, PageRange, PageSet};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, MAX_WISHES, Seen, Wish};
 
-/// Changes another policy's advice.
+/// A change to another policy's advice.
 pub(in crate::policy) trait Modifier: Send {
-    /// What becomes of this advice.
+    /// Returns the changed advice.
     fn modify(&mut self, advice: Advice, fault: &BlockFault, view: &BlockView<'_>) -> Advice;
 
-    /// Which of these pages, that would migrate because they are used often, may.
+    /// Of pages that would migrate because they are used often, returns those that may.
     fn permitted(&mut self, pages: PageSet, seen: &BlockFault) -> PageSet {
         let _ = seen;
         pages
@@ -28,18 +28,18 @@ pub(in crate::policy) trait Modifier: Send {
         None
     }
 
-    /// Returns at most this many wishes.
+    /// Returns at most `most` wishes.
     fn tick(&mut self, now: Duration, most: usize) -> Vec<Wish> {
         let _ = (now, most);
         Vec::new()
     }
 }
 
-/// A policy with a modifier round it.
+/// A policy wrapped by a modifier.
 pub(in crate::policy) struct Modified<M> {
     modifier: M,
     inner: Box<dyn FaultPolicy>,
-    /// When each of them wants its next tick: they may want them at different intervals.
+    /// When the modifier and the inner policy are due for their next tick; their intervals may differ.
     due: [Duration; 2],
 }
 
@@ -96,7 +96,7 @@ impl<M: Modifier> FaultPolicy for Modified<M> {
             wishes = self.inner.tick(now, seen);
         }
         if *modifier <= now {
-            // What does not go in now goes in soon.
+            // Wishes that do not fit are returned by a later tick.
             let most = MAX_WISHES.saturating_sub(wishes.len());
             wishes.extend(self.modifier.tick(now, most));
             *modifier = now + self.modifier.tick_interval().unwrap_or_default();
@@ -105,9 +105,9 @@ impl<M: Modifier> FaultPolicy for Modified<M> {
     }
 }
 
-/// Minimum residency: what another policy advises, and pages stay at least this long. Xe's timeslice
-/// (`drm_pagemap`), here for both directions: the side that got a page makes progress with it
-/// before the other side can take it away again.
+/// Minimum residency: migrated pages stay at their destination for at least this time. Like Xe's timeslice
+/// (`drm_pagemap`), but for both directions: the side that got a page makes progress with it before the other side
+/// can take it away again.
 pub(in crate::policy) struct Timeslice(pub(in crate::policy) Duration);
 
 impl Modifier for Timeslice {

@@ -1,10 +1,10 @@
-//! NVIDIA UVM's answer to pages that go to and fro (`uvm_perf_thrashing.c` of the open kernel modules, 595.45), for
-//! CPUs on one side and devices on the other: detect, let one side nap while the other works, and where that goes on,
-//! pin the page for a time.
+//! NVIDIA UVM's handling of pages that migrate back and forth (`uvm_perf_thrashing.c` of the open kernel modules,
+//! 595.45), for CPUs on one side and devices on the other. It detects such pages, lets one side nap while the other
+//! one works, and pins the page for a time if the thrashing continues.
 //!
-//! What becomes of a thrashing page is a tree of rules about who reaches which place. Here, CPUs reach only system
-//! memory, and devices their own and system memory, so a pin ends in system memory as soon as both sides want
-//! the page: the device reaches it there in place. Differences from UVM are listed in `docs/policies.md`.
+//! A tree of rules decides about a thrashing page, from which side reaches which place. Here, CPUs reach only system
+//! memory, and a device reaches its own memory and system memory. A page that both sides want is therefore pinned in
+//! system memory, where the device accesses it in place. Differences from UVM are listed in `docs/policies.md`.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -19,19 +19,19 @@ use crate::residency::Residency;
 /// Parameters of [`Thrash`]. UVM's values are the defaults.
 #[derive(Clone, Copy, Debug)]
 pub struct ThrashParams {
-    /// Migrations of a page, each soon after the one before, that make it a thrashing one.
+    /// Number of migrations of a page, each within the lapse after the one before, that make it a thrashing page.
     pub threshold: u8,
-    /// How soon, at first.
+    /// The initial lapse; it adapts.
     pub lapse: Duration,
     /// How long a throttled side waits.
     pub nap: Duration,
-    /// How long a page is pinned; 0 for ever.
+    /// How long a page is pinned; 0 means for ever.
     pub pin: Duration,
-    /// Naps before a page is pinned.
+    /// Number of naps before a page is pinned.
     pub pin_threshold: u8,
-    /// How often what is known of a block is forgotten.
+    /// How often the state of a block is reset.
     pub max_resets: u32,
-    /// It is forgotten when no page of the block has thrashed for so long.
+    /// The state of a block is reset when none of its pages has thrashed for this time.
     pub epoch: Duration,
 }
 
@@ -49,7 +49,7 @@ impl Default for ThrashParams {
     }
 }
 
-/// The two sides, as bits.
+/// The two sides, as bits of a mask.
 const CPUS: u8 = 1;
 const DEVICES: u8 = 2;
 
@@ -60,53 +60,54 @@ fn side(place: Place) -> u8 {
     }
 }
 
-/// What is known of a page; times in nanoseconds. 32 bytes, for each page of blocks that both sides want.
+/// The state of a page; times are in nanoseconds. 32 bytes for each page of the blocks that both sides want.
 #[derive(Clone, Copy, Debug, Default)]
 struct PageState {
-    /// The last migration.
+    /// Time of the last migration.
     last: u64,
-    /// When the period of naps ends.
+    /// End of the period of naps.
     nap_end: u64,
-    /// When the pin ends.
+    /// End of the pin.
     pin_end: u64,
-    /// Migrations that came soon after the one before.
+    /// Number of migrations that came within the lapse after the one before.
     events: u8,
-    /// Naps, while not pinned.
+    /// Number of naps while the page was not pinned.
     naps: u8,
-    /// The sides that thrash.
+    /// The sides that thrash, as a mask.
     thrashers: u8,
-    /// The sides that nap in this period.
+    /// The sides that nap in this period, as a mask.
     napping: u8,
-    /// Who need not nap in this period.
+    /// The requester that need not nap in this period.
     exempt: Option<Place>,
     pinned: Option<Place>,
 }
 
 #[derive(Debug)]
 struct BlockState {
-    /// The last migration: where to, and when.
+    /// Destination and time of the last migration.
     to: Place,
     last: u64,
-    /// Made when both sides want the block.
+    /// Allocated when both sides want the block.
     pages: Option<Box<[PageState]>>,
     thrashing: PageSet,
-    /// When one of its pages last thrashed.
+    /// The time when one of its pages last thrashed.
     thrashed: u64,
     pinned: u32,
     resets: u32,
 }
 
-/// What becomes of a fault on a page.
+/// The decision on a fault on a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verdict {
     Nothing,
-    /// Not before this time.
+    /// Serve the fault no earlier than this time.
     Throttle(u64),
     Pin(Place),
 }
 
 impl PageState {
-    /// How long the page has been left alone. A nap is no sign that the sleeper lost interest.
+    /// Returns how long the page has not migrated. The time of a nap does not count, because the sleeping side still
+    /// wants the page.
     fn quiet(&self, now: u64) -> u64 {
         let since = match self.napping {
             0 => self.last,
@@ -123,14 +124,14 @@ pub struct Thrash {
     lapse: Lapse,
     blocks: HashMap<Block, BlockState>,
     preferences: Preferences,
-    /// Pins in the order in which they end.
+    /// The pins in the order in which they end.
     pins: VecDeque<(u64, Page)>,
-    /// Some have ended, and not all of them could be said at once.
+    /// Whether pins have ended whose wishes did not fit into the last tick.
     overdue: bool,
 }
 
 impl Thrash {
-    /// Nothing known yet.
+    /// A modifier without any state yet.
     pub fn new(params: ThrashParams) -> Thrash {
         Thrash {
             lapse: Lapse::new(params.lapse),
@@ -142,7 +143,7 @@ impl Thrash {
         }
     }
 
-    /// What becomes of a fault on this page.
+    /// Decides about a fault on this page.
     fn verdict(&mut self, page: Page, requester: Place, now: u64) -> Verdict {
         let (block, index) = (page.block(), page.index_in_block());
         let params = self.params;
@@ -162,7 +163,7 @@ impl Thrash {
             return Verdict::Nothing;
         };
         if it.pinned.is_some() && params.pin > Duration::ZERO && it.pin_end <= now {
-            // The tick that would have said so is still to come.
+            // The tick that would have ended this pin has not come yet.
             state.pinned -= 1;
             state.thrashing.remove(index);
             *it = PageState::default();
@@ -184,7 +185,7 @@ impl Thrash {
         }
         it.thrashers |= who;
         if now > it.nap_end {
-            // A new period. Nobody is exempt twice in a row.
+            // A new period of naps begins. No requester is exempt twice in a row.
             it.last = now - quiet;
             it.nap_end = now + nanos(params.nap);
             it.exempt = (!exempt).then_some(requester);
@@ -194,7 +195,7 @@ impl Thrash {
         }
         let preferred = self.preferences.of(block, index);
         let verdict = match rules(it, requester, preferred, params.pin_threshold) {
-            // Throttled until the moment that it comes: nothing to wait for.
+            // The period ends at this moment: there is nothing to wait for.
             Verdict::Throttle(until) if until <= now => Verdict::Nothing,
             verdict => verdict,
         };
@@ -221,7 +222,7 @@ impl Thrash {
         verdict
     }
 
-    /// These pages of a block migrate.
+    /// Notes that these pages of a block migrate.
     fn migrated(&mut self, block: Block, pages: &PageSet, to: Place, now: u64) {
         if pages.is_empty() {
             return;
@@ -262,10 +263,10 @@ impl Thrash {
     }
 }
 
-/// UVM's tree, first match wins. The numbers are those of `docs/policies.md`.
+/// UVM's tree of rules: the first match decides. The numbers are those of `docs/policies.md`.
 fn rules(it: &PageState, requester: Place, preferred: Option<Place>, enough_naps: u8) -> Verdict {
     let exempt = it.exempt == Some(requester);
-    // Everybody reaches system memory; only its own device reaches a device's.
+    // CPUs and all devices reach system memory; only the device itself reaches a device's memory.
     let all_reach =
         |place| place == Place::System || (it.thrashers & CPUS == 0 && place == requester);
     let reaches = |place| place == Place::System || place == requester;
@@ -307,10 +308,10 @@ impl Modifier for Thrash {
         for index in fault.pages.iter() {
             match self.verdict(fault.block.page(index), fault.to, now) {
                 Verdict::Nothing => {}
-                // It has had its nap, and goes where it is wanted now.
+                // The fault has had its nap and is served now.
                 Verdict::Throttle(_) if fault.waited => {}
                 Verdict::Throttle(until) => throttle_until = throttle_until.max(until),
-                // The only place that a device reaches besides its own memory.
+                // System memory is the only place that a device reaches besides its own memory.
                 Verdict::Pin(place) => stay |= place == Place::System && fault.to != Place::System,
             }
         }
@@ -326,7 +327,7 @@ impl Modifier for Thrash {
         if !advice.stay {
             let moves = |i: &usize| match view.residency(*i) {
                 Residency::System => fault.to != Place::System,
-                // A duplicate takes nothing away from the device.
+                // A duplicate takes no page away from the device.
                 Residency::Device { .. } if advice.duplicate.contains(*i) => false,
                 Residency::Device { device, .. } => fault.to != Place::Device(device),
                 _ => false,
@@ -339,7 +340,7 @@ impl Modifier for Thrash {
         advice
     }
 
-    /// Pages that are pinned or throttled stay.
+    /// Pinned and throttled pages do not migrate.
     fn permitted(&mut self, pages: PageSet, seen: &BlockFault) -> PageSet {
         match self.blocks.get(&seen.block) {
             Some(state) => pages.difference(&state.thrashing),
@@ -376,8 +377,8 @@ impl Modifier for Thrash {
         }
     }
 
-    /// Ends pins. Devices that reach the page in place are to fault again: a wish for a page that is in system memory
-    /// takes their translations away.
+    /// Ends pins. Devices that access such a page in place must fault again: a wish for a page that is already in
+    /// system memory removes their translations.
     fn tick(&mut self, now: Duration, most: usize) -> Vec<Wish> {
         let now = nanos(now);
         let mut wishes: Vec<Wish> = Vec::new();
@@ -398,7 +399,7 @@ impl Modifier for Thrash {
             let Some(it) = state.pages.as_mut().map(|pages| &mut pages[index]) else {
                 continue;
             };
-            // It may have been freed or looked at since, and be pinned again.
+            // The page may have been freed or looked at since then, and may be pinned again.
             if it.pin_end != end || it.pinned.is_none() {
                 continue;
             }
@@ -422,7 +423,7 @@ impl Modifier for Thrash {
 
 #[cfg(test)]
 impl Thrash {
-    /// Pins a page in system memory until then.
+    /// Pins a page in system memory until `until`.
     pub(super) fn pin_for_test(&mut self, page: Page, until: Duration) {
         let state = self.blocks.entry(page.block()).or_insert(BlockState {
             to: Place::System,

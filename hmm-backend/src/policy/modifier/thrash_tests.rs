@@ -1,4 +1,4 @@
-//! Scenarios for the thrashing modifier, each step with what UVM's rules say about it.
+//! Scenarios for the thrashing modifier, each step with the result of UVM's rules.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn us(n: u64) -> Duration {
     Duration::from_micros(n)
 }
 
-/// One page, where it is, and the policy that is asked.
+/// One page, the place where it is, and the policy under test.
 struct Scenario {
     policy: Box<dyn FaultPolicy>,
     at: Place,
@@ -39,7 +39,7 @@ impl Scenario {
         }
     }
 
-    /// A fault towards `to`, some time after the one before; the page goes there unless advised otherwise.
+    /// A fault towards `to`, `after` the one before. The page migrates there unless the advice says otherwise.
     fn fault(&mut self, to: Place, after: Duration) -> Advice {
         self.now += after;
         let fault = BlockFault {
@@ -58,8 +58,8 @@ impl Scenario {
         advice
     }
 
-    /// To and fro until the page counts as thrashing: the first migration is the block's, the second the page's
-    /// first, and the next three come soon. The last one is the device's.
+    /// Lets the page migrate back and forth until it counts as thrashing. The first migration is the block's first,
+    /// the second is the page's first, and the next three come within the lapse. The last one goes to the device.
     fn make_thrash(&mut self) {
         for to in [DEVICE, Place::System, DEVICE, Place::System, DEVICE] {
             assert_eq!(self.fault(to, us(100)), Advice::default());
@@ -67,7 +67,7 @@ impl Scenario {
     }
 }
 
-/// What `advice` says, shortly.
+/// A short name for the advice.
 fn said(advice: &Advice) -> &'static str {
     match (advice.stay, advice.throttle.is_zero()) {
         (false, true) => "migrate",
@@ -80,12 +80,12 @@ fn said(advice: &Advice) -> &'static str {
 fn one_side_naps_while_the_other_works() {
     let mut it = Scenario::new(ThrashParams::default());
     it.make_thrash();
-    // A period of naps begins: the first who asks is exempt.
+    // A period of naps begins: the first requester is exempt.
     assert_eq!(said(&it.fault(Place::System, us(100))), "migrate");
-    // The other one waits until its end.
+    // The other side waits until the period ends.
     assert_eq!(it.fault(DEVICE, us(100)).throttle, us(400));
     assert_eq!(it.fault(DEVICE, us(100)).throttle, us(300));
-    // Then it is its turn.
+    // Then the other side is exempt.
     assert_eq!(said(&it.fault(DEVICE, us(301))), "migrate");
     assert_eq!(it.fault(Place::System, us(1)).throttle, us(499));
     assert_eq!(said(&it.fault(Place::System, us(500))), "migrate");
@@ -106,7 +106,7 @@ fn nobody_is_exempt_twice_in_a_row() {
     assert_eq!(
         said(&it.fault(DEVICE, us(1))),
         "migrate",
-        "there was a slot"
+        "no requester was exempt in this period yet"
     );
     assert_eq!(said(&it.fault(Place::System, us(1))), "nap");
 }
@@ -120,19 +120,20 @@ fn after_enough_naps_the_page_is_pinned_where_both_reach_it() {
     let mut it = Scenario::new(params);
     it.make_thrash();
     for (to, after, expected) in [
-        // Who asks after how long: each sleeper comes back just after its nap.
+        // The requester and the time since the last fault: each sleeper returns just after its nap.
         (Place::System, 100, "migrate"),
         (DEVICE, 100, "nap"),
         (DEVICE, 401, "migrate"),
         (Place::System, 100, "nap"),
         (Place::System, 401, "migrate"),
         (DEVICE, 100, "nap"),
-        // Three naps are enough: the next exempt one gets the page pinned.
+        // Three naps are enough: the next exempt requester gets the page pinned.
         (DEVICE, 401, "migrate"),
-        // Pinned on the device, out of the CPUs' reach: they nap, and then the pin is theirs.
+        // The page is pinned on the device, where CPUs cannot reach it: they nap, and then the page is pinned for
+        // them.
         (Place::System, 100, "nap"),
         (Place::System, 401, "migrate"),
-        // Pinned in system memory, the device uses it there, exempt or not, until the pin ends.
+        // While the page is pinned in system memory, the device accesses it there, exempt or not.
         (DEVICE, 10, "stay"),
         (DEVICE, 100, "stay"),
         (DEVICE, 600, "stay"),
@@ -142,7 +143,7 @@ fn after_enough_naps_the_page_is_pinned_where_both_reach_it() {
         assert_eq!(said(&advice), expected, "{to:?} at {:?}", it.now);
     }
     assert_eq!(it.at, Place::System);
-    // Nothing ends before 150 ms have passed since the first pin; then devices are to fault again.
+    // No pin ends before 150 ms have passed since the first pin. Then devices must fault again.
     assert_eq!(it.policy.tick_interval(), Some(us(37_500)));
     let early = it.policy.tick(it.now, Seen::default());
     assert_eq!(early, []);
@@ -166,7 +167,7 @@ fn pages_that_come_late_do_not_thrash() {
         assert_eq!(said(&it.fault(DEVICE, us(600))), "migrate");
         assert_eq!(said(&it.fault(Place::System, us(600))), "migrate");
     }
-    // First touches and faults of one side only are no migrations to and fro.
+    // First touches and faults of one side only are not migrations back and forth.
     let mut it = Scenario::new(ThrashParams::default());
     for _ in 0..20 {
         it.at = Place::System;
@@ -178,7 +179,7 @@ fn pages_that_come_late_do_not_thrash() {
 fn a_thrashing_page_that_rests_is_forgiven() {
     let mut it = Scenario::new(ThrashParams::default());
     it.make_thrash();
-    // Longer than the lapse: no nap, and as if it had never thrashed.
+    // Longer than the lapse: no nap, and the page counts as if it had never thrashed.
     assert_eq!(said(&it.fault(Place::System, us(700))), "migrate");
     for to in [DEVICE, Place::System, DEVICE] {
         assert_eq!(said(&it.fault(to, us(100))), "migrate");
@@ -218,7 +219,7 @@ fn thrashing_pages_are_not_brought_along() {
     assert!(advice.prefetch.contains(PAGE), "freed: nothing is known");
 }
 
-/// A side that had its nap goes on, and that is a migration like any other.
+/// A side that has had its nap is served, and that migration counts like any other.
 #[test]
 fn a_fault_that_has_waited_is_not_throttled_and_counts() {
     let mut it = Scenario::new(ThrashParams {
@@ -228,7 +229,7 @@ fn a_fault_that_has_waited_is_not_throttled_and_counts() {
     it.make_thrash();
     assert_eq!(said(&it.fault(Place::System, us(100))), "migrate");
     assert_eq!(said(&it.fault(DEVICE, us(100))), "nap");
-    // Early: the other side's time is not over.
+    // The nap was shorter than advised: the other side's period is not over.
     let fault = BlockFault {
         now: it.now + us(1),
         waited: true,
@@ -239,7 +240,7 @@ fn a_fault_that_has_waited_is_not_throttled_and_counts() {
     assert_eq!(said(&advice), "migrate");
 }
 
-/// However many pages were pinned at the same time, their pins end at the same time, too.
+/// Any number of pages can be pinned at the same time, and their pins then end at the same time.
 #[test]
 fn ends_of_pins_that_do_not_fit_into_one_tick_follow_at_once() {
     let mut thrash = Thrash::new(ThrashParams::default());

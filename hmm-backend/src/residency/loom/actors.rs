@@ -1,11 +1,12 @@
-//! What CPUs, the service, pins, frees and devices do: the steps of `fault.rs`, `pin.rs`, `free.rs` and `mirror/`.
+//! The steps of CPUs, the service, pins, frees and devices, as in `fault/cpu.rs`, `ops/pin.rs`, `ops/free.rs` and
+//! `fault/mirror.rs`.
 
 use super::*;
 
 impl World {
-    // --- CPUs (`fault.rs`)
+    // --- CPUs (`fault/cpu.rs`)
 
-    /// A CPU increments the page's number, if the page is there.
+    /// A CPU increments the page's number if it can write the page without a fault. Returns whether it could.
     pub(super) fn access(&self, page: u32) -> bool {
         let mut it = self.page(page);
         let writable = it.present && !it.protected;
@@ -13,14 +14,15 @@ impl World {
         writable
     }
 
-    /// A CPU increments the page's number.
+    /// A CPU increments the page's number, with as many faults as that takes.
     pub(super) fn cpu(&self, cpu: usize, page: u32) {
         while !self.access(page) {
             self.wait_in_fault(cpu, page, true);
         }
     }
 
-    /// A CPU's fault: it sleeps, unless the page is there when the kernel looks once more, and is served.
+    /// A CPU's fault: the CPU is queued, the kernel checks once more that the page is not accessible, and the service
+    /// serves the fault. Returns when the CPU is awake.
     pub(super) fn wait_in_fault(&self, cpu: usize, page: u32, write: bool) {
         self.sleepers.asleep_on.lock().unwrap()[cpu] = Some(Page(page));
         let it = *self.page(page);
@@ -37,7 +39,8 @@ impl World {
         }
     }
 
-    /// A service thread on a fault. What is only read is duplicated. False: to be tried again.
+    /// A service thread serves a fault: reads duplicate the page, writes bring it back. Returns false if it must be
+    /// tried again.
     pub(super) fn serve(&self, page: Page, write: bool) -> bool {
         let resolved = |residency| match residency {
             Residency::System => true,
@@ -84,7 +87,7 @@ impl World {
         true
     }
 
-    /// Makes the page present for the caller (`fault_in`).
+    /// Makes the page present for the calling thread (`fault_in`).
     pub(super) fn fault_in(&self, page: u32) {
         loop {
             if self.table.locked(Page(page)) {
@@ -97,7 +100,7 @@ impl World {
         }
     }
 
-    /// Pins a page however long it takes (`pin.rs`).
+    /// Pins a page, and repeats that until it succeeds (`ops/pin.rs`).
     pub(super) fn pin(&self, page: u32) {
         loop {
             match self.table.pin(Page(page)) {
@@ -109,12 +112,12 @@ impl World {
                         lock.carve(&|range| range.contains(Page(page)).into(), &mut Vec::new());
                     }
                 }
-                Err(PinError::TooMany) => panic!("nobody pins that often"),
+                Err(PinError::TooMany) => panic!("more pins than a word can count"),
             }
         }
     }
 
-    // --- the guest frees (`free.rs`)
+    // --- frees by the guest (`ops/free.rs`)
 
     pub(super) fn free(&self, page: u32) {
         let lock = self.lock_waiting(page);
@@ -138,7 +141,7 @@ impl World {
                 };
                 self.invalidate(&mut lock);
                 if lock.word().residency().duplicated() {
-                    // Both copies go.
+                    // Both copies are dropped.
                     *self.page(page) = SystemPage::default();
                 }
                 lock.publish_pages(|w| w.to_untouched());
@@ -148,14 +151,14 @@ impl World {
         }
     }
 
-    // --- the device (`mirror.rs`)
+    // --- the device (`fault/mirror.rs`)
 
     /// A device increments the page's number through its mirror.
     pub(super) fn device(&self, page: u32) {
         let p = page as usize;
         loop {
             let mmu = self.mmu.lock().unwrap();
-            // Under the guard: whoever takes the page away waits for it.
+            // Under the mirror's lock: a thread that takes the page away waits for this lock.
             match mmu[p] {
                 Some(Target::Frame(frame)) => {
                     self.write_frame(frame, |value| value + 1);

@@ -1,16 +1,18 @@
-//! Two faults, a migration, a free and an eviction at once, a thread each. With so many threads each further preemption
-//! multiplies the interleavings by some hundreds; so the bounds are lower than in `races`: all five without
-//! preemptions, each four of them with one. Without preemptions hardly anybody finds a page locked: those races try the
-//! orders in which the five come, and an unlock that wakes nobody is found by those of four.
+//! Two faults, a migration, a free and an eviction at once, each in a thread of its own. With five threads, each
+//! further preemption multiplies the number of interleavings by some hundreds. The bounds are therefore lower than in
+//! `races`: all five parts run without preemptions, and each four of them with one. Without preemptions a thread
+//! hardly ever finds a page locked: the runs of all five check the orders of the parts, and the runs of four find an
+//! unlock that wakes no waiter.
 //!
-//! Loom has five threads, so one part is played by the thread that starts the others. Without a preemption it plays it
-//! to the end, or until it must wait, before anybody else comes: who that is matters.
+//! Loom supports five threads, so the thread that starts the others plays one part itself. Without a preemption it
+//! plays this part to its end, or until it must wait, before another thread runs. The choice of this part therefore
+//! matters.
 
 use super::*;
 
 type Part = fn(&World);
 
-/// The parts: the CPUs' faults first, then a migration, a free, an eviction.
+/// The parts: two CPU faults, a migration, a free, an eviction.
 const ONE_PAGE: [Part; 5] = [
     |w| w.cpu(0, 0),
     |w| w.cpu(1, 0),
@@ -18,7 +20,7 @@ const ONE_PAGE: [Part; 5] = [
     |w| w.free(0),
     |w| w.evict(0),
 ];
-/// The same on the two pages of one folio.
+/// The same parts on the two pages of one folio.
 const TWO_PAGES: [Part; 5] = [
     |w| w.cpu(0, 0),
     |w| w.cpu(1, 1),
@@ -26,25 +28,25 @@ const TWO_PAGES: [Part; 5] = [
     |w| w.free(0),
     |w| w.evict(0),
 ];
-/// Which of them are the faults.
+/// The indices of the CPU faults.
 const FAULTS: [usize; 2] = [0, 1];
 const FREE: usize = 3;
 
 const ALL: [usize; 5] = [0, 1, 2, 3, 4];
 
-/// All but one.
+/// All combinations of four parts.
 fn each_four() -> impl Iterator<Item = Vec<usize>> {
     ALL.map(|left_out| ALL.into_iter().filter(|who| *who != left_out).collect())
         .into_iter()
 }
 
-/// The same, started by each in turn.
+/// The same parts in every rotation: each of them comes first once.
 fn started_by_each(who: &[usize]) -> impl Iterator<Item = Vec<usize>> {
     let starts = 0..who.len();
     starts.map(|first| [&who[first..], &who[..first]].concat())
 }
 
-/// Plays these parts at once.
+/// Plays these parts at once, the first of them in this thread.
 fn play(world: &Arc<World>, parts: &[Part; 5], who: &[usize]) {
     let (first, others) = who.split_first().unwrap();
     let others = others.iter().map(|other| meanwhile(world, parts[*other]));
@@ -61,7 +63,7 @@ fn race_for_one_page(preemptions: usize, who: Vec<usize>) {
     model(preemptions, move |world| {
         play(&world, &ONE_PAGE, &who);
         if who.contains(&FREE) {
-            // It came before all increments, between them, or after them.
+            // The free came before all increments, between them, or after them.
             assert!(world.contents(0) <= faults, "{}", world.contents(0));
         } else {
             assert_eq!(world.contents(0), 10 + faults);
@@ -84,8 +86,8 @@ fn race_for_two_pages(preemptions: usize, who: Vec<usize>) {
     });
 }
 
-/// No preemptions, started by each in turn but the free, which is the next test. With one preemption it does not
-/// finish in 25 minutes.
+/// No preemptions, started by each part in turn except the free, which is the next test. With one preemption the test
+/// does not finish in 25 minutes.
 #[test]
 fn all_five_race_for_one_page() {
     started_by_each(&ALL)
@@ -93,7 +95,8 @@ fn all_five_race_for_one_page() {
         .for_each(|who| race_for_one_page(0, who));
 }
 
-/// No preemptions. With nothing to lose the page goes back and forth more than from any other start.
+/// No preemptions. After the free, the page is untouched and moves back and forth more often than from any other
+/// start, so this test takes longest.
 #[test]
 #[ignore = "takes a minute; tests/proof/loom runs it"]
 fn all_five_race_for_one_page_started_by_the_free() {
@@ -102,7 +105,7 @@ fn all_five_race_for_one_page_started_by_the_free() {
         .for_each(|who| race_for_one_page(0, who));
 }
 
-/// No preemptions, started by each in turn.
+/// No preemptions, started by each part in turn.
 #[test]
 fn all_five_race_for_two_pages() {
     started_by_each(&ALL).for_each(|who| race_for_two_pages(0, who));
@@ -111,7 +114,7 @@ fn all_five_race_for_two_pages() {
 /// One preemption, started by the first of the four.
 #[test]
 fn each_four_race_for_one_page() {
-    // Without the one CPU's fault it is the same as without the other's.
+    // Without the first CPU's fault the race is the same as without the second's, so that combination is skipped.
     each_four()
         .skip(1)
         .for_each(|who| race_for_one_page(1, who));

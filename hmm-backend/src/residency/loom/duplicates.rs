@@ -1,10 +1,10 @@
-//! Read duplication (`duplicate.rs`): CPUs that read a page on the device get a copy that nobody may write, and
-//! whoever writes ends that.
+//! Read duplication (`migrate/duplicate.rs`): a CPU that reads a page on the device gets a read-only copy, and a
+//! write by either side ends the duplication.
 
 use super::*;
 
 impl World {
-    /// The kernel fills missing pages from frames and wakes who sleeps.
+    /// Fills missing pages from frames and wakes the CPUs that sleep for them, as the kernel does.
     pub(super) fn give(&self, range: PageRange, first: u32, protected: bool) {
         for (frame, page) in (first..).zip(range.pages()) {
             let value = self.read_frame(frame);
@@ -17,7 +17,7 @@ impl World {
         }
     }
 
-    /// CPUs may write again.
+    /// Lets CPUs write again and wakes the writers.
     pub(super) fn lift_protection(&self, range: PageRange) {
         for page in range.pages() {
             self.page(page.0).protected = false;
@@ -25,7 +25,7 @@ impl World {
         }
     }
 
-    /// All phases of a device folio's way to both places.
+    /// Duplicates a device folio: all phases.
     pub(super) fn duplicate(&self, mut lock: FolioLock<'_>) {
         let Residency::Device { frame, .. } = lock.word().residency() else {
             panic!("only device folios are duplicated");
@@ -76,8 +76,8 @@ impl World {
     }
 }
 
-/// The device can write the page when it is duplicated: what it wrote before is in both copies, and what it writes later
-/// ends them.
+/// The device can write the page until it is duplicated. What it wrote before is in both copies; a later write ends
+/// the duplication.
 #[test]
 fn a_read_races_a_device_that_writes() {
     model(3, |world| {
@@ -128,7 +128,7 @@ fn a_duplicate_is_evicted_while_both_sides_write() {
     model(2, |world| {
         assert_eq!((world.read(0, 1), world.device_read(1)), (11, 11));
         let device = meanwhile(&world, |w| w.device(1));
-        // Frame 1 is the page's, which has been cut out of its folio.
+        // Frame 1 belongs to the page, which has been cut out of its folio.
         let evictor = meanwhile(&world, |w| w.evict(1));
         world.cpu(0, 1);
         device.join().unwrap();

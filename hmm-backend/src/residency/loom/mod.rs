@@ -1,14 +1,14 @@
-//! The lock protocol under `loom`: CPUs, devices, migrations, evictions, frees and pins race for one or two
-//! pages, in every interleaving with at most so many preemptions as each test says.
+//! The lock protocol under `loom`: CPUs, devices, migrations, evictions, frees and pins race for one or two pages, in
+//! every interleaving with at most as many preemptions as each test states.
 //!
 //!     RUSTFLAGS="--cfg loom" cargo test -p hmm-backend --release --lib residency::loom
 //!
-//! Words, locks and waiting are the real ones. Around them the steps are as in `fault/cpu.rs`, `ops/free.rs`, `fault/evict.rs`,
-//! `ops/pin.rs`, `fault/mirror.rs` and `migrate/`, over contents that are one number per page. System pages sit behind a
-//! lock, which stands for what is atomic in hardware: an access against the page's removal. Frames are
-//! unprotected cells: `loom` reports every access that the protocol does not order. The kernel's part is modelled as the
-//! kernel does it: a faulting CPU is queued before anybody can read its message, looks once more whether the page
-//! is there, and sleeps until a wake-up for its page; filling a page wakes its sleepers.
+//! The words, locks and waits are the real ones. The steps around them follow `fault/cpu.rs`, `ops/free.rs`,
+//! `fault/evict.rs`, `ops/pin.rs`, `fault/mirror.rs` and `migrate/`, with one number as the contents of a page.
+//! System pages are behind a mutex, which models what is atomic in hardware: an access against the page's removal.
+//! Frames are unprotected cells: `loom` reports every access that the protocol does not order. The kernel's part is
+//! modelled as the kernel does it: a faulting CPU is queued before a service thread can read its message, then checks
+//! once more whether the page is present, and sleeps until a wake-up for its page. Filling a page wakes its sleepers.
 
 mod actors;
 mod crowd;
@@ -28,7 +28,7 @@ use crate::residency::{FolioLock, PinError, Residency, ResidencyTable, TryLock, 
 
 const PAGES: u32 = 2;
 const CPUS: usize = 2;
-/// As few as possible, so that frames find new use at once.
+/// As few as possible, so that frames are reused at once.
 const FRAMES: usize = 2;
 
 /// The kernel's queue of sleeping CPUs.
@@ -49,22 +49,22 @@ impl WakeFaults for Arc<Sleepers> {
     }
 }
 
-/// A page in system memory as hardware sees it.
+/// A page in system memory as the hardware sees it.
 #[derive(Clone, Copy, Default)]
 struct SystemPage {
-    /// Whether the CPUs' page tables have the page.
+    /// Whether the page is in the CPUs' page tables.
     present: bool,
-    /// Whether they may only read it.
+    /// Whether CPUs may only read it.
     protected: bool,
     value: u64,
 }
 
-/// Where a device's translation leads.
+/// The target of a device's translation.
 #[derive(Clone, Copy, PartialEq)]
 enum Target {
     System,
     Frame(u32),
-    /// The frame of a duplicate.
+    /// The frame of a duplicate, for reading only.
     ReadOnly(u32),
 }
 
@@ -73,24 +73,23 @@ struct World {
     sleepers: Arc<Sleepers>,
     pages: [Mutex<SystemPage>; PAGES as usize],
     frames: [UnsafeCell<u64>; FRAMES],
-    /// One more than the page of the folio that starts at a frame.
+    /// For the first frame of each folio: the folio's first page plus one.
     page_of: [AtomicU64; FRAMES],
     pool: Mutex<Vec<u32>>,
     /// The device's translations, one per page, behind the mirror's lock.
     mmu: Mutex<[Option<Target>; PAGES as usize]>,
     sequence: AtomicU64,
-    /// The driver's: which frames are the first of a folio in use. Not part of the race.
+    /// The driver's state: which frames are the first of a folio in use. It takes no part in the race.
     in_use: Books<[bool; FRAMES]>,
-    /// Ends of life of device folios.
+    /// Number of device folios that have been freed.
     freed: Books<u64>,
 }
 
-// SAFETY: the frames are accessed only under the protocol that is tested here; loom reports where that is
-// not so.
+// SAFETY: the frames are accessed only under the protocol under test; loom reports a violation.
 unsafe impl Sync for World {}
 
 impl World {
-    /// Both pages are in one device folio, each holding its number plus 10.
+    /// A world in which both pages are in one device folio; each page's contents are its number plus 10.
     fn new() -> Arc<World> {
         let sleepers = Arc::new(Sleepers {
             asleep_on: Mutex::new([None; CPUS]),
@@ -136,12 +135,12 @@ impl World {
     }
 
     fn read_frame(&self, frame: u32) -> u64 {
-        // SAFETY: whoever reads holds the page's lock or the mirror's guard.
+        // SAFETY: the reader holds the page's lock or the mirror's lock.
         self.frames[frame as usize].with(|value| unsafe { *value })
     }
 
     fn write_frame(&self, frame: u32, new: impl FnOnce(u64) -> u64) {
-        // SAFETY: as above, or the frame has just been allocated or is not in the pool yet.
+        // SAFETY: as above, or the frame has just been allocated or is not yet in the pool.
         self.frames[frame as usize].with_mut(|value| unsafe { *value = new(*value) });
     }
 
@@ -155,7 +154,7 @@ impl World {
         Some(frame)
     }
 
-    /// Cuts a device folio of two pages; keeps the page that is wanted.
+    /// Cuts a device folio of two pages and returns the lock of the half with `page`.
     fn halve_for<'w>(&'w self, page: u32, mut lock: FolioLock<'w>) -> FolioLock<'w> {
         if let Residency::Device { frame, order, .. } | Residency::Duplicated { frame, order, .. } =
             lock.word().residency()
@@ -171,7 +170,7 @@ impl World {
         lock
     }
 
-    /// `frames` frames are no longer in use. No lock on their pages is held any more.
+    /// Returns `frames` frames to the pool. The locks on their pages have been released.
     fn release(&self, first: u32, frames: u32, scrub: bool) {
         self.page_of[first as usize].store(0, SeqCst);
         let was = std::mem::take(&mut self.in_use.lock().unwrap()[first as usize]);
@@ -187,7 +186,7 @@ impl World {
 
     // --- the steps of migrations (`migrate/`)
 
-    /// Takes translations away before contents move.
+    /// Removes the device's translations before contents move.
     fn invalidate(&self, lock: &mut FolioLock<'_>) {
         if !lock.word().mirrored() {
             return;
@@ -200,7 +199,7 @@ impl World {
         }
     }
 
-    /// All phases of a device folio's way back.
+    /// Brings a device folio back to system memory: all phases.
     fn bring_back(&self, mut lock: FolioLock<'_>) {
         let (Residency::Device { frame, .. } | Residency::Duplicated { frame, .. }) =
             lock.word().residency()
@@ -218,7 +217,7 @@ impl World {
         self.release(frame.0, range.len(), false);
     }
 
-    /// A migration of one page to the device, where it can be done now.
+    /// Migrates one page to the device, if that is possible at this moment.
     fn to_device(&self, page: u32) {
         let free = |w: Residency| matches!(w, Residency::System | Residency::Untouched);
         if !free(self.table.word(Page(page)).residency()) {
@@ -243,7 +242,7 @@ impl World {
         }));
     }
 
-    /// An eviction of whatever folio starts at a frame (`evict.rs`).
+    /// Evicts the folio that starts at a frame, if there is one (`fault/evict.rs`).
     fn evict(&self, frame: u32) {
         let page = self.page_of[frame as usize].load(SeqCst);
         let Some(page) = page.checked_sub(1) else {
@@ -260,15 +259,15 @@ impl World {
         let Some(lock) = self.try_lock(page) else {
             return;
         };
-        // Between the two looks the page may have moved and the frame found another use.
+        // Between the two checks the page may have moved, and the frame may have been reused.
         if on_device(lock.word().residency()) == Some(frame) {
             self.bring_back(lock);
         }
     }
 
-    // --- afterwards
+    // --- checks afterwards
 
-    /// The page's contents, wherever they are.
+    /// The page's contents, in system memory or in a frame.
     fn contents(&self, page: u32) -> u64 {
         match self.table.word(Page(page)).residency() {
             Residency::Device { frame, .. } => self.read_frame(frame.0),
@@ -281,7 +280,7 @@ impl World {
         }
     }
 
-    /// All frames are in use by a page or in the pool, and the driver knows which.
+    /// Checks that every frame is in use by a page or in the pool, and that the driver's state agrees.
     fn check_frames(&self) {
         let mut known = [false; FRAMES];
         let mut used = 0;
@@ -314,7 +313,7 @@ impl World {
     }
 }
 
-/// Tries all interleavings with at most so many preemptions of a test that starts with both pages on the
+/// Tries all interleavings of a test with at most `preemptions` preemptions. The test starts with both pages on the
 /// device.
 fn model(preemptions: usize, test: impl Fn(Arc<World>) + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -336,7 +335,7 @@ fn model(preemptions: usize, test: impl Fn(Arc<World>) + Sync + Send + 'static) 
     );
 }
 
-/// Somebody else at work.
+/// Runs `work` in another thread.
 fn meanwhile(world: &Arc<World>, work: impl Fn(&World) + 'static) -> thread::JoinHandle<()> {
     let world = world.clone();
     thread::spawn(move || work(&world))

@@ -1,4 +1,4 @@
-//! Who races whom, and what must be true afterwards.
+//! Races between two or three threads, and what must be true afterwards.
 
 use super::*;
 
@@ -41,7 +41,7 @@ fn a_fault_races_a_free() {
         let free = meanwhile(&world, |w| w.free(1));
         world.cpu(0, 1);
         free.join().unwrap();
-        // Before or after: never the old contents with the free forgotten.
+        // The increment came before the free (0) or after it (1). The old contents must not survive the free.
         assert!([0, 1].contains(&world.contents(1)), "{}", world.contents(1));
         assert_eq!(world.contents(0), 10);
     });
@@ -57,7 +57,7 @@ fn a_fault_races_an_eviction_of_the_folio() {
     });
 }
 
-/// Page 1 leaves its frame, page 0 may get it, and somebody still wants to evict by that frame.
+/// Page 1 leaves its frame, page 0 may get the frame, and an eviction that was chosen by this frame still runs.
 #[test]
 fn an_eviction_finds_the_frame_reused() {
     model(3, |world| {
@@ -84,8 +84,7 @@ fn a_fault_a_migration_and_a_free_race() {
     });
 }
 
-/// Two of them have a second part in the race when they are done with the first: with fewer threads, more
-/// preemptions can be tried.
+/// Two of the threads play a second part after their first one: with fewer threads, more preemptions can be tried.
 #[test]
 fn two_faults_a_migration_a_free_and_an_eviction_take_turns_on_one_page() {
     model(2, |world| {
@@ -147,7 +146,7 @@ fn a_pinned_page_never_leaves() {
     });
 }
 
-/// A pin takes a page out of the device's memory, or out of a folio that an eviction has brought back whole.
+/// A pin takes a page out of the device's memory, or out of a folio that an eviction has brought back as a whole.
 #[test]
 fn a_pin_races_an_eviction_and_a_migration() {
     model(2, |world| {
@@ -190,7 +189,7 @@ fn a_device_access_races_a_fault() {
     });
 }
 
-/// The device's translation, made before the race, must be gone when the page is.
+/// The device has a translation before the race. The translation must be removed when the page moves.
 #[test]
 fn a_device_access_races_a_fault_and_an_eviction() {
     model(2, |world| {

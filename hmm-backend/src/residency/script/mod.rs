@@ -1,8 +1,8 @@
-//! Scripts of operations on the residency table, run beside a naive model of it: what a test draws at
-//! random and what a fuzzer makes of bytes. One thread; `residency::loom` has the interleavings.
+//! Scripts of operations on the residency table, run beside a naive model of it. Property tests draw the scripts at
+//! random, and a fuzzer makes them from bytes. One thread only; `residency::loom` tries the interleavings.
 //!
-//! The model keeps a plain record for each page. Flags of a folio are kept with each of its pages, so that
-//! the one thing that the table does cleverly (they are in the head's word only) is not repeated here.
+//! The model keeps a plain record for each page. It keeps the flags of a folio with each of its pages, although the
+//! table keeps them in the head's word only: the model must not repeat the table's trick.
 
 mod op;
 mod plain;
@@ -32,7 +32,7 @@ impl WakeFaults for Woken {
     }
 }
 
-/// Runs a script; panics where table and model differ.
+/// Runs a script; panics if table and model differ.
 pub fn run(ops: &[Op]) {
     let woken = Woken::default();
     let table = ResidencyTable::new(PAGES, Box::new(woken.clone()));
@@ -54,7 +54,7 @@ pub fn run(ops: &[Op]) {
     }
     for page in 0..PAGES {
         let end = script.folio_of(page).end;
-        assert_eq!(table.settle(Page(page)), end, "nobody is at work");
+        assert_eq!(table.settle(Page(page)), end, "all locks were released");
     }
 }
 
@@ -76,12 +76,12 @@ impl Script<'_> {
         &mut self.pages[range.start.0 as usize..range.end.0 as usize]
     }
 
-    /// The lock that a step names.
+    /// The index of the lock that a step names.
     fn chosen(&self, lock: u8) -> Option<usize> {
         (!self.locks.is_empty()).then(|| usize::from(lock) % self.locks.len())
     }
 
-    /// The folio's lock is let go: whoever waits is woken.
+    /// Models the unlock of a folio: its waiters are woken.
     fn let_go(&mut self, range: PageRange) {
         if self.of(range)[0].waiters {
             self.expected_wakes.push(range);
@@ -118,7 +118,7 @@ impl Script<'_> {
         !busy
     }
 
-    /// Publishes a locked folio; pinned pages are left alone, as everybody must.
+    /// Publishes a locked folio. A folio with a pinned page is left alone, as every holder of a lock must do.
     fn publish(
         &mut self,
         lock: u8,
@@ -233,7 +233,7 @@ impl Script<'_> {
                 let expected = if plain.residency != Residency::System {
                     Err(PinError::NotNow)
                 } else if plain.order > 0 {
-                    // A tail does not know whether its folio is locked; neither answer pins it.
+                    // A tail's word does not tell whether its folio is locked, so either error is correct.
                     Err(PinError::InFolio)
                 } else if plain.locked {
                     Err(PinError::NotNow)
@@ -269,7 +269,7 @@ impl Script<'_> {
         }
     }
 
-    /// Publishes a locked folio on a device as one whose contents are in system memory, too (or no longer).
+    /// Publishes a locked device folio as a duplicate (`two`), or a duplicate as the device's alone.
     fn copies(&mut self, lock: u8, two: bool) {
         let Some(i) = self.chosen(lock) else { return };
         let range = self.locks[i].range();
@@ -278,7 +278,7 @@ impl Script<'_> {
             Residency::Duplicated { .. } => !two,
             _ => false,
         };
-        // All pages of a folio are alike.
+        // All pages of a folio have the same state.
         let all = self.of(range).iter().filter(|p| changes(p)).count();
         if all == 0 {
             return;
@@ -315,11 +315,11 @@ impl Script<'_> {
         let wanted = PageRange::with_len(Page(from), u32::from(len) % (PAGES + 1));
         let mut kept = Vec::new();
         lock.carve(&|range| range.overlap(wanted), &mut kept);
-        // The kept pieces are the wanted pages, in order.
+        // The kept pieces must be the wanted pages, in order.
         let found: Vec<Page> = kept.iter().flat_map(|l| l.range().pages()).collect();
         let expected: Vec<Page> = whole.pages().filter(|p| wanted.contains(*p)).collect();
         assert_eq!(found, expected);
-        // The model cuts the same way, piece by piece.
+        // The model cuts the folio in the same way, piece by piece.
         let mut todo = vec![whole];
         while let Some(range) = todo.pop() {
             match range.overlap(wanted) {
@@ -365,7 +365,7 @@ impl Script<'_> {
         }
     }
 
-    /// Compares everything there is to see.
+    /// Compares all visible state of table and model.
     fn check(&mut self) {
         let mut woken = std::mem::take(&mut *self.woken.0.lock().unwrap());
         let mut expected = std::mem::take(&mut self.expected_wakes);

@@ -1,6 +1,7 @@
-//! What a script is made of.
+//! The steps of a script.
 
-/// One step. Numbers are taken modulo what there is; what is not possible just now is skipped.
+/// One step. Numbers are taken modulo the number of pages or locks; a step that is impossible at the moment is
+/// skipped.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "fuzzing", derive(arbitrary::Arbitrary))]
 #[allow(missing_docs)]
@@ -11,13 +12,13 @@ pub enum Op {
     Unlock(u8),
     /// Cuts a locked folio in two.
     Halve(u8),
-    /// Cuts a locked folio until only `len` pages from `from` are left.
+    /// Cuts a locked folio until only `len` pages from `from` are left locked.
     Carve {
         lock: u8,
         from: u8,
         len: u8,
     },
-    /// Locks all that is single in an aligned group and makes one device folio of it.
+    /// Locks the single pages of an aligned group and merges them into one device folio.
     ToDevice {
         page: u8,
         order: u8,
@@ -36,23 +37,23 @@ pub enum Op {
     },
     /// Publishes a locked device folio as a duplicate.
     Duplicate(u8),
-    /// Publishes a locked duplicate as the device's alone.
+    /// Publishes a locked duplicate as a folio of the device alone.
     Alone(u8),
     /// Publishes a locked folio as freed pages.
     Free(u8),
-    /// Publishes a locked folio as lost pages.
+    /// Publishes a locked folio as poisoned pages.
     Poison(u8),
     /// Changes the permission of a locked folio.
     SetReadOnly {
         lock: u8,
         value: bool,
     },
-    /// Notes that no translation is left.
+    /// Clears the mirrored flag of a locked folio.
     ClearMirrored(u8),
-    /// Notes a translation.
+    /// Sets the mirrored flag of a page's folio.
     Mark(u8),
     Pin(u8),
     Unpin(u8),
-    /// A CPU announces itself.
+    /// Sets the waiters bit for a CPU.
     Announce(u8),
 }

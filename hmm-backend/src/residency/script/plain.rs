@@ -1,8 +1,8 @@
-//! The model: a plain record for each page.
+//! The model's record of a page.
 
 use crate::residency::Residency;
 
-/// What the model knows of a page.
+/// The model's state of one page.
 #[derive(Clone, Debug)]
 pub(super) struct Plain {
     pub(super) residency: Residency,
@@ -11,7 +11,7 @@ pub(super) struct Plain {
     pub(super) pins: u64,
     pub(super) read_only: bool,
     pub(super) until: Option<u32>,
-    // Of its folio:
+    // The same for all pages of the folio:
     pub(super) locked: bool,
     pub(super) waiters: bool,
     pub(super) mirrored: bool,

@@ -29,7 +29,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A short script without proptest, whose own work would take Miri minutes.
+/// A short script without proptest, whose overhead would take minutes under Miri.
 #[test]
 fn a_fixed_script_agrees() {
     let mut state = 1u64;
