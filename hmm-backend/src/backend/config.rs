@@ -1,4 +1,4 @@
-//! How a backend is made.
+//! The configuration of a backend.
 
 use std::sync::Arc;
 
@@ -6,48 +6,50 @@ use crate::memory::{EngineChoice, KernelAnswers};
 use crate::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 use crate::policy::{LinkModel, PolicyFactory, PolicySpec};
 
-/// How to make a [`Backend`].
+/// The configuration for [`Backend::new`].
 pub struct BackendConfig {
     /// Bytes of managed memory, a multiple of 2 MiB.
     pub memory: u64,
-    /// How many of these bytes, at the end, are memory shared with others (a multiple of 2 MiB): devices reach it in
-    /// place, and it never moves.
+    /// How many of these bytes, at the end, are shared with other processes (a multiple of 2 MiB). Devices
+    /// reach shared memory in place, and it never migrates.
     pub shared: u64,
-    /// Pages that do not exist, though they have numbers: nobody can reach them. For guests whose memory is not in one piece, so that
-    /// addresses and pages keep their distance.
+    /// The hole: page numbers that have no memory behind them, so no CPU and no device can access them. For
+    /// guests whose memory is not in one piece: with the hole, page numbers and guest addresses keep a constant
+    /// distance.
     pub hole: PageRange,
-    /// Pages that are in system memory from the start, as zeros: for what is about to be written as a whole, by a boot loader
-    /// for instance. Any other page costs a fault when it is first touched.
+    /// Pages that are in system memory from the start, filled with zeros. For pages that a boot loader, for
+    /// instance, is about to write as a whole: any other page costs a fault at its first touch.
     pub present: Vec<PageRange>,
-    /// A CPU's first touch of a block in which no page has contents fills all of it, whatever the policy says; with engine
-    /// `remap` in a huge page of the host, if it has one. For guests that use their memory by and large, like Linux: fewer
-    /// faults, quicker page tables. Otherwise only pages that are touched or prefetched come into being.
+    /// Whether a CPU's first touch of a block in which no page has contents fills the whole block, whatever the
+    /// policy says; engine `remap` then uses a huge page of the host, if there is one. For guests that use most
+    /// of their memory, like Linux: there are fewer faults, and page tables are faster. Without it, only pages
+    /// that are touched or prefetched are filled.
     pub fill_blocks: bool,
-    /// How pages are moved.
+    /// The engine that moves pages.
     pub engine: EngineChoice,
-    /// Number of userfaultfds that managed memory is spread over, block by block; more than one helps
-    /// only with many vCPUs.
+    /// Number of userfaultfds. The blocks of managed memory are distributed over them; more than one helps only
+    /// with many vCPUs.
     pub shards: usize,
-    /// Bytes of host memory that engine `copy` may keep beyond guest and device memory, to bring contents back
-    /// in pages that have been used before. 0: none, and pages are copied in place, as on kernels
-    /// without `UFFDIO_MOVE`. Engine `remap` needs none.
+    /// Bytes of host memory that engine `copy` may keep, beyond guest and device memory, as pages to bring
+    /// contents back in. With 0 it keeps none and copies pages in place, as on kernels without `UFFDIO_MOVE`.
+    /// Engine `remap` needs none.
     pub recycled: u64,
-    /// What the policy wants prefetched for a CPU fault is there before the CPU goes on, instead of when nothing more
-    /// urgent is to be done. Slower, but what migrates then depends on the accesses alone, not on who is faster: a
+    /// Whether the prefetches of a CPU fault finish before the CPU resumes, instead of running later when no
+    /// fault waits. Slower, but the accesses alone then decide what migrates, not the speed of the threads: a
     /// replay of a single CPU's faults makes the same migrations.
     pub lockstep: bool,
-    /// For tests: answers that the kernel gives only now and then.
+    /// For tests: replaces answers of the kernel, to produce those that it gives only rarely.
     pub kernel: Option<Arc<dyn KernelAnswers>>,
-    /// What to migrate and evict.
+    /// The policy that decides what to migrate and to evict.
     pub policy: Arc<dyn PolicyFactory>,
-    /// What a migration costs on the hardware that is modelled: for policies to look at.
+    /// The costs of a migration on the modelled hardware, for policies.
     pub link: LinkModel,
-    /// Events kept for each thread until they are drained; 0 for none.
+    /// How many events are kept for each thread until they are drained; 0 for none.
     pub events: usize,
 }
 
 impl BackendConfig {
-    /// The defaults for this much memory.
+    /// Returns the default configuration for `memory` bytes of managed memory.
     pub fn new(memory: u64) -> BackendConfig {
         BackendConfig {
             memory,
@@ -67,5 +69,5 @@ impl BackendConfig {
     }
 }
 
-/// One block: enough for the folios of a fault, and little beside the VMM's other memory.
+/// One block: enough for the folios of a fault, and small beside the VMM's other memory.
 const DEFAULT_RECYCLED: u64 = BLOCK_PAGES * PAGE_SIZE;

@@ -1,5 +1,5 @@
-//! The pure core's operations, for `benches/instructions.rs`, which counts their instructions. Not part of
-//! the interface: only there with the feature `measure`.
+//! The operations of the backend that make no system call, for `benches/instructions.rs`, which counts their
+//! instructions. Not a part of the public interface: compiled only with the feature `measure`.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::pages::{
 use crate::policy::{BlockFault, BlockView, FaultPolicy, PolicyFactory, PolicySpec};
 use crate::residency::{FolioLock, ResidencyTable, TryLock, WakeFaults, Word};
 
-/// An operation and what it is called.
+/// The name of an operation, and the function that runs it the given number of times.
 pub type Operation = (&'static str, fn(u32));
 
-/// Each runs as often as it is told.
+/// The operations to measure.
 pub const OPERATIONS: [Operation; 7] = [
     ("decision on-demand", |n| decision("on-demand", n)),
     ("decision density", |n| decision("density", n)),
@@ -43,10 +43,10 @@ fn lock(table: &ResidencyTable, page: Page) -> FolioLock<'_> {
     }
 }
 
-/// A fault in the middle of a block of which a fifth is in system memory, the rest on a device; with the
-/// validation of the advice.
+/// Asks a policy about a fault in the middle of a block and validates the advice. A fifth of the block is in
+/// system memory, the rest on a device.
 fn decision(policy: &str, n: u32) {
-    let spec: PolicySpec = policy.parse().expect("a policy there is");
+    let spec: PolicySpec = policy.parse().expect("a known policy");
     let mut policy: Box<dyn FaultPolicy> = spec.fault_policy();
     let word = |i| match i {
         0..100 => Word(0).to_system(Tick(0)),
@@ -101,7 +101,7 @@ fn folio_transition(n: u32) {
     }
 }
 
-/// Nine cuts, as for a fault on one page, and the folio made again.
+/// Cuts a 2 MiB folio nine times, as for a fault on one page, and merges the pieces again.
 fn folio_halved(n: u32) {
     let table = table();
     whole_folio(&table);
@@ -120,7 +120,7 @@ fn folio_halved(n: u32) {
 fn queue_sort(n: u32) {
     let fault = |i: u32| Fault {
         generation: 0,
-        // In no order, some twice.
+        // Unordered, and some pages occur twice.
         page: Page(i.wrapping_mul(0x9e37_79b1) >> 26),
         write: i.is_multiple_of(2),
         thread: 1,

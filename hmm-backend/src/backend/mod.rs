@@ -1,4 +1,4 @@
-//! The backend: managed memory and what can be asked of it. Each call is one of a layer below.
+//! The backend: managed memory and the operations on it. Each method calls a layer below.
 
 mod config;
 #[cfg(feature = "measure")]
@@ -25,7 +25,7 @@ use crate::policy::PolicyFactory;
 use crate::residency::{ResidencyTable, Word};
 use crate::service::{FaultService, ServiceConfig};
 
-/// The most managed memory: frames and pages are 32-bit numbers, and page tables have their limits.
+/// The largest size of managed memory: frames and pages have 32-bit numbers, and page tables have their limits.
 const MAX_MEMORY: u64 = 1 << 42;
 
 /// Managed memory with its devices. Shared by service threads, devices and the VMM.
@@ -35,8 +35,8 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Makes managed memory, all of it untouched. Fails if the machine lacks userfaultfd, the permission
-    /// for it, or what the engine needs.
+    /// Makes managed memory; all pages are untouched, except those that the configuration says are present.
+    /// Fails if the machine lacks userfaultfd, the permission to use it, or what the engine needs.
     pub fn new(config: BackendConfig) -> Result<Arc<Backend>, Error> {
         let unit = BLOCK_PAGES * PAGE_SIZE;
         check_size("managed memory", config.memory, unit, MAX_MEMORY)?;
@@ -60,7 +60,8 @@ impl Backend {
             kernel: config.kernel,
         })?);
         let table = ResidencyTable::new(pages, Box::new(guest.clone()));
-        // The policy is not asked about what is in system memory from the start, which shared memory is, too.
+        // Present pages and shared memory are in system memory from the start; the policy is not asked about
+        // them.
         let shared = PageRange::new(guest.private_pages().end, Page(pages));
         for range in config.present.iter().chain([&shared]) {
             for page in range.pages() {
@@ -88,41 +89,41 @@ impl Backend {
         &self.faults.core
     }
 
-    /// The engine in use.
+    /// Returns the engine in use.
     pub fn engine(&self) -> Engine {
         self.core().guest.engine()
     }
 
-    /// The policy's name.
+    /// Returns the policy's name.
     pub fn policy_name(&self) -> String {
         self.policy.name()
     }
 
-    /// Time since the backend was made: the clock of events and policies.
+    /// Returns the time since the backend was made: the clock of events and policies.
     pub fn now(&self) -> Duration {
         self.core().clock.now()
     }
 
-    /// Host address and size of managed memory, for memory slots. Valid while the backend lives. Loads
-    /// and stores there fault like a vCPU's and are served the same way, so never from a thread that serves
-    /// faults or runs a driver.
+    /// Returns the host address and the size in bytes of managed memory, for memory slots. The address is valid
+    /// while the backend lives. Loads and stores there fault like a vCPU's and are served the same way. So a
+    /// thread that serves faults or runs a driver must not make them: it would wait for itself.
     pub fn host_memory(&self) -> (*mut u8, u64) {
         let mapping = self.core().guest.mapping();
         (mapping.start() as *mut u8, mapping.len())
     }
 
-    /// Pages of managed memory.
+    /// Returns the number of pages of managed memory, including the hole.
     pub fn pages(&self) -> u32 {
         self.core().pages()
     }
 
-    /// The pages that have numbers, but no memory ([`BackendConfig::hole`]).
+    /// Returns the hole: the page numbers without memory ([`BackendConfig::hole`]).
     pub fn hole(&self) -> PageRange {
         self.core().hole
     }
 
-    /// Adds a device with this many bytes of private memory (a multiple of the page size): CPUs do not reach
-    /// it, and pages migrate on faults.
+    /// Adds a device with `memory` bytes of private memory (a multiple of the page size). CPUs cannot reach
+    /// private memory; pages migrate on faults.
     pub fn attach(&self, memory: u64, driver: Arc<dyn Driver>) -> Result<DeviceId, Error> {
         check_size("device memory", memory, PAGE_SIZE, MAX_MEMORY)?;
         let private = self.core().guest.device_memory(memory)?;
@@ -131,10 +132,11 @@ impl Backend {
         self.core().attach(frames, Some(private), driver, eviction)
     }
 
-    /// Adds a device with this many bytes of coherent memory: CPUs and devices reach pages there in place
-    /// without faults, so pages go there and come back only when asked to
-    /// ([`Backend::migrate_to_device`], [`Backend::migrate_to_system`], pins, eviction, detach). Here such a page's bytes
-    /// stay at the guest's address, as they do towards a CPU on hardware; what moves is whose capacity it uses.
+    /// Adds a device with `memory` bytes of coherent memory (a multiple of the page size). CPUs and devices
+    /// reach pages there in place, without faults. So pages migrate there and back only on request:
+    /// [`Backend::migrate_to_device`], [`Backend::migrate_to_system`], pins, eviction, detach. In this model,
+    /// the bytes of such a page stay at the guest's address, where a CPU on real hardware also finds them; a
+    /// migration only changes whose capacity the page uses.
     pub fn attach_coherent(&self, memory: u64, driver: Arc<dyn Driver>) -> Result<DeviceId, Error> {
         check_size("device memory", memory, PAGE_SIZE, MAX_MEMORY)?;
         let frames = (memory / PAGE_SIZE) as u32;
@@ -142,20 +144,20 @@ impl Backend {
         self.core().attach(frames, None, driver, eviction)
     }
 
-    /// Removes a device: no page can come there any more, every page that is there comes back, and only
-    /// then does the call return. On an error the remaining pages are still in the device's memory
-    /// and CPUs can still fault them back, but nothing new goes there; it can be tried again.
+    /// Removes a device and returns when all its pages are back in system memory; from the call on, no page
+    /// migrates to the device. On an error the remaining pages are still in the device's memory, CPUs can still
+    /// fault them back, and no new page goes there; the caller can try again.
     pub fn detach(&self, id: DeviceId) -> Result<(), Error> {
         ops::detach(&self.faults, id)
     }
 
-    /// Makes a mirror for a device. A device may have several.
+    /// Makes a mirror for a device. A device may have several mirrors.
     pub fn mirror<M: DeviceMmu>(&self, device: DeviceId, mmu: M) -> Result<Mirror<M>, Error> {
         Mirror::new(self.faults.clone(), device, mmu)
     }
 
-    /// Starts serving CPU faults. `on_fatal` is called from a service thread when a page cannot be
-    /// supplied.
+    /// Starts the threads that serve CPU faults. A service thread calls `on_fatal` for each fault that cannot
+    /// be resolved.
     pub fn start_service(
         &self,
         config: ServiceConfig,
@@ -164,123 +166,127 @@ impl Backend {
         FaultService::start(self.faults.clone(), config, Arc::new(on_fatal))
     }
 
-    /// Whether the page is in the state that made this fault fatal. If not - it was freed, or a driver has brought
-    /// it after all - the access should be executed again, whatever comes of it.
+    /// Returns whether the page is still in the state that made this fault fatal. If not (the guest freed the
+    /// page, or a driver brought it back after all), the CPU should execute the access again, whatever the
+    /// result.
     pub fn is_current(&self, fault: &FatalFault) -> bool {
         self.faults.is_current(fault)
     }
 
-    /// Stops catching CPU faults: a CPU that sleeps in one that could not be served resumes and reads zeros. Only
-    /// for the end of a machine none of whose CPUs will execute another instruction: some sleepers
-    /// (KVM, emulating an access) are deaf to signals and can be stopped in no other way.
+    /// Stops catching CPU faults: a CPU that sleeps in a fault that could not be served resumes and reads
+    /// zeros. Call it only at the end of a machine none of whose CPUs will execute another instruction. It
+    /// exists because some sleeping threads (KVM while it emulates an access) do not react to signals and can
+    /// be stopped in no other way.
     pub fn abandon_faults(&self) {
         self.core().guest.stop_catching_faults();
     }
 
-    /// Migrates pages to a device because the caller asks for it; pages that cannot move stay. Waits for pages
-    /// in motion. Returns how many moved.
+    /// Migrates pages to a device at the caller's request and returns how many moved. Waits for pages in
+    /// motion; pages that cannot move stay.
     pub fn migrate_to_device(&self, device: DeviceId, range: PageRange) -> Result<u64, Error> {
         ops::migrate_to_device(&self.faults, device, range)
     }
 
-    /// Migrates pages to system memory because the caller asks for it; pages that cannot move stay. Ends exclusive
-    /// access; of duplicates, the device's copy goes. Waits for pages in motion. Returns how many moved.
+    /// Migrates pages to system memory at the caller's request and returns how many moved. Waits for pages in
+    /// motion; pages that cannot move stay. Ends exclusive access, and drops the device's copy of duplicates.
     pub fn migrate_to_system(&self, range: PageRange) -> Result<u64, Error> {
         ops::migrate_to_system(self.core(), range)
     }
 
-    /// The guest has freed these pages: their contents are dead wherever they are, reads give zeros from
-    /// now on. Device pages are never copied back: their frames return to the pool and the driver gets
-    /// `page_free`; system memory goes back to the host. Pinned pages are skipped. Sleeps while a page
-    /// is in motion. Returns the number of pages that had contents. An error of the host leaves pages with contents; the rest
-    /// of the range has been freed.
+    /// Frees pages for the guest and returns how many of them had contents. The contents are lost wherever they
+    /// are, and later reads give zeros. Device pages are never copied back: their frames return to the pool and
+    /// the driver's `page_free` is called; system memory returns to the host. Pinned pages are skipped. Sleeps
+    /// while a page is in motion. If the host refuses to take pages back, they keep their contents and the call
+    /// returns an error; the rest of the range has been freed.
     pub fn guest_freed(&self, range: PageRange) -> Result<u64, Error> {
         ops::guest_freed(&self.faults, range)
     }
 
-    /// Brings pages into system memory, filling untouched ones, and keeps them there while the guard lives.
-    /// Device pages cannot be pinned where they are: they migrate first. The calling thread sleeps as long
-    /// as that takes, so never call it from a driver.
+    /// Brings pages into system memory, filling untouched ones with zeros, and keeps them there while the guard
+    /// lives. Device pages cannot be pinned where they are: they migrate first. The calling thread sleeps as
+    /// long as that takes, so a driver must never call it.
     pub fn pin(&self, range: PageRange) -> Result<Pinned, Error> {
         Pinned::new(&self.faults, range)
     }
 
-    /// Takes the right to write these pages away from CPUs and devices, or gives it back. A CPU that writes all the same
-    /// takes a fatal fault, a device gets [`crate::MirrorError::Permission`]. The permission belongs to the page
-    /// wherever its contents are, also after a free. Waits for pages in motion; ends exclusive access. Shared memory
-    /// is refused: other processes may have it mapped.
+    /// Makes pages read-only for CPUs and devices, or writable again. A CPU that writes to a read-only page
+    /// takes a fatal fault, a device gets [`crate::MirrorError::Permission`]. The permission belongs to the
+    /// page wherever its contents are, also after a free. Waits for pages in motion; ends exclusive access.
+    /// Returns an error for shared memory, because other processes may have it mapped.
     pub fn set_read_only(&self, range: PageRange, read_only: bool) -> Result<(), Error> {
         ops::set_read_only(self.core(), range, read_only)
     }
 
-    /// The memory behind a page has failed, wherever it is: its contents are lost. From now on every
-    /// access by a CPU or a device is fatal, until the guest frees the page. The other pages of its folio are
-    /// not affected; the driver gets `page_free`. Sleeps while the page is in motion. Pinned pages are refused:
-    /// the holder of the pin uses them without asking.
+    /// Marks the contents of a page as lost, because the memory behind it has failed, wherever the page is.
+    /// From now on every access by a CPU or a device is fatal, until the guest frees the page. The other pages
+    /// of its folio are not affected; the driver's `page_free` is called. Sleeps while the page is in motion.
+    /// Returns an error for a pinned page, because the holder of the pin uses it without faults.
     pub fn memory_failure(&self, page: Page) -> Result<(), Error> {
         ops::memory_failure(self.core(), page)
     }
 
-    /// Passes a hint about pages to the policy, which decides what becomes of it. The device that a hint
+    /// Passes a hint about pages to the policy, which decides what follows from it. The device that a hint
     /// names need not be attached (yet).
     pub fn hint(&self, pages: PageRange, hint: Hint) -> Result<(), Error> {
         self.faults.hint(pages, hint)
     }
 
-    /// One byte for each page of the range, as `viewer` sees it ([`crate::snapshot`]). Each byte is true at some moment
-    /// during the call.
+    /// Returns one byte for each page of the range, as `viewer` sees it ([`crate::snapshot`]). Each byte is
+    /// true at some moment during the call, not all at the same one.
     pub fn snapshot(&self, viewer: DeviceId, range: PageRange) -> Result<Vec<u8>, Error> {
         ops::snapshot::take(self.core(), viewer, range)
     }
 
-    /// Where a page is, and its flags, at this moment.
+    /// Returns where a page is, and its flags, at this moment.
     pub fn word(&self, page: Page) -> Result<Word, Error> {
         self.core().check_range(PageRange::single(page))?;
         Ok(self.core().table.word(page))
     }
 
     /// Sleeps until no thread works on any of these pages. A CPU resumes as soon as its page is there, a moment
-    /// before the residency says so: call this before you look at what the CPU's access has done.
+    /// before the residency word says so. So call this before checking what a CPU's access has done.
     pub fn settle(&self, range: PageRange) -> Result<(), Error> {
         self.core().settle(range)
     }
 
-    /// Whether a thread works on the page at this moment; [`Self::settle`] waits until none does.
+    /// Returns whether a thread works on the page at this moment; [`Self::settle`] waits until none does.
     pub fn in_motion(&self, page: Page) -> Result<bool, Error> {
         self.core().check_range(PageRange::single(page))?;
         Ok(self.core().table.locked(page))
     }
 
-    /// The statistics so far.
+    /// Returns the statistics so far.
     pub fn stats(&self) -> Stats {
         self.core().stats()
     }
 
-    /// Takes the events recorded since the last call.
+    /// Removes and returns the events recorded since the last call.
     pub fn drain_events(&self) -> Events {
         self.core().recorder.drain_events(self.now())
     }
 
-    /// The file behind shared memory, for processes that are to share it, and the pages it is. None without shared memory.
+    /// Returns the file behind shared memory, for processes that are to share it, and the pages it holds.
+    /// `None` without shared memory.
     pub fn shared_memory(&self) -> Option<(&File, PageRange)> {
         let guest = &self.core().guest;
         let pages = PageRange::new(guest.private_pages().end, Page(self.pages()));
         Some((guest.shared_file()?, pages))
     }
 
-    /// Host address ranges of managed memory and of the devices' memories: guest memory, as opposed to the
-    /// VMM's own.
+    /// Returns the host address ranges of managed memory and of the devices' memories: guest memory, as opposed
+    /// to the VMM's own.
     pub fn host_ranges(&self) -> Vec<std::ops::Range<u64>> {
         self.core().host_ranges()
     }
 
-    /// Bytes of host memory behind these pages of system memory at this moment, as the kernel says.
+    /// Returns the bytes of host memory behind these pages of system memory at this moment, as the kernel
+    /// reports them.
     pub fn resident_bytes(&self, range: PageRange) -> Result<u64, Error> {
         self.core().resident_bytes(range)
     }
 
-    /// Bytes of host memory behind a device's private memory at this moment, as the kernel says; 0 for coherent
-    /// memory, which is a part of system memory here.
+    /// Returns the bytes of host memory behind a device's private memory at this moment, as the kernel reports
+    /// them; 0 for coherent memory, which is a part of system memory here.
     pub fn device_resident_bytes(&self, id: DeviceId) -> Result<u64, Error> {
         self.core().device_resident_bytes(id)
     }

@@ -1,5 +1,5 @@
-//! Properties of the small pure parts, each against something simpler. The residency table has a script of
-//! its own (`residency::script`), allocator and eviction policy theirs beside the code.
+//! Property tests of the small pure parts, each against a simpler implementation. The residency table has a
+//! script of its own (`residency::script`); allocator and eviction policies are tested beside their code.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
@@ -15,11 +15,11 @@ use crate::pages::{
 use crate::policy::{Advice, BlockFault, BlockView, PolicySpec};
 use crate::residency::{LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
 
-/// The ticks' counter wraps after so many microseconds.
+/// The counter of ticks wraps after this many microseconds.
 const WRAP_US: u64 = 16 << 32;
 
 fn indices() -> impl Strategy<Value = BTreeSet<usize>> {
-    // Runs, because runs are what page sets are about.
+    // Draws runs of indices, because page sets are made for runs.
     prop::collection::vec((0usize..512, 0usize..80), 0..6).prop_map(|runs| {
         let run = |(start, len): (usize, usize)| start..(start + len).min(512);
         runs.into_iter().flat_map(run).collect()
@@ -88,7 +88,7 @@ proptest! {
         prop_assert!(head.0.is_multiple_of(1 << order) && PageRange::with_len(head, 1 << order).contains(page));
     }
 
-    /// Every field that goes in comes out, whatever was in the word before, and no other field changes.
+    /// Each field of a word reads back as written, whatever the word was before, and no other field changes.
     #[test]
     fn words_keep_their_fields_apart(
         old in any::<u64>(), device in 0u8..64, frame in any::<u32>(), order in 0..=MAX_ORDER, tick in any::<u32>(),
@@ -132,7 +132,7 @@ proptest! {
         prop_assert_eq!(there.system_held_until(), None);
     }
 
-    /// Against time that neither wraps nor is rounded.
+    /// Compares holds with an ideal time that neither wraps nor is rounded.
     #[test]
     fn holds_last_as_long_as_they_should(start_us in prop_oneof![0u64..200_000_000_000, (1u64..4).prop_map(|n| n * WRAP_US), WRAP_US - 500_000..WRAP_US], hold_us in 0u64..2_000_000, later_us in prop_oneof![0u64..20_000_000, 0u64..200_000]) {
         let us = Duration::from_micros;
@@ -141,7 +141,7 @@ proptest! {
         let ideal = us(hold_us).min(MAX_HOLD).checked_sub(us(later_us)).filter(|d| !d.is_zero());
         match (ideal, rest) {
             (None, None) => {}
-            // Never shorter than promised, by at most two ticks longer.
+            // A hold is never shorter than promised, and at most two ticks longer.
             (ideal, Some(rest)) => {
                 let ideal = ideal.unwrap_or_default();
                 prop_assert!(us(hold_us) > Duration::ZERO);
@@ -185,7 +185,8 @@ proptest! {
         prop_assert_eq!(found, sorted);
     }
 
-    /// Whatever the reasons and their order: bounded attempts, bounded pauses, and waiting is no attempt.
+    /// Whatever the reasons and their order, the number of attempts and each pause are bounded, and waiting
+    /// does not count as an attempt.
     #[test]
     fn attempts_end(reasons in prop::collection::vec(0u8..3, 0..300)) {
         let mut attempts = Attempts::default();
@@ -207,7 +208,7 @@ proptest! {
         prop_assert!(attempts.next(&Unresolved::Fatal(FatalCause::ContentsLost)).is_err());
     }
 
-    /// Advice against what it must come out as, page by page.
+    /// Compares validated advice with the expected result, page by page.
     #[test]
     fn advice_is_cut_to_what_is_possible(
         len in 1usize..=512, states in prop::collection::vec(0u8..6, 512), faulting in indices(), prefetch in indices(),
@@ -244,7 +245,7 @@ proptest! {
         prop_assert!(!advice.clone().validated(&fault, &view).1, "cutting twice cuts nothing");
     }
 
-    /// Any composition, over any block: what they advise is possible, and they never panic.
+    /// Any composition of policies, on any block, advises only what is possible and never panics.
     #[test]
     fn policies_answer_everything(
         len in 1usize..=512, states in prop::collection::vec(0u8..4, 512),

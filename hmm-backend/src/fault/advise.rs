@@ -1,4 +1,4 @@
-//! Asking policies, and telling them what happens.
+//! Calls policies: asks for advice, and passes on hints, accesses in place and ticks.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,19 +13,20 @@ use crate::pages::{Access, Block, Error, Hint, PageRange, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, MAX_WISHES, Wish};
 use crate::residency::Word;
 
-/// A decision that takes longer is counted: whoever faults waits for it, and so does everybody else in the shard.
+/// A decision that takes longer is counted as late: the fault that asks waits for it, and so do the other
+/// faults of the shard.
 const LATE: Duration = Duration::from_millis(1);
-/// Ticks come no more often.
+/// The shortest interval between two ticks.
 const SHORTEST_TICK: Duration = Duration::from_micros(100);
 
 impl Faults {
-    /// The advisor for this block.
+    /// Locks and returns the advisor of this block's shard.
     fn advisor(&self, block: Block) -> MutexGuard<'_, Advisor> {
         let shard = block.0 as usize % self.advisors.len();
         self.advisors[shard].lock()
     }
 
-    /// Tells the policy for this block something.
+    /// Calls `tell` with the policy of this block's shard, under the shard's lock, and returns its result.
     pub(crate) fn with_policy<R>(
         &self,
         block: Block,
@@ -45,8 +46,9 @@ impl Faults {
         }
     }
 
-    /// Asks the policy about faults on a block with these words, towards this device's memory or the system's, and
-    /// cuts what it says to what is possible. Its wishes are queued.
+    /// Asks the policy about a fault and returns its advice, cut to what is possible. `words` are those of the
+    /// block's pages. With `device`, the pages are to go to that device's memory, otherwise to system memory.
+    /// Queues the advice's wishes.
     pub(crate) fn advise(
         &self,
         fault: &BlockFault,
@@ -85,7 +87,7 @@ impl Faults {
         advice
     }
 
-    /// Passes on what somebody says about pages; what becomes of it is the policy's business. The device that a hint
+    /// Passes a hint about pages to the policy, which decides what follows from it. The device that a hint
     /// names need not be attached (yet).
     pub fn hint(&self, pages: PageRange, hint: Hint) -> Result<(), Error> {
         self.core.check_range(pages)?;
@@ -99,8 +101,8 @@ impl Faults {
         Ok(())
     }
 
-    /// A device has used these pages in place, in system memory, `count` times since they got there or since it last
-    /// said so. Those that the policy wants to migrate do when there is time.
+    /// Tells the policy that a device has used these pages in place, in system memory, `count` times since they
+    /// got there or since its last report. Queues those that the policy wants to migrate.
     pub(crate) fn used_in_place(&self, device: &Device, pages: PageRange, count: u32) {
         for part in pages.split_by_block() {
             let block = part.start.block();
@@ -128,7 +130,8 @@ impl Faults {
         }
     }
 
-    /// Tells the policies that want to know that time has passed. Returns when the next one wants it.
+    /// Calls the policies whose ticks are due and queues their wishes. Returns the time until the next tick;
+    /// `None` if no policy wants ticks.
     pub(crate) fn tick_policies(&self) -> Option<Duration> {
         let mut next = None;
         for advisor in &self.advisors {
@@ -141,7 +144,8 @@ impl Faults {
             if advisor.next_tick <= now {
                 let seen = advisor.seen;
                 wishes = advisor.policy.tick(now, seen);
-                // A policy that could not say everything wants to go on soon.
+                // Ask for the interval again: a policy that has not returned all its wishes yet wants its next
+                // tick soon.
                 let interval = advisor.policy.tick_interval().unwrap_or(interval);
                 advisor.next_tick = now + interval.max(SHORTEST_TICK);
             }

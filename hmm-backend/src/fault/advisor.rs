@@ -1,4 +1,4 @@
-//! One shard's policy and what it remembers.
+//! One shard's policy and the shard's recent faults.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::pages::{Page, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, Recent, Seen};
 
-/// Faults that a policy can look back on.
+/// The number of recent faults that a policy sees.
 const RECENT: usize = 16;
 
-/// A policy with its shard's recent past.
+/// A policy with the recent faults of its shard.
 pub(crate) struct Advisor {
     pub(crate) policy: Box<dyn FaultPolicy>,
     recent: VecDeque<Recent>,
@@ -67,7 +67,7 @@ impl Advisor {
     }
 }
 
-/// The first page that was touched.
+/// Returns the first page that was touched.
 pub(super) fn first_page(fault: &BlockFault) -> Page {
     fault.block.page(fault.pages.first().unwrap_or_default())
 }

@@ -1,5 +1,5 @@
-//! Serving CPU faults: what becomes of pages of one block that CPUs have touched. Called by the service
-//! threads, and directly by the VMM when it wants pages for itself.
+//! Serves CPU faults on pages of one block. Called by the service threads, and by threads that need a page in
+//! system memory themselves (pins, devices).
 
 use std::time::Duration;
 
@@ -13,22 +13,25 @@ use crate::pages::{Access, BLOCK_PAGES, Block, FatalCause, Page, PageRange, Page
 use crate::policy::BlockFault;
 use crate::residency::{Residency, TryLock, Word};
 
-/// What came of serving faults. Pages not mentioned are resolved, or somebody who works on them
-/// wakes the CPU.
+/// The result of serving faults. A page that is not in `unresolved` is resolved, or the thread that has its
+/// lock wakes the CPU when it unlocks the page.
 #[derive(Debug, Default)]
 pub(crate) struct Served {
     pub(crate) unresolved: Vec<(Page, Unresolved)>,
     /// Pages filled with zeros because they were touched for the first time.
     pub(crate) first_touches: u64,
-    /// What the policy would like to see prefetched, still to be done.
+    /// Pages that the policy wants prefetched and that are not prefetched yet.
     pub(crate) prefetch: PageSet,
-    /// Which of that devices keep, too.
+    /// Those of the pages in `prefetch` of which the devices keep a copy.
     pub(crate) duplicate: PageSet,
 }
 
 impl Faults {
-    /// Serves faults on `pages` of one block; those in `writes` need the permission to write. With `patient`, the policy may throttle and holds are
-    /// respected; a fault that has waited its time is not.
+    /// Serves CPU faults on `pages` of one block and returns which of them are not resolved. `access` is what
+    /// the policy is told, and how untouched pages are filled. Only pages in `writes` need the permission to
+    /// write: [`Self::fault_in`] passes a write with no `writes`, because its caller checks the permission.
+    /// With `patient`, the fault waits for holds and the policy's throttle; without, it has waited already and
+    /// is served at once.
     pub(crate) fn serve_cpu_faults(
         &self,
         block: Block,
@@ -62,7 +65,7 @@ impl Faults {
         }
         let mut prefetch = advice.prefetch;
         if self.lockstep {
-            // Before the faulting pages: with them, the CPU goes on.
+            // Prefetch first: filling the faulting pages wakes the CPU.
             self.prefetch_to_system(block, &prefetch, &advice.duplicate, access);
             prefetch = PageSet::EMPTY;
         }
@@ -94,7 +97,8 @@ impl Faults {
         }
         if !on_device.is_empty() {
             let demand = with_whole_folios(&on_device, &prefetch, &words, block);
-            // What is written is not duplicated; nor what a thread wants to write that has no message to say so (`fault_in`).
+            // A page that is written is not duplicated. `fault_in` asks for a write without `writes`: then no
+            // page is duplicated.
             let duplicate = match access {
                 Access::Write if writes.is_empty() => PageSet::EMPTY,
                 _ => advice.duplicate.difference(writes),
@@ -116,7 +120,7 @@ impl Faults {
         served
     }
 
-    /// Answers the faults that need no work and returns the others.
+    /// Answers the faults that need no work, and returns the pages of the other faults.
     fn sort_out(
         &self,
         block: Block,
@@ -128,7 +132,7 @@ impl Faults {
         for index in pages.iter() {
             let page = block.page(index);
             if self.core.table.announce_waiter(page) {
-                // A loser: the winner wakes its CPU when it lets go.
+                // Another thread has locked the page. It wakes this fault's CPU when it unlocks the page.
                 self.core.recorder.add(Counter::FaultsLost, 1);
                 continue;
             }
@@ -139,7 +143,7 @@ impl Faults {
                 continue;
             }
             match word.residency() {
-                // A duplicate is written: that must end first.
+                // A write to a duplicate must end the duplication first.
                 Residency::Duplicated { .. } if writes.contains(index) => needed.insert(index),
                 Residency::System | Residency::Coherent { .. } | Residency::Duplicated { .. } => {
                     if let Err(reason) = self.answer_stale(page, writes.contains(index)) {
@@ -158,8 +162,8 @@ impl Faults {
         needed
     }
 
-    /// Puts off faults on pages that are held; returns the rest. The policy will be asked about a fault when it can be
-    /// served.
+    /// Puts off faults on pages that are held; returns the rest. A fault that is put off reaches the policy
+    /// later, when it can be served.
     fn put_off_held(
         &self,
         block: Block,
@@ -173,7 +177,8 @@ impl Faults {
             let held = match words[index].residency() {
                 Residency::Device { .. } => self.core.device_hold(page, words[index]),
                 Residency::Exclusive(_) => self.core.system_hold(words[index]),
-                // A duplicate is held for the CPUs, one of which now writes it.
+                // The hold of a duplicate protects the CPUs' copy from the device; a CPU that writes does not
+                // wait for it.
                 _ => None,
             };
             if let Some(wait) = held.filter(|wait| !wait.is_zero()) {
@@ -184,7 +189,8 @@ impl Faults {
         rest
     }
 
-    /// Fills pages that CPUs have touched for the first time; with them all of a block that has been blank.
+    /// Fills pages that CPUs have touched for the first time. With `fill_blocks`, fills the whole block if all
+    /// its pages are untouched.
     fn first_touch(
         &self,
         block: Block,
@@ -199,21 +205,23 @@ impl Faults {
         let whole =
             self.fill_blocks && words.iter().all(blank) && self.core.check_range(all).is_ok();
         let (pages, access) = match whole {
-            // Memory, not the kernel's zero page, though this may be a read: what the other pages are for is not known.
+            // Use memory, not the kernel's zero page, even if this fault is a read: the first access to the
+            // other pages is not known, and may be a write.
             true => (PageSet::of(all), Access::Write),
             false => (*touched, access),
         };
         let mut failed = Vec::new();
         let filled = self.populate(block, &pages, access, hold, &mut failed);
         served.first_touches = filled.intersection(touched).count() as u64;
-        // Nobody waits for the others.
+        // No CPU waits for the pages that were not touched, so their failures are dropped.
         let waited_for = failed
             .into_iter()
             .filter(|(page, _)| touched.contains(page.index_in_block()));
         served.unresolved.extend(waited_for);
     }
 
-    /// Fills untouched pages with zeros. Returns which.
+    /// Fills untouched pages with zeros. Returns the pages that it has filled; those that failed go to
+    /// `unresolved`. Skips pages that are locked or no longer untouched.
     pub(crate) fn populate(
         &self,
         block: Block,
@@ -262,7 +270,8 @@ impl Faults {
         taken.difference(&failed)
     }
 
-    /// Migrates (or duplicates) device pages of one block back through their drivers.
+    /// Migrates (or duplicates) device pages of one block to system memory, through their drivers. Faulting
+    /// pages that have not moved go to `unresolved`.
     pub(crate) fn bring_back(
         &self,
         block: Block,
@@ -283,7 +292,8 @@ impl Faults {
             let fault = faulting.first().copied();
             if let Err(error) = to_system(&self.core, device, sources, reason, fault) {
                 let answer = Unresolved::from(error);
-                // A driver may complain about something else after its pages have moved.
+                // A driver may return an error after its pages have moved: only pages that have not moved are
+                // unresolved.
                 let stayed = |p: &Page| match self.core.table.word(*p).residency() {
                     Residency::System => false,
                     Residency::Duplicated { .. } => !reason.duplicate,
@@ -295,8 +305,9 @@ impl Faults {
         }
     }
 
-    /// Looks at the faulting pages again: "resolved" is what the residency says, not what a driver says.
-    /// `before` are the words as they were when the service started.
+    /// Checks the faulting pages again and adds a retry for those that have not moved. The residency word
+    /// decides whether a page is resolved, not the driver's answer. `before` are the words from the start of
+    /// the service.
     fn check_resolved(
         &self,
         block: Block,
@@ -319,17 +330,18 @@ impl Faults {
             if word.generation() == before[index].generation() {
                 served.unresolved.push((page, Unresolved::Retry));
             } else {
-                // It came and has left again. Serving it once more would steal it from its new owner for
-                // a CPU that most likely has had its turn; if not, it faults again.
+                // The page came and has left again. Serving this fault once more would take the page from its
+                // new owner, although the CPU has most likely made its access. If it has not, it faults again
+                // after the wake-up.
                 self.core.guest.wake_range(PageRange::single(page));
             }
         }
     }
 
-    /// Makes one page present in system memory on behalf of the calling thread, which sleeps as long as
-    /// that takes; for reading, a duplicate will do. Used where no userfaultfd message stands for the access: pins,
-    /// and devices (`asker`) that want a foreign device's page. If the asker is detached meanwhile, returns without
-    /// the page.
+    /// Makes one page present in system memory for the calling thread, which sleeps as long as that takes; for
+    /// a read, a duplicate suffices. For accesses without a userfaultfd message: pins, and a device (`asker`)
+    /// that wants a page of another device or of its own. If the asker is detached meanwhile, returns `Ok`
+    /// without the page.
     pub(crate) fn fault_in(
         &self,
         page: Page,
@@ -365,7 +377,8 @@ impl Faults {
                     }
                 },
                 Residency::Poisoned => return Err(FatalCause::ContentsLost),
-                // No CPU's fault would bring it here.
+                // CPUs reach coherent memory without a fault, so no CPU fault brings this page back: migrate it
+                // here.
                 Residency::Coherent { .. } => {
                     let reason = Reason {
                         faulting: pages,
@@ -374,7 +387,7 @@ impl Faults {
                     self.bring_back(page.block(), &pages, reason, &mut unresolved);
                 }
                 _ => {
-                    // Permissions are checked by whoever asks for the page.
+                    // The caller checks the permission to write.
                     let none = PageSet::EMPTY;
                     let served =
                         self.serve_cpu_faults(page.block(), &pages, access, &none, patient);
@@ -382,8 +395,9 @@ impl Faults {
                 }
             }
             for (_, unresolved) in unresolved {
-                // A device that goes away holds nothing any more; but that a page could not be moved is no
-                // better then, and there are only so many attempts.
+                // The holds of a device end when it is detached, so a wait for a hold ends then. A wait after a
+                // failed move does not: the detach does not make the next attempt more likely to succeed, and
+                // the number of attempts is limited.
                 let is_hold = matches!(unresolved, Unresolved::Wait(_));
                 match attempts.next(&unresolved) {
                     Ok(wait) => {
@@ -399,8 +413,8 @@ impl Faults {
     }
 }
 
-/// The faulting pages, and with each the rest of its folio if the policy wants all of that anyway: a
-/// folio that moves as one needs no split and one call.
+/// Returns the faulting pages, and for each the rest of its folio if the policy wants all of that folio anyway:
+/// a folio that moves as a whole needs no split and only one call.
 fn with_whole_folios(
     faulting: &PageSet,
     prefetch: &PageSet,

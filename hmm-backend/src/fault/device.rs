@@ -1,4 +1,4 @@
-//! Device faults: how a page gets to where the device can reach it.
+//! Device faults: make pages reachable for a device, and give it their translations.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::pages::{
 use crate::policy::{Advice, BlockFault};
 use crate::residency::{Residency, Word};
 
-/// What a device wants a page for.
+/// The access that a device wants to make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Want {
     Access(Access),
-    /// Atomic operations.
+    /// An atomic operation, for which the page must be exclusive to the device.
     Exclusive,
 }
 
@@ -31,21 +31,22 @@ impl Want {
     }
 }
 
-/// How far a fault has come with asking and waiting.
+/// The state of one fault between its attempts.
 #[derive(Default)]
 struct Turn {
-    /// It has waited: nobody is throttled twice.
+    /// Whether the fault has waited already: a fault is throttled only once.
     waited: bool,
-    /// What the policy said about the page in this generation. It is asked once about what happens once.
+    /// The policy's advice that is not used up yet, with the page's generation at that time. While the
+    /// generation stays the same, an access is reported to the policy only once.
     advice: Option<(u16, Advice)>,
 }
 
-/// After this many fruitless attempts to get a page into its own memory, a device takes it in place:
-/// progress before placement.
+/// After this many failed attempts to get a page into the device's own memory, the device uses the page in
+/// place: progress comes before placement.
 const MIGRATION_ATTEMPTS: u32 = 3;
 
 impl<M: DeviceMmu> Mirror<M> {
-    /// Makes a page accessible and lets `program` enter its translation. See [`Self::fault_range`].
+    /// Makes a page accessible and calls `program` to enter its translation. See [`Self::fault_range`].
     pub fn fault(
         &mut self,
         page: Page,
@@ -57,9 +58,9 @@ impl<M: DeviceMmu> Mirror<M> {
         })
     }
 
-    /// Makes all pages of a range accessible at the same time and lets `program` enter their translations
-    /// under the lock, after checking that none was invalidated meanwhile. Migrates as the policy
-    /// says; sleeps while pages are in motion.
+    /// Makes all pages of a range accessible at the same time and calls `program` to enter their translations.
+    /// The call is made under the mirror's lock, after a check that no translation was invalidated meanwhile.
+    /// Migrates pages as the policy says; sleeps while pages are in motion.
     pub fn fault_range(
         &mut self,
         range: PageRange,
@@ -69,10 +70,10 @@ impl<M: DeviceMmu> Mirror<M> {
         self.fault_as(range, Want::Access(access), program)
     }
 
-    /// Gets a page for this device alone and lets `program` enter its translation: for atomic operations, which
-    /// no CPU and no other device comes between while the translation is valid. Any other access ends that, after the
-    /// policy's hold. A page in the device's own private memory is exclusive by nature; any other becomes an exclusive page of
-    /// system memory, without using device memory.
+    /// Makes a page exclusive to this device and calls `program` to enter its translation. This is for atomic
+    /// operations: no CPU and no other device reaches the page while the translation is valid. Any other access
+    /// ends the exclusive access, after the policy's hold. A page in the device's own private memory is always
+    /// exclusive; any other page becomes an exclusive page of system memory, without using device memory.
     pub fn fault_exclusive(
         &mut self,
         page: Page,
@@ -131,14 +132,15 @@ impl<M: DeviceMmu> Mirror<M> {
         Ok(())
     }
 
-    /// From now on an invalidation of this page makes the fault look again.
+    /// Notes that the page's place was found: if the page is invalidated from now on, the fault starts again.
     fn found(&self, page: Page) {
         let in_flight = &mut self.shared.tables().in_flight;
         let start = in_flight.found.map_or(page, |found| found.start);
         in_flight.found = Some(PageRange::new(start, page.plus(1)));
     }
 
-    /// Gets one page to where the device can reach it. Sets `serviced` if that took more than a look.
+    /// Makes one page reachable for the device and returns its translation. Sets `serviced` unless the page was
+    /// in the device's reach already.
     fn make_accessible(
         &self,
         page: Page,
@@ -153,7 +155,8 @@ impl<M: DeviceMmu> Mirror<M> {
         let mut busy = Attempts::default();
         let access = want.access();
         let asker = Some(&*self.device);
-        // A device with coherent memory leaves pages where they are: it and the CPUs reach each other's.
+        // A device with coherent memory leaves pages where they are, because it and the CPUs reach each other's
+        // memory.
         in_place |= self.device.memory.is_none();
         loop {
             if self.device.detaching() {
@@ -166,8 +169,9 @@ impl<M: DeviceMmu> Mirror<M> {
             }
             if self.reaches(page, word, want, in_place) {
                 self.found(page);
-                // Noted before the translation exists: a migration that locks the page from here on
-                // invalidates, which the sequence check will see. What counts is the word with the note.
+                // Set the mirrored flag before the translation exists: a migration that locks the page from
+                // here on invalidates it, and `fault_as` sees that the fault is stale. The translation is made
+                // from the word that has the flag.
                 match faults.core.table.mark_mirrored(page) {
                     Some(marked) if marked.generation() == word.generation() => {
                         return Ok(self.translation(page, marked, serviced));
@@ -199,8 +203,9 @@ impl<M: DeviceMmu> Mirror<M> {
             } else if want == Want::Exclusive {
                 faults.fault_in(page, access, asker).map_err(fatal)?;
             } else if foreign || in_place {
-                // Another device's private memory: back through its driver first. Or an untouched page for
-                // which there is no room in device memory, or an own duplicate that CPUs read again and again.
+                // The page is in another device's private memory, or it is untouched and there is no room for
+                // it in device memory, or it is this device's own duplicate, which CPUs read again and again.
+                // Bring it to system memory first.
                 faults.fault_in(page, access, asker).map_err(fatal)?;
             } else {
                 in_place = self.migrate_here(page, access, word, &mut turn);
@@ -208,7 +213,7 @@ impl<M: DeviceMmu> Mirror<M> {
         }
     }
 
-    /// Whether the device can use a page with this word as it is.
+    /// Returns whether the device can use a page with this word where it is.
     fn reaches(&self, page: Page, word: Word, want: Want, in_place: bool) -> bool {
         match word.residency() {
             Residency::Device { device, .. } | Residency::Exclusive(device) => {
@@ -219,13 +224,14 @@ impl<M: DeviceMmu> Mirror<M> {
                 stays && want != Want::Exclusive
             }
             Residency::Coherent { .. } => want != Want::Exclusive,
-            // Its own copy, or in place what another device has a copy of.
+            // The device reads its own copy, or, in place, the system copy of another device's duplicate.
             Residency::Duplicated { .. } => want == Want::Access(Access::Read),
             Residency::Untouched | Residency::Poisoned => false,
         }
     }
 
-    /// Ends the duplication of a page of this device's memory, which it wants to write, once the CPUs had their time.
+    /// Ends the duplication of a page of this device's memory, so that the device can write to it; first waits
+    /// for the hold that protects the CPUs' copy.
     fn take_back(&self, page: Page, word: Word, turn: &mut Turn) {
         let held = self.faults.core.device_hold(page, word);
         match held {
@@ -237,12 +243,12 @@ impl<M: DeviceMmu> Mirror<M> {
         }
     }
 
-    /// Gets a system page for this device alone, after the policy's throttle and whoever got it last had their
-    /// time.
+    /// Makes a system page exclusive to this device, after the policy's throttle and the page's hold. `Ok` also
+    /// means that the caller must check the page again after a wait.
     fn take_exclusively(&self, page: Page, word: Word, turn: &mut Turn) -> Result<(), Unresolved> {
         let advice = self.advice(page, Access::Write, word, turn);
         if !self.wait_for_turn(page, word, &advice, turn) {
-            // Something may have changed meanwhile: look again.
+            // The page may have changed during the wait: the caller checks it again.
             return Ok(());
         }
         let faults = &*self.faults;
@@ -312,15 +318,15 @@ impl<M: DeviceMmu> Mirror<M> {
         }
     }
 
-    /// Migrates a system or untouched page into the device's memory, with what the policy adds. Returns whether
-    /// the policy wants it left in place instead.
+    /// Migrates a system or untouched page into the device's memory, together with the pages that the policy
+    /// adds. Returns true if the policy wants the page left in place instead.
     fn migrate_here(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> bool {
         let faults = &*self.faults;
         let block = page.block();
         let faulting = PageSet::from_iter([page.index_in_block()]);
         if faults.lockstep && faults.core.guest.engine() != Engine::Model {
-            // A CPU goes on a moment before whoever served it lets go of the page; that is not to be seen. (In a model
-            // everything is done by one thread.)
+            // A CPU resumes a moment before the service thread unlocks the page. Wait for the unlock, so that
+            // the result of a lockstep run does not depend on it. (A model has only one thread.)
             let mut at = block.first_page();
             while at < block.first_page().plus(BLOCK_PAGES as u32) && at.0 < faults.core.pages() {
                 at = faults.core.table.settle(at);
@@ -333,7 +339,7 @@ impl<M: DeviceMmu> Mirror<M> {
         if !self.wait_for_turn(page, word, &advice, turn) {
             return false;
         }
-        // Prefetching more than a part of the device's memory would evict what it works on.
+        // Prefetching more than a quarter of the device's memory would evict pages that the device works on.
         let most = (self.device.capacity() / 4).max(1);
         let wanted = window(&advice.prefetch.union(&faulting), page, most);
         let room = faults.make_room(&self.device, wanted.count() as u32);
@@ -351,7 +357,7 @@ impl<M: DeviceMmu> Mirror<M> {
         false
     }
 
-    /// The policy's advice on this device's access to a page with this word.
+    /// Returns the policy's advice on this device's access to a page with this word.
     fn advice(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> Advice {
         if let Some((generation, advice)) = turn.advice.take()
             && generation == word.generation()
@@ -372,7 +378,8 @@ impl<M: DeviceMmu> Mirror<M> {
         faults.advise(&fault, &words, Some(&self.device))
     }
 
-    /// Waits as long as the page is held or the policy throttles. False if that took time.
+    /// Waits as long as the page is held or the policy throttles. Returns false after a wait, because the page
+    /// may have changed; true if there was nothing to wait for.
     fn wait_for_turn(&self, page: Page, word: Word, advice: &Advice, turn: &mut Turn) -> bool {
         let faults = &*self.faults;
         let throttle = match turn.waited {
@@ -382,7 +389,7 @@ impl<M: DeviceMmu> Mirror<M> {
         if throttle.is_zero() {
             turn.advice = Some((word.generation(), advice.clone()));
         }
-        // Whoever got the page last is to make progress with it first.
+        // The CPU or device that got the page last must make progress with it first.
         let held = faults.core.system_hold(word).unwrap_or_default();
         let wait = held.max(throttle);
         if wait.is_zero() {
@@ -393,7 +400,7 @@ impl<M: DeviceMmu> Mirror<M> {
         false
     }
 
-    /// Lets time pass, as long as the device is there, and says that this fault waits for it.
+    /// Records that this fault is put off and waits that long, or until the device is detached.
     fn put_off(&self, page: Page, counter: Counter, time: Duration) {
         let faults = &*self.faults;
         faults.core.recorder.add(counter, 1);
@@ -404,7 +411,7 @@ impl<M: DeviceMmu> Mirror<M> {
     }
 }
 
-/// The part of `pages` in the largest aligned window around `page` that has at most `most` of them.
+/// Returns the part of `pages` in the largest aligned window around `page` that has at most `most` of them.
 fn window(pages: &PageSet, page: Page, most: u32) -> PageSet {
     let mut order = crate::pages::MAX_ORDER;
     loop {

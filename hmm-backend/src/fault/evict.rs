@@ -1,4 +1,4 @@
-//! Making room in device memory, and emptying it when a device goes away. Both start from frames, not from
+//! Makes room in device memory, and empties it when a device is detached. Both start from frames, not from
 //! guest addresses.
 
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use crate::migrate::{Device, Reason, to_system};
 use crate::observe::{Cause, Counter};
 use crate::pages::Frame;
 
-/// Frames evicted at a time, at least: neighbours move together, and the next faults find room.
+/// The least number of frames evicted at a time: neighbours move together, and the next faults find room.
 pub(crate) const BATCH: u32 = 64;
 
 impl Faults {
     /// Evicts until `want` frames of the device are free or nothing more can be evicted. Returns the number of
-    /// free frames; others may take them.
+    /// free frames; other threads may allocate them at any time.
     pub(crate) fn make_room(&self, device: &Arc<Device>, want: u32) -> u32 {
         let mut tried = 0;
         loop {
@@ -22,7 +22,7 @@ impl Faults {
             if free >= want {
                 return free;
             }
-            // Every folio has been proposed: what is left is held or busy.
+            // Every folio has been proposed: those that are left are held or busy.
             if tried >= device.capacity() {
                 self.core.recorder.add(Counter::DeviceMemoryFull, 1);
                 return free;
@@ -35,13 +35,13 @@ impl Faults {
                 return free;
             }
             tried += victims.len() as u32;
-            // Errors are the driver's way to keep its pages: the loop is bounded by `tried`.
+            // An error means that the driver keeps its pages; `tried` bounds the loop.
             let _ = self.evict(device, &victims, Cause::Eviction);
         }
     }
 
-    /// Migrates the folios that start at these frames to system memory. The policy hears of those that cannot
-    /// go now, so that others are proposed next.
+    /// Migrates the folios that start at these frames to system memory and returns how many pages moved.
+    /// Reports folios that cannot move now to the eviction policy, so that it proposes other folios next.
     pub(crate) fn evict(
         &self,
         device: &Arc<Device>,
@@ -56,7 +56,8 @@ impl Faults {
             let locked = device
                 .page_of(*frame)
                 .and_then(|page| self.core.lock_device_folio(page));
-            // Between the proposal and the lock, the page may have moved and the frame found another use.
+            // Between the proposal and the lock, the page may have moved and another page may have got the
+            // frame.
             let same = locked.filter(|(d, s)| d.id == device.id && s.folio.frame == *frame);
             let held = device.held(*frame, self.core.clock.now()).is_some();
             match same {
@@ -67,11 +68,12 @@ impl Faults {
         if sources.is_empty() {
             return Ok(0);
         }
-        // In page order, neighbours form runs.
+        // Sort by page, so that neighbours form runs.
         sources.sort_by_key(|s| s.lock.head());
         let victims: Vec<Frame> = sources.iter().map(|s| s.folio.frame).collect();
         let result = to_system(&self.core, device, sources, Reason::of(cause), None);
-        // Whatever the driver says: what is still there is not to be proposed again at once.
+        // Whatever the driver has answered, the policy should not propose the folios that are still there again
+        // at once.
         for frame in victims {
             if device.page_of(frame).is_some() {
                 device.eviction().refused(frame);

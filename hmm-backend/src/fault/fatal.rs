@@ -1,26 +1,26 @@
-//! Faults that cannot be resolved: what the backend tells about them, and whether that is still true.
+//! The report of a fault that cannot be resolved.
 
 use std::time::Duration;
 
 use crate::pages::{FatalCause, Page};
 
-/// A fault that cannot be resolved. The CPU stays asleep in it, interruptible by a signal, and never sees
-/// wrong data.
+/// A report of a fault that cannot be resolved. The CPU stays asleep in the access, where a signal can
+/// interrupt it, and never sees wrong data.
 ///
-/// Interrupting the CPU and keeping it from executing the access again answers the fault. If it does
-/// execute it again, that is another fault with a report of its own; each CPU that touches the page gets
-/// its own, too.
+/// To answer the report, interrupt the CPU and keep it from executing the access again. If the CPU executes it
+/// again, that is another fault, with a report of its own. Each CPU that touches the page gets its own report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FatalFault {
     /// The page.
     pub page: Page,
-    /// Kernel id of the thread that touched it; 0 if unknown.
+    /// Kernel id of the thread that touched the page; 0 if unknown.
     pub thread: u32,
-    /// Why.
+    /// Why the fault cannot be resolved.
     pub cause: FatalCause,
-    /// A moment just before the service learned of the access, on the backend's clock ([`crate::Backend::now`]). A thread that
-    /// has left the access at any time since has been answered, or woken, already.
+    /// A moment just before the service read the fault's message, on the backend's clock
+    /// ([`crate::Backend::now`]). If the thread has left the access at any time after this moment, the report
+    /// has been answered or the thread was woken.
     pub since: Duration,
-    /// The page's generation then.
+    /// The page's generation when the message was read.
     pub(crate) generation: u16,
 }

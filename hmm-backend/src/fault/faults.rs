@@ -1,4 +1,4 @@
-//! What the serving of faults needs besides what migrations work on: policies, what they want to migrate, and pauses.
+//! The object that serves faults: what migrations work on ([`Core`]), policies, their wishes, and pauses.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -17,11 +17,11 @@ use crate::policy::{FaultPolicy, LinkModel};
 /// Serves the faults on managed memory. Shared by service threads and devices.
 pub(crate) struct Faults {
     pub(crate) core: Core,
-    /// One for each shard of guest memory.
+    /// One advisor for each shard of guest memory.
     pub(super) advisors: Box<[Mutex<Advisor>]>,
-    /// What policies want to migrate when there is time.
+    /// Migrations that policies want when no fault waits.
     pub(crate) wishes: Wishes,
-    /// Accesses in place that policies want to hear of; 0 for none.
+    /// The number of accesses in place from which policies want a report; 0 if they want none.
     pub(super) remote_access_threshold: AtomicU32,
     pub(super) link: LinkModel,
     pub(crate) lockstep: bool,
@@ -29,18 +29,18 @@ pub(crate) struct Faults {
     pub(crate) pauses: Pauses,
 }
 
-/// How faults are served.
+/// The configuration for [`Faults::new`].
 pub(crate) struct FaultConfig {
-    /// What a migration costs on the modelled hardware.
+    /// The costs of a migration on the modelled hardware.
     pub(crate) link: LinkModel,
-    /// Prefetches are there before the CPU resumes.
+    /// Whether prefetches finish before the CPU resumes.
     pub(crate) lockstep: bool,
-    /// A CPU's first touch of a blank block fills all of it.
+    /// Whether a CPU's first touch of a blank block fills the whole block.
     pub(crate) fill_blocks: bool,
 }
 
 impl Faults {
-    /// With one policy for each shard of guest memory.
+    /// Takes one policy for each shard of guest memory. Fails if the host gives no eventfd.
     pub(crate) fn new(
         core: Core,
         policies: impl Iterator<Item = Box<dyn FaultPolicy>>,
@@ -64,8 +64,8 @@ impl Faults {
         })
     }
 
-    /// Lets this much time pass, or ends early when that is `pointless` ([`Pauses::pause`]). In a replay, it has
-    /// passed at once.
+    /// Sleeps for `time`, or until `pointless` returns true ([`Pauses::pause`]). In a replay, only advances the
+    /// clock.
     pub(crate) fn let_pass(&self, time: Duration, pointless: impl FnMut() -> bool) {
         let clock = &self.core.clock;
         match clock {
@@ -74,10 +74,10 @@ impl Faults {
         }
     }
 
-    /// Whether the page is in the state that made this fault fatal.
+    /// Returns whether the page is in the state that made this fault fatal.
     pub(crate) fn is_current(&self, fault: &FatalFault) -> bool {
         let word = self.core.table.word(fault.page);
-        // A permission is no state.
+        // A change of permission does not change the generation, so check the permission itself.
         let still_forbidden = fault.cause != FatalCause::ReadOnly || word.read_only();
         word.generation() == fault.generation && still_forbidden
     }

@@ -1,17 +1,17 @@
 //! The mirror: a device's view of managed memory.
 //!
-//! The device keeps its own translation table (a [`DeviceMmu`]), but the table lives *inside* the
-//! mirror, behind the lock that invalidation takes. So the rules of Linux's `mmu_interval_notifier`
-//! cannot be broken by forgetting one:
+//! The device keeps its own translation table (a [`DeviceMmu`]), but the table lives *inside* the mirror,
+//! behind the lock that invalidation takes. So a device cannot break the rules of Linux's
+//! `mmu_interval_notifier` by mistake:
 //!
-//! * entries are looked up and used only under a [`MirrorGuard`], and an invalidation returns only when
-//!   no guard is held: nobody uses an old translation;
-//! * new entries are made only by [`Mirror::fault`], which checks under the same lock that no
-//!   invalidation of these pages came between finding and entering them; the migrations that the fault
-//!   itself causes come before a page is found, so a device never makes itself repeat a fault (what Linux
-//!   needs the owner of a notifier range for);
-//! * a fault needs the mirror mutably, so it cannot be taken with a guard held, which would deadlock
-//!   against the migration it may cause.
+//! * entries are looked up and used only under a [`MirrorGuard`], and an invalidation returns only when no
+//!   guard is held: from then on the device does not use the old translations;
+//! * new entries are made only by [`Mirror::fault`], which checks under the same lock that no invalidation of
+//!   these pages came between finding and entering them; the migrations that the fault itself causes come
+//!   before a page is found, so a device never makes itself repeat a fault (in Linux, the owner of a notifier
+//!   range serves this purpose);
+//! * a fault needs the mirror mutably, so the device cannot take one while it holds a guard, which would
+//!   deadlock against the migration that the fault may cause.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -25,11 +25,12 @@ use crate::pages::{DeviceId, Error, Frame, Page, PageRange};
 
 /// A device's translation table with its TLB.
 pub trait DeviceMmu: Send + 'static {
-    /// Forgets all translations of these pages. The device cannot be using one: the lock is held.
+    /// Removes all translations of these pages. The device cannot be using one, because the mirror's lock is
+    /// held.
     fn invalidate(&mut self, pages: PageRange);
 }
 
-/// Where a translation leads.
+/// The place that a translation leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
     /// Into system memory (or another device's coherent memory), in place.
@@ -38,14 +39,14 @@ pub enum Target {
     Device(Frame),
 }
 
-/// Host address of a page's bytes. The memory behind it is always mapped while the backend lives, but it
-/// is *this page* only as long as the translation is valid.
+/// Host address of a page's bytes. The memory behind it stays mapped while the backend lives, but it belongs to
+/// *this page* only as long as the translation is valid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostPage(pub(super) u64);
 
 impl HostPage {
-    /// The address of the page's first byte. Other processors change the bytes concurrently: access
-    /// them through volatile or atomic operations only, and only under the guard.
+    /// Returns the address of the page's first byte. Other processors change the bytes concurrently: access
+    /// them only through volatile or atomic operations, and only under the guard.
     pub fn as_ptr(self) -> *mut u8 {
         self.0 as *mut u8
     }
@@ -56,14 +57,14 @@ impl HostPage {
 pub struct Mapping {
     /// The page.
     pub page: Page,
-    /// Where it is.
+    /// Where the page is.
     pub target: Target,
     /// Whether the device may write.
     pub writable: bool,
-    /// Whether the device may write, and no CPU and no other device reaches the page while this translation is valid: what
-    /// atomic operations need.
+    /// Whether the device may write, and no CPU and no other device reaches the page while this translation is
+    /// valid. Atomic operations need this.
     pub exclusive: bool,
-    /// Its bytes.
+    /// The page's bytes.
     pub host: HostPage,
 }
 
@@ -72,21 +73,22 @@ pub struct Mapping {
 pub(super) struct InFlight {
     /// Pages found so far.
     pub(super) found: Option<PageRange>,
-    /// One of them was invalidated since.
+    /// Whether a page in `found` has been invalidated since.
     pub(super) stale: bool,
 }
 
 pub(super) struct Tables<M> {
     mmu: M,
     pub(super) in_flight: InFlight,
-    /// Whether the device waits for invalidations: waking nobody would cost a system call for each.
+    /// Whether the device waits for invalidations. An invalidation signals only then, because a signal costs a
+    /// system call even without a waiting thread.
     waiting: bool,
 }
 
 pub(super) struct Shared<M> {
     device: DeviceId,
     tables: Mutex<Tables<M>>,
-    /// Invalidations waiting for the mutex.
+    /// The number of invalidations that want the mutex.
     wanted: AtomicU32,
     no_longer_wanted: Condvar,
 }
@@ -119,21 +121,21 @@ impl<M: DeviceMmu> Invalidate for Shared<M> {
     }
 }
 
-/// A device's access to managed memory, for the one thread that is the device.
+/// A device's access to managed memory, for the one thread that runs the device.
 pub struct Mirror<M: DeviceMmu> {
     pub(super) faults: Arc<Faults>,
     pub(super) device: Arc<Device>,
     pub(super) shared: Arc<Shared<M>>,
 }
 
-/// The device's translations, for as long as it lives; invalidations wait for it.
+/// Gives access to the device's translations while it lives; invalidations wait until it is dropped.
 pub struct MirrorGuard<'a, M> {
     pub(super) tables: MutexGuard<'a, Tables<M>>,
     wanted: &'a AtomicU32,
 }
 
 impl<M> MirrorGuard<'_, M> {
-    /// Somebody waits to invalidate: let go of the guard soon.
+    /// Returns whether an invalidation waits for the guard: drop the guard soon.
     pub fn wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed) > 0
     }
@@ -175,8 +177,9 @@ impl<M: DeviceMmu> Mirror<M> {
         })
     }
 
-    /// How many accesses in place, in system memory, to the 16 pages of an aligned 64 KiB group the device is to report
-    /// with [`Self::used_in_place`]; `None` if nobody wants to know. It may change.
+    /// Returns from how many accesses in place, in system memory, to the 16 pages of an aligned 64 KiB group
+    /// the device should report them with [`Self::used_in_place`]; `None` if no policy wants reports. The
+    /// number may change.
     pub fn remote_access_threshold(&self) -> Option<u32> {
         let threshold = &self.faults.remote_access_threshold;
         match threshold.load(Ordering::Relaxed) {
@@ -185,20 +188,20 @@ impl<M: DeviceMmu> Mirror<M> {
         }
     }
 
-    /// The device has used these pages in place `count` times each or more since their translations were made, or since
-    /// it last said so. The policy may have them migrate, a little later.
+    /// Reports that the device has used these pages in place `count` times each or more since their
+    /// translations were made, or since its last report. The policy may migrate them, a little later.
     pub fn used_in_place(&mut self, pages: PageRange, count: u32) -> Result<(), Error> {
         self.faults.core.check_range(pages)?;
         self.faults.used_in_place(&self.device, pages, count);
         Ok(())
     }
 
-    /// The device's translations. Waits for invalidations, which go first. With the guard held, call nothing
-    /// else of the backend: whatever migrates waits for the guard.
+    /// Locks and returns the device's translations. Invalidations that wait go first. While the guard is held,
+    /// call nothing else of the backend: every migration waits for the guard, so the call may deadlock.
     pub fn lock(&mut self) -> MirrorGuard<'_, M> {
         let shared = &*self.shared;
         let mut tables = shared.tables();
-        // A mutex alone would let a busy device win against a waiting invalidation for ever.
+        // With the mutex alone, a busy device could win it against a waiting invalidation for ever.
         while shared.wanted.load(Ordering::SeqCst) > 0 {
             tables.waiting = true;
             shared.no_longer_wanted.wait(&mut tables);

@@ -1,4 +1,4 @@
-//! Faults of CPUs and devices, and what a policy makes of them.
+//! Serves faults of CPUs and devices, as the policy decides.
 
 mod advise;
 mod advisor;

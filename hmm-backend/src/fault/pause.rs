@@ -1,11 +1,11 @@
-//! Where threads let time pass before they try again: the rest of a hold or of a throttle, or a moment after a failure.
-//! Only time ends these. But a device may go away meanwhile, and then there is nothing left to wait for.
+//! Pauses of threads before they try again: the rest of a hold or of a throttle, or a moment after a failure. A
+//! pause ends after its time, or when its device is detached and there is nothing left to wait for.
 
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// All threads that pause. They are few, and devices go away seldom: one condition variable is enough.
+/// The pauses of all threads. These threads are few, and a detach is rare, so one condition variable is enough.
 #[derive(Default)]
 pub(crate) struct Pauses {
     mutex: Mutex<()>,
@@ -13,16 +13,18 @@ pub(crate) struct Pauses {
 }
 
 impl Pauses {
-    /// Sleeps this long, or until `pointless`, which is asked at once and after each [`Self::look_again`].
+    /// Sleeps for `time`, or until `pointless` returns true. It is called at once and after each
+    /// [`Self::look_again`].
     pub(crate) fn pause(&self, time: Duration, mut pointless: impl FnMut() -> bool) {
         let mut guard = self.mutex.lock();
         self.look_again
             .wait_while_for(&mut guard, |()| !pointless(), time);
     }
 
-    /// To be called after something has become so that makes a pause pointless.
+    /// Wakes all pausing threads. Call it after changing anything that their `pointless` conditions read.
     pub(crate) fn look_again(&self) {
-        // Taken and dropped: who has asked before it became so is asleep afterwards, and hears of it.
+        // Lock and unlock the mutex: a thread that has read the old state under the mutex is asleep after this,
+        // and gets the signal.
         drop(self.mutex.lock());
         self.look_again.notify_all();
     }
@@ -34,7 +36,7 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anybody has.
+    /// Longer than any test run.
     const FOR_EVER: Duration = Duration::MAX;
 
     #[test]
@@ -51,7 +53,7 @@ mod tests {
             while asked.load(SeqCst) == 0 {
                 std::thread::yield_now();
             }
-            // Somebody else's news.
+            // A wake-up that does not concern this pause.
             pauses.look_again();
             gone.store(true, SeqCst);
             pauses.look_again();

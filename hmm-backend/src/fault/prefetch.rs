@@ -1,4 +1,4 @@
-//! Migrations that policies want and that no fault waits for.
+//! Serves the migrations that policies want and that no fault waits for.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::policy::{MAX_WISH, Wish};
 use crate::residency::{Residency, TryLock};
 
 impl Faults {
-    /// Queues what a policy wishes for, cut to what is possible.
+    /// Queues a policy's wish, cut to what is possible. In lockstep, also serves it.
     pub(crate) fn wish(&self, mut wish: Wish) {
         let given = wish.pages;
         let end = wish.pages.end.min(Page(self.core.pages()));
@@ -26,12 +26,12 @@ impl Faults {
         if known && !wish.pages.is_empty() && self.wishes.push(wish).is_some() {
             self.core.recorder.add(Counter::WishesDropped, 1);
         }
-        // Before anything else happens.
+        // In lockstep, serve the wish before anything else happens.
         while self.lockstep && self.serve_wish() {}
     }
 
-    /// Serves a bounded piece of the newest wish. Best effort: what is in motion, held or pinned stays. False if there
-    /// is none.
+    /// Serves a bounded piece of the newest wish. Pages that are in motion, held or pinned stay where they are.
+    /// Returns false if no wish is queued.
     pub(crate) fn serve_wish(&self) -> bool {
         let Some(Wish { pages, to }) = self.wishes.take_piece() else {
             return false;
@@ -43,7 +43,7 @@ impl Faults {
                 self.prefetch_to_system(block, &PageSet::of(pages), &PageSet::EMPTY, Access::Read);
             }
             Place::Device(id) => {
-                // It may have gone since.
+                // The device may have been detached since.
                 if let Ok(device) = self.core.device(id).cloned() {
                     self.prefetch_to_device(&device, pages);
                 }
@@ -53,7 +53,7 @@ impl Faults {
     }
 
     fn prefetch_to_device(&self, device: &std::sync::Arc<Device>, pages: PageRange) {
-        // As for a fault's prefetch: more would evict what the device works on.
+        // As for a fault's prefetch, more than a quarter would evict pages that the device works on.
         let most = (device.capacity() / 4).max(1);
         let want = self.core.movable(pages).min(most);
         if want == 0 {
@@ -69,11 +69,13 @@ impl Faults {
         to_device(&self.core, device, [(pages.start.block(), set)], reason);
     }
 
-    /// Devices that reach these pages in place, in system memory, have to fault before they do so again.
+    /// Takes the devices' translations of those of these pages that are in system memory, so that a device must
+    /// fault before it uses them in place again.
     fn take_translations_away(&self, pages: PageRange) {
         let mut locks = Vec::new();
         for page in pages.pages() {
-            // Whoever works on a page takes them away, too, or has just found out that there is no need.
+            // A thread that has locked the page takes its translations away itself, or has just found that none
+            // need be.
             if self.core.table.word(page).residency() == Residency::System
                 && let TryLock::Locked(lock) = self.core.table.try_lock(page)
                 && lock.word().residency() == Residency::System
@@ -84,8 +86,8 @@ impl Faults {
         self.core.invalidate_mirrors(locks.iter_mut());
     }
 
-    /// Brings pages to system memory because the policy expects them to be touched; `duplicate` stay in their devices'
-    /// memories, too. Best effort.
+    /// Brings pages to system memory because the policy expects accesses to them; pages in `duplicate` stay in
+    /// their devices' memories, too. Pages that cannot move now stay where they are.
     pub(crate) fn prefetch_to_system(
         &self,
         block: Block,
@@ -98,7 +100,7 @@ impl Faults {
             .iter()
             .filter(|i| is(Residency::Untouched, block.page(*i)))
             .collect();
-        // Nobody waits for these: failures are nobody's business.
+        // No fault waits for a prefetched page, so a failed prefetch is dropped.
         let mut ignored = Vec::new();
         if !untouched.is_empty() {
             self.populate(block, &untouched, access, Duration::ZERO, &mut ignored);

@@ -1,11 +1,11 @@
-//! What a service thread has to do: faults in page order, and faults put off.
+//! The queues of a service thread: faults in page order, and faults put off.
 
 use std::time::Duration;
 
 use super::retry::Attempts;
 use crate::pages::Page;
 
-/// A fault as far as the service cares.
+/// A CPU fault that a service thread has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Fault {
     pub(crate) page: Page,
@@ -13,21 +13,23 @@ pub(crate) struct Fault {
     pub(crate) thread: u32,
     /// When its message was read.
     pub(crate) since: Duration,
-    /// Microseconds, rounded up, from a moment before the reading to `since`. So short because faults are sorted.
+    /// Microseconds, rounded up, from a moment before the read of the message to `since`. Only 32 bits, because
+    /// faults are moved when they are sorted.
     pub(crate) reading: u32,
-    /// The page's generation then.
+    /// The page's generation when the message was read.
     pub(crate) generation: u16,
 }
 
 impl Fault {
-    /// A moment before its message was read: the thread was asleep in the access then, or fell asleep later.
+    /// Returns a moment before the fault's message was read: the thread was asleep in the access at this
+    /// moment, or fell asleep later.
     pub(crate) fn before(&self) -> Duration {
         let reading = Duration::from_micros(self.reading.into());
         self.since.saturating_sub(reading)
     }
 }
 
-/// A fault put off. Ordered so that the heap gives the earliest first.
+/// A fault that was put off. The order makes a heap return the earliest first.
 #[derive(Debug)]
 pub(crate) struct Deferred {
     pub(crate) due: Duration,
@@ -35,7 +37,7 @@ pub(crate) struct Deferred {
     /// The page's generation when it was put off.
     pub(crate) generation: u16,
     pub(crate) attempts: Attempts,
-    /// It has waited for a hold or a throttle: that is enough.
+    /// Whether it has waited for a hold or a throttle; a fault waits only once.
     pub(crate) waited: bool,
 }
 
@@ -56,8 +58,8 @@ impl Ord for Deferred {
     }
 }
 
-/// Into page order, one entry for each page and thread, with the strongest access. Threads that touch the same
-/// page are kept apart, because each must be named if the fault is fatal.
+/// Sorts faults by page and keeps one entry for each page and thread, with the strongest access. Threads that
+/// touch the same page keep separate entries, because each must be named if the fault is fatal.
 pub(crate) fn sort_and_deduplicate(faults: &mut Vec<Fault>) {
     faults.sort_unstable_by_key(|f| (f.page, f.thread));
     faults.dedup_by(|later, first| {

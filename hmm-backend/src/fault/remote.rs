@@ -1,16 +1,16 @@
-//! How often a device reaches pages of system memory in place, per 64 KiB: what a policy may want to know.
+//! Counts how often a device uses pages of system memory in place, per 64 KiB, for policies.
 
 use crate::pages::{Page, PageRange};
 
-/// Pages in a group that is counted together: 64 KiB.
+/// The number of pages that are counted together as a group: 64 KiB.
 const GROUP: u32 = 16;
-/// Groups that wait to be reported; more are counted anew.
+/// The most groups that wait to be reported. A group beyond that is not reported, and its count starts again.
 const MOST_HOT: usize = 256;
 
 /// Counters of accesses in place, for devices that report them ([`crate::Mirror::used_in_place`]).
 #[derive(Debug)]
 pub struct RemoteCounters {
-    /// By group; empty until somebody wants to know.
+    /// The counts by group; empty until a threshold is set.
     counts: Vec<u32>,
     groups: usize,
     threshold: Option<u32>,
@@ -18,7 +18,7 @@ pub struct RemoteCounters {
 }
 
 impl RemoteCounters {
-    /// For this many pages of managed memory.
+    /// Makes counters for `pages` pages of managed memory.
     pub fn new(pages: u32) -> RemoteCounters {
         RemoteCounters {
             counts: Vec::new(),
@@ -28,7 +28,7 @@ impl RemoteCounters {
         }
     }
 
-    /// From how many accesses on a group is reported; never if `None`.
+    /// Sets the number of accesses from which a group is reported; `None` for never.
     pub fn set_threshold(&mut self, threshold: Option<u32>) {
         self.threshold = threshold;
         if threshold.is_some() && self.counts.is_empty() {
@@ -36,18 +36,19 @@ impl RemoteCounters {
         }
     }
 
-    /// The number of the group of pages that a page is counted with.
+    /// Returns the number of the group that counts this page.
     pub fn group(page: Page) -> u32 {
         page.0 / GROUP
     }
 
-    /// How many accesses to the page's group it takes until it is reported; none if nobody wants to know.
+    /// Returns how many more accesses to the page's group it takes until the group is reported; `None` without
+    /// a threshold.
     pub fn until_hot(&self, page: Page) -> Option<u32> {
         let count = self.counts.get(Self::group(page) as usize)?;
         Some(self.threshold?.saturating_sub(*count).max(1))
     }
 
-    /// Counts accesses to a page in place.
+    /// Counts accesses in place to a page.
     pub fn count(&mut self, page: Page, accesses: u32) {
         let Some(threshold) = self.threshold else {
             return;
@@ -64,7 +65,8 @@ impl RemoteCounters {
         }
     }
 
-    /// The groups that have reached the threshold since the last call, and the threshold.
+    /// Returns the groups that have reached the threshold since the last call, and the threshold; `None` if
+    /// there are no such groups.
     pub fn take_hot(&mut self) -> Option<(Vec<PageRange>, u32)> {
         if self.hot.is_empty() {
             return None;
@@ -76,7 +78,8 @@ impl RemoteCounters {
         Some((ranges.collect(), self.threshold.unwrap_or(0)))
     }
 
-    /// A translation of one of these pages is gone: what was counted was about it.
+    /// Resets the counts of these pages' groups, because the counts belong to translations that have been
+    /// invalidated.
     pub fn forget(&mut self, pages: PageRange) {
         if !self.counts.is_empty() && !pages.is_empty() {
             let first = (pages.start.0 / GROUP) as usize;
@@ -98,7 +101,7 @@ mod tests {
             let hot = remote.take_hot().map_or(Vec::new(), |(hot, _)| hot);
             hot.iter().map(|range| range.start.0).collect()
         };
-        assert_eq!(count(&mut remote, &[0; 9]), [], "nobody wants to know");
+        assert_eq!(count(&mut remote, &[0; 9]), [], "no threshold");
         remote.set_threshold(Some(6));
         assert_eq!(count(&mut remote, &[16, 31, 32, 99, 99]), []);
         assert_eq!(

@@ -1,20 +1,20 @@
-//! Faults that are not resolved yet: why, and when and how often they are tried again.
+//! Why faults are not resolved yet, and when and how often they are tried again.
 
 use std::time::Duration;
 
 use crate::memory::EngineError;
 use crate::pages::{FatalCause, FaultError};
 
-/// Why a fault is not resolved yet; nobody else will wake the CPU.
+/// Why a fault is not resolved yet. The caller must try again or report it: no other thread wakes the CPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unresolved {
     /// The page is held or the policy throttles: serve it after this time.
     Wait(Duration),
     /// The page could not be moved now.
     Retry,
-    /// The host had no memory.
+    /// The host has no memory for it now.
     OutOfMemory,
-    /// Never.
+    /// The fault can never be resolved.
     Fatal(FatalCause),
 }
 
@@ -40,18 +40,18 @@ impl From<EngineError> for Unresolved {
     }
 }
 
-/// How often and for how long a fault is tried again before it is fatal.
+/// Counts how often a fault was tried: it becomes fatal after a limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Attempts(u32);
 
-/// Doubling from 20 µs to 20 ms, these take about a second.
+/// With waits that double up to 20 ms, these attempts take about a second.
 const MAX_ATTEMPTS: u32 = 60;
 
 impl Attempts {
-    /// When to try again, or why not.
+    /// Counts an attempt and returns how long to wait before the next one, or the cause if there must be none.
     pub(crate) fn next(&mut self, unresolved: &Unresolved) -> Result<Duration, FatalCause> {
         let gave_up = match unresolved {
-            // Waiting its time is no failure.
+            // A wait for a hold or a throttle is no failed attempt.
             Unresolved::Wait(time) => return Ok(*time),
             Unresolved::Fatal(cause) => return Err(cause.clone()),
             Unresolved::Retry => FatalCause::Busy {

@@ -1,8 +1,8 @@
-//! Faults on pages that CPUs can reach, by their words.
+//! Faults on pages that CPUs can reach according to their residency words.
 //!
-//! Usually the page arrived between the access and now, and the CPU only has to execute its access again. But if the page
-//! tables do not agree with the word, the CPU would fault again, and again, without an end and without a word. So each such fault
-//! is a look at the page tables; what they say is checked once more under the page's lock.
+//! Usually the page arrived after the access, and the CPU only has to execute its access again. But if the page
+//! tables do not agree with the word, the CPU would fault again and again, without an end and without a report.
+//! So each such fault checks the page tables; a disagreement is checked once more under the page's lock.
 
 use super::faults::Faults;
 use super::retry::Unresolved;
@@ -12,8 +12,8 @@ use crate::pages::{FatalCause, Page, PageRange};
 use crate::residency::TryLock;
 
 impl Faults {
-    /// Answers a fault on a page that CPUs can reach, by its word: wakes the CPU, if that helps. With `write`, the CPU wants to
-    /// write, and may.
+    /// Answers a fault on a page that CPUs can reach according to its word: repairs the page tables if they do
+    /// not agree, and wakes the CPU. With `write`, the CPU wants to write, and has the permission.
     pub(crate) fn answer_stale(&self, page: Page, write: bool) -> Result<(), Unresolved> {
         self.core.recorder.add(Counter::FaultsStale, 1);
         if !self.page_tables_agree(page, write)? {
@@ -23,9 +23,9 @@ impl Faults {
         Ok(())
     }
 
-    /// Whether a CPU's access to the page would be no fault.
+    /// Returns whether a CPU could access the page without a fault.
     fn page_tables_agree(&self, page: Page, write: bool) -> Result<bool, Unresolved> {
-        // A model's page tables are its words: a page that came while the fault was put off is there.
+        // A model has no page tables except the words: if the word says that CPUs reach the page, they do.
         if self.core.guest.engine() == Engine::Model {
             return Ok(true);
         }
@@ -40,25 +40,26 @@ impl Faults {
         })
     }
 
-    /// Has page tables and word agree about a page that CPUs cannot reach although its word says so.
+    /// Makes page tables and word agree about a page that CPUs cannot reach although its word says so.
     fn restore(&self, page: Page, write: bool) -> Result<(), Unresolved> {
         let TryLock::Locked(lock) = self.core.table.try_lock(page) else {
-            // What the page tables said was about a page in motion.
+            // The page is in motion, so the answer of the page tables is not valid any more.
             return Err(Unresolved::Retry);
         };
         let word = self.core.table.word(page);
         let duplicated = word.residency().duplicated();
         if !word.reached_by_cpus() || write && (word.read_only() || duplicated) {
-            // It has changed since: the CPU's next fault will find that.
+            // The word has changed since: the CPU's next fault sees the new one.
             return Ok(());
         }
         let presence = self.presence(page)?;
         if presence.there && !write {
-            // It came while this thread took the lock. A protection keeps out writers alone, and may belong to it.
+            // The page came while this thread took the lock. If it is write-protected, that does not stop a
+            // reader, and the protection may be intended.
             return Ok(());
         }
         if presence.there {
-            // The host had refused to lift a protection.
+            // The host had refused to lift a write protection.
             let lifted = self.core.guest.protect(PageRange::single(page), false);
             return lifted.map_err(|error| {
                 let what = format!("UFFDIO_WRITEPROTECT, letting CPUs write to it: {error}");
@@ -66,17 +67,17 @@ impl Faults {
             });
         }
         if !presence.exact {
-            // It may be on swap. The CPU finds out by itself.
+            // The page may be on swap. Then the CPU's next access brings it back.
             return Ok(());
         }
         if duplicated {
-            // The device has a copy, and faults find it when the word says so.
+            // The device has a copy; after this, the word says so and the next fault gets it from there.
             drop(lock);
             self.core.drop_system_copy(page);
             return Ok(());
         }
-        // From now on each access fails, until the guest frees the page. A pinned page keeps its word, because devices
-        // use it without asking.
+        // The contents are lost: each access fails from now on, until the guest frees the page. A pinned page
+        // keeps its word, because devices use it without faults.
         self.core.recorder.add(Counter::PagesVanished, 1);
         let _ = self.core.lose(lock, page);
         Err(Unresolved::Fatal(FatalCause::Vanished))
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
     use crate::backend::{Backend, BackendConfig};
 
-    /// A page may come, protected, between the look that misses it and the lock.
+    /// A page may arrive, protected, after the check that misses it and before the lock is taken.
     #[test]
     fn a_reader_lifts_no_protection() {
         let backend = Backend::new(BackendConfig::new(2 << 20)).unwrap();

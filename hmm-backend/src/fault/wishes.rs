@@ -1,5 +1,5 @@
-//! Wishes of policies: migrations that nobody waits for. They are queued by whoever asked the policy, and served by
-//! the service threads when no fault is waiting.
+//! The queue of policies' wishes: migrations that no fault waits for. The thread that called the policy queues
+//! them; the service threads serve them when no fault waits.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,15 +13,16 @@ use crate::memory::HostFailures;
 use crate::pages::Error;
 use crate::policy::Wish;
 
-/// More is not worth remembering: the newest wishes are about where the guest is now.
+/// The queue's length. A longer queue is of no use: older wishes are about memory that the guest no longer
+/// works on.
 const QUEUE: usize = 256;
-/// Pages served between two looks for demand.
+/// The most pages in a piece: after a piece, the service thread checks for faults.
 const PIECE: u32 = 128;
 
-/// Wishes that wait.
+/// The wishes that are not served yet.
 pub(crate) struct Wishes {
     queue: Mutex<VecDeque<Wish>>,
-    /// Readable as long as the queue is not empty; changed with its lock held only.
+    /// Readable as long as the queue is not empty; changed only under the queue's lock.
     waiting: Doorbell,
     host_failures: Arc<HostFailures>,
 }
@@ -36,12 +37,12 @@ impl Wishes {
         })
     }
 
-    /// The descriptor that is readable while wishes wait.
+    /// Returns the descriptor that is readable while wishes wait.
     pub(crate) fn fd(&self) -> RawFd {
         self.waiting.as_raw_fd()
     }
 
-    /// Queues a wish. Returns the oldest one if it had to make room.
+    /// Queues a wish. If the queue was full, removes and returns the oldest one.
     pub(super) fn push(&self, wish: Wish) -> Option<Wish> {
         let mut queue = self.queue.lock();
         let dropped = (queue.len() == QUEUE).then(|| queue.pop_front()).flatten();
@@ -52,7 +53,7 @@ impl Wishes {
         dropped
     }
 
-    /// The first pages of the newest wish, all in one block.
+    /// Removes and returns the first pages of the newest wish, all in one block; `None` if no wish waits.
     pub(super) fn take_piece(&self) -> Option<Wish> {
         let mut queue = self.queue.lock();
         let mut wish = queue.pop_back()?;
@@ -69,7 +70,8 @@ impl Wishes {
         Some(Wish { pages, ..wish })
     }
 
-    /// The service threads would sleep although wishes wait, or stay awake although none do.
+    /// Records a failed ring or silence of the doorbell: after that, the service threads may sleep although
+    /// wishes wait, or stay awake although none do.
     fn note(&self, done: io::Result<()>) {
         if let Err(error) = done {
             let call = "read or write of the eventfd that tells of policies' wishes";

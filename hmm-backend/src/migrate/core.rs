@@ -1,5 +1,5 @@
-//! What migrations work on: the table of words, the memories, the devices and their mirrors. It knows no policy:
-//! *that* pages migrate is decided elsewhere, *how* is here.
+//! What migrations work on: the table of words, the memories, the devices and their mirrors. This layer has no
+//! policy: the layers above decide which pages migrate, this one migrates them.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
@@ -18,18 +18,18 @@ use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, Frame, PAGE_SIZE, Page, 
 use crate::policy::EvictionPolicy;
 use crate::residency::{AUX_MAX, FolioLock, Residency, ResidencyTable, TryLock, Word};
 
-/// Most devices a backend can attach in its life.
+/// The most devices that a backend can attach in its life; a detached device still counts.
 const MAX_DEVICES: usize = AUX_MAX as usize + 1;
 
-/// Managed memory with its devices.
+/// Managed memory with its devices, without policies for faults.
 pub(crate) struct Core {
     pub(crate) table: ResidencyTable,
     pub(crate) guest: Arc<GuestMemory>,
-    /// Pages that have numbers, but no memory.
+    /// The hole: page numbers without memory.
     pub(crate) hole: PageRange,
-    /// Where pages are while one device has exclusive access: each at its own offset.
+    /// The memory that holds pages while one device has exclusive access to them: each page at its own offset.
     pub(crate) exclusive: DeviceMemory,
-    /// How many pages are there.
+    /// The number of pages in `exclusive`.
     pub(crate) exclusive_pages: AtomicU32,
     devices: [OnceLock<Arc<Device>>; MAX_DEVICES],
     attaching: Mutex<usize>,
@@ -41,7 +41,8 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Without devices; `table` has the words of `guest`'s pages.
+    /// Makes a core without devices; `table` has the words of `guest`'s pages. Fails if the memory for
+    /// exclusive pages cannot be mapped.
     pub(crate) fn new(
         guest: Arc<GuestMemory>,
         table: ResidencyTable,
@@ -65,7 +66,8 @@ impl Core {
         })
     }
 
-    /// Adds a device with this many frames; `memory` is its private memory, none if it is coherent.
+    /// Adds a device with this many frames and returns its number. `memory` is its private memory; `None` if
+    /// its memory is coherent.
     pub(crate) fn attach(
         &self,
         frames: u32,
@@ -87,12 +89,12 @@ impl Core {
         Ok(id)
     }
 
-    /// The attached devices.
+    /// Returns all devices that were ever attached, also detached ones.
     pub(crate) fn devices(&self) -> impl Iterator<Item = &Arc<Device>> {
         self.devices.iter().map_while(OnceLock::get)
     }
 
-    /// The device of this number, attached and not being detached.
+    /// Returns the device with this number, or an error if there is none or if it is being or was detached.
     pub(crate) fn device(&self, id: DeviceId) -> Result<&Arc<Device>, Error> {
         self.any_device(id)
             .and_then(|device| match device.detaching() {
@@ -101,24 +103,24 @@ impl Core {
             })
     }
 
-    /// The device of this number, also while and after it is detached.
+    /// Returns the device with this number, also while and after it is detached.
     pub(crate) fn any_device(&self, id: DeviceId) -> Result<&Arc<Device>, Error> {
         let slot = self.devices.get(usize::from(id.0));
         slot.and_then(OnceLock::get).ok_or(Error::NoDevice(id))
     }
 
-    /// The device that a residency word names.
+    /// Returns the device that a residency word names.
     pub(crate) fn device_of(&self, id: DeviceId) -> &Arc<Device> {
         let slot = self.devices[usize::from(id.0)].get();
         slot.expect("residency words name attached devices")
     }
 
-    /// Pages of managed memory.
+    /// Returns the number of pages of managed memory, including the hole.
     pub(crate) fn pages(&self) -> u32 {
         self.table.pages()
     }
 
-    /// An error if one of these pages does not exist.
+    /// Returns an error if one of these pages does not exist.
     pub(crate) fn check_range(&self, range: PageRange) -> Result<(), Error> {
         let pages = self.pages();
         match self.first_outside(range) {
@@ -127,12 +129,12 @@ impl Core {
         }
     }
 
-    /// The first of these pages that does not exist.
+    /// Returns the first of these pages that does not exist.
     pub(crate) fn first_outside(&self, range: PageRange) -> Option<Page> {
         first_outside(range, self.pages(), self.hole)
     }
 
-    /// The words of a block's pages.
+    /// Returns the words of a block's pages.
     pub(crate) fn block_words(&self, block: Block) -> Vec<Word> {
         let end = block
             .first_page()
@@ -143,25 +145,25 @@ impl Core {
             .collect()
     }
 
-    /// How long a system page still stays where it is.
+    /// Returns the rest of a system page's hold.
     pub(crate) fn system_hold(&self, word: Word) -> Option<Duration> {
         word.system_held_until()?.remaining(self.clock.now())
     }
 
-    /// How long a page that is in a device's memory still stays as it is.
+    /// Returns the rest of the hold of a page in a device's memory.
     pub(crate) fn device_hold(&self, page: Page, word: Word) -> Option<Duration> {
         let (device, frame, order) = word.residency().frame()?;
         let first = Frame(frame.0 - (page.0 - page.folio_head(order).0));
         self.device_of(device).held(first, self.clock.now())
     }
 
-    /// How many pages of the range could go to a device now.
+    /// Returns how many pages of the range could migrate to a device now.
     pub(crate) fn movable(&self, part: PageRange) -> u32 {
         let movable = part.pages().filter(|page| self.is_movable(*page));
         movable.count() as u32
     }
 
-    /// Whether the page could go to a device now.
+    /// Returns whether the page could migrate to a device now.
     pub(crate) fn is_movable(&self, page: Page) -> bool {
         let word = self.table.word(page);
         match word.residency() {
@@ -172,7 +174,7 @@ impl Core {
     }
 
     /// Takes the translations of these folios away from all devices that may have one. When it returns, no
-    /// device uses one, and none can be made before the folios are unlocked.
+    /// device uses one, and no device can make one before the folios are unlocked.
     pub(crate) fn invalidate_mirrors<'a, 't: 'a>(
         &self,
         locks: impl Iterator<Item = &'a mut FolioLock<'t>>,
@@ -218,7 +220,7 @@ impl Core {
         });
     }
 
-    /// The statistics so far.
+    /// Returns the statistics so far.
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             device_pages_peak: self.occupancy.peak(),
@@ -227,7 +229,7 @@ impl Core {
         }
     }
 
-    /// Host address ranges of managed memory and of the devices' memories.
+    /// Returns the host address ranges of managed memory and of the devices' memories.
     pub(crate) fn host_ranges(&self) -> Vec<std::ops::Range<u64>> {
         let devices = self.devices().filter_map(|d| d.memory.as_ref());
         let elsewhere = devices.chain([&self.exclusive]).map(|m| m.mapping());
@@ -235,14 +237,14 @@ impl Core {
         all.map(|m| m.start()..m.start() + m.len()).collect()
     }
 
-    /// Bytes of host memory behind these pages of system memory at this moment.
+    /// Returns the bytes of host memory behind these pages of system memory at this moment.
     pub(crate) fn resident_bytes(&self, range: PageRange) -> Result<u64, Error> {
         self.check_range(range)?;
         let len = u64::from(range.len()) * PAGE_SIZE;
         self.guest.mapping().resident(range.start.offset(), len)
     }
 
-    /// Bytes of host memory behind a device's private memory at this moment; 0 for coherent memory.
+    /// Returns the bytes of host memory behind a device's private memory at this moment; 0 for coherent memory.
     pub(crate) fn device_resident_bytes(&self, id: DeviceId) -> Result<u64, Error> {
         match &self.any_device(id)?.memory {
             Some(memory) => memory.mapping().resident(0, memory.mapping().len()),
@@ -251,7 +253,8 @@ impl Core {
     }
 }
 
-/// The first page of a range that is not among so many pages, or that is in the hole.
+/// Returns the first page of a range that is not one of the `pages` pages of managed memory, or that is in the
+/// hole.
 pub(crate) fn first_outside(range: PageRange, pages: u32, hole: PageRange) -> Option<Page> {
     let end = Page(pages);
     if range.overlap(hole) > 0 {

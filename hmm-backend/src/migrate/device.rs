@@ -13,9 +13,9 @@ use crate::pages::time::Tick;
 use crate::pages::{DeviceFolio, DeviceId, Frame, Page};
 use crate::policy::EvictionPolicy;
 
-/// What is known of the folio that starts at a frame: 16 bytes per frame, all zeros at first.
+/// The data of the folio that starts at a frame: 16 bytes per frame, all zeros at first.
 struct FrameMeta {
-    /// The driver's word.
+    /// The driver's 64-bit word.
     cookie: AtomicU64,
     /// One more than the guest page in the folio's first frame; 0 if no folio starts here.
     page_plus_1: AtomicU32,
@@ -23,14 +23,14 @@ struct FrameMeta {
     held_until: AtomicU32,
 }
 
-/// The free frames, and how many threads wait for more: waking nobody would cost a system call for each
-/// folio.
+/// The free frames, and how many threads wait for more. A freed folio signals only if a thread waits, because a
+/// signal costs a system call even without one.
 struct Pool {
     buddy: Buddy,
     waiting: u32,
 }
 
-/// How many pages are in the memory of all devices together, and the most that ever were at a time.
+/// The number of pages in the memory of all devices together, and its peak.
 #[derive(Default)]
 pub(crate) struct Occupancy {
     pages: AtomicU64,
@@ -38,10 +38,11 @@ pub(crate) struct Occupancy {
 }
 
 impl Occupancy {
-    /// The sum takes every value once, and the page that makes it the highest sees it: the peak is exact.
+    /// Counts pages that have arrived. The peak is exact: `fetch_add` shows each value of the sum to one
+    /// thread, which updates the peak.
     fn arrive(&self, pages: u32) {
         let pages = self.pages.fetch_add(pages.into(), Ordering::Relaxed) + u64::from(pages);
-        // Most of the time it has been higher before; a look takes the cache line from no other thread.
+        // The peak is usually higher already. This load does not take the cache line away from other threads.
         if pages > self.peak.load(Ordering::Relaxed) {
             self.peak.fetch_max(pages, Ordering::Relaxed);
         }
@@ -59,12 +60,12 @@ impl Occupancy {
 pub(crate) struct Device {
     pub(crate) id: DeviceId,
     pub(crate) driver: Arc<dyn Driver>,
-    /// Private memory; none if the device's memory is coherent, that is, mapped into managed memory: then a
-    /// page's bytes are always at its guest address, and a frame is a share of the capacity.
+    /// The private memory; `None` if the device's memory is coherent, that is, mapped into managed memory. Then
+    /// a page's bytes are always at its guest address, and a frame is only a share of the capacity.
     pub(crate) memory: Option<DeviceMemory>,
     frames: Box<[FrameMeta]>,
     pool: Mutex<Pool>,
-    /// Signalled when frames come back to the pool and somebody waits for that.
+    /// Signalled when frames return to the pool and a thread waits for that.
     freed: Condvar,
     pub(crate) eviction: Mutex<Box<dyn EvictionPolicy>>,
     occupancy: Arc<Occupancy>,
@@ -107,7 +108,7 @@ impl Device {
         self.pool().buddy.free_frames()
     }
 
-    /// No page may come here any more.
+    /// Begins a detach: from now on no frame is allocated.
     pub(crate) fn start_detaching(&self) {
         self.detaching.store(true, Ordering::SeqCst);
     }
@@ -128,11 +129,12 @@ impl Device {
         &self.frames[frame.0 as usize]
     }
 
-    /// Frames for `1 << order` pages from `page`, if there is such a run.
+    /// Allocates frames for `1 << order` pages from `page`. `None` if there is no such run of free frames, or
+    /// if the device is being detached.
     pub(crate) fn alloc(&self, page: Page, order: u8) -> Option<DeviceFolio> {
         let mut pool = self.pool();
-        // Checked under the pool's mutex, which detaching takes after setting the flag: whatever was
-        // handed out before is seen by it.
+        // Check under the pool's mutex. Detaching takes the same mutex after setting the flag, so it sees every
+        // folio that was allocated before.
         if self.detaching() {
             return None;
         }
@@ -155,7 +157,7 @@ impl Device {
         self.meta(frame).cookie.store(cookie, Ordering::Relaxed);
     }
 
-    /// The folio in these frames; the caller holds its lock.
+    /// Returns the folio in these frames; the caller holds its lock.
     pub(crate) fn folio(&self, page: Page, frame: Frame, order: u8) -> DeviceFolio {
         let cookie = self.meta(frame).cookie.load(Ordering::Relaxed);
         DeviceFolio {
@@ -167,8 +169,8 @@ impl Device {
         }
     }
 
-    /// The guest page of the folio that starts at `frame`, if one does. It may be gone in the next moment:
-    /// to be checked again with the page's lock held.
+    /// Returns the guest page of the folio that starts at `frame`, if there is one. The folio may leave at any
+    /// time: the caller must check again under the page's lock.
     pub(crate) fn page_of(&self, frame: Frame) -> Option<Page> {
         let page = self.meta(frame).page_plus_1.load(Ordering::Acquire);
         page.checked_sub(1).map(Page)
@@ -180,7 +182,8 @@ impl Device {
             .store(until.0, Ordering::Relaxed);
     }
 
-    /// How long the folio that starts at `frame` still stays here. A device that goes away holds nothing.
+    /// Returns the rest of the hold of the folio that starts at `frame`. A device that is being detached holds
+    /// nothing.
     pub(crate) fn held(&self, frame: Frame, now: Duration) -> Option<Duration> {
         if self.detaching() {
             return None;
@@ -188,8 +191,9 @@ impl Device {
         Tick(self.meta(frame).held_until.load(Ordering::Relaxed)).remaining(now)
     }
 
-    /// Cuts a folio in two, asking the driver for the upper half's cookie. The caller holds its lock
-    /// and does the same to the words; `resident` if the eviction policy knows the folio.
+    /// Cuts a folio in two and returns the lower and the upper half; asks the driver for the upper half's
+    /// cookie. The caller holds the folio's lock and cuts it, too; `resident` if the eviction policy knows the
+    /// folio.
     pub(crate) fn halve(
         &self,
         folio: DeviceFolio,
@@ -217,15 +221,17 @@ impl Device {
         (DeviceFolio { order, ..folio }, upper)
     }
 
-    /// So many pages are about to leave. To be called before any thread can know, so that what takes their place comes later.
+    /// Counts pages that are about to leave. Call it before another thread can see that they have left:
+    /// otherwise pages that take their place could be counted first, and the peak would be too high.
     pub(crate) fn leaving(&self, pages: u32) {
         self.occupancy.leave(pages);
     }
 
-    /// The folio is no longer in use: tells the driver, then gives the frames back. No lock on its
-    /// pages is held any more, nobody can find it. `dead` if the frames hold contents that nobody needs: the host gets
-    /// their memory back (and engine `remap` can only move pages to where none is); frames whose memory it does not
-    /// take are never used again. `resident` if the eviction policy knows the folio.
+    /// Calls the driver's `page_free` for a folio that is no longer in use, then returns its frames to the
+    /// pool. The caller must have unlocked its pages, and no word may name the frames. `dead` if the frames
+    /// still hold contents that are not needed: their memory returns to the host (engine `remap` can move pages
+    /// only to where there is no memory); if the host does not take it, the frames are never used again.
+    /// `resident` if the eviction policy knows the folio.
     pub(crate) fn release(
         &self,
         folio: DeviceFolio,
@@ -233,7 +239,8 @@ impl Device {
         resident: bool,
         recorder: &Recorder,
     ) {
-        // Out of the reverse map first: an evictor must not find the page's next home under this frame.
+        // Clear the frame's page first: otherwise an evicting thread could look up this page under the frame
+        // when the page already has another place.
         self.meta(folio.frame)
             .page_plus_1
             .store(0, Ordering::Release);
@@ -256,7 +263,8 @@ impl Device {
         }
     }
 
-    /// Waits until fewer frames than `before` are in use, at most this long. Returns how many are.
+    /// Waits until fewer than `before` frames are in use, at most `timeout`. Returns the number of frames in
+    /// use.
     pub(crate) fn wait_for_frames(&self, before: u32, timeout: Duration) -> u32 {
         let mut pool = self.pool();
         let used = |pool: &Pool| self.capacity() - pool.buddy.free_frames();
@@ -267,7 +275,7 @@ impl Device {
         used(&pool)
     }
 
-    /// The first frames of all folios there are at this moment.
+    /// Returns the first frames of all folios that the device has at this moment.
     pub(crate) fn folios(&self) -> Vec<Frame> {
         let frames = (0..self.capacity()).map(Frame);
         frames.filter(|f| self.page_of(*f).is_some()).collect()
@@ -278,13 +286,13 @@ impl Device {
     }
 }
 
-/// Frames that no residency word names yet. Dropping it tells the driver that they are free again,
-/// so it must be dropped after the pages' locks.
+/// Frames that no residency word names yet. A drop calls the driver's `page_free`, so it must come after the
+/// drop of the pages' locks.
 pub(crate) struct Allocation<'d> {
     pub(crate) device: &'d Device,
     pub(crate) folio: DeviceFolio,
     recorder: &'d Recorder,
-    /// The frames may hold contents that nobody needs.
+    /// Whether the frames may hold contents that are not needed.
     pub(crate) dirty: bool,
 }
 
@@ -309,7 +317,7 @@ impl<'d> Allocation<'d> {
         self.folio.cookie = cookie;
     }
 
-    /// Keeps the lower half, returns the upper one.
+    /// Keeps the lower half and returns the upper one.
     pub(crate) fn halve(&mut self) -> Allocation<'d> {
         let (lower, upper) = self.device.halve(self.folio, false, self.recorder);
         self.folio = lower;
@@ -321,7 +329,7 @@ impl<'d> Allocation<'d> {
         }
     }
 
-    /// Residency words name the frames now.
+    /// Ends the allocation because residency words are about to name the frames. Returns the folio.
     pub(crate) fn into_resident(self) -> DeviceFolio {
         let this = std::mem::ManuallyDrop::new(self);
         let DeviceFolio {

@@ -1,4 +1,4 @@
-//! Contents that are dead, wherever they are: freed by the guest, or lost.
+//! Drops contents that are no longer needed, wherever they are: freed by the guest, or lost.
 
 use std::io;
 
@@ -7,13 +7,14 @@ use super::to_system::Source;
 use crate::pages::{Error, Page, PageRange};
 use crate::residency::{FolioLock, Residency, Word};
 
-/// Pages that the host did not take back, and why not.
+/// Pages that the host did not take back, and its error.
 pub(crate) type Refused = (PageRange, io::Error);
 
 impl Core {
-    /// The contents of the `dead` pages of a device folio are no longer needed: they get new words, and their
-    /// frames return to the pool. `dead` says how many pages of a range are. Returns how many there were; those of which the
-    /// host does not take what CPUs reach stay as they are.
+    /// Drops the contents of the `dead` pages of a device folio: they get new words from `word`, and their
+    /// frames return to the pool. `dead` returns how many pages of a range are to be dropped. Returns how many
+    /// pages were dropped. If the host does not take back the memory that CPUs reach, the pages stay as they
+    /// are, and `refused` gets the error.
     pub(crate) fn drop_on_device(
         &self,
         lock: FolioLock<'_>,
@@ -30,7 +31,7 @@ impl Core {
         for mut source in pieces {
             self.invalidate_mirrors(std::iter::once(&mut source.lock));
             let Source { lock, folio } = source;
-            // Coherent memory, or the other copy of a duplicate.
+            // CPUs reach coherent memory, or the system copy of a duplicate.
             if lock.word().reached_by_cpus()
                 && let Err(error) = self.guest.discard(lock.range())
             {
@@ -45,12 +46,13 @@ impl Core {
         pages
     }
 
-    /// The contents of a page of this folio are lost, wherever they are.
+    /// Marks the contents of one page of this folio as lost, wherever they are. Returns an error if the page is
+    /// pinned or the host does not take its memory back.
     pub(crate) fn lose(&self, mut lock: FolioLock<'_>, page: Page) -> Result<(), Error> {
         let only = |range: PageRange| u32::from(range.contains(page));
         let mut refused = None;
         match lock.word().residency() {
-            // Also of a duplicate: nobody says which copy failed.
+            // Both copies of a duplicate are dropped, because the report does not say which one failed.
             Residency::Device { .. }
             | Residency::Coherent { .. }
             | Residency::Duplicated { .. } => {
@@ -61,7 +63,7 @@ impl Core {
                 self.invalidate_mirrors(std::iter::once(&mut lock));
                 let mut failed = Vec::new();
                 lock.carve(&only, &mut failed);
-                // CPUs that touch the page must fault.
+                // Discard the page, so that CPUs that touch it fault.
                 let range = PageRange::single(page);
                 self.guest
                     .discard(range)

@@ -1,4 +1,4 @@
-//! Calls of drivers that are going on, so that one that does not return is noticed and named.
+//! Records the driver calls in progress, so that a call that does not return is noticed and reported.
 
 use std::thread::ThreadId;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::device::Device;
 use super::driver::Driver;
 use crate::pages::{DeviceId, Page};
 
-/// A call of a driver that takes longer than it should.
+/// A driver call in progress.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SlowCall {
     pub(crate) device: DeviceId,
@@ -19,11 +19,11 @@ pub(crate) struct SlowCall {
     pub(crate) since: Duration,
 }
 
-/// Calls that can be watched at a time; calls do not nest, so that is a number of threads.
+/// The most calls watched at a time. Calls do not nest, so it is a number of threads.
 const WATCHED: usize = 32;
 
-/// The calls, each with whether it was reported. In place: after a move of pages has flushed the TLB, each more page of
-/// memory that book-keeping touches costs.
+/// The calls, each with whether it was reported. A fixed array in place, because after a migration has flushed
+/// the TLB, each additional page of memory that bookkeeping touches has a cost.
 type Calls = [Option<(SlowCall, bool)>; WATCHED];
 
 #[derive(Default)]
@@ -40,7 +40,7 @@ impl DriverCalls {
         self.calls.lock()
     }
 
-    /// The calls that have lasted this long and were not reported before.
+    /// Returns the calls that have lasted at least `limit` and were not returned before.
     pub(crate) fn newly_slow(&self, now: Duration, limit: Duration) -> Vec<SlowCall> {
         let mut calls = self.calls();
         let slow = calls
@@ -54,7 +54,7 @@ impl DriverCalls {
         .collect()
     }
 
-    /// Whether this thread is in a call that was reported as slow.
+    /// Returns whether this thread is in a call that was reported as slow.
     pub(crate) fn is_slow(&self, thread: ThreadId) -> bool {
         let calls = self.calls();
         let mut calls = calls.iter().flatten();
@@ -62,7 +62,8 @@ impl DriverCalls {
     }
 }
 
-/// The place of a call, unless all were taken. Given back also when the driver panics.
+/// The place of a call in the array, or none if all were taken. Its drop clears the place, also when the driver
+/// panics.
 struct Entry<'a>(&'a DriverCalls, Option<usize>);
 
 impl Drop for Entry<'_> {
@@ -74,7 +75,8 @@ impl Drop for Entry<'_> {
 }
 
 impl DriverCalls {
-    /// Calls a device's driver, at time `now`, about pages of which `page` is the first.
+    /// Calls a device's driver at time `now` and records the call meanwhile; `page` is the first page it is
+    /// about.
     pub(crate) fn call<R>(
         &self,
         device: &Device,

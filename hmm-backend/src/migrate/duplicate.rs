@@ -1,10 +1,12 @@
 //! Read duplication: the same contents in a device's private memory and in system memory.
 //!
-//! A duplicate is born when a CPU reads a page on a device and the policy says so ([`crate::Advice::duplicate`]): the
-//! driver's way back runs as for a migration, but the device keeps its frame and the page in system memory is write-protected. It
-//! stays a folio of the device, which can be evicted. From then on nobody can write: whoever wants to ends it under the folio's
-//! lock, and no contents move. A CPU's write, another device's, a pin, a request, eviction and detach leave the copy in
-//! system memory (`migrate/to_system.rs`); a write of the device itself leaves the one in its frame, which is here.
+//! A page becomes a duplicate when a CPU reads it on a device and the policy asks for that
+//! ([`crate::Advice::duplicate`]): the driver's `migrate_to_ram` runs as for a migration, but the device keeps
+//! its frame, and the page in system memory is write-protected. The page stays in a folio of the device, which
+//! can be evicted. From then on neither CPUs nor devices can write to it: a write first ends the duplication
+//! under the folio's lock, and no contents move. A CPU's write, another device's, a pin, a request, eviction
+//! and detach leave the copy in system memory (`migrate/to_system.rs`). A write of the device itself leaves the
+//! copy in its frame; that is done here.
 
 use super::core::Core;
 use crate::observe::{Counter, Event, EventKind};
@@ -12,7 +14,8 @@ use crate::pages::Page;
 use crate::residency::{TryLock, Word};
 
 impl Core {
-    /// Leaves a duplicated page to its device alone. Does nothing if somebody is at work on it or it is no duplicate (any more).
+    /// Drops the system copy of a duplicated page, so that only the device has the contents. Does nothing if
+    /// another thread has the page's lock or the page is not a duplicate (any more).
     pub(crate) fn drop_system_copy(&self, page: Page) {
         let TryLock::Locked(lock) = self.table.try_lock(page) else {
             return;
@@ -27,12 +30,13 @@ impl Core {
         let only = |range: crate::PageRange| u32::from(range.contains(page));
         source.carve(self, device, &only, &mut pieces);
         for mut source in pieces {
-            // Other devices may read the page in place.
+            // Other devices may read the system copy in place.
             self.invalidate_mirrors(std::iter::once(&mut source.lock));
             let range = source.lock.range();
-            // From here on CPUs fault, and find the lock. The two copies are the same: nobody could write either.
+            // After this, a CPU that touches the page faults and finds the lock. The copies are equal, because
+            // neither could be written.
             if self.guest.discard(range).is_err() {
-                // It stays a duplicate.
+                // The host has refused: the page stays a duplicate.
                 continue;
             }
             source.lock.publish_folio(Word::to_device_alone);

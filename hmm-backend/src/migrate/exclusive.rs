@@ -1,9 +1,10 @@
 //! Exclusive access of one device to a page of system memory, for atomic operations that CPUs must not interleave
 //! with: Linux's `make_device_exclusive`.
 //!
-//! The page leaves the guest's address space for a place of its own, so every CPU access faults; such a fault,
-//! or another device's, *revokes*: the device's translation is invalidated, which waits until it is not in use, and the page
-//! goes back. The policy's hold gives the device a minimum time, so that both sides make progress.
+//! The page moves from the guest's address space to a place of its own, so every CPU access faults. Such a
+//! fault, or another device's, *revokes* the access: the device's translation is invalidated, which waits until
+//! it is not in use, and the page moves back. The policy's hold gives the device a minimum time, so that both
+//! sides make progress.
 
 use std::sync::atomic::Ordering;
 
@@ -17,7 +18,7 @@ use crate::residency::{FolioLock, Residency, TryLock, Word};
 fn run(lock: &FolioLock<'_>) -> Run {
     Run {
         page: lock.head(),
-        // Each page has its own place there.
+        // In that memory, each page has its own offset.
         frame: Frame(lock.head().0),
         pages: lock.range().len(),
         read_only: lock.word().read_only(),
@@ -25,7 +26,8 @@ fn run(lock: &FolioLock<'_>) -> Run {
 }
 
 impl Core {
-    /// Gives a device a page of system memory for itself, until the tick at least. An error if that cannot be done just now.
+    /// Makes a page of system memory exclusive to a device, and holds it until `until`. Returns an error if the
+    /// page is locked, pinned or not in system memory, or if the host cannot move it now.
     pub(crate) fn make_exclusive(
         &self,
         device: DeviceId,
@@ -48,14 +50,14 @@ impl Core {
             self.guest
                 .take(run, &self.exclusive, |_, error| failed = Some(error));
             if let Some(error) = failed {
-                // What may be in the way there, so that the next attempt finds none.
+                // Remove what the failed call may have left there: it would be in the way of the next attempt.
                 let _ = self.exclusive.forget(run.frame, run.pages);
                 if error == EngineError::NoMemory {
                     taken = Err(FaultError::OutOfMemory);
                 }
                 continue;
             }
-            // Counted before it can be found.
+            // Count the page before other threads can find it by its word.
             self.exclusive_pages.fetch_add(1, Ordering::AcqRel);
             lock.publish_pages(|word| word.to_exclusive(device, until));
             self.recorder.add(Counter::ExclusiveGrants, 1);
@@ -64,7 +66,8 @@ impl Core {
         taken
     }
 
-    /// Gives an exclusive page back to everybody. On an error it stays as it is.
+    /// Moves an exclusive page back to system memory for all CPUs and devices. On an error the page stays
+    /// exclusive.
     pub(crate) fn revoke(&self, mut lock: FolioLock<'_>) -> Result<(), EngineError> {
         self.invalidate_mirrors(std::iter::once(&mut lock));
         let run = run(&lock);
@@ -74,7 +77,8 @@ impl Core {
         if let Some(error) = failed {
             return Err(error);
         }
-        // A failure of the host ends the service; until then, what is left there is in the way of the next exclusive access only.
+        // If the host refuses, the service ends soon. Until then, the memory left there is only in the way of
+        // the page's next exclusive access.
         let _ = self.exclusive.forget(run.frame, run.pages);
         lock.publish_pages(|word| word.to_system(Tick::default()));
         self.exclusive_pages.fetch_sub(1, Ordering::AcqRel);
@@ -82,21 +86,21 @@ impl Core {
         Ok(())
     }
 
-    /// The contents of an exclusive page are no longer needed.
+    /// Drops the contents of an exclusive page and gives the page a new word.
     pub(crate) fn drop_exclusive(&self, mut lock: FolioLock<'_>, word: impl Fn(Word) -> Word) {
         self.invalidate_mirrors(std::iter::once(&mut lock));
         let run = run(&lock);
-        // As above.
+        // If the host refuses, the same holds as in `revoke`.
         let _ = self.exclusive.forget(run.frame, run.pages);
         lock.publish_pages(word);
         self.exclusive_pages.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Revokes exclusive access to the pages of a range that `whose` says yes to. Pages that somebody is
-    /// at work on are left to them.
+    /// Revokes exclusive access to the pages of a range for the devices that `whose` accepts. Skips pages that
+    /// another thread has locked.
     pub(crate) fn end_exclusive_access(&self, range: PageRange, whose: impl Fn(DeviceId) -> bool) {
-        // Looking at each page costs as much as the rest of a large migration. Who becomes exclusive after this
-        // look came after the caller.
+        // Return early if no page is exclusive: a check of each page costs as much as the rest of a large
+        // migration. A page that becomes exclusive after this check became so after the call.
         if self.exclusive_pages.load(Ordering::Acquire) == 0 {
             return;
         }
@@ -107,7 +111,8 @@ impl Core {
             if let (true, TryLock::Locked(lock)) = (whose(device), self.table.try_lock(page))
                 && let Residency::Exclusive(_) = lock.word().residency()
             {
-                // Left exclusive on an error: a CPU that wants it will try again, and be told.
+                // On an error the page stays exclusive: a CPU that touches it makes another attempt and gets
+                // the error.
                 let _ = self.revoke(lock);
             }
         }

@@ -1,4 +1,4 @@
-//! Taking translations away from devices before pages move.
+//! Takes translations away from devices before pages move.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use parking_lot::RwLock;
 use crate::pages::{DeviceId, PageRange};
 use crate::residency::{FolioLock, Residency};
 
-/// What migrations need of a mirror.
+/// The part of a mirror that migrations use.
 pub(crate) trait Invalidate: Send + Sync {
-    /// The device whose translations these are.
+    /// Returns the device whose translations these are.
     fn device(&self) -> DeviceId;
-    /// Takes translations away; returns when none is in use.
+    /// Removes the translations of these pages; returns when the device uses none of them.
     fn invalidate(&self, pages: PageRange);
 }
 
@@ -30,7 +30,7 @@ impl Mirrors {
         mirrors.retain(|other| !Arc::ptr_eq(other, mirror));
     }
 
-    /// Takes all translations of these pages away from one device.
+    /// Removes all translations of these pages from one device.
     pub(crate) fn invalidate_device(&self, device: DeviceId, pages: PageRange) {
         let mirrors = self.0.read();
         for mirror in mirrors.iter().filter(|mirror| mirror.device() == device) {
@@ -38,8 +38,9 @@ impl Mirrors {
         }
     }
 
-    /// Takes the translations of these folios away from all devices that may have one, and clears the notes that say
-    /// so. Returns the number of ranges: neighbours are joined, one interruption of the device for all of them.
+    /// Removes the translations of these folios from all devices that may have one, and clears the folios'
+    /// mirrored flags. Returns the number of ranges. Neighbouring folios are joined to one range, so that the
+    /// device is interrupted only once for them.
     pub(super) fn invalidate<'a, 't: 'a>(
         &self,
         locks: impl Iterator<Item = &'a mut FolioLock<'t>>,

@@ -1,7 +1,7 @@
-//! Migration in phases that are types: *collect* (lock the pages), *copy* (nobody can change or see the
-//! old contents any more), *commit* (the new place counts), *finalize* (let go, wake who waits).
-//! Each step consumes the one before, so an order that breaks the contract does not compile; dropping an
-//! unfinished migration rolls it back with every page unharmed.
+//! Migration in phases that are types: *collect* (lock the pages), *copy* (from now on no CPU and no device
+//! reaches the old contents), *commit* (the new place is valid), *finalize* (unlock the pages and wake the
+//! threads that wait for them). Each step consumes the one before, so an order that breaks the contract does
+//! not compile. Dropping an unfinished migration rolls it back, with every page unharmed.
 
 mod core;
 mod device;

@@ -1,4 +1,4 @@
-//! What the phases of both directions share.
+//! What the phases of both directions of migration share.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use crate::observe::Cause;
 use crate::pages::{Frame, Page, PageRange, PageSet};
 use crate::residency::Word;
 
-/// Proof that a migration went through all its phases; only their last one makes it.
+/// Proof that a migration went through all its phases: only the last phase makes it.
 #[derive(Debug)]
 pub struct Finalized {
     pub(crate) pages: u32,
 }
 
 impl Finalized {
-    /// Pages that moved.
+    /// Returns the number of pages that moved.
     pub fn pages(&self) -> u32 {
         self.pages
     }
@@ -24,16 +24,17 @@ impl Finalized {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reason {
     pub(crate) cause: Cause,
-    /// The pages of the (only) block that were touched; with cause demand, the others are prefetched.
+    /// The pages of the (only) block that were touched. With cause demand, all other pages of the migration are
+    /// prefetched.
     pub(crate) faulting: PageSet,
     /// How long the pages stay at their destination.
     pub(crate) hold: Duration,
-    /// Towards system memory: private device memory keeps its copy.
+    /// For a migration to system memory: whether private device memory keeps its copy.
     pub(crate) duplicate: bool,
 }
 
 impl Reason {
-    /// Not caused by a fault.
+    /// Returns the reason of a migration that no fault has caused.
     pub(crate) fn of(cause: Cause) -> Reason {
         Reason {
             cause,
@@ -43,7 +44,7 @@ impl Reason {
         }
     }
 
-    /// Which pages of a range move for which cause.
+    /// Splits a range of pages by the cause for which they move.
     pub(super) fn causes(
         &self,
         range: PageRange,
@@ -69,13 +70,13 @@ impl Reason {
     }
 }
 
-/// How many of a few pages are in the range.
+/// Returns how many of `pages` are in the range.
 pub(super) fn count_of(pages: &[Page], range: PageRange) -> u32 {
     pages.iter().filter(|page| range.contains(**page)).count() as u32
 }
 
-/// Joins neighbouring pieces of pages in neighbouring frames with the same permission into runs, as far as one
-/// kernel call reaches.
+/// Joins pieces of neighbouring pages in neighbouring frames with the same permission into runs, each as long
+/// as one kernel call can move.
 pub(super) fn runs(
     reach: Reach,
     pieces: impl Iterator<Item = (PageRange, Frame, Word)>,

@@ -1,4 +1,4 @@
-//! Migration from system memory (or from nothing) into a device's memory.
+//! Migration of system pages and untouched pages into a device's memory.
 
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ use crate::residency::{FolioLock, Residency, TryLock, Word};
 
 /// A destination folio with the locks of the pages that go there.
 struct Target<'b> {
-    // Before the allocation: the driver hears of a free frame only when nothing is locked.
+    // Declared, and so dropped, before the allocation: the driver's `page_free` may be called only when no page
+    // is locked.
     locks: Vec<FolioLock<'b>>,
     allocation: Allocation<'b>,
 }
@@ -26,7 +27,7 @@ impl<'b> Target<'b> {
         PageRange::with_len(self.allocation.folio.page, self.allocation.folio.pages())
     }
 
-    /// Keeps the lower half, returns the upper one.
+    /// Keeps the lower half and returns the upper one.
     fn halve(&mut self) -> Target<'b> {
         let allocation = self.allocation.halve();
         let middle = allocation.folio.page;
@@ -43,7 +44,7 @@ impl<'b> Target<'b> {
         }
     }
 
-    /// The pieces with (or without) contents, with their first frames.
+    /// Returns the pieces with (or without) contents, each with its first frame and its word.
     fn pieces(&self, with_contents: bool) -> impl Iterator<Item = (PageRange, Frame, Word)> + '_ {
         let folio = self.allocation.folio;
         let wanted =
@@ -64,10 +65,10 @@ pub struct ToDevice<'b> {
     watch: Option<Arc<dyn Watch>>,
 }
 
-/// Phase *copied*: the frames hold the contents, no CPU and no device can reach the old place.
+/// Phase *copied*: the frames hold the contents, and no CPU and no device can reach the old place.
 pub struct CopiedToDevice<'b>(ToDevice<'b>);
 
-/// Phase *committed*: the residency says device; the pages are still locked.
+/// Phase *committed*: the residency words name the device; the pages are still locked.
 pub struct CommittedToDevice<'b> {
     core: &'b Core,
     device: DeviceId,
@@ -77,9 +78,9 @@ pub struct CommittedToDevice<'b> {
 }
 
 impl<'b> ToDevice<'b> {
-    /// Locks what can be migrated of these pages of ascending blocks and allocates frames for it, in folios as
-    /// large as alignment and free memory permit. Skipped: pages somebody works on, pinned and held pages,
-    /// pages that are not in system memory, and what finds no frame. `None` if nothing is left.
+    /// Locks those of these pages that can migrate, and allocates frames for them, in folios as large as
+    /// alignment and free memory permit. The blocks must ascend. Skips pages that are locked, pinned, held or
+    /// not in system memory, and pages for which there is no frame. `None` if no page is left.
     pub(crate) fn collect(
         core: &'b Core,
         device: &'b Device,
@@ -97,7 +98,7 @@ impl<'b> ToDevice<'b> {
                     lock.carve(&|range| pages.count_of(range), &mut locks);
                 }
             }
-            // A folio has one permission.
+            // All pages of a folio have the same permission, so read-only pages get folios of their own.
             let read_only: Vec<_> = locks.extract_if(.., |l| l.word().read_only()).collect();
             allocate(core, device, block, locks, &mut targets);
             if !read_only.is_empty() {
@@ -114,28 +115,30 @@ impl<'b> ToDevice<'b> {
         })
     }
 
-    /// The destination.
+    /// Returns the destination.
     pub fn device(&self) -> DeviceId {
         self.device.id
     }
 
-    /// Why the pages move.
+    /// Returns why the pages move.
     pub fn cause(&self) -> Cause {
         self.reason.cause
     }
 
-    /// The folios that will be filled, in page order.
+    /// Returns the folios that will be filled, in page order.
     pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
         self.targets.iter().map(|t| t.allocation.folio)
     }
 
-    /// The source pages that have contents, in page order; the others are untouched and become zeros.
+    /// Returns the source pages that have contents, in page order; the other pages are untouched and become
+    /// zeros.
     pub fn contents(&self) -> impl Iterator<Item = PageRange> + '_ {
         let pieces = self.targets.iter().flat_map(|t| t.pieces(true));
         pieces.map(|(pages, ..)| pages)
     }
 
-    /// The pages of the folios, and why each moves: with a fault's, others may be brought along.
+    /// Returns the pages of the folios with the cause of each: a fault's migration may include prefetched
+    /// pages.
     pub fn causes(&self) -> impl Iterator<Item = (Cause, PageRange)> + '_ {
         let ranges = self
             .folios()
@@ -143,7 +146,7 @@ impl<'b> ToDevice<'b> {
         ranges.flat_map(|range| self.reason.causes(range))
     }
 
-    /// Gives each folio its cookie.
+    /// Gives each folio the cookie that `cookie` returns.
     pub fn set_cookies(&mut self, mut cookie: impl FnMut(DeviceFolio) -> u64) {
         for target in &mut self.targets {
             let value = cookie(target.allocation.folio);
@@ -151,17 +154,17 @@ impl<'b> ToDevice<'b> {
         }
     }
 
-    /// Keeps only the folios that `keep` says yes to; the others stay where they are.
+    /// Keeps only the folios for which `keep` returns true; the pages of the other folios stay where they are.
     pub fn retain(&mut self, mut keep: impl FnMut(DeviceFolio) -> bool) {
         self.targets.retain(|t| keep(t.allocation.folio));
     }
 
-    /// Lets somebody look on.
+    /// Sets the watch that is called after each phase.
     pub fn watch(&mut self, watch: Arc<dyn Watch>) {
         self.watch = Some(watch);
     }
 
-    /// The runs of pages with (or without) contents.
+    /// Returns the runs of pages with (or without) contents.
     fn runs(&self, with_contents: bool) -> impl Iterator<Item = Run> + '_ {
         let pieces = self.targets.iter();
         runs(
@@ -180,8 +183,8 @@ impl<'b> ToDevice<'b> {
         Ok(self.copy()?.commit().finalize())
     }
 
-    /// Takes the contents away from CPUs and devices and into the frames. Pages that cannot be moved just
-    /// now stay behind.
+    /// Moves the contents into the frames, out of reach of CPUs and devices. Pages that cannot move now are
+    /// left behind.
     pub fn copy(mut self) -> Result<CopiedToDevice<'b>, MigrateError> {
         self.tell(Step::BeforeCopy)?;
         let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
@@ -197,7 +200,7 @@ impl<'b> ToDevice<'b> {
                 memory.fill_zero(run.frame, run.pages, |at, _| fail(run, at));
             }
         } else {
-            // Coherent: CPUs keep reaching the page, so only holes have to be filled.
+            // Coherent memory: CPUs keep reaching the page, so only untouched pages have to be filled.
             for run in self.runs(false) {
                 let fill = match run.read_only {
                     true => Fill::ReadOnly,
@@ -212,13 +215,13 @@ impl<'b> ToDevice<'b> {
                 .add(Counter::PagesSkippedBusy, failed.len() as u64);
             self.leave_behind(&failed);
         }
-        // From here on an error rolls back.
+        // From here on, a drop on an error rolls back.
         let copied = CopiedToDevice(self);
         copied.0.tell(Step::Copied)?;
         Ok(copied)
     }
 
-    /// Drops the failed pages, splitting the folios they were meant for.
+    /// Drops the targets of the failed pages, splitting larger folios so that the other pages still move.
     fn leave_behind(&mut self, failed: &[Page]) {
         let mut todo: Vec<_> = std::mem::take(&mut self.targets);
         todo.reverse();
@@ -227,7 +230,7 @@ impl<'b> ToDevice<'b> {
             match count_of(failed, range) {
                 0 => self.targets.push(target),
                 _ if range.len() == 1 => {
-                    // The failed call may have left something in the frame.
+                    // The failed call may have left contents in the frame.
                     target.allocation.dirty = true;
                     drop(target);
                 }
@@ -242,12 +245,12 @@ impl<'b> ToDevice<'b> {
 }
 
 impl<'b> CopiedToDevice<'b> {
-    /// The folios that hold contents now.
+    /// Returns the folios, which hold the contents now.
     pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
         self.0.folios()
     }
 
-    /// Makes the frames the pages' place.
+    /// Makes the frames the valid place of the pages.
     pub fn commit(mut self) -> CommittedToDevice<'b> {
         let until = Tick::end_of_hold(self.0.core.clock.now(), self.0.reason.hold);
         let targets = std::mem::take(&mut self.0.targets);
@@ -262,14 +265,14 @@ impl<'b> CopiedToDevice<'b> {
             watch: self.0.watch.take(),
         };
         let pages = committed.folios.iter().map(FolioLock::range);
-        // Too late for errors.
+        // The watch's error is ignored: after the commit there is no rollback.
         let _ = tell(&committed.watch, Step::Committed, pages);
         committed
     }
 }
 
-/// Finds frames for these pages, in folios as large as alignment and free memory permit; lets go of those that
-/// find none.
+/// Allocates frames for these pages, in folios as large as alignment and free memory permit; unlocks the pages
+/// for which there is no frame.
 fn allocate<'b>(
     core: &'b Core,
     device: &'b Device,
@@ -281,7 +284,7 @@ fn allocate<'b>(
     for lock in &locks {
         taken = taken.union(&PageSet::of(lock.range()));
     }
-    // Taken from the end.
+    // The locks are taken from the end of the list.
     locks.reverse();
     for run in taken.runs() {
         let mut at = run.start;
@@ -293,7 +296,8 @@ fn allocate<'b>(
                 if let Some(a) = Allocation::new(device, page, order, &core.recorder) {
                     break a;
                 }
-                // Memory is fragmented or short: smaller folios, then fewer pages.
+                // Device memory is fragmented or short: try smaller folios, then give up on the rest of the
+                // pages.
                 match order.checked_sub(1) {
                     Some(smaller) => order = smaller,
                     None => return,
@@ -308,7 +312,8 @@ fn allocate<'b>(
     }
 }
 
-/// Takes the locks of the pages below `end` from the end of the list, cutting the last if it reaches further.
+/// Removes and returns the locks of the pages below `end` from the end of the list, cutting a folio that
+/// crosses `end`.
 fn take_locks<'b>(locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b>> {
     let mut taken = Vec::new();
     while let Some(mut lock) = locks.pop_if(|l| l.head() < end) {
@@ -320,7 +325,7 @@ fn take_locks<'b>(locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b
     taken
 }
 
-/// Writes the words of a target's pages; the folio stays locked.
+/// Writes the words of a target's pages and returns the lock of the new folio.
 fn make_resident<'b>(target: Target<'b>, device: &Device, until: Tick) -> FolioLock<'b> {
     device.hold(target.allocation.folio.frame, until);
     let folio = target.allocation.into_resident();
@@ -335,7 +340,8 @@ impl Drop for CopiedToDevice<'_> {
         let now = self.0.core.clock.now();
         let until = Tick::end_of_hold(now, std::time::Duration::ZERO);
         let Some(memory) = &self.0.device.memory else {
-            // Coherent: nothing was taken away. CPUs may have written to holes since they were filled.
+            // Coherent memory: the contents have not moved. Untouched pages have been filled, and CPUs may have
+            // written to them since: they become system pages.
             for target in std::mem::take(&mut self.0.targets) {
                 for lock in target.locks {
                     if lock.word().residency() == Residency::Untouched {
@@ -351,8 +357,8 @@ impl Drop for CopiedToDevice<'_> {
                 stuck.push(run.page.plus(at));
             });
         }
-        // The host has no memory to take a page back: its contents are safe in the frame, so the frame is
-        // where it lives. Everything else is as before.
+        // If the host has no memory to take a page back, its contents are safe in the frame: the page stays in
+        // the device's memory. All other pages are as before.
         let targets = std::mem::take(&mut self.0.targets);
         let mut todo = targets;
         while let Some(mut target) = todo.pop() {
@@ -371,7 +377,7 @@ impl Drop for CopiedToDevice<'_> {
 }
 
 impl CommittedToDevice<'_> {
-    /// Lets go of the pages and wakes whoever waits for them.
+    /// Unlocks the pages and wakes the threads that wait for them.
     pub fn finalize(mut self) -> Finalized {
         Finalized {
             pages: self.publish(),
@@ -400,14 +406,14 @@ impl CommittedToDevice<'_> {
 }
 
 impl Drop for CommittedToDevice<'_> {
-    /// The residency says device: there is no way back, so what is committed gets finalized.
+    /// Finalizes: the residency words name the device, so a committed migration cannot be rolled back.
     fn drop(&mut self) {
         self.publish();
     }
 }
 
-/// Migrates what can be of these pages of ascending blocks through the device's driver: every migration to a device goes
-/// through this. Returns how many moved.
+/// Migrates those of these pages that can migrate through the device's driver, and returns how many moved. The
+/// blocks must ascend. Every migration to a device goes through this function.
 pub(crate) fn to_device(
     core: &Core,
     device: &Device,
@@ -419,7 +425,7 @@ pub(crate) fn to_device(
     };
     let first = migration.folios().next().map_or(Page(0), |f| f.page);
     let now = core.clock.now();
-    // An error has rolled everything back: to the caller, nothing moved.
+    // An error has rolled everything back: no page moved.
     core.driver_calls
         .call(device, first, now, |driver| {
             driver.migrate_to_device(migration)
@@ -428,9 +434,10 @@ pub(crate) fn to_device(
 }
 
 impl Core {
-    /// Locks a page's folio if it can go to a device: private system memory, unpinned, not held; or untouched.
+    /// Locks a page's folio if it can migrate to a device: it is untouched, or in private system memory,
+    /// unpinned and not held.
     fn lock_for_device(&self, page: Page, cause: Cause) -> Option<FolioLock<'_>> {
-        // Looked at first without the lock, so as not to disturb pages that are on a device already.
+        // Check first without the lock, so as not to disturb pages that are on a device already.
         if !matches!(
             self.table.word(page).residency(),
             Residency::System | Residency::Untouched
@@ -448,7 +455,7 @@ impl Core {
                 self.recorder.add(Counter::PagesSkippedPinned, 1);
                 None
             }
-            // A program's explicit wish outranks the minimum residency.
+            // An explicit request overrides the hold.
             Residency::System
                 if cause != Cause::User && self.system_hold(lock.word()).is_some() =>
             {

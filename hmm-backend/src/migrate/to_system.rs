@@ -1,4 +1,5 @@
-//! Migration from a device's memory into system memory: CPU faults, eviction, detach, hints.
+//! Migration from a device's memory into system memory: for CPU faults, eviction, detach, requests and
+//! prefetches.
 
 use std::sync::Arc;
 
@@ -19,13 +20,13 @@ pub(crate) struct Source<'b> {
 }
 
 impl<'b> Source<'b> {
-    /// Whether system memory has the contents, too.
+    /// Returns whether system memory has the contents, too.
     pub(crate) fn duplicated(&self) -> bool {
         self.lock.word().residency().duplicated()
     }
 
-    /// Cuts the folio until each piece is wholly wanted or wholly unwanted; the unwanted is let go. `wanted`
-    /// says how many pages of a range are wanted.
+    /// Cuts the folio until each piece is wholly wanted or wholly unwanted; adds the wanted pieces to `out` and
+    /// unlocks the unwanted ones. `wanted` returns how many pages of a range are wanted.
     pub(crate) fn carve(
         mut self,
         core: &'b Core,
@@ -43,7 +44,7 @@ impl<'b> Source<'b> {
         }
     }
 
-    /// Keeps the lower half, returns the upper one.
+    /// Keeps the lower half and returns the upper one.
     fn halve(&mut self, core: &Core, device: &Device) -> Source<'b> {
         let (lower, upper) = device.halve(self.folio, true, &core.recorder);
         self.folio = lower;
@@ -65,17 +66,18 @@ pub struct ToSystem<'b> {
     watch: Option<Arc<dyn Watch>>,
 }
 
-/// Phase *copied*: the device cannot reach the pages any more, their contents are stable.
+/// Phase *copied*: no device can reach the pages any more, and their contents are stable.
 pub struct CopiedToSystem<'b>(ToSystem<'b>);
 
-/// Phase *committed*: CPUs find the pages in system memory; they are still locked.
+/// Phase *committed*: the pages are in system memory, where CPUs can use them; they are still locked.
 pub struct CommittedToSystem<'b>(ToSystem<'b>);
 
 /// Folios in one device's memory, locked.
 type Group<'b> = (&'b Arc<Device>, Vec<Source<'b>>);
 
-/// Locks the folios of these pages that are in device memory, cut so that nothing else moves with them,
-/// grouped by device. Skips folios that somebody works on, and those that `take` says no to.
+/// Locks the folios of these pages that are in device memory and returns them, grouped by device. Cuts them so
+/// that no other pages move with them. Skips folios that another thread has locked, and those that `take`
+/// excludes.
 pub(crate) fn collect_to_system<'b>(
     core: &'b Core,
     wanted: impl IntoIterator<Item = (Block, PageSet)>,
@@ -92,9 +94,9 @@ pub(crate) fn collect_to_system<'b>(
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Take {
     All,
-    /// Those whose contents are nowhere else.
+    /// Those that are not duplicated.
     Single,
-    /// Those that are not held, either.
+    /// Those that are neither duplicated nor held.
     SingleAndFree,
 }
 
@@ -141,7 +143,7 @@ impl<'b> ToSystem<'b> {
         reason: Reason,
         fault: Option<Page>,
     ) -> ToSystem<'b> {
-        // A device that goes away cannot keep anything; coherent memory has nothing to duplicate.
+        // A device that is being detached cannot keep a copy; coherent memory has nothing to duplicate.
         let keeps_frames = reason.duplicate && device.memory.is_some() && !device.detaching();
         ToSystem {
             core,
@@ -154,7 +156,7 @@ impl<'b> ToSystem<'b> {
         }
     }
 
-    /// Lets somebody look on.
+    /// Sets the watch that is called after each phase.
     pub fn watch(&mut self, watch: Arc<dyn Watch>) {
         self.watch = Some(watch);
     }
@@ -167,47 +169,49 @@ impl<'b> ToSystem<'b> {
         )
     }
 
-    /// The device that gives the pages away.
+    /// Returns the device whose memory the pages leave.
     pub fn device(&self) -> DeviceId {
         self.device.id
     }
 
-    /// Why the pages move.
+    /// Returns why the pages move.
     pub fn cause(&self) -> Cause {
         self.reason.cause
     }
 
-    /// The page that a CPU or another device touched, if that is why; the others are welcome but
-    /// optional.
+    /// Returns the page that a CPU or a device touched, if a fault is the reason. That page should move; the
+    /// other pages are optional.
     pub fn fault(&self) -> Option<Page> {
         self.fault
     }
 
-    /// The folios to be emptied, or duplicated.
+    /// Returns the folios to be emptied, or duplicated.
     pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
         self.sources.iter().map(|s| s.folio)
     }
 
-    /// Whether the folios are only duplicated: they stay in their frames with their cookies, for the device to read,
-    /// and [`crate::Driver::page_free`] is not called for them. They come once more when that ends, or are freed.
+    /// Returns whether the folios are only duplicated: they stay in their frames with their cookies, for the
+    /// device to read, and [`crate::Driver::page_free`] is not called for them. When the duplication ends, they
+    /// are migrated once more, or freed.
     pub fn keeps_frames(&self) -> bool {
         self.keeps_frames
     }
 
-    /// The pages whose contents move or are copied, in the order of the folios; of the others, system memory has a
-    /// duplicate.
+    /// Returns the pages whose contents move or are copied, in the order of the folios. The other pages are
+    /// duplicates, which system memory has already.
     pub fn contents(&self) -> impl Iterator<Item = PageRange> + '_ {
         let single = self.sources.iter().filter(|s| !s.duplicated());
         single.map(|s| s.lock.range())
     }
 
-    /// The pages of the folios, and why each moves: with a fault's, others may be brought along.
+    /// Returns the pages of the folios with the cause of each: a fault's migration may include prefetched
+    /// pages.
     pub fn causes(&self) -> impl Iterator<Item = (Cause, PageRange)> + '_ {
         let ranges = self.sources.iter().map(|s| s.lock.range());
         ranges.flat_map(|range| self.reason.causes(range))
     }
 
-    /// Keeps only the folios that `keep` says yes to; the others stay where they are.
+    /// Keeps only the folios for which `keep` returns true; the pages of the other folios stay where they are.
     pub fn retain(&mut self, mut keep: impl FnMut(DeviceFolio) -> bool) {
         self.sources.retain(|s| keep(s.folio));
     }
@@ -217,7 +221,7 @@ impl<'b> ToSystem<'b> {
         Ok(self.copy()?.commit()?.finalize())
     }
 
-    /// Takes the pages away from devices: when it returns, no translation of them is in use.
+    /// Takes the pages' translations away from devices: when it returns, no device uses one.
     pub fn copy(mut self) -> Result<CopiedToSystem<'b>, FaultError> {
         self.tell(Step::BeforeCopy)?;
         self.core
@@ -228,13 +232,13 @@ impl<'b> ToSystem<'b> {
 }
 
 impl<'b> CopiedToSystem<'b> {
-    /// The folios about to be emptied.
+    /// Returns the folios about to be emptied, or duplicated.
     pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
         self.0.folios()
     }
 
-    /// Makes system memory the pages' place. Pages that cannot be moved just now stay behind; it is an
-    /// error only if none could be.
+    /// Moves the contents to system memory. Pages that cannot move now are left behind; returns an error only
+    /// if no page could move.
     pub fn commit(self) -> Result<CommittedToSystem<'b>, FaultError> {
         let mut this = self.0;
         let mut failed: Vec<(Page, EngineError)> = Vec::new();
@@ -249,21 +253,22 @@ impl<'b> CopiedToSystem<'b> {
                 pieces.map(|s| (s.lock.range(), s.folio.frame, s.lock.word())),
             )
         };
-        // Coherent memory is where CPUs reach it already.
+        // Coherent memory needs no move: CPUs reach it already.
         if let Some(memory) = &this.device.memory {
             for mut run in those(false) {
-                // Nobody may write a duplicate.
+                // A duplicate is write-protected.
                 run.read_only |= this.keeps_frames;
                 this.core.guest.give(run, memory, |at, error| {
                     failed.push((run.page.plus(at), error));
                 });
             }
-            // The device reads its copies no more: CPUs may write theirs, and wake up if they wanted to.
+            // The device no longer uses its copies: let CPUs write to the system copies, and wake those that
+            // wait to write.
             for run in those(true) {
                 this.core.guest.lift_protection(run);
             }
         }
-        // What matters is what became of the page somebody waits for.
+        // The error of the faulting page counts first.
         let told = failed.iter().find(|(page, _)| Some(*page) == this.fault);
         if let Some((page, error)) = told.or(failed.first()).copied() {
             this.core
@@ -289,15 +294,15 @@ impl<'b> CopiedToSystem<'b> {
             }
         }
         let committed = CommittedToSystem(this);
-        // Too late for errors.
+        // The watch's error is ignored: after the commit there is no rollback.
         let _ = committed.0.tell(Step::Committed);
         Ok(committed)
     }
 }
 
 impl CommittedToSystem<'_> {
-    /// Lets go of the pages, wakes whoever waits for them, and tells the driver that the folios are
-    /// free, unless it keeps them.
+    /// Unlocks the pages, wakes the threads that wait for them, and calls the driver's `page_free` for the
+    /// folios, unless the device keeps them.
     pub fn finalize(mut self) -> Finalized {
         Finalized {
             pages: self.publish(),
@@ -330,15 +335,16 @@ impl CommittedToSystem<'_> {
             }
             let kind = if self.0.keeps_frames {
                 recorder.add(Counter::Duplicated, range.len().into());
-                // For the CPUs, before the device can write again.
+                // The hold gives the CPUs time with their copy; set it before the device can write again.
                 device.hold(folio.frame, until);
                 lock.publish_folio(Word::to_duplicated);
                 EventKind::Duplicated
             } else {
-                // Read-only pages were copied: their frames still have contents. So have those of duplicates.
+                // Read-only pages were copied, so their frames still have contents. So have the frames of
+                // duplicates.
                 empty.push((folio, collapses || lock.word().read_only()));
                 device.leaving(range.len());
-                // It stays one folio: the next migration takes it with one lock.
+                // The pages stay one folio, so that the next migration takes them with one lock.
                 lock.publish_folio(move |word| word.to_system(until));
                 if collapses {
                     recorder.add(Counter::Collapsed, range.len().into());
@@ -355,7 +361,7 @@ impl CommittedToSystem<'_> {
                 });
             }
         }
-        // With no lock held any more.
+        // Release the frames with no lock held.
         for (folio, dead) in empty {
             device.release(folio, dead, true, recorder);
         }
@@ -371,14 +377,14 @@ impl CommittedToSystem<'_> {
 }
 
 impl Drop for CommittedToSystem<'_> {
-    /// CPUs use the pages already, so there is no way back: what is committed gets finalized.
+    /// Finalizes: CPUs use the pages already, so a committed migration cannot be rolled back.
     fn drop(&mut self) {
         self.publish();
     }
 }
 
-/// Has a device's driver migrate folios to system memory: every migration there goes through this. `fault` is the page
-/// that a thread waits for.
+/// Calls a device's driver to migrate folios to system memory. Every migration to system memory goes through
+/// this function. `fault` is the page that a thread waits for.
 pub(crate) fn to_system(
     core: &Core,
     device: &Device,
@@ -395,9 +401,10 @@ pub(crate) fn to_system(
 }
 
 impl Core {
-    /// Locks the folio of a page that is in device memory, unless somebody works on it.
+    /// Locks the folio of a page that is in device memory, and returns it with its device. `None` if another
+    /// thread has locked it, or the page is not in device memory.
     pub(crate) fn lock_device_folio(&self, page: Page) -> Option<(&Arc<Device>, Source<'_>)> {
-        // Looked at first without the lock, so as not to disturb pages of other kinds.
+        // Check first without the lock, so as not to disturb pages of other kinds.
         self.table.word(page).residency().frame()?;
         let TryLock::Locked(lock) = self.table.try_lock(page) else {
             self.recorder.add(Counter::PagesSkippedBusy, 1);
@@ -406,7 +413,7 @@ impl Core {
         self.device_source(lock)
     }
 
-    /// What a locked folio is, if it is in device memory.
+    /// Returns the device and the folio of a locked page, if it is in device memory.
     pub(crate) fn device_source<'b>(
         &'b self,
         lock: FolioLock<'b>,

@@ -1,4 +1,4 @@
-//! Taking a device away.
+//! Detaches a device.
 
 use std::time::Duration;
 
@@ -12,10 +12,11 @@ pub(crate) fn detach(faults: &Faults, id: DeviceId) -> Result<(), Error> {
     let device = core.any_device(id)?;
     device.start_detaching();
     faults.pauses.look_again();
-    // Between two looks at the frames, whoever holds pages lets go of them.
+    // The least time to wait for other threads to unlock the device's pages, before the frames are checked
+    // again.
     const PATIENCE: Duration = Duration::from_millis(10);
     let mut attempts = Attempts::default();
-    // No frame is given out any more: this only falls.
+    // The number only falls, because no frame is allocated any more.
     let mut used = device.used_frames();
     while used > 0 {
         let mut unresolved = Unresolved::Retry;
@@ -37,11 +38,11 @@ pub(crate) fn detach(faults: &Faults, id: DeviceId) -> Result<(), Error> {
             attempts = Attempts::default();
         }
     }
-    // What it has for itself goes back to everybody. Whoever is at work on such a page while it is looked at
-    // takes it away from the device as well.
+    // Revoke the device's exclusive pages. A thread that has locked such a page during this loop takes the page
+    // away from the device itself.
     let all = PageRange::new(Page(0), Page(core.pages()));
     core.end_exclusive_access(all, |device| device == id);
-    // It may still have translations of system pages in place.
+    // The device may still have translations of system pages that it uses in place.
     core.mirrors.invalidate_device(id, all);
     Ok(())
 }

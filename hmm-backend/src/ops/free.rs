@@ -1,4 +1,4 @@
-//! Frees: the guest needs the contents of pages no longer.
+//! Frees pages whose contents the guest no longer needs.
 
 use crate::fault::Faults;
 use crate::migrate::{Core, Refused};
@@ -31,7 +31,7 @@ fn free_in_block(core: &Core, part: PageRange, refused: &mut Option<Refused>) ->
     let mut system = Vec::new();
     let mut page = part.start;
     while page < part.end {
-        // Never asleep with locks held: two frees that wait for each other's pages would deadlock.
+        // Never sleep with locks held: two frees that wait for each other's pages would deadlock.
         if core.table.locked(page) {
             freed += free_system(core, std::mem::take(&mut system), refused);
         }
@@ -49,7 +49,7 @@ fn free_in_block(core: &Core, part: PageRange, refused: &mut Option<Refused>) ->
             Residency::Device { .. }
             | Residency::Coherent { .. }
             | Residency::Duplicated { .. } => {
-                // The driver is told with no other lock held.
+                // No other lock may be held when the driver is called.
                 freed += free_system(core, std::mem::take(&mut system), refused);
                 let inside = |range: PageRange| range.overlap(part);
                 freed += core.drop_on_device(lock, inside, Word::to_untouched, refused);
@@ -69,8 +69,8 @@ fn free_in_block(core: &Core, part: PageRange, refused: &mut Option<Refused>) ->
     freed + free_system(core, system, refused)
 }
 
-/// Gives the host its memory back, neighbours in one call. Returns how many pages; those that the host does not take
-/// stay as they are.
+/// Gives the pages' memory back to the host, with one call for neighbouring pages. Returns how many pages are
+/// free; those that the host does not take keep their contents, and `refused` gets the error.
 fn free_system(core: &Core, mut locks: Vec<FolioLock<'_>>, refused: &mut Option<Refused>) -> u64 {
     core.invalidate_mirrors(locks.iter_mut());
     let mut pages = PageSet::EMPTY;
@@ -92,7 +92,7 @@ fn free_system(core: &Core, mut locks: Vec<FolioLock<'_>>, refused: &mut Option<
         if kept.contains(lock.head().index_in_block()) {
             continue;
         }
-        // Shared memory never faults: zeros are all there is to it.
+        // Shared memory never faults, so it stays in system memory, as zeros.
         let shared = core.guest.is_shared(lock.head());
         lock.publish_pages(|word| match shared {
             true => word.to_system(Tick::default()),

@@ -1,12 +1,13 @@
-//! Migrations that the VMM or the guest asks for.
+//! Migrations that the VMM or the guest requests.
 
 use crate::fault::Faults;
 use crate::migrate::{Core, Reason, Take, collect_to_system, to_device, to_system};
 use crate::observe::Cause;
 use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, PageRange, PageSet};
 
-/// Blocks that migrate together when somebody asks for a range. Moving pages empties the TLB, and doing the
-/// book-keeping for several blocks fills it once; but CPUs that touch one of the pages wait for all of them.
+/// The number of blocks that migrate together on a request for a range. Moving pages flushes the TLB; the
+/// bookkeeping for several blocks refills it only once. But a CPU that touches one of the pages waits for all
+/// of them.
 const MOST_BLOCKS: u32 = 8;
 
 /// See [`crate::Backend::migrate_to_device`].
@@ -21,10 +22,11 @@ pub(crate) fn migrate_to_device(
     let mut moved = 0;
     let mut left = range;
     while !left.is_empty() {
-        // Where room is short, block by block: the next may need the frames of the one before.
+        // If the device has little room, migrate block by block: the room for a block can then come from
+        // evicting the previous one.
         let short = device.free_frames() < MOST_BLOCKS * BLOCK_PAGES as u32;
         let part = left.take_blocks(if short { 1 } else { MOST_BLOCKS });
-        // The words are counted only where room could be short.
+        // Count the movable pages only if the free frames may not suffice.
         if device.free_frames() < part.len() {
             faults.make_room(device, core.movable(part).min(device.capacity()));
         }
@@ -50,7 +52,7 @@ pub(crate) fn migrate_to_system(core: &Core, range: PageRange) -> Result<u64, Er
     Ok(moved)
 }
 
-/// The pages of a range, block by block.
+/// Splits a range into the page sets of its blocks.
 fn sets_of(range: PageRange) -> impl Iterator<Item = (Block, PageSet)> {
     range
         .split_by_block()

@@ -1,4 +1,4 @@
-//! What a user of the backend asks for besides faults: one verb a file.
+//! Operations that a user of the backend requests, besides faults: one verb a file.
 
 mod detach;
 mod free;

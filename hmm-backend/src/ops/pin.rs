@@ -1,4 +1,4 @@
-//! Pins: pages that must stay in system memory because somebody uses them with plain loads and stores.
+//! Pins keep pages in system memory while the holder of the pin uses them with plain loads and stores.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ impl Pinned {
     pub(crate) fn new(faults: &Arc<Faults>, range: PageRange) -> Result<Pinned, Error> {
         let core = &faults.core;
         core.check_range(range)?;
-        // Grows with each page, so that an error lets go of exactly the pages pinned so far.
+        // Grows with each pinned page, so that its drop after an error unpins exactly the pages pinned so far.
         let mut pinned = Pinned {
             faults: faults.clone(),
             range: PageRange::new(range.start, range.start),
@@ -32,19 +32,19 @@ impl Pinned {
             .event(|| Event::new(core.clock.now(), EventKind::Pinned, range));
         Ok(pinned)
     }
-    /// Host address of the first byte; the pages are neighbours and present while the guard lives.
+    /// Returns the host address of the first byte. The pages are contiguous and present while the guard lives.
     pub fn host(&self) -> *mut u8 {
         let base = self.faults.core.guest.mapping().start() as *mut u8;
         base.wrapping_add(self.range.start.offset() as usize)
     }
 
-    /// Number of bytes.
+    /// Returns the number of bytes.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> u64 {
         u64::from(self.range.len()) * PAGE_SIZE
     }
 
-    /// The pages.
+    /// Returns the pages.
     pub fn range(&self) -> PageRange {
         self.range
     }
@@ -65,7 +65,7 @@ fn pin_page(faults: &Faults, page: Page) -> Result<(), Error> {
             Ok(()) => return Ok(()),
             Err(PinError::TooMany) => return Err(Error::TooManyPins(page)),
             Err(PinError::InFolio) => single_out(&faults.core, page),
-            // Between fault-in and pin the page may leave again: then once more.
+            // The page may leave again between the fault-in and the pin: the loop tries once more.
             Err(PinError::NotNow) => faults
                 .fault_in(page, Access::Write, None)
                 .map_err(|cause| Error::Fatal { page, cause })?,
@@ -73,7 +73,7 @@ fn pin_page(faults: &Faults, page: Page) -> Result<(), Error> {
     }
 }
 
-/// Cuts the folio of a page that is in system memory, so that the page is single.
+/// Cuts the folio of a page in system memory so that the page is a folio of its own, which can be pinned.
 fn single_out(core: &Core, page: Page) {
     let lock = core.lock_waiting(page);
     if lock.word().residency() == Residency::System {

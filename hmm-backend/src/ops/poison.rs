@@ -1,4 +1,4 @@
-//! Memory failure: contents that are lost.
+//! Memory failure: marks the contents of a page as lost.
 
 use crate::migrate::Core;
 use crate::pages::{Error, Page, PageRange};

@@ -1,4 +1,4 @@
-//! Read-only pages: neither CPUs nor devices may write them.
+//! Makes pages read-only for CPUs and devices, or writable again.
 
 use crate::migrate::Core;
 use crate::pages::{Error, PageRange};
@@ -22,7 +22,7 @@ pub(crate) fn set_read_only(core: &Core, range: PageRange, read_only: bool) -> R
                 })?;
                 continue;
             }
-            // A folio has one permission: only what changes stays in it.
+            // All pages of a folio have the same permission, so cut the folio: only pages inside `part` change.
             let inside = |range: PageRange| range.overlap(part);
             let mut pieces = Vec::new();
             if lock.word().read_only() == read_only {
@@ -49,9 +49,9 @@ pub(crate) fn set_read_only(core: &Core, range: PageRange, read_only: bool) -> R
 
 fn change_permission(core: &Core, mut lock: FolioLock<'_>, read_only: bool) -> Result<(), Error> {
     let residency = lock.word().residency();
-    // Duplicates are protected in any case.
+    // The system copy of a duplicate is always write-protected.
     if residency.reached_by_cpus() && !residency.duplicated() {
-        // A writer that faults in between finds the lock and waits for the new word.
+        // A CPU that writes before the new word is published faults, finds the lock, and waits for the word.
         core.guest
             .protect(lock.range(), read_only)
             .map_err(|error| Error::Protect {
@@ -63,7 +63,7 @@ fn change_permission(core: &Core, mut lock: FolioLock<'_>, read_only: bool) -> R
     let range = lock.range();
     drop(lock);
     if !read_only {
-        // A CPU whose write was refused sleeps on, also where the page is not present.
+        // Wake CPUs whose write was refused: otherwise they stay asleep, also where the page is not present.
         core.guest.wake_range(range);
     }
     Ok(())

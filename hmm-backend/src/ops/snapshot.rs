@@ -1,14 +1,14 @@
-//! Where pages are, one byte each, as test_hmm's `SNAPSHOT` command reports it: the view of one device.
+//! Reports where pages are, one byte each, as test_hmm's `SNAPSHOT` command does: the view of one device.
 
 use crate::migrate::Core;
 use crate::pages::{DeviceId, Error, MAX_ORDER, PageRange};
 use crate::residency::Residency;
 
-/// Untouched: no contents yet.
+/// Untouched: the page has no contents yet.
 pub const NONE: u8 = 0;
-/// In system memory, the device may read. Also of another device's duplicate.
+/// In system memory, and the device may read. Also for another device's duplicate.
 pub const READ: u8 = 0x01;
-/// In system memory or its own, the device may write.
+/// In system memory or the device's own memory, and the device may write.
 pub const WRITE: u8 = 0x02;
 /// Part of a 2 MiB folio.
 pub const LARGE: u8 = 0x04;
@@ -20,9 +20,9 @@ pub const DEVICE_REMOTE: u8 = 0x30;
 pub const COHERENT_LOCAL: u8 = 0x40;
 /// In another device's coherent memory.
 pub const COHERENT_REMOTE: u8 = 0x50;
-/// In system memory, for this device alone.
+/// In system memory, exclusive to this device.
 pub const EXCLUSIVE_LOCAL: u8 = 0x60;
-/// In system memory, for another device alone.
+/// In system memory, exclusive to another device.
 pub const EXCLUSIVE_REMOTE: u8 = 0x70;
 /// The contents are lost.
 pub const ERROR: u8 = 0xff;

@@ -1,10 +1,11 @@
-//! Serving a CPU's fault by a call, as a replay needs it: without threads and messages.
+//! Serves a CPU's fault by a call, without threads and messages, for replays.
 
 use crate::fault::{Attempts, Faults, Unresolved};
 use crate::observe::{Counter, Event, EventKind};
 use crate::pages::{Access, FatalCause, Page, PageRange, PageSet};
 
-/// Serves a CPU's fault on a page as the service threads do, and lets time pass where they would put it off.
+/// Serves a CPU's fault on a page as the service threads do. Where they would put the fault off, lets that time
+/// pass. Returns the cause if the fault cannot be resolved.
 pub(crate) fn serve_by_call(faults: &Faults, page: Page, access: Access) -> Result<(), FatalCause> {
     let since = faults.core.clock.now();
     let block = page.block();

@@ -1,4 +1,4 @@
-//! The fault service as its owner sees it.
+//! The public handle of the fault service.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use crate::fault::Faults;
 use crate::host::doorbell::Doorbell;
 use crate::pages::Error;
 
-/// How many service threads, and where they run.
+/// The number of service threads, the CPUs they run on, and when a driver's call counts as slow.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
-    /// A thread for each entry, bound to that host CPU if one is given. A fault is answered fastest by a
-    /// thread on the CPU of the vCPU that took it: waking an idle CPU is what costs.
+    /// One service thread for each entry, bound to that host CPU if one is given. A thread on the CPU of the
+    /// vCPU that took the fault answers fastest, because waking an idle CPU takes most of the time.
     pub threads: Vec<Option<usize>>,
-    /// A driver's call that takes longer is reported (counter `slow_driver_calls`, event `SlowDriver`), and if it keeps
-    /// a service thread, another thread stands in, so that only the pages of that call wait.
+    /// A driver's call that takes longer is reported (counter `slow_driver_calls`, event `SlowDriver`). If the
+    /// call blocks a service thread, another thread replaces it, so that only the pages of that call wait.
     pub slow_driver: Duration,
 }
 
@@ -29,8 +29,8 @@ impl Default for ServiceConfig {
     }
 }
 
-/// The running service. Dropping it stops the threads after they have served what they have read; stop
-/// everything that can fault first.
+/// The running fault service. Dropping it stops the threads after they have served the messages they have read;
+/// first stop everything that can fault.
 pub struct FaultService {
     watch: Watchdog,
 }

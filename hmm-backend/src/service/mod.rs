@@ -1,4 +1,5 @@
-//! The fault service: threads that read userfaultfd messages and serve them; and the same by call, for replays.
+//! The fault service: threads that read userfaultfd messages and serve them; and a function that serves one
+//! fault, for replays.
 
 mod by_call;
 mod fault_service;

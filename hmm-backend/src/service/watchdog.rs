@@ -1,5 +1,6 @@
-//! Watches over the service threads: a driver that does not return is reported and costs nobody else service. The
-//! watching thread is also the clock of policies that want one.
+//! Watches the service threads: if a driver's call does not return, the watching thread reports it and starts
+//! another service thread, so that only the faults of that call wait. The watching thread also gives policies
+//! their ticks.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -15,16 +16,16 @@ use crate::migrate::SlowCall;
 use crate::observe::{Counter, EventKind};
 use crate::pages::Error;
 
-/// Most threads that stand in for others: each costs memory, and a driver that blocks so many calls blocks
-/// everything.
+/// The largest number of stand-ins: threads that replace service threads blocked in a driver. Each costs
+/// memory, and a driver that blocks this many calls blocks the whole service anyway.
 const STAND_INS: usize = 8;
 
-/// How long a failure of the host waits to be reported, at most.
+/// A failure of the host is reported after at most this time.
 const LOOK_FOR_FAILURES: Duration = Duration::from_millis(250);
 
 struct Threads {
     running: Vec<JoinHandle<()>>,
-    /// Those among them that have nothing left to do.
+    /// The threads in `running` that have ended or are about to.
     ended: Vec<ThreadId>,
     stand_ins: usize,
     stopping: bool,
@@ -35,11 +36,11 @@ struct Shared {
     spawner: WorkerSpawner,
     limit: Duration,
     threads: Mutex<Threads>,
-    /// A thread has ended, or the service is to stop.
+    /// Signalled when a thread has ended or the service is to stop.
     changed: Condvar,
 }
 
-/// The service threads with the thread that watches over them.
+/// Owner of the service threads and of the thread that watches them.
 pub(crate) struct Watchdog {
     shared: Arc<Shared>,
     watcher: Option<JoinHandle<()>>,
@@ -91,8 +92,8 @@ impl Watchdog {
         Ok(watch)
     }
 
-    /// Stops the threads after they have served what they have read. A thread that a driver does not give back is
-    /// left to it: it keeps what it uses alive, and ends if the call ever returns.
+    /// Stops the threads after they have served the messages they have read. Does not wait for a thread that is
+    /// blocked in a driver's call: that thread keeps alive what it uses, and ends if the call ever returns.
     pub(crate) fn stop(&mut self) {
         let shared = &*self.shared;
         let mut threads = shared.threads();
@@ -105,11 +106,12 @@ impl Watchdog {
             let (ended, running): (Vec<_>, Vec<_>) = all
                 .into_iter()
                 .partition(|thread| threads.ended.contains(&thread.thread().id()));
-            // A panic has been reported by the thread itself.
+            // A thread that panicked has reported the panic itself.
             ended.into_iter().for_each(|thread| drop(thread.join()));
             threads.running = running;
             shared.report(&mut threads);
-            // A thread that could not be told to stop is left behind like one that a driver keeps.
+            // If the stop event could not be sent, leave the thread behind like one that is blocked in a
+            // driver.
             let left_behind =
                 |thread: &JoinHandle<()>| !told || calls.is_slow(thread.thread().id());
             if threads.running.iter().all(left_behind) {
@@ -129,8 +131,9 @@ impl Shared {
         self.threads.lock()
     }
 
-    /// Waits until something changes, at most this long; but looks at the drivers several times within the limit, and at what the
-    /// host has refused.
+    /// Waits until something changes, at most `most`. Also returns several times within the limit of slow
+    /// calls, and at least every [`LOOK_FOR_FAILURES`], so that the caller checks the drivers and the host's
+    /// failures.
     fn wait(&self, threads: &mut MutexGuard<'_, Threads>, most: Option<Duration>) {
         let look = (self.limit / 4).min(LOOK_FOR_FAILURES);
         let time = most.map_or(look, |most| most.min(look));
@@ -161,13 +164,13 @@ impl Shared {
                 let is_it = |thread: &JoinHandle<()>| thread.thread().id() == call.thread;
                 if threads.running.iter().any(is_it) && threads.stand_ins < STAND_INS {
                     let name = format!("hmm-fault+{}", threads.stand_ins);
-                    // Without memory for a thread there is no stand-in; the next slow call tries again.
+                    // If no thread can be made, there is no stand-in; the next slow call tries again.
                     if self.spawn(&mut threads, name, None).is_ok() {
                         threads.stand_ins += 1;
                     }
                 }
             }
-            // A policy may take its time: nobody is to wait for it with the threads locked.
+            // Unlock the threads first: a policy's tick may be slow, and other threads must not wait for it.
             drop(threads);
             self.spawner.report_host_failure();
             let next_tick = self.spawner.faults.tick_policies();
@@ -178,7 +181,7 @@ impl Shared {
         }
     }
 
-    /// Reports the calls that have become slow.
+    /// Reports the driver calls that have become slow and returns them.
     fn report(&self, _: &mut Threads) -> Vec<SlowCall> {
         let faults: &Faults = &self.spawner.faults;
         let now = faults.core.clock.now();

@@ -1,8 +1,9 @@
 //! The fault service: threads that read userfaultfd messages and serve them.
 //!
-//! Each thread takes a batch of messages, sorts them by page, drops duplicates, and serves them block by
-//! block; then what it had put off and is due; and only when no message is waiting, a bounded piece of
-//! prefetching. Threads never touch managed memory themselves.
+//! Each thread reads a batch of messages, sorts them by page, drops duplicates, and serves them block by block.
+//! Then it serves the faults that it had put off and that are due. If there was no message, it also prefetches
+//! a bounded number of pages. Service threads never touch managed memory themselves, because they would wait
+//! for their own service.
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::io;
@@ -24,7 +25,7 @@ use crate::pages::{Access, Block, Error, FatalCause, Page, PageRange, PageSet};
 
 pub(crate) type OnFatal = dyn Fn(FatalFault) + Send + Sync;
 
-/// What service threads are made of.
+/// Starts service threads, and has what they share.
 pub(crate) struct WorkerSpawner {
     pub(crate) faults: Arc<Faults>,
     pub(crate) stop: Arc<Doorbell>,
@@ -32,7 +33,8 @@ pub(crate) struct WorkerSpawner {
 }
 
 impl WorkerSpawner {
-    /// Tells the service's user if the host has refused a call without which CPUs or devices may wait for ever.
+    /// Reports to the service's user if the host has refused a call without which CPUs or devices may wait for
+    /// ever.
     pub(crate) fn report_host_failure(&self) {
         if let Some(failure) = self.faults.core.guest.host_failures().unreported() {
             let cause = FatalCause::HostFailed(failure.to_string());
@@ -40,13 +42,13 @@ impl WorkerSpawner {
         }
     }
 
-    /// Tells the service's user that the thread that watches over the service has panicked.
+    /// Reports to the service's user that the watching thread has panicked.
     pub(crate) fn report_panic(&self) {
         let cause = FatalCause::ServiceDied("the thread hmm-watch panicked".into());
         (self.on_fatal)(about_no_page(&self.faults, cause));
     }
 
-    /// Starts a service thread, bound to a CPU if one is given; calls `ended` when it has ended.
+    /// Starts a service thread, bound to a CPU if one is given. The thread calls `ended` when it has ended.
     pub(crate) fn spawn(
         &self,
         name: String,
@@ -83,19 +85,21 @@ impl WorkerSpawner {
     }
 }
 
-/// Watches for a userfaultfd that is readable, and has nothing to read for any thread: its faults would wait for ever.
+/// Detects a userfaultfd that stays readable but gives no message to any thread: its faults would wait for
+/// ever.
 #[derive(Clone, Default)]
 struct Fruitless {
     patience: Patience,
-    /// Messages that all threads together had read from it.
+    /// The number of messages that all threads together had read from it at the last look.
     read: u64,
 }
 
 impl Fruitless {
-    /// The descriptor was readable; `found` says whether this thread got a message.
+    /// Notes that the descriptor was readable; `found` says whether this thread got a message. Returns an error
+    /// after too many looks in a row without a message for any thread.
     fn look(&mut self, shard: &Uffd, found: bool) -> io::Result<()> {
         let read = shard.messages_read();
-        // Usually another thread was faster.
+        // Without a message for this thread, another thread has usually read it first.
         if found || read != self.read {
             self.read = read;
             self.patience.progress();
@@ -104,13 +108,13 @@ impl Fruitless {
         match self.patience.again() {
             true => Ok(()),
             false => Err(io::Error::other(
-                "read of a userfaultfd: the kernel says that there are faults, and gives none",
+                "read of a userfaultfd: the kernel reports faults, but returns none",
             )),
         }
     }
 }
 
-/// Prefetching that waits for its turn.
+/// Pages of a block to be prefetched when no fault waits.
 struct Speculation {
     block: Block,
     pages: PageSet,
@@ -118,9 +122,10 @@ struct Speculation {
     access: Access,
 }
 
-/// More is not worth remembering: the newest wishes are about where the guest is now.
+/// The queue's length. A longer queue is of no use: older entries are about memory that the guest no longer
+/// works on.
 const SPECULATION_QUEUE: usize = 32;
-/// Pages prefetched between two looks for demand.
+/// The number of pages to prefetch before the thread checks for faults again.
 const SPECULATION_PAGES: usize = 128;
 
 struct Worker {
@@ -132,7 +137,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// A service thread that dies must not leave CPUs asleep for ever without a word.
+    /// Runs the service and reports its death: otherwise CPUs would sleep for ever without a report.
     fn run_to_the_end(&mut self) {
         let outcome = catch_unwind(AssertUnwindSafe(|| self.run()));
         let cause = match outcome {
@@ -164,8 +169,9 @@ impl Worker {
                 Err(error) => return Err(context("ppoll", error)),
             }
             let faults = self.faults.clone();
-            // Before the messages are read: each of these threads was asleep in its access after this moment. A moment after the
-            // reading could come later than the thread's return from the access, and answer its next one.
+            // Taken before the messages are read, because each faulting thread was asleep in its access after
+            // this moment. A time taken after the read could be later than the thread's return from the access;
+            // a report with that time would then answer the thread's next access.
             let before = faults.core.clock.now();
             let shards = faults.core.guest.shards().iter();
             for ((shard, fd), fruitless) in shards.zip(&fds).zip(&mut fruitless) {
@@ -192,8 +198,8 @@ impl Worker {
         }
     }
 
-    /// How long to sleep for messages: not at all with prefetching to do, until the next deferred fault
-    /// otherwise.
+    /// Returns how long to sleep for messages: not at all if prefetching is left, otherwise until the next
+    /// deferred fault is due; `None` without one.
     fn timeout(&self) -> Option<Duration> {
         if !self.speculation.is_empty() {
             return Some(Duration::ZERO);
@@ -202,7 +208,8 @@ impl Worker {
         Some(next.due.saturating_sub(self.faults.core.clock.now()))
     }
 
-    /// The batch in page order, one entry for each page and thread. `before`: a moment before the first was read.
+    /// Returns the batch in page order, one entry for each page and thread. `before` is a moment before the
+    /// first message was read.
     fn sorted(&self, messages: &mut Vec<FaultMessage>, before: Duration) -> Vec<Fault> {
         let since = self.faults.core.clock.now();
         let reading = since.saturating_sub(before).as_micros() + 1;
@@ -225,8 +232,8 @@ impl Worker {
         faults
     }
 
-    /// Serves faults in page order, block by block. `retried` is set for a single fault that had been put
-    /// off.
+    /// Serves faults, which must be in page order, block by block. `retried` is set for a single fault that had
+    /// been put off: its attempts, and whether it has waited for a hold or a throttle.
     fn serve(&mut self, faults: &[Fault], retried: Option<(Attempts, bool)>) {
         for group in faults.chunk_by(|a, b| a.page.block() == b.page.block()) {
             let block = group[0].page.block();
@@ -251,14 +258,15 @@ impl Worker {
                     .find(|(page, _)| *page == fault.page);
                 match unresolved {
                     None => self.resolved(fault, now),
-                    // That is the answer to somebody who wrote to the page at the same time.
+                    // The refusal is for a thread that wrote to the page in the same batch. This fault is a
+                    // read: serve it again without the writer.
                     Some((_, Unresolved::Fatal(FatalCause::ReadOnly))) if !fault.write => {
                         readers.push(*fault);
                     }
                     Some((_, reason)) => self.put_off(fault, reason, retried, now),
                 }
             }
-            // No writer among them: this goes no deeper.
+            // There is no writer among the readers, so this call does not recurse again.
             self.serve(&readers, retried);
             if !served.prefetch.is_empty() {
                 self.plan(Speculation {
@@ -337,8 +345,8 @@ impl Worker {
             if self.faults.core.table.word(page).generation() == next.generation {
                 self.serve(&[next.fault], Some((next.attempts, next.waited)));
             } else {
-                // The page has been somewhere else since. If the CPU has not had its turn, it faults again,
-                // with the holds and throttles of now.
+                // The page has moved since the fault was put off. Wake the CPU: if it has not made its access
+                // yet, it faults again, and that fault meets the present holds and throttles.
                 self.faults.core.guest.wake_range(PageRange::single(page));
             }
         }
@@ -355,7 +363,7 @@ impl Worker {
         self.speculation.push_back(speculation);
     }
 
-    /// A bounded piece of prefetching, the newest first, and what the guest waits for before wishes.
+    /// Prefetches a bounded number of pages, the newest entry first. Prefetches for faults come before wishes.
     fn speculate(&mut self) {
         let Some(Speculation {
             block,
@@ -364,7 +372,7 @@ impl Worker {
             access,
         }) = self.speculation.pop_back()
         else {
-            // In lockstep, whoever wishes sees to it.
+            // In lockstep, the thread that queues a wish serves it itself.
             if !self.faults.lockstep {
                 self.faults.serve_wish();
             }
@@ -384,7 +392,7 @@ impl Worker {
             .prefetch_to_system(block, &now, &duplicate, access);
     }
 
-    /// Serves what was put off without waiting any longer: nobody may be left asleep.
+    /// Serves the faults that were put off at once, without their waits: no CPU may be left asleep.
     fn finish(&mut self) {
         while let Some(next) = self.deferred.pop() {
             let page = PageSet::from_iter([next.fault.page.index_in_block()]);
@@ -393,7 +401,7 @@ impl Worker {
                 Access::Read => PageSet::EMPTY,
                 Access::Write => page,
             };
-            // What is still unresolved cannot be: its CPU is to be stopped by a signal.
+            // A fault that is still unresolved cannot be resolved: its CPU must be stopped by a signal.
             let _ = self.faults.serve_cpu_faults(
                 next.fault.page.block(),
                 &page,
@@ -405,7 +413,7 @@ impl Worker {
     }
 }
 
-/// A report of what ends the service as a whole.
+/// Returns a report of a failure that ends the whole service, not one page.
 fn about_no_page(faults: &Faults, cause: FatalCause) -> FatalFault {
     FatalFault {
         page: Page(0),
@@ -423,7 +431,7 @@ fn access_of(write: bool) -> Access {
     }
 }
 
-/// Waits for one of the descriptors, at most this long.
+/// Waits until one of the descriptors is ready, at most `timeout`.
 fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     let timespec = timeout.map(|t| libc::timespec {
         tv_sec: t.as_secs() as libc::time_t,
@@ -442,7 +450,7 @@ fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a wait for descriptors is to be repeated.
+/// Returns whether a failed wait for descriptors is to be repeated.
 fn is_interruption(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, WouldBlock};
     matches!(error.kind(), Interrupted | WouldBlock)
