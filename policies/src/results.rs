@@ -11,7 +11,7 @@ use crate::text;
 
 /// Values a function returns, those that mean something.
 pub(crate) const RESULTS: c_int = 5;
-/// Values that are on the stack beside the results while somebody looks at them: a list, a table in it, an element of
+/// Values that are on the stack beside the results while they are read: a list, a table in it, an element of
 /// that; or a list and an element; and a name.
 pub(crate) const DEEPEST: c_int = 8;
 
@@ -59,7 +59,7 @@ impl<'a> Results<'a> {
     /// # Safety
     ///
     /// The results lie on the stack of `thread` from `first` on, with room for [`DEEPEST`] more values, and during `'a`
-    /// nobody else uses the interpreter.
+    /// no other code uses the interpreter.
     pub(crate) unsafe fn new(thread: *mut lua_State, first: c_int) -> Results<'a> {
         Results {
             thread,

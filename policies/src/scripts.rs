@@ -1,4 +1,4 @@
-//! A script's file: read, checked, reloaded, and what became of its decisions.
+//! A script's file: reads, checks and reloads it, and counts the decisions of the script.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -171,17 +171,17 @@ impl Instance {
         if self.off { None } else { self.script.as_ref() }
     }
 
-    /// How many accesses in place the script wants to hear of.
+    /// The number of accesses in place after which the script is notified.
     pub(crate) fn remote_access_threshold(&self) -> Option<u32> {
         self.script.as_ref()?.remote_access_threshold()
     }
 
-    /// How often the script wants to hear of the time.
+    /// The interval of the script's ticks.
     pub(crate) fn tick_interval(&self) -> Option<Duration> {
         self.script.as_ref()?.tick_interval
     }
 
-    /// Whether it is to hear of the time now. Others may want ticks more often, and there may be several who ask.
+    /// Whether the script's tick is due now. The backend may tick more often, and several policies may ask.
     pub(crate) fn tick_is_due(&mut self, now: Duration) -> bool {
         let Some(interval) = self.tick_interval().filter(|_| self.next_tick <= now) else {
             return false;
@@ -318,7 +318,7 @@ impl Scripts {
             Ok(()) => (self.shared.log)(&format!("{name}: reloaded")),
             Err(error) => {
                 let error = error.to_string();
-                // The log says so already.
+                // The log has the error already.
                 let error = error.strip_prefix("reading ").unwrap_or(&error);
                 let error = error.strip_prefix("policy script ").unwrap_or(error);
                 (self.shared.log)(&format!("{error}; the version before stays in use"));

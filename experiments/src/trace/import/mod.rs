@@ -319,7 +319,7 @@ impl Importer {
         })
     }
 
-    /// Something is said about pages.
+    /// A hint about pages.
     fn hint(&mut self, pages: PageRange, hint: Hint, time: Option<u64>) -> Result<(), Refused> {
         self.own_times |= time.is_some();
         let time = Duration::from_nanos(time.unwrap_or(self.accesses));
