@@ -1,4 +1,4 @@
-//! Events between threads (eventfds) whose system calls may fail: retried, but neither without end nor without a word.
+//! Events between threads (eventfds). Their system calls may fail: they are retried within limits, and then an error is returned.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -100,7 +100,7 @@ mod tests {
         // SAFETY: makes a new descriptor; the path ends with a zero.
         let fd = unsafe { libc::open(c"/".as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
         assert!(fd >= 0);
-        // SAFETY: the descriptor is new, open and nobody else's.
+        // SAFETY: the descriptor is new and open, and no other value owns it.
         unsafe { EventFd::from_raw_fd(fd) }
     }
 

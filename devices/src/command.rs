@@ -17,7 +17,7 @@ pub enum Direction {
     ToSystem,
 }
 
-/// A command whose arguments are valid: each run of words is aligned and among the addresses that there are. The
+/// A command whose arguments are valid: each run of words is aligned and within the address space. The
 /// fields are the arguments of the `OP_*` of the same name, runs carrying their lengths.
 #[derive(Clone, Copy, PartialEq, Debug)]
 #[allow(missing_docs)]
@@ -140,7 +140,7 @@ impl Operation {
         }
     }
 
-    /// The bytes that the operation does not compute with: to migrate, to free or to say something about.
+    /// The bytes that the operation does not compute with, but migrates, frees or gives a hint about.
     pub fn span(&self) -> Option<Span> {
         match *self {
             Operation::Migrate { span, .. }

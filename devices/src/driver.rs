@@ -38,7 +38,7 @@ impl AcceleratorDriver {
         self.cookies.iter().filter(used).count()
     }
 
-    /// How often the contract was broken, by whoever calls this driver or by its own mistake.
+    /// Number of broken rules of the contract, by the caller of this driver or by the driver itself.
     pub fn violations(&self) -> u64 {
         self.counters.stats().contract_violations
     }

@@ -17,7 +17,7 @@ pub struct GuestFault {
     pub write: bool,
 }
 
-/// Somebody tried to resume in a way that there is not.
+/// The guest answered a fault with a value that means nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnknownAnswer;
 

@@ -17,14 +17,14 @@ use crate::mmu::Mmu;
 use crate::shared::Shared;
 use crate::spaces::{Lookup, SpacesGuard, VIRTUAL};
 
-/// After this many visits the guard is let go of even if nobody wants it, to look whether the device
+/// After this many visits the guard is dropped even if no invalidation waits for it, to check whether the device
 /// is to stop.
 const VISITS_PER_GUARD: usize = 1024;
 
 /// Words that one access to system memory in place fetches: 64 bytes.
 const LINE: usize = 8;
 
-/// Exclusive additions under one guard: few, so that whoever wants the page back need not wait for long.
+/// Exclusive additions under one guard: few, so that a vCPU or device that faults on the page does not wait for long.
 const ADDS_PER_GUARD: u64 = 64;
 
 /// The accelerator's access to guest memory.
@@ -86,7 +86,7 @@ impl GuestMemory {
         }
     }
 
-    /// Visits words under one guard, until the run is empty, somebody wants the guard, or a page that has
+    /// Visits words under one guard, until the run is empty, an invalidation waits for the guard, or a page that has
     /// no translation, which is returned. `run` is what comes next.
     fn visit_mapped(
         &mut self,
@@ -95,7 +95,7 @@ impl GuestMemory {
         step: &mut impl FnMut(&[AtomicU64]) -> Words,
     ) -> Option<Missing> {
         let mut missing = None;
-        // The guest's translations first: whoever waits for them does not need the mirror, and the other way round.
+        // The guard of the guest's translations first: a thread that waits for one of the two guards never holds the other.
         let spaces = (self.space != PHYSICAL).then(|| self.shared.spaces.lock());
         let spaces = spaces.as_ref().map(|guard| (self.space, guard));
         let mut guard = self.mirror.lock();
@@ -162,7 +162,7 @@ impl GuestMemory {
         let before = word.load(Ordering::Relaxed);
         let done = n.min(ADDS_PER_GUARD);
         for _ in 0..done {
-            // A load and a store: only because nobody else reaches the page do they make one operation.
+            // A load and a store are one operation here, because no vCPU and no other device reaches the page.
             let old = word.load(Ordering::Relaxed);
             word.store(old.wrapping_add(value), Ordering::Relaxed);
         }

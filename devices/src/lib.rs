@@ -21,8 +21,8 @@
 //! | `spaces` | the guest's translations of virtual addresses |
 //! | `space_registers`, `guest_fault` | the registers for them, and for what the device asks the guest |
 //! | `driver` | the device's side of the migration contract |
-//! | `thread`, `bell` | threads that tell of their panics, events that threads sleep on |
-//! | `mmio` | what a device is to the machine; also for devices of others |
+//! | `thread`, `bell` | threads that report their panics, events that threads sleep on |
+//! | `mmio` | the trait by which a machine uses a device; also for your own devices |
 //! | `virtio` | virtio-mmio devices: balloon, block, entropy |
 
 mod accelerator;

@@ -31,7 +31,7 @@ pub trait Memory {
         step: impl FnMut(&[AtomicU64]) -> Words,
     ) -> Result<(), CommandError>;
 
-    /// `n` times, adds to a word while nobody else reaches its page; returns what it held before.
+    /// `n` times, adds to a word while no vCPU and no other device reaches its page; returns the word's value before.
     fn add_exclusively(&mut self, addr: u64, n: u64, value: u64) -> Result<u64, CommandError>;
 
     /// Migrates the pages that lie wholly or partly in the span, as a hint of the guest; returns how many moved.

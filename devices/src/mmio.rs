@@ -1,5 +1,5 @@
-//! What a device is to the machine it is plugged into: registers, a way to be made, a way to be stopped. The
-//! accelerator is connected through this and nothing else; so can be anybody's device.
+//! The traits by which a machine uses a device: registers, a constructor, a way to stop it. The
+//! accelerator is connected through this trait and nothing else; so is any device of a user of this crate.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -9,20 +9,20 @@ pub use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Accelerator, Interrupt};
 
-/// By what a guest's operating system knows a device: how the machine's description for it names the device's slot.
+/// The kind of a device: how the machine describes the device's slot to a guest's operating system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SlotKind {
     /// An [`Accelerator`], or a device with the same registers.
     Accelerator,
     /// A virtio device whose registers are as virtio-mmio has them.
     Virtio,
-    /// Some other device, which no operating system is told of.
+    /// Some other device; operating systems get no description of it.
     Foreign,
 }
 
 /// A device with a register window of 4 KiB.
 pub trait MmioDevice: Send + Sync {
-    /// What it is to a guest's operating system. Small guests know their machine and do not ask.
+    /// The kind that the machine's description gives an operating system. Small guests do not read it.
     fn kind(&self) -> SlotKind {
         SlotKind::Foreign
     }

@@ -116,7 +116,7 @@ impl Mmu {
         }
     }
 
-    /// The words of a page, unless the access must fault first. Whoever asked with [`Access::Read`]
+    /// The words of a page, unless the access must fault first. A caller that asked with [`Access::Read`]
     /// must only load.
     pub fn translate(&mut self, page: Page, access: Access) -> Option<&[AtomicU64; PAGE_WORDS]> {
         let slot = &mut self.tlb[tlb_index(page)];
@@ -137,8 +137,8 @@ impl Mmu {
         // SAFETY: entries come from mappings that the backend handed out, so they point at the 4096
         // mapped bytes of a page, aligned to a page. `self` lives in the mirror and can only be borrowed
         // under its guard, and the backend does not take the page away before `invalidate`, which needs
-        // the guard, too; the result does not outlive that borrow. Whoever else accesses the page
-        // meanwhile is a vCPU or another device, which does so atomically.
+        // the guard, too; the result does not outlive that borrow. All others that access the page
+        // meanwhile are vCPUs and other devices, which do so atomically.
         Some(unsafe { &*entry.host().cast::<[AtomicU64; PAGE_WORDS]>() })
     }
 }

@@ -80,7 +80,7 @@ impl Processor {
         }
     }
 
-    /// Lets go of the queue, then says so.
+    /// Drops the queue, then sets the registers to disabled.
     fn disable(&mut self, error: u64) {
         self.queue = None;
         self.shared.disabled(error);

@@ -86,7 +86,7 @@ impl<W: AsRef<[AtomicU64]>> Queue<W> {
             word.store(value, Ordering::Relaxed);
         }
         self.completed += 1;
-        // Release: whoever sees the number sees the completion and all that the command wrote.
+        // Release: a vCPU that reads the number also sees the completion and all that the command wrote.
         words[COMPLETED].store(self.completed, Ordering::Release);
     }
 

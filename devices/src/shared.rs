@@ -39,7 +39,7 @@ pub struct Shared {
 /// The part under the lock. It is never held while a command is executed.
 pub struct State {
     pub registers: Registers,
-    /// A queue on its way to the command processor.
+    /// A new queue that the command processor has not taken yet.
     pub new_queue: Option<Queue<PinnedWords>>,
     /// The page in which the guest hands over translations, while the device is enabled.
     pub translations: Option<PinnedWords>,
@@ -99,7 +99,7 @@ impl Shared {
         self.irq.route(vcpu)
     }
 
-    /// Whether the device is to stop for good.
+    /// Whether the device is to stop for ever.
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
@@ -107,7 +107,7 @@ impl Shared {
     /// Tells the device's thread, and vCPUs that sleep in a register.
     pub fn stop(&self) {
         {
-            // With the lock held, so that nobody goes to sleep after having seen that it is not set.
+            // With the lock held, so that no thread goes to sleep after it has seen that the flag is not set.
             let _state = self.lock();
             self.stop.store(true, Ordering::Relaxed);
             self.changed.notify_all();
@@ -139,7 +139,7 @@ impl Shared {
         self.answered.notify_all();
     }
 
-    /// The completion is in the queue: tells everybody.
+    /// Publishes that a completion is in the queue: updates the register, wakes sleeping vCPUs, raises the interrupt.
     pub fn command_completed(&self, completed: u64, failed: bool, interrupt: bool) {
         self.counters.commands.add(1);
         self.counters.errors.add(u64::from(failed));
@@ -156,7 +156,7 @@ impl Shared {
     pub fn guest_fault(&self, fault: GuestFault) -> Result<(), CommandError> {
         self.counters.guest_faults.add(1);
         let mut state = self.lock();
-        // Closing needs the state, so whoever closes the space from here on finds the fault and aborts it.
+        // Closing needs the state, so a vCPU that closes the space from here on finds the fault and aborts it.
         if !self.spaces.is_open(fault.space) {
             return Err(CommandError::Aborted);
         }
@@ -183,7 +183,7 @@ impl Shared {
         answer
     }
 
-    /// The processor has let go of the queue; an error if it did so on its own account.
+    /// The processor has dropped the queue; `error` is the register error if that was not the guest's request.
     pub fn disabled(&self, error: u64) {
         let mut state = self.lock();
         state.new_queue = None;
@@ -197,9 +197,9 @@ impl Shared {
     }
 
     fn wake(&self, state: MutexGuard<'_, State>) {
-        let anybody = state.waiting != 0;
+        let waited_for = state.waiting != 0;
         drop(state);
-        if anybody {
+        if waited_for {
             self.changed.notify_all();
         }
     }

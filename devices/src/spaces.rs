@@ -205,12 +205,12 @@ pub struct SpacesGuard<'a> {
 }
 
 impl SpacesGuard<'_> {
-    /// Somebody waits to change a translation: let go of the guard soon.
+    /// Whether a vCPU waits to change a translation: then drop the guard soon.
     pub fn wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed) > 0
     }
 
-    /// Where a virtual address is; that holds until the guard is let go of.
+    /// The page of a virtual address, valid as long as the guard lives.
     pub fn translate(&self, space: u16, addr: u64, access: Access) -> Lookup {
         self.tables.translate(space, addr, access)
     }
@@ -454,7 +454,7 @@ mod tests {
             assert_eq!(guard.translate(1, V, Access::Read), Lookup::Page(Page(0)));
             assert!(!returned.load(Ordering::SeqCst));
             drop(guard);
-            // The device comes back at once, but somebody was waiting.
+            // The device comes back at once, but a change was waiting.
             assert_eq!(read(&it, 1, V), Lookup::Missing);
         });
     }

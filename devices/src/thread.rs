@@ -1,4 +1,4 @@
-//! Threads that tell of their panics and can be waited for with a bound. All threads of a machine that could keep a guest
+//! Threads that report their panics and can be joined with a time limit. All threads of a machine that could keep a guest
 //! waiting are started here.
 
 use std::io;
@@ -19,12 +19,12 @@ pub struct Thread<T> {
     ended: Option<Result<T, ()>>,
 }
 
-/// What became of a thread that was waited for.
+/// The result of waiting for a thread.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Joined<T> {
     /// The thread has ended, with this result.
     Ended(T),
-    /// The thread has panicked, and has told of it.
+    /// The thread has panicked, and has reported it.
     Panicked,
     /// The thread still runs. It is left to itself, and owns what it uses.
     Running,

@@ -53,7 +53,7 @@ impl FromStr for Size {
 }
 
 impl fmt::Display for Size {
-    /// Exact, unless it is an odd number of kibibytes that nobody would want to read.
+    /// Exact, except that large sizes that are no round number are given with a decimal point.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const READABLE: u64 = 100_000;
         let divides = |(_, shift): &&(&str, u32)| self.0 != 0 && self.0.is_multiple_of(1 << shift);

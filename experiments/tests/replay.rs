@@ -164,13 +164,13 @@ fn prefetched_pages_that_nobody_uses_are_counted() {
     trace.push(write(CPU, 0));
     let done = replay(trace, &config(policy, 64)).unwrap();
     assert_eq!((done.pages_to_device, done.pages_to_system), (16, 16));
-    // 15 went to the device for nothing; those that came back have not left again.
+    // 15 pages went to the device and were not used; those that came back have not left again.
     assert_eq!(done.unused, Some(15));
 }
 
 #[test]
 fn prefetched_first_touches_that_nobody_uses_are_counted() {
-    // The device's first touch brings 16 pages that nobody has ever had; the CPU takes them, and uses one.
+    // The device's first touch brings 16 untouched pages; the CPU takes them, and uses one.
     let policy = "density+lru+timeslice:min=0us";
     let mut trace = vec![write(DEVICE, 0), write(CPU, 0)];
     let done = replay(trace.clone(), &config(policy, 64)).unwrap();
@@ -267,7 +267,7 @@ fn a_script_has_one_state_for_each_machine() {
     assert_eq!(chosen.scripts[0].figures().failures, 0);
 }
 
-/// Scripts hear of accesses in place, also beside regions with other policies.
+/// Scripts are notified of accesses in place, also beside regions with other policies.
 #[test]
 fn a_script_may_count_accesses_in_place() {
     let folder = tempfile::tempdir().unwrap();

@@ -99,7 +99,7 @@ pub fn run(bytes: &[u8]) {
 }
 
 struct Guest {
-    // Dropped in this order: nobody may fault without the service.
+    // Dropped in this order: no thread may fault after the service has stopped.
     accelerator: Accelerator,
     service: hmm_backend::FaultService,
     backend: Arc<Backend>,
@@ -252,7 +252,7 @@ impl Guest {
 
     fn finish(self) {
         self.accelerator.stop();
-        // It may be prefetching; from here on nobody is at work.
+        // The service may be prefetching; after this no thread changes pages.
         drop(self.service);
         assert_eq!(self.accelerator.stats().contract_violations, 0);
         let device = self.accelerator.device_id();

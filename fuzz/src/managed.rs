@@ -14,7 +14,7 @@ pub(crate) fn memory(bytes: u64, policy: &str) -> (Arc<Backend>, FaultService) {
         ..ServiceConfig::default()
     };
     let service = backend.start_service(service, |fault| {
-        // A guest must not be able to cause this; and whoever faulted would sleep for ever.
+        // A guest must not be able to cause this; and the thread that faulted would sleep for ever.
         eprintln!("{fault:?}");
         std::process::abort();
     });

@@ -37,7 +37,7 @@ pub fn run(bytes: &[u8]) {
     let said = Arc::new(Mutex::new(0));
     let count = said.clone();
     let log: Log = Arc::new(move |line: &str| {
-        // Its name and what it said, with escapes, and what became of it.
+        // Its name and its messages, with escapes, and its result.
         assert!(line.len() < 1400, "{} bytes", line.len());
         assert!(!line.contains(char::is_control), "{line:?}");
         *count.lock().expect("no line panics") += 1;

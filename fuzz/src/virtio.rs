@@ -137,7 +137,7 @@ pub fn run(bytes: &[u8]) {
 }
 
 struct Guest {
-    // Dropped in this order: nobody may fault without the service.
+    // Dropped in this order: no thread may fault after the service has stopped.
     device: Arc<VirtioDevice>,
     balloon: Option<Balloon>,
     service: hmm_backend::FaultService,
@@ -365,7 +365,7 @@ impl Guest {
 
     fn finish(self) {
         self.device.stop();
-        // It may be prefetching; from here on nobody is at work.
+        // The service may be prefetching; after this no thread changes pages.
         drop(self.service);
         self.backend
             .detach(self.other)
@@ -397,7 +397,7 @@ fn pattern() -> Vec<u8> {
 }
 
 fn image() -> io::Result<File> {
-    // SAFETY: a valid name; the descriptor is new and nobody else's.
+    // SAFETY: a valid name; the descriptor is new, and no other value owns it.
     let mut file = unsafe {
         let fd = libc::memfd_create(c"disk".as_ptr(), libc::MFD_CLOEXEC);
         if fd < 0 {

@@ -128,7 +128,7 @@ impl Event {
     }
 }
 
-/// What became of an event.
+/// The result of an event.
 pub(crate) struct Outcome<T> {
     pub(crate) result: T,
     /// What it ran out of, if it did.

@@ -88,7 +88,7 @@ impl Calls {
     ) -> mlua::Result<R> {
         assert!(args.len() <= MOST_ARGS);
         let thread = self.thread;
-        // SAFETY: the thread lives as long as the interpreter, and nobody else uses that meanwhile: `Script` owns both
+        // SAFETY: the thread lives as long as the interpreter, and no other code uses that meanwhile: `Script` owns both
         // and hands out neither. There is room on the stack; pushing such values needs no memory, so nothing is raised
         // outside of the protected call.
         unsafe {
@@ -114,8 +114,8 @@ impl Calls {
     /// Writes to the beginning of the buffer that was kept at `place`.
     pub(crate) fn write(&self, place: usize, bytes: &[u8]) {
         let mut len = 0;
-        // SAFETY: looks at a value that stays where it is on the stack; anything but a buffer gives null. Nobody else uses
-        // the interpreter meanwhile, as in `call`, so nobody else has a reference to the buffer's bytes.
+        // SAFETY: looks at a value that stays where it is on the stack; anything but a buffer gives null. No other code uses
+        // the interpreter meanwhile, as in `call`, so there is no other reference to the buffer's bytes.
         unsafe {
             let buffer = ffi::lua_tobuffer(self.thread, place as c_int + 1, &mut len);
             assert!(

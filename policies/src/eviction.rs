@@ -22,7 +22,7 @@ struct Folio {
     refused: bool,
 }
 
-/// What a script knows of a device's folios, in front of the policy that proposes some of them.
+/// The state of a device's folios for a script, kept in front of the policy that proposes some of them.
 pub(crate) struct ScriptEviction {
     instance: SharedInstance,
     inner: Box<dyn EvictionPolicy>,

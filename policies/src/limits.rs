@@ -23,7 +23,7 @@ impl Limits {
     /// Bytes of the largest text that an event may make.
     pub(crate) const TEXT: usize = 64 << 10;
 
-    /// What scripts get unless somebody says otherwise.
+    /// The limits of scripts unless the caller sets others.
     pub const DEFAULT: Limits = Limits {
         steps: 50_000,
         time: Duration::from_millis(5),

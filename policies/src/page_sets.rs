@@ -153,7 +153,7 @@ unsafe extern "C-unwind" fn count(state: *mut lua_State) -> c_int {
 }
 
 unsafe extern "C-unwind" fn fill(state: *mut lua_State) -> c_int {
-    // SAFETY: called by the interpreter; the buffer is an argument and nobody else looks at it meanwhile.
+    // SAFETY: called by the interpreter; the buffer is an argument, and no other code reads it meanwhile.
     unsafe {
         let set = set(state, 1);
         let (start, end) = range(state);

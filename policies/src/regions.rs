@@ -34,7 +34,7 @@ pub struct Regions {
 }
 
 impl Regions {
-    /// What is said of each policy, with the blocks it is for.
+    /// The description of each policy, with the blocks it is for.
     fn join(&self, say: impl Fn(&dyn PolicyFactory) -> String) -> String {
         let mut text = say(&*self.common);
         for region in &self.regions {

@@ -78,7 +78,7 @@ impl<'a> Results<'a> {
     /// # Safety
     ///
     /// The results lie on the stack of `thread` from `first` on, with room for [`DEEPEST`] more values, and during `'a`
-    /// nobody else uses the interpreter.
+    /// no other code uses the interpreter.
     pub(crate) unsafe fn new(thread: *mut lua_State, first: c_int) -> Results<'a> {
         Results {
             thread,

@@ -57,7 +57,7 @@ const ON_HINT: usize = 2;
 const ON_FREE: usize = 3;
 const ON_TICK: usize = 4;
 const VICTIMS: usize = 5;
-/// How many accesses to 64 KiB in place a script wants to hear of unless it says so: as many as `access-counter`.
+/// The default of `remote_access_threshold`, accesses in place to 64 KiB: the same as that of `access-counter`.
 const REMOTE_ACCESSES: u32 = 256;
 /// Bytes of the name of an eviction policy with its parameters, at most.
 const EVICTION: usize = 200;

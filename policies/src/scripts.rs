@@ -1,4 +1,4 @@
-//! A script's file: read, checked, reloaded, and what became of its decisions.
+//! A script's file: reads, checks and reloads it, and counts the decisions of the script.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -133,7 +133,7 @@ impl Scripts {
             Ok(()) => (self.shared.log)(&format!("{name}: reloaded")),
             Err(error) => {
                 let error = error.to_string();
-                // The log says so already.
+                // The log has the error already.
                 let error = error.strip_prefix("reading ").unwrap_or(&error);
                 let error = error.strip_prefix("policy script ").unwrap_or(error);
                 (self.shared.log)(&format!("{error}; the version before stays in use"));

@@ -33,7 +33,7 @@ impl FileWatch {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor is new, open and nobody else's.
+        // SAFETY: the descriptor is new and open, and no other value owns it.
         let events = unsafe { File::from_raw_fd(fd) };
         let mask = libc::IN_CLOSE_WRITE | libc::IN_MOVED_TO | libc::IN_CREATE;
         // SAFETY: the kernel reads a string that ends with a zero.

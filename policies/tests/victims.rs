@@ -1,4 +1,4 @@
-//! Device memory is short: what a script is told of the folios there, and that its order counts.
+//! Device memory is short: the candidates that a script gets, and that its order counts.
 
 use std::sync::{Arc, Mutex};
 
@@ -50,7 +50,7 @@ fn candidates_come_in_the_order_of_the_policy_beside_with_all_that_is_known() {
     eviction.touched(Frame(8));
     eviction.touched(Frame(8));
     eviction.freed(Frame(9));
-    // Whoever says nothing gets what was proposed.
+    // A script that returns nothing evicts in the proposed order.
     assert_eq!(eviction.victims(2), frames(&[0]));
     assert_eq!(
         *lines.lock().unwrap(),
@@ -97,7 +97,7 @@ fn a_scripts_order_counts() {
     }
 }
 
-/// A folio that cannot go is behind the others, whatever the script likes best, until something has come.
+/// A folio that cannot be evicted is not proposed again, even if the script prefers it, until another folio has arrived.
 #[test]
 fn what_cannot_go_is_not_proposed_again_at_once() {
     for beside in ["", "+fifo", "+clock", "+lfu", "+s3-fifo", "+by-migration"] {
@@ -121,7 +121,7 @@ fn what_cannot_go_is_not_proposed_again_at_once() {
     }
 }
 
-/// The policy beside hears of it, too, so that it proposes others: this one knows chunks of 512 frames only.
+/// The proposing policy is notified, too, so that it proposes others: this one evicts chunks of 512 frames only.
 #[test]
 fn what_cannot_go_makes_way_in_the_proposals() {
     let (mut eviction, _, _) = eviction(&greatest("page"), "+by-migration");

@@ -43,7 +43,7 @@ pub type Answer = (u32, u64, u64);
 
 /// A driver program for one accelerator.
 pub struct Rig {
-    // Dropped in this order: nobody may fault without the service.
+    // Dropped in this order: no thread may fault after the service has stopped.
     /// The accelerator.
     pub accelerator: Arc<Accelerator>,
     _service: FaultService,
@@ -161,7 +161,7 @@ impl Rig {
         (field(8) as u32, field(16), field(24))
     }
 
-    /// Runs a command, whatever comes of it.
+    /// Runs a command; returns its completion, failed or not.
     pub fn run(&mut self, opcode: u32, args: &[u64]) -> Answer {
         self.submit(command(opcode, args));
         self.wait();
@@ -179,8 +179,8 @@ impl Rig {
         result
     }
 
-    /// Stores words from a page on. The pages are at rest then, at least for a moment: a CPU goes on before whoever served
-    /// its fault lets go of the page, and what prefetches would pass it over.
+    /// Stores words from a page on, and waits until the pages' folios are unlocked. The service wakes a CPU before it unlocks the
+    /// folio, and a prefetch skips locked folios.
     pub fn fill(&self, page: u64, values: impl IntoIterator<Item = u64>) {
         let mut end = page;
         for (index, value) in (0..).zip(values) {

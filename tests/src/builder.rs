@@ -18,7 +18,7 @@ use crate::inject::{Injected, Injector};
 use crate::vcpu::Desk;
 use crate::{Output, ScriptedDriver, TestVm};
 
-/// Events kept for each thread until somebody asks for them.
+/// Events kept for each thread until the test drains them.
 const EVENTS: usize = 4096;
 
 enum DeviceKind {

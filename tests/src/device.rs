@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     /// With its index among the accelerators.
     Accelerator(u32, Arc<Accelerator>),
     Scripted(Arc<ScriptedDriver>),
-    /// Somebody else's driver.
+    /// A driver of the test's own.
     Driver,
 }
 
@@ -42,7 +42,7 @@ impl<'vm> Device<'vm> {
         self.slot.id
     }
 
-    /// Closes a gate: from now on whoever comes to this way-point of the device's driver waits there until the gate
+    /// Closes a gate: from now on a call that reaches this way-point of the device's driver waits there until the gate
     /// is released. One that is already past it is not held.
     pub fn hold(self, point: WayPoint) -> Gate<'vm> {
         self.hold_when(point, |_| true)
@@ -84,7 +84,7 @@ impl<'vm> Device<'vm> {
         self.slot.injector.heal();
     }
 
-    /// How often the driver has come to this way-point.
+    /// How many calls of the driver have reached this way-point.
     pub fn reached(self, point: WayPoint) -> u64 {
         self.slot.injector.reached_count(point)
     }
@@ -131,7 +131,7 @@ impl<'vm> Device<'vm> {
     }
 
     /// The device adds to a word in two steps, with exclusive access to the page
-    /// ([`hmm_backend::Mirror::fault_exclusive`]). Returns what the word was. It keeps the page until somebody else wants
+    /// ([`hmm_backend::Mirror::fault_exclusive`]). Returns what the word was. It keeps the page until a vCPU or another device accesses
     /// it.
     pub fn exclusive_add(self, at: impl Word, value: u64) -> Result<u64, AccessRefused> {
         let add =
@@ -226,7 +226,7 @@ pub struct Gate<'vm> {
 }
 
 impl Gate<'_> {
-    /// Waits until somebody has come to the gate, and says who came first. Panics if that takes longer than the
+    /// Waits until a call has reached the gate, and returns the first one. Panics if that takes longer than the
     /// machine's patience.
     pub fn wait_arrived(&self) -> Arrival {
         let vm = self.device.vm;
@@ -237,13 +237,13 @@ impl Gate<'_> {
             .first_arrival(self.id, vm.patience());
         first.unwrap_or_else(|| {
             vm.give_up(&format!(
-                "nobody has come to the gate of device {}",
+                "no call has reached the gate of device {}",
                 self.device.index
             ))
         })
     }
 
-    /// All who have come to the gate so far.
+    /// All calls that have reached the gate so far.
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.device.slot.injector.arrivals(self.id)
     }

@@ -99,7 +99,7 @@ impl Doorbell {
         self.changed.notify_all();
     }
 
-    /// Lets the vCPUs out of this device for good.
+    /// Wakes the vCPUs that sleep in this device, and lets none sleep any more.
     pub(crate) fn stop(&self) {
         self.lock().stop = true;
         self.changed.notify_all();
@@ -115,7 +115,7 @@ impl Doorbell {
         condition()
     }
 
-    /// Whether so many vCPUs have come to their first command; waits at most this long.
+    /// Whether so many vCPUs have reached their first command; waits at most this long.
     pub(crate) fn all_ready(&self, vcpus: u32, timeout: Duration) -> bool {
         let unmet = |state: &mut State| state.ready.count_ones() < vcpus;
         let state = self.changed.wait_timeout_while(self.lock(), timeout, unmet);

@@ -22,7 +22,7 @@ static CHOSEN: LazyLock<Vec<Engine>> = LazyLock::new(|| match std::env::var(VARI
 pub struct Engines(());
 
 /// The engines tests run with: both, unless the environment variable `HMMVISOR_TEST_ENGINES` names some. On a kernel before Linux 6.8
-/// `remap` fails, and tests with it: whoever runs them there says `HMMVISOR_TEST_ENGINES=copy`.
+/// `remap` fails, and tests with it: run them there with `HMMVISOR_TEST_ENGINES=copy`.
 pub const ENGINES: Engines = Engines(());
 
 impl Deref for Engines {

@@ -21,7 +21,7 @@ pub enum WayPoint {
     ToDeviceAfterCopy,
     /// The residency says device; the pages are still locked.
     ToDeviceAfterCommit,
-    /// The pages are let go of; the driver has not returned yet.
+    /// The pages are unlocked; the driver has not returned yet.
     ToDeviceAfterFinalize,
     /// The backend calls the driver: pages are to come back, because of a CPU fault or otherwise. They are locked.
     ToSystemEntry,
@@ -31,7 +31,7 @@ pub enum WayPoint {
     ToSystemAfterCopy,
     /// CPUs have the pages, which are still locked.
     ToSystemAfterCommit,
-    /// The pages are let go of and their frames free; the driver has not returned yet.
+    /// The pages are unlocked and their frames free; the driver has not returned yet.
     ToSystemAfterFinalize,
     /// The backend says that a folio is no longer in use. Cannot fail.
     PageFree,
@@ -62,7 +62,7 @@ impl WayPoint {
     }
 }
 
-/// Somebody has come to a way-point.
+/// A driver's call that has reached a way-point.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Arrival {
     /// Which.
@@ -114,7 +114,7 @@ struct State {
     waiting: Vec<(u64, Vec<PageRange>)>,
     reached: BTreeMap<WayPoint, u64>,
     failed: BTreeMap<WayPoint, u64>,
-    /// The test is over: nobody is held any more.
+    /// The test is over: no call is held any more.
     over: bool,
 }
 
@@ -141,7 +141,7 @@ impl Injector {
         id
     }
 
-    /// Opens it; whoever waits there goes on.
+    /// Opens it; the calls that wait there continue.
     pub(crate) fn open(&self, gate: u64) {
         let mut state = self.lock();
         state.gates.retain(|it| it.id != gate);
@@ -151,7 +151,7 @@ impl Injector {
         self.changed.notify_all();
     }
 
-    /// The first to have come to the gate; waits for it at most this long.
+    /// The first call that has reached the gate; waits for it at most this long.
     pub(crate) fn first_arrival(&self, gate: u64, patience: Duration) -> Option<Arrival> {
         let arrival = |state: &State| {
             let gate = state.gates.iter().find(|it| it.id == gate)?;
@@ -164,7 +164,7 @@ impl Injector {
         arrival(&state.unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    /// All that have come to the gate.
+    /// All calls that have reached the gate.
     pub(crate) fn arrivals(&self, gate: u64) -> Vec<Arrival> {
         let state = self.lock();
         let gate = state.gates.iter().find(|it| it.id == gate);
@@ -193,7 +193,7 @@ impl Injector {
         self.lock().failed.get(&point).copied().unwrap_or(0)
     }
 
-    /// Whether somebody waits at a gate with this page.
+    /// Whether a call about this page waits at a gate.
     pub(crate) fn holds(&self, page: Page) -> bool {
         let state = self.lock();
         let mut held = state.waiting.iter().flat_map(|(_, pages)| pages);
@@ -213,7 +213,7 @@ impl Injector {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody is here: is held, then fails, if a rule says so.
+    /// A call has reached a way-point: holds it, then makes it fail, if a rule says so.
     fn reached(&self, point: WayPoint, pages: Vec<PageRange>) -> Result<(), FaultError> {
         let mut state = self.lock();
         *state.reached.entry(point).or_default() += 1;

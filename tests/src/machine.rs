@@ -89,7 +89,7 @@ pub struct Setup {
     pub device_pages: u32,
     /// Number of fault service threads.
     pub service_threads: usize,
-    /// What becomes of an access of a vCPU to a page that cannot be supplied.
+    /// The effect of a vCPU's access to a page that cannot be supplied.
     pub on_memory_error: OnMemoryError,
     /// The guest's ELF file; none for the embedded guest.
     pub guest: Option<Vec<u8>>,
@@ -214,7 +214,7 @@ impl Machine {
         assert_eq!(end, End::Exit(0), "the guest says: {}", self.output.text());
     }
 
-    /// Adds a device that the guest does not know of.
+    /// Adds a device that the guest does not use.
     pub fn attach(&self, device_pages: u32) -> (DeviceId, Arc<ScriptedDriver>) {
         let driver = Arc::new(ScriptedDriver::default());
         let memory = u64::from(device_pages) * PAGE_SIZE;
@@ -225,7 +225,7 @@ impl Machine {
         (id, driver)
     }
 
-    /// A word of managed memory, as the VMM reaches it; not on a stopped machine, where nobody serves faults.
+    /// A word of managed memory, as the VMM reaches it; not on a stopped machine, where faults are not served.
     pub fn word(&self, page: u32, index: usize) -> &AtomicU64 {
         word(&self.backend, page, index)
     }

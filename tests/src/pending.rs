@@ -12,7 +12,7 @@ use crate::error::GuestError;
 use crate::inject::left;
 use crate::vcpu::Given;
 
-/// A vCPU's answer to come. Dropping it forgets the answer; the vCPU goes on all the same.
+/// A vCPU's answer to come. Dropping it forgets the answer; the vCPU still executes the command.
 #[must_use = "the vCPU's answer is known only after `wait`"]
 pub struct Pending<'vm, T> {
     vm: &'vm TestVm,
@@ -46,13 +46,13 @@ impl<'vm> Pending<'vm, u64> {
 }
 
 impl<T> Pending<'_, T> {
-    /// Whether the vCPU has done it. Its page may still be in motion: a CPU goes on before the books are closed.
+    /// Whether the vCPU has done it. Its page may still be locked: the service wakes a CPU before it unlocks the folio.
     pub fn is_done(&self) -> bool {
         self.vm.look_for_answer(self.vcpu, &self.given)
     }
 
-    /// Waits until the vCPU has done it, and then until nobody is at work on the pages that it touched, unless
-    /// somebody who is waits at a gate. Panics if that takes longer than the machine's patience: the message says what
+    /// Waits until the vCPU has done it, and then until the folios of the pages that it touched are unlocked, unless
+    /// a gate holds the call that has locked them. Panics if that takes longer than the machine's patience: the message says what
     /// the vCPU is stuck on.
     pub fn wait(self) -> Result<T, GuestError> {
         let answer = self.vm.wait_for_answer(self.vcpu, &self.given);
@@ -81,7 +81,7 @@ impl TestVm {
         let begin = Instant::now();
         loop {
             let done = || self.look_for_answer(vcpu, given);
-            // Nobody rings when the run ends, nor when the last page of a loop has been touched.
+            // The doorbell does not ring when the run ends, nor when the last page of a loop has been touched.
             let slice = left(begin, self.patience()).min(TestVm::LOOK_AGAIN);
             if self.doorbell().wait(slice, done) {
                 let answer = given.answer().expect("it was just seen");
@@ -100,7 +100,7 @@ impl TestVm {
     }
 }
 
-/// Something that another thread does with the backend, see [`TestVm::background`]. Dropping it lets it go on.
+/// Something that another thread does with the backend, see [`TestVm::background`]. Dropping it does not stop it.
 #[must_use = "the result is known only after `wait`"]
 pub struct Task<'vm, T> {
     vm: &'vm TestVm,

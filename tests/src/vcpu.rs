@@ -54,7 +54,7 @@ impl Given {
     }
 }
 
-/// What the host knows of a vCPU.
+/// The host's state of a vCPU.
 #[derive(Default)]
 pub(crate) struct Desk {
     last: Mutex<Option<Arc<Given>>>,
@@ -166,7 +166,7 @@ impl<'vm> Vcpu<'vm> {
         self.give(Command::new(name, agent::OP_SUBMIT, &all))
     }
 
-    /// Makes an accelerator let go of its queue and begin anew.
+    /// Disables an accelerator's queue and enables it again.
     pub fn reset(self, device: usize) -> Pending<'vm, ()> {
         let accelerator = self.vm.device(device).accelerator_index();
         let name = format!("reset of device {device}");

@@ -126,7 +126,7 @@ pub type Descriptor = (u64, u32, u16);
 
 /// A driver program for one device.
 pub struct Rig {
-    // Dropped in this order: nobody may fault without the service.
+    // Dropped in this order: no thread may fault after the service has stopped.
     /// The device.
     pub device: Arc<VirtioDevice>,
     _service: FaultService,

@@ -95,7 +95,7 @@ impl TestVm {
         &self.output
     }
 
-    /// A word as the VMM reaches it: accesses fault like a vCPU's, and so would the test if nobody served them.
+    /// A word as the VMM reaches it: accesses fault like a vCPU's, and the service threads serve these faults.
     pub fn host_word(&self, at: impl Word) -> &AtomicU64 {
         let (page, index) = at.place();
         word(&self.backend, page, index as usize)
@@ -163,7 +163,7 @@ impl TestVm {
         Task::<T>::start(self, what, work)
     }
 
-    /// Where a page is, once nobody is at work on it.
+    /// The place of a page, after its folio is unlocked.
     pub fn residency(&self, page: u32) -> Residency {
         self.settle(page);
         self.word(Page(page)).residency()
@@ -237,7 +237,7 @@ impl TestVm {
         }
     }
 
-    /// Waits until nobody is at work on these pages, except for those who wait at gates.
+    /// Waits until the folios of these pages are unlocked, except for those that a call at a gate has locked.
     pub fn settle(&self, pages: impl Pages) {
         for page in pages.range().pages() {
             let in_motion = || self.backend.in_motion(page).expect("a managed page");
@@ -270,7 +270,7 @@ impl TestVm {
         word.expect("the page is in managed memory")
     }
 
-    /// Lets everybody go who could keep a thread from ending.
+    /// Opens all gates and stops all waits that could keep a thread from ending.
     fn let_go(&self) {
         self.devices.iter().for_each(|slot| slot.injector.end());
         self.doorbell.stop();

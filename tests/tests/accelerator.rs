@@ -85,7 +85,7 @@ fn what_a_guest_says_about_pages_reaches_the_policy() {
     });
 }
 
-/// The accelerator's loads and stores make one operation, because nobody else reaches the page meanwhile.
+/// The accelerator's load and store are one operation, because no vCPU and no other device reaches the page meanwhile.
 fn exclusive(rig: &mut Rig) {
     rig.fill(190, [5]);
     rig.submit(command(OP_EXCLUSIVE_ADD, &[at(190), 20_000, 1]));
@@ -101,7 +101,7 @@ fn exclusive(rig: &mut Rig) {
         (200 << 32) + 20_005
     );
     let pinned = rig.backend.pin(pages(190..191)).unwrap();
-    // Whoever has pinned it uses it without asking.
+    // The owner of the pin uses the page without faults.
     let refused = rig.run(OP_EXCLUSIVE_ADD, &[at(190), 1, 1]);
     assert_eq!(refused, (STATUS_PERMISSION, 0, at(190)));
     drop(pinned);
@@ -313,7 +313,7 @@ fn what_the_accelerator_uses_often_comes_to_it() {
         assert_eq!(rig.result(OP_REDUCE, &[at(32), 3 * 512]), sum(3 * 512));
         assert_eq!(prefetched(&rig), 0);
         assert_eq!(rig.backend.stats().other["mapped_in_place"], 3);
-        // One page more is: the group migrates, and nothing else. Who waits for it is nobody.
+        // One page more is enough: the group migrates, and nothing else. No command waits for it.
         assert_eq!(rig.result(OP_REDUCE, &[at(32), 512]), sum(512));
         while prefetched(&rig) < 16 {
             std::thread::yield_now();

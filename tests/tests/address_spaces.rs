@@ -39,7 +39,7 @@ fn rig(engine: Engine, policy: &str, device_pages: u64) -> Rig {
     rig
 }
 
-/// Starts anew, with a page for translations.
+/// Enables the device again, with a page for translations.
 fn enable(rig: &mut Rig) {
     rig.write(REG_ENABLE, 0);
     while rig.read(REG_ENABLE) != 0 {
@@ -219,7 +219,7 @@ fn the_guest_says_what_becomes_of_a_fault() {
         rig.submit(virtual_command(SPACES + 1, OP_NOP, &[]));
         rig.wait();
         assert_eq!(rig.answer(), (STATUS_ARGUMENT, 0, 0));
-        // An answer that nobody waits for, and one that there is not.
+        // An answer while no fault waits, and an answer that means nothing.
         rig.write(REG_RESUME, 1 << 32);
         assert_eq!(rig.read(REG_ERROR), ERR_NONE);
         rig.write(REG_RESUME, 99);
@@ -274,7 +274,7 @@ fn an_invalidation_returns_when_the_page_is_no_longer_used() {
         rig.fill(TABLE, [at(page) | WRITE; TRANSLATIONS]);
         let mut random = Random(9);
         let used = Cell::new(0);
-        // Until the device was at work often enough.
+        // Until the device has worked often enough.
         for round in (1..).take_while(|_| used.get() < 800) {
             rig.write(REG_INVALIDATE_START, block);
             let fill = [block, 512 * 512, round, 0];

@@ -40,7 +40,7 @@ fn vcpus_read_what_stays_on_the_device() -> Result<(), GuestError> {
         let own = snapshot::DEVICE_LOCAL | snapshot::READ;
         assert_eq!(vm.snapshot(0, 0..N), vec![own; N as usize]);
         assert_eq!(vm.snapshot(1, 0..N), vec![snapshot::READ; N as usize]);
-        // Everybody reads, nobody faults.
+        // Both sides read, without faults.
         vm.wait_for(|stats| stats.cpu_faults == 2 * u64::from(N));
         let faults = vm.stats().cpu_faults;
         for page in 0..N {

@@ -1,4 +1,4 @@
-//! A driver that refuses to give pages back: for a while, which nobody must notice, or for ever, which ends the run
+//! A driver that refuses to give pages back: for a while, which the guest must not notice, or for ever, which ends the run
 //! with the page's name, never with wrong data.
 
 use std::sync::Arc;
@@ -122,7 +122,7 @@ fn a_page_that_cannot_be_supplied_ends_the_run_with_its_name() {
             for part in ["page 0x5 ", "0x100005000", "vCPU 1", cause] {
                 assert!(message.contains(part), "{message}");
             }
-            // Its contents are where they were, for whoever can get them.
+            // Its contents are still in the device.
             let word = machine.backend.word(Page(5)).unwrap();
             assert!(
                 matches!(word.residency(), Residency::Device { .. }),
@@ -130,7 +130,7 @@ fn a_page_that_cannot_be_supplied_ends_the_run_with_its_name() {
             );
             driver.refuse_nothing();
             let pinned = machine.backend.pin(pages(5..6)).unwrap();
-            // SAFETY: the page is pinned: present as long as the guard lives; nobody writes it.
+            // SAFETY: the page is pinned: present as long as the guard lives; no thread writes it.
             assert_eq!(unsafe { pinned.host().cast::<u64>().read_volatile() }, 77);
             driver.assert_clean();
         });

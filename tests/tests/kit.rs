@@ -109,7 +109,7 @@ fn an_accelerator_is_stopped_in_the_middle_of_a_command() -> Result<(), GuestErr
     each_engine(|engine| {
         let vm = machine(engine);
         vm.vcpu(0).write(3, 0).wait()?;
-        // Follows a pointer to itself for longer than anybody lives.
+        // Follows a pointer to itself, practically for ever.
         let chase = vm
             .vcpu(0)
             .submit(0, OP_CHASE, &[address(3), 0, u64::MAX, 1]);
@@ -163,7 +163,7 @@ fn a_migration_is_held_at_each_way_point() -> Result<(), GuestError> {
                 let committed = point >= WayPoint::ToDeviceAfterCommit;
                 assert_eq!(device.holds(3), committed, "{point:?}");
                 assert_eq!(word.locked(), point < WayPoint::ToDeviceAfterFinalize);
-                // Nobody gets past it.
+                // The lock holds up other accesses to the page.
                 if point < WayPoint::ToDeviceAfterFinalize {
                     let write = vm.vcpu(1).write((3, 1), 71);
                     if point >= WayPoint::ToDeviceAfterCopy {
@@ -191,7 +191,7 @@ fn a_migration_is_held_at_each_way_point() -> Result<(), GuestError> {
                     gate.release();
                     assert_eq!(read.wait()?, 70);
                 } else {
-                    // The CPU goes on while the driver is still at it.
+                    // The CPU runs while the driver has not returned yet.
                     assert_eq!(read.wait()?, 70);
                     gate.release();
                 }
@@ -341,14 +341,14 @@ fn whoever_waits_in_vain_learns_where_the_vcpu_is() -> Result<(), GuestError> {
         }
         let other = vm.device(0).hold(WayPoint::ToDeviceEntry);
         let text = message(|| drop(other.wait_arrived()));
-        assert!(text.contains("nobody has come to the gate"), "{text}");
+        assert!(text.contains("no call has reached the gate"), "{text}");
         let text = message(|| vm.wait_for(|stats| stats.cpu_faults > 1000));
         assert!(text.contains("waited in vain for the counters"), "{text}");
         let text = message(|| _ = vm.wait_event(|event| event.kind == EventKind::Fatal));
         assert!(text.contains("waited in vain for an event"), "{text}");
         let text = message(|| _ = vm.wait_ended());
         assert!(text.contains("the run does not end"), "{text}");
-        // With the gate still closed and a vCPU asleep: dropping the machine lets everybody go.
+        // With the gate still closed and a vCPU asleep: dropping the machine opens all gates.
         drop(other);
         std::mem::forget(gate);
         Ok(())

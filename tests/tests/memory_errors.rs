@@ -40,7 +40,7 @@ fn reader(engine: Engine, vcpus: u32, params: &str) -> Machine {
 /// The first word of a page, when the machine does not run any more.
 fn first_word(machine: &Machine, page: u32) -> u64 {
     let pinned = machine.backend.pin(pages(page..page + 1)).unwrap();
-    // SAFETY: the page is pinned: present as long as the guard lives; nobody writes it.
+    // SAFETY: the page is pinned: present as long as the guard lives; no thread writes it.
     unsafe { pinned.host().cast::<u64>().read_volatile() }
 }
 
@@ -137,7 +137,7 @@ fn kicks_and_migrations_make_up_no_errors_and_lose_none() {
     });
 }
 
-/// What becomes of a guest whose vCPU 1 executes this code with `rdi` at lost page 5.
+/// The end of a run whose vCPU 1 executes this code with `rdi` at lost page 5.
 fn end_of(engine: Engine, on_memory_error: OnMemoryError, code: impl Fn(Asm) -> Asm) -> End {
     let start = Asm::new().only_vcpu(1).set(Reg::Rdi, address(5));
     let mut machine = Setup {

@@ -16,7 +16,7 @@ enum Faults {
     Served,
     /// They are put off again and again: at any moment some are.
     PutOff,
-    /// They are fatal: whoever faults sleeps until the end.
+    /// They are fatal: the vCPU that faults sleeps until the end.
     Fatal,
 }
 
@@ -90,7 +90,7 @@ fn machines_stop_at_any_moment_and_leave_nothing_behind() {
         assert_eq!(
             backend.strong_count(),
             0,
-            "somebody still holds the memory: {faults:?}"
+            "the memory is still in use: {faults:?}"
         );
         ranges
     };

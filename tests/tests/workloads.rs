@@ -273,7 +273,7 @@ fn hints_of_the_guest_keep_its_table_where_it_is() {
             assert_eq!(moved(policy, hint) + TABLE, without, "{engine} {hint}");
         }
         assert_eq!(moved(policy, "preferred-device"), without, "{engine}");
-        // Nobody listens.
+        // Without `hints`, the policy ignores the hint.
         let deaf = moved("on-demand+timeslice:min=0", "preferred-system");
         assert_eq!(deaf, without, "{engine}");
     }
@@ -312,8 +312,8 @@ fn outcome(setup: Setup) -> (u64, String) {
     for block in memory.split_by_block() {
         let pinned = machine.backend.pin(block).unwrap();
         let words = pinned.len() as usize / 8;
-        // SAFETY: the pages are present and aligned, stay while the guard lives, and the machine has stopped: nobody
-        // writes them.
+        // SAFETY: the pages are present and aligned, stay while the guard lives, and the machine has stopped: no vCPU
+        // writes them any more.
         let words = unsafe { std::slice::from_raw_parts(pinned.host().cast::<u64>(), words) };
         for word in words {
             hash.0 ^= word;

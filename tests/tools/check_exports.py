@@ -101,7 +101,7 @@ def check_perfetto(info, path):
     kinds = kinds_of(info)
     vcpus = {f"vCPU {vcpu}" for vcpu in info["threads"].values()}
     accelerators = {f"accelerator {device}" for device in range(info["meta"]["devices"])}
-    check("tracks with faults that nobody has", set(slices) - vcpus - accelerators, set())
+    check("tracks with faults that belong to no vCPU and no accelerator", set(slices) - vcpus - accelerators, set())
     check("tracks of vCPUs", bool(set(slices) & vcpus), True)
     check("tracks of accelerators", accelerators - set(slices), set())
     faults = {"CPU": kinds["cpu-fault"][0], "device": kinds["device-fault"][0]}

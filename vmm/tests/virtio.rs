@@ -72,7 +72,7 @@ fn files_that_are_no_disks_are_refused() {
         (vec!["--disk", &odd], "it has 1000 bytes"),
         (
             vec!["--disk", &good, "--disk", &good],
-            "somebody else has it open as a disk",
+            "another disk has it open",
         ),
         (vec!["--balloon", "257M"], "more than guest memory"),
         (vec!["--balloon", "1M,hints=0"], "must be from 1"),

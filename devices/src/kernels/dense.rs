@@ -51,7 +51,7 @@ fn read_tile(
     Ok(())
 }
 
-/// `c += a·b`. The columns beyond those in use hold old numbers; nobody looks at their products.
+/// `c += a·b`. The columns beyond those in use hold old numbers; their products are not used.
 fn multiply_add(c: &mut [[f64; TILE]], a: &Tile, b: &Tile, depth: usize) {
     for (c_row, a_row) in c.iter_mut().zip(a) {
         for (factor, b_row) in a_row[..depth].iter().zip(b) {

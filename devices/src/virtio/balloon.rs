@@ -63,7 +63,7 @@ pub struct BalloonError {
 /// How far free page hinting is.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Hinting {
-    /// Nobody has asked for it, or it was stopped.
+    /// It was never started, or it was stopped.
     #[default]
     Off,
     /// The driver is to begin.
@@ -85,7 +85,7 @@ pub struct BalloonFigures {
     pub hinted: u64,
 }
 
-/// A balloon, for whoever wants memory back from the guest.
+/// A memory balloon: the host's interface for getting memory back from the guest.
 pub struct Balloon {
     device: Arc<VirtioDevice>,
     books: Arc<Mutex<Books>>,
@@ -156,7 +156,7 @@ impl Balloon {
                 statistics: None,
                 round: None,
             }),
-            // A driver may take hinted pages back without a word, but not while it rings: what it has just named is
+            // A driver may take hinted pages back without a notice, but not while it rings the doorbell: the pages it has just named are
             // not in its list yet. So hints are taken at once or not at all; see `docs/devices.md`.
             immediate: Some(HINTING as u32),
         };
@@ -216,7 +216,7 @@ impl Balloon {
         Some((books.received, books.statistics?))
     }
 
-    /// Asks the guest to name pages that nobody uses, all of it at once; they are freed. Afterwards it takes them
+    /// Asks the guest to name all of its unused pages at once; they are freed. Afterwards the guest takes them
     /// back.
     pub fn start_hinting(&self) {
         let round = {

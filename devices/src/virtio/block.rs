@@ -21,7 +21,7 @@ const SLOTS: u16 = 256;
 const MOST_SEGMENTS: u32 = SLOTS as u32 - 2;
 /// Bytes of a segment, at most.
 const SEGMENT_BYTES: u32 = 256 << 10;
-/// Bytes of a request, at most: whoever waits for the device waits for one request.
+/// Bytes of a request, at most: a reset waits for the current request.
 const MOST_BYTES: u64 = MOST_SEGMENTS as u64 * SEGMENT_BYTES as u64;
 /// Pages of data that are pinned at a time.
 const PINNED_PAGES: u64 = 256;
@@ -90,7 +90,7 @@ fn config(disk: &Disk) -> Vec<u8> {
         put(44, &1u32.to_le_bytes());
         put(48, &ZERO_SECTORS.to_le_bytes());
         put(52, &1u32.to_le_bytes());
-        // Zeros may be holes, if the driver says so.
+        // Zeros may be holes, if the request permits that.
         put(56, &[1]);
     }
     config
@@ -99,7 +99,7 @@ fn config(disk: &Disk) -> Vec<u8> {
 struct Block {
     disk: Disk,
     identity: String,
-    /// Those the driver knows of.
+    /// The features that the driver has accepted.
     features: u64,
 }
 
@@ -147,7 +147,7 @@ impl Model for Block {
             .write(&chain.writable, status_at, &[status])
             .is_err()
         {
-            // Its memory is gone: nobody can be told.
+            // The memory for the status is gone, so the driver cannot be told.
             return Ok(Reply::Used(0));
         }
         // Everything up to the status, or, after an error, nothing to rely on but the status.

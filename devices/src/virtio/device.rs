@@ -20,7 +20,7 @@ use crate::bell::Bell;
 use crate::thread::{self, STOP_WITHIN, Thread};
 use crate::{DeviceFailure, Interrupt, MmioDevice, SlotKind};
 
-/// What becomes of a request.
+/// The result of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply {
     /// It is done, and so many bytes were written to it.
@@ -190,7 +190,7 @@ impl MmioDevice for VirtioDevice {
         // Taken first and held: a second caller returns when the thread has ended, too.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         {
-            // With the lock held, so that nobody goes to sleep after having seen that it is not set.
+            // With the lock held, so that the thread does not go to sleep after it has seen that the flag is not set.
             let _state = shared.lock();
             shared.stop.store(true, Ordering::Release);
             shared.attention.store(true, Ordering::Release);
@@ -224,7 +224,7 @@ struct Shared {
 /// Under the lock, which is never held while the device works.
 struct State {
     registers: Registers,
-    /// The pass that somebody waits for.
+    /// The pass that vCPUs wait for.
     wanted: u64,
     /// The last one that is over.
     done: u64,
@@ -321,7 +321,7 @@ impl Port {
         })
     }
 
-    /// Lets go those who wait for the pass. Then, unless there is `more` to do, sleeps until somebody rings.
+    /// Wakes the vCPUs that wait for the pass. Then, unless there is `more` to do, sleeps until the doorbell rings.
     pub(super) fn end_pass(&self, number: u64, more: bool) {
         let shared = &self.shared;
         shared.lock().done = number;

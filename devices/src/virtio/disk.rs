@@ -46,15 +46,15 @@ pub enum DiskError {
         /// Its size.
         bytes: u64,
     },
-    /// Somebody else has it.
-    #[error("opening disk {} {}: {}; end the other one, give each its own copy, or open it read-only in both (`,ro`)", path.display(), if *read_only { "for reading" } else { "for writing" }, if *read_only { "somebody else has it open as a disk for writing" } else { "somebody else has it open as a disk" })]
+    /// Another disk, of this process or another one, has the image open.
+    #[error("opening disk {} {}: {}; end the other one, give each its own copy, or open it read-only in both (`,ro`)", path.display(), if *read_only { "for reading" } else { "for writing" }, if *read_only { "another disk has it open for writing" } else { "another disk has it open" })]
     InUse {
         /// The file.
         path: PathBuf,
         /// How it was to be opened.
         read_only: bool,
     },
-    /// It cannot be known whether somebody else has it.
+    /// The file system cannot tell whether another disk has it open.
     #[error("locking disk {}: {error}; use a file system with file locks", path.display())]
     Lock {
         /// The file.
@@ -76,7 +76,7 @@ fn hint(error: &io::Error, read_only: bool) -> &'static str {
     }
 }
 
-/// A raw image. While it is open, nobody else can open it as a disk, unless all only read.
+/// A raw image. While it is open, no other disk can open it, unless both only read.
 #[derive(Debug)]
 pub struct Disk {
     file: File,
@@ -116,7 +116,7 @@ impl Disk {
                 error,
             },
         })?;
-        // Once nobody changes it any more.
+        // After the lock, when no other disk changes it any more.
         let bytes = file.metadata().map_err(open_error)?.len();
         if bytes == 0 {
             return Err(DiskError::Empty(path.to_owned()));
@@ -182,7 +182,7 @@ impl Disk {
             };
             let done = retry::interrupted(once)?;
             if done == 0 {
-                // Somebody has cut the file off.
+                // Another process has truncated the file.
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             offset += done as u64;
@@ -330,7 +330,7 @@ mod tests {
         let writer = Disk::open(file.path(), false).unwrap();
         assert_eq!((writer.bytes(), writer.read_only()), (1024, false));
         for read_only in [false, true] {
-            assert!(refusal(file.path(), read_only).contains("somebody else has it open"));
+            assert!(refusal(file.path(), read_only).contains("another disk has it open"));
         }
         drop(writer);
         let readers = [true; 2].map(|_| Disk::open(file.path(), true).unwrap());

@@ -173,7 +173,7 @@ fn read_chain(
         readable: Spans::default(),
         writable: Spans::default(),
     };
-    // What is said to go on must go on: the iterator just ends where it cannot.
+    // A descriptor with a successor must have one: the iterator itself just ends where the chain is broken.
     let mut complete = false;
     for (count, descriptor) in (0..).zip(descriptors) {
         if count == most {
@@ -278,7 +278,7 @@ impl<'a> Iterator for Slices<'a> {
         self.left -= len;
         // SAFETY: so many bytes of guest memory in pages that stay pinned: the rings as long as the queue, tables
         // until `pop` takes them out, for which it needs the memory for itself, so that no slice is left. The guest and
-        // everybody else use volatile accesses.
+        // all other users of these bytes use volatile accesses.
         Some(Ok(unsafe { VolatileSlice::new(host, len as usize) }))
     }
 }

@@ -203,7 +203,7 @@ impl GuestRam {
         };
         let pin = self.backend.pin(pages).map_err(unavailable)?;
         if to == Use::Write {
-            // The kernel, writing there for us, would take a fault that nobody can resolve.
+            // The kernel would write there for this thread, and take a fault that cannot be resolved.
             for (index, page) in (0..).zip(pages.pages()) {
                 if self.backend.word(page).map_err(unavailable)?.read_only() {
                     let addr = part.addr + index * PAGE_SIZE;
@@ -326,7 +326,7 @@ impl PinnedRam {
             let len = bytes.min(left);
             (addr, left) = (addr + len, left - len);
             // SAFETY: so many bytes of pinned guest memory, which stay in place as long as `self`, whose borrow the
-            // slice has. Everybody's accesses to it are volatile.
+            // slice has. All accesses to it are volatile.
             Some(unsafe { VolatileSlice::new(host, len as usize) })
         })
     }
@@ -413,7 +413,7 @@ mod tests {
         ram.read(&spans, 1000, &mut read).expect("it is memory");
         assert!(read == bytes[1000..]);
 
-        // A page is pinned once, however often it is named; what was pinned is let go of.
+        // A page is pinned once, however often it is named; after an error no page stays pinned.
         let same = [span(8, 8), span(16, 8), span(0, 4096)];
         let pins = |page| ram.backend.word(Page(page)).expect("a page").pins();
         let pinned = ram.pin(same, Use::Write).expect("it is memory");

@@ -13,7 +13,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VENDOR: u32 = u32::from_le_bytes(*b"HMMV");
 /// Where the configuration space begins.
 const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
-/// What a register that there is not reads as where all ones mean "none".
+/// The value of a missing register where all ones mean "none".
 const NONE: u32 = u32::MAX;
 
 const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;

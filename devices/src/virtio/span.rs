@@ -61,7 +61,7 @@ pub struct Spans(pub Vec<Span>);
 impl Spans {
     /// Number of bytes.
     pub fn bytes(&self) -> u64 {
-        // A queue's chains have fewer bytes than 2^32; nobody else makes longer ones.
+        // A queue's chains have fewer bytes than 2^32; no other code makes longer ones.
         self.0.iter().map(|span| span.len).sum()
     }
 

@@ -36,7 +36,7 @@ figures! {
     major_faults,
     /// Other page faults.
     minor_faults,
-    /// Memory that nobody uses.
+    /// Unused memory.
     free,
     /// All memory that the guest has.
     total,

@@ -152,7 +152,7 @@ impl Aside {
         lock(&old)?;
         let (spool, end) = match spool(real) {
             Ok(mut spool) => {
-                // Until it has the old one's mode and owner, nobody else may read what comes into it.
+                // Until it has the old one's mode and owner, no other user may read its contents.
                 let private = Permissions::from_mode(0o600);
                 spool.file().set_permissions(private)?;
                 let end = match like(spool.file(), &old) {

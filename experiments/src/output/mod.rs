@@ -4,7 +4,7 @@
 //! an output that cannot be written, or that is one of the inputs or another output, is refused while nothing has been
 //! lost. Files are compared by device and inode, and by folder and name where there is none yet, never by spelling.
 //!
-//! What becomes of the place:
+//! What happens to the path:
 //!
 //! - **Nothing there.** The file appears with [`Output::commit`] if it is a [`Files::whole`] one: until then its data
 //!   has no name, and a killed process leaves nothing. A [`Files::growing`] or [`Files::live`] one is there at once, so
@@ -107,7 +107,7 @@ enum Role {
 impl Files {
     /// Says that the command reads this file, or will: no output may be the same. It need not exist.
     pub fn reads(&mut self, what: &'static str, path: &Path) {
-        // What cannot even be looked at will be refused by whoever opens it.
+        // A file that `stat` refuses is refused again, with a message, when it is opened.
         if let Ok(place) = Place::of(path) {
             self.learn(what, path, place.keys(), Role::Input);
         }
@@ -274,7 +274,7 @@ impl Files {
 }
 
 impl Known {
-    /// What it is to somebody who named it `path`.
+    /// The words for a message to the user who named it `path`.
     fn described(&self, path: &Path) -> String {
         let what = self.what;
         let named = match self.path == path || self.path.as_os_str().is_empty() {

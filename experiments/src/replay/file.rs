@@ -17,7 +17,7 @@ pub struct FileReplay {
     pub device_memory: u64,
     /// What transfers cost.
     pub link: LinkModel,
-    /// Whether to compare with the optimum, where that says something.
+    /// Whether to compare with the optimum, for traces where that is possible.
     pub optimal: bool,
 }
 

@@ -116,7 +116,7 @@ impl Ledger {
             let cell = &self.pages[page.0 as usize];
             let returns = Returns::from_bits(cell.load(Relaxed));
             let changed = change(returns);
-            // Once it thrashes, a page does so for good.
+            // A page that has thrashed once stays marked.
             if changed.is_thrashing() && !returns.is_thrashing() {
                 self.thrashing.fetch_add(1, Relaxed);
             }

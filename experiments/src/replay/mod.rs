@@ -59,7 +59,7 @@ pub fn replay(
     replay.finish()
 }
 
-/// Whether somebody did this, rather than the policy of that time.
+/// Whether the guest or the host caused this event, rather than the policy of the recorded run.
 fn is_input(event: &Event) -> bool {
     match event.kind {
         EventKind::Access
@@ -215,7 +215,7 @@ impl<'c> Replay<'c> {
         Ok(())
     }
 
-    /// CPUs access pages, all of them as often as is said. After the first time they are there.
+    /// CPUs access pages, each `repeats` times. After the first time the pages are in place.
     fn cpu(
         &mut self,
         number: u64,

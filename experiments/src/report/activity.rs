@@ -216,7 +216,7 @@ impl Activity {
             "Bytes over time, by cause",
             svg,
             "Above the line: what went to devices; below it: what came back to system memory. Layers are stacked: the outline is the sum. \
-             Demand is what somebody waited for, prefetch what the policy brought along, eviction what had to make room.",
+             Demand: pages that a CPU or device waited for. Prefetch: pages that the policy added. Eviction: pages that made room.",
         );
     }
 

@@ -95,7 +95,7 @@ impl Residency {
             EventKind::Freed => 0,
             _ => return Ok(()),
         };
-        // A fault says only that there is something now; where, the migration says.
+        // A fault only shows that the page exists now; a migration shows where.
         let only_new = matches!(event.kind, EventKind::CpuFault | EventKind::MappedInPlace);
         let range = event.within(self.pages);
         if to == 0 {

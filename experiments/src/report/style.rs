@@ -1,4 +1,4 @@
-//! Colours that colour-blind people tell apart (Okabe and Ito's; viridis), and for everybody else's printers a hatching,
+//! Colours that colour-blind people tell apart (Okabe and Ito's; viridis), and for black-and-white printers a hatching,
 //! a marker or a dash besides each.
 
 use super::svg::Svg;

@@ -14,7 +14,7 @@ use crate::sweep::journal::{Header, Journal};
 /// Rows of the table of failed runs.
 const MOST_FAILED: usize = 50;
 
-/// The page about a sweep's folder, or its journal, as HTML. An unfinished sweep gets one, too; it says so.
+/// The report on a sweep's folder, or on its journal, as HTML. An unfinished sweep has a report, too, which says that it is unfinished.
 ///
 /// # Errors
 /// There is no journal, or it is damaged.
@@ -114,7 +114,7 @@ fn with_error(estimate: Option<Estimate>, metric: Metric) -> String {
 fn table(page: &mut Page, group: &Group, policies: &[&str]) {
     page.paragraph(
         "Means over the seeds ± 95 % confidence intervals. The fastest policy of each size is bold; times are compared with it. \
-         Unused: pages that were moved and left again before anybody touched them. × optimal: pages brought to the device, \
+         Unused: pages that were moved and left again before an access. × optimal: pages brought to the device, \
          compared with what evicting with knowledge of the future (Belady's MIN) would bring.",
     );
     let time = if group.live {

@@ -17,7 +17,7 @@ use crate::size::Size;
 
 /// A sweep's file is no larger than this.
 const FILE_LIMIT: u64 = 1 << 20;
-/// More runs than anybody would wait for; a mistyped list of seeds rather than a wish.
+/// The most runs of a sweep: more are probably a mistyped list of seeds.
 const MOST_RUNS: usize = 100_000;
 /// Entries of each list but that of seeds, which has as many as there may be runs.
 const MOST_ENTRIES: usize = 1000;

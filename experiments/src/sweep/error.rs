@@ -116,7 +116,7 @@ pub enum SweepError {
         /// What is wrong.
         what: String,
     },
-    /// Another process is at work on the folder.
+    /// Another process uses the folder.
     #[error("{} is in use by another `hmmvisor sweep`", path.display())]
     Busy {
         /// The journal.

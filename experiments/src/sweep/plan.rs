@@ -254,7 +254,7 @@ impl Sweep {
     }
 }
 
-// Every field is named below: whoever adds one has to say whether results depend on it.
+// Every field is named below, so that a new field does not compile before it says whether results depend on it.
 
 impl Run {
     fn hash(&self, hash: &mut Fnv) {
@@ -312,7 +312,7 @@ impl Workload {
 
 impl TraceSource {
     fn hash(&self, hash: &mut Fnv) {
-        // Where the file is counts for nothing: what it is called is in the rows, and what is in it is what matters.
+        // The path of the file does not count: the rows have its name, and its content decides.
         let TraceSource {
             name,
             file,

@@ -112,7 +112,7 @@ columns! {
         device_faults: u64,
         /// Times a device was given a translation of a page in system memory.
         mapped_in_place: u64,
-        /// Accesses of devices to system memory in place; live, nobody counts them.
+        /// Accesses of devices to system memory in place; not counted in live runs.
         remote_accesses: u64,
         /// Pages migrated to devices.
         pages_to_device: u64,
@@ -126,7 +126,7 @@ columns! {
         evicted: u64,
         /// Pages brought along by the policy.
         prefetched: u64,
-        /// Migrated pages that left again before anybody accessed them.
+        /// Migrated pages that left again before an access.
         unused: u64,
         /// Pages that went to a device three times or more.
         thrashing_pages: u64,

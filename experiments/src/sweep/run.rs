@@ -135,7 +135,7 @@ fn failure(row: &Row, error: &str) -> String {
 /// What commands print when a sweep or a merge is done.
 pub(super) const SAID: &str = "what was done";
 
-/// Sees that standard output is none of the results: one of them would end with what is said about all.
+/// Checks that standard output is none of the results: the summary would be written to the end of that file.
 pub(super) fn spare_results(files: &Files) -> Result<(), OutputError> {
     match files.use_stdout() {
         false => Ok(()),

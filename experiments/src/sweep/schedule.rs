@@ -59,7 +59,7 @@ pub(super) fn run_all<'a>(
                 while let Some(run) = queue.take() {
                     let outcome = runner.run(run);
                     queue.done(run);
-                    // Nobody listens any more: the sweep has been given up.
+                    // The receiver is gone: the sweep has been given up.
                     if sender.send(Finished { run, outcome }).is_err() {
                         queue.clear();
                     }

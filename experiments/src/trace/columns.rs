@@ -2,7 +2,7 @@
 //!
 //! A payload is ten columns, each preceded by its length in bytes: kinds, flags, devices, times, pages, page counts, threads, latencies, hints, repeats. Numbers are varints (seven bits a byte,
 //! the lowest first); times, pages and threads are differences to the event before, signed ones as zigzag. Columns of
-//! devices, threads and latencies have entries only for the events whose flags say so, hints those of that kind, repeats accesses.
+//! devices, threads and latencies have entries only for events with the flag, hints only for hints, repeats only for accesses.
 //! Version 1 of the format has no column of hints, versions 1 and 2 none of repeats.
 
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What a trace can hold. The limits are the same for whoever writes, imports, reads and replays: what one accepts, the
-//! others can use. They keep numbers in a small file from setting anybody's time or memory.
+//! What a trace can hold. Writer, importer, reader and replay have the same limits: a trace that one accepts, the
+//! others can use. So the time and memory of a command do not depend on the numbers in a small file.
 
 use hmm_backend::{BLOCK_PAGES, Event, EventKind};
 

@@ -21,7 +21,7 @@ use crate::steady::write_all;
 /// Fast, and the columns are already small.
 const LEVEL: i32 = 1;
 
-/// Writes a trace file. What was flushed is in the file for good: if the process dies, a reader gets all
+/// Writes a trace file. Flushed blocks stay in the file: if the process dies, a reader gets all
 /// of it. What was not ended by [`TraceWriter::finish`] is recognized as unfinished; it does not replace a file that was
 /// there, see [`Files::growing`].
 pub struct TraceWriter {
@@ -131,7 +131,7 @@ impl TraceWriter {
     /// Writes what has been added so far. After an error the events that waited count as lost, and one may go on.
     pub fn flush(&mut self) -> Result<(), TraceError> {
         let noted = self.flush_note();
-        // Whatever became of the note: nothing may wait without end when the disk is full.
+        // Also after a failure to write the note: events must not wait without end when the disk is full.
         noted.and(self.flush_events())
     }
 

@@ -25,7 +25,7 @@ impl Runner for Crowd {
         state.0 += 1;
         state.1 += live;
         state.2 = state.2.max(state.1);
-        // The first that sees all of them lets everybody go for good.
+        // The first run that sees all of them releases all runs.
         state.3 |= state.0 == self.wanted;
         self.changed.notify_all();
         let mut state = self.changed.wait_while(state, |state| !state.3).unwrap();

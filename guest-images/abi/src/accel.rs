@@ -10,7 +10,7 @@
 //! | 64 + 64·n | `n` [`Completion`]s, 32 bytes each |
 //!
 //! Addresses in commands are guest-physical, unless the command names an *address space*: then they are virtual, and
-//! the device asks the guest for translations. Of those it keeps as many as it likes, for as long as the guest lets it.
+//! the device asks the guest for translations. It may forget any of them; it must forget those that the guest invalidates.
 //!
 //! Command number `i` (from 0, counting for ever) is in slot `i % n`; its completion is in the slot
 //! of the same number. Commands complete in order.
@@ -69,7 +69,7 @@ pub const REG_INVALIDATE: u64 = 0x98;
 pub const REG_FAULT: u64 = 0xa0;
 /// Read: the virtual address of the page on which the fault is.
 pub const REG_FAULT_ADDRESS: u64 = 0xa8;
-/// Write a fault's number in bits 32–63, and in bits 0–31 what becomes of it: 0 = the device tries again, otherwise the
+/// Write a fault's number in bits 32–63, and in bits 0–31 the answer: 0 = the device tries again, otherwise the
 /// command fails with this `STATUS_*` ([`STATUS_ADDRESS`], [`STATUS_FAULT`], [`STATUS_PERMISSION`]). Ignored if another or
 /// no fault is waiting.
 pub const REG_RESUME: u64 = 0xb0;
@@ -227,7 +227,7 @@ pub const OP_FREE: u32 = 14;
 /// devices whose atomic operations are not atomic towards CPUs. Result = what the word held before.
 pub const OP_EXCLUSIVE_ADD: u32 = 15;
 /// `addr, bytes, hint`: tells the migration policy something about the pages that lie wholly or partly in the range:
-/// `HINT_*`. What becomes of it is the policy's business.
+/// `HINT_*`. The policy decides what to do with it.
 pub const OP_HINT: u32 = 16;
 /// The largest `n` of [`OP_EXCLUSIVE_ADD`].
 pub const MAX_EXCLUSIVE_ADDS: u64 = 1 << 20;

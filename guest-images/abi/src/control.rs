@@ -31,7 +31,7 @@ pub mod chaos {
     /// Pages whose first word both sides add to: the guest in the lower half, the host, by a device with
     /// exclusive access, in the upper half. All other words hold their guest-physical address, for ever.
     pub const COUNTERS: u64 = 16;
-    /// Then pages all of whose words hold their guest-physical address. Nobody writes them.
+    /// Then pages all of whose words hold their guest-physical address. Neither side writes them.
     pub const CONSTANT: u64 = 16;
     /// Then pages that the host may free at any time: what the guest wrote last is there, or zeros.
     pub const VOLATILE: u64 = 16;

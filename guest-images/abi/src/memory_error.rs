@@ -1,15 +1,15 @@
-//! Memory errors: what a guest is told when a page of managed memory cannot be supplied.
+//! Memory errors: the report that a guest gets when a page of managed memory cannot be supplied.
 //!
 //! The vCPU that accessed the page takes a machine check (vector 18), with the error in bank
 //! [`BANK`] of the machine-check registers. The firmware's handler of it looks at the vCPU's [`MemoryError`]
 //! at [`crate::map::memory_error`]: if a recovery address is there, it fills in what happened, clears
-//! the recovery address and the bank, and goes on at that address in ring 3; otherwise the run ends.
+//! the recovery address and the bank, and continues at that address in ring 3; otherwise the run ends.
 
 /// One vCPU's place for recovery from memory errors, in memory that ring 3 can reach.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryError {
-    /// Written by the guest before an access that may fail: where to go on if it does, with all registers as
+    /// Written by the guest before an access that may fail: where to continue if it fails, with all registers as
     /// they were before the access. 0 for nowhere. The firmware writes 0 when it has used it.
     pub recovery: u64,
     /// Written by the firmware: address of the page that could not be supplied.

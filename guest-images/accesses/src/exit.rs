@@ -1,4 +1,4 @@
-//! The ways a run goes wrong: a panic that carries the code and the message to whoever started the run.
+//! Failures of a run: a panic that carries the exit code and the message to the caller that started the run.
 
 use std::fmt;
 use std::panic;

@@ -2,8 +2,8 @@
 //!
 //! This crate compiles the guest's own sources, all but the few that touch hardware, and runs them in this process.
 //! What takes their place here is `mmio` (devices), `word` (of managed memory, each access to which is told) and
-//! `exit`. Accelerators' commands are executed by the accelerator's own kernels. So a trace cannot differ from what the
-//! guest does because somebody forgot to change a model of it; and a workload verifies its results here, too.
+//! `exit`. Accelerators' commands are executed by the accelerator's own kernels. So a trace has the accesses of the
+//! guest's own code, with no model of it to keep up to date; and a workload verifies its results here, too.
 //!
 //! One vCPU runs at a time, until it waits for another one: the same parameters always give the same trace.
 

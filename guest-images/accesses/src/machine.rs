@@ -105,7 +105,7 @@ pub fn stop() -> String {
     }
     let words = std::mem::take(&mut *MEMORY.write().unwrap_or_else(PoisonError::into_inner));
     if !words.is_empty() {
-        // SAFETY: `start` gave up exactly this box, as a `u64` slice, which has the same layout. All vCPUs have ended, and nobody else has had references to the
+        // SAFETY: `start` gave up exactly this box, as a `u64` slice, which has the same layout. All vCPUs have ended, and no other code has had references to the
         // words: those that `access` gives out are used at once, and only by vCPUs.
         drop(unsafe { Box::from_raw(words as *const [AtomicU64] as *mut [u64]) });
     }
@@ -179,7 +179,7 @@ pub fn tell(who: Who, page: Page, access: Access) {
         machine.pending = Some(Event {
             device,
             access: Some(access),
-            // The number of a vCPU's thread; 0 would be nobody's.
+            // The number of a vCPU's thread; 0 means that it is no vCPU's.
             thread: if device.is_none() { vcpu as u32 + 1 } else { 0 },
             ..Event::new(
                 Duration::from_nanos(time),
@@ -253,7 +253,7 @@ pub fn write(address: u64, value: u64) {
         map::CONTROL..=CONTROL_END => {}
         _ => match accelerator(address) {
             Some((index, register)) => {
-                // Not while it is in the machine: executing commands tells of accesses.
+                // Not while it is in the machine: executing commands reports accesses.
                 let mut accelerator =
                     with(|machine| std::mem::take(&mut machine.accelerators[index]));
                 accelerator.write(index as u8, register, value);

@@ -1,4 +1,4 @@
-//! One vCPU runs at a time: that is what makes a trace the same every time.
+//! One vCPU runs at a time, so that a trace is the same every time.
 
 use std::cell::Cell;
 use std::panic;

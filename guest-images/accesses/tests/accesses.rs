@@ -1,4 +1,4 @@
-//! The workloads verify their results here as in a guest, and what they tell of is all they do.
+//! The workloads verify their results here as in a guest, and they report all of their accesses.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -173,7 +173,7 @@ fn what_cannot_be_is_refused() {
     assert!(refusal(&|s| s.vcpus = 0).contains("from 1 to 64"));
     assert!(refusal(&|s| s.devices = 17).contains("from 1 to 16"));
     assert!(refusal(&|s| s.memory = 4097).contains("multiple of 4 KiB"));
-    // The guest itself says so, and another run is possible afterwards.
+    // The guest itself reports the failure, and another run is possible afterwards.
     let small = refusal(&|s| s.memory = 64 << 10);
     assert!(small.contains("not enough memory for vector"), "{small}");
     events(&settings("vecadd"));

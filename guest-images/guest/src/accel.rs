@@ -41,7 +41,7 @@ pub struct Accel {
     queue: Words,
     /// Commands written into the queue since it was enabled.
     pushed: u64,
-    /// Those that the device knows of.
+    /// Commands that the device has been told of.
     kicked: u64,
     /// Those whose completions have been looked at.
     finished: u64,
@@ -52,7 +52,7 @@ pub struct Accel {
 }
 
 impl Accel {
-    /// Sets up accelerator `index`, which interrupts `vcpu` if anyone.
+    /// Sets up accelerator `index`, which interrupts this vCPU; with `None`, no vCPU.
     pub fn start(boot: &BootInfo, index: u64, interrupt_vcpu: Option<u64>) -> Self {
         // SAFETY: the boot information says that the accelerator's registers are there.
         let registers = unsafe { Registers::at(boot.accel_base + index * boot.accel_stride) };
@@ -101,7 +101,7 @@ impl Accel {
         (self.pushed, self.kicked, self.finished) = (0, 0, 0);
     }
 
-    /// Makes the device let go of the queue.
+    /// Disables the queue.
     pub fn disable(&mut self) {
         self.registers.write(REG_ENABLE, 0);
         self.check_error();
@@ -151,7 +151,7 @@ impl Accel {
         self.finish()
     }
 
-    /// Executes one command, whatever comes of it.
+    /// Executes one command; returns its completion, failed or not.
     pub fn try_run(&mut self, command: Command) -> Completion {
         assert!(self.finished == self.pushed, "commands are outstanding");
         self.push(command);
@@ -200,7 +200,7 @@ impl Accel {
         self.finished = self.kicked;
     }
 
-    /// Waits until the device has completed everything that it knows of.
+    /// Waits until the device has completed all commands that it has been told of.
     fn wait(&self) {
         match self.wait {
             Wait::Poll => self.poll(),

@@ -56,7 +56,7 @@ pub fn last_line(text: fmt::Arguments) {
 }
 
 fn write_line(text: fmt::Arguments) {
-    // `Port` never fails, but a `Display` implementation may; there is nobody to tell.
+    // `Port` never fails, but a `Display` implementation may; there is no other place to report that.
     let _ = Port.write_fmt(text);
     let _ = Port.write_str("\n");
 }

@@ -1,4 +1,4 @@
-//! A vCPU's view of the run: who it is, what it shares with the others.
+//! A vCPU's view of the run: its index, and the values that vCPUs share.
 
 use crate::cmdline::Params;
 use crate::console;
@@ -40,7 +40,7 @@ impl Cpu {
             console::init();
         }
         BARRIER.wait(u64::from(boot.vcpus));
-        // SAFETY: the ABI says that so many bytes are there; nobody writes them.
+        // SAFETY: the ABI says that so many bytes are there, and no vCPU writes them.
         let cmdline = unsafe {
             core::slice::from_raw_parts(boot.cmdline as *const u8, boot.cmdline_len as usize)
         };
@@ -111,7 +111,7 @@ impl Cpu {
         }
         self.barrier();
         // SAFETY: between the barriers the pointer is that of the leader's `value`, which is of the same
-        // type `T`, because all are in the same call, and nobody changes it.
+        // type `T`, because all vCPUs are in the same call, and none changes it.
         let copy = unsafe { *VALUE.load(Ordering::Relaxed).cast::<T>() };
         self.barrier();
         copy
@@ -126,7 +126,7 @@ impl Cpu {
         let sum = values.iter().fold(0, |sum: u64, value| {
             sum.wrapping_add(value.load(Ordering::Relaxed))
         });
-        // Nobody may store the next value before all have read this one.
+        // No vCPU may store its next value before all have read this one.
         self.barrier();
         sum
     }

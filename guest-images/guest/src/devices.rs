@@ -1,7 +1,7 @@
 //! All accelerators, and work spread over them.
 //!
 //! Accelerator `d` belongs to vCPU `d mod vCPUs`: that one drives it in collective operations and gets
-//! its interrupts. Anybody may use any of them, one at a time.
+//! its interrupts. Outside of them, any vCPU may use any accelerator, one vCPU at a time.
 
 use crate::accel::Accel;
 use crate::command;
@@ -38,7 +38,7 @@ pub fn start(cpu: &Cpu) {
     }
 }
 
-/// Makes all accelerators that were set up let go of their queues; done by the leader.
+/// Disables the queues of all accelerators that were set up; done by the leader.
 pub fn stop() {
     for device in &DEVICES {
         if let Some(accel) = &mut *device.lock() {
@@ -47,7 +47,7 @@ pub fn stop() {
     }
 }
 
-/// Uses one accelerator while nobody else does.
+/// Uses one accelerator, with its lock held.
 pub fn with<R>(device: u64, work: impl FnOnce(&mut Accel) -> R) -> R {
     work(
         DEVICES[device as usize]

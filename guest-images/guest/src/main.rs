@@ -44,7 +44,7 @@ extern "C" fn _start() -> ! {
 }
 
 extern "C" fn start(boot: *const BootInfo, index: u64) -> ! {
-    // SAFETY: the ABI passes the address of the boot information, which nobody writes.
+    // SAFETY: the ABI passes the address of the boot information, which no vCPU writes.
     let boot = unsafe { &*boot };
     let cpu = Cpu::enter(boot, index);
     if cpu.is_leader() {

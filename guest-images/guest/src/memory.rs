@@ -1,4 +1,4 @@
-//! Managed memory: the pages that migrate. Everything that workloads compute with is here.
+//! Managed memory: the pages that migrate. All data of the workloads is here.
 
 use crate::exit::fail;
 use crate::pages::Pages;
@@ -84,15 +84,15 @@ impl Words {
     }
 }
 
-/// Makes the range that the boot information tells of available, and nothing else. Before `alloc`.
+/// Makes the managed memory of the boot information available. To be called before `alloc`.
 pub fn init(base: u64, bytes: u64) {
     let mut free = FREE.lock();
     *free = Pages::new();
     free.give(base / PAGE, bytes / PAGE);
 }
 
-/// Allocates whole pages for `len` words, page-aligned. They read as zeros unless somebody gave them
-/// back without telling a device to free them. Memory that is too small ends the run.
+/// Allocates whole pages for `len` words, page-aligned. They read as zeros unless they were given
+/// back without a device's command to free them. Memory that is too small ends the run.
 pub fn alloc(what: &str, len: u64) -> Words {
     let mut free = FREE.lock();
     let pages = len.div_ceil(PAGE_WORDS);

@@ -26,7 +26,7 @@ impl Registers {
         assert!(offset <= WINDOW - 8);
         let value;
         // SAFETY: `at`'s caller vouched for the window, and the offset is inside; reading device
-        // registers changes no memory that Rust knows of.
+        // registers changes no memory that Rust code uses.
         unsafe {
             asm!("mov {value}, [{address}]", value = out(reg) value, address = in(reg) self.base + offset,
                 options(nostack, preserves_flags));

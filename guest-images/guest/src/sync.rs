@@ -6,7 +6,7 @@ use core::hint::spin_loop;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Turns of a wait loop before it starts giving the host's core away: whoever is waited for may not
+/// Turns of a wait loop before it starts giving the host's core away: the vCPU that it waits for may not
 /// be running.
 pub const SPINS: u32 = 200;
 
@@ -125,7 +125,7 @@ impl Barrier {
     pub fn wait(&self, count: u64) {
         let opened = self.opened.load(Ordering::Relaxed);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {
-            // Nobody arrives for the next time before the barrier opens.
+            // No vCPU arrives for the next time before the barrier opens.
             self.arrived.store(0, Ordering::Relaxed);
             self.opened.store(opened + 1, Ordering::Release);
             return;

@@ -86,7 +86,7 @@ static inline int hmmvisor_wait(struct hmmvisor *device, uint64_t first, uint32_
 	return ret;
 }
 
-/* Executes one command; its result, if somebody wants to know. */
+/* Executes one command; writes its result to `result` unless that is NULL. */
 static inline int hmmvisor_run(struct hmmvisor *device, uint32_t opcode, const uint64_t args[6], uint64_t *result)
 {
 	struct hmmvisor_command command = { .opcode = opcode };
@@ -142,7 +142,7 @@ static inline int hmmvisor_migrate(struct hmmvisor *device, const void *addr, ui
 	return HMMVISOR_RUN(device, HMMVISOR_MIGRATE, NULL, HMMVISOR_POINTER(addr), bytes, to_device ? 1 : 0);
 }
 
-/* What became of the last command, in words. */
+/* The result of the last command, in words. */
 static inline const char *hmmvisor_error(struct hmmvisor *device)
 {
 	static const char *const statuses[] = {

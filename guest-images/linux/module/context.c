@@ -151,7 +151,7 @@ static int all_done(struct context *context, u64 first, u32 count)
 	return ret;
 }
 
-/* Hands over completions; -EINVAL if somebody else has taken one since. */
+/* Hands over completions; -EINVAL if another thread has taken one since. */
 static int take(struct context *context, u64 first, u32 count, struct hmmvisor_completion *out)
 {
 	int ret = 0;

@@ -84,7 +84,7 @@ static int accel_enable(struct accel *accel)
 {
 	u64 error;
 
-	/* Whoever used it before, such as a kernel that was replaced by this one, does not any more. */
+	/* An earlier user, such as a kernel that was replaced by this one, may have left it enabled. */
 	accel_disable(accel);
 	reg_read(accel, REG_ERROR);
 	reg_write(accel, REG_QUEUE_BASE, virt_to_phys(accel->queue));
@@ -99,7 +99,7 @@ static int accel_enable(struct accel *accel)
 	return 0;
 }
 
-/* After this nobody touches registers any more, and every command has completed. */
+/* After this no code of the driver touches registers any more, and every command has completed. */
 static void accel_stop(struct accel *accel)
 {
 	mirror_stop(accel);

@@ -95,7 +95,7 @@ static void give_up_a_block(struct context *context)
 	block = xa_find(&context->blocks, &index, ULONG_MAX, XA_PRESENT);
 	if (!block)
 		return;
-	/* First: while there are translations, somebody has to watch. New ones need the fault_lock. */
+	/* First: while there are translations, the notifier must stay. New ones need the fault_lock. */
 	mutex_lock(&context->accel->mirror_lock);
 	device_invalidate(context, block->start, block->start + SPACE_BLOCK);
 	mutex_unlock(&context->accel->mirror_lock);
@@ -161,7 +161,7 @@ static bool make_copies(struct context *context, struct look *look)
 		if (!(pfn & HMM_PFN_VALID) || pfn & HMM_PFN_WRITE)
 			continue;
 		if (is_zero_pfn(pfn & ~HMM_PFN_FLAGS) || (look->write && near)) {
-			/* If that fails it is the other fault's to say so, or nobody's. */
+			/* A failure here is ignored: if the device needs the page, its own fault fails and reports it. */
 			if (!fixup_user_fault(context->mm, addr, FAULT_FLAG_WRITE, NULL))
 				any = true;
 			cond_resched();
@@ -186,7 +186,7 @@ static int find_pages(struct context *context, struct look *look, unsigned long 
 	range->start = max(vma->vm_start, round_down(look->addr, around));
 	range->end = min(vma->vm_end, round_down(look->addr, around) + around);
 
-	/* What is there? */
+	/* Find the present pages. */
 	range->default_flags = 0;
 	range->pfn_flags_mask = 0;
 	ret = hmm_range_fault(range);
@@ -242,7 +242,7 @@ static int enter_pages(struct context *context, struct block *block, const struc
 		translation |= TRANSLATION_VALID;
 		if (pfn & HMM_PFN_WRITE) {
 			translation |= TRANSLATION_WRITABLE;
-			/* Nobody will tell when the device writes. File pages that are mapped writable are dirty already. */
+			/* The device does not report its writes. File pages that are mapped writable are dirty already. */
 			if (PageAnon(page))
 				set_page_dirty(page);
 		}
@@ -401,7 +401,7 @@ int mirror_open(struct context *context)
 	return ret;
 }
 
-/* The device is about to go: nobody's translations are in use, and the current command ends. */
+/* The device is about to be removed: no translations are in use afterwards, and the current command ends. */
 void mirror_stop(struct accel *accel)
 {
 	struct context *context;
@@ -414,7 +414,7 @@ void mirror_stop(struct accel *accel)
 	mutex_unlock(&accel->mirror_lock);
 }
 
-/* The process will not use the device any more; it may be exiting, and the device may be at work for it. */
+/* The process will not use the device any more; it may be exiting, while the device executes its command. */
 void mirror_close(struct context *context)
 {
 	struct accel *accel = context->accel;

@@ -4,7 +4,7 @@
  *
  * Touches so many MiB, lets the accelerator work on them so that they are in its memory, frees them, and says so. The kernel's free page
  * reporting then tells the host, if there is a balloon. PAUSE seconds later, it takes memory again: that must be zeros. With a PAUSE,
- * it also waits for two seconds before it frees, so that somebody can look.
+ * it also waits for two seconds before it frees, so that a test can look at the host's memory.
  *
  * The memory is in huge pages if the kernel has some: only these are reported (in units of pageblock_order).
  */

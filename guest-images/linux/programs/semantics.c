@@ -66,7 +66,7 @@ static void ok(const char *what)
 	printf("semantics: %s: ok\n", what);
 }
 
-/* Memory nobody has touched, the stack, constants: a pointer is a pointer. */
+/* The device accepts pointers to all kinds of memory: untouched memory, the stack, constants. */
 static void all_memory(void)
 {
 	static const uint64_t constants[3] = { 5, 6, 7 };
@@ -213,7 +213,7 @@ static void ending(void)
 			_exit(1);
 		}
 		reap(child, how == 1 ? SIGKILL : how == 3 ? SIGALRM : 0);
-		/* The device is free again, for whoever is left. */
+		/* The device is free again for the parent. */
 		fill(memory, 4 * PAGE_WORDS, how, 0);
 		equal("after a child's end", sum(memory, 4 * PAGE_WORDS), how * 4 * PAGE_WORDS);
 	}

@@ -154,7 +154,7 @@ static void fork_and_compute(struct worker *worker, struct hmmvisor *device)
 			errx(1, "the child's sum is %ju", sum);
 		must(&own, "the child's fill", hmmvisor_fill(&own, memory, n, 5, 5));
 		check(worker, "the child's copy", memory, n, 5, 5);
-		/* Sometimes it ends with the accelerator at work. */
+		/* Sometimes it ends while the accelerator executes its command. */
 		if (start % 2) {
 			struct hmmvisor_command command = {
 				.opcode = HMMVISOR_FILL,

@@ -15,7 +15,7 @@ int main(int argc, char **argv)
 		b[i] = i * i;
 	}
 	for (uint64_t round = 1; round <= rounds; round++) {
-		/* The accelerator's turn: c is all its own in the first round, nobody has touched it. */
+		/* The accelerator's turn: in the first round c is untouched. */
 		must(&device, "vector add", hmmvisor_vector_add(&device, c, a, b, n));
 		/* The CPU's. */
 		for (uint64_t i = 0; i < n; i++) {

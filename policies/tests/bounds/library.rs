@@ -251,7 +251,7 @@ fn a_file_full_of_operations_is_bounded() {
         match operation {
             // Small tables are made so fast that all of them may be in time.
             "x={{},{},{}} " => assert_eq!(figures.decisions + figures.failures, 3, "{said:?}"),
-            // Also the first time, before it is known that there are large texts: making them is work.
+            // Also the first time, before the budget knows of large texts: making them counts, too.
             _ => assert_eq!(figures.failures, 3, "{operation}: {said:?}"),
         }
     }

@@ -1,4 +1,4 @@
-//! Faults and views for tests and benchmarks, taken from a real backend: views can be made by nobody else. A closure is
+//! Faults and views for tests and benchmarks, taken from a real backend: only a backend makes views. A closure is
 //! asked in the place of a policy.
 
 use std::any::Any;

@@ -34,7 +34,7 @@ impl Driver for SumDriver {
     fn migrate_to_device(&self, mut migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
         migration.set_cookies(|_| self.cookie());
         let copied = migration.copy()?;
-        // The frames hold the contents, and nobody can change them: the moment to tell hardware.
+        // The frames hold the contents, and nothing can change them: program the hardware here.
         Ok(copied.commit().finalize())
     }
     fn page_free(&self, _: DeviceFolio) {
@@ -131,7 +131,7 @@ impl MmioDevice for Summer {
 
     fn write(&self, offset: u64, data: &[u8]) {
         let value = data.try_into().map(u64::from_le_bytes).unwrap_or(0);
-        match (offset, &*self.running.lock().expect("nobody panics")) {
+        match (offset, &*self.running.lock().expect("no holder panics")) {
             (ADDRESS | COUNT, _) => self.shared.register(offset).store(value, SeqCst),
             (START, Some((doorbell, _))) if self.irq.route(value as u32) => {
                 _ = doorbell.try_send(()); // With work waiting already, it takes no more.
@@ -142,7 +142,7 @@ impl MmioDevice for Summer {
 
     fn stop(&self) {
         self.shared.stop.store(true, SeqCst);
-        if let Some((doorbell, thread)) = self.running.lock().expect("nobody panics").take() {
+        if let Some((doorbell, thread)) = self.running.lock().expect("no holder panics").take() {
             drop(doorbell); // What its thread waits for.
             thread.join().expect("it does not panic");
         }

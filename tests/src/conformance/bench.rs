@@ -70,7 +70,7 @@ impl Bench {
                 list.lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .push(fault);
-                // The rule is broken; whoever sleeps in the fault is to go on and say so.
+                // The rule is broken; the threads that sleep in the fault must wake and report it.
                 released.abandon_faults();
             },
         )?;
@@ -194,7 +194,7 @@ impl Bench {
         freed.map_err(|error| Evidence::new("a free by the guest", "no error", error))
     }
 
-    /// Where a page is, once nobody works on it.
+    /// The place of a page, after its folio is unlocked.
     pub fn residency(&self, page: u32) -> Residency {
         let at_rest = self.backend.settle(range(page..page + 1));
         let word = at_rest.and_then(|()| self.backend.word(Page(page)));
@@ -227,7 +227,7 @@ impl Bench {
         let unit = &self.units[index];
         let begin = Instant::now();
         let folios = loop {
-            // A CPU goes on before the driver has heard of the free frames.
+            // A CPU wakes before the driver's `page_free` is called.
             let (folios, running) = (self.folios(index).len(), unit.witness.running());
             if running.is_empty() && unit.witness.live() == folios as i64 {
                 break folios;

@@ -78,7 +78,7 @@ impl MirrorDevice {
         })
     }
 
-    /// Adds to a word in two steps, with exclusive access to the page: nobody else comes between them. Returns what the
+    /// Adds to a word in two steps, with exclusive access to the page, so no other access comes between them. Returns what the
     /// word was.
     pub fn exclusive_add(
         &mut self,
@@ -142,6 +142,6 @@ impl DeviceAccess for MirrorDevice {
 fn cell(mapping: &Mapping, word: usize) -> &AtomicU64 {
     assert!(word < 512);
     // SAFETY: the translation is in the table, whose guard is held, so it leads to the 4096 mapped bytes of the page;
-    // the word lies inside. Everybody accesses these bytes atomically.
+    // the word lies inside. All accesses to these bytes are atomic.
     unsafe { AtomicU64::from_ptr(mapping.host.as_ptr().cast::<u64>().add(word)) }
 }

@@ -185,7 +185,7 @@ fn try_rule(
 }
 
 fn tell(say: &Sender<Verdict>, verdict: Verdict) {
-    // Nobody listens any more if it came too late.
+    // The receiver is gone if the verdict comes too late.
     let _ = say.send(verdict);
 }
 

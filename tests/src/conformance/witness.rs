@@ -17,7 +17,7 @@ struct Running {
 
 pub struct Witness {
     inner: Arc<dyn Driver>,
-    /// Folios the driver was told of and that were not freed.
+    /// Folios that the driver was shown and that were not freed.
     live: AtomicI64,
     freed: AtomicU64,
     calls: AtomicU64,

@@ -88,7 +88,7 @@ impl ModelDriver {
     fn scribble(&self, page: Page, only_on_zero: bool) {
         let base = *self.host.get().expect("connected");
         let word = (base + page.offset() as usize) as *mut u64;
-        // SAFETY: an aligned word of managed memory, which outlives the driver's calls; nobody makes
+        // SAFETY: an aligned word of managed memory, which outlives the driver's calls; no code makes
         // references to it that are not atomic.
         let word = unsafe { AtomicU64::from_ptr(word) };
         if !only_on_zero || word.load(SeqCst) == 0 {

@@ -94,7 +94,7 @@ fn t05_anon_write_prot() -> Result<(), GuestError> {
         let (cpu, device) = (vm.vcpu(0), vm.device(0));
         cpu.set_read_only(0..2).wait()?;
         assert_eq!(device.read(0), Ok(0));
-        // A page that the device has, and one that nobody has touched.
+        // A page in device memory, and an untouched one.
         for page in [0, 1] {
             assert_eq!(device.write(page, 1), Err(AccessRefused::Permission));
             assert_eq!(vm.vcpu(1).read(page).wait()?, 0);
@@ -173,7 +173,7 @@ fn t20_anon_teardown() -> Result<(), GuestError> {
     })
 }
 
-/// Pages that somebody else has put there and keeps.
+/// Pages that are pinned: they are reported with their permission and reached in place.
 #[test]
 fn t21_mixedmap() -> Result<(), GuestError> {
     each_kind(|engine, kind| {
@@ -214,7 +214,7 @@ fn t23_compound() -> Result<(), GuestError> {
     })
 }
 
-/// Who supplies the missing page is another device's driver, as slow as it likes.
+/// Another device's driver supplies the missing page, slowly.
 #[test]
 fn t39_userfaultfd_read() -> Result<(), GuestError> {
     each_engine(|engine| {

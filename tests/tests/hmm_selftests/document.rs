@@ -53,7 +53,7 @@ struct Row<'a> {
     number: &'a str,
     what: &'a str,
     here: &'a str,
-    /// With what is said of each in parentheses.
+    /// Each with the remark behind it in parentheses.
     tests: Vec<(&'a str, &'a str)>,
     /// Numbers of the lab's tests.
     lab: Vec<&'a str>,
@@ -225,7 +225,7 @@ fn the_selftest_s_tests_are_where_they_belong() {
             "row {name}"
         );
     }
-    // None that the document does not know of.
+    // None that the document does not name.
     let named: BTreeSet<&str> = rows
         .iter()
         .flat_map(|row| &row.tests)

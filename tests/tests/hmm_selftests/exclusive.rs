@@ -57,7 +57,7 @@ fn t26_exclusive_mprotect() -> Result<(), GuestError> {
     })
 }
 
-/// The guest's copy is nobody's exclusively, and each counts for itself.
+/// The guest's copy of an exclusive page is not exclusive, and additions to the two are separate.
 #[test]
 fn t27_exclusive_cow() -> Result<(), GuestError> {
     each_kind(|engine, kind| {

@@ -22,7 +22,7 @@ fn t30_migrate_anon_huge_empty() -> Result<(), GuestError> {
         let empty = kind.local() | snapshot::READ | snapshot::LARGE;
         assert_eq!(vm.snapshot(0, 0..LARGE), vec![empty; LARGE as usize]);
         device_finds_zeros(&vm, 0, 0..LARGE);
-        // Nobody has touched it: no contents were copied, no memory was used.
+        // It is untouched: no contents were copied, no memory was used.
         assert_eq!(vm.stats().first_touch_faults, 0);
         assert_eq!(vm.vcpu(1).checksum(0..LARGE).wait()?, 0);
         Ok(())
@@ -114,8 +114,8 @@ fn t34_migrate_partial_unmap_fault() -> Result<(), GuestError> {
     })
 }
 
-/// Guest-physical addresses do not move. What is asked of the device is the same: it finds contents by its frames, whoever
-/// wants them by which address, and whatever was cut off beside them.
+/// Guest-physical addresses do not move. The device's part is the same: it finds contents by their frames, by whichever
+/// address they are accessed, and after other parts of the folio were cut off.
 #[test]
 fn t35_migrate_remap_fault() -> Result<(), GuestError> {
     each_kind(|engine, kind| {
@@ -174,7 +174,7 @@ fn without_a_large_frame(engine: Engine, kind: Kind, start: Option<u64>) -> Resu
             .wait()
             .map(|sum| assert_eq!(sum, 0)),
     };
-    // The migration succeeds with smaller folios, and evicts nobody.
+    // The migration succeeds with smaller folios, and evicts none.
     assert_eq!(migrate(&vm, 0, first..end), LARGE);
     let small = kind.local() | snapshot::WRITE;
     assert_eq!(vm.snapshot(0, first..end), vec![small; LARGE as usize]);

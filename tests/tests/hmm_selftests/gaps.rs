@@ -64,7 +64,7 @@ fn two_devices_and_a_vcpu_ping_pong_with_progress() -> Result<(), GuestError> {
                 }
                 adding.wait_rounds(5);
             });
-            // The devices have come to an end; so does the vCPU, which goes on all the time.
+            // The devices have finished; so does the vCPU, which has been adding all the time.
             adding.wait_rounds(5);
             let rounds = adding.stop()?;
             for page in [0, 1] {

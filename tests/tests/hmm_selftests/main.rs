@@ -106,7 +106,7 @@ fn device_finds_zeros(vm: &TestVm, device: usize, range: std::ops::Range<u32>) {
     }
 }
 
-/// The driver of device 0 gets rid of all of its folios: a CPU goes on after its fault before `page_free` is called.
+/// Waits until the driver of device 0 has no folios: a CPU wakes from its fault before `page_free` is called.
 fn all_freed(vm: &TestVm) {
     let driver = vm.device(0).script();
     vm.wait_until("page_free for every folio", || driver.live() == 0);

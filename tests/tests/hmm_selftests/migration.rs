@@ -25,7 +25,7 @@ fn t12_migrate() -> Result<(), GuestError> {
 #[test]
 fn t14_migrate_fault() -> Result<(), GuestError> {
     each_kind(|engine, kind| {
-        // With frames to spare: a CPU goes on after its fault before those of its pages are free, and the next migration
+        // With frames to spare: a CPU wakes from its fault before the frames of its pages are free, and the next migration
         // would evict others instead.
         let vm = kind.machine(engine, 2 * N);
         vm.vcpu(0).fill(0..N, START).wait()?;

@@ -63,7 +63,7 @@ fn t07_anon_write_child_shared() -> Result<(), GuestError> {
         let first = vm.shared().start.0;
         vm.vcpu(0).fill(vm.shared(), START).wait()?;
         for page in first..first + 8 {
-            // One device writes; the other one, vCPUs, and whoever has the file see it.
+            // One device writes; the other one, vCPUs, and processes that have the file open see it.
             vm.device(0).write((page, 1), 5).unwrap();
             assert_eq!(vm.device(1).add((page, 1), 1), Ok(5));
             assert_eq!(vm.vcpu(0).fetch_add((page, 1), 1).wait()?, 6);

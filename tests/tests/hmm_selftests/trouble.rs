@@ -125,7 +125,7 @@ fn a_device_is_unplugged_in_the_middle_of_a_migration() -> Result<(), GuestError
             };
             gate.wait_arrived();
             let unplug = device.unplug();
-            // Others go on meanwhile.
+            // Other vCPUs and devices are served meanwhile.
             vm.vcpu(1).write(N + 1, 1).wait()?;
             gate.release();
             assert!(unplug.wait().is_ok(), "{point:?}");
@@ -158,7 +158,7 @@ fn a_stuck_driver_is_reported_and_holds_up_nobody_else() -> Result<(), GuestErro
         let slow = vm.wait_event(|event| event.kind == EventKind::SlowDriver);
         let id = vm.device(0).id();
         assert_eq!((slow.page, slow.device), (Page(3), Some(id)));
-        // The same device, another one, memory that nobody has touched.
+        // The same device, another one, untouched memory.
         vm.vcpu(1).verify(0..3, START).wait()?;
         vm.vcpu(1).verify(4..8, filled(0, 4, 0)).wait()?;
         vm.vcpu(1).verify(8..16, filled(0, 8, 0)).wait()?;

@@ -1,4 +1,4 @@
-//! The balloon: whatever way memory comes back, the host gets it, the driver of a device hears of it once, and the guest
+//! The balloon: in each way that memory comes back, the host gets it, the driver of a device is called once, and the guest
 //! gets zeros.
 
 use std::cell::RefCell;
@@ -198,7 +198,7 @@ fn hinted_pages_are_given_back_in_their_round_only() {
         let (mut rig, balloon) = rig(engine, 0, FEATURES);
         let hint = [(at(DATA), 64 * 4096, WRITE)];
         fill(&rig, 64);
-        // Nobody has asked.
+        // No statistics were requested.
         rig.run(HINTING, &hint);
         command(&mut rig, 77);
         rig.run(HINTING, &hint);
@@ -305,7 +305,7 @@ fn statistics_come_when_asked_for() {
     for round in 2..6 {
         let head = send(&mut rig, round);
         let seen = rig.used(STATISTICS);
-        // It is kept until somebody asks.
+        // The device keeps the buffer until statistics are requested.
         while balloon.statistics().unwrap().0 != round {
             std::thread::yield_now();
         }

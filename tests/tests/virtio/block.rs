@@ -300,7 +300,7 @@ fn ranges_are_discarded_and_zeroed() {
     rig.finish();
 }
 
-/// A driver that does not know of these features cannot use them.
+/// A driver that has not accepted these features cannot use them.
 #[test]
 fn only_what_is_agreed_on_works() {
     let file = image();

@@ -111,7 +111,7 @@ fn a_reset_waits_for_the_request_in_hand() {
     });
 }
 
-/// A vCPU that sleeps in a reset is let go when the device stops, and so is everybody else.
+/// A vCPU that sleeps in a reset wakes when the device stops, and so do all others.
 #[test]
 fn stopping_amid_requests_ends() {
     let file = image();
@@ -129,7 +129,7 @@ fn stopping_amid_requests_ends() {
         assert!(!stop.is_finished());
         go.send(()).unwrap();
         stop.join().unwrap();
-        // Nobody sleeps in a device that has stopped.
+        // A register write to a device that has stopped does not sleep.
         rig.write(STATUS, 0);
         rig.finish();
     });

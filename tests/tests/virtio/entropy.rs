@@ -70,7 +70,7 @@ fn event_indices_go_round() {
         let mut rig = rig(engine);
         rig.start(VERSION_1 | EVENT_IDX, &[4]);
         for round in 0..20u16 {
-            // The driver has seen all before, and wants to hear of the next.
+            // The driver has seen all completions so far, and asks for an interrupt at the next.
             let [_, available, _] = Rig::rings(0);
             rig.half(available + 4 + 2 * 4)
                 .store(round, std::sync::atomic::Ordering::SeqCst);

@@ -12,7 +12,7 @@ use super::entropy;
 
 const END: u64 = 0x1_0000_0000 + PAGES as u64 * 4096;
 
-/// The device notices, and lets go of everything; then a driver starts again.
+/// The device notices the mistake and unpins all memory; then a driver starts again.
 fn expect_reset(rig: &mut Rig, what: &str) {
     rig.kick(0);
     rig.wait_for_needs_reset();

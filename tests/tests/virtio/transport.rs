@@ -80,7 +80,7 @@ fn interrupts_can_be_refused() {
     let before = rig.interrupts();
     rig.add(0, &[(at(FIRST), 8, WRITE)]);
     rig.kick(0);
-    // When the queue has been let go of, the request is either done or never will be: no interrupt in any case.
+    // When the queue has been dropped, the request is either done or never will be: no interrupt in any case.
     while rig.used(0) != 2 {
         std::thread::yield_now();
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use hmm_backend::{BLOCK_PAGES, Block, DeviceId, Event, EventKind, Page, PageRange};
 
-/// Nobody's page.
+/// In no device's memory.
 const SYSTEM: u16 = u16::MAX;
 
 /// Where pages are. Memory grows with the blocks of 2 MiB that were ever on a device.

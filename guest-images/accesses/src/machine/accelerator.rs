@@ -49,7 +49,7 @@ impl Accelerator {
                 }
             }
             REG_DOORBELL => self.execute(index),
-            // There is nothing to wait for; nobody gets interrupts.
+            // Commands are done when they are submitted, so there are no waits and no interrupts.
             REG_IRQ | REG_WAIT => {}
             _ => panic!("the workloads write no register {register:#x}"),
         }

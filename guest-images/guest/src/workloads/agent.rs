@@ -14,7 +14,7 @@ use hmmvisor_abi::agent::*;
 use hmmvisor_abi::control::EXIT_USAGE;
 use hmmvisor_abi::memory_error::REASON_READ_ONLY;
 
-/// Why a command failed: the part of the mailbox that says so.
+/// Why a command failed: the fields of the mailbox for it.
 struct Failed {
     status: u32,
     accel_status: u32,
@@ -177,7 +177,7 @@ impl Agent<'_> {
         }
     }
 
-    /// A word that is about to be accessed. Whoever waits for us reads in the mailbox which.
+    /// Returns the address of a word that is about to be accessed, and writes it into the mailbox, where the test kit reads it.
     fn at(&self, words: Words, index: u64) -> u64 {
         let address = words.address() + index * 8;
         self.mailbox.at.store(address, Relaxed);

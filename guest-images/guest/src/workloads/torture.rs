@@ -1,7 +1,7 @@
 //! All vCPUs and all accelerators access shared pages at random, amid migrations and frees.
 //!
 //! Each shared page has *counters*, which both sides add to atomically, and a *slot* for each vCPU, which
-//! only that vCPU writes and everybody reads. What they must hold is kept in boot memory, which never
+//! only that vCPU writes and all vCPUs read. What they must hold is kept in boot memory, which never
 //! migrates: [`ADDED`] and [`WRITTEN`]. Each vCPU also has *scratch* areas, which it fills, copies,
 //! adds, frees and checks on both sides.
 //!
@@ -318,7 +318,7 @@ impl<'a> Torture<'a> {
     }
 }
 
-/// What a word of a shared page holds when nobody is writing.
+/// What a word of a shared page holds when no vCPU and no accelerator is writing.
 fn expected_at_end(page: u64, word: u64) -> u64 {
     if word < COUNTERS {
         ADDED[(page * COUNTERS + word) as usize].load(Ordering::Relaxed)

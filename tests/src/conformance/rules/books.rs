@@ -1,4 +1,4 @@
-//! Cookies and frees: what the driver knows of the folios in its memory.
+//! Cookies and frees: the driver's record of the folios in its memory.
 
 use hmm_backend::{Cause, Page, Residency};
 

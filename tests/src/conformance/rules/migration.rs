@@ -19,7 +19,7 @@ pub fn cpu_fault(bench: &mut Bench) -> Checked {
             return Err(evidence.at(Page(page)));
         }
     }
-    // A write to a page that nobody has read first.
+    // A write to a page that was not read before.
     bench.to_device(0..16)?;
     for page in 0..16 {
         bench
@@ -188,7 +188,7 @@ pub fn out_of_memory(bench: &mut Bench) -> Checked {
         .put(KernelCall::Give, 0..4, libc::ENOMEM, 3);
     bench.expect_filled("read by CPUs, three times without host memory", 0..4)?;
     obstructions_met(bench)?;
-    // The same for a migration that somebody asks for.
+    // The same for a migration on request.
     bench.to_device(0..4)?;
     bench
         .obstacles()

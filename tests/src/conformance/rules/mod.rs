@@ -13,7 +13,7 @@ use super::bench::{Bench, Checked};
 pub struct Rule {
     /// Its name in reports.
     pub name: &'static str,
-    /// Where the contract says so: the number of the semantic and rows of the table of features.
+    /// The part of the contract: the number of the semantic, and rows of the table of features.
     pub contract: &'static str,
     /// What the contract says.
     pub sentence: &'static str,

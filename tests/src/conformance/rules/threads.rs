@@ -10,7 +10,7 @@ use crate::Random;
 use crate::conformance::bench::{Bench, Checked, pattern, same};
 use crate::conformance::{DeviceAccess, Evidence};
 
-/// Pages everybody adds to; twice as many as the device has.
+/// Pages that all threads add to; twice as many as the device has.
 const SHARED: Range<u32> = 0..128;
 /// Pages that are freed all the time.
 const FREED: Range<u32> = 512..600;
@@ -143,7 +143,7 @@ pub fn no_global_lock(bench: &mut Bench) -> Checked {
                 checked = Err(evidence.at(Page(page)));
             }
         }
-        // Now everybody can go on.
+        // Now all threads can continue.
         drop(guard);
         checked
     })?;

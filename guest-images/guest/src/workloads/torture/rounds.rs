@@ -58,7 +58,7 @@ impl Draws {
 pub fn run(cpu: &Cpu) {
     let (pages, limit) = (cpu.param("pages"), cpu.param("seconds") * 1_000_000_000);
     let first = cpu.param("round");
-    // What vCPUs free comes first in memory, then what nobody frees.
+    // First in memory are the pages that vCPUs free, then those that are never freed.
     let whole: [Words; AREAS] =
         [(); AREAS].map(|()| alloc("scratch areas", AREA_PAGES * PAGE_WORDS));
     cpu.barrier();
