@@ -127,6 +127,7 @@ impl Faults {
                     to: seen.to,
                 });
             }
+            self.serve_wishes_in_lockstep();
         }
     }
 
@@ -157,6 +158,7 @@ impl Faults {
                 wishes.truncate(MAX_WISHES);
             }
             wishes.into_iter().for_each(|wish| self.wish(wish));
+            self.serve_wishes_in_lockstep();
         }
         next
     }

@@ -58,6 +58,7 @@ impl Faults {
             waited: !patient,
         };
         let advice = self.advise(&fault, &words, None);
+        self.serve_wishes_in_lockstep();
         if patient && !advice.throttle.is_zero() {
             let wait = |index| (block.page(index), Unresolved::Wait(advice.throttle));
             served.unresolved.extend(needed.iter().map(wait));

@@ -375,7 +375,9 @@ impl<M: DeviceMmu> Mirror<M> {
             now: faults.core.clock.now(),
             waited: turn.waited,
         };
-        faults.advise(&fault, &words, Some(&self.device))
+        let advice = faults.advise(&fault, &words, Some(&self.device));
+        faults.serve_wishes_in_lockstep();
+        advice
     }
 
     /// Waits as long as the page is held or the policy throttles. Returns false after a wait, because the page

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::advisor::Advisor;
 use super::fatal::FatalFault;
 use super::pause::Pauses;
-use super::wishes::Wishes;
+use super::prefetch_queue::PrefetchQueue;
 use crate::migrate::Core;
 use crate::pages::time::Clock;
 use crate::pages::{Error, FatalCause};
@@ -20,7 +20,7 @@ pub(crate) struct Faults {
     /// One advisor for each shard of guest memory.
     pub(super) advisors: Box<[Mutex<Advisor>]>,
     /// Migrations that policies want when no fault waits.
-    pub(crate) wishes: Wishes,
+    pub(crate) prefetches: PrefetchQueue,
     /// The number of accesses in place from which policies want a report; 0 if they want none.
     pub(super) remote_access_threshold: AtomicU32,
     pub(super) link: LinkModel,
@@ -54,7 +54,7 @@ impl Faults {
         };
         Ok(Faults {
             advisors: policies.map(advisor).collect(),
-            wishes: Wishes::new(core.guest.host_failures().clone())?,
+            prefetches: PrefetchQueue::new(core.guest.host_failures().clone())?,
             remote_access_threshold: threshold,
             link: config.link,
             lockstep: config.lockstep,

@@ -1,16 +1,18 @@
 //! Serves the migrations that policies want and that no fault waits for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::faults::Faults;
+use super::prefetch_queue::Prefetch;
 use crate::migrate::{Device, Reason, Take, collect_to_system, to_device, to_system};
 use crate::observe::{Cause, Counter};
-use crate::pages::{Access, Block, Page, PageRange, PageSet, Place};
+use crate::pages::{Access, Block, Page, PageSet, Place};
 use crate::policy::{MAX_WISH, Wish};
 use crate::residency::{Residency, TryLock};
 
 impl Faults {
-    /// Queues a policy's wish, cut to what is possible. In lockstep, also serves it.
+    /// Queues a policy's wish, cut to what is possible.
     pub(crate) fn wish(&self, mut wish: Wish) {
         let given = wish.pages;
         let end = wish.pages.end.min(Page(self.core.pages()));
@@ -23,57 +25,69 @@ impl Faults {
         if wish.pages != given || !known || given.is_empty() {
             self.core.recorder.add(Counter::AdviceCut, 1);
         }
-        if known && !wish.pages.is_empty() && self.wishes.push(wish).is_some() {
+        if known && !wish.pages.is_empty() && self.prefetches.add_wish(wish).is_some() {
             self.core.recorder.add(Counter::WishesDropped, 1);
         }
-        // In lockstep, serve the wish before anything else happens.
-        while self.lockstep && self.serve_wish() {}
     }
 
-    /// Serves a bounded piece of the newest wish. Pages that are in motion, held or pinned stay where they are.
-    /// Returns false if no wish is queued.
-    pub(crate) fn serve_wish(&self) -> bool {
-        let Some(Wish { pages, to }) = self.wishes.take_piece() else {
+    /// In lockstep, serves what policies wish for, before anything else happens. To be called after a policy was asked.
+    pub(crate) fn serve_wishes_in_lockstep(&self) {
+        while self.lockstep && self.serve_prefetch() {}
+    }
+
+    /// Serves a bounded piece of the queue. Pages that are in motion, held or pinned stay where they are.
+    /// Returns false if the queue is empty.
+    pub(crate) fn serve_prefetch(&self) -> bool {
+        let Some(prefetch) = self.prefetches.take_piece() else {
             return false;
         };
-        let block = pages.start.block();
-        match to {
+        let Prefetch {
+            block,
+            pages,
+            duplicate,
+            access,
+            ..
+        } = prefetch;
+        match prefetch.to {
             Place::System => {
-                self.take_translations_away(pages);
-                self.prefetch_to_system(block, &PageSet::of(pages), &PageSet::EMPTY, Access::Read);
+                if prefetch.wished {
+                    self.take_translations_away(block, &pages);
+                }
+                self.prefetch_to_system(block, &pages, &duplicate, access);
             }
             Place::Device(id) => {
                 // The device may have been detached since.
                 if let Ok(device) = self.core.device(id).cloned() {
-                    self.prefetch_to_device(&device, pages);
+                    self.prefetch_to_device(&device, block, &pages);
                 }
             }
         }
         true
     }
 
-    fn prefetch_to_device(&self, device: &std::sync::Arc<Device>, pages: PageRange) {
+    fn prefetch_to_device(&self, device: &Arc<Device>, block: Block, pages: &PageSet) {
         // As for a fault's prefetch, more than a quarter would evict pages that the device works on.
         let most = (device.capacity() / 4).max(1);
-        let want = self.core.movable(pages).min(most);
+        let movable = |index: &usize| self.core.is_movable(block.page(*index));
+        let want = (pages.iter().filter(movable).count() as u32).min(most);
         if want == 0 {
             return;
         }
         let room = self.make_room(device, want).min(most);
-        let movable = pages.pages().filter(|page| self.core.is_movable(*page));
-        let set = movable
-            .take(room as usize)
-            .map(Page::index_in_block)
-            .collect();
-        let reason = Reason::of(Cause::Prefetch);
-        to_device(&self.core, device, [(pages.start.block(), set)], reason);
+        let set: PageSet = pages.iter().filter(movable).take(room as usize).collect();
+        to_device(
+            &self.core,
+            device,
+            [(block, set)],
+            Reason::of(Cause::Prefetch),
+        );
     }
 
     /// Takes the devices' translations of those of these pages that are in system memory, so that a device must
     /// fault before it uses them in place again.
-    fn take_translations_away(&self, pages: PageRange) {
+    fn take_translations_away(&self, block: Block, pages: &PageSet) {
         let mut locks = Vec::new();
-        for page in pages.pages() {
+        for page in pages.iter().map(|index| block.page(index)) {
             // A thread that has locked the page takes its translations away itself, or has just found that none
             // need be.
             if self.core.table.word(page).residency() == Residency::System

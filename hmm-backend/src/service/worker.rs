@@ -5,7 +5,7 @@
 //! a bounded number of pages. Service threads never touch managed memory themselves, because they would wait
 //! for their own service.
 
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,14 +14,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::fault::{
-    Attempts, Deferred, FatalFault, Fault, Faults, Unresolved, sort_and_deduplicate,
+    Attempts, Deferred, FatalFault, Fault, Faults, Prefetch, Unresolved, sort_and_deduplicate,
 };
 use crate::host::doorbell::Doorbell;
 use crate::host::limits::{Refusal, Resource};
 use crate::host::patience::Patience;
 use crate::memory::{BATCH, FaultMessage, Uffd};
 use crate::observe::{Counter, Event, EventKind, Toucher};
-use crate::pages::{Access, Block, Error, FatalCause, Page, PageRange, PageSet};
+use crate::pages::{Access, Error, FatalCause, Page, PageRange, PageSet, Place};
 
 pub(crate) type OnFatal = dyn Fn(FatalFault) + Send + Sync;
 
@@ -60,7 +60,6 @@ impl WorkerSpawner {
             stop: self.stop.clone(),
             on_fatal: self.on_fatal.clone(),
             deferred: BinaryHeap::new(),
-            speculation: VecDeque::new(),
         };
         let (ready, started) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
@@ -114,26 +113,11 @@ impl Fruitless {
     }
 }
 
-/// Pages of a block to be prefetched when no fault waits.
-struct Speculation {
-    block: Block,
-    pages: PageSet,
-    duplicate: PageSet,
-    access: Access,
-}
-
-/// The queue's length. A longer queue is of no use: older entries are about memory that the guest no longer
-/// works on.
-const SPECULATION_QUEUE: usize = 32;
-/// The number of pages to prefetch before the thread checks for faults again.
-const SPECULATION_PAGES: usize = 128;
-
 struct Worker {
     faults: Arc<Faults>,
     stop: Arc<Doorbell>,
     on_fatal: Arc<OnFatal>,
     deferred: BinaryHeap<Deferred>,
-    speculation: VecDeque<Speculation>,
 }
 
 impl Worker {
@@ -157,7 +141,7 @@ impl Worker {
             revents: 0,
         };
         let mut fds: Vec<_> = shards.iter().map(|s| poll_in(s.as_raw_fd())).collect();
-        fds.push(poll_in(self.faults.wishes.fd()));
+        fds.push(poll_in(self.faults.prefetches.fd()));
         fds.push(poll_in(self.stop.as_raw_fd()));
         let mut messages = Vec::with_capacity(BATCH);
         let mut interrupted = Patience::default();
@@ -193,7 +177,10 @@ impl Worker {
                     self.finish();
                     return Ok(());
                 }
-                self.speculate();
+                // In lockstep, the thread that asked the policy serves its wishes itself.
+                if !self.faults.lockstep {
+                    self.faults.serve_prefetch();
+                }
             }
         }
     }
@@ -201,7 +188,7 @@ impl Worker {
     /// Returns how long to sleep for messages: not at all if prefetching is left, otherwise until the next
     /// deferred fault is due; `None` without one.
     fn timeout(&self) -> Option<Duration> {
-        if !self.speculation.is_empty() {
+        if self.faults.prefetches.has_for_faults() {
             return Some(Duration::ZERO);
         }
         let next = self.deferred.peek()?;
@@ -269,12 +256,18 @@ impl Worker {
             // There is no writer among the readers, so this call does not recurse again.
             self.serve(&readers, retried);
             if !served.prefetch.is_empty() {
-                self.plan(Speculation {
+                let dropped = self.faults.prefetches.add_for_fault(Prefetch {
                     block,
                     pages: served.prefetch,
+                    to: Place::System,
                     duplicate: served.duplicate,
                     access,
+                    wished: false,
                 });
+                if dropped > 0 {
+                    let recorder = &self.faults.core.recorder;
+                    recorder.add(Counter::PrefetchDropped, dropped as u64);
+                }
             }
         }
     }
@@ -350,46 +343,6 @@ impl Worker {
                 self.faults.core.guest.wake_range(PageRange::single(page));
             }
         }
-    }
-
-    fn plan(&mut self, speculation: Speculation) {
-        if self.speculation.len() == SPECULATION_QUEUE {
-            let dropped = self.speculation.pop_front().map_or(0, |s| s.pages.count());
-            self.faults
-                .core
-                .recorder
-                .add(Counter::PrefetchDropped, dropped as u64);
-        }
-        self.speculation.push_back(speculation);
-    }
-
-    /// Prefetches a bounded number of pages, the newest entry first. Prefetches for faults come before wishes.
-    fn speculate(&mut self) {
-        let Some(Speculation {
-            block,
-            mut pages,
-            duplicate,
-            access,
-        }) = self.speculation.pop_back()
-        else {
-            // In lockstep, the thread that queues a wish serves it itself.
-            if !self.faults.lockstep {
-                self.faults.serve_wish();
-            }
-            return;
-        };
-        let now: PageSet = pages.iter().take(SPECULATION_PAGES).collect();
-        pages = pages.difference(&now);
-        if !pages.is_empty() {
-            self.speculation.push_back(Speculation {
-                block,
-                pages,
-                duplicate,
-                access,
-            });
-        }
-        self.faults
-            .prefetch_to_system(block, &now, &duplicate, access);
     }
 
     /// Serves the faults that were put off at once, without their waits: no CPU may be left asleep.
