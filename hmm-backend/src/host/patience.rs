@@ -61,13 +61,18 @@ impl Patience {
             _ => *self.since.get_or_insert_with(Instant::now),
         };
         std::thread::yield_now();
-        self.times <= TIMES || since.elapsed() < TIME
+        within(self.times, since.elapsed())
     }
 
     /// Starts counting anew, because the call has made progress.
     pub(crate) fn progress(&mut self) {
         *self = Patience::default();
     }
+}
+
+/// Whether a call may be tried once more after so many failed attempts, the first of which was so long ago.
+fn within(times: u32, since: Duration) -> bool {
+    times <= TIMES || since < TIME
 }
 
 #[cfg(test)]
@@ -95,6 +100,14 @@ mod tests {
         assert_eq!(tries(u32::MAX), (false, FEW_TIMES + 1));
         assert_eq!(tries(3), (true, 4));
         assert_eq!(tries(500), (true, 501));
+    }
+
+    #[test]
+    fn both_bounds_count() {
+        let moment = Duration::from_nanos(1);
+        assert!(within(TIMES, TIME * 100));
+        assert!(within(TIMES + 1, TIME - moment));
+        assert!(!within(TIMES + 1, TIME));
     }
 
     #[test]
