@@ -6,7 +6,7 @@
 
 use super::faults::Faults;
 use super::retry::Unresolved;
-use crate::memory::{Engine, Presence};
+use crate::memory::Presence;
 use crate::observe::Counter;
 use crate::pages::{FatalCause, Page, PageRange};
 use crate::residency::TryLock;
@@ -25,10 +25,6 @@ impl Faults {
 
     /// Returns whether a CPU could access the page without a fault.
     fn page_tables_agree(&self, page: Page, write: bool) -> Result<bool, Unresolved> {
-        // A model has no page tables except the words: if the word says that CPUs reach the page, they do.
-        if self.core.guest.engine() == Engine::Model {
-            return Ok(true);
-        }
         let presence = self.presence(page)?;
         Ok(presence.there && !(write && presence.protected))
     }

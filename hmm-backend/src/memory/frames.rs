@@ -15,7 +15,7 @@ pub(crate) struct DeviceMemory {
     engine: Engine,
     mapping: Mapping,
     /// With engine `remap`: frames are filled by moves, and the destination of a move must be registered.
-    pub(super) uffd: Option<Uffd>,
+    uffd: Option<Uffd>,
     host_failures: Arc<HostFailures>,
 }
 
@@ -40,6 +40,12 @@ impl DeviceMemory {
             uffd,
             host_failures,
         })
+    }
+
+    /// The userfaultfd of the frames, with engine `remap`.
+    pub(super) fn uffd(&self) -> &Uffd {
+        let uffd = self.uffd.as_ref();
+        uffd.expect("engine remap registers device memory")
     }
 
     pub(crate) fn address(&self, frame: Frame) -> u64 {

@@ -29,6 +29,15 @@ pub(crate) struct Presence {
     pub(crate) exact: bool,
 }
 
+impl Presence {
+    /// CPUs read and write the page without a fault.
+    pub(super) const REACHED: Presence = Presence {
+        there: true,
+        protected: false,
+        exact: true,
+    };
+}
+
 /// The page tables of this process, for reading.
 pub(crate) struct PageTables {
     /// `None` if the process may not read its pagemap, as for a program with file capabilities.

@@ -8,14 +8,14 @@
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::kernel::{Effect, Kernel, KernelCall, bytes};
-use super::ranged::EngineError;
 use crate::memory::buddy::Buddy;
+use crate::memory::kernel::{Effect, Kernel, KernelCall, bytes};
 use crate::memory::mmap::Mapping;
+use crate::memory::ranged::EngineError;
 use crate::memory::uffd::Uffd;
 use crate::pages::{Error, Frame, MAX_ORDER, PAGE_SIZE, PageRange, PageSet};
 
-pub(super) struct Recycler {
+pub(in crate::memory) struct Recycler {
     kernel: Kernel,
     area: Mapping,
     /// Slots are filled by moves, and the destination of a move must be registered.
@@ -52,7 +52,7 @@ impl Piece {
 const WORTHWHILE_ORDER: u8 = 3;
 
 impl Recycler {
-    pub(super) fn new(bytes: u64, kernel: Kernel) -> Result<Recycler, Error> {
+    pub(in crate::memory) fn new(bytes: u64, kernel: Kernel) -> Result<Recycler, Error> {
         let slots = bytes.div_ceil(PAGE_SIZE).min(u32::MAX.into()) as u32;
         let area = Mapping::new(u64::from(slots) * PAGE_SIZE, "hmm-recycled")?;
         let uffd = Uffd::for_device_memory()?;
@@ -75,7 +75,7 @@ impl Recycler {
     ///
     /// # Safety
     /// The caller must have the right to take the pages, and must own the memory at `dst`.
-    pub(super) unsafe fn take(
+    pub(in crate::memory) unsafe fn take(
         &self,
         pages: PageRange,
         src: u64,
@@ -132,7 +132,7 @@ impl Recycler {
     ///
     /// # Safety
     /// The caller must have the right to fill the missing pages at `dst`, and `src` must be readable.
-    pub(super) unsafe fn give(
+    pub(in crate::memory) unsafe fn give(
         &self,
         guest: &Uffd,
         pages: PageRange,

@@ -10,22 +10,22 @@ use crate::memory::mmap::Mapping;
 use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE};
 
 /// The memory in which blocks of zeros are made. Between uses it holds no pages.
-pub(super) struct Blank(Mutex<Mapping>);
+pub(in crate::memory) struct Blank(Mutex<Mapping>);
 
 /// A block of zeros that is about to move. Pages that do not move are used next time: they still hold zeros.
-pub(super) struct Zeros<'b>(MutexGuard<'b, Mapping>);
+pub(in crate::memory) struct Zeros<'b>(MutexGuard<'b, Mapping>);
 
 impl Blank {
     const BYTES: u64 = BLOCK_PAGES * PAGE_SIZE;
 
-    pub(super) fn new() -> Result<Blank, Error> {
+    pub(in crate::memory) fn new() -> Result<Blank, Error> {
         let mapping = Mapping::new(Blank::BYTES, "hmm-blank")?;
         mapping.prefer_huge_pages();
         Ok(Blank(Mutex::new(mapping)))
     }
 
     /// Returns a block of zeros, or `None` if the host has no memory for a whole one.
-    pub(super) fn zeros(&self) -> Option<Zeros<'_>> {
+    pub(in crate::memory) fn zeros(&self) -> Option<Zeros<'_>> {
         let mapping = self.0.lock();
         mapping.populate(0, Blank::BYTES).ok()?;
         Some(Zeros(mapping))
@@ -34,7 +34,7 @@ impl Blank {
 
 impl Zeros<'_> {
     /// Host address of the block's page with this index.
-    pub(super) fn address(&self, index: u32) -> u64 {
+    pub(in crate::memory) fn address(&self, index: u32) -> u64 {
         self.0.address(u64::from(index) * PAGE_SIZE)
     }
 }
