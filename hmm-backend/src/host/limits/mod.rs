@@ -21,7 +21,7 @@ use crate::host::patience::Repeats;
 pub enum Resource {
     /// A thread and the memory of its stack.
     Thread,
-    /// Memory of the process or of the kernel: the number of bytes requested.
+    /// Memory of the process or of the kernel: the number of bytes requested, 0 if unknown.
     Memory(u64),
     /// A KVM object (virtual machine, vCPU), which may need kernel memory and a kernel thread.
     Kvm,
@@ -63,7 +63,7 @@ impl Refusal {
 }
 
 /// Checks in advance whether this process can have `bytes` more memory and `threads` more threads. Three things are
-/// checked, because the kernel kills the process where they fail later:
+/// checked, because exceeding them later would end the process instead of failing a call:
 ///
 /// * the control groups have that much memory left; beyond their limit the kernel refuses nothing and kills a process
 ///   of the group;
