@@ -1,6 +1,7 @@
-//! Bulk migration of 256 MiB each way, beside bare loops of the same system calls in 2 MiB pieces and beside
-//! `memcpy` on touched memory, in turns in one run. `copy` with the memory it may recycle: none (in place, as on
-//! kernels without `UFFDIO_MOVE`), the default, and as much as is migrated.
+//! Measures bulk migration of 256 MiB each way, and, for comparison, bare loops of the same system calls in 2
+//! MiB pieces and `memcpy` on touched memory. All run in turns in one process. `copy` runs with three amounts
+//! of memory that it may recycle: none (in place, as on kernels without `UFFDIO_MOVE`), the default, and as
+//! much as is migrated.
 //!
 //!     cargo bench -p hmm-backend --bench bulk
 
@@ -14,11 +15,12 @@ use hmm_backend::{
 
 const BYTES: u64 = 256 << 20;
 const PIECE: u64 = 2 << 20;
-/// What is measured at a time, in turns: small, so that the two see the same machine, which others use too.
+/// Bytes measured at a time, in turns. Small, so that the compared runs see the same load of the machine.
 const SLICE: u64 = 16 << 20;
-/// Which physical pages a rig gets decides about some percent of its speed, so several are made, in turns.
+/// Number of rigs. The physical pages that a rig gets change its speed by some percent, so several rigs are
+/// made, in turns.
 const RIGS: usize = 7;
-/// Rounds with each pair of rigs.
+/// Number of rounds with each pair of rigs.
 const ROUNDS: usize = 9;
 
 struct NoHardware;
@@ -56,14 +58,15 @@ fn main() {
         let mut bare = [Vec::new(), Vec::new()];
         let mut memcpy = [Vec::new(), Vec::new()];
         for pair in 0..RIGS {
-            // Whoever comes first gets the better memory.
+            // The rig that is made first gets the better memory, so the order alternates.
             let first = (pair % 2 == 0).then(|| Rig::new(engine, recycled));
             let bare_rig = BareRig::new(engine);
             let rig = first.unwrap_or_else(|| Rig::new(engine, recycled));
             for round in 0..ROUNDS {
                 for (direction, (ours, bare)) in ours.iter_mut().zip(&mut bare).enumerate() {
                     for at in (0..BYTES).step_by(SLICE as usize) {
-                        // Whoever comes second finds the kernel's code and data warm: they take turns.
+                        // The rig that runs second finds the kernel's code and data in the caches, so they take
+                        // turns.
                         let mine = || rate(|| rig.migrate(direction == 0, at));
                         let plain = || rate(|| bare_rig.migrate(direction == 0, at));
                         let sample = if (at / SLICE).is_multiple_of(2) {
@@ -72,13 +75,13 @@ fn main() {
                             let second = plain();
                             [mine(), second]
                         };
-                        // In the first round, page tables are new.
+                        // The first round is not counted: it makes the page tables.
                         if round > 0 {
                             ours.push(sample[0]);
                             bare.push(sample[1]);
                         }
                     }
-                    // Afterwards: it empties the caches for both.
+                    // memcpy runs after them, because it evicts the caches of both.
                     for at in (0..BYTES).step_by(SLICE as usize) {
                         if round > 0 {
                             memcpy[direction].push(rate(|| copy_slice(&source, &copy, at)));
@@ -112,7 +115,8 @@ fn copy_slice(source: &Area, copy: &Area, start: u64) {
     }
 }
 
-/// By the thread's own CPU time: nothing here sleeps, and what others do on the machine in between is not counted.
+/// Returns the rate in GB/s. It uses the thread's own CPU time: the work does not sleep, and the time of other
+/// threads and processes is not counted.
 fn rate(work: impl FnOnce()) -> f64 {
     let start = cpu_seconds();
     work();
@@ -136,7 +140,8 @@ fn median(samples: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-/// Neighbours in time are compared: whatever else the machine does, it does to both.
+/// Returns the median of the ratios of samples that were taken one after the other, so that other load of the
+/// machine affects both.
 fn median_ratio(ours: &[f64], other: &[f64]) -> f64 {
     let ratios: Vec<f64> = ours.iter().zip(other).map(|(o, b)| o / b).collect();
     median(&ratios)
@@ -161,7 +166,7 @@ impl Rig {
         config.recycled = recycled;
         let backend = Backend::new(config).unwrap();
         let device = backend.attach(BYTES, Arc::new(NoHardware)).unwrap();
-        // Real memory behind every page.
+        // A pin puts memory behind every page.
         drop(
             backend
                 .pin(PageRange::new(Page(0), Page(backend.pages())))
@@ -187,7 +192,7 @@ struct Area(u64);
 
 impl Drop for Area {
     fn drop(&mut self) {
-        // SAFETY: `BYTES` from the aligned start belong to the mapping made in `new`, and nobody uses them any more.
+        // SAFETY: `BYTES` from the aligned start belong to the mapping made in `new`, which is not used any more.
         unsafe { libc::munmap(self.0 as *mut _, BYTES as usize) };
     }
 }
@@ -227,7 +232,7 @@ const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 const UFFDIO_MOVE: libc::c_ulong = 0xc028_aa05;
 const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 
-/// The same system calls without any book-keeping.
+/// Makes the same system calls as the backend, without its bookkeeping.
 struct BareRig {
     engine: Engine,
     uffd: OwnedFd,
@@ -242,7 +247,7 @@ impl BareRig {
         assert!(fd >= 0, "userfaultfd: {}", io::Error::last_os_error());
         let rig = BareRig {
             engine,
-            // SAFETY: the descriptor is new and nobody else's.
+            // SAFETY: the descriptor is new and has no other owner.
             uffd: unsafe { OwnedFd::from_raw_fd(fd) },
             system: Area::new(BYTES),
             device: Area::new(BYTES),

@@ -1,6 +1,6 @@
-//! Sequential first touch of memory that is on a device: cost per page under `on-demand` and under `density`, by a
-//! plain thread as the CPU, in turns in one run. The thread and the service are each bound to a CPU, once to
-//! the same one and once to two.
+//! Measures a sequential first touch of memory that is on a device: the time per page under `on-demand` and
+//! under `density`, in turns in one run. A plain thread acts as the CPU. The thread and the service are each
+//! bound to a CPU, once to the same one and once to two.
 //!
 //!     cargo bench -p hmm-backend --bench first_touch
 
@@ -15,7 +15,7 @@ use hmm_backend::{
 const PAGES: u32 = 4 * 512;
 const ROUNDS: usize = 15;
 const POLICIES: [&str; 2] = ["on-demand", "density"];
-/// What `density` has to reach.
+/// The least ratio that `density` should reach.
 const TARGET: f64 = 20.0;
 
 struct NoHardware;
@@ -108,12 +108,13 @@ impl Rig {
         }
     }
 
-    /// Microseconds per page.
+    /// Runs one round and returns the microseconds per page.
     fn round(&self) -> f64 {
         let all = PageRange::new(Page(0), Page(PAGES));
         let mut on_device = 0;
         while on_device < PAGES {
-            // What the last round still prefetches may be in motion.
+            // Prefetches of the last round may still be in motion, so migrate until all pages are on the
+            // device.
             self.backend.migrate_to_device(self.device, all).unwrap();
             let words = all.pages().map(|p| self.backend.word(p).unwrap());
             let is_device = |w: &hmm_backend::Word| {
@@ -136,7 +137,8 @@ impl Rig {
     }
 }
 
-/// Like a vCPU: bound, and of the class that lets the service thread finish.
+/// Binds the thread to CPU 0 and gives it the scheduling class `SCHED_BATCH`, like a vCPU: then the service
+/// thread is not preempted when it wakes the thread.
 fn pin_to_first_cpu() {
     // SAFETY: an empty set with one bit and a zero priority, read by the calls.
     unsafe {

@@ -1,17 +1,18 @@
-//! What the pure core's operations cost in instructions, counted by valgrind: the same on a busy and on an idle
-//! machine, so a regression is told from noise. Fails if one costs over 10 % more than is recorded
-//! in `instructions.txt`.
+//! Counts the instructions of the backend's operations without system calls, with valgrind. The count is the
+//! same on a busy and on an idle machine, so noise does not hide a regression. Fails if an operation needs over
+//! 10 % more instructions than recorded in `instructions.txt`.
 //!
 //!     cargo bench -p hmm-backend --features measure --bench instructions
 //!
-//! With `RECORD=1`, records what was counted instead.
+//! With `RECORD=1`, records the counts instead.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use hmm_backend::measure::OPERATIONS;
 
-/// The two numbers of repetitions whose difference is measured: the start of the process does not count.
+/// The two numbers of repetitions. Their difference is measured, so that the start of the process does not
+/// count.
 const FEW: u32 = 100;
 const MANY: u32 = 600;
 const TOLERANCE: f64 = 1.10;
@@ -66,14 +67,14 @@ fn compare() -> ExitCode {
     }
     if worse > 0 {
         eprintln!(
-            "{worse} cost over 10 % more than recorded; if that is wanted, record it: RECORD=1"
+            "{worse} operations cost over 10 % more than recorded; if that is intended, record it with RECORD=1"
         );
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
-/// Instructions of a process that runs an operation this often.
+/// Returns the instructions of a process that runs an operation this many times.
 fn count(index: usize, times: u32) -> u64 {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -85,5 +86,5 @@ fn count(index: usize, times: u32) -> u64 {
     assert!(output.status.success(), "valgrind failed: {text}");
     let collected = text.lines().find_map(|l| l.split("Collected :").nth(1));
     let collected = collected.and_then(|n| n.trim().parse().ok());
-    collected.unwrap_or_else(|| panic!("valgrind says no count: {text}"))
+    collected.unwrap_or_else(|| panic!("valgrind printed no count: {text}"))
 }

@@ -1,7 +1,7 @@
-//! Where the time of one CPU fault goes: 4 KiB from device memory, `on-demand`, a thread as the CPU, the service on
-//! the same host CPU. Time stamps are taken by the driver and the policy, which the backend calls at
-//! known points, and by the thread before and after its access; when the message had been read is what
-//! the event ring says. Beside it the same for a bare userfaultfd loop, in turns.
+//! Measures the phases of one CPU fault: 4 KiB from device memory, `on-demand`, a thread as the CPU, the
+//! service on the same host CPU. The driver and the policy, which the backend calls at known points, take time
+//! stamps, and so does the thread before and after its access. The event ring gives the time when the message
+//! had been read. A bare userfaultfd loop is measured in turns, for comparison.
 //!
 //!     cargo bench -p hmm-backend --bench phases
 
@@ -20,7 +20,8 @@ use hmm_backend::{
 const PAGES: u32 = 512;
 const ROUNDS: usize = 9;
 
-/// Points on the way of a fault, in order. What lies before each of them is what its name says.
+/// Points in the service of a fault, in order. A name in `NAMES` describes the phase that ends at the next
+/// point.
 #[derive(Clone, Copy)]
 enum At {
     Access,
@@ -49,7 +50,7 @@ const NAMES: [&str; POINTS - 1] = [
     "service sleeps, CPU resumes",
 ];
 
-/// A time stamp of every page at every point.
+/// A time stamp for every page at every point.
 struct Stamps(Box<[[AtomicU64; POINTS]]>);
 
 impl Stamps {
@@ -73,7 +74,7 @@ fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Does what the default driver does.
+/// Does the same as the default driver, and takes time stamps.
 struct StampingDriver(Arc<Stamps>);
 
 impl Driver for StampingDriver {
@@ -152,7 +153,7 @@ fn main() {
     }
 }
 
-/// Adds the time before each point but the first, and last the whole.
+/// Adds the duration of each phase, and last the duration of the whole.
 fn collect<const N: usize>(to: &mut [Vec<f64>; N], stamps: &[u64], ticks_per_us: f64) {
     let us = |from: u64, to: u64| to.saturating_sub(from) as f64 / ticks_per_us;
     for (to, pair) in to.iter_mut().zip(stamps.windows(2)) {
@@ -197,7 +198,7 @@ fn round(engine: Engine, ticks_per_us: f64) -> Vec<[u64; POINTS]> {
     let driver = Arc::new(StampingDriver(stamps.clone()));
     let device = backend.attach(bytes, driver).unwrap();
     for page in all.pages() {
-        // Each in a folio of its own: what on-demand leads to.
+        // Migrate each page as a folio of its own, as `on-demand` does.
         let moved = backend.migrate_to_device(device, PageRange::single(page));
         assert_eq!(moved.unwrap(), 1);
     }
@@ -217,7 +218,7 @@ fn round(engine: Engine, ticks_per_us: f64) -> Vec<[u64; POINTS]> {
     let touching = stamps.clone();
     touch(base, move |page, point| touching.set(page, point));
     drop(service);
-    // From the backend's clock to time stamps.
+    // Converts from the backend's clock to time stamps.
     let to_ticks = |time: Duration| {
         let us = (time.as_nanos() as f64 - now.as_nanos() as f64) / 1000.0;
         (at as f64 + us * ticks_per_us) as u64
@@ -231,19 +232,21 @@ fn round(engine: Engine, ticks_per_us: f64) -> Vec<[u64; POINTS]> {
             stamps[At::Read as usize] = to_ticks(event.time - event.latency);
             stamps
         })
-        // A thread that resumed before its service had ended was on another CPU: not what is measured here.
+        // Leave out faults whose thread resumed before the service had ended: it ran on another CPU, which is
+        // not measured here.
         .filter(|stamps| stamps.is_sorted())
         .collect()
 }
 
-/// A thread as the CPU: bound to the first one, of the class that lets the service finish.
+/// Touches all pages from a thread that acts as the CPU: bound to CPU 0, with the scheduling class that does
+/// not preempt the service.
 fn touch(base: u64, stamp: impl Fn(u32, At) + Send + 'static) {
     let toucher = std::thread::spawn(move || {
         bind(true);
         for page in 0..PAGES {
             let at = (base + u64::from(page) * PAGE_SIZE) as *mut u8;
             stamp(page, At::Access);
-            // SAFETY: memory that the caller keeps and whose faults somebody serves.
+            // SAFETY: the caller keeps the memory alive, and a service thread serves its faults.
             unsafe { at.write_volatile(1) };
             stamp(page, At::Resumed);
         }
@@ -269,7 +272,7 @@ const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 const UFFDIO_MOVE: libc::c_ulong = 0xc028_aa05;
 
-/// Access, message read, page moved, resumed.
+/// Runs the bare loop and returns for each page the time stamps of access, message read, page moved, resumed.
 fn bare_round(engine: Engine) -> Vec<[u64; 4]> {
     let bytes = u64::from(PAGES) * PAGE_SIZE;
     let map = |populate| {
@@ -293,7 +296,7 @@ fn bare_round(engine: Engine) -> Vec<[u64; 4]> {
     // SAFETY: makes a new descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
     assert!(fd >= 0, "userfaultfd: {}", io::Error::last_os_error());
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     ioctl(&fd, UFFDIO_API, &mut [0xaau64, 0, 0]);
     ioctl(&fd, UFFDIO_REGISTER, &mut [memory, bytes, 1, 0]);
@@ -322,7 +325,7 @@ fn bare_round(engine: Engine) -> Vec<[u64; 4]> {
     let touching = stamps.clone();
     touch(memory, move |page, point| touching.set(page, point));
     server.join().unwrap();
-    // SAFETY: the two mappings made above; nobody uses them any more.
+    // SAFETY: the two mappings made above, which are not used any more.
     unsafe {
         libc::munmap(memory as *mut _, bytes as usize);
         libc::munmap(stock as *mut _, bytes as usize);

@@ -1,5 +1,6 @@
-//! `hmm-backend` without a virtual machine: a plain process has a "device" of 16 pages, and its memory moves there
-//! when the device touches it and back when one of the process's own threads does.
+//! Uses `hmm-backend` without a virtual machine: a plain process has a "device" with 16 pages of memory. Pages
+//! of the process migrate there when the device touches them, and back when a thread of the process touches
+//! them.
 //!
 //!     cargo run -p hmm-backend --example process
 
@@ -14,7 +15,7 @@ use hmm_backend::{
     MigrateError, PAGE_SIZE, Page, PageRange, ServiceConfig, ToDevice, ToSystem,
 };
 
-/// The driver: numbers its folios, and says what happens to them.
+/// The driver: numbers its folios and counts its calls.
 #[derive(Default)]
 struct Talkative {
     folios: AtomicU64,
@@ -24,9 +25,9 @@ struct Talkative {
 
 impl Driver for Talkative {
     fn migrate_to_device(&self, mut migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
-        // The cookie is the driver's own: here, a serial number.
+        // The driver is free to choose the cookie: here it is a serial number.
         migration.set_cookies(|_| self.folios.fetch_add(1, SeqCst));
-        let copied = migration.copy()?; // Nobody can change the pages any more: program the hardware here.
+        let copied = migration.copy()?; // CPUs and devices cannot reach the pages now: program the hardware here.
         Ok(copied.commit().finalize())
     }
 
@@ -40,7 +41,7 @@ impl Driver for Talkative {
     }
 }
 
-/// The device's page table: it may use an entry until it is told to forget it.
+/// The device's page table. The device may use an entry until `invalidate` removes it.
 #[derive(Default)]
 struct Table(HashMap<Page, Mapping>);
 
@@ -50,16 +51,16 @@ impl DeviceMmu for Table {
     }
 }
 
-/// A word in memory that others change at the same time.
+/// Returns the first word of a page, which other threads change at the same time.
 ///
 /// # Safety
 /// The address must be one of the backend's, which must outlive the reference.
 unsafe fn word<'a>(page: *mut u8) -> &'a AtomicU64 {
-    // SAFETY: pages are aligned, and everybody accesses the word atomically; the rest is the caller's promise.
+    // SAFETY: pages are aligned, and all threads access the word atomically; the caller promises the rest.
     unsafe { AtomicU64::from_ptr(page.cast()) }
 }
 
-/// The example; what happens is written to `out`.
+/// Runs the example and writes to `out` what happens.
 pub fn run(out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let backend = Backend::new(BackendConfig::new(2 << 20))?;
     let driver = Arc::new(Talkative::default());
@@ -76,7 +77,8 @@ pub fn run(out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     (0..64).for_each(|page| cpu(page).store(page.into(), SeqCst));
     writeln!(out, "the CPU has written 64 pages")?;
 
-    // The device doubles each number. Its memory is smaller: pages that came first are evicted.
+    // The device doubles each number. Its memory is smaller than 64 pages, so the pages that came first are
+    // evicted.
     let mut mirror = backend.mirror(device, Table::default())?;
     for page in (0..64).map(Page) {
         loop {
@@ -95,7 +97,7 @@ pub fn run(out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
         }
     }
     let on_device = |page: &Page| {
-        let word = backend.word(*page).expect("a page of ours");
+        let word = backend.word(*page).expect("the page is in managed memory");
         matches!(word.residency(), hmm_backend::Residency::Device { .. })
     };
     let there = (0..64).map(Page).filter(on_device).count();
@@ -104,7 +106,7 @@ pub fn run(out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
         "the device has doubled them; {there} pages are in its memory"
     )?;
 
-    // Reading is enough to get them back.
+    // A CPU's read brings each page back.
     let sum: u64 = (0..64).map(|page| cpu(page).load(SeqCst)).sum();
     writeln!(
         out,
@@ -112,7 +114,7 @@ pub fn run(out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
         2 * 63 * 64 / 2
     )?;
 
-    // A device that goes away gives everything back first, so that the figures are final.
+    // A detach brings all pages back first, so that the figures are final.
     backend.detach(device)?;
     let stats = backend.stats();
     writeln!(

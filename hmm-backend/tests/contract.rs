@@ -1,5 +1,5 @@
-//! The contract on real userfaultfd, with both engines: migration both ways, cookies and frees, holes,
-//! rollback, pins, permissions, eviction, detach.
+//! Tests the driver contract on real userfaultfd, with both engines: migration both ways, cookies and frees,
+//! holes, rollback, pins, permissions, eviction, detach.
 
 mod common;
 
@@ -72,10 +72,10 @@ fn large_folios_move_as_one_and_split_on_partial_faults() {
         let bytes = rig.backend.snapshot(device.id, rig.range(0..1024)).unwrap();
         let large = snapshot::DEVICE_LOCAL | snapshot::WRITE | snapshot::LARGE;
         assert!(bytes.iter().all(|b| *b == large));
-        // One page back: its folio is cut down to it, the other stays whole.
+        // One page returns: its folio is cut until that page is a piece of its own; the other folio stays whole.
         assert_eq!(rig.cpu(77, 0).load(SeqCst), 77);
         assert_eq!(rig.on_device(0..1024).len(), 1023);
-        // Nine halvings, of which the last's page is free again.
+        // Nine halvings leave nine pieces after the touched page's frame is free again; plus the whole folio.
         rig.wait_for(|_| device.driver.live() == 9 + 1);
         for page in 0..1024 {
             assert_eq!(device.read(page, 0), Ok(page.into()));
@@ -106,7 +106,7 @@ fn freed_pages_read_as_zeros_and_their_frames_come_back_once() {
         assert!(rig.backend.resident_bytes(rig.range(512..600)).unwrap() == 88 * 4096);
         let in_device_memory = || rig.backend.device_resident_bytes(device.id).unwrap();
         assert_eq!(in_device_memory(), 512 * 4096);
-        // Part of a device folio, the rest of it, system pages, and pages nobody touched.
+        // Free a part of a device folio, then the rest of it, system pages, and untouched pages.
         assert_eq!(rig.backend.guest_freed(rig.range(10..20)).unwrap(), 10);
         assert_eq!(in_device_memory(), 502 * 4096);
         assert_eq!(rig.backend.guest_freed(rig.range(0..1024)).unwrap(), 590);
@@ -153,7 +153,7 @@ fn when_nothing_can_be_evicted_the_device_works_in_place() {
         let rig = Rig::new(512, engine, "on-demand+timeslice:min=1s");
         let mut device = rig.device(1);
         device.write(0, 0, 1).unwrap();
-        // Page 0 is held for a second: the only frame is taken.
+        // Page 0 is held for a second, and it has the only frame.
         device.write(1, 0, 2).unwrap();
         assert_eq!(device.target(1), Some(Target::System));
         assert_eq!(rig.cpu(1, 0).load(SeqCst), 2);
@@ -194,7 +194,7 @@ fn failed_migrations_roll_back_with_every_page_unharmed() {
             assert_eq!(rig.cpu(page, 0).fetch_add(1, SeqCst), u64::from(page));
         }
         assert_eq!(rig.backend.stats().cpu_faults, faults);
-        // The way back: the fault is retried until the driver lets it through.
+        // On the way back, the fault is retried until the driver lets the migration through.
         rig.backend
             .migrate_to_device(device.id, rig.range(0..32))
             .unwrap();
@@ -237,7 +237,7 @@ fn a_fatal_fault_is_reported_and_the_page_keeps_its_contents() {
             assert!(rig.backend.is_current(&fault));
             assert!(!reader.is_finished());
             assert_eq!(rig.on_device(0..512), [9].into());
-            // The link is up again: the sleeper gets the right data.
+            // The migration now succeeds: the sleeping thread gets the right data.
             rig.backend.migrate_to_system(rig.range(9..10)).unwrap();
             let (thread, value) = reader.join().unwrap();
             assert_eq!((fault.thread, value), (thread, 5));
@@ -273,7 +273,7 @@ fn pages_in_a_hole_are_out_of_everybody_s_reach() {
 #[test]
 fn pages_present_from_the_start_cost_no_fault_and_migrate_as_any() {
     both_engines(|engine| {
-        // Two blocks, which may be huge pages of the host, and parts of others.
+        // Two whole blocks, which may be huge pages of the host, and parts of other blocks.
         let present =
             [2..7, 512..1536, 1600..1601].map(|it| PageRange::new(Page(it.start), Page(it.end)));
         let change = |config: &mut BackendConfig| config.present = present.to_vec();
@@ -286,7 +286,7 @@ fn pages_present_from_the_start_cost_no_fault_and_migrate_as_any() {
             rig.cpu(page, 1).store(page.into(), SeqCst);
         }
         assert_eq!(rig.backend.stats().cpu_faults, 0);
-        // One page out of the middle of a block, then a whole block.
+        // Migrate one page from the middle of a block, then a whole block.
         assert_eq!(device.read(1000, 1), Ok(1000));
         let moved = rig
             .backend
@@ -369,7 +369,7 @@ fn devices_may_not_write_read_only_pages() {
         rig.backend.set_read_only(rig.range(0..4), true).unwrap();
         assert_eq!(device.read(2, 0), Ok(1));
         assert_eq!(device.write(2, 0, 2), Err(MirrorError::Permission(Page(2))));
-        // It is in the device's own memory, and the device has just read it.
+        // The page is in the device's own memory, and the device has just read it.
         let added = device.add_exclusively(2, 0, 1, || {});
         assert_eq!(added, Err(MirrorError::Permission(Page(2))));
         assert_eq!(device.write(3, 0, 2), Err(MirrorError::Permission(Page(3))));
@@ -444,10 +444,10 @@ fn whoever_got_a_page_keeps_it_for_the_minimum_residency() {
         let mut device = rig.device(64);
         let deferred = || rig.backend.stats().other["faults_deferred"];
         device.write(3, 0, 1).unwrap();
-        // The CPU waits until the device has had its time ...
+        // The CPU waits for the end of the device's hold ...
         assert_eq!(rig.cpu(3, 0).fetch_add(1, SeqCst), 1);
         assert_eq!(deferred(), 1);
-        // ... and the device until the CPU has.
+        // ... and the device for the end of the CPU's hold.
         assert_eq!(device.read(3, 0), Ok(2));
         assert_eq!(deferred(), 2);
         assert_eq!(rig.on_device(0..512), [3].into());

@@ -1,4 +1,4 @@
-//! The examples do what they say.
+//! Runs the example and checks what it prints.
 
 #[path = "../examples/process.rs"]
 #[allow(dead_code, reason = "its main function")]
@@ -19,6 +19,6 @@ fn a_process_without_a_virtual_machine() {
         .and_then(|rest| rest.split(' ').next());
     let there: u32 = there.unwrap().parse().unwrap();
     assert!((1..=16).contains(&there), "{text}");
-    // Everything that came has gone again.
+    // The figures after the detach are printed.
     assert!(text.contains("pages migrated: "), "{text}");
 }

@@ -1,4 +1,5 @@
-//! Faults that cannot be resolved are reported to whoever can answer them: for each CPU that took one.
+//! Tests that a fault that cannot be resolved is reported to the service's user, once for each CPU that took
+//! it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,21 +16,21 @@ use hmm_backend::{
 /// Longer than any report takes, even on a busy host.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Whether a thread of this process sleeps in a page fault.
+/// Returns whether a thread of this process sleeps in a page fault.
 fn sleeps_in_a_fault(thread: u32) -> bool {
-    // No system call, and not running.
+    // The kernel prints -1 for a thread that is blocked, but not in a system call.
     let call = fs::read_to_string(format!("/proc/self/task/{thread}/syscall"));
     call.is_ok_and(|call| call.starts_with("-1"))
 }
 
-/// Managed memory that nobody serves yet.
+/// Returns managed memory without a fault service.
 fn unserved(engine: Engine) -> Arc<Backend> {
     let mut config = BackendConfig::new(512 * PAGE_SIZE);
     config.engine = EngineChoice::Only(engine);
     Backend::new(config).unwrap()
 }
 
-/// The first word of a page, after this thread's id has been sent.
+/// Sends this thread's id and returns the first word of a page.
 fn word_of<'a>(backend: &'a Backend, page: u64, id: &mpsc::Sender<u32>) -> &'a AtomicU64 {
     let (base, _) = backend.host_memory();
     let address = base as u64 + page * PAGE_SIZE;
@@ -63,13 +64,13 @@ fn threads_that_touch_a_lost_page_at_once_are_all_named() {
             let sleepers = [send.clone(), send].map(|id| scope.spawn(move || read(id)));
             let threads: BTreeSet<u32> = started.iter().take(2).collect();
             until_in_faults(&threads);
-            // Only now is there anybody who reads the messages: both at once.
+            // Start the service only now, so that it reads both messages at once.
             let (send, reports) = mpsc::channel();
             let service = backend.start_service(ServiceConfig::default(), move |fault| {
                 send.send(fault).unwrap();
             });
             let service = service.unwrap();
-            // Should one be missing, its sleeper must be woken before anything can fail.
+            // If a report is missing, its sleeping thread must be woken before an assertion can fail.
             let next = |_| reports.recv_timeout(PATIENCE).ok();
             let reports: Vec<_> = (0..2).map_while(next).collect();
             let current = reports.iter().all(|fault| backend.is_current(fault));
@@ -77,7 +78,7 @@ fn threads_that_touch_a_lost_page_at_once_are_all_named() {
             let outdated = !reports.iter().any(|fault| backend.is_current(fault));
             drop(service);
             backend.abandon_faults();
-            // Zeros are right for a freed page.
+            // A freed page reads as zeros.
             assert_eq!(sleepers.map(|sleeper| sleeper.join().unwrap()), [0, 0]);
 
             let named: BTreeSet<u32> = reports.iter().map(|fault| fault.thread).collect();
@@ -117,14 +118,15 @@ fn a_reader_beside_a_writer_of_a_read_only_page_just_reads() {
                 std::thread::yield_now();
             }
             let was_read = reader.is_finished();
-            // Also wakes a reader that was forgotten, before anything can fail.
+            // Also wakes a reader that the service has forgotten, before an assertion can fail.
             backend.set_read_only(page, false).unwrap();
             assert_eq!(reader.join().unwrap() & !1, 0);
             writer.join().unwrap();
             drop(service);
 
             assert!(was_read);
-            // The page's arrival wakes the writer, too: it tries again, which is another fault.
+            // The page's arrival wakes the writer, too. It tries again, which is another fault with another
+            // report.
             for report in [report.unwrap()].into_iter().chain(reports.try_iter()) {
                 let (thread, cause) = (report.thread, &report.cause);
                 assert_eq!((thread, cause), (writes, &FatalCause::ReadOnly));

@@ -1,4 +1,4 @@
-//! Blocks that are filled as a whole when a CPU first touches them.
+//! Tests that a block is filled as a whole when a CPU first touches it.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn rig(engine: Engine) -> Rig {
     Rig::with(PAGES, engine, POLICY, |c| c.fill_blocks = true, 1)
 }
 
-/// The pages that CPUs reach without a fault.
+/// Returns the pages that CPUs reach without a fault.
 fn present(rig: &Rig) -> Vec<u32> {
     rig.backend.settle(rig.range(0..PAGES)).unwrap();
     let is_there = |page: &u32| {
@@ -34,7 +34,7 @@ fn pages(range: std::ops::Range<u32>) -> Vec<u32> {
 fn the_first_touch_fills_a_block_and_no_other() {
     both_engines(|engine| {
         let rig = rig(engine);
-        // A read, too: what follows it is not known.
+        // A read fills the block, too, because the next accesses are not known.
         assert_eq!(rig.cpu(700, 3).load(SeqCst), 0);
         assert_eq!(present(&rig), pages(BLOCK..2 * BLOCK));
         assert!((BLOCK..2 * BLOCK).all(|page| rig.cpu(page, 511).fetch_add(1, SeqCst) == 0));
@@ -53,13 +53,13 @@ fn a_block_that_is_in_use_is_filled_page_by_page() {
         device.write(5, 0, 1).unwrap();
         rig.cpu(6, 0).store(2, SeqCst);
         assert_eq!(present(&rig), [6]);
-        // Nor is a page filled that CPUs may only read: whoever said so may have a reason to want no contents.
+        // A read-only page is not filled either: it may be read-only because it must stay without contents.
         rig.backend
             .set_read_only(rig.range(600..601), true)
             .unwrap();
         rig.cpu(601, 0).store(3, SeqCst);
         assert_eq!(present(&rig), [6, 601]);
-        // What has been freed as a whole is blank again, and zeros.
+        // A block that has been freed as a whole is blank again, and reads as zeros.
         rig.backend.guest_freed(rig.range(0..BLOCK)).unwrap();
         assert_eq!(present(&rig), [601]);
         assert_eq!(rig.cpu(5, 0).load(SeqCst), 0);
@@ -69,7 +69,7 @@ fn a_block_that_is_in_use_is_filled_page_by_page() {
     });
 }
 
-/// Parts of huge pages leave and come back, between parts that stay.
+/// Parts of huge pages migrate to the device and back, between parts that stay.
 #[test]
 fn contents_survive_migrations_of_parts() {
     both_engines(|engine| {
@@ -100,7 +100,7 @@ fn contents_survive_migrations_of_parts() {
     });
 }
 
-/// Bytes of guest memory that are in huge pages of the host.
+/// Returns the bytes of guest memory that are in huge pages of the host.
 fn huge(rig: &Rig) -> u64 {
     let (base, len) = rig.backend.host_memory();
     let (start, end) = (base as u64, base as u64 + len);
@@ -123,18 +123,18 @@ fn huge(rig: &Rig) -> u64 {
 fn engine_remap_fills_with_huge_pages() {
     let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
     if setting.is_ok_and(|setting| setting.contains("[never]")) {
-        eprintln!("left out: this host is told to have no huge pages");
+        eprintln!("skipped: transparent huge pages are disabled on this host");
         return;
     }
     let rig = rig(Engine::Remap);
     for block in 0..PAGES / BLOCK {
         rig.cpu(block * BLOCK + 9, 0).store(1, SeqCst);
     }
-    // A host whose memory is in pieces need not find one each time.
+    // A host with fragmented memory may have no huge page for some of the blocks.
     assert!(huge(&rig) > 0);
 }
 
-/// The host has no memory for one page.
+/// Makes each fill of one page fail.
 struct NoMemoryFor(Page);
 
 impl KernelAnswers for NoMemoryFor {
@@ -156,7 +156,7 @@ fn nobody_suffers_from_a_page_that_nobody_touched() {
             config.kernel = Some(Arc::new(NoMemoryFor(Page(40))));
         };
         let rig = Rig::with(PAGES, engine, POLICY, change, 1);
-        // The VMM's own access, which is answered for.
+        // A pin is the VMM's own access: it must not fail because of page 40.
         drop(rig.backend.pin(rig.range(30..31)).unwrap());
         let all_but_one = (0..BLOCK).filter(|page| *page != 40).collect::<Vec<_>>();
         assert_eq!(present(&rig), all_but_one);

@@ -1,4 +1,5 @@
-//! What becomes of faults and migrations under each answer the kernel may give: made up, so that each is sure to come.
+//! Tests faults and migrations with each answer that the kernel may give. The answers are made up, so that each
+//! of them is sure to occur.
 
 mod common;
 
@@ -10,12 +11,12 @@ use hmm_backend::{
     Engine, FatalCause, KernelAnswers, KernelCall, MadeUpAnswer, Page, PageRange, Residency,
 };
 
-/// An answer to be given to a call of one kind when it comes to one page: the pages before it are done for real.
+/// An answer to a call of one kind that includes one page: the pages before that page are really done.
 #[derive(Clone)]
 struct Line {
     call: KernelCall,
     page: Page,
-    /// So many pages from there on are done for real, too, and the kernel does not say so.
+    /// This many pages from there on are really done, too, although the answer does not say so.
     unreported: u32,
     errno: i32,
 }
@@ -28,7 +29,7 @@ impl Script {
         self.add(call, page, 0, times, errno);
     }
 
-    /// What Linux 6.18 does: it moves pages and gives an error.
+    /// Behaves as Linux 6.18, which moves pages and returns an error.
     fn lie(&self, call: KernelCall, page: u32, pages: u32, errno: i32) {
         self.add(call, page, pages, 1, errno);
     }
@@ -73,7 +74,7 @@ fn rig(engine: Engine) -> (Rig, Arc<Script>) {
     (Rig::with(1024, engine, policy, change, 1), script)
 }
 
-/// Answers that pass by themselves. `EAGAIN` comes in two forms: after a part of the pages, and without progress.
+/// Errors that are temporary. `EAGAIN` comes in two forms: after a part of the pages, and without progress.
 const PASSING: [i32; 3] = [libc::EAGAIN, libc::EBUSY, libc::ENOMEM];
 
 #[test]
@@ -90,7 +91,7 @@ fn first_touches_are_served_in_the_end() {
     });
 }
 
-/// The fault service asks once more, and the page comes.
+/// The fault service calls the kernel once more, and then the page is filled.
 #[test]
 fn a_page_that_is_said_to_be_there_and_is_not_is_filled() {
     both_engines(|engine| {
@@ -103,7 +104,7 @@ fn a_page_that_is_said_to_be_there_and_is_not_is_filled() {
     });
 }
 
-/// The page has come without a wake-up, and counts as there.
+/// The page was filled without a wake-up, and counts as present.
 #[test]
 fn a_page_that_is_filled_without_a_word_wakes_its_cpu() {
     both_engines(|engine| {
@@ -112,7 +113,7 @@ fn a_page_that_is_filled_without_a_word_wakes_its_cpu() {
             script.lie(KernelCall::Fill, page, 1, errno);
             assert_eq!(rig.cpu(page, 0).fetch_add(7, SeqCst), 0);
             assert_eq!(rig.cpu(page, 0).load(SeqCst), 7);
-            // The CPU goes on a moment before the word says so.
+            // The CPU resumes a moment before the word says so.
             rig.backend.settle(rig.range(page..page + 1)).unwrap();
             let word = rig.backend.word(Page(page)).unwrap();
             assert_eq!(word.residency(), Residency::System);
@@ -121,10 +122,11 @@ fn a_page_that_is_filled_without_a_word_wakes_its_cpu() {
     });
 }
 
-/// With these, the kernel says of a page that is done that it is not.
+/// With these errors, the kernel reports that a page is not done although it is.
 const LIES: [i32; 4] = [libc::EEXIST, libc::EAGAIN, libc::EINTR, libc::ENOENT];
 
-/// Linux 6.18's fault, towards the device: contents are where the page tables say, whatever the kernel does.
+/// Linux 6.18's error, in a migration to the device: the contents count as where the page tables have them,
+/// whatever the kernel returns.
 #[test]
 fn pages_taken_without_a_word_are_on_the_device() {
     both_engines(|engine| {
@@ -147,14 +149,14 @@ fn pages_taken_without_a_word_are_on_the_device() {
                 assert_eq!(rig.cpu(page, 0).load(SeqCst), 100 + u64::from(page));
             }
             device.driver.assert_clean();
-            // The frames, and the pages that engine copy recycles, are as good as before.
+            // The frames, and the pages that engine copy recycles, can be used again.
             let moved = rig.backend.migrate_to_device(device.id, range).unwrap();
             assert_eq!(moved, 64);
         }
     });
 }
 
-/// The same towards system memory, where a CPU sleeps that the kernel has not woken.
+/// The same in a migration to system memory, where a CPU sleeps that the kernel has not woken.
 #[test]
 fn pages_given_without_a_word_are_in_system_memory() {
     both_engines(|engine| {
@@ -220,14 +222,15 @@ fn exclusive_access_survives_moves_without_a_word() {
     });
 }
 
-/// A page that the word promises and the page tables do not have ends in an error that says so, until it is freed.
+/// If the word says that a page is present and the page tables do not have it, a CPU's access is fatal until
+/// the page is freed.
 #[test]
 fn a_vanished_page_is_noticed() {
     both_engines(|engine| {
         let (rig, _) = rig(engine);
         rig.cpu(3, 0).store(1, SeqCst);
         let address = rig.cpu(3, 0).as_ptr();
-        // SAFETY: the page is this test's, which wants its contents gone.
+        // SAFETY: the page belongs to this test, which wants its contents to vanish.
         let gone = unsafe { libc::madvise(address.cast(), 4096, libc::MADV_DONTNEED) };
         assert_eq!(gone, 0);
         std::thread::scope(|scope| {
@@ -242,14 +245,15 @@ fn a_vanished_page_is_noticed() {
             assert_eq!(word.residency(), Residency::Poisoned);
             assert_eq!(rig.backend.stats().other["pages_vanished"], 1);
             rig.backend.guest_freed(rig.range(3..4)).unwrap();
-            // Another CPU's access brings the page, which wakes the sleeper.
+            // Another CPU's access fills the page, which wakes the sleeping thread.
             rig.cpu(3, 0).load(SeqCst);
             assert_eq!(sleeper.join().unwrap(), 0);
         });
     });
 }
 
-/// What the host does not take back keeps its contents; the free says so, and so does the service.
+/// Pages that the host does not take back keep their contents; the free returns an error, and the service
+/// reports it.
 #[test]
 fn a_free_that_the_host_refuses_frees_nothing() {
     both_engines(|engine| {
@@ -279,12 +283,12 @@ fn refused(rig: &Rig, call: &str) {
     assert_eq!(fatal.len(), 1);
 }
 
-/// A CPU that the host does not wake sleeps on, and the service says so.
+/// A CPU that the host does not wake stays asleep, and the service reports it.
 #[test]
 fn a_wake_up_that_the_host_refuses_is_reported() {
     both_engines(|engine| {
         let (rig, script) = rig(engine);
-        // Filled without a word, so that waking is left to the service.
+        // The fill reports an error although it is done, so the service has to wake the CPU.
         script.lie(KernelCall::Fill, 3, 1, libc::EEXIST);
         script.say(KernelCall::Wake, 3, 1, libc::EINVAL);
         std::thread::scope(|scope| {
@@ -325,7 +329,7 @@ fn migrations_lose_only_the_pages_the_kernel_keeps() {
             for page in 0..64 {
                 rig.cpu(page, 0).store(100 + u64::from(page), SeqCst);
             }
-            // More often than a call is repeated.
+            // More errors than the number of times a call is repeated.
             script.say(KernelCall::Take, 10, 100, errno);
             let range = rig.range(0..64);
             let moved = rig.backend.migrate_to_device(device.id, range).unwrap();
@@ -348,7 +352,7 @@ fn migrations_lose_only_the_pages_the_kernel_keeps() {
     });
 }
 
-/// Two of them in one call's range: the second is found where the first has cut the range.
+/// Several busy pages in one call's range: each must be found after the previous one has cut the range.
 #[test]
 fn busy_pages_far_apart_stay_and_the_others_go() {
     both_engines(|engine| {
@@ -396,7 +400,7 @@ fn answers_that_the_protocol_rules_out_are_fatal_for_their_page_alone() {
                 );
                 drop(fatal);
                 assert_eq!(rig.cpu(6, 0).load(SeqCst), 6);
-                // Its contents are where they were; when they come, the CPU goes on.
+                // The page's contents are still on the device; when they are migrated, the CPU resumes.
                 assert_eq!(rig.on_device(5..7), [5].into());
                 assert_eq!(rig.backend.migrate_to_system(rig.range(5..6)).unwrap(), 1);
                 assert_eq!(sleeper.join().unwrap(), 5);

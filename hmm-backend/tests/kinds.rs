@@ -1,4 +1,4 @@
-//! Kinds of memory and access beside private device memory: read-only, exclusive, coherent, shared.
+//! Tests kinds of memory and access besides private device memory: read-only, exclusive, coherent, shared.
 
 mod common;
 
@@ -13,12 +13,12 @@ use hmm_backend::{
     BackendConfig, Error, EventKind, MirrorError, Page, Residency, Target, snapshot,
 };
 
-/// Longer than anything here takes.
+/// Longer than any step of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 const NO_HOLD: &str = "on-demand+timeslice:min=0us";
 
-/// A thread writes a word of a read-only page. Returns what the service says; the thread sleeps until the page is
-/// writable.
+/// Writes to a word of a read-only page from another thread and checks that the service reports that as fatal.
+/// The thread sleeps until the page is made writable; afterwards it is read-only again.
 fn forbidden_write(rig: &Rig, page: u32, value: u64) {
     let seen = rig.fatal.lock().unwrap().len();
     std::thread::scope(|scope| {
@@ -31,7 +31,7 @@ fn forbidden_write(rig: &Rig, page: u32, value: u64) {
         let fault = fatal.get(seen).cloned();
         drop(fatal);
         let fault = fault.unwrap_or_else(|| {
-            // Whoever may still sleep is not to sleep for ever.
+            // Wake a thread that may still sleep in a fault, so that the test ends.
             rig.backend.abandon_faults();
             panic!("page {page} was written although it is read-only");
         });
@@ -55,14 +55,15 @@ fn cpus_cannot_write_read_only_pages_wherever_they_are() {
             rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
         }
         let range = rig.range(0..16);
-        // Present pages, and (8..16) untouched ones.
+        // Pages 0..8 are present, pages 8..16 are untouched.
         rig.backend.set_read_only(range, true).unwrap();
         forbidden_write(&rig, 1, 100);
         forbidden_write(&rig, 9, 101);
         assert_eq!(rig.cpu(1, 0).load(SeqCst), 100);
         assert_eq!(rig.cpu(9, 0).load(SeqCst), 101);
         assert_eq!(rig.cpu(10, 0).load(SeqCst), 0, "an untouched page is read");
-        // On the device and back, by a fault and by request: still read-only, with the same contents.
+        // Pages that migrate to the device and back, by a fault and by request, stay read-only and keep their
+        // contents.
         assert_eq!(rig.backend.migrate_to_device(device.id, range).unwrap(), 16);
         assert_eq!(device.read(2, 0), Ok(12));
         assert_eq!(device.write(2, 0, 1), Err(MirrorError::Permission(Page(2))));
@@ -124,7 +125,7 @@ fn a_large_folio_has_one_permission() {
         rig.backend.migrate_to_system(all).unwrap();
         rig.cpu(99, 1).store(1, SeqCst);
         forbidden_write(&rig, 100, 3);
-        // Migrating all of it again does not join what has different permissions.
+        // Migrating all pages again does not join pages with different permissions into a folio.
         assert_eq!(rig.backend.migrate_to_device(device.id, all).unwrap(), 512);
         assert_eq!(
             device.write(100, 0, 9),
@@ -147,7 +148,7 @@ fn a_large_folio_has_one_permission() {
 fn no_cpu_comes_between_a_device_s_exclusive_operation() {
     both_engines(|engine| {
         let rig = Rig::new(512, engine, NO_HOLD);
-        // No device memory to speak of: exclusive pages use none.
+        // One page of device memory suffices: exclusive pages use none.
         let mut device = rig.device(1);
         let mut rounds = 0;
         let revoked = || rig.backend.stats().other["exclusive_revocations"] > 0;
@@ -165,11 +166,11 @@ fn no_cpu_comes_between_a_device_s_exclusive_operation() {
                 });
             }
             let mut added = Ok(());
-            // On a busy machine the others may be late.
+            // On a busy machine the CPU threads may start late.
             while rounds < 300 || !revoked() && begin.elapsed() < PATIENCE {
                 rounds += 1;
                 let add = || device.add_exclusively(3, 5, 1000, std::thread::yield_now);
-                // The others must end in any case.
+                // The CPU threads must end also when the device's operation panics.
                 added = catch_unwind(AssertUnwindSafe(add)).map(Result::unwrap);
                 if added.is_err() {
                     break;
@@ -218,7 +219,7 @@ fn exclusive_access_ends_by_whatever_else_happens_to_the_page() {
             Err(MirrorError::Permission(Page(4)))
         );
         rig.backend.set_read_only(range, false).unwrap();
-        // A pin, during which nobody gets it; a free; a request; detach.
+        // A pin, during which no device can make the page exclusive; then a free, a request, and a detach.
         take(&mut one);
         let pinned = rig.backend.pin(range).unwrap();
         assert_eq!(rig.cpu(4, 0).load(SeqCst), 6);
@@ -288,20 +289,20 @@ fn coherent_pages_are_reached_by_all_and_move_only_when_asked_to() {
         let view = |id| rig.backend.snapshot(id, rig.range(2..3)).unwrap()[0];
         assert_eq!(view(own.id), snapshot::COHERENT_LOCAL | snapshot::WRITE);
         assert_eq!(view(other.id), snapshot::COHERENT_REMOTE | snapshot::WRITE);
-        // A long-term pin moves its pages out, and only those.
+        // A long-term pin moves its pages to system memory, and only those.
         let pinned = rig.backend.pin(rig.range(4..5)).unwrap();
         let place = |page| rig.backend.word(Page(page)).unwrap().residency();
         assert_eq!(place(4), Residency::System);
         assert!(matches!(place(5), Residency::Coherent { .. }));
         drop(pinned);
-        // So does a request; a free drops the contents and the frame.
+        // A request moves pages to system memory, too; a free drops the contents and the frame.
         assert_eq!(rig.backend.migrate_to_system(rig.range(0..4)).unwrap(), 4);
         assert_eq!(place(2), Residency::System);
         assert_eq!(rig.cpu(2, 0).load(SeqCst), 14);
         rig.cpu(8, 0).store(8, SeqCst);
         assert_eq!(rig.backend.guest_freed(rig.range(8..9)).unwrap(), 1);
         assert_eq!(rig.cpu(8, 0).load(SeqCst), 0);
-        // Permissions, failures, and the end of the device.
+        // Permissions, memory failures, and a detach.
         rig.backend.set_read_only(rig.range(6..7), true).unwrap();
         assert_eq!(own.write(6, 0, 1), Err(MirrorError::Permission(Page(6))));
         forbidden_write(&rig, 6, 60);
@@ -338,7 +339,8 @@ fn a_failed_migration_to_coherent_memory_harms_nothing() {
             );
             assert_eq!(device.driver.live(), 0);
         }
-        // More than fits: what fits moves; then eviction, by frame, makes room.
+        // If a request is larger than the device's memory, the part that fits moves. For the next request,
+        // eviction makes room.
         assert_eq!(
             rig.backend
                 .migrate_to_device(device.id, rig.range(0..16))
@@ -367,15 +369,16 @@ fn the_peak_of_device_memory_is_of_all_devices_at_a_time() {
             moved.unwrap()
         };
         assert_eq!((put(&one, 0..12), peak()), (12, 12));
-        // One after the other is not both at a time, whichever way pages leave.
+        // Pages that have left one device before others come to the second are not counted at the same time,
+        // however they left.
         rig.backend.migrate_to_system(rig.range(0..6)).unwrap();
         rig.backend.guest_freed(rig.range(6..12)).unwrap();
         assert_eq!((put(&two, 512..522), peak()), (10, 12));
         assert_eq!((put(&one, 0..5), peak()), (5, 15));
-        // What could not go there was never there.
+        // Pages of a migration that was rolled back do not count.
         one.driver.faults.lock().unwrap().to_device_after_copy = 1;
         assert_eq!((put(&one, 16..20), peak()), (0, 15));
-        // A part of a folio, and a device that goes away.
+        // A part of a folio is freed, and a device is detached.
         rig.backend.guest_freed(rig.range(513..514)).unwrap();
         rig.backend.detach(one.id).unwrap();
         assert_eq!((put(&two, 600..606), peak()), (6, 15));
@@ -383,7 +386,7 @@ fn the_peak_of_device_memory_is_of_all_devices_at_a_time() {
     });
 }
 
-/// One count for each fault, wherever a page was and however it became accessible.
+/// A device's fault is counted once, wherever the page was and however it became accessible.
 #[test]
 fn a_fault_of_a_device_is_counted_once() {
     both_engines(|engine| {
@@ -391,13 +394,14 @@ fn a_fault_of_a_device_is_counted_once() {
         let rig = Rig::with(1024, engine, "on-demand", events, 1);
         let (mut own, mut coherent) = (rig.device(32), rig.coherent_device(32));
         rig.cpu(2, 0).store(12, SeqCst);
-        // It migrates; it is there; it is reached in place, untouched and not.
+        // The page migrates (a fault); it is on the device already (no fault); pages are mapped in place, one
+        // untouched and one present (two faults).
         own.read(2, 0).unwrap();
         own.read(2, 0).unwrap();
         coherent.write(513, 0, 1).unwrap();
         rig.cpu(514, 0).store(12, SeqCst);
         coherent.read(514, 0).unwrap();
-        // Atomics.
+        // An atomic operation (a fault).
         rig.cpu(5, 0).store(1, SeqCst);
         own.add_exclusively(5, 0, 1, || ()).unwrap();
         rig.cpu(5, 0).load(SeqCst);
@@ -407,7 +411,7 @@ fn a_fault_of_a_device_is_counted_once() {
         assert_eq!(stats.device_faults, 4, "{events:?}");
         assert_eq!(stats.device_fault_latency.count, 4);
         assert_eq!(of(EventKind::DeviceFault), 4);
-        // A CPU goes on a moment before its fault is counted.
+        // A CPU resumes a moment before its fault is counted.
         rig.wait_for(|stats| (stats.cpu_faults, stats.fault_latency.count) == (4, 4));
     });
 }
@@ -448,7 +452,8 @@ fn shared_memory_is_mirrored_in_place_and_never_moves() {
         ] {
             assert!(matches!(refused, Err(Error::Shared(_))), "{refused:?}");
         }
-        // Not even where nothing would have to be copied.
+        // Shared memory does not migrate to coherent memory either, although no contents would have to be
+        // copied.
         let coherent = rig.coherent_device(600);
         let moved = rig.backend.migrate_to_device(coherent.id, shared);
         assert_eq!(moved.unwrap(), 0);

@@ -1,4 +1,4 @@
-//! Drivers and users that do the unexpected: the backend stays correct, and nobody is left asleep.
+//! Tests drivers and users that do the unexpected: the backend stays correct, and no CPU is left asleep.
 
 mod common;
 
@@ -15,10 +15,10 @@ use hmm_backend::{
 };
 
 const PLAIN: &str = "on-demand+timeslice:min=0us";
-/// Longer than anything here takes, shorter than for ever.
+/// Longer than any step of these tests takes; after it, a test fails instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A driver whose first split takes until it is told to go on.
+/// A driver whose first split waits until the test lets it continue.
 struct SlowSplit {
     splitting: mpsc::Sender<()>,
     go_on: Mutex<mpsc::Receiver<()>>,
@@ -70,7 +70,7 @@ fn cpus_that_wait_for_the_other_half_of_a_folio_are_woken() {
             rig.wait_for(|s| s.other["faults_lost"] == 1);
             go_on.send(()).unwrap();
             let woken = finished.recv_timeout(PATIENCE);
-            // Let it go in any case, so that the test ends.
+            // Bring the page back in any case, so that the sleeping CPU wakes and the test ends.
             rig.backend.migrate_to_system(rig.range(0..512)).unwrap();
             assert!(
                 woken.is_ok(),
@@ -88,7 +88,7 @@ fn a_service_that_ends_leaves_no_cpu_waiting() {
     let cell = rig.cpu(3, 0).as_ptr() as usize;
     let (done, finished) = mpsc::channel();
     let cpu = std::thread::spawn(move || {
-        // SAFETY: the word is in managed memory, which `rig` keeps until this thread has been joined.
+        // SAFETY: the word is in managed memory, which `rig` keeps alive until this thread has been joined.
         let value = unsafe { AtomicU64::from_ptr(cell as *mut u64) }.load(SeqCst);
         done.send(value).unwrap();
     });
@@ -128,7 +128,7 @@ fn a_forked_child_does_not_hold_pages_back() {
     assert_eq!(rig.cpu(3, 0).load(SeqCst), 77);
 }
 
-/// Commits, then reports an error all the same.
+/// A driver that commits and then returns an error.
 struct LateErrors;
 
 impl Driver for LateErrors {
@@ -159,7 +159,7 @@ fn an_error_after_the_commit_changes_nothing() {
     });
 }
 
-/// Says that all is well without moving anything, the first few times.
+/// A driver that returns success without moving any page, the first few times.
 struct Lazy(AtomicU32);
 
 impl Driver for Lazy {
@@ -189,7 +189,7 @@ fn success_is_what_the_residency_says() {
     });
 }
 
-/// Does not let go of the first frames when it is asked to make room.
+/// A driver that does not evict the folios in the first frames.
 struct Keeps(u32);
 
 impl Driver for Keeps {
@@ -247,9 +247,9 @@ fn every_frame_can_be_used_again_after_a_rollback() {
         for page in 0..8 {
             rig.cpu(page, 0).store(1, SeqCst);
         }
-        // Read-only ones are rolled back by copying: their frames keep the contents.
+        // Read-only pages are rolled back by copying: their frames keep the contents.
         rig.backend.set_read_only(rig.range(2..5), true).unwrap();
-        // Pages with contents and untouched ones, rolled back after the copy.
+        // Pages with contents and untouched pages are rolled back after the copy.
         device.driver.faults.lock().unwrap().to_device_after_copy = 1;
         assert_eq!(
             rig.backend
@@ -281,7 +281,7 @@ fn a_failed_detach_can_be_tried_again() {
     assert_eq!(rig.cpu(1, 0).load(SeqCst), 1);
 }
 
-/// Answers "not now" every other time.
+/// A driver that returns `Retry` every other time.
 struct Moody(AtomicU32);
 
 impl Driver for Moody {
@@ -355,7 +355,7 @@ fn devices_can_be_detached_while_everybody_uses_them() {
                 });
                 scope.spawn(move || {
                     while !stop.load(SeqCst) {
-                        // Refused once the device goes away.
+                        // Returns an error once the device is being detached.
                         let _ = rig.backend.migrate_to_device(id, rig.range(0..300));
                         rig.backend.guest_freed(rig.range(700..1000)).unwrap();
                     }

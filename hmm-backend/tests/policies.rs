@@ -1,4 +1,4 @@
-//! Policies that advise nonsense or something unusual: the backend stays correct whatever they say.
+//! Tests policies that advise nonsense or something unusual: the backend stays correct whatever they advise.
 
 mod common;
 
@@ -12,7 +12,7 @@ use hmm_backend::{
     FaultPolicy, Frame, Lru, MirrorError, Page, PageSet, Place, PolicyFactory,
 };
 
-/// Policies made by functions.
+/// A factory of policies that call the given functions.
 struct Policies {
     advise: fn(&BlockFault) -> Advice,
     victims: fn(frames: u32) -> Option<Vec<Frame>>,
@@ -85,7 +85,8 @@ fn nonsense_victims_hurt_nobody() {
     }
 }
 
-/// Throttled for a second each, these rounds would take a minute if nobody let go of the devices' threads.
+/// Each of the 60 rounds is throttled for a second: the test would take a minute if a detach did not end the
+/// throttle.
 #[test]
 fn a_device_that_is_throttled_can_be_detached_at_once() {
     let throttled = |fault: &BlockFault| Advice {
@@ -130,16 +131,21 @@ fn a_deferred_fault_does_not_steal_for_a_cpu_that_went_on() {
         rig.backend
             .migrate_to_device(device.id, rig.range(3..4))
             .unwrap();
-        // A fault on another page, put off later, comes after whatever the first one does.
+        // The fault on page 9 is put off after the one on page 3. So when it is served, the first one has been
+        // handled.
         rig.backend
             .migrate_to_device(device.id, rig.range(9..10))
             .unwrap();
         scope.spawn(|| rig.cpu(9, 0).load(SeqCst)).join().unwrap();
-        assert_eq!(rig.on_device(0..512), [3].into(), "stolen back for nobody");
+        assert_eq!(
+            rig.on_device(0..512),
+            [3].into(),
+            "page 3 left the device although no CPU waited for it"
+        );
     });
 }
 
-/// A policy that counts what it is asked about would count it twice.
+/// If the policy were asked twice, a policy that counts faults would count the fault twice.
 #[test]
 fn a_policy_is_asked_once_about_a_fault_that_waits_for_a_hold() {
     let holds = |_: &BlockFault| Advice {
@@ -175,7 +181,8 @@ fn a_fault_that_was_throttled_is_known_to_have_waited() {
     assert_eq!(waited, [0, 1, 0, 1]);
 }
 
-/// What a fault brings along was not wanted by it: the trace says so page by page, as the summary does.
+/// Pages that a fault's migration prefetches have the cause prefetch, page by page in the events, as in the
+/// counters.
 #[test]
 fn events_and_counters_agree_about_causes() {
     let greedy = |_: &BlockFault| Advice {

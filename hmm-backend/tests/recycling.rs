@@ -1,4 +1,5 @@
-//! Engine `copy` with recycled pages: contents, bounds, and what is left of former contents.
+//! Tests engine `copy` with recycled pages: contents arrive, the memory is bounded, and former contents are
+//! never seen.
 
 mod common;
 
@@ -25,7 +26,8 @@ fn to_device(rig: &Rig, device: &Device, range: PageRange) -> u64 {
     rig.backend.migrate_to_device(device.id, range).unwrap()
 }
 
-/// More pages than are recycled, fewer, and none: every word arrives, both ways, again and again.
+/// Every word arrives, both ways and repeatedly, whether more pages migrate than are recycled, fewer, or none
+/// is recycled.
 #[test]
 fn contents_survive_any_amount_of_recycling() {
     for recycled in [0, 1, 3, 64, 512, 2048] {
@@ -53,15 +55,15 @@ fn contents_survive_any_amount_of_recycling() {
     }
 }
 
-/// What is recycled held another page's contents: nothing of them is to be seen in the pages it becomes.
+/// A recycled page held another page's contents: none of them may be seen in the page that it becomes.
 #[test]
 fn former_contents_are_never_seen() {
     let rig = rig(1024, 512 * PAGE_SIZE);
     let mut device = rig.device(1024);
-    // A secret in every word; its pages go to the device and leave used pages behind.
+    // Every word holds a secret; the pages migrate to the device and leave used pages behind.
     fill(&rig, 0..512, 0xdead_0000_0000);
     assert_eq!(to_device(&rig, &device, rig.range(0..512)), 512);
-    // Pages of another kind, born on the device, come into them.
+    // Pages that were first touched on the device migrate into the used pages.
     for page in 512..1024 {
         device.write(page, 7, 1).unwrap();
     }
@@ -73,7 +75,7 @@ fn former_contents_are_never_seen() {
             assert_eq!(value, u64::from(word == 7), "page {page} word {word}");
         }
     }
-    // Freed pages read as zeros, whatever has been recycled, and their memory is gone.
+    // Freed pages read as zeros, whatever has been recycled, and their memory is returned to the host.
     let all = rig.range(0..1024);
     assert_eq!(rig.backend.guest_freed(all).unwrap(), 1024);
     assert_eq!(rig.backend.resident_bytes(all).unwrap(), 0);
@@ -84,7 +86,7 @@ fn former_contents_are_never_seen() {
     }
 }
 
-/// A migration that fails after the copy puts everything back, from pages that were recycled meanwhile.
+/// A migration that fails after the copy restores all contents, also from pages that were recycled meanwhile.
 #[test]
 fn rollback_restores_contents() {
     for recycled in [0, 1, 512] {
@@ -102,10 +104,10 @@ fn rollback_restores_contents() {
     }
 }
 
-/// The memory kept for recycling, as the kernel counts it, stays within what was allowed.
+/// The memory kept for recycling, as the kernel counts it, stays within the configured limit.
 #[test]
 fn recycled_memory_is_bounded() {
-    // An odd size, by which this test finds its area among all mappings.
+    // A size that no other mapping has, by which this test finds the area.
     const ALLOWED: u64 = 101 * PAGE_SIZE;
     let kept = || {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
@@ -129,7 +131,7 @@ fn recycled_memory_is_bounded() {
     assert_eq!(kept(), Some(0));
     for _ in 0..3 {
         assert_eq!(to_device(&rig, &device, rig.range(0..2048)), 2048);
-        // Something is kept, or the bound would mean nothing.
+        // Some memory is kept, otherwise the test would not check the bound.
         assert!((1..=ALLOWED).contains(&kept().unwrap()));
         assert_eq!(
             rig.backend.migrate_to_system(rig.range(0..2048)).unwrap(),

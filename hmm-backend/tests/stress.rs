@@ -1,5 +1,5 @@
-//! Many threads at once on few pages: CPUs, devices, frees, hints and pins race, drivers fail now and then, and
-//! no increment may be lost. Seeds are fixed; the schedule is the machine's.
+//! Runs many threads at once on few pages: CPUs, devices, frees, hints and pins race, drivers fail now and
+//! then, and no increment may be lost. Seeds are fixed; the schedule is up to the machine.
 
 mod common;
 
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use common::{Device, Rig, both_engines};
 use hmm_backend::{FaultError, MirrorError, PageRange};
 
-/// A small generator: splitmix64.
+/// A small random number generator: splitmix64.
 struct Random(u64);
 
 impl Random {
@@ -22,9 +22,9 @@ impl Random {
     }
 }
 
-/// Pages that are only counted in.
+/// Pages to whose words the threads add, and whose sum is checked. They are never freed.
 const COUNTED: u32 = 1200;
-/// Pages behind them that are also freed.
+/// Pages behind these that are also freed.
 const SCRATCH: u32 = 336;
 
 fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads: usize) {
@@ -52,7 +52,7 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
                         random.below(COUNTED.into()) as u32,
                         random.below(512) as usize,
                     );
-                    // Local runs now and then, so that prefetching has something to guess.
+                    // Touch runs of neighbouring pages, so that policies find a reason to prefetch.
                     for next in 0..random.below(20) as u32 {
                         if page + next < COUNTED {
                             rig.cpu(page + next, word).fetch_add(cpu + 1, SeqCst);
@@ -77,7 +77,7 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
                         0 => device.add_exclusively(page, word, 1000, || {}),
                         _ => device.add(page, word, 1000).map(drop),
                     }
-                    // Somebody else has pinned it.
+                    // Another thread has pinned the page: add without exclusive access.
                     .or_else(|error| match error {
                         MirrorError::NotExclusive(_) => device.add(page, word, 1000).map(drop),
                         error => Err(error),
@@ -89,11 +89,11 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
                 }
             }));
         }
-        // Somebody who frees, hints, pins and breaks things until the others are done.
+        // This thread migrates, frees, pins and injects failures until the workers are done.
         scope.spawn(|| {
             let mut random = Random(7);
             let mut rounds = 0;
-            // On a busy machine the others may be done before this thread has had its turn.
+            // On a busy machine the workers may be done before this thread has run.
             while !stop.load(SeqCst) || rounds < 200 {
                 rounds += 1;
                 let start = random.below(COUNTED.into()) as u32;
@@ -112,13 +112,13 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
                     3 => {
                         let few = PageRange::with_len(range.start, range.len().min(8));
                         let pinned = rig.backend.pin(few).unwrap();
-                        // SAFETY: the word is inside the pinned range, which is present.
+                        // SAFETY: the byte is inside the pinned range, which is present.
                         unsafe { std::ptr::read_volatile(pinned.host()) };
                     }
                     _ => {
                         let driver = &drivers[random.below(3) as usize];
                         let mut faults = driver.faults.lock().unwrap();
-                        // Few at a time: a driver that fails for ever is another test.
+                        // Inject only a few failures at a time; another test covers a driver that always fails.
                         if faults.to_ram.is_empty() {
                             faults.to_ram.push(FaultError::Retry);
                             faults.to_device_after_copy = 1;
@@ -144,12 +144,13 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
     }
     assert_eq!(sum, added.load(SeqCst), "increments were lost or doubled");
     let all = rig.range(0..COUNTED + SCRATCH);
-    // A prefetch that a fault before the free has asked for may still fill pages behind it.
+    // A prefetch for a fault before the free may still fill pages after it, so free again until no page has
+    // memory.
     rig.wait_for(|_| {
         rig.backend.guest_freed(all).unwrap();
         rig.backend.resident_bytes(all).unwrap() == 0
     });
-    // A service thread tells the driver a moment after it has let go of the page.
+    // A service thread calls the driver's `page_free` a moment after it has unlocked the page.
     rig.wait_for(|_| drivers.iter().all(|driver| driver.live() == 0));
     rig.wait_for(|s| s.page_free_calls == drivers.iter().map(|d| d.freed.load(SeqCst)).sum());
     for driver in &drivers {
@@ -178,7 +179,7 @@ fn nothing_is_lost_with_several_userfaultfds_and_threads() {
     both_engines(|engine| run(engine, "density+timeslice:min=20us", 3, 3));
 }
 
-/// Migrations that no fault asks for, translations taken away, pages pinned by the policy.
+/// The policy has wishes, takes translations away from devices, and pins pages.
 #[test]
 fn nothing_is_lost_under_a_policy_with_wishes() {
     const POLICY: &str = "sequential:min_run=1,window=16+s3-fifo+timeslice:min=0us\

@@ -1,4 +1,4 @@
-//! A driver that does not return: reported, and nobody else waits for it.
+//! Tests a driver's call that does not return: it is reported, and no other fault waits for it.
 
 mod common;
 
@@ -12,7 +12,7 @@ use hmm_backend::{
     Finalized, Page, PageRange, PolicySpec, ServiceConfig, ToSystem,
 };
 
-/// Keeps the page it is asked for first until it is let go.
+/// A driver whose call for a fault on page 0 blocks until the test releases it.
 #[derive(Default)]
 struct Stuck {
     state: Mutex<State>,
@@ -66,7 +66,7 @@ fn backend(engine: Engine) -> (Arc<Backend>, Arc<Stuck>, PageRange) {
     (backend, driver, some)
 }
 
-/// One service thread, so that a stuck driver keeps all there is.
+/// Configures one service thread, so that a stuck driver blocks the only one.
 fn service() -> ServiceConfig {
     ServiceConfig {
         slow_driver: Duration::from_millis(20),
@@ -84,7 +84,7 @@ fn a_stuck_driver_is_reported_and_others_are_served() {
         let stuck = std::thread::scope(|scope| {
             let stuck = scope.spawn(|| Rig::word_of(&backend, 0).fetch_add(1, SeqCst));
             driver.wait_for(State::Stuck);
-            // Other pages: of the same device, and never touched ones.
+            // Other faults are served: on a page of the same device, and on an untouched page.
             assert_eq!(Rig::word_of(&backend, 1).load(SeqCst), 0);
             Rig::word_of(&backend, 700).store(1, SeqCst);
             assert!(!stuck.is_finished());
@@ -115,11 +115,11 @@ fn a_service_ends_although_a_driver_does_not_return() {
             assert_eq!(
                 Rig::word_of(&backend, 1).load(SeqCst),
                 0,
-                "another stands in"
+                "a stand-in thread serves the fault"
             );
             drop(service);
             assert!(backend.word(Page(0)).unwrap().locked());
-            // The thread that was left to the driver finishes what it was about.
+            // The thread that was blocked in the driver completes the migration.
             driver.now(State::LetGo);
         });
     });

@@ -1,4 +1,5 @@
-//! What policies want beyond serving faults: wishes, hints, frees, ticks, and pages that devices use in place.
+//! Tests what policies do besides advice on faults: wishes, hints, frees, ticks, and pages that devices use in
+//! place.
 
 mod common;
 
@@ -15,16 +16,16 @@ use hmm_backend::{
 
 const DEVICE: Place = Place::Device(DeviceId(0));
 
-/// A policy that says what the test wants, and notes what it hears.
+/// A policy that returns what the test wants, and records what it is told.
 #[derive(Clone, Default)]
 struct Script {
-    /// Wishes for the coming faults, one list each, last first.
+    /// The wishes for the next faults, one list for each, the last one first.
     wishes: Arc<Mutex<Vec<Vec<Wish>>>>,
-    /// The same for ticks.
+    /// The wishes for the next ticks, in the same form.
     ticks: Arc<Mutex<Vec<Vec<Wish>>>>,
     stay: bool,
     slow: bool,
-    /// What was heard, in words.
+    /// What the policy was told, as text.
     heard: Arc<Mutex<Vec<String>>>,
     ticked: Arc<AtomicU32>,
 }
@@ -33,7 +34,7 @@ impl FaultPolicy for Script {
     fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
         assert_eq!(view.pages, 1024);
         if self.slow {
-            // Busy for longer than advice may take.
+            // Work for longer than advice may take.
             let started = Instant::now();
             while started.elapsed() < Duration::from_millis(2) {
                 std::hint::spin_loop();
@@ -53,7 +54,7 @@ impl FaultPolicy for Script {
         let pages: Vec<_> = seen.pages.iter().collect();
         let heard = format!("used {pages:?} in block at {first}, {count} times");
         self.heard.lock().unwrap().push(heard);
-        // One page of those it was asked about, and one of others.
+        // Return one page that the device has used, and one that it has not used.
         [seen.pages.first().unwrap(), 500].into_iter().collect()
     }
     fn hinted(&mut self, pages: PageRange, hint: Hint) {
@@ -116,13 +117,13 @@ fn wishes_are_served_without_a_fault_on_their_pages() {
         for page in 500..530 {
             rig.cpu(page, 0).store(u64::from(page), SeqCst);
         }
-        // Across blocks, more than one piece, and with pages that nobody has touched.
+        // The wish crosses a block border, is served in more than one piece, and includes untouched pages.
         script.wishes(&[wish(500..700, DEVICE), wish(0..10, DEVICE)]);
         rig.cpu(1000, 0).store(1, SeqCst);
         rig.wait_for(|s| s.to_device.get(&Cause::Prefetch) == Some(&210));
         assert_eq!(rig.on_device(0..1024).len(), 210);
         assert_eq!(rig.backend.stats().device_faults, 0);
-        // A device's fault brings them back.
+        // The wish of a device's fault brings pages back.
         script.wishes(&[wish(510..520, Place::System)]);
         device.write(900, 0, 1).unwrap();
         rig.wait_for(|s| s.to_system.get(&Cause::Prefetch) == Some(&10));
@@ -159,11 +160,11 @@ fn impossible_wishes_are_cut_and_counted() {
             rig.cpu(2 + n as u32, 0).store(1, SeqCst);
             cut(2 + n as u64);
         }
-        // Nine are one too many.
+        // A policy may have at most eight wishes at a time: one of these nine is cut.
         script.wishes(&[wish(100..101, DEVICE); 9]);
         rig.cpu(10, 0).store(1, SeqCst);
         cut(5);
-        // From ticks as well.
+        // Wishes of ticks are cut, too.
         script
             .ticks
             .lock()
@@ -202,7 +203,7 @@ fn policies_hear_of_hints_frees_and_time() {
         assert!(error.to_string().contains("0x400 pages"), "{error}");
         rig.backend.guest_freed(rig.range(510..513)).unwrap();
         assert_eq!(script.heard(), ["freed 510..512", "freed 512..513"]);
-        // Ticks come by themselves, and their wishes are served.
+        // Ticks need no fault, and their wishes are served.
         let device = rig.device(64);
         script.ticks.lock().unwrap().push(vec![wish(3..5, DEVICE)]);
         rig.wait_for(|_| script.ticked.load(SeqCst) > 3);
@@ -281,7 +282,7 @@ fn what_a_device_uses_often_in_place_migrates() {
     });
 }
 
-/// The built-in modifier on a live backend: hints decide where a device's access leads.
+/// The built-in modifier `hints` on a live backend: hints decide where a page is after a device's access.
 #[test]
 fn hints_place_pages() {
     both_engines(|engine| {
@@ -299,11 +300,12 @@ fn hints_place_pages() {
             assert_eq!(device.read(page, 0), Ok(5));
         }
         assert_eq!(rig.on_device(0..40), [10, 30].into());
-        // Touched first by the device, in system memory all the same.
+        // A page that the device touches first goes to system memory, too.
         device.write(1, 0, 6).unwrap();
         assert_eq!(rig.on_device(0..10), [].into());
         assert_eq!(rig.cpu(1, 0).load(SeqCst), 6);
-        // Whoever wants a read-mostly page gets it; a CPU that reads leaves it there as well.
+        // A CPU or a device that touches a read-mostly page gets it; after a CPU's read, the device keeps its
+        // copy as well.
         device.write(11, 0, 7).unwrap();
         assert_eq!(rig.cpu(10, 0).load(SeqCst), 5);
         assert_eq!(rig.on_device(10..20), [11].into());

@@ -1,4 +1,4 @@
-//! A process without a VM: its own threads are the CPUs, and a small device reads and writes through a
+//! A test process without a VM: its own threads are the CPUs, and a small device reads and writes through a
 //! mirror.
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -12,20 +12,21 @@ use hmm_backend::{
     MirrorError, Page, PageRange, ServiceConfig, ToDevice, ToSystem,
 };
 
-/// What a test driver does at its next way-points.
+/// Failures that a test driver injects into its next calls.
 #[derive(Default)]
 pub struct Faults {
-    /// Errors for coming calls of `migrate_to_ram`, last first.
+    /// Errors for the next calls of `migrate_to_ram`, the last one first.
     pub to_ram: Vec<FaultError>,
-    /// Coming migrations to the device that fail after the copy.
+    /// How many of the next migrations to the device fail after the copy.
     pub to_device_after_copy: u32,
-    /// Coming migrations to the device that fail before it.
+    /// How many of the next migrations to the device fail before the copy.
     pub to_device_before_copy: u32,
-    /// Coming migrations to system memory that the driver abandons after the copy phase.
+    /// How many of the next migrations to system memory the driver abandons after the copy phase.
     pub to_ram_after_copy: u32,
 }
 
-/// Gives every folio a serial number as its cookie and checks that it comes back exactly once.
+/// A driver that gives every folio a serial number as its cookie and checks that the cookie comes back exactly
+/// once.
 #[derive(Default)]
 pub struct CheckingDriver {
     serial: AtomicU64,
@@ -53,12 +54,12 @@ impl CheckingDriver {
         }
     }
 
-    /// Folios that were allocated and not freed yet.
+    /// Returns the number of folios that were allocated and not freed yet.
     pub fn live(&self) -> usize {
         self.live.lock().unwrap().len()
     }
 
-    /// Their first frames and orders.
+    /// Returns the first frames and orders of the live folios.
     pub fn live_folios(&self) -> BTreeSet<(u32, u8)> {
         let live = self.live.lock().unwrap();
         live.values().map(|(f, order)| (f.0, *order)).collect()
@@ -69,7 +70,7 @@ impl CheckingDriver {
     }
 }
 
-/// Counts down; says whether there was one left.
+/// Counts down; returns whether the count was above zero.
 fn take_one(left: &mut u32) -> bool {
     let some = *left > 0;
     *left -= u32::from(some);
@@ -121,7 +122,7 @@ impl Driver for CheckingDriver {
     }
 }
 
-/// A page table of the simplest kind.
+/// A simple page table: a hash map.
 #[derive(Default)]
 pub struct Table(HashMap<Page, Mapping>);
 
@@ -177,8 +178,8 @@ impl Device {
         })
     }
 
-    /// Adds to a word with the page for itself; `between` runs between the two halves of the operation, which is not
-    /// an atomic one of the host's.
+    /// Adds to a word while the page is exclusive to the device. The addition is a load and a store, not an
+    /// atomic operation of the host; `between` runs between the two.
     pub fn add_exclusively(
         &mut self,
         page: u32,
@@ -207,12 +208,12 @@ impl Device {
         Ok(())
     }
 
-    /// The mirror itself.
+    /// Returns the device's mirror.
     pub fn mirror(&mut self) -> &mut Mirror<Table> {
         &mut self.mirror
     }
 
-    /// Where its table says the page is, if it has a translation.
+    /// Returns where the device's table says the page is, if it has a translation.
     pub fn target(&mut self, page: u32) -> Option<hmm_backend::Target> {
         self.mirror.lock().0.get(&Page(page)).map(|m| m.target)
     }
@@ -225,9 +226,9 @@ fn cell<'a>(page: *mut u8, word: usize) -> &'a AtomicU64 {
     unsafe { AtomicU64::from_ptr(page.cast::<u64>().add(word)) }
 }
 
-/// Managed memory with a fault service.
+/// Managed memory with a fault service, and the fatal faults that it has reported.
 pub struct Rig {
-    // The service goes first: it must not outlive what it serves.
+    // Dropped first: the service must not outlive the backend that it serves.
     service: Option<FaultService>,
     pub backend: Arc<Backend>,
     pub fatal: Arc<Mutex<Vec<FatalFault>>>,
@@ -278,8 +279,8 @@ impl Rig {
         }
     }
 
-    /// The faults that cannot be resolved, when there is one. Without any for a minute, all faults are abandoned, so that the test
-    /// comes to its end.
+    /// Waits for a fatal fault and returns the list of them. If none is reported within a minute, abandons all
+    /// faults, so that the test ends, and panics.
     pub fn first_fatal(&self) -> MutexGuard<'_, Vec<FatalFault>> {
         let fatal = self.fatal.lock().unwrap();
         let minute = std::time::Duration::from_secs(60);
@@ -315,12 +316,12 @@ impl Rig {
         Device { id, driver, mirror }
     }
 
-    /// A CPU's access to a word.
+    /// Returns a word of a page, for a CPU's access.
     pub fn cpu(&self, page: u32, word: usize) -> &AtomicU64 {
         Self::cell_of(&self.backend, page, word)
     }
 
-    /// A CPU's access to a page's first word, without a rig.
+    /// Returns the first word of a page, for a CPU's access without a rig.
     pub fn word_of(backend: &Backend, page: u32) -> &AtomicU64 {
         Self::cell_of(backend, page, 0)
     }
@@ -332,13 +333,13 @@ impl Rig {
         cell(base.wrapping_add(offset as usize), word)
     }
 
-    /// Ends the service, as if the machine went away.
+    /// Stops the service, as at the end of a machine.
     pub fn stop_service(&mut self) {
         drop(self.service.take());
     }
 
-    /// Waits until the statistics say so: what a fault's service counts after it has woken the CPU comes a
-    /// moment later.
+    /// Waits until the statistics fulfil the condition. The service counts a fault a moment after it has woken
+    /// the CPU.
     pub fn wait_for(&self, condition: impl Fn(&hmm_backend::Stats) -> bool) {
         let started = std::time::Instant::now();
         while !condition(&self.backend.stats()) {
@@ -355,7 +356,7 @@ impl Rig {
         PageRange::new(Page(pages.start), Page(pages.end))
     }
 
-    /// The pages of the range that are in device memory.
+    /// Returns the pages of the range that are in private device memory.
     pub fn on_device(&self, pages: std::ops::Range<u32>) -> HashSet<u32> {
         self.backend.settle(self.range(pages.clone())).unwrap();
         let on_device = |p: &u32| {
@@ -373,18 +374,18 @@ impl Drop for Rig {
 }
 
 thread_local! {
-    /// The test's rigs do without moves, as on a kernel that has none.
+    /// Whether this test's rigs use no moves, as on a kernel without `UFFDIO_MOVE`.
     static NO_MOVES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Runs a test whose rigs do without moves, as on a kernel that has none.
+/// Runs a test whose rigs use no moves, as on a kernel without `UFFDIO_MOVE`.
 pub fn without_moves(test: impl FnOnce()) {
     NO_MOVES.set(true);
     test();
     NO_MOVES.set(false);
 }
 
-/// Runs a test once with each engine, and with `copy` also as on a kernel without moves.
+/// Runs a test once with each engine, and with `copy` also as on a kernel without `UFFDIO_MOVE`.
 pub fn both_engines(test: impl Fn(Engine)) {
     for (engine, no_moves) in [
         (Engine::Remap, false),

@@ -1,4 +1,4 @@
-//! Everybody at once.
+//! CPUs, devices, requests and pins use the same duplicates at the same time.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use crate::common::{Device, Rig, both_engines};
 use crate::{POLICY, read_mostly};
 
-/// CPUs and two devices read and write the same few pages, with so little device memory that pages are evicted all the
-/// time, and somebody asks for migrations and pins. Everybody adds to a word of his own, and nobody ever sees a number
-/// get smaller: a copy that somebody wrote while another one was read would show.
+/// CPUs and two devices read and write the same few pages, with so little device memory that pages are evicted
+/// all the time, while another thread requests migrations and pins. Each thread adds to a word of its own and
+/// checks that no word ever decreases: it would if a thread read one copy after another thread had written the
+/// other.
 #[test]
 fn nobody_reads_an_old_copy() {
     const PAGES: u32 = 6;
@@ -19,7 +20,7 @@ fn nobody_reads_an_old_copy() {
         let (mut one, mut two) = (rig.device(4), rig.device(4));
         let stop = AtomicBool::new(false);
         let rounds = 400u32;
-        // Mostly reads, and writes now and then: by whom, when and where differs from round to round.
+        // Mostly reads, and a few writes; the writing thread, the time and the page differ from round to round.
         let is_write = |round: u32| round % 7 == 3;
         let page_of = |round: u32, who: u32| (round / 5 * 7 + round + who * 3) % PAGES;
         let check =
@@ -97,7 +98,7 @@ fn nobody_reads_an_old_copy() {
                 added
             });
             let sums = devices.map(|device| device.join());
-            // The others must end in any case.
+            // The CPU threads and the requesting thread must end also when a device thread has panicked.
             stop.store(true, SeqCst);
             let mut sum: u64 = sums.into_iter().map(Result::unwrap).sum();
             sum += cpus.into_iter().map(|c| c.join().unwrap()).sum::<u64>();

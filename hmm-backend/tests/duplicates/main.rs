@@ -1,4 +1,5 @@
-//! Read duplication: what is read mostly is in a device's memory and in system memory, until somebody writes.
+//! Tests read duplication: a page that is mostly read is in a device's memory and in system memory until a CPU
+//! or a device writes to it.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -22,7 +23,7 @@ fn read_mostly(rig: &Rig, pages: std::ops::Range<u32>) {
     rig.backend.hint(rig.range(pages), hint).unwrap();
 }
 
-/// A rig all of whose 512 pages are read mostly.
+/// Returns a rig whose 512 pages all have the hint read-mostly.
 fn rig(engine: Engine) -> Rig {
     let rig = Rig::new(512, engine, POLICY);
     read_mostly(&rig, 0..512);
@@ -34,12 +35,12 @@ fn residency(rig: &Rig, page: u32) -> Residency {
     rig.backend.word(Page(page)).unwrap().residency()
 }
 
-/// Pages of the range that are duplicates.
+/// Returns the pages of the range that are duplicates.
 fn duplicates(rig: &Rig, pages: std::ops::Range<u32>) -> Vec<u32> {
     pages.filter(|p| residency(rig, *p).duplicated()).collect()
 }
 
-/// Brings pages to the device, each with its number plus 10 in its first word, and has a CPU read them.
+/// Migrates pages to the device, each with its number plus 10 in its first word, and then reads them as a CPU.
 fn duplicate(rig: &Rig, device: &Device, pages: std::ops::Range<u32>) {
     for page in pages.clone() {
         rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
@@ -51,7 +52,7 @@ fn duplicate(rig: &Rig, device: &Device, pages: std::ops::Range<u32>) {
         assert_eq!(rig.cpu(page, 0).load(SeqCst), 10 + u64::from(page));
     }
     assert_eq!(duplicates(rig, pages.clone()), pages.collect::<Vec<_>>());
-    // Counted last.
+    // The service counts the pages last.
     rig.wait_for(|stats| stats.pages_to_system() >= moved);
 }
 
@@ -80,7 +81,7 @@ fn a_cpu_s_read_leaves_the_device_its_copy() {
             panic!("page 3 is on the device");
         };
         assert_eq!(rig.cpu(3, 5).load(SeqCst), 53);
-        // Only what was read is cut out of the folio.
+        // Only the page that was read is cut out of the folio.
         assert_eq!(duplicates(&rig, 0..8), [3]);
         let there = Residency::Duplicated {
             device: device.id,
@@ -91,14 +92,14 @@ fn a_cpu_s_read_leaves_the_device_its_copy() {
         assert_eq!(device.target(3), None, "it could be written");
         assert_eq!(system_bytes(&rig, 3), 4096);
         assert_eq!(device.driver.freed.load(SeqCst), 0);
-        // Both read their own copies from now on.
+        // The CPU and the device read their own copies from now on.
         rig.wait_for(|stats| stats.cpu_faults == 9);
         let faults = rig.backend.stats().cpu_faults;
         assert_eq!((device.read(3, 5), device.read(3, 6)), (Ok(53), Ok(7)));
         assert_eq!(device.target(3), Some(Target::Device(frame)));
         assert_eq!(rig.cpu(3, 6).load(SeqCst), 7);
         assert_eq!(counter(&rig, "mapped_in_place"), 0);
-        // There is one duplicate of a page: another device reads in place.
+        // A page has only one duplicate: another device reads the system copy in place.
         assert_eq!(other.read(3, 5), Ok(53));
         assert_eq!(other.target(3), Some(Target::System));
         assert_eq!(residency(&rig, 3), there);
@@ -113,7 +114,7 @@ fn a_cpu_s_read_leaves_the_device_its_copy() {
             (stats.other["duplicated"], stats.other["collapsed"]),
             (1, 0)
         );
-        // What nobody calls read-mostly migrates.
+        // A page without the hint read-mostly migrates.
         let hint = "not-read-mostly".parse().unwrap();
         rig.backend.hint(rig.range(4..5), hint).unwrap();
         assert_eq!(rig.cpu(4, 5).load(SeqCst), 54);
@@ -135,12 +136,12 @@ fn a_cpu_s_write_leaves_the_copy_in_system_memory() {
         assert_eq!(duplicates(&rig, 0..4), [0, 1, 3]);
         rig.wait_for(|stats| stats.page_free_calls == 1);
         assert_eq!((device.driver.live(), counter(&rig, "collapsed")), (3, 1));
-        // No contents moved, and a second write is free.
+        // No contents moved, and a second write takes no fault.
         assert_eq!(rig.backend.stats().pages_to_system(), 4);
         let faults = rig.backend.stats().cpu_faults;
         rig.cpu(2, 1).store(1, SeqCst);
         assert_eq!(rig.backend.stats().cpu_faults, faults);
-        // It comes again and is duplicated again.
+        // The device reads the page again, and the CPU's read duplicates it again.
         assert_eq!((device.read(2, 0), device.read(2, 1)), (Ok(112), Ok(1)));
         assert_eq!(rig.cpu(2, 0).load(SeqCst), 112);
         assert_eq!(duplicates(&rig, 0..4), [0, 1, 2, 3]);
@@ -165,14 +166,14 @@ fn a_device_s_write_leaves_the_copy_in_its_memory() {
         assert_eq!(device.driver.freed.load(SeqCst), 0);
         assert_eq!(rig.cpu(2, 0).load(SeqCst), 112);
         assert_eq!(duplicates(&rig, 0..4), [0, 1, 2, 3]);
-        // Atomic operations of the device need the same.
+        // An atomic operation of the device ends the duplication, too.
         device.add_exclusively(2, 0, 1000, || {}).unwrap();
         assert_eq!(rig.cpu(2, 0).load(SeqCst), 1112);
         device.driver.assert_clean();
     });
 }
 
-/// Each of these on a page of its own, which both copies of must have been the same.
+/// Each operation uses a page of its own, whose two copies must have been equal.
 #[test]
 fn whatever_else_happens_ends_a_duplicate_once() {
     both_engines(|engine| {
@@ -188,15 +189,15 @@ fn whatever_else_happens_ends_a_duplicate_once() {
         assert_eq!(other.add(0, 0, 100), Ok(10));
         ended(&device, 0, 1);
         assert_eq!(rig.cpu(0, 0).load(SeqCst), 110);
-        // A pin, during which it stays.
+        // A pin, during which the page stays in system memory.
         let pinned = rig.backend.pin(rig.range(1..2)).unwrap();
         ended(&device, 1, 2);
-        // SAFETY: the pinned page is there, and nobody else uses it.
+        // SAFETY: the pinned page is present, and no other thread uses it.
         unsafe { pinned.host().cast::<u64>().write_volatile(111) };
         assert_eq!(device.read(1, 0), Ok(111));
         assert_eq!(device.target(1), Some(Target::System));
         drop(pinned);
-        // A request, to system memory; one to the device finds it there.
+        // A request for system memory; a request for the device moves nothing.
         let here = rig.range(2..3);
         assert_eq!(rig.backend.migrate_to_device(device.id, here).unwrap(), 0);
         assert_eq!(rig.backend.migrate_to_device(other.id, here).unwrap(), 0);
@@ -209,7 +210,7 @@ fn whatever_else_happens_ends_a_duplicate_once() {
         other.add_exclusively(3, 0, 100, || {}).unwrap();
         ended(&device, 3, 4);
         assert_eq!(rig.cpu(3, 0).load(SeqCst), 113);
-        // A free, of both copies.
+        // A free drops both copies.
         assert_eq!(rig.backend.guest_freed(rig.range(4..5)).unwrap(), 1);
         ended(&device, 4, 5);
         assert_eq!(system_bytes(&rig, 4), 0);
@@ -233,7 +234,8 @@ fn whatever_else_happens_ends_a_duplicate_once() {
     });
 }
 
-/// Whoever reads makes progress: the device that writes waits for the hold of the CPUs' copy, a CPU does not.
+/// The CPUs that read make progress: a device that writes waits for the hold of the CPUs' copy, a CPU that
+/// writes does not.
 #[test]
 fn the_hold_of_a_duplicate_is_the_cpus() {
     both_engines(|engine| {
@@ -263,7 +265,7 @@ fn a_coherent_device_works_on_system_memory_s_copy() {
         assert_eq!(coherent.add(0, 0, 5), Ok(10));
         assert_eq!(residency(&rig, 0), Residency::System);
         assert_eq!(rig.cpu(0, 0).load(SeqCst), 15);
-        // Its own pages are reached by everybody: there is nothing to duplicate.
+        // CPUs and devices reach the pages of coherent memory, so there is nothing to duplicate.
         let here = rig.range(0..1);
         let moved = rig.backend.migrate_to_device(coherent.id, here).unwrap();
         assert_eq!((moved, rig.cpu(0, 0).load(SeqCst)), (1, 15));
@@ -306,7 +308,7 @@ fn read_only_pages_are_duplicated_and_stay_read_only() {
         let mut device = rig.device(64);
         duplicate(&rig, &device, 0..4);
         let set = |pages, on| rig.backend.set_read_only(rig.range(pages), on).unwrap();
-        // The permission is taken away from a duplicate, and given back.
+        // A duplicate is made read-only, and writable again.
         set(0..2, true);
         assert_eq!(device.write(0, 0, 1), Err(MirrorError::Permission(Page(0))));
         assert_eq!(
@@ -320,7 +322,8 @@ fn read_only_pages_are_duplicated_and_stay_read_only() {
             (residency(&rig, 0), device.read(0, 0)),
             (Residency::System, Ok(110))
         );
-        // It stays when the duplicate ends: a CPU that writes sleeps until it may.
+        // A page stays read-only when the duplication ends: a CPU that writes sleeps until it has the
+        // permission.
         rig.backend.migrate_to_system(rig.range(1..2)).unwrap();
         assert_eq!(residency(&rig, 1), Residency::System);
         std::thread::scope(|scope| {
@@ -339,7 +342,7 @@ fn read_only_pages_are_duplicated_and_stay_read_only() {
             set(1..2, false);
         });
         assert_eq!(rig.cpu(1, 0).load(SeqCst), 111);
-        // A page that is read-only already is duplicated as well.
+        // A page that was read-only before is duplicated as well.
         set(8..9, true);
         assert_eq!(device.read(8, 0), Ok(0));
         assert_eq!(rig.cpu(8, 0).load(SeqCst), 0);
@@ -355,7 +358,7 @@ fn what_the_policy_brings_along_is_duplicated_too() {
         let rig = Rig::new(512, engine, "density:threshold=1+hints+timeslice:min=0us");
         read_mostly(&rig, 0..100);
         let mut device = rig.device(512);
-        // Without a CPU's fault, after which the service might still be prefetching.
+        // Migrate by request, not by a CPU's fault, after which the service might still be prefetching.
         let all = rig.range(0..128);
         assert_eq!(rig.backend.migrate_to_device(device.id, all).unwrap(), 128);
         for page in 0..128 {
@@ -368,7 +371,7 @@ fn what_the_policy_brings_along_is_duplicated_too() {
             assert_eq!(rig.cpu(page, 0).load(SeqCst), 10 + u64::from(page));
         }
         assert_eq!(rig.backend.stats().other["duplicated"], 100);
-        // A large folio of duplicates goes as one, and a CPU's write takes one page of it.
+        // A large folio of duplicates migrates as one, and a CPU's write cuts one page out of it.
         rig.cpu(40, 0).store(1, SeqCst);
         assert_eq!(duplicates(&rig, 32..48).len(), 15);
         device.driver.assert_clean();
@@ -404,7 +407,7 @@ fn events_tell_where_the_copies_are() {
     });
 }
 
-/// The device has the contents of a duplicate whose other copy the host's kernel no longer has.
+/// If the host's kernel has lost the system copy of a duplicate, the page comes again from the device.
 #[test]
 fn a_vanished_copy_comes_again_from_its_device() {
     both_engines(|engine| {
@@ -412,7 +415,7 @@ fn a_vanished_copy_comes_again_from_its_device() {
         let device = rig.device(64);
         duplicate(&rig, &device, 3..4);
         let page = rig.cpu(3, 0).as_ptr();
-        // SAFETY: the page is this test's, which wants this copy of its contents gone.
+        // SAFETY: the page belongs to this test, which wants this copy of the contents to vanish.
         let gone = unsafe { libc::madvise(page.cast(), 4096, libc::MADV_DONTNEED) };
         assert_eq!(gone, 0);
         assert_eq!(rig.cpu(3, 0).load(SeqCst), 13);
@@ -421,7 +424,8 @@ fn a_vanished_copy_comes_again_from_its_device() {
     });
 }
 
-/// The host does not let CPUs write to a page that is no duplicate any more: the write that finds that out makes it do so.
+/// The host refuses to lift the write protection when a duplication ends: the next CPU's write finds that and
+/// makes the host lift it.
 #[test]
 fn a_protection_that_stays_is_lifted_by_the_next_write() {
     both_engines(|engine| {
@@ -444,7 +448,7 @@ fn a_protection_that_stays_is_lifted_by_the_next_write() {
     });
 }
 
-/// Refuses the next call that changes a protection; counted down to 1.
+/// Refuses the next call that changes a protection. The test sets it to 2, and the refusal sets it to 1.
 struct NotYet(AtomicU32);
 
 impl KernelAnswers for NotYet {

@@ -1,4 +1,4 @@
-//! Drivers and a kernel that refuse harm no duplicate.
+//! Tests that refusals of drivers and of the kernel harm no duplicate.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -9,7 +9,8 @@ use hmm_backend::{FaultError, KernelAnswers, KernelCall, MadeUpAnswer, PageRange
 use crate::common::{Device, Rig, both_engines};
 use crate::{counter, duplicates, read_mostly, residency, rig};
 
-/// The driver refuses, or gives up half-way: what was is still there, and the fault is served in the end.
+/// The driver refuses, or abandons the migration half-way: the page stays as it was, and the fault is served in
+/// the end.
 #[test]
 fn drivers_that_refuse_harm_nothing() {
     both_engines(|engine| {
@@ -32,7 +33,7 @@ fn drivers_that_refuse_harm_nothing() {
         assert_eq!(device.read(0, 0), Ok(11));
         assert_eq!(counter(&rig, "faults_retried"), 8);
         assert_eq!(rig.cpu(0, 0).load(SeqCst), 11);
-        // A pin asks as often as it must.
+        // A pin tries again until the driver agrees.
         refuse(&device);
         drop(rig.backend.pin(rig.range(0..1)).unwrap());
         assert_eq!(rig.cpu(0, 0).load(SeqCst), 11);
@@ -40,7 +41,7 @@ fn drivers_that_refuse_harm_nothing() {
     });
 }
 
-/// Every call that gives pages back to CPUs gets only a part of its way, a few times.
+/// Lets the next few calls that give pages back to CPUs do only a part of their pages.
 struct Halting(AtomicU32);
 
 impl KernelAnswers for Halting {

@@ -8,14 +8,15 @@ use hmm_backend::{Engine, MAX_ORDER, PAGE_SIZE, Residency, Word};
 use crate::world::{COHERENT, PAGES, World, patience};
 
 impl World {
-    /// The frame and order of a page on device `d`.
+    /// Returns the frame and order of a page if it is on device `d`.
     pub fn on(&self, d: usize, word: Word) -> Option<(u32, u8)> {
         let (device, frame, order) = word.residency().frame()?;
         (device == self.devices[d].id).then_some((frame.0, order))
     }
 
-    /// What must hold between any two steps. Prefetching goes on in the service thread, and what a fault's
-    /// service does after it has woken the CPU comes a moment later: it must hold in the end.
+    /// Waits until the conditions of [`Self::consistent`] hold. The service thread may still be prefetching,
+    /// and it completes a fault a moment after it has woken the CPU, so the conditions must hold in the end,
+    /// not at once. Panics if they do not.
     pub fn check(&self) {
         let started = Instant::now();
         while let Err(why) = self.consistent() {
@@ -61,7 +62,7 @@ impl World {
         }
         self.folios_are_whole(&words)?;
         for (d, device) in self.devices.iter().enumerate() {
-            // Who sees what, from the model and the words, not from the snapshot's code.
+            // Compute the expected bytes from the model and the words, not with the snapshot's code.
             let byte = |(p, word): (usize, &Word)| {
                 let permission = if self.read_only[p] { 1 } else { 2 };
                 match word.residency() {
@@ -101,7 +102,8 @@ impl World {
         Ok(())
     }
 
-    /// Each device's folios: aligned, in one piece, no frame twice, and the driver knows the same ones.
+    /// Checks each device's folios: they are aligned and complete, no frame is used twice, and the driver knows
+    /// the same folios.
     pub fn folios_are_whole(&self, words: &[Word]) -> Result<(), String> {
         for (d, device) in self.devices.iter().enumerate() {
             let mut frames = BTreeSet::new();
@@ -139,7 +141,7 @@ impl World {
                 return Err(format!("device {d}: free frames have memory: {present:?}"));
             }
         }
-        // What is elsewhere or nowhere costs no system memory.
+        // Pages that CPUs do not reach have no system memory.
         let (base, _) = self.rig.backend.host_memory();
         for page in resident(base as u64, PAGES) {
             if !words[page as usize].residency().reached_by_cpus() {
@@ -156,7 +158,7 @@ impl World {
     }
 }
 
-/// Which pages of a mapping have memory.
+/// Returns the pages of a mapping that have memory.
 fn resident(start: u64, pages: u32) -> Vec<u32> {
     let mut present = vec![0u8; pages as usize];
     let len = present.len() * PAGE_SIZE as usize;

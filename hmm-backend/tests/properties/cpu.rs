@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use hmm_backend::PAGE_SIZE;
 
-/// A thread that is the CPU: it may sleep in a fault for ever, which must not be this thread's fate.
+/// A thread that acts as the CPU. It may sleep in a fault for ever; the test's own thread must not.
 pub struct Cpu {
     pub requests: Option<Sender<(usize, Option<u64>)>>,
     pub answers: Receiver<[u64; 2]>,

@@ -1,5 +1,6 @@
-//! Random sequences of the backend's calls, CPU accesses and device accesses on real userfaultfd, beside a model
-//! of what every page holds and may be. `PROPTEST_CASES` sets the number of sequences.
+//! Runs random sequences of the backend's calls, CPU accesses and device accesses on real userfaultfd, and
+//! compares with a model of the contents and permissions of every page. `PROPTEST_CASES` sets the number of
+//! sequences.
 
 mod check;
 #[path = "../common/mod.rs"]
@@ -39,7 +40,7 @@ fn the_model_agrees_under_copy() {
     proptest!(config(), |((sizes, policy, ops) in case(), blocks: bool)| run(Engine::Copy, sizes, policy, blocks, &ops));
 }
 
-/// As on a kernel that cannot move pages.
+/// As on a kernel without `UFFDIO_MOVE`.
 #[test]
 fn the_model_agrees_under_copy_in_place() {
     common::without_moves(|| {

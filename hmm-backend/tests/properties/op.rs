@@ -1,4 +1,4 @@
-//! The steps of a sequence, and how they are drawn.
+//! The steps of a sequence, and the strategies that draw them.
 
 use proptest::prelude::*;
 
@@ -17,16 +17,16 @@ pub enum Op {
     Pin(u32, u32),
     Unpin(usize),
     ReadOnly(u32, u32, bool),
-    /// Says that pages are read mostly, or not.
+    /// Hints that pages are mostly read, or not.
     ReadMostly(u32, u32, bool),
     Fail(u32),
     Detach(usize),
     Inject(usize, Fault),
 }
 
-/// What a driver does wrong the next time.
+/// The failure that a driver injects into its next call.
 #[derive(Clone, Copy, Debug)]
-#[allow(clippy::enum_variant_names, reason = "they are the way-points' names")]
+#[allow(clippy::enum_variant_names, reason = "the names say which step fails")]
 pub enum Fault {
     RefuseToRam,
     AbandonToRam,
@@ -35,7 +35,8 @@ pub enum Fault {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    // Few different pages, so that the steps meet: around the start and across the blocks' border.
+    // Draw few different pages, so that steps meet on the same page: around the start and across the border of
+    // the two blocks.
     let page = || prop_oneof![3 => 0u32..24, 2 => 500u32..524, 1 => 0..PAGES];
     let len = || prop_oneof![4 => 1u32..8, 2 => 1u32..64, 1 => Just(512u32)];
     let device = || 0usize..3;
@@ -65,7 +66,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A case: the devices' sizes, the policy, the steps.
+/// Draws a case: the devices' sizes, the policy, the steps.
 pub fn case() -> impl Strategy<Value = ([u32; 3], &'static str, Vec<Op>)> {
     let size = || prop::sample::select(vec![1u32, 8, 16, 37, 100, 600]);
     let policy = prop::sample::select(vec![

@@ -1,4 +1,4 @@
-//! The backend with three devices, and what each page must hold and may be.
+//! The backend with three devices, and the model of each page's contents and permissions.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
@@ -16,15 +16,15 @@ use crate::op::{Fault, Op};
 pub const PAGES: u32 = 1024;
 /// The device whose memory is coherent; the other two have private memory.
 pub const COHERENT: usize = 2;
-/// Longer than anything here takes, shorter than for ever. Once a sequence has failed, shorter ones are tried, each
-/// of which may fail by not coming to rest.
+/// Returns how long to wait: longer than any step takes. Once a sequence has failed, proptest tries shorter
+/// ones, each of which may fail by not coming to rest; for these the wait is short.
 pub fn patience() -> Duration {
     Duration::from_secs(if FAILED.load(SeqCst) { 1 } else { 30 })
 }
 
 static FAILED: AtomicBool = AtomicBool::new(false);
 
-/// With this policy nothing moves but what a call names: the model knows the number of pages.
+/// With this policy only the pages that a call names move, so the model knows the number of pages.
 pub const EXACT: &str = "on-demand+hints+timeslice:min=0us";
 
 pub struct World {
@@ -43,7 +43,7 @@ pub struct World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // After a failure the CPU may sleep for ever.
+        // After a failure the CPU thread may sleep in a fault: abandon the faults so that it ends.
         FAILED.fetch_or(std::thread::panicking(), SeqCst);
         self.rig.backend.abandon_faults();
         drop(self.cpu.requests.take());
@@ -91,7 +91,7 @@ impl World {
         self.pinned.iter().filter(has).count() as u64
     }
 
-    /// Whether no driver is about to do something wrong.
+    /// Returns whether no driver has an injected failure left.
     fn well(&self) -> bool {
         self.devices.iter().all(|device| {
             let faults = device.driver.faults.lock().unwrap();
@@ -107,7 +107,7 @@ impl World {
         }
         let (base, _) = self.rig.backend.host_memory();
         let address = base as usize + page as usize * PAGE_SIZE as usize;
-        // A forbidden write sleeps until the permission changes: that is another test.
+        // A forbidden write would sleep until the permission changes; another test covers it.
         let value = value.filter(|_| !self.read_only[page as usize]);
         let requests = self.cpu.requests.as_ref().unwrap();
         requests.send((address, value)).unwrap();
@@ -128,7 +128,7 @@ impl World {
         }
     }
 
-    /// Adds to the page's words while the device has it for itself.
+    /// Adds to the page's words while the page is exclusive to the device.
     fn atomic(&mut self, d: usize, page: u32, value: u64) {
         let p = page as usize;
         let device = &mut self.devices[d];
@@ -173,7 +173,7 @@ impl World {
                 assert!(self.lost[p], "page {page}");
             }
             Err(MirrorError::OutOfRange(_) | MirrorError::NotExclusive(_)) => {
-                panic!("page {page} is in range, and nobody wants it alone")
+                panic!("page {page} is in range, and the access is not exclusive")
             }
             Ok(seen) => {
                 assert!(self.attached[d], "device {d} is gone");
@@ -335,7 +335,7 @@ impl World {
         }
     }
 
-    /// All contents, then a clean end.
+    /// Checks all contents, then detaches the devices and checks that nothing is left.
     fn finish(&mut self) {
         for device in &self.devices {
             *device.driver.faults.lock().unwrap() = common::Faults::default();
