@@ -56,14 +56,14 @@ fn main() {
         let mut bare = [Vec::new(), Vec::new()];
         let mut memcpy = [Vec::new(), Vec::new()];
         for pair in 0..RIGS {
-            // Whoever comes first gets the better memory.
+            // The rig that is made first gets the better memory.
             let first = (pair % 2 == 0).then(|| Rig::new(engine, recycled));
             let bare_rig = BareRig::new(engine);
             let rig = first.unwrap_or_else(|| Rig::new(engine, recycled));
             for round in 0..ROUNDS {
                 for (direction, (ours, bare)) in ours.iter_mut().zip(&mut bare).enumerate() {
                     for at in (0..BYTES).step_by(SLICE as usize) {
-                        // Whoever comes second finds the kernel's code and data warm: they take turns.
+                        // The second one finds the kernel's code and data in the caches: they take turns.
                         let mine = || rate(|| rig.migrate(direction == 0, at));
                         let plain = || rate(|| bare_rig.migrate(direction == 0, at));
                         let sample = if (at / SLICE).is_multiple_of(2) {
@@ -187,7 +187,7 @@ struct Area(u64);
 
 impl Drop for Area {
     fn drop(&mut self) {
-        // SAFETY: `BYTES` from the aligned start belong to the mapping made in `new`, and nobody uses them any more.
+        // SAFETY: `BYTES` from the aligned start belong to the mapping made in `new`, and no code uses them any more.
         unsafe { libc::munmap(self.0 as *mut _, BYTES as usize) };
     }
 }
@@ -242,7 +242,7 @@ impl BareRig {
         assert!(fd >= 0, "userfaultfd: {}", io::Error::last_os_error());
         let rig = BareRig {
             engine,
-            // SAFETY: the descriptor is new and nobody else's.
+            // SAFETY: the descriptor is new, and no other value owns it.
             uffd: unsafe { OwnedFd::from_raw_fd(fd) },
             system: Area::new(BYTES),
             device: Area::new(BYTES),

@@ -243,7 +243,7 @@ fn touch(base: u64, stamp: impl Fn(u32, At) + Send + 'static) {
         for page in 0..PAGES {
             let at = (base + u64::from(page) * PAGE_SIZE) as *mut u8;
             stamp(page, At::Access);
-            // SAFETY: memory that the caller keeps and whose faults somebody serves.
+            // SAFETY: memory that the caller keeps and whose faults are served.
             unsafe { at.write_volatile(1) };
             stamp(page, At::Resumed);
         }
@@ -293,7 +293,7 @@ fn bare_round(engine: Engine) -> Vec<[u64; 4]> {
     // SAFETY: makes a new descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
     assert!(fd >= 0, "userfaultfd: {}", io::Error::last_os_error());
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, and no other value owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     ioctl(&fd, UFFDIO_API, &mut [0xaau64, 0, 0]);
     ioctl(&fd, UFFDIO_REGISTER, &mut [memory, bytes, 1, 0]);
@@ -322,7 +322,7 @@ fn bare_round(engine: Engine) -> Vec<[u64; 4]> {
     let touching = stamps.clone();
     touch(memory, move |page, point| touching.set(page, point));
     server.join().unwrap();
-    // SAFETY: the two mappings made above; nobody uses them any more.
+    // SAFETY: the two mappings made above; no code uses them any more.
     unsafe {
         libc::munmap(memory as *mut _, bytes as usize);
         libc::munmap(stock as *mut _, bytes as usize);

@@ -26,7 +26,7 @@ impl Driver for Talkative {
     fn migrate_to_device(&self, mut migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
         // The cookie is the driver's own: here, a serial number.
         migration.set_cookies(|_| self.folios.fetch_add(1, SeqCst));
-        let copied = migration.copy()?; // Nobody can change the pages any more: program the hardware here.
+        let copied = migration.copy()?; // Nothing can change the pages any more: program the hardware here.
         Ok(copied.commit().finalize())
     }
 
@@ -55,7 +55,7 @@ impl DeviceMmu for Table {
 /// # Safety
 /// The address must be one of the backend's, which must outlive the reference.
 unsafe fn word<'a>(page: *mut u8) -> &'a AtomicU64 {
-    // SAFETY: pages are aligned, and everybody accesses the word atomically; the rest is the caller's promise.
+    // SAFETY: pages are aligned, and all accesses to the word are atomic; the rest is the caller's promise.
     unsafe { AtomicU64::from_ptr(page.cast()) }
 }
 

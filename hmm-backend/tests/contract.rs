@@ -106,7 +106,7 @@ fn freed_pages_read_as_zeros_and_their_frames_come_back_once() {
         assert!(rig.backend.resident_bytes(rig.range(512..600)).unwrap() == 88 * 4096);
         let in_device_memory = || rig.backend.device_resident_bytes(device.id).unwrap();
         assert_eq!(in_device_memory(), 512 * 4096);
-        // Part of a device folio, the rest of it, system pages, and pages nobody touched.
+        // Part of a device folio, the rest of it, system pages, and untouched pages.
         assert_eq!(rig.backend.guest_freed(rig.range(10..20)).unwrap(), 10);
         assert_eq!(in_device_memory(), 502 * 4096);
         assert_eq!(rig.backend.guest_freed(rig.range(0..1024)).unwrap(), 590);

@@ -1,4 +1,4 @@
-//! Faults that cannot be resolved are reported to whoever can answer them: for each CPU that took one.
+//! Faults that cannot be resolved are reported, once for each CPU that took one.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +22,7 @@ fn sleeps_in_a_fault(thread: u32) -> bool {
     call.is_ok_and(|call| call.starts_with("-1"))
 }
 
-/// Managed memory that nobody serves yet.
+/// Managed memory without a service.
 fn unserved(engine: Engine) -> Arc<Backend> {
     let mut config = BackendConfig::new(512 * PAGE_SIZE);
     config.engine = EngineChoice::Only(engine);
@@ -63,7 +63,7 @@ fn threads_that_touch_a_lost_page_at_once_are_all_named() {
             let sleepers = [send.clone(), send].map(|id| scope.spawn(move || read(id)));
             let threads: BTreeSet<u32> = started.iter().take(2).collect();
             until_in_faults(&threads);
-            // Only now is there anybody who reads the messages: both at once.
+            // The service begins only now, so it reads both messages at once.
             let (send, reports) = mpsc::channel();
             let service = backend.start_service(ServiceConfig::default(), move |fault| {
                 send.send(fault).unwrap();

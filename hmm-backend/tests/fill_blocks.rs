@@ -53,7 +53,7 @@ fn a_block_that_is_in_use_is_filled_page_by_page() {
         device.write(5, 0, 1).unwrap();
         rig.cpu(6, 0).store(2, SeqCst);
         assert_eq!(present(&rig), [6]);
-        // Nor is a page filled that CPUs may only read: whoever said so may have a reason to want no contents.
+        // A read-only page is not filled either: it may be meant to stay without contents.
         rig.backend
             .set_read_only(rig.range(600..601), true)
             .unwrap();

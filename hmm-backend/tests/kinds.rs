@@ -31,7 +31,7 @@ fn forbidden_write(rig: &Rig, page: u32, value: u64) {
         let fault = fatal.get(seen).cloned();
         drop(fatal);
         let fault = fault.unwrap_or_else(|| {
-            // Whoever may still sleep is not to sleep for ever.
+            // A thread that still sleeps in the fault must not sleep for ever.
             rig.backend.abandon_faults();
             panic!("page {page} was written although it is read-only");
         });
@@ -218,7 +218,7 @@ fn exclusive_access_ends_by_whatever_else_happens_to_the_page() {
             Err(MirrorError::Permission(Page(4)))
         );
         rig.backend.set_read_only(range, false).unwrap();
-        // A pin, during which nobody gets it; a free; a request; detach.
+        // A pin, during which no device gets the page; a free; a request; detach.
         take(&mut one);
         let pinned = rig.backend.pin(range).unwrap();
         assert_eq!(rig.cpu(4, 0).load(SeqCst), 6);

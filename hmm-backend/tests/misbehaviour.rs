@@ -1,4 +1,4 @@
-//! Drivers and users that do the unexpected: the backend stays correct, and nobody is left asleep.
+//! Drivers and users that do the unexpected: the backend stays correct, and no thread is left asleep.
 
 mod common;
 

@@ -85,7 +85,7 @@ fn nonsense_victims_hurt_nobody() {
     }
 }
 
-/// Throttled for a second each, these rounds would take a minute if nobody let go of the devices' threads.
+/// Throttled for a second each, these rounds would take a minute if detach did not wake the devices' threads.
 #[test]
 fn a_device_that_is_throttled_can_be_detached_at_once() {
     let throttled = |fault: &BlockFault| Advice {
@@ -135,7 +135,7 @@ fn a_deferred_fault_does_not_steal_for_a_cpu_that_went_on() {
             .migrate_to_device(device.id, rig.range(9..10))
             .unwrap();
         scope.spawn(|| rig.cpu(9, 0).load(SeqCst)).join().unwrap();
-        assert_eq!(rig.on_device(0..512), [3].into(), "stolen back for nobody");
+        assert_eq!(rig.on_device(0..512), [3].into(), "taken back although no CPU waits");
     });
 }
 

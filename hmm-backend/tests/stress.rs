@@ -77,7 +77,7 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
                         0 => device.add_exclusively(page, word, 1000, || {}),
                         _ => device.add(page, word, 1000).map(drop),
                     }
-                    // Somebody else has pinned it.
+                    // Another thread has pinned it.
                     .or_else(|error| match error {
                         MirrorError::NotExclusive(_) => device.add(page, word, 1000).map(drop),
                         error => Err(error),
@@ -89,7 +89,7 @@ fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads
                 }
             }));
         }
-        // Somebody who frees, hints, pins and breaks things until the others are done.
+        // A thread that frees, hints, pins and breaks pages until the other threads are done.
         scope.spawn(|| {
             let mut random = Random(7);
             let mut rounds = 0;

@@ -1,4 +1,4 @@
-//! A driver that does not return: reported, and nobody else waits for it.
+//! A driver that does not return: it is reported, and only its own pages wait for it.
 
 mod common;
 

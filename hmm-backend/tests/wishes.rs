@@ -116,7 +116,7 @@ fn wishes_are_served_without_a_fault_on_their_pages() {
         for page in 500..530 {
             rig.cpu(page, 0).store(u64::from(page), SeqCst);
         }
-        // Across blocks, more than one piece, and with pages that nobody has touched.
+        // Across blocks, more than one piece, and with untouched pages.
         script.wishes(&[wish(500..700, DEVICE), wish(0..10, DEVICE)]);
         rig.cpu(1000, 0).store(1, SeqCst);
         rig.wait_for(|s| s.to_device.get(&Cause::Prefetch) == Some(&210));
@@ -303,7 +303,7 @@ fn hints_place_pages() {
         device.write(1, 0, 6).unwrap();
         assert_eq!(rig.on_device(0..10), [].into());
         assert_eq!(rig.cpu(1, 0).load(SeqCst), 6);
-        // Whoever wants a read-mostly page gets it; a CPU that reads leaves it there as well.
+        // A read-mostly page goes to the side that touches it; a CPU that reads it leaves a copy in place.
         device.write(11, 0, 7).unwrap();
         assert_eq!(rig.cpu(10, 0).load(SeqCst), 5);
         assert_eq!(rig.on_device(10..20), [11].into());

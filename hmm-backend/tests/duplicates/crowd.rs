@@ -1,4 +1,4 @@
-//! Everybody at once.
+//! CPUs, devices, migrations and pins at once.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
@@ -7,8 +7,8 @@ use crate::common::{Device, Rig, both_engines};
 use crate::{POLICY, read_mostly};
 
 /// CPUs and two devices read and write the same few pages, with so little device memory that pages are evicted all the
-/// time, and somebody asks for migrations and pins. Everybody adds to a word of his own, and nobody ever sees a number
-/// get smaller: a copy that somebody wrote while another one was read would show.
+/// time, and another thread asks for migrations and pins. Each thread adds to a word of its own, and no thread ever sees a
+/// number get smaller: that would show a copy that was written while the other one was read.
 #[test]
 fn nobody_reads_an_old_copy() {
     const PAGES: u32 = 6;

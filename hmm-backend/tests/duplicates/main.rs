@@ -1,4 +1,4 @@
-//! Read duplication: what is read mostly is in a device's memory and in system memory, until somebody writes.
+//! Read duplication: pages that are mostly read are in a device's memory and in system memory, until a write.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -113,7 +113,7 @@ fn a_cpu_s_read_leaves_the_device_its_copy() {
             (stats.other["duplicated"], stats.other["collapsed"]),
             (1, 0)
         );
-        // What nobody calls read-mostly migrates.
+        // Pages without the hint read-mostly migrate.
         let hint = "not-read-mostly".parse().unwrap();
         rig.backend.hint(rig.range(4..5), hint).unwrap();
         assert_eq!(rig.cpu(4, 5).load(SeqCst), 54);
@@ -191,7 +191,7 @@ fn whatever_else_happens_ends_a_duplicate_once() {
         // A pin, during which it stays.
         let pinned = rig.backend.pin(rig.range(1..2)).unwrap();
         ended(&device, 1, 2);
-        // SAFETY: the pinned page is there, and nobody else uses it.
+        // SAFETY: the pinned page is there, and no other thread uses it.
         unsafe { pinned.host().cast::<u64>().write_volatile(111) };
         assert_eq!(device.read(1, 0), Ok(111));
         assert_eq!(device.target(1), Some(Target::System));
@@ -233,7 +233,7 @@ fn whatever_else_happens_ends_a_duplicate_once() {
     });
 }
 
-/// Whoever reads makes progress: the device that writes waits for the hold of the CPUs' copy, a CPU does not.
+/// CPUs that read make progress: a write of the device waits for the hold of the CPUs' copy, a CPU's write does not.
 #[test]
 fn the_hold_of_a_duplicate_is_the_cpus() {
     both_engines(|engine| {
@@ -263,7 +263,7 @@ fn a_coherent_device_works_on_system_memory_s_copy() {
         assert_eq!(coherent.add(0, 0, 5), Ok(10));
         assert_eq!(residency(&rig, 0), Residency::System);
         assert_eq!(rig.cpu(0, 0).load(SeqCst), 15);
-        // Its own pages are reached by everybody: there is nothing to duplicate.
+        // CPUs and all devices reach its pages, so there is nothing to duplicate.
         let here = rig.range(0..1);
         let moved = rig.backend.migrate_to_device(coherent.id, here).unwrap();
         assert_eq!((moved, rig.cpu(0, 0).load(SeqCst)), (1, 15));
