@@ -135,7 +135,11 @@ fn a_deferred_fault_does_not_steal_for_a_cpu_that_went_on() {
             .migrate_to_device(device.id, rig.range(9..10))
             .unwrap();
         scope.spawn(|| rig.cpu(9, 0).load(SeqCst)).join().unwrap();
-        assert_eq!(rig.on_device(0..512), [3].into(), "taken back although no CPU waits");
+        assert_eq!(
+            rig.on_device(0..512),
+            [3].into(),
+            "taken back although no CPU waits"
+        );
     });
 }
 
