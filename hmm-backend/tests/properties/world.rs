@@ -173,7 +173,7 @@ impl World {
                 assert!(self.lost[p], "page {page}");
             }
             Err(MirrorError::OutOfRange(_) | MirrorError::NotExclusive(_)) => {
-                panic!("page {page} is in range, and nobody wants it alone")
+                panic!("page {page} is in range, and no device has exclusive access to it")
             }
             Ok(seen) => {
                 assert!(self.attached[d], "device {d} is gone");
