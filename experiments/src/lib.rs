@@ -1,4 +1,4 @@
-//! What researchers do with migration policies: record what a guest did ([`trace`]), replay it under other policies
+//! Experiments with migration policies: record the events of a guest ([`trace`]), replay them under other policies
 //! without a VM ([`replay`]), sweep over policies and sizes ([`sweep`]), and look at the outcome ([`report`]).
 //!
 //! Knows no KVM: everything here works on traces and on the backend's model engine.

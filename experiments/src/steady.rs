@@ -1,4 +1,4 @@
-//! Writing that neither gives up at the first interruption nor goes on trying for ever.
+//! Writes that are retried when they are interrupted, a limited number of times.
 
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-//! Data that is written aside, and put in its place when all of it is there.
+//! Data that is written to a file without a name, or beside its place, and put in its place when it is complete.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -32,9 +32,9 @@ pub(super) struct Aside {
 enum End {
     /// As a new file.
     Appear,
-    /// As a new file instead of the one that is there.
+    /// As a new file that replaces the existing one.
     Replace,
-    /// Copied into the file that is there.
+    /// Copied into the existing file.
     Rewrite,
 }
 
@@ -131,7 +131,7 @@ fn parent(real: &Path) -> &Path {
 }
 
 impl Aside {
-    /// For a file that is not there yet.
+    /// For a file that does not exist yet.
     pub(super) fn new(folder: &Path, name: &OsStr) -> io::Result<Aside> {
         let real = folder.join(name);
         Ok(Aside {
@@ -142,7 +142,7 @@ impl Aside {
         })
     }
 
-    /// For one that is there; `spool` makes the file that has the data until then.
+    /// For an existing file; `spool` makes the file that has the data until then.
     pub(super) fn over(
         real: &Path,
         spool: impl FnOnce(&Path) -> io::Result<Spool>,
@@ -176,7 +176,7 @@ impl Aside {
         self.spool.file()
     }
 
-    /// Whether there is something that would be lost.
+    /// Whether the place has contents that would be lost.
     pub(super) fn replaces(&self) -> bool {
         self.end != End::Appear
     }
@@ -226,7 +226,7 @@ impl Aside {
     }
 }
 
-/// Gives a new file what the old one has besides its data. False if it has something that a new one cannot have.
+/// Gives a new file the mode and owner of the old one. False if the old one has attributes that a new one cannot have.
 fn like(new: &File, old: &File) -> io::Result<bool> {
     let (is, was) = (new.metadata()?, old.metadata()?);
     if was.nlink() != 1 {
@@ -254,7 +254,7 @@ fn attributes(file: &File) -> io::Result<Vec<u8>> {
     Ok(kept.collect::<Vec<_>>().concat())
 }
 
-/// Writes a file over. Room for all of it is reserved first, so that a full disk costs nothing that was there.
+/// Writes a file over. Room for all of it is reserved first, so that a full disk does not destroy the old contents.
 fn rewrite(data: &mut File, real: &Path) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)

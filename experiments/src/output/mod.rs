@@ -1,4 +1,4 @@
-//! The home of everything that a command writes to a place that the user names.
+//! The outputs of a command: all files and streams that it writes to paths that the user names.
 //!
 //! A command tells [`Files`] what it reads, and then opens all of its outputs through it, before it begins its work:
 //! an output that cannot be written, or that is one of the inputs or another output, is refused while nothing has been
@@ -50,7 +50,7 @@ pub enum OutputError {
         what: &'static str,
         /// Where to.
         path: PathBuf,
-        /// What the file is already.
+        /// The role that the file has already.
         other: String,
     },
     /// Nothing can be written to such a place.
@@ -60,7 +60,7 @@ pub enum OutputError {
         what: &'static str,
         /// Where to.
         path: PathBuf,
-        /// What the place is, and what to do.
+        /// What is wrong with the path, and what to do.
         why: &'static str,
     },
     /// The system refused.
@@ -105,7 +105,7 @@ enum Role {
 }
 
 impl Files {
-    /// Says that the command reads this file, or will: no output may be the same. It need not exist.
+    /// Registers a file that the command reads, or will read: no output may be the same. It need not exist.
     pub fn reads(&mut self, what: &'static str, path: &Path) {
         // A file that `stat` refuses is refused again, with a message, when it is opened.
         if let Ok(place) = Place::of(path) {
@@ -185,7 +185,7 @@ impl Files {
         }
     }
 
-    /// Says that the command prints to standard output: that must not be a file that it reads.
+    /// Registers that the command prints to standard output: that must not be a file that it reads.
     ///
     /// # Errors
     /// It is.
@@ -288,7 +288,7 @@ impl Known {
     }
 }
 
-/// An output that is open. Dropped without [`Self::commit`], it leaves what was there before.
+/// An open output. Dropped without [`Self::commit`], it leaves the earlier contents.
 #[derive(Debug)]
 pub struct Output {
     path: PathBuf,
@@ -301,7 +301,7 @@ enum Sink {
     Stream(File),
     /// A new file under its own name.
     Made(Made),
-    /// A file that was there, written in place.
+    /// An existing file, written in place.
     Live(Live),
     /// Data that takes its place later.
     Aside(Aside),
@@ -313,10 +313,10 @@ impl Output {
         &self.path
     }
 
-    /// Makes a live output what it is to be, also if nothing has been written.
+    /// Empties the file of a live output, also if nothing has been written.
     ///
     /// # Errors
-    /// The file that was there cannot be emptied.
+    /// The existing file cannot be emptied.
     pub fn begin(&mut self) -> io::Result<()> {
         match &mut self.sink {
             Sink::Stream(_) | Sink::Aside(_) => Ok(()),
@@ -331,7 +331,7 @@ impl Output {
     /// Puts a regular file in its place, or ends a stream.
     ///
     /// # Errors
-    /// It cannot be put there, for example because the disk is full. What was there before still is.
+    /// It cannot be put in its place, for example because the disk is full. The earlier contents are unchanged.
     pub fn commit(mut self) -> io::Result<()> {
         self.begin()?;
         match self.sink {
@@ -454,7 +454,7 @@ fn lock(file: &File) -> io::Result<()> {
     }
 }
 
-/// A file that was not there before.
+/// A file that did not exist before.
 #[derive(Debug)]
 struct Made {
     file: File,
@@ -488,11 +488,11 @@ impl Drop for Made {
     }
 }
 
-/// A file that was there and is written in place.
+/// An existing file that is written in place.
 #[derive(Debug)]
 struct Live {
     file: File,
-    /// What was in it is gone.
+    /// Its earlier contents are gone.
     emptied: bool,
 }
 

@@ -1,7 +1,7 @@
 //! The events of a live run in the order in which they began.
 //!
-//! A trace has them in the order in which they were noted, faults when they had been served. But the vCPU of a fault goes
-//! on a moment before that, and what it does next may be noted first.
+//! A trace has them in the order in which they were recorded, faults when they had been served. But the vCPU of a fault
+//! runs again a moment before that, and its next events may be recorded first.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -11,7 +11,7 @@ use zerocopy::FromZeros;
 
 use crate::returns::Returns;
 
-/// Set from when a page was brought along somewhere until it is accessed or moves on. The other bits are its [`Returns`].
+/// Set from the prefetch of a page until the page is accessed or moves on. The other bits are its [`Returns`].
 const UNUSED: u32 = 1 << 31;
 
 /// Four bytes for each page, and sums. Pages that nothing happens to take no memory.
@@ -83,7 +83,7 @@ impl Ledger {
         }
     }
 
-    /// Pages leave where they were: those that were brought there and not accessed since were brought for nothing.
+    /// Pages leave their place: those that were prefetched there and not accessed since count as unused.
     fn leave(&self, pages: PageRange) {
         for page in pages.pages() {
             if self.pages[page.0 as usize].load(Relaxed) & UNUSED != 0 {

@@ -255,7 +255,7 @@ impl<'c> Replay<'c> {
         }
     }
 
-    /// A device accesses pages, all of them as often as is said. Whatever changes nothing is only counted.
+    /// A device accesses pages, each `repeats` times. Accesses that change nothing are only counted.
     fn device(
         &mut self,
         number: u64,
@@ -397,7 +397,7 @@ impl<'c> Replay<'c> {
         Ok(())
     }
 
-    /// Accesses take their time; policies see it when they are asked.
+    /// Advances the clock by the time of accesses, before a policy is asked.
     fn pass_accesses(&mut self) {
         if self.config.time == Time::Modelled {
             let costs = self.config.costs;
@@ -408,12 +408,12 @@ impl<'c> Replay<'c> {
         }
     }
 
-    /// Lets the time of a fault and what was transferred for it pass.
+    /// Advances the clock by the time of a fault and of its transfers.
     fn pass_fault(&mut self) {
         self.pass_transfers(self.config.costs.fault);
     }
 
-    /// Lets this time and that of what was transferred pass.
+    /// Advances the clock by this time and that of the transfers.
     fn pass_transfers(&mut self, time: Duration) {
         if self.config.moves {
             self.keep_moves();

@@ -1,4 +1,4 @@
-//! What comes of a replay.
+//! The result of a replay.
 
 use hmm_backend::Event;
 use serde::Serialize;
@@ -6,13 +6,13 @@ use serde::Serialize;
 use super::optimal::{Optimal, OptimalError};
 use crate::trace::limits::{NAMED, NAMED_PER_BYTE};
 
-/// Why a replay could not go on.
+/// Why a replay could not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The configuration is not possible.
     #[error(transparent)]
     Backend(#[from] hmm_backend::Error),
-    /// There is so much memory that accounts of it are not kept.
+    /// The trace has more memory than a replay can keep accounts of.
     #[error(
         "{} MiB of managed memory and {devices} devices with {} MiB each: a replay keeps account of 1048576 MiB of managed memory at most, and of as much on all devices together", memory >> 20, device_memory >> 20
     )]
@@ -24,7 +24,7 @@ pub enum ReplayError {
         /// Bytes of each one's memory.
         device_memory: u64,
     },
-    /// The trace's events name so many pages that a replay would not come to an end.
+    /// The trace's events name so many pages that a replay would take too long.
     #[error(
         "event {event}: with it, the trace's events name {pages} pages besides the first of each, too many for a file of {bytes} bytes, of which {NAMED} and {NAMED_PER_BYTE} for each byte are replayed; its counts are damaged or stand for many accesses each: say how often the same pages are accessed by `repeats`, or replay a part"
     )]
@@ -48,7 +48,7 @@ pub enum ReplayError {
         /// Pages there are.
         pages: u32,
     },
-    /// The trace names a device that is not there.
+    /// The trace names a device that the machine does not have.
     #[error("event {event}: device {device} is not among the {devices} devices of the replay")]
     NoDevice {
         /// The event's number, from 0.
@@ -73,7 +73,7 @@ pub enum ReplayError {
     Optimal(#[from] OptimalError),
 }
 
-/// What came of a replay.
+/// The result of a replay.
 #[derive(Clone, Debug, Serialize)]
 pub struct Replayed {
     /// The policy, with all its parameters.
@@ -98,9 +98,9 @@ pub struct Replayed {
     pub bytes_to_system: u64,
     /// Pages that left device memory because it was short.
     pub evicted: u64,
-    /// Pages that migrated because the policy brought them along.
+    /// Pages that migrated because the policy prefetched them.
     pub prefetched: u64,
-    /// Those among them that moved on before they were accessed: brought along for nothing. Only known of access traces:
+    /// Those of them that moved on before they were accessed. Only known of access traces:
     /// those of live runs do not hold accesses that needed no service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unused: Option<u64>,
@@ -113,7 +113,7 @@ pub struct Replayed {
     /// Nanoseconds: all accesses, faults and transfers, one after the other; in modelled time also the waits that the
     /// policy asked for.
     pub modelled_ns: u64,
-    /// The least that was possible, if asked for.
+    /// The result of the optimal eviction, if it was computed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub optimal: Option<Optimal>,
     /// The migrations in order, if asked for.

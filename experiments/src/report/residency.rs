@@ -14,14 +14,14 @@ use super::timeline::{BINS, Clock, fold};
 
 const SYSTEM: u8 = 1;
 const DEVICE: u8 = 2;
-/// Areas of memory that are told apart while events are read.
+/// The largest number of areas of memory that are distinguished while events are read.
 const AREAS: usize = 1024;
 /// Rows of the plot.
 const ROWS: usize = 64;
 /// Steps of the colour scale.
 const LEVELS: usize = 12;
 
-/// Pages of an area, and how long they were where.
+/// The time that the pages of an area spent in each place.
 #[derive(Clone)]
 struct Area {
     system: u32,

@@ -8,7 +8,7 @@ use super::statistics::Estimate;
 use crate::size::Size;
 use crate::sweep::Row;
 
-/// What can be compared.
+/// The figures that can be compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Metric {
     /// Modelled, or where there is no model, wall-clock time, in nanoseconds.
@@ -59,7 +59,7 @@ impl Cell<'_> {
     }
 }
 
-/// What runs have in common that are compared with each other.
+/// The configuration that runs share if they are compared with each other.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Key<'a> {
     mode: Option<&'a str>,

@@ -1,4 +1,4 @@
-//! Pages that go to and fro.
+//! Pages that migrate back and forth.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ struct History {
     returns: Returns,
 }
 
-/// Neighbours that had the same happen to them, from where the map says.
+/// Neighbouring pages with the same history; the map's key is the first one.
 #[derive(Clone, Copy)]
 struct Run {
     end: GuestPage,
@@ -39,7 +39,7 @@ struct Run {
 /// The histories of all pages that migrated. An event about many pages costs as much as one about a page.
 pub(super) struct Thrashing {
     runs: BTreeMap<GuestPage, Run>,
-    /// Where those begin that are away from their device.
+    /// The first pages of the runs that are away from their device.
     away: BTreeSet<GuestPage>,
     limit: u32,
     most: usize,

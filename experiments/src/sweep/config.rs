@@ -77,7 +77,7 @@ struct TraceTable {
 }
 
 impl Sweep {
-    /// Reads a sweep's file and checks all that it names. Trace files are looked for in its folder.
+    /// Reads a sweep's file and checks all that it names. Paths of traces are relative to its folder.
     ///
     /// # Errors
     /// The file cannot be read, or something in it is wrong; the error says on which line.

@@ -1,4 +1,4 @@
-//! The journal: finished runs, one JSON object a line, each on the disk before the next is waited for.
+//! The journal: finished runs, one JSON object a line, each synced to the disk before the next is written.
 //!
 //! The first line says of which sweep and shard. A kill can leave half a line at the end, which is cut off when the
 //! journal is opened again; damage elsewhere is an error. A run that failed is written down, too, and done again after
@@ -24,7 +24,7 @@ use super::shard::Shard;
 pub struct Header {
     /// Of this file format.
     pub format: u32,
-    /// Stands for everything that the results depend on.
+    /// A hash of everything that the results depend on.
     pub sweep: String,
     /// The sweep's title.
     pub title: String,
@@ -343,7 +343,7 @@ impl Writer {
         }
     }
 
-    /// Takes back everything that was added.
+    /// Removes everything that was added.
     pub(super) fn discard(self) {
         // If this fails, the journal says what it is.
         let _ = match self.before {

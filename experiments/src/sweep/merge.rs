@@ -14,7 +14,7 @@ use super::shard::Shard;
 use super::{JOURNAL, run};
 use crate::output::Files;
 
-/// What a merge has put together.
+/// The result of a merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
     /// Runs of the whole sweep.
@@ -103,7 +103,7 @@ fn put(
     let is_new = !path.exists();
     let opened = Writer::open(&path, header, false);
     let (mut journal, _) = opened.map_err(|error| match error {
-        // There is nothing to go on with in a merge.
+        // A merge cannot be resumed.
         SweepError::Exists { path, finished } => SweepError::Occupied { path, finished },
         SweepError::Write { .. } if is_new => {
             // Not even its first line was written: it holds nothing of an earlier merge.

@@ -29,7 +29,7 @@ pub use run::{Done, Settings};
 pub use schedule::Parallel;
 pub use shard::Shard;
 
-/// Does single runs, and knows what there is. Sweeps know neither KVM nor policies nor trace files.
+/// Executes single runs, and knows the workloads and policies. Sweeps themselves depend neither on KVM nor on policies nor on trace files.
 pub trait Runner: Sync {
     /// Whether there is such a policy. Returns its exact specification, with all defaults, and for scripts with what
     /// identifies their text: it is written into the results and must change when the policy does.
@@ -50,10 +50,10 @@ pub trait Runner: Sync {
     /// It cannot be opened or is damaged.
     fn trace(&self, path: &Path) -> Result<TraceFacts, String>;
 
-    /// Does one run. Called from several threads at a time.
+    /// Executes one run. Called from several threads at a time.
     ///
     /// # Errors
-    /// Why it failed; the sweep goes on with the others.
+    /// Why it failed; the sweep continues with the other runs.
     fn run(&self, run: &Run) -> Result<Measured, String>;
 }
 

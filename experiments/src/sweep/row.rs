@@ -31,7 +31,7 @@ macro_rules! columns {
         configuration { $($(#[$conf_doc:meta])* $conf:ident: $conf_type:ty,)* }
         measured { $($(#[$doc:meta])* $name:ident: $type:ty,)* }
     ) => {
-        /// What a run has shown. What a kind of run cannot know stays empty.
+        /// The results of a run. Figures that its kind of run does not have stay empty.
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct Measured {
@@ -40,7 +40,7 @@ macro_rules! columns {
             $($(#[$doc])* pub $name: Option<$type>,)*
         }
 
-        /// One run: its exact configuration and what it has shown.
+        /// One run: its exact configuration and its results.
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct Row {
@@ -55,7 +55,7 @@ macro_rules! columns {
         ];
 
         impl Row {
-            /// This row with what was measured.
+            /// This row with the measured results.
             pub fn with(self, measured: Measured) -> Row {
                 let engine = measured.engine.or(self.engine);
                 Row { engine, $($name: measured.$name,)* ..self }
@@ -66,7 +66,7 @@ macro_rules! columns {
 
 columns! {
     configuration {
-        /// Which sweep: a number that stands for everything the sweep's file says.
+        /// The sweep: a hash of its configuration.
         sweep: String,
         /// The sweep's title.
         title: String,
@@ -124,7 +124,7 @@ columns! {
         bytes_to_system: u64,
         /// Pages evicted.
         evicted: u64,
-        /// Pages brought along by the policy.
+        /// Pages prefetched by the policy.
         prefetched: u64,
         /// Migrated pages that left again before an access.
         unused: u64,
@@ -132,7 +132,7 @@ columns! {
         thrashing_pages: u64,
         /// Transfers over the link.
         transfers: u64,
-        /// What the faults and transfers would take on the modelled hardware, in nanoseconds.
+        /// The time of faults and transfers on the modelled hardware, in nanoseconds.
         modelled_ns: u64,
         /// Pages that the best possible eviction (Belady's MIN) would bring to the device: no policy that migrates on access
         /// brings fewer.

@@ -26,7 +26,7 @@ pub struct Settings {
     pub reads: Vec<(&'static str, PathBuf)>,
     /// Which part of it.
     pub shard: Shard,
-    /// Go on where another process has stopped.
+    /// Continue where another process has stopped.
     pub resume: bool,
     /// How many runs at a time.
     pub parallel: Parallel,
@@ -34,7 +34,7 @@ pub struct Settings {
     pub progress: bool,
 }
 
-/// What has been done.
+/// The runs that are done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
     /// Runs done now.

@@ -1,4 +1,4 @@
-//! Which run is done when.
+//! The order of runs.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver};

@@ -1,4 +1,4 @@
-//! Events as columns: alike things beside each other compress well.
+//! Events as columns: equal kinds of values beside each other compress well.
 //!
 //! A payload is ten columns, each preceded by its length in bytes: kinds, flags, devices, times, pages, page counts, threads, latencies, hints, repeats. Numbers are varints (seven bits a byte,
 //! the lowest first); times, pages and threads are differences to the event before, signed ones as zigzag. Columns of

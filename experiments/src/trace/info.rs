@@ -133,7 +133,7 @@ impl Pages {
         if start == end {
             return;
         }
-        // Those that it touches become one with it: each goes once.
+        // Ranges that it touches are merged into it, and each is removed once.
         while let Some((first, last)) = self.0.range(..=end).next_back() {
             let (first, last) = (*first, *last);
             if last < start {

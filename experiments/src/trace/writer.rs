@@ -79,7 +79,7 @@ impl TraceWriter {
     }
 
     /// Adds events. They are in the file after [`TraceWriter::flush`], or when there are enough for a block. After an
-    /// error each of them is written, waits or counts as lost, and one may go on.
+    /// error each of them is written, waits or counts as lost, and the caller may continue.
     pub fn write(&mut self, events: &[Event]) -> Result<(), TraceError> {
         let mut rest = events;
         let mut result = Ok(());
@@ -128,7 +128,7 @@ impl TraceWriter {
         self.totals.mapping = mapping;
     }
 
-    /// Writes what has been added so far. After an error the events that waited count as lost, and one may go on.
+    /// Writes what has been added so far. After an error the events that waited count as lost, and the caller may continue.
     pub fn flush(&mut self) -> Result<(), TraceError> {
         let noted = self.flush_note();
         // Also after a failure to write the note: events must not wait without end when the disk is full.

@@ -77,13 +77,13 @@ pub static RULES: &[Rule] = &[
     rule(
         "pinned-skipped",
         "3, 4: F09 F11",
-        "pinned pages stay where they are, and the others go",
+        "pinned pages stay where they are, and the other pages move",
         migration::pinned_skipped,
     ),
     rule(
         "busy-to-device",
         "3, 4: F09 F11",
-        "pages that drop out on the way to the device are unharmed, and the others go",
+        "pages that drop out on the way to the device are unharmed, and the other pages move",
         migration::busy_to_device,
     ),
     rule(
@@ -113,13 +113,13 @@ pub static RULES: &[Rule] = &[
     rule(
         "free-by-guest",
         "5: F04 F26",
-        "page_free for what the guest has freed: the books forget it",
+        "page_free comes for folios that the guest has freed, and the driver forgets them",
         books::free_by_guest,
     ),
     rule(
         "free-after-migration",
         "5: F04",
-        "page_free for what has moved away: the books forget it",
+        "page_free comes for folios that have moved away, and the driver forgets them",
         books::free_after_migration,
     ),
     Rule {
@@ -183,7 +183,7 @@ pub static RULES: &[Rule] = &[
         ..rule(
             "device-reuse",
             "10: F04 F10",
-            "a frame used again shows nothing of whose it was before",
+            "a frame that is used again shows nothing of its earlier page",
             device::reuse,
         )
     },
@@ -192,7 +192,7 @@ pub static RULES: &[Rule] = &[
         ..rule(
             "device-read-only",
             "9: F17 F23",
-            "the device does not write what is read-only for it",
+            "the device does not write pages that are read-only for it",
             device::read_only,
         )
     },
