@@ -259,7 +259,7 @@ impl Guest {
         self.backend.detach(device).expect("all pages come back");
         for page in all().pages() {
             let word = self.backend.word(page).expect("it is in range");
-            let there = matches!(word.residency(), Residency::Device { .. });
+            let there = matches!(word.residency(), Residency::Device(_));
             assert!(
                 !there && word.pins() == 0 && !word.locked(),
                 "{page}: {word:?}"

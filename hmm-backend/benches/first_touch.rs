@@ -117,9 +117,8 @@ impl Rig {
             // device.
             self.backend.migrate_to_device(self.device, all).unwrap();
             let words = all.pages().map(|p| self.backend.word(p).unwrap());
-            let is_device = |w: &hmm_backend::Word| {
-                matches!(w.residency(), hmm_backend::Residency::Device { .. })
-            };
+            let is_device =
+                |w: &hmm_backend::Word| matches!(w.residency(), hmm_backend::Residency::Device(_));
             on_device = words.filter(is_device).count() as u32;
         }
         let base = self.backend.host_memory().0 as usize;

@@ -98,7 +98,7 @@ pub fn run(out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     }
     let on_device = |page: &Page| {
         let word = backend.word(*page).expect("the page is in managed memory");
-        matches!(word.residency(), hmm_backend::Residency::Device { .. })
+        matches!(word.residency(), hmm_backend::Residency::Device(_))
     };
     let there = (0..64).map(Page).filter(on_device).count();
     writeln!(

@@ -73,5 +73,5 @@ pub use policy::{
 #[cfg(all(feature = "fuzzing", not(loom)))]
 #[doc(hidden)]
 pub use residency::script as residency_script;
-pub use residency::{Residency, Word};
+pub use residency::{Placed, Residency, Word};
 pub use service::{FaultService, ServiceConfig};

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hmm_backend::{Backend, DeviceId, Error, FaultError, Page, Residency};
+use hmm_backend::{Backend, DeviceId, Error, FaultError, Page, Placed, Residency};
 use hmmvisor_devices::Accelerator;
 
 use crate::conformance::{AccessRefused, DeviceAccess, MirrorDevice};
@@ -97,9 +97,9 @@ impl<'vm> Device<'vm> {
     /// Whether all these pages are in the device's memory, if only as duplicates.
     pub fn holds(self, pages: impl Pages) -> bool {
         let holds = |page| match self.vm.word(page).residency() {
-            Residency::Device { device, .. }
-            | Residency::Coherent { device, .. }
-            | Residency::Duplicated { device, .. } => device == self.slot.id,
+            Residency::Device(Placed { device, .. })
+            | Residency::Coherent(Placed { device, .. })
+            | Residency::Duplicated(Placed { device, .. }) => device == self.slot.id,
             _ => false,
         };
         pages.range().pages().all(holds)

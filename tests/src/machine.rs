@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hmm_backend::{
-    Backend, BackendConfig, DeviceId, Engine, EngineChoice, PAGE_SIZE, Page, PolicySpec, Residency,
+    Backend, BackendConfig, DeviceId, Engine, EngineChoice, PAGE_SIZE, Page, Placed, PolicySpec,
+    Residency,
 };
 use hmmvisor::guest::program::Program;
 use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
@@ -252,7 +253,7 @@ impl Machine {
     pub fn on_device(&self, id: DeviceId) -> u32 {
         let is_there = |page: &u32| {
             let word = self.backend.word(Page(*page)).expect("a managed page");
-            matches!(word.residency(), Residency::Device { device, .. } if device == id)
+            matches!(word.residency(), Residency::Device(Placed { device, .. }) if device == id)
         };
         (0..self.backend.pages()).filter(is_there).count() as u32
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{Page, PageRange, Residency};
+use hmm_backend::{Page, PageRange, Placed, Residency};
 
 use crate::{TestVm, Vcpu};
 
@@ -49,9 +49,9 @@ impl fmt::Debug for TestVm {
         let mut places: BTreeMap<String, Vec<PageRange>> = BTreeMap::new();
         for page in (0..self.pages).map(Page) {
             let place = match self.word(page).residency() {
-                Residency::Device { device, .. } => format!("{device:?}"),
-                Residency::Coherent { device, .. } => format!("{device:?}, coherent"),
-                Residency::Duplicated { device, .. } => format!("{device:?}, duplicated"),
+                Residency::Device(Placed { device, .. }) => format!("{device:?}"),
+                Residency::Coherent(Placed { device, .. }) => format!("{device:?}, coherent"),
+                Residency::Duplicated(Placed { device, .. }) => format!("{device:?}, duplicated"),
                 other => format!("{other:?}"),
             };
             let ranges = places.entry(place).or_default();

@@ -120,9 +120,7 @@ impl TestVm {
             let residency = self.word(page).residency();
             matches!(
                 residency,
-                Residency::Device { .. }
-                    | Residency::Coherent { .. }
-                    | Residency::Duplicated { .. }
+                Residency::Device(_) | Residency::Coherent(_) | Residency::Duplicated(_)
             )
         };
         self.wait_until(&format!("{range:?} in system memory"), || {

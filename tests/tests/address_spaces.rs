@@ -244,7 +244,7 @@ fn hints_and_exclusive_access_reach_the_pages_behind() {
         assert_eq!(kernel.result(&mut rig, OP_MIGRATE, &hint), 8);
         for page in 40..80 {
             let residency = rig.backend.word(Page(page as u32)).unwrap().residency();
-            let there = matches!(residency, Residency::Device { .. });
+            let there = matches!(residency, Residency::Device(_));
             let named = kernel.pages.values().any(|(it, _)| *it == page);
             assert_eq!(there, named, "{page}");
         }

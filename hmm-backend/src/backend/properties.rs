@@ -13,7 +13,7 @@ use crate::pages::{
     PageSet, Place,
 };
 use crate::policy::{Advice, BlockFault, BlockView, PolicySpec};
-use crate::residency::{LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
+use crate::residency::{LOCKED, MIRRORED, PIN, Placed, Residency, WAITERS, Word};
 
 /// The counter of ticks wraps after this many microseconds.
 const WRAP_US: u64 = 16 << 32;
@@ -124,9 +124,9 @@ proptest! {
         prop_assert_eq!((pinned.pins(), pinned.system_held_until(), pinned.generation()), (pins, Some(Tick(tick)), next));
         prop_assert_eq!(Word(pinned.0 - pins * PIN), system);
         let there = old.to_device(DeviceId(device), Frame(frame), order);
-        prop_assert_eq!(there.residency(), Residency::Device { device: DeviceId(device), frame: Frame(frame), order });
+        prop_assert_eq!(there.residency(), Residency::Device(Placed { device: DeviceId(device), frame: Frame(frame), order }));
         let twice = there.to_duplicated();
-        prop_assert_eq!(twice.residency(), Residency::Duplicated { device: DeviceId(device), frame: Frame(frame), order });
+        prop_assert_eq!(twice.residency(), Residency::Duplicated(Placed { device: DeviceId(device), frame: Frame(frame), order }));
         prop_assert_eq!(twice.to_device_alone().residency(), there.residency());
         prop_assert_eq!(there.with_order(0).with_order(order), there);
         prop_assert_eq!(there.system_held_until(), None);

@@ -72,7 +72,7 @@ impl Faults {
         }
         let is_device = |i: &usize| {
             use Residency::*;
-            matches!(words[*i].residency(), Device { .. } | Duplicated { .. })
+            matches!(words[*i].residency(), Device(_) | Duplicated(_))
         };
         let on_device: PageSet = needed.iter().filter(is_device).collect();
         let is_exclusive = |i: &usize| matches!(words[*i].residency(), Residency::Exclusive(_));
@@ -145,8 +145,8 @@ impl Faults {
             }
             match word.residency() {
                 // A write to a duplicate must end the duplication first.
-                Residency::Duplicated { .. } if writes.contains(index) => needed.insert(index),
-                Residency::System | Residency::Coherent { .. } | Residency::Duplicated { .. } => {
+                Residency::Duplicated(_) if writes.contains(index) => needed.insert(index),
+                Residency::System | Residency::Coherent(_) | Residency::Duplicated(_) => {
                     if let Err(reason) = self.answer_stale(page, writes.contains(index)) {
                         served.unresolved.push((page, reason));
                     }
@@ -155,7 +155,7 @@ impl Faults {
                     let lost = Unresolved::Fatal(FatalCause::ContentsLost);
                     served.unresolved.push((page, lost));
                 }
-                Residency::Untouched | Residency::Device { .. } | Residency::Exclusive(_) => {
+                Residency::Untouched | Residency::Device(_) | Residency::Exclusive(_) => {
                     needed.insert(index)
                 }
             }
@@ -176,7 +176,7 @@ impl Faults {
         for index in pages.iter() {
             let page = block.page(index);
             let held = match words[index].residency() {
-                Residency::Device { .. } => self.core.device_hold(page, words[index]),
+                Residency::Device(_) => self.core.device_hold(page, words[index]),
                 Residency::Exclusive(_) => self.core.system_hold(words[index]),
                 // The hold of a duplicate protects the CPUs' copy from the device; a CPU that writes does not
                 // wait for it.
@@ -297,7 +297,7 @@ impl Faults {
                 // unresolved.
                 let stayed = |p: &Page| match self.core.table.word(*p).residency() {
                     Residency::System => false,
-                    Residency::Duplicated { .. } => !reason.duplicate,
+                    Residency::Duplicated(_) => !reason.duplicate,
                     _ => true,
                 };
                 let stayed = faulting.into_iter().filter(stayed);
@@ -366,8 +366,8 @@ impl Faults {
             let residency = word.residency();
             match residency {
                 Residency::System => return Ok(()),
-                Residency::Duplicated { .. } if access == Access::Read => return Ok(()),
-                Residency::Duplicated { .. } => match self.core.device_hold(page, word) {
+                Residency::Duplicated(_) if access == Access::Read => return Ok(()),
+                Residency::Duplicated(_) => match self.core.device_hold(page, word) {
                     Some(wait) if patient => unresolved.push((page, Unresolved::Wait(wait))),
                     _ => {
                         let reason = Reason {
@@ -380,7 +380,7 @@ impl Faults {
                 Residency::Poisoned => return Err(FatalCause::ContentsLost),
                 // CPUs reach coherent memory without a fault, so no CPU fault brings this page back: migrate it
                 // here.
-                Residency::Coherent { .. } => {
+                Residency::Coherent(_) => {
                     let reason = Reason {
                         faulting: pages,
                         ..Reason::of(Cause::User)

@@ -12,7 +12,7 @@ use crate::pages::{
     Access, BLOCK_PAGES, FatalCause, Frame, MirrorError, Page, PageRange, PageSet, Place,
 };
 use crate::policy::{Advice, BlockFault};
-use crate::residency::{Residency, Word};
+use crate::residency::{Placed, Residency, Word};
 
 /// The access that a device wants to make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -187,7 +187,7 @@ impl<M: DeviceMmu> Mirror<M> {
             in_place |= attempts > MIGRATION_ATTEMPTS;
             let foreign = matches!(
                 word.residency(),
-                Residency::Device { .. } | Residency::Duplicated { .. } | Residency::Exclusive(_)
+                Residency::Device(_) | Residency::Duplicated(_) | Residency::Exclusive(_)
             );
             let own = word.residency().device() == Some(self.device.id);
             if own && word.residency().duplicated() && !in_place {
@@ -216,16 +216,16 @@ impl<M: DeviceMmu> Mirror<M> {
     /// Returns whether the device can use a page with this word where it is.
     fn reaches(&self, page: Page, word: Word, want: Want, in_place: bool) -> bool {
         match word.residency() {
-            Residency::Device { device, .. } | Residency::Exclusive(device) => {
+            Residency::Device(Placed { device, .. }) | Residency::Exclusive(device) => {
                 device == self.device.id
             }
             Residency::System => {
                 let stays = in_place || word.pins() > 0 || self.faults.core.guest.is_shared(page);
                 stays && want != Want::Exclusive
             }
-            Residency::Coherent { .. } => want != Want::Exclusive,
+            Residency::Coherent(_) => want != Want::Exclusive,
             // The device reads its own copy, or, in place, the system copy of another device's duplicate.
-            Residency::Duplicated { .. } => want == Want::Access(Access::Read),
+            Residency::Duplicated(_) => want == Want::Access(Access::Read),
             Residency::Untouched | Residency::Poisoned => false,
         }
     }
@@ -260,38 +260,16 @@ impl<M: DeviceMmu> Mirror<M> {
     fn translation(&self, page: Page, word: Word, serviced: &mut bool) -> Mapping {
         let faults = &*self.faults;
         let in_place = || faults.core.guest.mapping().address(page.offset());
-        let touched = |frame: Frame, order| {
-            let head = Frame(frame.0 - (page.0 - page.folio_head(order).0));
-            self.device.eviction().touched(head);
-        };
-        let (target, host) = match (word.residency(), &self.device.memory) {
-            (Residency::Device { frame, order, .. }, Some(memory)) => {
-                touched(frame, order);
-                (Target::Device(frame), memory.address(frame))
+        let own = word.residency().placed();
+        let own = own.filter(|place| place.device == self.device.id);
+        let (target, host) = match (own, word.residency()) {
+            (Some(place), _) => {
+                self.device.eviction().touched(place.folio_frame(page));
+                let memory = self.device.memory.as_ref();
+                let host = memory.map_or_else(in_place, |memory| memory.address(place.frame));
+                (Target::Device(place.frame), host)
             }
-            (
-                Residency::Duplicated {
-                    device,
-                    frame,
-                    order,
-                },
-                Some(memory),
-            ) if device == self.device.id => {
-                touched(frame, order);
-                (Target::Device(frame), memory.address(frame))
-            }
-            (
-                Residency::Coherent {
-                    device,
-                    frame,
-                    order,
-                },
-                _,
-            ) if device == self.device.id => {
-                touched(frame, order);
-                (Target::Device(frame), in_place())
-            }
-            (Residency::Exclusive(_), _) => {
+            (None, Residency::Exclusive(_)) => {
                 (Target::System, faults.core.exclusive.address(Frame(page.0)))
             }
             _ => {
@@ -307,7 +285,7 @@ impl<M: DeviceMmu> Mirror<M> {
         let writable = !word.read_only() && !word.residency().duplicated();
         let alone = matches!(
             word.residency(),
-            Residency::Device { .. } | Residency::Exclusive(_)
+            Residency::Device(_) | Residency::Exclusive(_)
         );
         Mapping {
             page,

@@ -14,7 +14,7 @@ use super::invalidate::Mirrors;
 use crate::memory::{DeviceMemory, GuestMemory};
 use crate::observe::{Counter, Event, EventKind, Recorder, Stats};
 use crate::pages::time::Clock;
-use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, Frame, PAGE_SIZE, Page, PageRange};
+use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, PAGE_SIZE, Page, PageRange};
 use crate::policy::EvictionPolicy;
 use crate::residency::{AUX_MAX, FolioLock, Residency, ResidencyTable, TryLock, Word};
 
@@ -152,9 +152,9 @@ impl Core {
 
     /// Returns the rest of the hold of a page in a device's memory.
     pub(crate) fn device_hold(&self, page: Page, word: Word) -> Option<Duration> {
-        let (device, frame, order) = word.residency().frame()?;
-        let first = Frame(frame.0 - (page.0 - page.folio_head(order).0));
-        self.device_of(device).held(first, self.clock.now())
+        let place = word.residency().placed()?;
+        let folio = place.folio_frame(page);
+        self.device_of(place.device).held(folio, self.clock.now())
     }
 
     /// Returns how many pages of the range could migrate to a device now.

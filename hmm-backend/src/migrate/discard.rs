@@ -53,9 +53,7 @@ impl Core {
         let mut refused = None;
         match lock.word().residency() {
             // Both copies of a duplicate are dropped, because the report does not say which one failed.
-            Residency::Device { .. }
-            | Residency::Coherent { .. }
-            | Residency::Duplicated { .. } => {
+            Residency::Device(_) | Residency::Coherent(_) | Residency::Duplicated(_) => {
                 self.drop_on_device(lock, only, Word::to_poisoned, &mut refused);
             }
             Residency::System if lock.word().pins() > 0 => return Err(Error::Pinned(page)),

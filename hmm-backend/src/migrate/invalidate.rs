@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use crate::pages::{DeviceId, PageRange};
-use crate::residency::{FolioLock, Residency};
+use crate::residency::{FolioLock, Placed, Residency};
 
 /// The part of a mirror that migrations use.
 pub(crate) trait Invalidate: Send + Sync {
@@ -49,7 +49,9 @@ impl Mirrors {
         for lock in locks.filter(|l| l.word().mirrored()) {
             let owner = match lock.word().residency() {
                 // Only its own device can reach private device memory, or an exclusive page.
-                Residency::Device { device, .. } | Residency::Exclusive(device) => Some(device),
+                Residency::Device(Placed { device, .. }) | Residency::Exclusive(device) => {
+                    Some(device)
+                }
                 _ => None,
             };
             let range = lock.range();

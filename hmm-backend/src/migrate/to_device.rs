@@ -463,9 +463,9 @@ impl Core {
                 None
             }
             Residency::System => Some(lock),
-            Residency::Device { .. }
-            | Residency::Coherent { .. }
-            | Residency::Duplicated { .. }
+            Residency::Device(_)
+            | Residency::Coherent(_)
+            | Residency::Duplicated(_)
             | Residency::Exclusive(_)
             | Residency::Poisoned => None,
         }

@@ -405,7 +405,7 @@ impl Core {
     /// thread has locked it, or the page is not in device memory.
     pub(crate) fn lock_device_folio(&self, page: Page) -> Option<(&Arc<Device>, Source<'_>)> {
         // Check first without the lock, so as not to disturb pages of other kinds.
-        self.table.word(page).residency().frame()?;
+        self.table.word(page).residency().placed()?;
         let TryLock::Locked(lock) = self.table.try_lock(page) else {
             self.recorder.add(Counter::PagesSkippedBusy, 1);
             return None;
@@ -418,9 +418,9 @@ impl Core {
         &'b self,
         lock: FolioLock<'b>,
     ) -> Option<(&'b Arc<Device>, Source<'b>)> {
-        let (device, frame, order) = lock.word().residency().frame()?;
-        let device = self.device_of(device);
-        let folio = device.folio(lock.head(), frame, order);
+        let place = lock.word().residency().placed()?;
+        let device = self.device_of(place.device);
+        let folio = device.folio(lock.head(), place.frame, place.order);
         Some((device, Source { lock, folio }))
     }
 }

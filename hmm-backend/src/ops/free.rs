@@ -46,9 +46,7 @@ fn free_in_block(core: &Core, part: PageRange, refused: &mut Option<Refused>) ->
                 core.recorder.add(Counter::PagesSkippedPinned, 1);
             }
             Residency::System => lock.carve(&|range| range.overlap(part), &mut system),
-            Residency::Device { .. }
-            | Residency::Coherent { .. }
-            | Residency::Duplicated { .. } => {
+            Residency::Device(_) | Residency::Coherent(_) | Residency::Duplicated(_) => {
                 // No other lock may be held when the driver is called.
                 freed += free_system(core, std::mem::take(&mut system), refused);
                 let inside = |range: PageRange| range.overlap(part);

@@ -2,7 +2,7 @@
 
 use crate::migrate::Core;
 use crate::pages::{DeviceId, Error, MAX_ORDER, PageRange};
-use crate::residency::Residency;
+use crate::residency::{Placed, Residency};
 
 /// Untouched: the page has no contents yet.
 pub const NONE: u8 = 0;
@@ -37,19 +37,19 @@ pub(crate) fn take(core: &Core, viewer: DeviceId, range: PageRange) -> Result<Ve
         match word.residency() {
             Residency::Untouched => NONE,
             Residency::System => permission,
-            Residency::Device { device, order, .. } => {
+            Residency::Device(Placed { device, order, .. }) => {
                 let large = if order == MAX_ORDER { LARGE } else { 0 };
                 place(device, DEVICE_LOCAL, DEVICE_REMOTE) | permission | large
             }
-            Residency::Coherent { device, order, .. } => {
+            Residency::Coherent(Placed { device, order, .. }) => {
                 let large = if order == MAX_ORDER { LARGE } else { 0 };
                 place(device, COHERENT_LOCAL, COHERENT_REMOTE) | permission | large
             }
-            Residency::Duplicated { device, order, .. } if device == viewer => {
+            Residency::Duplicated(Placed { device, order, .. }) if device == viewer => {
                 let large = if order == MAX_ORDER { LARGE } else { 0 };
                 DEVICE_LOCAL | READ | large
             }
-            Residency::Duplicated { .. } => READ,
+            Residency::Duplicated(_) => READ,
             Residency::Exclusive(device) => {
                 place(device, EXCLUSIVE_LOCAL, EXCLUSIVE_REMOTE) | permission
             }

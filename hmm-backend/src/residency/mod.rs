@@ -17,4 +17,4 @@ pub(crate) use table::{PinError, ResidencyTable, TryLock, WakeFaults};
 pub(crate) use word::AUX_MAX;
 #[cfg(all(test, not(loom)))]
 pub(crate) use word::{LOCKED, MIRRORED, PIN, WAITERS};
-pub use word::{Residency, Word};
+pub use word::{Placed, Residency, Word};

@@ -145,8 +145,8 @@ mod tests {
     use super::*;
     use crate::pages::Frame;
     use crate::pages::time::Tick;
-    use crate::residency::Residency;
     use crate::residency::word::{LOCKED, MIRRORED};
+    use crate::residency::{Placed, Residency};
 
     #[test]
     fn finds_what_the_residency_says() {
@@ -179,11 +179,11 @@ mod tests {
             check(Pattern::UNTOUCHED, &|r| r == Residency::Untouched);
             check(
                 Pattern::on_device(device),
-                &|r| matches!(r, Residency::Device { device: d, .. } if d == device),
+                &|r| matches!(r, Residency::Device(Placed { device: d, .. }) if d == device),
             );
             check(
                 Pattern::duplicated_on(device),
-                &|r| matches!(r, Residency::Duplicated { device: d, .. } if d == device),
+                &|r| matches!(r, Residency::Duplicated(Placed { device: d, .. }) if d == device),
             );
         }
     }

@@ -214,6 +214,7 @@ mod tests {
     use super::*;
     use crate::pages::time::Tick;
     use crate::pages::{DeviceId, Frame};
+    use crate::residency::Placed;
     use std::sync::Arc;
     use std::sync::Mutex;
 
@@ -282,11 +283,11 @@ mod tests {
             let frame = Frame(100 + page);
             assert_eq!(
                 word.residency(),
-                Residency::Device {
+                Residency::Device(Placed {
                     device: DeviceId(1),
                     frame,
                     order: 2
-                }
+                })
             );
         }
     }

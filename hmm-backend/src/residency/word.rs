@@ -14,7 +14,25 @@
 
 use super::pattern::Pattern;
 use crate::pages::time::Tick;
-use crate::pages::{Access, DeviceId, Frame};
+use crate::pages::{Access, DeviceId, Frame, Page};
+
+/// Where in a device's memory a page is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Placed {
+    /// The device.
+    pub device: DeviceId,
+    /// The frame that holds this page.
+    pub frame: Frame,
+    /// Order of the folio the frame belongs to.
+    pub order: u8,
+}
+
+impl Placed {
+    /// The first frame of the folio of `page`, which this is the place of.
+    pub(crate) fn folio_frame(self, page: Page) -> Frame {
+        Frame(self.frame.0 - (page.0 - page.folio_head(self.order).0))
+    }
+}
 
 /// The place of a page's contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,33 +42,12 @@ pub enum Residency {
     /// In system memory.
     System,
     /// In a device's memory.
-    Device {
-        /// The device.
-        device: DeviceId,
-        /// The frame that holds this page.
-        frame: Frame,
-        /// Order of the folio the frame belongs to.
-        order: u8,
-    },
+    Device(Placed),
     /// In a device's coherent memory: CPUs and devices access it in place. It moves only on request.
-    Coherent {
-        /// The device.
-        device: DeviceId,
-        /// The frame that holds this page.
-        frame: Frame,
-        /// Order of the folio the frame belongs to.
-        order: u8,
-    },
+    Coherent(Placed),
     /// The same contents are in a device's private memory and in system memory, for reading only. The device reads
     /// its frame; CPUs and other devices read the page in system memory. A write ends the duplication first.
-    Duplicated {
-        /// The device.
-        device: DeviceId,
-        /// The frame that holds this page.
-        frame: Frame,
-        /// Order of the folio the frame belongs to.
-        order: u8,
-    },
+    Duplicated(Placed),
     /// In system memory, with exclusive access for one device, which performs atomic operations on the page. Any
     /// other access revokes the exclusive access.
     Exclusive(DeviceId),
@@ -62,32 +59,20 @@ impl Residency {
     /// Whether CPUs read the page without a fault.
     pub fn reached_by_cpus(self) -> bool {
         use Residency::*;
-        matches!(self, System | Coherent { .. } | Duplicated { .. })
+        matches!(self, System | Coherent(_) | Duplicated(_))
     }
 
     /// Whether there are two copies of the contents.
     pub fn duplicated(self) -> bool {
-        matches!(self, Residency::Duplicated { .. })
+        matches!(self, Residency::Duplicated(_))
     }
 
-    /// The device whose memory holds the page, the frame, and the order of the folio that the frame belongs to.
-    pub fn frame(self) -> Option<(DeviceId, Frame, u8)> {
+    /// Where in a device's memory the page is, if it is in one.
+    pub fn placed(self) -> Option<Placed> {
         match self {
-            Residency::Device {
-                device,
-                frame,
-                order,
-            }
-            | Residency::Coherent {
-                device,
-                frame,
-                order,
-            }
-            | Residency::Duplicated {
-                device,
-                frame,
-                order,
-            } => Some((device, frame, order)),
+            Residency::Device(placed)
+            | Residency::Coherent(placed)
+            | Residency::Duplicated(placed) => Some(placed),
             Residency::Untouched
             | Residency::System
             | Residency::Exclusive(_)
@@ -99,7 +84,7 @@ impl Residency {
     pub(crate) fn device(self) -> Option<DeviceId> {
         match self {
             Residency::Exclusive(device) => Some(device),
-            other => other.frame().map(|(device, ..)| device),
+            other => other.placed().map(|placed| placed.device),
         }
     }
 }
@@ -143,21 +128,9 @@ impl Word {
         match self.0 & STATE {
             UNTOUCHED => Residency::Untouched,
             SYSTEM => Residency::System,
-            DEVICE => Residency::Device {
-                device: self.owner(),
-                frame: self.frame(),
-                order: self.order(),
-            },
-            COHERENT => Residency::Coherent {
-                device: self.owner(),
-                frame: self.frame(),
-                order: self.order(),
-            },
-            DUPLICATED => Residency::Duplicated {
-                device: self.owner(),
-                frame: self.frame(),
-                order: self.order(),
-            },
+            DEVICE => Residency::Device(self.placed()),
+            COHERENT => Residency::Coherent(self.placed()),
+            DUPLICATED => Residency::Duplicated(self.placed()),
             EXCLUSIVE => Residency::Exclusive(self.owner()),
             _ => Residency::Poisoned,
         }
@@ -224,8 +197,12 @@ impl Word {
         DeviceId(self.aux() as u8)
     }
 
-    fn frame(self) -> Frame {
-        Frame((self.0 >> VALUE_SHIFT) as u32)
+    fn placed(self) -> Placed {
+        Placed {
+            device: self.owner(),
+            frame: Frame((self.0 >> VALUE_SHIFT) as u32),
+            order: self.order(),
+        }
     }
 
     /// The bits that a change of state keeps: the permission and the generation, increased by one. Lock, waiters and
@@ -346,11 +323,11 @@ mod tests {
             .with(LOCKED | WAITERS | MIRRORED);
         assert_eq!(
             word.residency(),
-            Residency::Device {
+            Residency::Device(Placed {
                 device: DeviceId(63),
                 frame: Frame(u32::MAX),
                 order: 9
-            }
+            })
         );
         assert!(word.locked() && word.waiters() && word.mirrored() && word.read_only());
         assert_eq!((word.generation(), word.pins()), (1, 0));
@@ -362,11 +339,11 @@ mod tests {
         let twice = word.to_duplicated();
         assert_eq!(
             twice.residency(),
-            Residency::Duplicated {
+            Residency::Duplicated(Placed {
                 device: DeviceId(63),
                 frame: Frame(u32::MAX),
                 order: 9
-            }
+            })
         );
         assert_eq!((twice.generation(), twice.read_only()), (2, true));
         assert!(!twice.locked() && !twice.waiters() && !twice.mirrored());

@@ -361,7 +361,7 @@ impl Rig {
         self.backend.settle(self.range(pages.clone())).unwrap();
         let on_device = |p: &u32| {
             let word = self.backend.word(Page(*p)).unwrap();
-            matches!(word.residency(), hmm_backend::Residency::Device { .. })
+            matches!(word.residency(), hmm_backend::Residency::Device(_))
         };
         pages.filter(on_device).collect()
     }

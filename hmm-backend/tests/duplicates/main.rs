@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use common::{Device, Rig, both_engines};
 use hmm_backend::{
     Engine, Event, EventKind, KernelAnswers, KernelCall, MadeUpAnswer, MirrorError, Page,
-    PageRange, Residency, Target, snapshot,
+    PageRange, Placed, Residency, Target, snapshot,
 };
 
 const POLICY: &str = "on-demand+hints+timeslice:min=0us";
@@ -83,11 +83,11 @@ fn a_cpu_s_read_leaves_the_device_its_copy() {
         assert_eq!(rig.cpu(3, 5).load(SeqCst), 53);
         // Only the page that was read is cut out of the folio.
         assert_eq!(duplicates(&rig, 0..8), [3]);
-        let there = Residency::Duplicated {
+        let there = Residency::Duplicated(Placed {
             device: device.id,
             frame,
             order: 0,
-        };
+        });
         assert_eq!(residency(&rig, 3), there);
         assert_eq!(device.target(3), None, "it could be written");
         assert_eq!(system_bytes(&rig, 3), 4096);
@@ -159,7 +159,7 @@ fn a_device_s_write_leaves_the_copy_in_its_memory() {
         let target = device.target(2);
         assert_eq!(device.add(2, 0, 100), Ok(12));
         assert_eq!(device.target(2), target, "the same frame");
-        assert!(matches!(residency(&rig, 2), Residency::Device { .. }));
+        assert!(matches!(residency(&rig, 2), Residency::Device(_)));
         assert_eq!((system_bytes(&rig, 2), other.target(2)), (0, None));
         assert_eq!(counter(&rig, "collapsed"), 1);
         assert_eq!(rig.backend.stats().pages_to_device(), 4, "nothing moved");
@@ -269,7 +269,7 @@ fn a_coherent_device_works_on_system_memory_s_copy() {
         let here = rig.range(0..1);
         let moved = rig.backend.migrate_to_device(coherent.id, here).unwrap();
         assert_eq!((moved, rig.cpu(0, 0).load(SeqCst)), (1, 15));
-        assert!(matches!(residency(&rig, 0), Residency::Coherent { .. }));
+        assert!(matches!(residency(&rig, 0), Residency::Coherent(_)));
         device.driver.assert_clean();
         coherent.driver.assert_clean();
     });

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use hmm_backend::{Engine, MAX_ORDER, PAGE_SIZE, Residency, Word};
+use hmm_backend::{Engine, MAX_ORDER, PAGE_SIZE, Placed, Residency, Word};
 
 use crate::world::{COHERENT, PAGES, World, patience};
 
 impl World {
     /// Returns the frame and order of a page if it is on device `d`.
     pub fn on(&self, d: usize, word: Word) -> Option<(u32, u8)> {
-        let (device, frame, order) = word.residency().frame()?;
-        (device == self.devices[d].id).then_some((frame.0, order))
+        let place = word.residency().placed()?;
+        (place.device == self.devices[d].id).then_some((place.frame.0, place.order))
     }
 
     /// Waits until the conditions of [`Self::consistent`] hold. The service thread may still be prefetching,
@@ -69,7 +69,7 @@ impl World {
                     Residency::Untouched => 0,
                     Residency::Poisoned => 0xff,
                     Residency::System => permission,
-                    Residency::Device { order, .. } => {
+                    Residency::Device(Placed { order, .. }) => {
                         let large = if order == MAX_ORDER { 4 } else { 0 };
                         let place = if self.on(d, *word).is_some() {
                             0x20
@@ -78,15 +78,15 @@ impl World {
                         };
                         place | permission | large
                     }
-                    Residency::Coherent { order, .. } => {
+                    Residency::Coherent(Placed { order, .. }) => {
                         let large = if order == MAX_ORDER { 4 } else { 0 };
                         let place = if d == COHERENT { 0x40 } else { 0x50 };
                         place | permission | large
                     }
-                    Residency::Duplicated { order, .. } if self.on(d, *word).is_some() => {
+                    Residency::Duplicated(Placed { order, .. }) if self.on(d, *word).is_some() => {
                         0x21 | if order == MAX_ORDER { 4 } else { 0 }
                     }
-                    Residency::Duplicated { .. } => 1,
+                    Residency::Duplicated(_) => 1,
                     Residency::Exclusive(owner) if owner == device.id => 0x60 | permission,
                     Residency::Exclusive(_) => 0x70 | permission,
                 }

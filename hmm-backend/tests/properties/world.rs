@@ -198,9 +198,7 @@ impl World {
             let residency = w.residency();
             matches!(
                 residency,
-                Residency::Device { .. }
-                    | Residency::Coherent { .. }
-                    | Residency::Duplicated { .. }
+                Residency::Device(_) | Residency::Coherent(_) | Residency::Duplicated(_)
             )
         };
         match *op {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hmm_backend::{
     Backend, BackendConfig, DeviceId, Engine, EngineChoice, Error, FatalFault, FaultService,
-    PAGE_SIZE, Page, PageRange, PolicySpec, Residency, ServiceConfig,
+    PAGE_SIZE, Page, PageRange, Placed, PolicySpec, Residency, ServiceConfig,
 };
 
 use super::obstacles::Obstacles;
@@ -208,7 +208,7 @@ impl Bench {
         let mut page = 0;
         while page < PAGES {
             page += match self.residency(page) {
-                Residency::Device { device, order, .. } if device == id => {
+                Residency::Device(Placed { device, order, .. }) if device == id => {
                     folios.push(page..page + (1 << order));
                     1 << order
                 }

@@ -14,7 +14,7 @@ use super::lapse::{Lapse, nanos};
 use super::modified::Modifier;
 use crate::pages::{BLOCK_PAGES, Block, Hint, Page, PageRange, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, MAX_WISH, Wish};
-use crate::residency::Residency;
+use crate::residency::{Placed, Residency};
 
 /// Parameters of [`Thrash`]. UVM's values are the defaults.
 #[derive(Clone, Copy, Debug)]
@@ -328,8 +328,8 @@ impl Modifier for Thrash {
             let moves = |i: &usize| match view.residency(*i) {
                 Residency::System => fault.to != Place::System,
                 // A duplicate takes no page away from the device.
-                Residency::Device { .. } if advice.duplicate.contains(*i) => false,
-                Residency::Device { device, .. } => fault.to != Place::Device(device),
+                Residency::Device(_) if advice.duplicate.contains(*i) => false,
+                Residency::Device(Placed { device, .. }) => fault.to != Place::Device(device),
                 _ => false,
             };
             let all = fault.pages.union(&advice.prefetch);

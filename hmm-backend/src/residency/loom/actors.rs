@@ -44,7 +44,7 @@ impl World {
     pub(super) fn serve(&self, page: Page, write: bool) -> bool {
         let resolved = |residency| match residency {
             Residency::System => true,
-            Residency::Duplicated { .. } => !write,
+            Residency::Duplicated(_) => !write,
             _ => false,
         };
         if self.table.announce_waiter(page) {
@@ -57,11 +57,11 @@ impl World {
         }
         if let Some(lock) = self.try_lock(page.0) {
             match lock.word().residency() {
-                Residency::Device { .. } if !write => {
+                Residency::Device(_) if !write => {
                     self.duplicate(self.halve_for(page.0, lock));
                 }
-                Residency::Duplicated { .. } if !write => {}
-                Residency::Device { .. } | Residency::Duplicated { .. } => {
+                Residency::Duplicated(_) if !write => {}
+                Residency::Device(_) | Residency::Duplicated(_) => {
                     self.bring_back(self.halve_for(page.0, lock));
                 }
                 Residency::Untouched => {
@@ -132,10 +132,10 @@ impl World {
                     lock.publish_pages(|w| w.to_untouched());
                 }
             }
-            Residency::Device { .. } | Residency::Duplicated { .. } => {
+            Residency::Device(_) | Residency::Duplicated(_) => {
                 let mut lock = self.halve_for(page, lock);
-                let (Residency::Device { frame, .. } | Residency::Duplicated { frame, .. }) =
-                    lock.word().residency()
+                let (Residency::Device(Placed { frame, .. })
+                | Residency::Duplicated(Placed { frame, .. })) = lock.word().residency()
                 else {
                     panic!("a half of a device folio is one, too");
                 };
@@ -181,10 +181,10 @@ impl World {
             self.table.settle(Page(page));
             let word = self.table.word(Page(page));
             let target = match word.residency() {
-                Residency::Device { frame, .. } => Target::Frame(frame.0),
+                Residency::Device(Placed { frame, .. }) => Target::Frame(frame.0),
                 Residency::System => Target::System,
-                Residency::Duplicated { frame, .. } if !write => Target::ReadOnly(frame.0),
-                Residency::Duplicated { .. } => {
+                Residency::Duplicated(Placed { frame, .. }) if !write => Target::ReadOnly(frame.0),
+                Residency::Duplicated(_) => {
                     self.drop_system_copy(page);
                     continue;
                 }

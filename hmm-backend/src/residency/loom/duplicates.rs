@@ -27,7 +27,7 @@ impl World {
 
     /// Duplicates a device folio: all phases.
     pub(super) fn duplicate(&self, mut lock: FolioLock<'_>) {
-        let Residency::Device { frame, .. } = lock.word().residency() else {
+        let Residency::Device(Placed { frame, .. }) = lock.word().residency() else {
             panic!("only device folios are duplicated");
         };
         self.invalidate(&mut lock);

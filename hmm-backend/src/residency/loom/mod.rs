@@ -24,7 +24,9 @@ use loom::thread;
 
 use crate::pages::time::Tick;
 use crate::pages::{DeviceId, Frame, Page, PageRange};
-use crate::residency::{FolioLock, PinError, Residency, ResidencyTable, TryLock, WakeFaults};
+use crate::residency::{
+    FolioLock, PinError, Placed, Residency, ResidencyTable, TryLock, WakeFaults,
+};
 
 const PAGES: u32 = 2;
 const CPUS: usize = 2;
@@ -156,8 +158,8 @@ impl World {
 
     /// Cuts a device folio of two pages and returns the lock of the half with `page`.
     fn halve_for<'w>(&'w self, page: u32, mut lock: FolioLock<'w>) -> FolioLock<'w> {
-        if let Residency::Device { frame, order, .. } | Residency::Duplicated { frame, order, .. } =
-            lock.word().residency()
+        if let Residency::Device(Placed { frame, order, .. })
+        | Residency::Duplicated(Placed { frame, order, .. }) = lock.word().residency()
             && order == 1
         {
             self.in_use.lock().unwrap()[frame.0 as usize + 1] = true;
@@ -201,7 +203,7 @@ impl World {
 
     /// Brings a device folio back to system memory: all phases.
     fn bring_back(&self, mut lock: FolioLock<'_>) {
-        let (Residency::Device { frame, .. } | Residency::Duplicated { frame, .. }) =
+        let (Residency::Device(Placed { frame, .. }) | Residency::Duplicated(Placed { frame, .. })) =
             lock.word().residency()
         else {
             panic!("only device folios come back");
@@ -250,7 +252,8 @@ impl World {
         };
         let page = page as u32;
         let on_device = |residency| match residency {
-            Residency::Device { frame, .. } | Residency::Duplicated { frame, .. } => Some(frame.0),
+            Residency::Device(Placed { frame, .. })
+            | Residency::Duplicated(Placed { frame, .. }) => Some(frame.0),
             _ => None,
         };
         if on_device(self.table.word(Page(page)).residency()).is_none() {
@@ -270,8 +273,8 @@ impl World {
     /// The page's contents, in system memory or in a frame.
     fn contents(&self, page: u32) -> u64 {
         match self.table.word(Page(page)).residency() {
-            Residency::Device { frame, .. } => self.read_frame(frame.0),
-            Residency::Duplicated { frame, .. } => {
+            Residency::Device(Placed { frame, .. }) => self.read_frame(frame.0),
+            Residency::Duplicated(Placed { frame, .. }) => {
                 let value = self.page(page).value;
                 assert_eq!(self.read_frame(frame.0), value, "two copies of page {page}");
                 value
@@ -297,8 +300,8 @@ impl World {
                 ),
                 "page {page}: {word:?}"
             );
-            if let Residency::Device { frame, order, .. }
-            | Residency::Duplicated { frame, order, .. } = word.residency()
+            if let Residency::Device(Placed { frame, order, .. })
+            | Residency::Duplicated(Placed { frame, order, .. }) = word.residency()
             {
                 used += 1;
                 if Page(page).folio_head(order) == Page(page) {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use crate::pages::time::Tick;
 use crate::pages::{DeviceId, Frame, Page, PageRange};
 use crate::residency::{
-    AUX_MAX, FolioLock, PinError, Residency, ResidencyTable, TryLock, WakeFaults, Word,
+    AUX_MAX, FolioLock, PinError, Placed, Residency, ResidencyTable, TryLock, WakeFaults, Word,
 };
 
 pub use op::Op;
@@ -274,8 +274,8 @@ impl Script<'_> {
         let Some(i) = self.chosen(lock) else { return };
         let range = self.locks[i].range();
         let changes = |page: &Plain| match page.residency {
-            Residency::Device { .. } => two,
-            Residency::Duplicated { .. } => !two,
+            Residency::Device(_) => two,
+            Residency::Duplicated(_) => !two,
             _ => false,
         };
         // All pages of a folio have the same state.
@@ -291,18 +291,10 @@ impl Script<'_> {
         });
         self.let_go(range);
         for page in self.of(range) {
-            let (device, frame, order) = page.residency.frame().expect("a page on a device");
+            let place = page.residency.placed().expect("a page on a device");
             let residency = match two {
-                true => Residency::Duplicated {
-                    device,
-                    frame,
-                    order,
-                },
-                false => Residency::Device {
-                    device,
-                    frame,
-                    order,
-                },
+                true => Residency::Duplicated(place),
+                false => Residency::Device(place),
             };
             page.become_(residency, page.order);
         }
@@ -356,11 +348,11 @@ impl Script<'_> {
         assert_eq!(folio.range(), group);
         self.locks.push(folio);
         for (i, page) in (0..).zip(self.of(group)) {
-            let residency = Residency::Device {
+            let residency = Residency::Device(Placed {
                 device,
                 frame: Frame(frame + i),
                 order,
-            };
+            });
             page.become_(residency, order);
         }
     }
@@ -377,8 +369,8 @@ impl Script<'_> {
             let (word, plain) = (self.table.word(Page(page)), &self.pages[page as usize]);
             let context = || format!("page {page}: {word:?}, expected {plain:?}");
             let mut residency = plain.residency;
-            if let Residency::Device { order, .. } | Residency::Duplicated { order, .. } =
-                &mut residency
+            if let Residency::Device(Placed { order, .. })
+            | Residency::Duplicated(Placed { order, .. }) = &mut residency
             {
                 *order = plain.order;
             }

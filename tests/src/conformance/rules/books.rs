@@ -1,6 +1,6 @@
 //! Cookies and frees: the driver's record of the folios in its memory.
 
-use hmm_backend::{Cause, Page, Residency};
+use hmm_backend::{Cause, Page, Placed, Residency};
 
 use crate::conformance::bench::{Bench, Checked, pattern, same};
 use crate::conformance::{AccessRefused, DeviceAccess, Evidence};
@@ -182,7 +182,7 @@ pub fn two_devices(bench: &mut Bench) -> Checked {
     let second = bench.units[1].id;
     for page in 0..4 {
         let place = bench.residency(page);
-        if !matches!(place, Residency::Device { device, .. } if device == second) {
+        if !matches!(place, Residency::Device(Placed { device, .. }) if device == second) {
             let evidence = Evidence::new("a page of the second", "there", format!("{place:?}"));
             return Err(evidence.at(Page(page)));
         }

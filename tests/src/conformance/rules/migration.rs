@@ -1,6 +1,6 @@
 //! Contents and progress: where pages go, and what is in them then.
 
-use hmm_backend::{KernelCall, MAX_ORDER, Page, Residency};
+use hmm_backend::{KernelCall, MAX_ORDER, Page, Placed, Residency};
 
 use crate::conformance::bench::{Bench, Checked, pattern, same};
 use crate::conformance::{DeviceAccess, Evidence};
@@ -45,7 +45,7 @@ pub fn every_size(bench: &mut Bench) -> Checked {
         }
         bench.all_to_device(pages.clone())?;
         let place = bench.residency(LARGE);
-        if !matches!(place, Residency::Device { order: o, .. } if o == order) {
+        if !matches!(place, Residency::Device(Placed { order: o, .. }) if o == order) {
             let expected = format!("device memory, order {order}");
             let evidence = Evidence::new("the folio's place", expected, format!("{place:?}"));
             return Err(evidence.at(Page(LARGE)));
