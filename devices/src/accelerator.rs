@@ -4,8 +4,10 @@ use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hmm_backend::Backend;
+use hmm_backend::driver::Driver;
 use hmm_backend::limits::{Refusal, Resource};
-use hmm_backend::{Backend, DeviceId, Driver, PAGE_SIZE};
+use hmm_backend::pages::{DeviceId, PAGE_SIZE};
 use hmmvisor_abi::accel::{self, queue_bytes};
 use vmm_sys_util::eventfd::EventFd;
 

@@ -1,7 +1,7 @@
 //! Decoding of commands: from 64 bytes that anything may be in to operations whose arguments are in
 //! range. Pure, so that it can be fuzzed.
 
-use hmm_backend::PAGE_SIZE;
+use hmm_backend::pages::PAGE_SIZE;
 use hmmvisor_abi::accel::{self, Command};
 
 use crate::error::CommandError;

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::{DeviceFolio, Driver, Finalized, Frame, MigrateError, PAGE_SIZE, ToDevice};
+use hmm_backend::driver::{DeviceFolio, Driver, Finalized, MigrateError, ToDevice};
+use hmm_backend::pages::{Frame, PAGE_SIZE};
 
 use crate::stats::Counters;
 
@@ -102,7 +103,7 @@ impl Driver for AcceleratorDriver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hmm_backend::{DeviceId, Page};
+    use hmm_backend::pages::{DeviceId, Page};
 
     fn driver() -> AcceleratorDriver {
         AcceleratorDriver::new(16 * PAGE_SIZE)

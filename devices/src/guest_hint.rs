@@ -1,6 +1,6 @@
 //! Hints as commands carry them.
 
-use hmm_backend::{DeviceId, Hint, Place};
+use hmm_backend::pages::{DeviceId, Hint, Place};
 use hmmvisor_abi::accel;
 
 use crate::error::CommandError;

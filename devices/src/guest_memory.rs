@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::{Access, Backend, DeviceId, Mirror, MirrorError, PAGE_SIZE, Page, PageRange};
+use hmm_backend::Backend;
+use hmm_backend::mirror::{Mirror, MirrorError};
+use hmm_backend::pages::{Access, DeviceId, PAGE_SIZE, Page, PageRange};
 use hmmvisor_abi::accel::{PHYSICAL, SPACE_BLOCK};
 
 use crate::command::Direction;

@@ -3,8 +3,8 @@
 //!
 //! The accelerator has registers, a command queue in managed memory, an MMU with a TLB, and compute kernels.
 //!
-//! It reaches guest memory only through an `hmm-backend` [`Mirror`](hmm_backend::Mirror) and knows of
-//! migration only what a [`Driver`](hmm_backend::Driver) is told: what it does here, any device model
+//! It reaches guest memory only through an `hmm-backend` [`Mirror`](hmm_backend::mirror::Mirror) and knows of
+//! migration only what a [`Driver`](hmm_backend::driver::Driver) is told: what it does here, any device model
 //! can do.
 //!
 //! | module | what |

@@ -1,6 +1,6 @@
 //! The addresses in commands: which there are, and which of them are pages of managed memory.
 
-use hmm_backend::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 
 use crate::error::CommandError;
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::Access;
+use hmm_backend::pages::Access;
 
 use crate::command::Direction;
 use crate::error::CommandError;
@@ -121,7 +121,7 @@ pub(crate) mod testing {
 
     use super::*;
     use crate::managed::Managed;
-    use hmm_backend::PAGE_SIZE;
+    use hmm_backend::pages::PAGE_SIZE;
 
     /// Managed memory in a vector.
     pub struct PlainMemory {

@@ -2,9 +2,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hmm_backend::{
-    Access, BLOCK_PAGES, DeviceMmu, Mapping, PAGE_SIZE, Page, PageRange, RemoteCounters, Target,
-};
+use hmm_backend::mirror::{DeviceMmu, Mapping, RemoteCounters, Target};
+use hmm_backend::pages::{Access, BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 
 use crate::managed::WORD;
 

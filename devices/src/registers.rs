@@ -1,7 +1,7 @@
 //! The register file: a state machine that checks what the guest writes and tells the accelerator
 //! what to do. Pure: no memory, threads or interrupts.
 
-use hmm_backend::PAGE_SIZE;
+use hmm_backend::pages::PAGE_SIZE;
 use hmmvisor_abi::accel::{self, queue_bytes};
 
 use crate::managed::Managed;

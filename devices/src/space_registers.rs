@@ -1,6 +1,6 @@
 //! The registers of address spaces: what may be written to them. Pure.
 
-use hmm_backend::PAGE_SIZE;
+use hmm_backend::pages::PAGE_SIZE;
 use hmmvisor_abi::accel::{self, SPACE_BLOCK, SPACE_END, SPACES};
 
 use crate::guest_fault::FaultRegisters;

@@ -9,7 +9,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use hmm_backend::{Access, PAGE_SIZE, Page};
+use hmm_backend::pages::{Access, PAGE_SIZE, Page};
 use hmmvisor_abi::accel::{
     SPACE_BLOCK, SPACE_END, SPACES, TRANSLATION_VALID, TRANSLATION_WRITABLE, TRANSLATIONS,
 };

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::{Access, DeviceId, Event, EventKind, LinkModel, Page, PageRange, PolicySpec};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{Access, DeviceId, Page, PageRange};
+use hmm_backend::policy::{LinkModel, PolicySpec};
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 
 const PAGES: u32 = 16384;

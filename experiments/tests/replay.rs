@@ -5,10 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::{
-    Access, Block, Cause, DeviceId, Event, EventKind, LinkModel, Page, PageRange, PolicyFactory,
-    PolicySpec,
-};
+use hmm_backend::observe::{Cause, Event, EventKind};
+use hmm_backend::pages::{Access, Block, DeviceId, Page, PageRange};
+use hmm_backend::policy::{LinkModel, PolicyFactory, PolicySpec};
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, ReplayError, Replayed, Time, replay};
 use hmmvisor_policies::{Chosen, Limits, PolicyChoice, Region, Regions};
 use proptest::prelude::*;

@@ -5,7 +5,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 
 use arbitrary::{Arbitrary, Unstructured};
-use hmm_backend::{Backend, PAGE_SIZE, Page, PageRange, Residency};
+use hmm_backend::Backend;
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::residency::Residency;
 use hmmvisor_abi::accel::{self, Command};
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::command::{decode, space};
@@ -101,7 +103,7 @@ pub fn run(bytes: &[u8]) {
 struct Guest {
     // Dropped in this order: no thread may fault after the service has stopped.
     accelerator: Accelerator,
-    service: hmm_backend::FaultService,
+    service: hmm_backend::service::FaultService,
     backend: Arc<Backend>,
     sent: u64,
 }

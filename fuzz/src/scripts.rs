@@ -5,7 +5,9 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use hmm_backend::{DeviceId, Event, EventKind, LinkModel, Page, PageRange};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{DeviceId, Page, PageRange};
+use hmm_backend::policy::LinkModel;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_policies::{Limits, Log, PolicyChoice, ScriptSpec};
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use hmm_backend::{LinkModel, PolicySpec};
+use hmm_backend::policy::{LinkModel, PolicySpec};
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, FileReplayError};
 use hmmvisor_experiments::report::{RunMeta, RunReport};

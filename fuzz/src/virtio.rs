@@ -9,7 +9,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use arbitrary::{Arbitrary, Unstructured};
-use hmm_backend::{Backend, DeviceFolio, DeviceId, Driver, PAGE_SIZE, Page, PageRange, Residency};
+use hmm_backend::Backend;
+use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange};
+use hmm_backend::residency::Residency;
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::virtio::{Balloon, Disk, GuestRam, VirtioDevice, block, rng};
 use hmmvisor_devices::{Interrupt, MmioDevice};
@@ -140,7 +143,7 @@ struct Guest {
     // Dropped in this order: no thread may fault after the service has stopped.
     device: Arc<VirtioDevice>,
     balloon: Option<Balloon>,
-    service: hmm_backend::FaultService,
+    service: hmm_backend::service::FaultService,
     backend: Arc<Backend>,
     other: DeviceId,
     image: File,

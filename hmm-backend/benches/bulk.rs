@@ -9,9 +9,10 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use hmm_backend::{
-    Backend, BackendConfig, DeviceFolio, Driver, Engine, EngineChoice, PAGE_SIZE, Page, PageRange,
-};
+use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::{Backend, BackendConfig};
 
 const BYTES: u64 = 256 << 20;
 const PIECE: u64 = 2 << 20;
@@ -156,7 +157,7 @@ fn spread(samples: &[f64]) -> String {
 
 struct Rig {
     backend: Arc<Backend>,
-    device: hmm_backend::DeviceId,
+    device: hmm_backend::pages::DeviceId,
 }
 
 impl Rig {

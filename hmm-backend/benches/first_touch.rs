@@ -7,10 +7,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use hmm_backend::{
-    Backend, BackendConfig, Cause, DeviceFolio, DeviceId, Driver, Engine, EngineChoice,
-    FaultService, PAGE_SIZE, Page, PageRange, PolicySpec, ServiceConfig,
-};
+use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::observe::Cause;
+use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange};
+use hmm_backend::policy::PolicySpec;
+use hmm_backend::service::{FaultService, ServiceConfig};
+use hmm_backend::{Backend, BackendConfig};
 
 const PAGES: u32 = 4 * 512;
 const ROUNDS: usize = 15;
@@ -117,8 +120,9 @@ impl Rig {
             // device.
             self.backend.migrate_to_device(self.device, all).unwrap();
             let words = all.pages().map(|p| self.backend.word(p).unwrap());
-            let is_device =
-                |w: &hmm_backend::Word| matches!(w.residency(), hmm_backend::Residency::Device(_));
+            let is_device = |w: &hmm_backend::residency::Word| {
+                matches!(w.residency(), hmm_backend::residency::Residency::Device(_))
+            };
             on_device = words.filter(is_device).count() as u32;
         }
         let base = self.backend.host_memory().0 as usize;

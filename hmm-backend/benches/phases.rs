@@ -11,11 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hmm_backend::{
-    Advice, Backend, BackendConfig, BlockFault, BlockView, DeviceFolio, Driver, Engine,
-    EngineChoice, EventKind, EvictionPolicy, FaultError, FaultPolicy, Finalized, PAGE_SIZE, Page,
-    PageRange, PolicyFactory, PolicySpec, ServiceConfig, ToSystem,
+use hmm_backend::driver::{DeviceFolio, Driver, FaultError, Finalized, ToSystem};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::observe::EventKind;
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::policy::{
+    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec,
 };
+use hmm_backend::service::ServiceConfig;
+use hmm_backend::{Backend, BackendConfig};
 
 const PAGES: u32 = 512;
 const ROUNDS: usize = 9;

@@ -4,16 +4,18 @@
 //!
 //!     cargo run -p hmm-backend --example process
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use hmm_backend::{
-    Access, Backend, BackendConfig, DeviceFolio, DeviceMmu, Driver, FaultError, Finalized, Mapping,
-    MigrateError, PAGE_SIZE, Page, PageRange, ServiceConfig, ToDevice, ToSystem,
+use hmm_backend::driver::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::mirror::PageTable;
+use hmm_backend::pages::{Access, PAGE_SIZE, Page};
+use hmm_backend::service::ServiceConfig;
+use hmm_backend::{Backend, BackendConfig};
 
 /// The driver: numbers its folios and counts its calls.
 #[derive(Default)]
@@ -38,16 +40,6 @@ impl Driver for Talkative {
 
     fn page_free(&self, _: DeviceFolio) {
         self.frees.fetch_add(1, SeqCst);
-    }
-}
-
-/// The device's page table. The device may use an entry until `invalidate` removes it.
-#[derive(Default)]
-struct Table(HashMap<Page, Mapping>);
-
-impl DeviceMmu for Table {
-    fn invalidate(&mut self, pages: PageRange) {
-        self.0.retain(|page, _| !pages.contains(*page));
     }
 }
 
@@ -79,26 +71,21 @@ pub fn run(out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
 
     // The device doubles each number. Its memory is smaller than 64 pages, so the pages that came first are
     // evicted.
-    let mut mirror = backend.mirror(device, Table::default())?;
+    let mut mirror = backend.mirror(device, PageTable::default())?;
     for page in (0..64).map(Page) {
-        loop {
-            let guard = mirror.lock();
-            if let Some(entry) = guard.0.get(&page).filter(|entry| entry.writable) {
-                // SAFETY: the entry is valid under the guard, and the backend outlives it.
-                let word = unsafe { word(entry.host.as_ptr()) };
-                word.fetch_add(word.load(SeqCst), SeqCst);
-                break;
-            }
-            drop(guard);
-            // A device fault: migrates the page to the device and enters it into the table.
-            mirror.fault(page, Access::Write, |table, entry| {
-                table.0.insert(entry.page, entry);
-            })?;
-        }
+        // The first access is a device fault: it migrates the page to the device and enters it into the table.
+        mirror.access(page, Access::Write, |entry| {
+            // SAFETY: the entry is valid until this function returns, and the backend outlives it.
+            let word = unsafe { word(entry.host.as_ptr()) };
+            word.fetch_add(word.load(SeqCst), SeqCst)
+        })?;
     }
     let on_device = |page: &Page| {
         let word = backend.word(*page).expect("the page is in managed memory");
-        matches!(word.residency(), hmm_backend::Residency::Device(_))
+        matches!(
+            word.residency(),
+            hmm_backend::residency::Residency::Device(_)
+        )
     };
     let there = (0..64).map(Page).filter(on_device).count();
     writeln!(
@@ -127,7 +114,7 @@ pub fn run(out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
         "pages migrated: {} to the device, {} back, of which evicted: {}",
         stats.pages_to_device(),
         stats.pages_to_system(),
-        stats.to_system[&hmm_backend::Cause::Eviction],
+        stats.to_system[&hmm_backend::observe::Cause::Eviction],
     )?;
     let count = |counter: &AtomicU64| counter.load(SeqCst);
     let (folios, returns) = (count(&driver.folios), count(&driver.returns));

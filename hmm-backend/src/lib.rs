@@ -5,13 +5,15 @@
 //! The crate does not depend on KVM, virtio or a guest. Its caller gives it only sizes:
 //!
 //! 1. [`Backend::new`] creates the managed memory and registers it with userfaultfd;
-//! 2. [`Backend::attach`] adds a device: its memory and its [`Driver`];
+//! 2. [`Backend::attach`] adds a device: its memory and its [`driver::Driver`];
 //! 3. [`Backend::start_service`] starts the threads that serve CPU faults;
-//! 4. a device reaches the memory through a [`Mirror`].
+//! 4. a device reaches the memory through a [`mirror::Mirror`].
 //!
 //! ```no_run
 //! use std::sync::Arc;
-//! use hmm_backend::{Backend, BackendConfig, DeviceFolio, Driver, ServiceConfig};
+//! use hmm_backend::{Backend, BackendConfig};
+//! use hmm_backend::driver::{DeviceFolio, Driver};
+//! use hmm_backend::service::ServiceConfig;
 //!
 //! /// A driver that only uses the defaults.
 //! struct Plain;
@@ -26,6 +28,21 @@
 //! # Ok(()) }
 //! ```
 //!
+//! | module | what is in it |
+//! |---|---|
+//! | the root | [`Backend`] and how it is made, [`Error`], [`ModelBackend`] for replays |
+//! | [`driver`] | what the driver of a device implements, and the phases of a migration |
+//! | [`mirror`] | how a device accesses memory; [`mirror::Mirror::access`] has a device as its example |
+//! | [`service`] | the threads that serve CPU faults, and faults that cannot be served |
+//! | [`policy`] | what policies see and say, and those that are built in |
+//! | [`pages`] | pages, ranges and sets of pages, devices, frames, accesses, places, hints |
+//! | [`residency`] | where a page is |
+//! | [`observe`] | counters, latencies, events |
+//! | [`engine`] | how contents move, and what the kernel can do for that |
+//! | [`snapshot`] | where pages are, one byte each |
+//! | [`limits`], [`text`] | limits of the host; text from outside on its way to a terminal |
+//! | [`testing`] | way-points of migrations, and injected answers of the kernel |
+//!
 //! `examples/process.rs` is a complete process with its own driver and device.
 
 mod backend;
@@ -33,45 +50,57 @@ mod fault;
 mod host;
 mod memory;
 mod migrate;
-mod observe;
+pub mod observe;
 mod ops;
-mod pages;
-mod policy;
-mod residency;
-mod service;
+pub mod pages;
+pub mod policy;
+pub mod residency;
+pub mod service;
 
 #[cfg(feature = "measure")]
 #[doc(hidden)]
 pub use backend::measure;
 pub use backend::{Backend, BackendConfig, ModelBackend};
-pub use fault::{
-    DeviceMmu, FatalFault, HostPage, Mapping, Mirror, MirrorGuard, PageTable, RemoteCounters,
-    Target, TranslationTable,
-};
-pub use host::{limits, printable, printable_lines};
-pub use memory::{
-    Engine, EngineChoice, KernelAnswers, KernelCall, MadeUpAnswer, MoveProbe, UffdSupport,
-    probe_moves, probe_userfaultfd,
-};
-pub use migrate::{
-    CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Driver, Finalized, Step,
-    ToDevice, ToSystem, Watch,
-};
-pub use observe::{Cause, Event, EventKind, Events, Latency, Stats};
+pub use host::limits;
 pub use ops::{Pinned, snapshot};
-pub use pages::time::MAX_HOLD;
-pub use pages::{
-    Access, BLOCK_PAGES, Block, DeviceFolio, DeviceId, Error, FatalCause, FaultError, Frame, Hint,
-    MAX_ORDER, MigrateError, MirrorError, PAGE_SIZE, Page, PageRange, PageSet, Place,
-};
-pub use policy::{
-    Accepts, AccessCounter, Advice, BlockFault, BlockView, ByMigration, Clock, Density,
-    EvictionPolicy, FaultPolicy, Fifo, FirstTouch, Lfu, LinkModel, Lru, OnDemand, PlacementError,
-    PolicyError, PolicyFactory, PolicyFile, PolicyInfo, PolicyParam, PolicySpec, Recent, S3Fifo,
-    Seen, Sequential, Wish, policies, policy_checksum,
-};
+pub use pages::error::Error;
 #[cfg(all(feature = "fuzzing", not(loom)))]
 #[doc(hidden)]
 pub use residency::script as residency_script;
-pub use residency::{Placed, Residency, Word};
-pub use service::{FaultService, ServiceConfig};
+
+/// The contract of a device's driver: what it implements, and the phases of a migration that it is handed.
+pub mod driver {
+    pub use crate::migrate::{
+        CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Driver, Finalized,
+        ToDevice, ToSystem,
+    };
+    pub use crate::pages::error::{FaultError, MigrateError};
+    pub use crate::pages::ids::DeviceFolio;
+}
+
+/// A device's access to managed memory: translations, faults, and what may be done with a page meanwhile.
+pub mod mirror {
+    pub use crate::fault::{
+        DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, PageTable, RemoteCounters, Target,
+        TranslationTable,
+    };
+    pub use crate::pages::error::MirrorError;
+}
+
+/// The engines that move contents, and what this machine's kernel can do for them.
+pub mod engine {
+    pub use crate::memory::{
+        Engine, EngineChoice, MoveProbe, UffdSupport, probe_moves, probe_userfaultfd,
+    };
+}
+
+/// For tests: looking at migrations between their phases, and answers that a kernel gives only now and then.
+pub mod testing {
+    pub use crate::memory::{KernelAnswers, KernelCall, MadeUpAnswer};
+    pub use crate::migrate::{Step, Watch};
+}
+
+/// Text from outside on its way to a terminal or a log.
+pub mod text {
+    pub use crate::host::{printable, printable_lines};
+}

@@ -6,10 +6,14 @@ mod common;
 use std::sync::atomic::Ordering::SeqCst;
 
 use common::{Rig, both_engines};
-use hmm_backend::{
-    Backend, BackendConfig, EngineChoice, EventKind, FatalCause, FaultError, MirrorError, Page,
-    PageRange, Residency, Target, snapshot,
-};
+use hmm_backend::driver::FaultError;
+use hmm_backend::engine::EngineChoice;
+use hmm_backend::mirror::{MirrorError, Target};
+use hmm_backend::observe::EventKind;
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::residency::Residency;
+use hmm_backend::service::FatalCause;
+use hmm_backend::{Backend, BackendConfig, snapshot};
 
 #[test]
 fn a_page_goes_to_the_device_and_back_with_its_contents() {
@@ -134,7 +138,7 @@ fn eviction_keeps_device_memory_within_its_size() {
             }
             let stats = rig.backend.stats();
             assert!(stats.device_pages_peak <= 16);
-            assert!(stats.to_system[&hmm_backend::Cause::Eviction] >= 184);
+            assert!(stats.to_system[&hmm_backend::observe::Cause::Eviction] >= 184);
             for page in 0..200 {
                 assert_eq!(device.read(page, 0), Ok(u64::from(page) + 1));
                 assert!(rig.on_device(0..512).len() <= 16);

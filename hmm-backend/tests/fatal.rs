@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use hmm_backend::{
-    Backend, BackendConfig, Engine, EngineChoice, FatalCause, PAGE_SIZE, Page, PageRange,
-    ServiceConfig,
-};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::service::{FatalCause, ServiceConfig};
+use hmm_backend::{Backend, BackendConfig};
 
 /// Longer than any report takes, even on a busy host.
 const PATIENCE: Duration = Duration::from_secs(20);

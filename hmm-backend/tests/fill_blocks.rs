@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use common::{Rig, both_engines};
-use hmm_backend::{Engine, KernelAnswers, KernelCall, MadeUpAnswer, Page, PageRange, Residency};
+use hmm_backend::engine::Engine;
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::residency::Residency;
+use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
 
 const POLICY: &str = "on-demand+timeslice:min=0us";
 const PAGES: u32 = 2048;

@@ -7,9 +7,11 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 use common::{Rig, both_engines};
-use hmm_backend::{
-    Engine, FatalCause, KernelAnswers, KernelCall, MadeUpAnswer, Page, PageRange, Residency,
-};
+use hmm_backend::engine::Engine;
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::residency::Residency;
+use hmm_backend::service::FatalCause;
+use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
 
 /// An answer to a call of one kind that includes one page: the pages before that page are really done.
 #[derive(Clone)]

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use common::{Rig, both_engines};
-use hmm_backend::{
-    BackendConfig, Error, EventKind, MirrorError, Page, Residency, Target, snapshot,
-};
+use hmm_backend::mirror::{MirrorError, Target};
+use hmm_backend::observe::EventKind;
+use hmm_backend::pages::Page;
+use hmm_backend::residency::Residency;
+use hmm_backend::{BackendConfig, Error, snapshot};
 
 /// Longer than any step of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -9,10 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Rig, both_engines};
-use hmm_backend::{
-    Cause, DeviceFolio, Driver, Engine, Error, FaultError, Finalized, MigrateError, MirrorError,
-    Page, ToDevice, ToSystem,
+use hmm_backend::Error;
+use hmm_backend::driver::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::engine::Engine;
+use hmm_backend::mirror::MirrorError;
+use hmm_backend::observe::Cause;
+use hmm_backend::pages::Page;
 
 const PLAIN: &str = "on-demand+timeslice:min=0us";
 /// Longer than any step of these tests takes; after it, a test fails instead of hanging.

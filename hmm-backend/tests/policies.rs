@@ -7,9 +7,13 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use common::Rig;
-use hmm_backend::{
-    Advice, BackendConfig, BlockFault, BlockView, Cause, Engine, EventKind, EvictionPolicy,
-    FaultPolicy, Frame, Lru, MirrorError, Page, PageSet, Place, PolicyFactory,
+use hmm_backend::BackendConfig;
+use hmm_backend::engine::Engine;
+use hmm_backend::mirror::MirrorError;
+use hmm_backend::observe::{Cause, EventKind};
+use hmm_backend::pages::{Frame, Page, PageSet, Place};
+use hmm_backend::policy::{
+    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Lru, PolicyFactory,
 };
 
 /// A factory of policies that call the given functions.

@@ -6,7 +6,8 @@ mod common;
 use std::sync::atomic::Ordering::SeqCst;
 
 use common::{Device, Rig};
-use hmm_backend::{Engine, PAGE_SIZE, PageRange};
+use hmm_backend::engine::Engine;
+use hmm_backend::pages::{PAGE_SIZE, PageRange};
 
 const POLICY: &str = "on-demand+timeslice:min=0us";
 

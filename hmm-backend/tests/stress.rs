@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use common::{Device, Rig, both_engines};
-use hmm_backend::{FaultError, MirrorError, PageRange};
+use hmm_backend::driver::FaultError;
+use hmm_backend::mirror::MirrorError;
+use hmm_backend::pages::PageRange;
 
 /// A small random number generator: splitmix64.
 struct Random(u64);
@@ -27,7 +29,7 @@ const COUNTED: u32 = 1200;
 /// Pages behind these that are also freed.
 const SCRATCH: u32 = 336;
 
-fn run(engine: hmm_backend::Engine, policy: &str, shards: usize, service_threads: usize) {
+fn run(engine: hmm_backend::engine::Engine, policy: &str, shards: usize, service_threads: usize) {
     let rig = Rig::with(
         COUNTED + SCRATCH,
         engine,

@@ -7,10 +7,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use common::{Rig, both_engines};
-use hmm_backend::{
-    Backend, BackendConfig, DeviceFolio, Driver, Engine, EngineChoice, EventKind, FaultError,
-    Finalized, Page, PageRange, PolicySpec, ServiceConfig, ToSystem,
-};
+use hmm_backend::driver::{DeviceFolio, Driver, FaultError, Finalized, ToSystem};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::observe::EventKind;
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::policy::PolicySpec;
+use hmm_backend::service::ServiceConfig;
+use hmm_backend::{Backend, BackendConfig};
 
 /// A driver whose call for a fault on page 0 blocks until the test releases it.
 #[derive(Default)]

@@ -9,9 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{Rig, both_engines};
-use hmm_backend::{
-    Advice, BlockFault, BlockView, Cause, DeviceId, Engine, EvictionPolicy, FaultPolicy, Hint, Lru,
-    Page, PageRange, PageSet, Place, PolicyFactory, Seen, Target, Wish,
+use hmm_backend::engine::Engine;
+use hmm_backend::mirror::Target;
+use hmm_backend::observe::Cause;
+use hmm_backend::pages::{DeviceId, Hint, Page, PageRange, PageSet, Place};
+use hmm_backend::policy::{
+    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Lru, PolicyFactory, Seen, Wish,
 };
 
 const DEVICE: Place = Place::Device(DeviceId(0));

@@ -12,11 +12,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{
-    Backend, BackendConfig, BlockFault, BlockView, DeviceFolio, DeviceId, Driver, Engine,
-    EngineChoice, FaultPolicy, PAGE_SIZE, Page, PageRange, PageSet, Place, PolicyFactory,
-    ServiceConfig,
-};
+use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange, PageSet, Place};
+use hmm_backend::policy::{BlockFault, BlockView, FaultPolicy, PolicyFactory};
+use hmm_backend::service::ServiceConfig;
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor_policies::{Limits, PolicyChoice};
 use views::{Random, each_view};
 

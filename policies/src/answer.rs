@@ -3,9 +3,8 @@
 
 use std::time::Duration;
 
-use hmm_backend::{
-    Advice, BLOCK_PAGES, BlockFault, DeviceId, Page, PageRange, PageSet, Place, Wish,
-};
+use hmm_backend::pages::{BLOCK_PAGES, DeviceId, Page, PageRange, PageSet, Place};
+use hmm_backend::policy::{Advice, BlockFault, Wish};
 
 use crate::page_sets;
 use crate::results::{Item, Key, Results, Table};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use hmm_backend::{PolicyFactory, PolicyFile, PolicySpec};
+use hmm_backend::policy::{PolicyFactory, PolicyFile, PolicySpec};
 
 use crate::error::ScriptError;
 use crate::instance::Log;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use hmm_backend::{PolicyError, PolicyFile};
+use hmm_backend::policy::{PolicyError, PolicyFile};
 
 /// Why a script cannot be used.
 #[derive(Debug, thiserror::Error)]

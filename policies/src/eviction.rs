@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use hmm_backend::{EvictionPolicy, Frame, Page};
+use hmm_backend::pages::{Frame, Page};
+use hmm_backend::policy::EvictionPolicy;
 
 use crate::candidates::{Candidate, MOST};
 use crate::instance::SharedInstance;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hmm_backend::PolicyFile;
+use hmm_backend::policy::PolicyFile;
 
 use crate::limits::Limits;
 use crate::sandbox::Print;

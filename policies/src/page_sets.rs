@@ -3,7 +3,7 @@
 
 use std::ffi::c_int;
 
-use hmm_backend::{BLOCK_PAGES, PageSet};
+use hmm_backend::pages::{BLOCK_PAGES, PageSet};
 use mlua::ffi::{self, lua_State};
 use mlua::{Lua, Table};
 

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use hmm_backend::{
-    Advice, BlockFault, BlockView, FaultPolicy, Hint, PageRange, PageSet, Seen, Wish,
-};
+use hmm_backend::pages::{Hint, PageRange, PageSet};
+use hmm_backend::policy::{Advice, BlockFault, BlockView, FaultPolicy, Seen, Wish};
 
 use crate::instance::SharedInstance;
 use crate::script::{ACCESSED_BY, PREFERRED_LOCATION, READ_MOSTLY, device_number};

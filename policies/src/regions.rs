@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::{
-    Advice, Block, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Hint, PageRange, PageSet,
-    PolicyFactory, PolicyFile, Seen, Wish,
+use hmm_backend::pages::{Block, Hint, PageRange, PageSet};
+use hmm_backend::policy::{
+    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory, PolicyFile, Seen,
+    Wish,
 };
 
 /// Whole blocks with a policy of their own.

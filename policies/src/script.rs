@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Advice, BlockFault, BlockView, PageRange, PageSet, Place, Seen, Wish};
+use hmm_backend::pages::{PageRange, PageSet, Place};
+use hmm_backend::policy::{Advice, BlockFault, BlockView, Seen, Wish};
 use mlua::chunk::ChunkMode;
 use mlua::{Function, Lua, Table, Value, ffi};
 
@@ -377,7 +378,7 @@ impl Script {
         self.look(fault, view);
         let args = [
             Arg::from(first_page(fault)),
-            Arg::from(fault.access == hmm_backend::Access::Write),
+            Arg::from(fault.access == hmm_backend::pages::Access::Write),
             Arg::from(device_number(fault.to)),
             Arg::from(micros(fault.now)),
             Arg::from(fault.pages.count() as f64),

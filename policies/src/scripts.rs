@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hmm_backend::{
+use hmm_backend::policy::{
     Density, EvictionPolicy, FaultPolicy, PolicyFactory, PolicyFile, PolicySpec, policy_checksum,
-    printable,
 };
+use hmm_backend::text::printable;
 
 use crate::error::ScriptError;
 use crate::eviction::ScriptEviction;

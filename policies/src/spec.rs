@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use hmm_backend::{PolicySpec, policies, printable};
+use hmm_backend::policy::{PolicySpec, policies};
+use hmm_backend::text::printable;
 
 use crate::error::ScriptError;
 

@@ -1,6 +1,6 @@
 //! A script's text, checked before anything is made of it; and what is shown of what a script says.
 
-use hmm_backend::printable;
+use hmm_backend::text::printable;
 
 /// Bytes that are shown of a line that a script prints or causes.
 pub(crate) const SHOWN: usize = 400;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use hmm_backend::{
-    Advice, BlockFault, BlockView, DeviceId, EvictionPolicy, FaultPolicy, Frame, Page, PageRange,
-    Place, PolicyFactory, PolicySpec, Seen,
+use hmm_backend::pages::{DeviceId, Frame, Page, PageRange, Place};
+use hmm_backend::policy::{
+    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec, Seen,
 };
 use hmmvisor_policies::{Limits, PolicyChoice, ScriptError, ScriptSpec, Scripts};
 use views::{Random, each_view};

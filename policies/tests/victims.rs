@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use hmm_backend::{EvictionPolicy, Frame, Page, PolicyFactory};
+use hmm_backend::pages::{Frame, Page};
+use hmm_backend::policy::{EvictionPolicy, PolicyFactory};
 use hmmvisor_policies::{Limits, PolicyChoice, Scripts};
 
 type Lines = Arc<Mutex<Vec<String>>>;

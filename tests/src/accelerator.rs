@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use hmm_backend::{
-    Backend, BackendConfig, DeviceId, Engine, EngineChoice, FaultService, PAGE_SIZE, PolicySpec,
-    ServiceConfig,
-};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::{DeviceId, PAGE_SIZE};
+use hmm_backend::policy::PolicySpec;
+use hmm_backend::service::{FaultService, ServiceConfig};
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt};

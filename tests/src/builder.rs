@@ -3,9 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hmm_backend::{
-    BLOCK_PAGES, Backend, BackendConfig, Driver, Engine, EngineChoice, KernelAnswers, PAGE_SIZE,
-};
+use hmm_backend::driver::Driver;
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::{BLOCK_PAGES, PAGE_SIZE};
+use hmm_backend::testing::KernelAnswers;
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor::OnMemoryError;
 use hmmvisor::guest::program::Program;
 use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};

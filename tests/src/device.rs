@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hmm_backend::{Backend, DeviceId, Error, FaultError, Page, Placed, Residency};
+use hmm_backend::driver::FaultError;
+use hmm_backend::pages::{DeviceId, Page};
+use hmm_backend::residency::{Placed, Residency};
+use hmm_backend::{Backend, Error};
 use hmmvisor_devices::Accelerator;
 
 use crate::conformance::{AccessRefused, DeviceAccess, MirrorDevice};
@@ -60,7 +63,7 @@ impl<'vm> Device<'vm> {
 
     /// Makes the driver fail the next `times` times that it comes to this way-point; `u32::MAX` is for ever. After
     /// the commit an error changes nothing but what the driver returns. Towards the device, the backend sees a
-    /// [`hmm_backend::MigrateError::Device`] with the error's text.
+    /// [`hmm_backend::driver::MigrateError::Device`] with the error's text.
     pub fn fail(self, point: WayPoint, times: u32, error: FaultError) {
         self.slot
             .injector
@@ -131,7 +134,7 @@ impl<'vm> Device<'vm> {
     }
 
     /// The device adds to a word in two steps, with exclusive access to the page
-    /// ([`hmm_backend::Mirror::fault_exclusive`]). Returns what the word was. It keeps the page until a vCPU or another device accesses
+    /// ([`hmm_backend::mirror::Mirror::fault_exclusive`]). Returns what the word was. It keeps the page until a vCPU or another device accesses
     /// it.
     pub fn exclusive_add(self, at: impl Word, value: u64) -> Result<u64, AccessRefused> {
         let add =

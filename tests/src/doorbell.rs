@@ -4,7 +4,8 @@ use std::mem::offset_of;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hmm_backend::{Backend, PageRange};
+use hmm_backend::Backend;
+use hmm_backend::pages::PageRange;
 use hmmvisor::machine::bus::{Device, Next};
 use hmmvisor_abi::agent::{self, Mailbox};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};

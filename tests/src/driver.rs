@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hmm_backend::{
-    DeviceFolio, Driver, FaultError, Finalized, Frame, MigrateError, ToDevice, ToSystem,
+use hmm_backend::driver::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::pages::Frame;
 
 /// What to answer to a migration to system memory whose first folio is this one; none lets it through.
 type Script = dyn FnMut(DeviceFolio) -> Option<FaultError> + Send;

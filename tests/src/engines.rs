@@ -4,7 +4,7 @@ use std::env::VarError;
 use std::ops::Deref;
 use std::sync::LazyLock;
 
-use hmm_backend::Engine;
+use hmm_backend::engine::Engine;
 
 /// Names engines, separated by commas; without it, tests run with both.
 const VARIABLE: &str = "HMMVISOR_TEST_ENGINES";

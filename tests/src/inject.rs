@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hmm_backend::{
-    DeviceFolio, Driver, FaultError, Finalized, Frame, MigrateError, Page, PageRange, Step,
-    ToDevice, ToSystem, Watch,
+use hmm_backend::driver::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::pages::{Frame, Page, PageRange};
+use hmm_backend::testing::{Step, Watch};
 
 /// Where a driver can be held or made to fail, in the order in which a migration gets there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -86,10 +86,12 @@ pub use vcpu::{Adding, Vcpu};
 pub use vm::TestVm;
 pub use watchdog::Watchdog;
 
-pub use hmm_backend::{
-    Cause, DeviceFolio, Driver, Engine, Event, EventKind, FaultError, Page, PageRange, Residency,
-    Stats, snapshot,
-};
+pub use hmm_backend::driver::{DeviceFolio, Driver, FaultError};
+pub use hmm_backend::engine::Engine;
+pub use hmm_backend::observe::{Cause, Event, EventKind, Stats};
+pub use hmm_backend::pages::{Page, PageRange};
+pub use hmm_backend::residency::Residency;
+pub use hmm_backend::snapshot;
 pub use hmmvisor::{End, Failure};
 pub use hmmvisor_abi::accel;
 pub use hmmvisor_abi::agent::checksum;

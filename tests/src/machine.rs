@@ -5,10 +5,11 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hmm_backend::{
-    Backend, BackendConfig, DeviceId, Engine, EngineChoice, PAGE_SIZE, Page, Placed, PolicySpec,
-    Residency,
-};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page};
+use hmm_backend::policy::PolicySpec;
+use hmm_backend::residency::{Placed, Residency};
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor::guest::program::Program;
 use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
 use hmmvisor::{End, OnMemoryError};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use hmm_backend::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 use hmmvisor_abi::map;
 
 /// What can stand for pages: a page's number, a [`Page`], `start..end` of numbers, or a [`PageRange`].

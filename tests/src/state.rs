@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{Page, PageRange, Placed, Residency};
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::residency::{Placed, Residency};
 
 use crate::{TestVm, Vcpu};
 

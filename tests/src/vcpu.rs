@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use hmm_backend::PageRange;
+use hmm_backend::pages::PageRange;
 use hmmvisor_abi::agent;
 
 use crate::error::GuestError;

@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::atomic::{AtomicU8, AtomicU16};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use hmm_backend::{
-    Backend, BackendConfig, DeviceId, Engine, EngineChoice, FaultService, PAGE_SIZE, PolicySpec,
-    ServiceConfig,
-};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::{DeviceId, PAGE_SIZE};
+use hmm_backend::policy::PolicySpec;
+use hmm_backend::service::{FaultService, ServiceConfig};
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::virtio::{GuestRam, VirtioDevice};
 use hmmvisor_devices::{Interrupt, MmioDevice};
@@ -403,7 +404,7 @@ impl Rig {
     /// Pages that are pinned now.
     pub fn pinned(&self) -> Vec<u32> {
         let is_pinned = |page: &u32| {
-            let word = self.backend.word(hmm_backend::Page(*page));
+            let word = self.backend.word(hmm_backend::pages::Page(*page));
             word.expect("a page").pins() > 0
         };
         (0..PAGES).filter(is_pinned).collect()

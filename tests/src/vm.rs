@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Backend, Event, Page, PageRange, Residency, Stats};
+use hmm_backend::Backend;
+use hmm_backend::observe::{Event, Stats};
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::residency::Residency;
 use hmmvisor::End;
 use hmmvisor::ending::Ending;
 use hmmvisor::vm::Vm;
@@ -263,7 +266,7 @@ impl TestVm {
         &self.desks[vcpu as usize]
     }
 
-    pub(crate) fn word(&self, page: impl Pages) -> hmm_backend::Word {
+    pub(crate) fn word(&self, page: impl Pages) -> hmm_backend::residency::Word {
         let word = self.backend.word(page.range().start);
         word.expect("the page is in managed memory")
     }

@@ -3,7 +3,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use hmm_backend::{PAGE_SIZE, Page, Residency};
+use hmm_backend::pages::{PAGE_SIZE, Page};
+use hmm_backend::residency::Residency;
 use hmmvisor_abi::accel::*;
 use hmmvisor_testkit::accelerator::{FIRST, PAGES, Rig, at, command};
 use hmmvisor_testkit::machine::both_engines;
@@ -276,7 +277,7 @@ fn read_mostly_pages_keep_every_result_right() {
     ] {
         both_engines(policy, |engine| {
             let mut rig = Rig::new(engine, policy, 100);
-            let hint = hmm_backend::Hint::ReadMostly(true);
+            let hint = hmm_backend::pages::Hint::ReadMostly(true);
             rig.backend.hint(pages(0..PAGES), hint).unwrap();
             let mut random = Random(11);
             rig.amid_migrations(3, |rig| integers(rig, &mut random));
@@ -302,7 +303,7 @@ fn what_the_accelerator_uses_often_comes_to_it() {
         let prefetched = |rig: &Rig| {
             let to_device = rig.backend.stats().to_device;
             to_device
-                .get(&hmm_backend::Cause::Prefetch)
+                .get(&hmm_backend::observe::Cause::Prefetch)
                 .copied()
                 .unwrap_or(0)
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
-use hmm_backend::PAGE_SIZE;
+use hmm_backend::pages::PAGE_SIZE;
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_testkit::Random;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use hmm_backend::{Engine, PAGE_SIZE, Page, Residency};
+use hmm_backend::engine::Engine;
+use hmm_backend::pages::{PAGE_SIZE, Page};
+use hmm_backend::residency::Residency;
 use hmmvisor_abi::accel::*;
 use hmmvisor_testkit::Random;
 use hmmvisor_testkit::accelerator::{PAGES, Rig, at, command};

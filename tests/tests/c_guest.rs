@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hmm_backend::{Engine, EngineChoice};
+use hmm_backend::engine::{Engine, EngineChoice};
 use hmmvisor::size::Size;
 use hmmvisor::{Config, End, Options};
 use hmmvisor_testkit::Output;

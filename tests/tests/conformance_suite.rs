@@ -8,7 +8,7 @@ mod model;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::{DeviceFolio, Driver};
+use hmm_backend::driver::{DeviceFolio, Driver};
 use hmmvisor_testkit::conformance::{self, RULES, Report, Subject, Suite, Verdict};
 use hmmvisor_testkit::{ENGINES, ScriptedDriver};
 

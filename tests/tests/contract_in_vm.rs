@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use hmm_backend::Cause;
+use hmm_backend::observe::Cause;
 use hmmvisor::{Config, Options};
 use hmmvisor_testkit::driver::few_refusals;
 use hmmvisor_testkit::machine::{TORTURE_PAGES, both_engines};

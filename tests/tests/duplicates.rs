@@ -1,6 +1,7 @@
 //! Read duplication in virtual machines: vCPUs and devices read copies of their own of what is read mostly.
 
-use hmm_backend::{Hint, Residency};
+use hmm_backend::pages::Hint;
+use hmm_backend::residency::Residency;
 use hmmvisor_testkit::{GuestError, TestVm, each_engine, pages, snapshot};
 
 const N: u32 = 32;

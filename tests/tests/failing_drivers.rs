@@ -4,7 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use hmm_backend::{Engine, FaultError, Page, Residency};
+use hmm_backend::driver::FaultError;
+use hmm_backend::engine::Engine;
+use hmm_backend::pages::Page;
+use hmm_backend::residency::Residency;
 use hmmvisor::size::Size;
 use hmmvisor::{End, Failure, Report};
 use hmmvisor_abi::control::EXIT_PANIC;

@@ -3,7 +3,9 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use hmm_backend::{Engine, EngineChoice, Page, Residency};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::Page;
+use hmm_backend::residency::Residency;
 use hmmvisor::size::Size;
 use hmmvisor::{Config, End, Failure, Options};
 use hmmvisor_abi::{accel, control, map};

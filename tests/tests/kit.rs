@@ -4,7 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::{DeviceFolio, Driver, Page};
+use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::pages::Page;
 use hmmvisor_testkit::accel::{
     OP_CHASE, OP_FILL, OP_NOP, STATUS_ABORTED, STATUS_FAULT, STATUS_OPCODE,
 };

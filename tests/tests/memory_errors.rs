@@ -3,7 +3,9 @@
 use std::fs;
 use std::sync::atomic::Ordering::SeqCst;
 
-use hmm_backend::{Engine, FaultError, PAGE_SIZE, Page};
+use hmm_backend::driver::FaultError;
+use hmm_backend::engine::Engine;
+use hmm_backend::pages::{PAGE_SIZE, Page};
 use hmmvisor::{End, Failure, OnMemoryError};
 use hmmvisor_abi::{control, map, memory_error};
 use hmmvisor_testkit::machine::{address, both_engines, guest};

@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use hmm_backend::{
-    DeviceFolio, Driver, FaultError, Finalized, Frame, MigrateError, ToDevice, ToSystem,
+use hmm_backend::driver::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::pages::Frame;
 use hmmvisor_testkit::conformance::{self, Subject};
 use hmmvisor_testkit::{GuestError, Residency, TestVm, WayPoint, each_engine};
 

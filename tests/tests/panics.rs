@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{
-    Backend, BackendConfig, DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice,
-    ToSystem,
+use hmm_backend::driver::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor::End;
 use hmmvisor::guest::program::Program;
 use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};

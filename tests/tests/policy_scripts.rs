@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use hmm_backend::EngineChoice;
+use hmm_backend::engine::EngineChoice;
 use hmmvisor::size::Size;
 use hmmvisor::{Config, Options, Report, RunError};
 use hmmvisor_testkit::{Cause, ENGINES, Output, Watchdog};

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use hmm_backend::FaultError;
+use hmm_backend::driver::FaultError;
 use hmmvisor_testkit::machine::TORTURE_PAGES;
 use hmmvisor_testkit::process::backend_mappings;
 use hmmvisor_testkit::{ENGINES, Machine, Random, Resources, Setup, Watchdog, pages};

@@ -31,7 +31,7 @@ fn a_third_party_accelerator_sums_in_a_virtual_machine() {
 struct Books(Arc<example::SumDriver>);
 
 impl Subject for Books {
-    fn driver(&self) -> Arc<dyn hmm_backend::Driver> {
+    fn driver(&self) -> Arc<dyn hmm_backend::driver::Driver> {
         self.0.clone()
     }
     fn live(&self) -> Option<usize> {

@@ -1,6 +1,6 @@
 //! Torture for a time: guests verify amid the host's chaos, and what is wrong is noticed and can be replayed.
 
-use hmm_backend::{Engine, EngineChoice};
+use hmm_backend::engine::{Engine, EngineChoice};
 use hmmvisor::size::Size;
 use hmmvisor::{Config, End, Options, Report};
 use hmmvisor_testkit::{ENGINES, Output, Watchdog};

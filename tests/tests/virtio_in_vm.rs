@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering::{Acquire, SeqCst};
 use std::time::Duration;
 
-use hmm_backend::{Backend, BackendConfig, EngineChoice};
+use hmm_backend::engine::EngineChoice;
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor::vm::{Managed, Vm, VmConfig};
 use hmmvisor::{Config, End};
 use hmmvisor_abi::map;
@@ -81,7 +82,7 @@ fn a_guest_gets_entropy() {
         assert_eq!(end, Some(End::Exit(1 << 16)));
         let random: Vec<u64> = (0..8).map(|i| word(&backend, 3, i).load(Acquire)).collect();
         assert!(random.iter().all(|word| *word != 0), "{random:x?}");
-        let pins = |page| backend.word(hmm_backend::Page(page)).unwrap().pins();
+        let pins = |page| backend.word(hmm_backend::pages::Page(page)).unwrap().pins();
         assert_eq!((pins(0), pins(1), pins(2), pins(3)), (1, 1, 1, 0));
         vm.stop();
         assert_eq!((pins(0), pins(1), pins(2), pins(3)), (0, 0, 0, 0));

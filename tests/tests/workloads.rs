@@ -1,6 +1,8 @@
 //! Every workload verifies on every kind of machine, and the figures agree with each other.
 
-use hmm_backend::{Cause, EngineChoice, PAGE_SIZE, Page, PageRange, Stats};
+use hmm_backend::engine::EngineChoice;
+use hmm_backend::observe::{Cause, Stats};
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 use hmmvisor::size::Size;
 use hmmvisor::{Config, Options, Report};
 use hmmvisor_testkit::{ENGINES, Output, Random, Setup, Watchdog};

@@ -15,9 +15,11 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
-use hmm_backend::{
-    Backend, BackendConfig, DeviceFolio, Driver, Engine, EngineChoice, Page, PageRange, PolicySpec,
-};
+use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::policy::PolicySpec;
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor::End;
 use hmmvisor::guest::program::Program;
 use hmmvisor::vm::{Hooks, Managed, Vm, VmConfig};

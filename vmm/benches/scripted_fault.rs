@@ -10,10 +10,11 @@ use std::arch::global_asm;
 use std::io;
 use std::sync::Arc;
 
-use hmm_backend::{
-    Backend, BackendConfig, DeviceFolio, Driver, Engine, EngineChoice, Page, PageRange,
-    PolicyFactory,
-};
+use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::policy::PolicyFactory;
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor::End;
 use hmmvisor::guest::program::Program;
 use hmmvisor::vm::{Hooks, Managed, Vm, VmConfig};

@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 use hmm_backend::limits::{self, Refusal, Resource};
-use hmm_backend::policies;
+use hmm_backend::policy::policies;
 use hmmvisor::config::console_choice::ConsoleChoice;
 use hmmvisor::console::outlet::MayClose;
 use hmmvisor::console::terminal::{RawTerminal, take_memory_faults};

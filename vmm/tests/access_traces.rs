@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use hmm_backend::{Event, EventKind, PageRange};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::PageRange;
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 
 const HMMVISOR: &str = env!("CARGO_BIN_EXE_hmmvisor");

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Access, DeviceId, Event, EventKind, Page, PageRange};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{Access, DeviceId, Page, PageRange};
 use hmmvisor_experiments::trace::{TraceKind, TraceMeta, TraceReader, TraceWriter};
 
 const HMMVISOR: &str = env!("CARGO_BIN_EXE_hmmvisor");

@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use hmm_backend::{Access, Event, EventKind};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::Access;
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 use serde_json::{Value, json};
 use tempfile::TempDir;

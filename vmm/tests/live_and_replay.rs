@@ -7,7 +7,8 @@ use std::fs;
 use std::process::Command;
 use std::sync::Arc;
 
-use hmm_backend::{Event, EventKind, LinkModel};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::policy::LinkModel;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_experiments::trace::{Tail, TraceReader};
 use hmmvisor_policies::{Limits, PolicyChoice};

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use hmm_backend::{Event, EventKind, Page, PageRange, PolicyFactory, PolicySpec};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::policy::{PolicyFactory, PolicySpec};
 use hmmvisor_experiments::trace::{TraceMeta, TraceWriter};
 use hmmvisor_policies::Scripts;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Event, EventKind};
+use hmm_backend::observe::{Event, EventKind};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 use serde_json::Value;
 

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use hmm_backend::{Event, EventKind, Page, PageRange};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{Page, PageRange};
 use hmmvisor_experiments::trace::{TraceMeta, TraceWriter};
 
 const SWEEP: &str = "

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use hmm_backend::Access;
+use hmm_backend::pages::Access;
 
 use crate::error::CommandError;
 use crate::managed::Words;

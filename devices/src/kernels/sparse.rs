@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use hmm_backend::Access;
+use hmm_backend::pages::Access;
 
 use super::indexed::{gather_chunk, read_indices, word_or_none};
 use crate::error::CommandError;

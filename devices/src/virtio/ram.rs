@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use hmm_backend::{Backend, PAGE_SIZE, Page, PageRange, Pinned};
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::{Backend, Pinned};
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
 };

@@ -1,6 +1,6 @@
 //! Stretches of guest-physical memory.
 
-use hmm_backend::PAGE_SIZE;
+use hmm_backend::pages::PAGE_SIZE;
 
 /// Bytes of guest-physical memory: `len` of them from `addr`. Whether they are memory at all is not said.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

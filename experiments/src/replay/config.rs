@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::{LinkModel, PAGE_SIZE, PolicyFactory};
+use hmm_backend::pages::PAGE_SIZE;
+use hmm_backend::policy::{LinkModel, PolicyFactory};
 
 use super::ReplayError;
 use crate::trace::limits;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hmm_backend::{LinkModel, PolicyFactory};
+use hmm_backend::policy::{LinkModel, PolicyFactory};
 
 use super::{Costs, ReplayConfig, ReplayError, Replayed, Time, is_input, replay};
 use crate::trace::limits::Named;

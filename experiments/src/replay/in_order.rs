@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use hmm_backend::Event;
+use hmm_backend::observe::Event;
 
 /// How many later events an event is compared with: more than there are threads that could overtake each other.
 const WINDOW: usize = 1024;
@@ -72,7 +72,8 @@ impl<I: Iterator<Item = (usize, Event)>> Iterator for InOrder<I> {
 
 #[cfg(test)]
 mod tests {
-    use hmm_backend::{EventKind, Page, PageRange};
+    use hmm_backend::observe::EventKind;
+    use hmm_backend::pages::{Page, PageRange};
 
     use super::*;
 

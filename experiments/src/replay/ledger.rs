@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use hmm_backend::{
-    BLOCK_PAGES, Block, Cause, DeviceFolio, Driver, FaultError, Finalized, MigrateError, PAGE_SIZE,
-    Page, PageRange, ToDevice, ToSystem,
+use hmm_backend::driver::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::observe::Cause;
+use hmm_backend::pages::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange};
 
 use zerocopy::FromZeros;
 

@@ -19,10 +19,11 @@ use std::time::Duration;
 
 pub use config::{Costs, ReplayConfig, Time};
 pub use file::{FileReplay, FileReplayError};
-use hmm_backend::{
-    Access, Backend, BackendConfig, Cause, DeviceId, Event, EventKind, LinkModel, Mirror,
-    MirrorError, ModelBackend, PAGE_SIZE, Page, PageRange, Pinned, RemoteCounters,
-};
+use hmm_backend::mirror::{Mirror, MirrorError, RemoteCounters};
+use hmm_backend::observe::{Cause, Event, EventKind};
+use hmm_backend::pages::{Access, DeviceId, PAGE_SIZE, Page, PageRange};
+use hmm_backend::policy::LinkModel;
+use hmm_backend::{Backend, BackendConfig, ModelBackend, Pinned};
 use in_order::{InOrder, began};
 use ledger::Ledger;
 pub use optimal::{Optimal, OptimalError};
@@ -109,7 +110,7 @@ struct Replay<'c> {
 
 impl<'c> Replay<'c> {
     fn new(config: &'c ReplayConfig) -> Result<Self, ReplayError> {
-        let unit = hmm_backend::BLOCK_PAGES * PAGE_SIZE;
+        let unit = hmm_backend::pages::BLOCK_PAGES * PAGE_SIZE;
         // What has no next multiple is refused as it is.
         let memory = config.memory.checked_next_multiple_of(unit);
         let memory = memory.unwrap_or(config.memory);

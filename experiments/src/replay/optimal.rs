@@ -14,7 +14,7 @@
 use std::collections::BinaryHeap;
 
 use hmm_backend::limits::Refusal;
-use hmm_backend::{BLOCK_PAGES, Page};
+use hmm_backend::pages::{BLOCK_PAGES, Page};
 use serde::Serialize;
 
 /// What happens to a page.

@@ -1,6 +1,6 @@
 //! The result of a replay.
 
-use hmm_backend::Event;
+use hmm_backend::observe::Event;
 use serde::Serialize;
 
 use super::optimal::{Optimal, OptimalError};

@@ -4,7 +4,8 @@
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hmm_backend::{Access, DeviceMmu, Mapping, Page, PageRange, RemoteCounters, Target};
+use hmm_backend::mirror::{DeviceMmu, Mapping, RemoteCounters, Target};
+use hmm_backend::pages::{Access, Page, PageRange};
 
 const READABLE: u8 = 1;
 const WRITABLE: u8 = 2;

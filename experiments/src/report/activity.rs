@@ -2,7 +2,8 @@
 
 use std::ops::AddAssign;
 
-use hmm_backend::{Cause, Event, EventKind, PAGE_SIZE};
+use hmm_backend::observe::{Cause, Event, EventKind};
+use hmm_backend::pages::PAGE_SIZE;
 
 use super::axis::{Frame, Scale, Unit};
 use super::legend::legend;

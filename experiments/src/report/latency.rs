@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use hmm_backend::{Event, EventKind};
+use hmm_backend::observe::{Event, EventKind};
 
 use super::axis::{Frame, Scale, Unit};
 use super::page::{Page, Table};

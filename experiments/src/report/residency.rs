@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use hmm_backend::limits::Refusal;
-use hmm_backend::{BLOCK_PAGES, Block, Event, EventKind, Page as GuestPage, PageRange};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{BLOCK_PAGES, Block, Page as GuestPage, PageRange};
 
 use super::axis::{Frame, Scale, Unit};
 use super::page::Page;
@@ -318,7 +319,7 @@ impl Rows {
         for row in (0..=count).step_by(every) {
             let y = frame.top + row as f64 * height;
             let page = self.first_page + row * self.pages_per_row;
-            let address = base.saturating_add(page as u64 * hmm_backend::PAGE_SIZE);
+            let address = base.saturating_add(page as u64 * hmm_backend::pages::PAGE_SIZE);
             svg.line((frame.left - 4.0, y), (frame.left, y), r#"class="tick""#);
             svg.text(
                 (frame.left - 7.0, y + 4.0),
@@ -416,7 +417,7 @@ mod tests {
         assert_eq!((map.in_device, map.peak()), (4, 4));
         map.add(&event(EventKind::Collapsed, 0, 1), 3).unwrap();
         let to_device = Event {
-            device: Some(hmm_backend::DeviceId(0)),
+            device: Some(hmm_backend::pages::DeviceId(0)),
             ..event(EventKind::Collapsed, 1, 1)
         };
         map.add(&to_device, 4).unwrap();

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use hmm_backend::limits::Refusal;
-use hmm_backend::{Event, EventKind, PAGE_SIZE};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::PAGE_SIZE;
 
 use super::activity::Activity;
 use super::axis::{Unit, number};

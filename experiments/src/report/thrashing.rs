@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use hmm_backend::limits::Refusal;
-use hmm_backend::{Event, EventKind, PAGE_SIZE, Page as GuestPage, PageRange};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{PAGE_SIZE, Page as GuestPage, PageRange};
 
 use super::axis::{Unit, number};
 use super::page::{Page, Table};

@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
-use hmm_backend::{LinkModel, PAGE_SIZE};
+use hmm_backend::pages::PAGE_SIZE;
+use hmm_backend::policy::LinkModel;
 use serde::Deserialize;
 use toml::Spanned;
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use hmm_backend::LinkModel;
+use hmm_backend::policy::LinkModel;
 
 use super::row::Row;
 use super::shard::Shard;

@@ -7,7 +7,8 @@
 
 use std::time::Duration;
 
-use hmm_backend::{Access, Cause, DeviceId, Event, EventKind, Hint, Page, Place};
+use hmm_backend::observe::{Cause, Event, EventKind};
+use hmm_backend::pages::{Access, DeviceId, Hint, Page, Place};
 
 // An event's flags: the low three bits are its cause, 0 for none, then two for the access, then what else it has.
 const ACCESS_SHIFT: u32 = 3;

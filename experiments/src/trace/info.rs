@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{Event, printable};
+use hmm_backend::observe::Event;
+use hmm_backend::text::printable;
 use serde::Serialize;
 
 use super::error::TraceError;
@@ -245,7 +246,8 @@ impl fmt::Display for TraceInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hmm_backend::{EventKind, Page, PageRange};
+    use hmm_backend::observe::EventKind;
+    use hmm_backend::pages::{Page, PageRange};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
     use std::time::Duration;

@@ -1,7 +1,8 @@
 //! What a trace can hold. Writer, importer, reader and replay have the same limits: a trace that one accepts, the
 //! others can use. So the time and memory of a command do not depend on the numbers in a small file.
 
-use hmm_backend::{BLOCK_PAGES, Event, EventKind};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::BLOCK_PAGES;
 
 /// Pages of memory in imported traces and in replays: 1 TiB.
 pub const PAGES: u32 = 1 << 28;
@@ -79,7 +80,7 @@ impl Named {
 
 #[cfg(test)]
 mod tests {
-    use hmm_backend::{Page, PageRange};
+    use hmm_backend::pages::{Page, PageRange};
     use std::time::Duration;
 
     use super::*;

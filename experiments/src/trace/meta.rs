@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::limits::{BLOCKS, THREADS};
-use hmm_backend::PAGE_SIZE;
+use hmm_backend::pages::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
 
 /// What kind of events a trace holds.
@@ -97,7 +97,7 @@ pub struct TraceTotals {
     pub events: u64,
     /// Events lost.
     pub dropped: Dropped,
-    /// Which vCPU a host thread ran: the numbers in [`hmm_backend::Event::thread`] to vCPUs' numbers.
+    /// Which vCPU a host thread ran: the numbers in [`hmm_backend::observe::Event::thread`] to vCPUs' numbers.
     pub threads: BTreeMap<u32, u32>,
     /// For imported traces, what the header could not say.
     #[serde(skip_serializing_if = "Option::is_none")]

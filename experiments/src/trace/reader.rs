@@ -5,7 +5,7 @@ use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::vec;
 
-use hmm_backend::{Event, EventKind};
+use hmm_backend::observe::{Event, EventKind};
 
 use super::columns;
 use super::error::TraceError;

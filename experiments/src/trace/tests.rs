@@ -5,7 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hmm_backend::{Access, Cause, DeviceId, Event, EventKind, Hint, Page, PageRange, Place};
+use hmm_backend::observe::{Cause, Event, EventKind};
+use hmm_backend::pages::{Access, DeviceId, Hint, Page, PageRange, Place};
 use proptest::prelude::*;
 use tempfile::TempDir;
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use hmm_backend::{Event, EventKind};
+use hmm_backend::observe::{Event, EventKind};
 use serde::Serialize;
 
 use super::columns;

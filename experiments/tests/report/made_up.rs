@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use hmm_backend::{Cause, DeviceId, Event, EventKind, Page, PageRange};
+use hmm_backend::observe::{Cause, Event, EventKind};
+use hmm_backend::pages::{DeviceId, Page, PageRange};
 use hmmvisor_experiments::report::RunMeta;
 use hmmvisor_experiments::sweep::{
     Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TraceFacts,

@@ -4,7 +4,7 @@
 mod made_up;
 mod markup;
 
-use hmm_backend::Event;
+use hmm_backend::observe::Event;
 use hmmvisor_experiments::report::{RunReport, sweep_page};
 
 fn run_page(events: &[Event]) -> String {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-use hmm_backend::PolicySpec;
+use hmm_backend::policy::PolicySpec;
 
 struct Names;
 

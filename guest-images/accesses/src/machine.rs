@@ -12,7 +12,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use hmm_backend::limits::Refusal;
-use hmm_backend::{Access, DeviceId, Event, EventKind, Hint, PAGE_SIZE, Page, PageRange};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{Access, DeviceId, Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_abi::{control, map};
 
 use crate::turns::{Turns, this_vcpu};

@@ -6,8 +6,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
-use hmm_backend::Event;
 use hmm_backend::limits::{self, Refusal, Resource};
+use hmm_backend::observe::Event;
 use hmmvisor_abi::{BootInfo, boot, control, map};
 use hmmvisor_guest_images::{CatalogError, find};
 use thiserror::Error;

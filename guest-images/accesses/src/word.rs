@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::Access;
+use hmm_backend::pages::Access;
 
 use crate::machine::{self, Who};
 

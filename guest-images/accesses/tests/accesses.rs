@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use hmm_backend::{Access, DeviceId, Event, EventKind};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{Access, DeviceId};
 use hmmvisor_accesses::{AccessError, Settings, generate};
 
 /// Small parameters for each workload that runs here. A new one has to be added.

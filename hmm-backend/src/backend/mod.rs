@@ -210,7 +210,7 @@ impl Backend {
     }
 
     /// Makes pages read-only for CPUs and devices, or writable again. A CPU that writes to a read-only page
-    /// takes a fatal fault, a device gets [`crate::MirrorError::Permission`]. The permission belongs to the
+    /// takes a fatal fault, a device gets [`crate::mirror::MirrorError::Permission`]. The permission belongs to the
     /// page wherever its contents are, also after a free. Waits for pages in motion; ends exclusive access.
     /// Returns an error for shared memory, because other processes may have it mapped.
     pub fn set_read_only(&self, range: PageRange, read_only: bool) -> Result<(), Error> {

@@ -7,7 +7,7 @@ const GROUP: u32 = 16;
 /// The most groups that wait to be reported. A group beyond that is not reported, and its count starts again.
 const MOST_HOT: usize = 256;
 
-/// Counters of accesses in place, for devices that report them ([`crate::Mirror::used_in_place`]).
+/// Counters of accesses in place, for devices that report them ([`crate::mirror::Mirror::used_in_place`]).
 #[derive(Debug)]
 pub struct RemoteCounters {
     /// The counts by group; empty until a threshold is set.

@@ -19,7 +19,10 @@ pub struct PageTable(HashMap<Page, Mapping>);
 
 impl DeviceMmu for PageTable {
     fn invalidate(&mut self, pages: PageRange) {
-        self.0.retain(|page, _| !pages.contains(*page));
+        match (pages.len() as usize) < self.0.len() {
+            true => pages.pages().for_each(|page| _ = self.0.remove(&page)),
+            false => self.0.retain(|page, _| !pages.contains(*page)),
+        }
     }
 }
 
@@ -43,7 +46,7 @@ impl<M: TranslationTable> Mirror<M> {
     /// bytes at the same time: access them with atomic or volatile operations.
     ///
     /// A device that visits many pages under one lock, or that has a TLB, writes the loop itself with [`Mirror::lock`] and
-    /// [`Mirror::fault`]; it asks [`crate::MirrorGuard::wanted`] after each visit.
+    /// [`Mirror::fault`]; it asks [`crate::mirror::MirrorGuard::wanted`] after each visit.
     ///
     /// # Errors
     /// The page does not exist, may not be written, cannot be supplied, or the device has been detached.
@@ -53,7 +56,10 @@ impl<M: TranslationTable> Mirror<M> {
     /// ```no_run
     /// use std::sync::Arc;
     /// use std::sync::atomic::{AtomicU64, Ordering};
-    /// use hmm_backend::{Access, Backend, BackendConfig, DeviceFolio, Driver, Page, PageTable};
+    /// use hmm_backend::{Backend, BackendConfig};
+    /// use hmm_backend::driver::{DeviceFolio, Driver};
+    /// use hmm_backend::mirror::PageTable;
+    /// use hmm_backend::pages::{Access, Page};
     ///
     /// struct Plain;
     /// impl Driver for Plain {

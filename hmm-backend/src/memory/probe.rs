@@ -110,7 +110,7 @@ mod tests {
     /// The number of unreported pages depends on the kernel, so it is not checked.
     #[test]
     fn the_probe_comes_to_an_end() {
-        let moves = crate::probe_userfaultfd().unwrap().remap;
+        let moves = crate::memory::probe_userfaultfd().unwrap().remap;
         let probe = probe_moves(Duration::from_millis(50)).unwrap();
         assert_eq!(probe.rounds > 0, moves);
     }

@@ -1,7 +1,7 @@
 //! Read duplication: the same contents in a device's private memory and in system memory.
 //!
 //! A page becomes a duplicate when a CPU reads it on a device and the policy asks for that
-//! ([`crate::Advice::duplicate`]): the driver's `migrate_to_ram` runs as for a migration, but the device keeps
+//! ([`crate::policy::Advice::duplicate`]): the driver's `migrate_to_ram` runs as for a migration, but the device keeps
 //! its frame, and the page in system memory is write-protected. The page stays in a folio of the device, which
 //! can be evicted. From then on neither CPUs nor devices can write to it: a write first ends the duplication
 //! under the folio's lock, and no contents move. A CPU's write, another device's, a pin, a request, eviction
@@ -27,7 +27,7 @@ impl Core {
             return;
         };
         let mut pieces = Vec::new();
-        let only = |range: crate::PageRange| u32::from(range.contains(page));
+        let only = |range: crate::pages::PageRange| u32::from(range.contains(page));
         source.carve(self, device, &only, &mut pieces);
         for mut source in pieces {
             // Other devices may read the system copy in place.

@@ -191,7 +191,7 @@ impl<'b> ToSystem<'b> {
     }
 
     /// Returns whether the folios are only duplicated: they stay in their frames with their cookies, for the
-    /// device to read, and [`crate::Driver::page_free`] is not called for them. When the duplication ends, they
+    /// device to read, and [`crate::driver::Driver::page_free`] is not called for them. When the duplication ends, they
     /// are migrated once more, or freed.
     pub fn keeps_frames(&self) -> bool {
         self.keeps_frames

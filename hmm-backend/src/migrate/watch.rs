@@ -19,7 +19,7 @@ pub enum Step {
 }
 
 /// Watches one migration go through its phases. A driver that wraps another one sets it with
-/// [`crate::ToDevice::watch`] or [`crate::ToSystem::watch`] before it passes the migration on.
+/// [`crate::driver::ToDevice::watch`] or [`crate::driver::ToSystem::watch`] before it passes the migration on.
 pub trait Watch: Send + Sync {
     /// Called when the migration of these pages has reached this step; the migration continues when the call
     /// returns. An error at [`Step::BeforeCopy`] or [`Step::Copied`] rolls the migration back, as if the phase

@@ -81,21 +81,21 @@ pub struct Stats {
     /// Served CPU faults (of vCPUs and of the VMM's own accesses): the pages were not in system memory. Equals the
     /// number of [`EventKind::CpuFault`] events and latencies.
     ///
-    /// [`EventKind::CpuFault`]: crate::EventKind::CpuFault
+    /// [`EventKind::CpuFault`]: crate::observe::EventKind::CpuFault
     pub cpu_faults: u64,
     /// CPU faults on pages that had never been touched.
     pub first_touch_faults: u64,
     /// Served device faults: accesses to one or more pages, for which a page had to move or a translation in place
     /// had to be given. Equals the number of [`EventKind::DeviceFault`] events and latencies.
     ///
-    /// [`EventKind::DeviceFault`]: crate::EventKind::DeviceFault
+    /// [`EventKind::DeviceFault`]: crate::observe::EventKind::DeviceFault
     pub device_faults: u64,
     /// Pages migrated to devices, by cause. Includes untouched pages that were filled with zeros there.
     pub to_device: BTreeMap<Cause, u64>,
     /// Pages migrated to system memory, by cause. Includes pages copied there, but not duplicates of which one copy
     /// was dropped.
     pub to_system: BTreeMap<Cause, u64>,
-    /// Calls of [`crate::Driver::page_free`].
+    /// Calls of [`crate::driver::Driver::page_free`].
     pub page_free_calls: u64,
     /// Pages with contents that the guest freed.
     pub pages_freed: u64,

@@ -199,7 +199,7 @@ pub enum Error {
     BadShards(usize),
 }
 
-/// Why a driver could not resolve a fault ([`crate::Driver::migrate_to_ram`]).
+/// Why a driver could not resolve a fault ([`crate::driver::Driver::migrate_to_ram`]).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
     /// The page cannot be moved now; the backend tries the fault again later.

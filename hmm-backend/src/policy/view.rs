@@ -78,7 +78,7 @@ impl<'a> BlockView<'a> {
         }
     }
 
-    /// Number of managed pages in the block; less than [`crate::BLOCK_PAGES`] only in the last one.
+    /// Number of managed pages in the block; less than [`crate::pages::BLOCK_PAGES`] only in the last one.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.words.len()

@@ -6,11 +6,14 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use hmm_backend::{
-    Access, Backend, BackendConfig, DeviceFolio, DeviceId, DeviceMmu, Driver, Engine, EngineChoice,
-    FatalFault, FaultError, FaultService, Finalized, Frame, Mapping, MigrateError, Mirror,
-    MirrorError, Page, PageRange, ServiceConfig, ToDevice, ToSystem,
+use hmm_backend::driver::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::mirror::{Mirror, MirrorError, PageTable, TranslationTable};
+use hmm_backend::pages::{Access, DeviceId, Frame, Page, PageRange};
+use hmm_backend::service::{FatalFault, FaultService, ServiceConfig};
+use hmm_backend::{Backend, BackendConfig};
 
 /// Failures that a test driver injects into its next calls.
 #[derive(Default)]
@@ -122,58 +125,28 @@ impl Driver for CheckingDriver {
     }
 }
 
-/// A simple page table: a hash map.
-#[derive(Default)]
-pub struct Table(HashMap<Page, Mapping>);
-
-impl DeviceMmu for Table {
-    fn invalidate(&mut self, pages: PageRange) {
-        self.0.retain(|page, _| !pages.contains(*page));
-    }
-}
-
 /// A device that reads and writes 64-bit words.
 pub struct Device {
     pub id: DeviceId,
     pub driver: Arc<CheckingDriver>,
-    mirror: Mirror<Table>,
+    mirror: Mirror<PageTable>,
 }
 
 impl Device {
-    fn with<R>(
-        &mut self,
-        page: Page,
-        access: Access,
-        f: impl Fn(&Mapping) -> R,
-    ) -> Result<R, MirrorError> {
-        loop {
-            let guard = self.mirror.lock();
-            if let Some(mapping) = guard.0.get(&page)
-                && (mapping.writable || access == Access::Read)
-            {
-                return Ok(f(mapping));
-            }
-            drop(guard);
-            self.mirror.fault(page, access, |table, mapping| {
-                table.0.insert(mapping.page, mapping);
-            })?;
-        }
-    }
-
     pub fn read(&mut self, page: u32, word: usize) -> Result<u64, MirrorError> {
-        self.with(Page(page), Access::Read, |m| {
+        self.mirror.access(Page(page), Access::Read, |m| {
             cell(m.host.as_ptr(), word).load(Ordering::SeqCst)
         })
     }
 
     pub fn write(&mut self, page: u32, word: usize, value: u64) -> Result<(), MirrorError> {
-        self.with(Page(page), Access::Write, |m| {
+        self.mirror.access(Page(page), Access::Write, |m| {
             cell(m.host.as_ptr(), word).store(value, Ordering::SeqCst)
         })
     }
 
     pub fn add(&mut self, page: u32, word: usize, value: u64) -> Result<u64, MirrorError> {
-        self.with(Page(page), Access::Write, |m| {
+        self.mirror.access(Page(page), Access::Write, |m| {
             cell(m.host.as_ptr(), word).fetch_add(value, Ordering::SeqCst)
         })
     }
@@ -187,35 +160,22 @@ impl Device {
         value: u64,
         between: impl Fn(),
     ) -> Result<(), MirrorError> {
-        let page = Page(page);
-        for round in 0.. {
-            assert!(round < 100_000, "{page:?} never becomes exclusive");
-            let guard = self.mirror.lock();
-            if let Some(mapping) = guard.0.get(&page)
-                && mapping.exclusive
-            {
-                let cell = cell(mapping.host.as_ptr(), word);
-                let old = cell.load(Ordering::SeqCst);
-                between();
-                cell.store(old + value, Ordering::SeqCst);
-                return Ok(());
-            }
-            drop(guard);
-            self.mirror.fault_exclusive(page, |table, mapping| {
-                table.0.insert(mapping.page, mapping);
-            })?;
-        }
-        Ok(())
+        self.mirror.access_exclusively(Page(page), |mapping| {
+            let cell = cell(mapping.host.as_ptr(), word);
+            let old = cell.load(Ordering::SeqCst);
+            between();
+            cell.store(old + value, Ordering::SeqCst);
+        })
     }
 
     /// Returns the device's mirror.
-    pub fn mirror(&mut self) -> &mut Mirror<Table> {
+    pub fn mirror(&mut self) -> &mut Mirror<PageTable> {
         &mut self.mirror
     }
 
     /// Returns where the device's table says the page is, if it has a translation.
-    pub fn target(&mut self, page: u32) -> Option<hmm_backend::Target> {
-        self.mirror.lock().0.get(&Page(page)).map(|m| m.target)
+    pub fn target(&mut self, page: u32) -> Option<hmm_backend::mirror::Target> {
+        self.mirror.lock().get(Page(page)).map(|m| m.target)
     }
 }
 
@@ -247,9 +207,9 @@ impl Rig {
         change: impl FnOnce(&mut BackendConfig),
         threads: usize,
     ) -> Rig {
-        let mut config = BackendConfig::new(u64::from(pages) * hmm_backend::PAGE_SIZE);
+        let mut config = BackendConfig::new(u64::from(pages) * hmm_backend::pages::PAGE_SIZE);
         config.engine = EngineChoice::Only(engine);
-        config.policy = Arc::new(policy.parse::<hmm_backend::PolicySpec>().unwrap());
+        config.policy = Arc::new(policy.parse::<hmm_backend::policy::PolicySpec>().unwrap());
         config.events = 1 << 16;
         if NO_MOVES.get() {
             config.recycled = 0;
@@ -310,9 +270,9 @@ impl Rig {
         attach: impl Fn(&Backend, u64, Arc<dyn Driver>) -> Result<DeviceId, hmm_backend::Error>,
     ) -> Device {
         let driver = Arc::new(CheckingDriver::default());
-        let bytes = u64::from(pages) * hmm_backend::PAGE_SIZE;
+        let bytes = u64::from(pages) * hmm_backend::pages::PAGE_SIZE;
         let id = attach(&self.backend, bytes, driver.clone()).unwrap();
-        let mirror = self.backend.mirror(id, Table::default()).unwrap();
+        let mirror = self.backend.mirror(id, PageTable::default()).unwrap();
         Device { id, driver, mirror }
     }
 
@@ -328,7 +288,7 @@ impl Rig {
 
     fn cell_of(backend: &Backend, page: u32, word: usize) -> &AtomicU64 {
         let (base, len) = backend.host_memory();
-        let offset = u64::from(page) * hmm_backend::PAGE_SIZE;
+        let offset = u64::from(page) * hmm_backend::pages::PAGE_SIZE;
         assert!(offset < len);
         cell(base.wrapping_add(offset as usize), word)
     }
@@ -340,7 +300,7 @@ impl Rig {
 
     /// Waits until the statistics fulfil the condition. The service counts a fault a moment after it has woken
     /// the CPU.
-    pub fn wait_for(&self, condition: impl Fn(&hmm_backend::Stats) -> bool) {
+    pub fn wait_for(&self, condition: impl Fn(&hmm_backend::observe::Stats) -> bool) {
         let started = std::time::Instant::now();
         while !condition(&self.backend.stats()) {
             assert!(
@@ -361,7 +321,10 @@ impl Rig {
         self.backend.settle(self.range(pages.clone())).unwrap();
         let on_device = |p: &u32| {
             let word = self.backend.word(Page(*p)).unwrap();
-            matches!(word.residency(), hmm_backend::Residency::Device(_))
+            matches!(
+                word.residency(),
+                hmm_backend::residency::Residency::Device(_)
+            )
         };
         pages.filter(on_device).collect()
     }

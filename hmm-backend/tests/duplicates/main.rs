@@ -11,10 +11,13 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 
 use common::{Device, Rig, both_engines};
-use hmm_backend::{
-    Engine, Event, EventKind, KernelAnswers, KernelCall, MadeUpAnswer, MirrorError, Page,
-    PageRange, Placed, Residency, Target, snapshot,
-};
+use hmm_backend::engine::Engine;
+use hmm_backend::mirror::{MirrorError, Target};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::residency::{Placed, Residency};
+use hmm_backend::snapshot;
+use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
 
 const POLICY: &str = "on-demand+hints+timeslice:min=0us";
 

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 
-use hmm_backend::{FaultError, KernelAnswers, KernelCall, MadeUpAnswer, PageRange, Residency};
+use hmm_backend::driver::FaultError;
+use hmm_backend::pages::PageRange;
+use hmm_backend::residency::Residency;
+use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
 
 use crate::common::{Device, Rig, both_engines};
 use crate::{counter, duplicates, read_mostly, residency, rig};

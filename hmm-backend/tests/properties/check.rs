@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use hmm_backend::{Engine, MAX_ORDER, PAGE_SIZE, Placed, Residency, Word};
+use hmm_backend::engine::Engine;
+use hmm_backend::pages::{MAX_ORDER, PAGE_SIZE};
+use hmm_backend::residency::{Placed, Residency, Word};
 
 use crate::world::{COHERENT, PAGES, World, patience};
 

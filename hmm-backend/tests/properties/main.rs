@@ -9,7 +9,8 @@ mod cpu;
 mod op;
 mod world;
 
-use hmm_backend::{Engine, snapshot};
+use hmm_backend::engine::Engine;
+use hmm_backend::snapshot;
 use op::case;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;

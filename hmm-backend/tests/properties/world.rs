@@ -5,9 +5,12 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hmm_backend::{
-    Engine, Error, FaultError, Hint, MirrorError, PAGE_SIZE, Page, Pinned, Residency, Word,
-};
+use hmm_backend::driver::FaultError;
+use hmm_backend::engine::Engine;
+use hmm_backend::mirror::MirrorError;
+use hmm_backend::pages::{Hint, PAGE_SIZE, Page};
+use hmm_backend::residency::{Residency, Word};
+use hmm_backend::{Error, Pinned};
 
 use crate::common::{self, Device, Rig};
 use crate::cpu::Cpu;

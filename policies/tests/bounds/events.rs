@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use hmm_backend::{
-    BlockFault, DeviceId, Hint, Page, PageRange, Place, PolicyFactory, PolicySpec, Seen, Wish,
-};
+use hmm_backend::pages::{DeviceId, Hint, Page, PageRange, Place};
+use hmm_backend::policy::{BlockFault, PolicyFactory, PolicySpec, Seen, Wish};
 
 use crate::rig::{Lines, load};
 use crate::views::each_view;

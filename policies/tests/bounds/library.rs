@@ -4,7 +4,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use hmm_backend::PolicyFactory;
+use hmm_backend::policy::PolicyFactory;
 use hmmvisor_policies::{Limits, ScriptFigures};
 
 use crate::rig::{Lines, load_within};

@@ -15,7 +15,8 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use hmm_backend::{Advice, MAX_HOLD, PolicyFactory};
+use hmm_backend::pages::MAX_HOLD;
+use hmm_backend::policy::{Advice, PolicyFactory};
 use hmmvisor_policies::{FileWatch, Limits, ScriptFigures, ScriptSpec, Scripts};
 
 use rig::{Lines, PATIENT, ask, error, load, load_at, load_within, on_fault};

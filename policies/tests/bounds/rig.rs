@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use hmm_backend::{Advice, BlockFault, BlockView, PolicyFactory, PolicySpec};
+use hmm_backend::policy::{Advice, BlockFault, BlockView, PolicyFactory, PolicySpec};
 use hmmvisor_policies::{Limits, Log, ScriptError, ScriptSpec, Scripts};
 
 use crate::views::each_view;

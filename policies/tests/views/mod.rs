@@ -5,11 +5,13 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex};
 
-use hmm_backend::{
-    Advice, BLOCK_PAGES, Backend, BackendConfig, BlockFault, BlockView, DeviceFolio, Driver,
-    EvictionPolicy, FaultPolicy, PAGE_SIZE, Page, PageRange, PolicyFactory, PolicySpec,
-    ServiceConfig,
+use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
+use hmm_backend::policy::{
+    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec,
 };
+use hmm_backend::service::ServiceConfig;
+use hmm_backend::{Backend, BackendConfig};
 
 /// xorshift64*.
 pub struct Random(pub u64);

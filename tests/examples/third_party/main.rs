@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use hmm_backend::{Backend, BackendConfig, PAGE_SIZE};
+use hmm_backend::pages::PAGE_SIZE;
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor::End;
 use hmmvisor::vm::{Managed, Vm, VmConfig};
 use hmmvisor_abi::map;

@@ -1,11 +1,13 @@
 //! The accelerator: a driver, a page table, five registers, a thread that sums words anywhere in memory.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 
-use hmm_backend::*;
+use hmm_backend::Error;
+use hmm_backend::driver::{DeviceFolio, Driver, Finalized, MigrateError, ToDevice};
+use hmm_backend::mirror::{Mirror, PageTable};
+use hmm_backend::pages::{Access, PAGE_SIZE, Page};
 use hmmvisor_devices::{Interrupt, MmioDevice, Slot};
 
 // 64-bit registers. Writing START, with the vCPU to interrupt, sums COUNT words from ADDRESS.
@@ -45,16 +47,6 @@ impl Driver for SumDriver {
     }
 }
 
-/// The page table. The backend calls `invalidate` before it takes pages away.
-#[derive(Default)]
-struct Table(HashMap<Page, Mapping>);
-
-impl DeviceMmu for Table {
-    fn invalidate(&mut self, pages: PageRange) {
-        self.0.retain(|page, _| !pages.contains(*page));
-    }
-}
-
 /// What vCPUs and the device's thread share.
 #[derive(Default)]
 struct Shared {
@@ -67,24 +59,21 @@ impl Shared {
         &self.registers[offset as usize / 8]
     }
     /// The kernel. `None` for a bad range, and when the device stops.
-    fn sum(&self, mirror: &mut Mirror<Table>, managed: u64) -> Option<u64> {
+    fn sum(&self, mirror: &mut Mirror<PageTable>, managed: u64) -> Option<u64> {
         let bytes = self.register(COUNT).load(SeqCst).checked_mul(8)?;
         let mut at = self.register(ADDRESS).load(SeqCst).checked_sub(managed)?;
         let end = at.checked_add(bytes).filter(|_| at.is_multiple_of(8))?;
         let mut sum = 0u64;
         while at < end && !self.stop.load(SeqCst) {
             let page = Page(u32::try_from(at / PAGE_SIZE).ok()?);
-            let guard = mirror.lock();
-            if let Some(entry) = guard.0.get(&page) {
+            // Without a translation this is a device fault: it brings the page, with what the policy adds.
+            let word = mirror.access(page, Access::Read, |entry| {
                 let word = entry.host.as_ptr().wrapping_add((at % PAGE_SIZE) as usize);
-                // SAFETY: aligned, and inside a page that stays there while the guard is held.
-                sum = sum.wrapping_add(unsafe { AtomicU64::from_ptr(word.cast()) }.load(SeqCst));
-                at += 8;
-                continue;
-            }
-            drop(guard); // A device fault brings the page, with what the policy adds.
-            let enter = |table: &mut Table, entry| _ = table.0.insert(page, entry);
-            mirror.fault(page, Access::Read, enter).ok()?;
+                // SAFETY: aligned, and inside a page that stays there until this function returns.
+                unsafe { AtomicU64::from_ptr(word.cast()) }.load(SeqCst)
+            });
+            sum = sum.wrapping_add(word.ok()?);
+            at += 8;
         }
         (at >= end).then_some(sum)
     }
@@ -101,7 +90,7 @@ impl Summer {
     /// Attaches a device with this many bytes of memory, and starts it.
     pub fn new(slot: Slot<'_>, memory: u64, driver: Arc<SumDriver>) -> Result<Summer, Error> {
         let device = slot.backend.attach(memory, driver)?;
-        let mut mirror = slot.backend.mirror(device, Table::default())?;
+        let mut mirror = slot.backend.mirror(device, PageTable::default())?;
         let shared = Arc::new(Shared::default());
         let irq: Arc<dyn Interrupt> = slot.irq.into();
         let (its, line, managed) = (shared.clone(), irq.clone(), slot.managed_base);

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hmm_backend::{
-    Backend, BackendConfig, DeviceId, Engine, EngineChoice, Error, FatalFault, FaultService,
-    PAGE_SIZE, Page, PageRange, Placed, PolicySpec, Residency, ServiceConfig,
-};
+use hmm_backend::engine::{Engine, EngineChoice};
+use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange};
+use hmm_backend::policy::PolicySpec;
+use hmm_backend::residency::{Placed, Residency};
+use hmm_backend::service::{FatalFault, FaultService, ServiceConfig};
+use hmm_backend::{Backend, BackendConfig, Error};
 
 use super::obstacles::Obstacles;
 use super::witness::Witness;

@@ -1,13 +1,12 @@
 //! A device's accesses to memory, and the simplest device there is.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::{
-    Access, Backend, DeviceId, DeviceMmu, Error, Mapping, Mirror, MirrorError, Page, PageRange,
-};
+use hmm_backend::mirror::{Mapping, Mirror, MirrorError, PageTable};
+use hmm_backend::pages::{Access, DeviceId, Page};
+use hmm_backend::{Backend, Error};
 
 /// Why a device could not access a page.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,20 +43,10 @@ pub trait DeviceAccess: Send {
     fn write(&mut self, page: Page, word: usize, value: u64) -> Result<(), AccessRefused>;
 }
 
-/// A page table of the simplest kind.
-#[derive(Default)]
-pub struct Table(HashMap<Page, Mapping>);
-
-impl DeviceMmu for Table {
-    fn invalidate(&mut self, pages: PageRange) {
-        self.0.retain(|page, _| !pages.contains(*page));
-    }
-}
-
 /// A device that does nothing but read and write words through a mirror. The suite uses one on the device of each
 /// subject; a subject without an MMU of its own may use one, too.
 pub struct MirrorDevice {
-    pub(super) mirror: Mirror<Table>,
+    pub(super) mirror: Mirror<PageTable>,
     // The mirror keeps the backend, too; this says that pointers into it are good.
     _backend: Arc<Backend>,
 }
@@ -66,16 +55,16 @@ impl MirrorDevice {
     /// Makes a mirror of this device.
     pub fn new(backend: &Arc<Backend>, device: DeviceId) -> Result<MirrorDevice, Error> {
         Ok(MirrorDevice {
-            mirror: backend.mirror(device, Table::default())?,
+            mirror: backend.mirror(device, PageTable::default())?,
             _backend: backend.clone(),
         })
     }
 
     /// Adds to a word, atomically towards CPUs and other devices.
     pub fn add(&mut self, page: Page, word: usize, value: u64) -> Result<u64, AccessRefused> {
-        self.with(page, Access::Write, |mapping| {
+        Ok(self.mirror.access(page, Access::Write, |mapping| {
             cell(mapping, word).fetch_add(value, Ordering::SeqCst)
-        })
+        })?)
     }
 
     /// Adds to a word in two steps, with exclusive access to the page, so no other access comes between them. Returns what the
@@ -86,55 +75,27 @@ impl MirrorDevice {
         word: usize,
         value: u64,
     ) -> Result<u64, AccessRefused> {
-        loop {
-            let guard = self.mirror.lock();
-            if let Some(mapping) = guard.0.get(&page)
-                && mapping.exclusive
-            {
-                let old = cell(mapping, word).load(Ordering::SeqCst);
-                std::thread::yield_now();
-                cell(mapping, word).store(old.wrapping_add(value), Ordering::SeqCst);
-                return Ok(old);
-            }
-            drop(guard);
-            self.mirror.fault_exclusive(page, |table, mapping| {
-                table.0.insert(mapping.page, mapping);
-            })?;
-        }
-    }
-
-    fn with<R>(
-        &mut self,
-        page: Page,
-        access: Access,
-        act: impl Fn(&Mapping) -> R,
-    ) -> Result<R, AccessRefused> {
-        loop {
-            let guard = self.mirror.lock();
-            if let Some(mapping) = guard.0.get(&page)
-                && (mapping.writable || access == Access::Read)
-            {
-                return Ok(act(mapping));
-            }
-            drop(guard);
-            self.mirror.fault(page, access, |table, mapping| {
-                table.0.insert(mapping.page, mapping);
-            })?;
-        }
+        let old = self.mirror.access_exclusively(page, |mapping| {
+            let old = cell(mapping, word).load(Ordering::SeqCst);
+            std::thread::yield_now();
+            cell(mapping, word).store(old.wrapping_add(value), Ordering::SeqCst);
+            old
+        });
+        Ok(old?)
     }
 }
 
 impl DeviceAccess for MirrorDevice {
     fn read(&mut self, page: Page, word: usize) -> Result<u64, AccessRefused> {
-        self.with(page, Access::Read, |mapping| {
+        Ok(self.mirror.access(page, Access::Read, |mapping| {
             cell(mapping, word).load(Ordering::SeqCst)
-        })
+        })?)
     }
 
     fn write(&mut self, page: Page, word: usize, value: u64) -> Result<(), AccessRefused> {
-        self.with(page, Access::Write, |mapping| {
+        Ok(self.mirror.access(page, Access::Write, |mapping| {
             cell(mapping, word).store(value, Ordering::SeqCst)
-        })
+        })?)
     }
 }
 

@@ -1,8 +1,8 @@
-//! Checks that a [`Driver`](hmm_backend::Driver) keeps its side of the contract: one report line for each rule that a
+//! Checks that a [`Driver`](hmm_backend::driver::Driver) keeps its side of the contract: one report line for each rule that a
 //! driver can break and each engine, on real userfaultfd, without a virtual machine.
 //!
 //! ```no_run
-//! use hmm_backend::{DeviceFolio, Driver};
+//! use hmm_backend::driver::{DeviceFolio, Driver};
 //! use hmmvisor_testkit::conformance;
 //!
 //! struct MyDriver;

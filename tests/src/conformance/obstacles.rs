@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use hmm_backend::{KernelAnswers, KernelCall, MadeUpAnswer, Page, PageRange};
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
 
 /// For each kind of call and page, the error and how often it is still to come.
 #[derive(Default)]

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use hmm_backend::{Engine, Page};
+use hmm_backend::engine::Engine;
+use hmm_backend::pages::Page;
 
 use super::Rule;
 

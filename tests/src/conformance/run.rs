@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
-use hmm_backend::{Backend, Driver, Engine, Error};
+use hmm_backend::driver::Driver;
+use hmm_backend::engine::Engine;
+use hmm_backend::{Backend, Error};
 
 use super::bench::{self, Bench, Checked};
 use super::obstacles::Obstacles;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use hmm_backend::{Backend, DeviceId, Driver};
+use hmm_backend::Backend;
+use hmm_backend::driver::Driver;
+use hmm_backend::pages::DeviceId;
 
 use super::DeviceAccess;
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use hmm_backend::{Backend, DeviceId, Driver, PAGE_SIZE, Page};
+use hmm_backend::Backend;
+use hmm_backend::driver::Driver;
+use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page};
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, AcceleratorDriver, Interrupt};

@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 
-use hmm_backend::{
-    Access, Backend, Cause, DeviceFolio, DeviceId, DeviceMmu, Driver, FaultError, Finalized, Frame,
-    Mapping, MigrateError, Mirror, PAGE_SIZE, Page, PageRange, Target, ToDevice, ToSystem,
+use hmm_backend::Backend;
+use hmm_backend::driver::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::mirror::{DeviceMmu, Mapping, Mirror, Target};
+use hmm_backend::observe::Cause;
+use hmm_backend::pages::{Access, DeviceId, Frame, PAGE_SIZE, Page, PageRange};
 use hmmvisor_testkit::conformance::{AccessRefused, DeviceAccess, Subject};
 
 /// What the model does wrong.

@@ -1,6 +1,7 @@
 //! Accesses of devices to memory of each kind and state (1 to 5, 8, 19 to 21, 23, 39).
 
-use hmm_backend::{Error, Page};
+use hmm_backend::Error;
+use hmm_backend::pages::Page;
 use hmmvisor_testkit::{
     AccessRefused, GuestError, Residency, TestVm, WayPoint, each_engine, pages, snapshot,
 };

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use hmm_backend::Page;
+use hmm_backend::pages::Page;
 use hmmvisor_testkit::{
     Engine, FaultError, GuestError, Residency, TestVm, WayPoint, pages, snapshot,
 };

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use hmm_backend::{DeviceFolio, Driver, Finalized, Frame, MigrateError, ToDevice, ToSystem};
+use hmm_backend::driver::{DeviceFolio, Driver, Finalized, MigrateError, ToDevice, ToSystem};
+use hmm_backend::pages::Frame;
 use hmmvisor_testkit::{
     FaultError, GuestError, Random, Residency, TestVm, WayPoint, each_engine, pages,
 };

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use hmm_backend::{Error, PAGE_SIZE, Page};
+use hmm_backend::Error;
+use hmm_backend::pages::{PAGE_SIZE, Page};
 use hmmvisor_testkit::{GuestError, Residency, ScriptedDriver, pages, snapshot};
 
 use crate::{Kind, LARGE, N, START, device_verifies, each_kind, filled, free, migrate, seen};

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
-use hmm_backend::{EventKind, KernelAnswers, KernelCall, MadeUpAnswer, Page, PageRange};
+use hmm_backend::observe::EventKind;
+use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
 use hmmvisor_testkit::{FaultError, GuestError, Residency, TestVm, WayPoint, each_engine};
 
 use crate::{N, START, all_freed, device_verifies, each_kind, filled, migrate};

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use hmm_backend::PAGE_SIZE;
+use hmm_backend::pages::PAGE_SIZE;
 use hmmvisor_devices::virtio::{Balloon, BalloonFigures, Hinting, Statistics};
 use hmmvisor_testkit::machine::both_engines;
 use hmmvisor_testkit::virtio::*;

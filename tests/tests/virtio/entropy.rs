@@ -54,7 +54,10 @@ fn a_page_on_a_device_comes_back_for_it() {
         rig.put(there, b"kept");
         rig.to_device(FIRST..FIRST + 1);
         assert_eq!(rig.run(0, &[(there + 4, 16, WRITE)]), 16);
-        let word = rig.backend.word(hmm_backend::Page(FIRST as u32)).unwrap();
+        let word = rig
+            .backend
+            .word(hmm_backend::pages::Page(FIRST as u32))
+            .unwrap();
         assert_eq!(word.residency(), Residency::System);
         assert_eq!(rig.get(there, 4), b"kept");
         assert_ne!(rig.get(there + 4, 16), [0; 16]);

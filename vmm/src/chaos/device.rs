@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::{
-    Access, Backend, DeviceId, DeviceMmu, Mapping, Mirror, MirrorError, Page, PageRange,
-};
+use hmm_backend::Backend;
+use hmm_backend::mirror::{DeviceMmu, Mapping, Mirror, MirrorError};
+use hmm_backend::pages::{Access, DeviceId, Page, PageRange};
 
 use super::driver::{CookieDriver, FailingDriver};
 

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hmm_backend::{
-    DeviceFolio, Driver, FaultError, Finalized, MigrateError, PageRange, Step, ToDevice, ToSystem,
-    Watch,
+use hmm_backend::driver::{
+    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::pages::PageRange;
+use hmm_backend::testing::{Step, Watch};
 
 use super::random::Random;
 

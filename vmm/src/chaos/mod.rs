@@ -16,7 +16,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hmm_backend::{Backend, DeviceId, Driver, PAGE_SIZE, Page, PageRange, PolicyFactory};
+use hmm_backend::Backend;
+use hmm_backend::driver::Driver;
+use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange};
+use hmm_backend::policy::PolicyFactory;
 use hmmvisor_abi::control::chaos;
 use hmmvisor_abi::map;
 use hmmvisor_devices::thread::{self as threads, Joined, Thread};

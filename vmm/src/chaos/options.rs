@@ -1,6 +1,6 @@
 //! The parameters of workload `torture` that are the host's business, too.
 
-use hmm_backend::Engine;
+use hmm_backend::engine::Engine;
 use hmmvisor_guest_images as guest_images;
 
 use crate::config::Config;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::{
-    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Frame, Page, PageRange, PageSet,
-    Place, PolicyFactory, PolicySpec, Wish,
+use hmm_backend::pages::{Frame, Page, PageRange, PageSet, Place};
+use hmm_backend::policy::{
+    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec, Wish,
 };
 
 use super::random::Random;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Backend, DeviceId, Error, MirrorError, Page, PageRange, Pinned};
+use hmm_backend::mirror::MirrorError;
+use hmm_backend::pages::{DeviceId, Page, PageRange};
+use hmm_backend::{Backend, Error, Pinned};
 
 use super::device::{ExtraDevice, WORDS};
 use super::driver::{CookieDriver, FailingDriver};
@@ -265,7 +267,7 @@ impl Disturber {
             self.detach_oldest()?;
         }
         let (backend, number) = (&self.shared.backend, self.figures.attached);
-        let memory = (16 + self.random.below(512)) * hmm_backend::PAGE_SIZE;
+        let memory = (16 + self.random.below(512)) * hmm_backend::pages::PAGE_SIZE;
         let cookies = Arc::new(CookieDriver::default());
         let random = Arc::new(Random::new(self.shared.seed, 200 + number));
         let injected = self.shared.injected.clone();

@@ -3,7 +3,7 @@
 use std::mem;
 use std::time::{Duration, Instant};
 
-use hmm_backend::MoveProbe;
+use hmm_backend::engine::MoveProbe;
 use hmm_backend::limits;
 use hmmvisor_guest_images as guest_images;
 
@@ -107,7 +107,7 @@ fn kvm_findings() -> Vec<Finding> {
 }
 
 fn userfaultfd_findings() -> Vec<Finding> {
-    let support = match hmm_backend::probe_userfaultfd() {
+    let support = match hmm_backend::engine::probe_userfaultfd() {
         Err(error) => {
             return vec![Finding::new(
                 "userfaultfd",
@@ -171,7 +171,7 @@ fn userfaultfd_findings() -> Vec<Finding> {
 /// Whether the kernel tells the truth about pages that it moves.
 fn moved_pages() -> Finding {
     let what = "reports of moved pages";
-    match hmm_backend::probe_moves(MOVES) {
+    match hmm_backend::engine::probe_moves(MOVES) {
         Err(error) => Finding::new(what, State::Limited, format!("cannot be tried: {error}")),
         Ok(MoveProbe {
             rounds,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hmm_backend::limits::{Refusal, Resource};
-use hmm_backend::printable_lines;
+use hmm_backend::text::printable_lines;
 use hmmvisor::run::signals::{self, Signals};
 use hmmvisor_devices::thread::{self, Joined};
 use hmmvisor_experiments::output::Files;

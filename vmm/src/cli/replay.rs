@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use clap::Args;
-use hmm_backend::{LinkModel, PolicyFile, limits, printable};
+use hmm_backend::limits;
+use hmm_backend::policy::{LinkModel, PolicyFile};
+use hmm_backend::text::printable;
 use hmmvisor::run::summary::of_scripts;
 use hmmvisor::size::Size;
 use hmmvisor_experiments::output::Files;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use hmm_backend::EngineChoice;
+use hmm_backend::engine::EngineChoice;
 use hmmvisor::OnMemoryError;
 use hmmvisor::config::console_choice::ConsoleChoice;
 use hmmvisor::config::virtio::{BalloonConfig, DiskConfig};

@@ -11,7 +11,8 @@ use std::thread;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use hmm_backend::{LinkModel, PAGE_SIZE};
+use hmm_backend::pages::PAGE_SIZE;
+use hmm_backend::policy::LinkModel;
 use hmmvisor::config::Config;
 use hmmvisor::host::Host;
 use hmmvisor::size::Size;

@@ -1,7 +1,7 @@
 //! What can be told about a configuration before anything starts.
 
 use hmm_backend::limits;
-use hmm_backend::{DeviceId, Hint, PAGE_SIZE, Place};
+use hmm_backend::pages::{DeviceId, Hint, PAGE_SIZE, Place};
 use hmmvisor_abi::map;
 use hmmvisor_policies::PolicyChoice;
 

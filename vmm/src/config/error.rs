@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hmm_backend::Hint;
+use hmm_backend::pages::Hint;
 use thiserror::Error;
 
 use crate::host::file::FileError;

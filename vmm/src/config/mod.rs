@@ -15,7 +15,8 @@ use crate::guest::linux::cpuid::Template;
 use crate::host::file;
 use crate::machine::memory_errors::OnMemoryError;
 use crate::size::Size;
-use hmm_backend::{EngineChoice, Hint, PAGE_SIZE, Page, PageRange};
+use hmm_backend::engine::EngineChoice;
+use hmm_backend::pages::{Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -439,8 +440,9 @@ mod tests {
         assert_eq!(config.placement.vcpu_cpus, Some(vec![0, 1]));
         let hints: Vec<_> = config.hint.iter().map(|h| (h.pages(), h.hint)).collect();
         let pages = |start, end| PageRange::new(Page(start), Page(end));
-        let device =
-            Hint::PreferredLocation(Some(hmm_backend::Place::Device(hmm_backend::DeviceId(1))));
+        let device = Hint::PreferredLocation(Some(hmm_backend::pages::Place::Device(
+            hmm_backend::pages::DeviceId(1),
+        )));
         assert_eq!(
             hints,
             [

@@ -1,6 +1,6 @@
 //! Machine checks: how KVM makes a vCPU take one, and what it says.
 
-use hmm_backend::{FatalCause, FatalFault};
+use hmm_backend::service::{FatalCause, FatalFault};
 use hmmvisor_abi::memory_error;
 use kvm_bindings::kvm_x86_mce;
 use kvm_ioctls::VcpuFd;

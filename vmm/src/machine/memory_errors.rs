@@ -12,7 +12,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Backend, FatalCause, FatalFault};
+use hmm_backend::Backend;
+use hmm_backend::service::{FatalCause, FatalFault};
 use hmmvisor_devices::thread::{self, STOP_WITHIN, Thread};
 use vmm_sys_util::signal::SIGRTMIN;
 

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use hmm_backend::FatalFault;
 use hmm_backend::limits::{self, Resource};
+use hmm_backend::service::FatalFault;
 use kvm_bindings::KVM_EXIT_MEMORY_FAULT;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};

@@ -29,7 +29,9 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use hmm_backend::{Backend, BackendConfig, PAGE_SIZE, PolicyFile};
+use hmm_backend::pages::PAGE_SIZE;
+use hmm_backend::policy::PolicyFile;
+use hmm_backend::{Backend, BackendConfig};
 use hmmvisor_devices::thread::{self, Joined};
 use hmmvisor_experiments::output::{Files, Output};
 use hmmvisor_experiments::trace::{TraceKind, TraceMeta};

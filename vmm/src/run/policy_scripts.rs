@@ -5,7 +5,8 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hmm_backend::{Page, PolicyFactory};
+use hmm_backend::pages::Page;
+use hmm_backend::policy::PolicyFactory;
 use hmmvisor_devices::thread;
 use hmmvisor_policies::{
     FileWatch, Limits, Log, Region, Regions, ScriptError, ScriptFigures, Scripts,

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use hmm_backend::Backend;
 use hmm_backend::limits;
-use hmm_backend::{Backend, EventKind};
+use hmm_backend::observe::EventKind;
 use hmmvisor_devices::thread::{self, Joined, Thread};
 use hmmvisor_experiments::output::Output;
 use hmmvisor_experiments::trace::{Dropped, TraceError, TraceMeta, TraceWriter};
@@ -274,7 +275,8 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hmm_backend::{BackendConfig, Page, PageRange};
+    use hmm_backend::BackendConfig;
+    use hmm_backend::pages::{Page, PageRange};
     use hmmvisor_experiments::output::Files;
     use hmmvisor_experiments::trace::{Tail, TraceReader};
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::{Cause, Engine, Latency, Stats};
+use hmm_backend::engine::Engine;
+use hmm_backend::observe::{Cause, Latency, Stats};
 use hmmvisor_abi::control;
 use hmmvisor_devices::Accelerator;
 use hmmvisor_policies::ScriptFigures;

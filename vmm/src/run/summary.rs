@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::{Cause, Latency, PAGE_SIZE, printable};
+use hmm_backend::observe::{Cause, Latency};
+use hmm_backend::pages::PAGE_SIZE;
+use hmm_backend::text::printable;
 use hmmvisor_policies::ScriptFigures;
 
 use crate::ending::End;

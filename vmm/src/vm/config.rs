@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::Arc;
 
-use hmm_backend::{Backend, Driver};
+use hmm_backend::Backend;
+use hmm_backend::driver::Driver;
 use hmmvisor_abi::map;
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, NewDevice, Slot};
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hmm_backend::{FatalFault, FaultService, ServiceConfig};
+use hmm_backend::service::{FatalFault, FaultService, ServiceConfig};
 
 use super::config::Managed;
 use super::error::VmError;

@@ -11,7 +11,7 @@ pub(super) type Written = io::Result<(u64, Option<TraceError>)>;
 /// Calls `each` with the trace's events, up to the first that cannot be read.
 pub(super) fn each_event(
     trace: &mut TraceReader,
-    mut each: impl FnMut(&hmm_backend::Event) -> io::Result<()>,
+    mut each: impl FnMut(&hmm_backend::observe::Event) -> io::Result<()>,
 ) -> Written {
     let mut events = 0;
     for event in trace {

@@ -6,7 +6,8 @@ mod tracks;
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 
-use hmm_backend::{Event, EventKind, PAGE_SIZE};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::PAGE_SIZE;
 use prost::Message;
 
 use self::messages::{DebugAnnotation, Trace, TracePacket, TrackEvent, event_type};

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use hmm_backend::{BLOCK_PAGES, Block, DeviceId, Event, EventKind, Page, PageRange};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{BLOCK_PAGES, Block, DeviceId, Page, PageRange};
 
 /// In no device's memory.
 const SYSTEM: u16 = u16::MAX;

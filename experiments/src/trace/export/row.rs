@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hmm_backend::{Access, Event, EventKind};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::Access;
 
 /// The names of a row's columns, in order.
 pub const COLUMNS: [&str; 13] = [
@@ -79,7 +80,7 @@ pub fn access_name(access: Access) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hmm_backend::{Page, PageRange};
+    use hmm_backend::pages::{Page, PageRange};
     use std::time::Duration;
 
     /// A mean over a column must not count rows that the column says nothing about.

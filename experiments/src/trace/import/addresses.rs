@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use hmm_backend::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 
 use crate::trace::limits;
 

@@ -5,7 +5,7 @@ use std::io::BufRead;
 use std::num::IntErrorKind;
 
 use csv_core::ReadRecordResult;
-use hmm_backend::{Access, Hint, Page, PageRange};
+use hmm_backend::pages::{Access, Hint, Page, PageRange};
 
 use super::importer::{Failure, Importer, Refused};
 use super::lines::Lines;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use hmm_backend::{Access, DeviceId, Event, EventKind, Hint, PageRange};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{Access, DeviceId, Hint, PageRange};
 
 use super::addresses::{self, Addresses};
 use crate::trace::error::TraceError;

@@ -3,7 +3,7 @@
 
 use std::io::BufRead;
 
-use hmm_backend::Access;
+use hmm_backend::pages::Access;
 
 use super::importer::{Failure, Importer};
 use super::lines::Lines;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::{Access, DeviceId, PAGE_SIZE};
+use hmm_backend::pages::{Access, DeviceId, PAGE_SIZE};
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map;
 use hmmvisor_devices::command::{Direction, decode};

@@ -149,7 +149,7 @@ mod tests {
     fn min_faults_gates_and_resets_with_the_destination() {
         let words = block(512, &PageSet::EMPTY, &PageSet::EMPTY);
         let mut policy = Density::new(51, 3);
-        let device = Place::Device(crate::DeviceId(0));
+        let device = Place::Device(crate::pages::DeviceId(0));
         for (place, prefetches) in [
             (Place::System, false),
             (Place::System, false),

@@ -1,6 +1,8 @@
 //! Cookies and frees: the driver's record of the folios in its memory.
 
-use hmm_backend::{Cause, Page, Placed, Residency};
+use hmm_backend::observe::Cause;
+use hmm_backend::pages::Page;
+use hmm_backend::residency::{Placed, Residency};
 
 use crate::conformance::bench::{Bench, Checked, pattern, same};
 use crate::conformance::{AccessRefused, DeviceAccess, Evidence};

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use hmm_backend::Page;
+use hmm_backend::pages::Page;
 
 use crate::conformance::bench::{Bench, Checked, same};
 use crate::conformance::{AccessRefused, Evidence};

@@ -1,6 +1,8 @@
 //! Contents and progress: where pages go, and what is in them then.
 
-use hmm_backend::{KernelCall, MAX_ORDER, Page, Placed, Residency};
+use hmm_backend::pages::{MAX_ORDER, Page};
+use hmm_backend::residency::{Placed, Residency};
+use hmm_backend::testing::KernelCall;
 
 use crate::conformance::bench::{Bench, Checked, pattern, same};
 use crate::conformance::{DeviceAccess, Evidence};

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc;
 
-use hmm_backend::{Backend, DeviceId, Page};
+use hmm_backend::Backend;
+use hmm_backend::pages::{DeviceId, Page};
 
 use crate::Random;
 use crate::conformance::bench::{Bench, Checked, pattern, same};

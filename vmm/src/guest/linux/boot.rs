@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use hmm_backend::{BLOCK_PAGES, Backend, PAGE_SIZE, Page, PageRange};
+use hmm_backend::Backend;
+use hmm_backend::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};

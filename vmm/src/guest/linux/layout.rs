@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use hmm_backend::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 
 use crate::size::Size;
 

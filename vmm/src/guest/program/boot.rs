@@ -3,7 +3,8 @@
 use std::ptr;
 use std::sync::Arc;
 
-use hmm_backend::{Backend, PAGE_SIZE, Page, PageRange};
+use hmm_backend::Backend;
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 use hmmvisor_abi::{BOOT_VERSION, BootInfo, boot, map};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use hmm_backend::DeviceId;
+use hmm_backend::pages::DeviceId;
 
 use super::messages::{CounterDescriptor, TracePacket, TrackDescriptor, unit};
 
