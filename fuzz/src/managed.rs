@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use hmm_backend::{Backend, BackendConfig};
 use hmm_backend::policy::PolicySpec;
 use hmm_backend::service::{FaultService, ServiceConfig};
+use hmm_backend::{Backend, BackendConfig};
 
 /// So many bytes under this policy, with a thread that serves CPU faults. A fault that cannot be served ends the process.
 pub(crate) fn memory(bytes: u64, policy: &str) -> (Arc<Backend>, FaultService) {

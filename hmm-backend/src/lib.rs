@@ -94,10 +94,11 @@ pub mod engine {
     };
 }
 
-/// For tests: looking at migrations between their phases, and answers that a kernel gives only now and then.
+/// For tests: a driver that checks the contract, looking at migrations between their phases, and answers that a kernel
+/// gives only now and then.
 pub mod testing {
     pub use crate::memory::{KernelAnswers, KernelCall, MadeUpAnswer};
-    pub use crate::migrate::{Step, Watch};
+    pub use crate::migrate::{CheckedDriver, Failing, Step, Watch};
 }
 
 /// Text from outside on its way to a terminal or a log.

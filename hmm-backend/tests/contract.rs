@@ -37,10 +37,7 @@ fn a_page_goes_to_the_device_and_back_with_its_contents() {
             ),
             (2, 1, 1)
         );
-        assert_eq!(
-            (device.driver.freed.load(SeqCst), device.driver.live()),
-            (1, 0)
-        );
+        assert_eq!((device.driver.freed(), device.driver.live()), (1, 0));
         device.driver.assert_clean();
     });
 }
@@ -173,14 +170,14 @@ fn failed_migrations_roll_back_with_every_page_unharmed() {
         for page in 0..32 {
             rig.cpu(page, 0).store(page.into(), SeqCst);
         }
-        device.driver.faults.lock().unwrap().to_device_after_copy = 1;
+        device.faults.lock().unwrap().to_device_after_copy = 1;
         assert_eq!(
             rig.backend
                 .migrate_to_device(device.id, rig.range(0..40))
                 .unwrap(),
             0
         );
-        device.driver.faults.lock().unwrap().to_device_before_copy = 1;
+        device.faults.lock().unwrap().to_device_before_copy = 1;
         assert_eq!(
             rig.backend
                 .migrate_to_device(device.id, rig.range(0..40))
@@ -203,7 +200,7 @@ fn failed_migrations_roll_back_with_every_page_unharmed() {
             .migrate_to_device(device.id, rig.range(0..32))
             .unwrap();
         {
-            let mut faults = device.driver.faults.lock().unwrap();
+            let mut faults = device.faults.lock().unwrap();
             faults.to_ram = vec![
                 FaultError::Retry,
                 FaultError::OutOfMemory,
@@ -226,7 +223,7 @@ fn a_fatal_fault_is_reported_and_the_page_keeps_its_contents() {
         let rig = Rig::new(512, engine, "on-demand+timeslice:min=0us");
         let mut device = rig.device(64);
         device.write(9, 0, 5).unwrap();
-        device.driver.faults.lock().unwrap().to_ram = vec![FaultError::Fatal("link down".into())];
+        device.faults.lock().unwrap().to_ram = vec![FaultError::Fatal("link down".into())];
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 // SAFETY: gettid has no preconditions.
@@ -358,7 +355,7 @@ fn foreign_pages_come_back_through_their_own_driver() {
             assert_eq!(two.add(8, 0, 1), Ok(2 * round + 1));
             assert_eq!(one.add(8, 0, 1), Ok(2 * round + 2));
         }
-        assert_eq!(one.driver.freed.load(SeqCst), 50);
+        assert_eq!(one.driver.freed(), 50);
         one.driver.assert_clean();
         two.driver.assert_clean();
     });
@@ -394,7 +391,7 @@ fn detaching_brings_every_page_back_first() {
         }
         let here = rig.on_device(0..1024).len();
         assert!(here > 100);
-        device.driver.faults.lock().unwrap().to_ram_after_copy = 3;
+        device.faults.lock().unwrap().to_ram_after_copy = 3;
         rig.backend.detach(device.id).unwrap();
         assert!(rig.on_device(0..1024).is_empty());
         assert_eq!(device.driver.live(), 0);

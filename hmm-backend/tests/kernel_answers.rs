@@ -196,7 +196,7 @@ fn pages_that_roll_back_without_a_word_are_in_system_memory() {
             rig.cpu(page, 0).store(100 + u64::from(page), SeqCst);
         }
         let range = rig.range(0..64);
-        device.driver.faults.lock().unwrap().to_device_after_copy = 1;
+        device.faults.lock().unwrap().to_device_after_copy = 1;
         script.lie(KernelCall::Give, 30, 4, libc::EEXIST);
         let moved = rig.backend.migrate_to_device(device.id, range).unwrap();
         assert_eq!((moved, script.left()), (0, 0));

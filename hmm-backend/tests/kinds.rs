@@ -95,7 +95,7 @@ fn a_rolled_back_migration_keeps_the_permission() {
             rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
         }
         rig.backend.set_read_only(rig.range(2..5), true).unwrap();
-        device.driver.faults.lock().unwrap().to_device_after_copy = 8;
+        device.faults.lock().unwrap().to_device_after_copy = 8;
         let range = rig.range(0..8);
         assert_eq!(rig.backend.migrate_to_device(device.id, range).unwrap(), 0);
         rig.cpu(1, 0).store(1, SeqCst);
@@ -330,7 +330,7 @@ fn a_failed_migration_to_coherent_memory_harms_nothing() {
         rig.cpu(1, 0).store(11, SeqCst);
         let range = rig.range(0..4);
         for before_copy in [true, false] {
-            let mut faults = device.driver.faults.lock().unwrap();
+            let mut faults = device.faults.lock().unwrap();
             faults.to_device_before_copy = u32::from(before_copy);
             faults.to_device_after_copy = u32::from(!before_copy);
             drop(faults);
@@ -378,7 +378,7 @@ fn the_peak_of_device_memory_is_of_all_devices_at_a_time() {
         assert_eq!((put(&two, 512..522), peak()), (10, 12));
         assert_eq!((put(&one, 0..5), peak()), (5, 15));
         // Pages of a migration that was rolled back do not count.
-        one.driver.faults.lock().unwrap().to_device_after_copy = 1;
+        one.faults.lock().unwrap().to_device_after_copy = 1;
         assert_eq!((put(&one, 16..20), peak()), (0, 15));
         // A part of a folio is freed, and a device is detached.
         rig.backend.guest_freed(rig.range(513..514)).unwrap();

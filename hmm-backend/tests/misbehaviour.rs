@@ -254,7 +254,7 @@ fn every_frame_can_be_used_again_after_a_rollback() {
         // Read-only pages are rolled back by copying: their frames keep the contents.
         rig.backend.set_read_only(rig.range(2..5), true).unwrap();
         // Pages with contents and untouched pages are rolled back after the copy.
-        device.driver.faults.lock().unwrap().to_device_after_copy = 1;
+        device.faults.lock().unwrap().to_device_after_copy = 1;
         assert_eq!(
             rig.backend
                 .migrate_to_device(device.id, rig.range(0..64))
@@ -273,7 +273,7 @@ fn a_failed_detach_can_be_tried_again() {
     let rig = Rig::new(512, Engine::Remap, PLAIN);
     let mut device = rig.device(64);
     device.write(1, 0, 1).unwrap();
-    device.driver.faults.lock().unwrap().to_ram = vec![FaultError::Fatal("no link".into())];
+    device.faults.lock().unwrap().to_ram = vec![FaultError::Fatal("no link".into())];
     let error = rig.backend.detach(device.id).unwrap_err();
     assert!(
         error

@@ -94,7 +94,7 @@ fn rollback_restores_contents() {
         let rig = rig(512, recycled * PAGE_SIZE);
         let device = rig.device(512);
         fill(&rig, 0..512, 7);
-        device.driver.faults.lock().unwrap().to_device_after_copy = 1;
+        device.faults.lock().unwrap().to_device_after_copy = 1;
         assert_eq!(to_device(&rig, &device, rig.range(0..512)), 0);
         assert!(rig.on_device(0..512).is_empty());
         for page in 0..512 {

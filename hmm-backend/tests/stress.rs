@@ -39,6 +39,7 @@ fn run(engine: hmm_backend::engine::Engine, policy: &str, shards: usize, service
     );
     let mut devices: Vec<Device> = vec![rig.device(300), rig.device(64), rig.coherent_device(200)];
     let drivers: Vec<_> = devices.iter().map(|d| d.driver.clone()).collect();
+    let faults: Vec<_> = devices.iter().map(|d| d.faults.clone()).collect();
     let ids: Vec<_> = devices.iter().map(|d| d.id).collect();
     let added = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
@@ -118,8 +119,8 @@ fn run(engine: hmm_backend::engine::Engine, policy: &str, shards: usize, service
                         unsafe { std::ptr::read_volatile(pinned.host()) };
                     }
                     _ => {
-                        let driver = &drivers[random.below(3) as usize];
-                        let mut faults = driver.faults.lock().unwrap();
+                        let faults = &faults[random.below(3) as usize];
+                        let mut faults = faults.lock().unwrap();
                         // Inject only a few failures at a time; another test covers a driver that always fails.
                         if faults.to_ram.is_empty() {
                             faults.to_ram.push(FaultError::Retry);
@@ -135,8 +136,8 @@ fn run(engine: hmm_backend::engine::Engine, policy: &str, shards: usize, service
         }
         stop.store(true, SeqCst);
     });
-    for driver in &drivers {
-        *driver.faults.lock().unwrap() = Default::default();
+    for faults in &faults {
+        *faults.lock().unwrap() = Default::default();
     }
     let mut sum = 0;
     for page in 0..COUNTED {
@@ -154,7 +155,7 @@ fn run(engine: hmm_backend::engine::Engine, policy: &str, shards: usize, service
     });
     // A service thread calls the driver's `page_free` a moment after it has unlocked the page.
     rig.wait_for(|_| drivers.iter().all(|driver| driver.live() == 0));
-    rig.wait_for(|s| s.page_free_calls == drivers.iter().map(|d| d.freed.load(SeqCst)).sum());
+    rig.wait_for(|s| s.page_free_calls == drivers.iter().map(|d| d.freed()).sum());
     for driver in &drivers {
         driver.assert_clean();
     }

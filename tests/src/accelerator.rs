@@ -13,7 +13,7 @@ use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt};
 
-use crate::{Random, ScriptedDriver, pages, word};
+use crate::{CheckedDriver, Random, pages, word};
 
 /// Pages of managed memory; the queue is in the first ones.
 pub const PAGES: u32 = 1024;
@@ -51,7 +51,7 @@ pub struct Rig {
     /// The memory.
     pub backend: Arc<Backend>,
     interrupts: Arc<AtomicU64>,
-    other: (DeviceId, Arc<ScriptedDriver>),
+    other: (DeviceId, Arc<CheckedDriver>),
     /// Commands submitted since the queue was enabled.
     pub sent: u64,
 }
@@ -84,7 +84,7 @@ impl Rig {
         };
         let irq = Box::new(Irq(interrupts.clone()));
         let accelerator = Accelerator::new(0, config, &backend, irq).unwrap();
-        let driver = Arc::new(ScriptedDriver::default());
+        let driver = Arc::new(CheckedDriver::default());
         let other = backend.attach(64 * PAGE_SIZE, driver.clone()).unwrap();
         let mut rig = Rig {
             accelerator: Arc::new(accelerator),

@@ -18,7 +18,7 @@ use crate::device::{Kind, Slot};
 use crate::doorbell::{Doorbell, Mailboxes};
 use crate::inject::{Injected, Injector};
 use crate::vcpu::Desk;
-use crate::{Output, ScriptedDriver, TestVm};
+use crate::{CheckedDriver, Output, TestVm};
 
 /// Events kept for each thread until the test drains them.
 const EVENTS: usize = 4096;
@@ -101,7 +101,7 @@ impl Builder {
         self.device(DeviceKind::Accelerator, pages)
     }
 
-    /// One more device, with this many pages of memory: a [`ScriptedDriver`], which only migrates and checks that the
+    /// One more device, with this many pages of memory: a [`CheckedDriver`], which only migrates and checks that the
     /// backend keeps to the contract.
     pub fn scripted(self, pages: u32) -> Builder {
         self.device(DeviceKind::Scripted, pages)
@@ -234,7 +234,7 @@ impl Builder {
                     (accelerator.device_id(), kind)
                 }
                 DeviceKind::Scripted | DeviceKind::Coherent => {
-                    let driver = Arc::new(ScriptedDriver::default());
+                    let driver = Arc::new(CheckedDriver::default());
                     (attach(driver.clone()), Kind::Scripted(driver))
                 }
                 DeviceKind::Driver(driver) => (attach(driver), Kind::Driver),

@@ -12,7 +12,7 @@ use crate::conformance::{AccessRefused, DeviceAccess, MirrorDevice};
 use crate::inject::{Arrival, Injector, WayPoint};
 use crate::pending::Task;
 use crate::place::{Pages, Word};
-use crate::{ScriptedDriver, TestVm};
+use crate::{CheckedDriver, TestVm};
 
 /// What a device of a machine is.
 pub(crate) struct Slot {
@@ -26,7 +26,7 @@ pub(crate) struct Slot {
 pub(crate) enum Kind {
     /// With its index among the accelerators.
     Accelerator(u32, Arc<Accelerator>),
-    Scripted(Arc<ScriptedDriver>),
+    Scripted(Arc<CheckedDriver>),
     /// A driver of the test's own.
     Driver,
 }
@@ -181,7 +181,7 @@ impl<'vm> Device<'vm> {
     }
 
     /// The books of a scripted device. Panics if the device is of another kind.
-    pub fn script(self) -> &'vm Arc<ScriptedDriver> {
+    pub fn script(self) -> &'vm Arc<CheckedDriver> {
         match &self.slot.kind {
             Kind::Scripted(driver) => driver,
             _ => panic!("device {} is not scripted", self.index),

@@ -36,7 +36,7 @@
 //! | a device's own accesses, holding its driver, making it fail, unplugging it | [`Device`], [`Gate`], [`WayPoint`], [`Arrival`] |
 //! | migrations and the like on another thread | [`Task`] |
 //! | both engines | [`ENGINES`], [`each_engine`], [`machine::both_engines`] |
-//! | a driver that checks the contract | [`ScriptedDriver`] |
+//! | a driver that checks the contract | [`CheckedDriver`] |
 //! | machines with a real workload or a guest of a few instructions | [`Setup`], [`Machine`], [`Asm`] |
 //! | an accelerator without a guest | [`accelerator::Rig`] |
 //! | a virtio device without a guest | [`virtio::Rig`] |
@@ -71,10 +71,10 @@ pub use asm::{Asm, Reg};
 pub use builder::Builder;
 pub use conformance::AccessRefused;
 pub use device::{Device, Gate};
-pub use driver::ScriptedDriver;
 pub use elf::{Segment, elf};
 pub use engines::{ENGINES, Engines};
 pub use error::GuestError;
+pub use hmm_backend::testing::CheckedDriver;
 pub use inject::{Arrival, WayPoint};
 pub use machine::{Machine, Output, Setup, each_engine, word};
 pub use patience::patient;

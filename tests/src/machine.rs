@@ -17,7 +17,7 @@ use hmmvisor::{End, OnMemoryError};
 use hmmvisor_abi::map;
 
 pub use crate::place::address;
-use crate::{Asm, ENGINES, Random, ScriptedDriver, Segment, Watchdog, elf, pages};
+use crate::{Asm, CheckedDriver, ENGINES, Random, Segment, Watchdog, elf, pages};
 
 /// Pages that `torture` with its default of 256 shared ones uses, and a few more.
 pub const TORTURE_PAGES: u32 = 320;
@@ -217,8 +217,8 @@ impl Machine {
     }
 
     /// Adds a device that the guest does not use.
-    pub fn attach(&self, device_pages: u32) -> (DeviceId, Arc<ScriptedDriver>) {
-        let driver = Arc::new(ScriptedDriver::default());
+    pub fn attach(&self, device_pages: u32) -> (DeviceId, Arc<CheckedDriver>) {
+        let driver = Arc::new(CheckedDriver::default());
         let memory = u64::from(device_pages) * PAGE_SIZE;
         let id = self
             .backend

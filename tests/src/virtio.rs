@@ -14,7 +14,7 @@ use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::virtio::{GuestRam, VirtioDevice};
 use hmmvisor_devices::{Interrupt, MmioDevice};
 
-use crate::{ScriptedDriver, pages};
+use crate::{CheckedDriver, pages};
 
 /// Pages of managed memory.
 pub const PAGES: u32 = 2048;
@@ -137,7 +137,7 @@ pub struct Rig {
     /// A device that only migrates.
     pub other: DeviceId,
     /// Its driver.
-    pub driver: Arc<ScriptedDriver>,
+    pub driver: Arc<CheckedDriver>,
     queues: BTreeMap<u32, Queue>,
 }
 
@@ -159,7 +159,7 @@ impl Rig {
             },
             |fault| panic!("{fault:?}"),
         );
-        let driver = Arc::new(ScriptedDriver::default());
+        let driver = Arc::new(CheckedDriver::default());
         let other = backend.attach(DEVICE_PAGES * PAGE_SIZE, driver.clone());
         let irq = Arc::<Irq>::default();
         let ram = GuestRam::managed(&backend, MANAGED);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hmm_backend::driver::{DeviceFolio, Driver};
 use hmmvisor_testkit::conformance::{self, RULES, Report, Subject, Suite, Verdict};
-use hmmvisor_testkit::{ENGINES, ScriptedDriver};
+use hmmvisor_testkit::{CheckedDriver, ENGINES};
 
 use accelerated::Accelerated;
 use model::{Bug, Model};
@@ -32,7 +32,7 @@ fn a_driver_of_defaults_passes() {
 }
 
 /// The kit's own driver, with its books.
-struct Scripted(Arc<ScriptedDriver>);
+struct Scripted(Arc<CheckedDriver>);
 
 impl Subject for Scripted {
     fn driver(&self) -> Arc<dyn Driver> {

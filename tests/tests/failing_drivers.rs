@@ -13,7 +13,7 @@ use hmmvisor::{End, Failure, Report};
 use hmmvisor_abi::control::EXIT_PANIC;
 use hmmvisor_testkit::driver::few_refusals;
 use hmmvisor_testkit::machine::{TORTURE_PAGES, address, both_engines, guest};
-use hmmvisor_testkit::{Asm, Machine, Random, Reg, ScriptedDriver, Setup, pages};
+use hmmvisor_testkit::{Asm, CheckedDriver, Machine, Random, Reg, Setup, pages};
 
 #[test]
 fn refusals_for_a_while_are_invisible_to_the_guest() {
@@ -44,7 +44,7 @@ fn refusals_for_a_while_are_invisible_to_the_guest() {
 
 /// A machine whose vCPU 1 loads one word of page 5 and exits with it, while vCPU 0 spins. The page is in the memory of
 /// a device with this driver.
-fn loader(engine: Engine) -> (Machine, Arc<ScriptedDriver>) {
+fn loader(engine: Engine) -> (Machine, Arc<CheckedDriver>) {
     let code = Asm::new()
         .only_vcpu(1)
         .set(Reg::Rdi, address(5))

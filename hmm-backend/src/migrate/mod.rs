@@ -3,6 +3,7 @@
 //! threads that wait for them). Each step consumes the one before, so an order that breaks the contract does
 //! not compile. Dropping an unfinished migration rolls it back, with every page unharmed.
 
+mod checked;
 mod core;
 mod device;
 mod discard;
@@ -17,6 +18,7 @@ mod to_system;
 mod watch;
 
 pub(crate) use self::core::{Core, first_outside};
+pub use checked::{CheckedDriver, Failing};
 pub(crate) use device::Device;
 pub(crate) use discard::Refused;
 pub use driver::Driver;

@@ -2,17 +2,16 @@
 //! mirror.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use hmm_backend::driver::{
-    DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
-};
+use hmm_backend::driver::{Driver, FaultError};
 use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::mirror::{Mirror, MirrorError, PageTable, TranslationTable};
-use hmm_backend::pages::{Access, DeviceId, Frame, Page, PageRange};
+use hmm_backend::pages::{Access, DeviceId, Page, PageRange};
 use hmm_backend::service::{FatalFault, FaultService, ServiceConfig};
+use hmm_backend::testing::{CheckedDriver, Failing};
 use hmm_backend::{Backend, BackendConfig};
 
 /// Failures that a test driver injects into its next calls.
@@ -28,107 +27,30 @@ pub struct Faults {
     pub to_ram_after_copy: u32,
 }
 
-/// A driver that gives every folio a serial number as its cookie and checks that the cookie comes back exactly
-/// once.
-#[derive(Default)]
-pub struct CheckingDriver {
-    serial: AtomicU64,
-    live: Mutex<HashMap<u64, (Frame, u8)>>,
-    pub violations: Mutex<Vec<String>>,
-    pub faults: Mutex<Faults>,
-    pub freed: AtomicU64,
-}
-
-impl CheckingDriver {
-    fn new_cookie(&self, frame: Frame, order: u8) -> u64 {
-        let cookie = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
-        self.live.lock().unwrap().insert(cookie, (frame, order));
-        cookie
-    }
-
-    fn complain(&self, what: String) {
-        self.violations.lock().unwrap().push(what);
-    }
-
-    fn check(&self, folio: DeviceFolio) {
-        let known = self.live.lock().unwrap().get(&folio.cookie).copied();
-        if known != Some((folio.frame, folio.order)) {
-            self.complain(format!("{folio:?}, but the cookie is of {known:?}"));
+impl Faults {
+    fn reached(&mut self, point: Failing) -> Result<(), FaultError> {
+        let left = match point {
+            Failing::ToSystemBeforeCopy => return self.to_ram.pop().map_or(Ok(()), Err),
+            Failing::ToDeviceBeforeCopy => &mut self.to_device_before_copy,
+            Failing::ToDeviceAfterCopy => &mut self.to_device_after_copy,
+            Failing::ToSystemAfterCopy => &mut self.to_ram_after_copy,
+        };
+        match left.checked_sub(1) {
+            Some(rest) => {
+                *left = rest;
+                Err(FaultError::Retry)
+            }
+            None => Ok(()),
         }
-    }
-
-    /// Returns the number of folios that were allocated and not freed yet.
-    pub fn live(&self) -> usize {
-        self.live.lock().unwrap().len()
-    }
-
-    /// Returns the first frames and orders of the live folios.
-    pub fn live_folios(&self) -> BTreeSet<(u32, u8)> {
-        let live = self.live.lock().unwrap();
-        live.values().map(|(f, order)| (f.0, *order)).collect()
-    }
-
-    pub fn assert_clean(&self) {
-        assert_eq!(*self.violations.lock().unwrap(), Vec::<String>::new());
-    }
-}
-
-/// Counts down; returns whether the count was above zero.
-fn take_one(left: &mut u32) -> bool {
-    let some = *left > 0;
-    *left -= u32::from(some);
-    some
-}
-
-impl Driver for CheckingDriver {
-    fn migrate_to_device(&self, mut migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
-        migration.set_cookies(|folio| self.new_cookie(folio.frame, folio.order));
-        if take_one(&mut self.faults.lock().unwrap().to_device_before_copy) {
-            return Err(MigrateError::Device("injected before copy".into()));
-        }
-        let copied = migration.copy()?;
-        if take_one(&mut self.faults.lock().unwrap().to_device_after_copy) {
-            return Err(MigrateError::Device("injected after copy".into()));
-        }
-        Ok(copied.commit().finalize())
-    }
-
-    fn migrate_to_ram(&self, migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
-        migration.folios().for_each(|folio| self.check(folio));
-        let mut faults = self.faults.lock().unwrap();
-        if let Some(error) = faults.to_ram.pop() {
-            return Err(error);
-        }
-        let abandon = take_one(&mut faults.to_ram_after_copy);
-        drop(faults);
-        let copied = migration.copy()?;
-        if abandon {
-            return Err(FaultError::Retry);
-        }
-        Ok(copied.commit()?.finalize())
-    }
-
-    fn page_free(&self, folio: DeviceFolio) {
-        self.check(folio);
-        self.live.lock().unwrap().remove(&folio.cookie);
-        self.freed.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn folio_split(&self, folio: DeviceFolio) -> u64 {
-        self.check(folio);
-        let order = folio.order - 1;
-        self.live
-            .lock()
-            .unwrap()
-            .insert(folio.cookie, (folio.frame, order));
-        self.new_cookie(Frame(folio.frame.0 + (1 << order)), order)
     }
 }
 
 /// A device that reads and writes 64-bit words.
 pub struct Device {
     pub id: DeviceId,
-    pub driver: Arc<CheckingDriver>,
+    pub driver: Arc<CheckedDriver>,
+    /// Failures of the driver's next calls.
+    pub faults: Arc<Mutex<Faults>>,
     mirror: Mirror<PageTable>,
 }
 
@@ -269,11 +191,19 @@ impl Rig {
         pages: u32,
         attach: impl Fn(&Backend, u64, Arc<dyn Driver>) -> Result<DeviceId, hmm_backend::Error>,
     ) -> Device {
-        let driver = Arc::new(CheckingDriver::default());
+        let faults: Arc<Mutex<Faults>> = Arc::default();
+        let its = faults.clone();
+        let script = move |point, _| its.lock().unwrap().reached(point);
+        let driver = Arc::new(CheckedDriver::failing(script));
         let bytes = u64::from(pages) * hmm_backend::pages::PAGE_SIZE;
         let id = attach(&self.backend, bytes, driver.clone()).unwrap();
         let mirror = self.backend.mirror(id, PageTable::default()).unwrap();
-        Device { id, driver, mirror }
+        Device {
+            id,
+            driver,
+            faults,
+            mirror,
+        }
     }
 
     /// Returns a word of a page, for a CPU's access.

@@ -94,7 +94,7 @@ fn a_cpu_s_read_leaves_the_device_its_copy() {
         assert_eq!(residency(&rig, 3), there);
         assert_eq!(device.target(3), None, "it could be written");
         assert_eq!(system_bytes(&rig, 3), 4096);
-        assert_eq!(device.driver.freed.load(SeqCst), 0);
+        assert_eq!(device.driver.freed(), 0);
         // The CPU and the device read their own copies from now on.
         rig.wait_for(|stats| stats.cpu_faults == 9);
         let faults = rig.backend.stats().cpu_faults;
@@ -166,7 +166,7 @@ fn a_device_s_write_leaves_the_copy_in_its_memory() {
         assert_eq!((system_bytes(&rig, 2), other.target(2)), (0, None));
         assert_eq!(counter(&rig, "collapsed"), 1);
         assert_eq!(rig.backend.stats().pages_to_device(), 4, "nothing moved");
-        assert_eq!(device.driver.freed.load(SeqCst), 0);
+        assert_eq!(device.driver.freed(), 0);
         assert_eq!(rig.cpu(2, 0).load(SeqCst), 112);
         assert_eq!(duplicates(&rig, 0..4), [0, 1, 2, 3]);
         // An atomic operation of the device ends the duplication, too.
@@ -183,7 +183,7 @@ fn whatever_else_happens_ends_a_duplicate_once() {
         let rig = rig(engine);
         let (mut device, mut other) = (rig.device(64), rig.device(64));
         duplicate(&rig, &device, 0..10);
-        let freed = |device: &Device| device.driver.freed.load(SeqCst);
+        let freed = |device: &Device| device.driver.freed();
         let ended = |device: &Device, page: u32, n: u64| {
             rig.wait_for(|_| freed(device) == n);
             assert!(!residency(&rig, page).duplicated(), "page {page}");

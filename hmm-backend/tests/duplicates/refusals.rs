@@ -20,7 +20,7 @@ fn drivers_that_refuse_harm_nothing() {
         let rig = rig(engine);
         let mut device = rig.device(64);
         let refuse = |device: &Device| {
-            let mut faults = device.driver.faults.lock().unwrap();
+            let mut faults = device.faults.lock().unwrap();
             faults.to_ram = vec![FaultError::Retry, FaultError::OutOfMemory];
             faults.to_ram_after_copy = 2;
         };

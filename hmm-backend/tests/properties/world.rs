@@ -97,7 +97,7 @@ impl World {
     /// Returns whether no driver has an injected failure left.
     fn well(&self) -> bool {
         self.devices.iter().all(|device| {
-            let faults = device.driver.faults.lock().unwrap();
+            let faults = device.faults.lock().unwrap();
             faults.to_ram.is_empty()
                 && (faults.to_device_after_copy, faults.to_device_before_copy) == (0, 0)
                 && faults.to_ram_after_copy == 0
@@ -323,7 +323,7 @@ impl World {
                 self.attached[d] = false;
             }
             Op::Inject(d, fault) => {
-                let mut faults = self.devices[d].driver.faults.lock().unwrap();
+                let mut faults = self.devices[d].faults.lock().unwrap();
                 match fault {
                     Fault::RefuseToRam => faults
                         .to_ram
@@ -339,7 +339,7 @@ impl World {
     /// Checks all contents, then detaches the devices and checks that nothing is left.
     fn finish(&mut self) {
         for device in &self.devices {
-            *device.driver.faults.lock().unwrap() = common::Faults::default();
+            *device.faults.lock().unwrap() = common::Faults::default();
         }
         for page in 0..PAGES {
             self.cpu(page, None);
@@ -353,7 +353,7 @@ impl World {
         }
         let stats = self.rig.backend.stats();
         assert!(stats.device_pages_peak <= stats.device_pages_capacity);
-        let freed = self.devices.iter().map(|d| d.driver.freed.load(SeqCst));
+        let freed = self.devices.iter().map(|d| d.driver.freed());
         assert_eq!(stats.page_free_calls, freed.sum::<u64>());
     }
 }

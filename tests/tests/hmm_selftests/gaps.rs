@@ -1,13 +1,10 @@
 //! What the kernel's selftest does not try: many CPUs, races with frees and pins, ping-pong, cookies.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
-use hmm_backend::driver::{DeviceFolio, Driver, Finalized, MigrateError, ToDevice, ToSystem};
-use hmm_backend::pages::Frame;
 use hmmvisor_testkit::{
-    FaultError, GuestError, Random, Residency, TestVm, WayPoint, each_engine, pages,
+    CheckedDriver, GuestError, Random, Residency, TestVm, WayPoint, each_engine, pages,
 };
 
 use crate::{Kind, LARGE, N, START, all_freed, device_verifies, each_kind, migrate};
@@ -142,64 +139,10 @@ fn a_cpu_touches_a_hole_that_is_being_migrated() -> Result<(), GuestError> {
     })
 }
 
-/// Knows the cookie of each of its frames.
-#[derive(Default)]
-struct Books {
-    cookies: Mutex<HashMap<u32, u64>>,
-    next: AtomicU64,
-    wrong: Mutex<Vec<String>>,
-}
-
-impl Books {
-    fn set(&self, frame: Frame, pages: u32) -> u64 {
-        // All 64 bits are the driver's.
-        let cookie = !self.next.fetch_add(1, SeqCst);
-        let mut cookies = self.cookies.lock().unwrap();
-        cookies.extend((frame.0..frame.0 + pages).map(|frame| (frame, cookie)));
-        cookie
-    }
-
-    fn check(&self, what: &str, folio: DeviceFolio) {
-        let cookies = self.cookies.lock().unwrap();
-        let mut frames = folio.frame.0..folio.frame.0 + folio.pages();
-        if !frames.all(|frame| cookies.get(&frame) == Some(&folio.cookie)) {
-            self.wrong
-                .lock()
-                .unwrap()
-                .push(format!("{what}: {folio:?}"));
-        }
-    }
-}
-
-impl Driver for Books {
-    fn migrate_to_device(&self, mut migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
-        migration.set_cookies(|folio| self.set(folio.frame, folio.pages()));
-        migration.run()
-    }
-
-    fn migrate_to_ram(&self, migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
-        migration.folios().for_each(|it| self.check("back", it));
-        migration.run()
-    }
-
-    fn page_free(&self, folio: DeviceFolio) {
-        self.check("free", folio);
-        let frames = folio.frame.0..folio.frame.0 + folio.pages();
-        let mut cookies = self.cookies.lock().unwrap();
-        cookies.retain(|frame, _| !frames.contains(frame));
-    }
-
-    fn folio_split(&self, folio: DeviceFolio) -> u64 {
-        self.check("split", folio);
-        let half = folio.pages() / 2;
-        self.set(Frame(folio.frame.0 + half), half)
-    }
-}
-
 #[test]
 fn cookies_are_stable_from_allocation_to_free() -> Result<(), GuestError> {
     each_engine(|engine| {
-        let books = Arc::new(Books::default());
+        let books = Arc::new(CheckedDriver::default());
         let builder = TestVm::builder().engine(engine);
         let vm = builder.driver(LARGE, books.clone()).start();
         let mut random = Random(11);
@@ -215,15 +158,20 @@ fn cookies_are_stable_from_allocation_to_free() -> Result<(), GuestError> {
                 _ => drop(vm.vcpu(1).read(page).wait()?),
             }
         }
-        // Each frame in use has a cookie, and no other has.
+        // Each frame in use belongs to a folio that the driver knows, and no other does.
         vm.settle(0..LARGE);
         vm.wait_until("the books to balance", || {
-            books.cookies.lock().unwrap().len() as u32 == vm.device(0).pages()
+            books
+                .live_folios()
+                .iter()
+                .map(|(_, order)| 1 << order)
+                .sum::<u32>()
+                == vm.device(0).pages()
         });
         assert!(vm.device(0).unplug().wait().is_ok());
-        assert!(books.cookies.lock().unwrap().is_empty());
-        assert_eq!(*books.wrong.lock().unwrap(), Vec::<String>::new());
-        assert!(books.next.load(SeqCst) > 20, "folios were cut");
+        assert_eq!(books.live(), 0);
+        books.assert_clean();
+        assert!(books.freed() > 20, "folios were cut");
         Ok(())
     })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hmm_backend::Error;
 use hmm_backend::pages::{PAGE_SIZE, Page};
-use hmmvisor_testkit::{GuestError, Residency, ScriptedDriver, pages, snapshot};
+use hmmvisor_testkit::{CheckedDriver, GuestError, Residency, pages, snapshot};
 
 use crate::{Kind, LARGE, N, START, device_verifies, each_kind, filled, free, migrate, seen};
 
@@ -53,7 +53,7 @@ fn t15_migrate_release() -> Result<(), GuestError> {
         assert!((0..N).all(|page| vm.residency(page) == Residency::System));
         vm.vcpu(0).verify(0..N, START).wait()?;
         // Another device can take its place.
-        let next = Arc::new(ScriptedDriver::default());
+        let next = Arc::new(CheckedDriver::default());
         let memory = u64::from(N) * PAGE_SIZE;
         let id = vm.backend().attach(memory, next.clone()).unwrap();
         let moved = vm.backend().migrate_to_device(id, pages(0..N)).unwrap();
