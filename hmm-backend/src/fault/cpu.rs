@@ -26,24 +26,53 @@ pub(crate) struct Served {
     pub(crate) duplicate: PageSet,
 }
 
+/// CPU faults on pages of one block that are served together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CpuFaults {
+    pub(crate) block: Block,
+    pub(crate) pages: PageSet,
+    /// The strongest access among them: what the policy is told, and how untouched pages are filled.
+    pub(crate) access: Access,
+    /// The pages that are written and whose permission is to be checked. [`Faults::fault_in`] writes without any,
+    /// because its caller has checked the permission.
+    pub(crate) writes: PageSet,
+    /// They have waited for a hold or a throttle already, and are served at once.
+    pub(crate) waited: bool,
+}
+
+impl CpuFaults {
+    /// A fault on one page that has not waited.
+    pub(crate) fn one(page: Page, access: Access) -> CpuFaults {
+        let pages = PageSet::from_iter([page.index_in_block()]);
+        let writes = match access {
+            Access::Read => PageSet::EMPTY,
+            Access::Write => pages,
+        };
+        CpuFaults {
+            block: page.block(),
+            pages,
+            access,
+            writes,
+            waited: false,
+        }
+    }
+}
+
 impl Faults {
-    /// Serves CPU faults on `pages` of one block and returns which of them are not resolved. `access` is what
-    /// the policy is told, and how untouched pages are filled. Only pages in `writes` need the permission to
-    /// write: [`Self::fault_in`] passes a write with no `writes`, because its caller checks the permission.
-    /// With `patient`, the fault waits for holds and the policy's throttle; without, it has waited already and
-    /// is served at once.
-    pub(crate) fn serve_cpu_faults(
-        &self,
-        block: Block,
-        pages: &PageSet,
-        access: Access,
-        writes: &PageSet,
-        patient: bool,
-    ) -> Served {
+    /// Serves faults and returns which of them are not resolved. They wait for holds and for the policy's throttle,
+    /// unless they have waited already.
+    pub(crate) fn serve_cpu_faults(&self, faults: &CpuFaults) -> Served {
+        let CpuFaults {
+            block,
+            access,
+            ref writes,
+            waited,
+            ..
+        } = *faults;
         let mut served = Served::default();
-        let mut needed = self.sort_out(block, pages, writes, &mut served);
+        let mut needed = self.sort_out(block, &faults.pages, writes, &mut served);
         let words = self.core.block_words(block);
-        if patient {
+        if !waited {
             needed = self.put_off_held(block, &needed, &words, &mut served);
         }
         if needed.is_empty() {
@@ -55,11 +84,11 @@ impl Faults {
             access,
             to: Place::System,
             now: self.core.clock.now(),
-            waited: !patient,
+            waited,
         };
         let advice = self.advise(&fault, &words, None);
         self.serve_wishes_in_lockstep();
-        if patient && !advice.throttle.is_zero() {
+        if !waited && !advice.throttle.is_zero() {
             let wait = |index| (block.page(index), Unresolved::Wait(advice.throttle));
             served.unresolved.extend(needed.iter().map(wait));
             return served;
@@ -389,9 +418,11 @@ impl Faults {
                 }
                 _ => {
                     // The caller checks the permission to write.
-                    let none = PageSet::EMPTY;
-                    let served =
-                        self.serve_cpu_faults(page.block(), &pages, access, &none, patient);
+                    let served = self.serve_cpu_faults(&CpuFaults {
+                        writes: PageSet::EMPTY,
+                        waited: !patient,
+                        ..CpuFaults::one(page, access)
+                    });
                     unresolved = served.unresolved;
                 }
             }

@@ -17,6 +17,7 @@ mod retry;
 mod stale;
 mod table;
 
+pub(crate) use cpu::CpuFaults;
 pub(crate) use evict::BATCH as EVICTION_BATCH;
 pub use fatal::FatalFault;
 pub(crate) use faults::{FaultConfig, Faults};

@@ -57,6 +57,16 @@ impl Occupancy {
     }
 }
 
+/// What is in the frames of a folio that is no longer in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Contents {
+    /// Nothing: they have moved away, or never came.
+    Gone,
+    /// Something that is not needed. The memory returns to the host (engine `remap` can move pages only to where there is
+    /// no memory); frames whose memory the host does not take are never used again.
+    Dead,
+}
+
 pub(crate) struct Device {
     pub(crate) id: DeviceId,
     pub(crate) driver: Arc<dyn Driver>,
@@ -192,12 +202,10 @@ impl Device {
     }
 
     /// Cuts a folio in two and returns the lower and the upper half; asks the driver for the upper half's
-    /// cookie. The caller holds the folio's lock and cuts it, too; `resident` if the eviction policy knows the
-    /// folio.
+    /// cookie. The caller holds the folio's lock and cuts it, too, and tells the eviction policy if that knows the folio.
     pub(crate) fn halve(
         &self,
         folio: DeviceFolio,
-        resident: bool,
         recorder: &Recorder,
     ) -> (DeviceFolio, DeviceFolio) {
         let order = folio.order - 1;
@@ -214,9 +222,6 @@ impl Device {
         meta.cookie.store(upper.cookie, Ordering::Relaxed);
         meta.held_until.store(held, Ordering::Relaxed);
         meta.page_plus_1.store(upper.page.0 + 1, Ordering::Release);
-        if resident {
-            self.eviction().split(folio.frame, upper.frame, order);
-        }
         recorder.add(Counter::FolioSplits, 1);
         (DeviceFolio { order, ..folio }, upper)
     }
@@ -227,29 +232,25 @@ impl Device {
         self.occupancy.leave(pages);
     }
 
+    /// Lets go of a folio whose pages have left: the eviction policy forgets it, then [`Self::free`].
+    pub(crate) fn release(&self, folio: DeviceFolio, contents: Contents, recorder: &Recorder) {
+        self.forget_page(folio.frame);
+        self.eviction().freed(folio.frame);
+        self.free(folio, contents, recorder);
+    }
+
+    /// Clears the frame's page: otherwise an evicting thread could look up this page under the frame when the page
+    /// already has another place.
+    fn forget_page(&self, frame: Frame) {
+        self.meta(frame).page_plus_1.store(0, Ordering::Release);
+    }
+
     /// Calls the driver's `page_free` for a folio that is no longer in use, then returns its frames to the
-    /// pool. The caller must have unlocked its pages, and no word may name the frames. `dead` if the frames
-    /// still hold contents that are not needed: their memory returns to the host (engine `remap` can move pages
-    /// only to where there is no memory); if the host does not take it, the frames are never used again.
-    /// `resident` if the eviction policy knows the folio.
-    pub(crate) fn release(
-        &self,
-        folio: DeviceFolio,
-        dead: bool,
-        resident: bool,
-        recorder: &Recorder,
-    ) {
-        // Clear the frame's page first: otherwise an evicting thread could look up this page under the frame
-        // when the page already has another place.
-        self.meta(folio.frame)
-            .page_plus_1
-            .store(0, Ordering::Release);
-        if resident {
-            self.eviction().freed(folio.frame);
-        }
+    /// pool. The caller must have unlocked its pages, and no word may name the frames.
+    fn free(&self, folio: DeviceFolio, contents: Contents, recorder: &Recorder) {
         recorder.add(Counter::PageFreeCalls, 1);
         self.driver.page_free(folio);
-        if let (true, Some(memory)) = (dead, &self.memory)
+        if let (Contents::Dead, Some(memory)) = (contents, &self.memory)
             && memory.forget(folio.frame, folio.pages()).is_err()
         {
             return;
@@ -292,8 +293,7 @@ pub(crate) struct Allocation<'d> {
     pub(crate) device: &'d Device,
     pub(crate) folio: DeviceFolio,
     recorder: &'d Recorder,
-    /// Whether the frames may hold contents that are not needed.
-    pub(crate) dirty: bool,
+    pub(crate) contents: Contents,
 }
 
 impl<'d> Allocation<'d> {
@@ -308,7 +308,7 @@ impl<'d> Allocation<'d> {
             device,
             folio,
             recorder,
-            dirty: false,
+            contents: Contents::Gone,
         })
     }
 
@@ -319,13 +319,13 @@ impl<'d> Allocation<'d> {
 
     /// Keeps the lower half and returns the upper one.
     pub(crate) fn halve(&mut self) -> Allocation<'d> {
-        let (lower, upper) = self.device.halve(self.folio, false, self.recorder);
+        let (lower, upper) = self.device.halve(self.folio, self.recorder);
         self.folio = lower;
         Allocation {
             device: self.device,
             folio: upper,
             recorder: self.recorder,
-            dirty: self.dirty,
+            contents: self.contents,
         }
     }
 
@@ -344,7 +344,7 @@ impl<'d> Allocation<'d> {
 impl Drop for Allocation<'_> {
     fn drop(&mut self) {
         self.recorder.add(Counter::FoliosRolledBack, 1);
-        self.device
-            .release(self.folio, self.dirty, false, self.recorder);
+        self.device.forget_page(self.folio.frame);
+        self.device.free(self.folio, self.contents, self.recorder);
     }
 }

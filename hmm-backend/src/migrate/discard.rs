@@ -3,6 +3,7 @@
 use std::io;
 
 use super::core::Core;
+use super::device::Contents;
 use super::to_system::Source;
 use crate::pages::{Error, Page, PageRange};
 use crate::residency::{FolioLock, Residency, Word};
@@ -40,7 +41,7 @@ impl Core {
             }
             device.leaving(folio.pages());
             lock.publish_pages(&word);
-            device.release(folio, true, true, &self.recorder);
+            device.release(folio, Contents::Dead, &self.recorder);
             pages += u64::from(folio.pages());
         }
         pages

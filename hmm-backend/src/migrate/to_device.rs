@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use super::device::{Allocation, Device};
+use super::device::{Allocation, Contents, Device};
 use super::phases::{Finalized, Reason, count_of, runs};
 use super::watch::{Step, Watch, tell, tell_finalized, told};
 use crate::memory::{Fill, Run};
@@ -231,7 +231,7 @@ impl<'b> ToDevice<'b> {
                 0 => self.targets.push(target),
                 _ if range.len() == 1 => {
                     // The failed call may have left contents in the frame.
-                    target.allocation.dirty = true;
+                    target.allocation.contents = Contents::Dead;
                     drop(target);
                 }
                 _ => {
@@ -365,7 +365,7 @@ impl Drop for CopiedToDevice<'_> {
             let range = target.range();
             match count_of(&stuck, range) {
                 // Dropping the target unlocks the pages and frees the frames.
-                0 => target.allocation.dirty = true,
+                0 => target.allocation.contents = Contents::Dead,
                 n if n == range.len() => drop(make_resident(target, self.0.device, until)),
                 _ => {
                     let upper = target.halve();

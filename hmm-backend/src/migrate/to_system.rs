@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use super::device::Device;
+use super::device::{Contents, Device};
 use super::phases::{Finalized, Reason, count_of, runs};
 use super::watch::{Step, Watch, tell, tell_finalized, told};
 use crate::memory::EngineError;
@@ -46,7 +46,9 @@ impl<'b> Source<'b> {
 
     /// Keeps the lower half and returns the upper one.
     fn halve(&mut self, core: &Core, device: &Device) -> Source<'b> {
-        let (lower, upper) = device.halve(self.folio, true, &core.recorder);
+        let (lower, upper) = device.halve(self.folio, &core.recorder);
+        let (first, second) = (lower.frame, upper.frame);
+        device.eviction().split(first, second, upper.order);
         self.folio = lower;
         Source {
             lock: self.lock.halve(),
@@ -342,7 +344,11 @@ impl CommittedToSystem<'_> {
             } else {
                 // Read-only pages were copied, so their frames still have contents. So have the frames of
                 // duplicates.
-                empty.push((folio, collapses || lock.word().read_only()));
+                let contents = match collapses || lock.word().read_only() {
+                    true => Contents::Dead,
+                    false => Contents::Gone,
+                };
+                empty.push((folio, contents));
                 device.leaving(range.len());
                 // The pages stay one folio, so that the next migration takes them with one lock.
                 lock.publish_folio(move |word| word.to_system(until));
@@ -362,8 +368,8 @@ impl CommittedToSystem<'_> {
             }
         }
         // Release the frames with no lock held.
-        for (folio, dead) in empty {
-            device.release(folio, dead, true, recorder);
+        for (folio, contents) in empty {
+            device.release(folio, contents, recorder);
         }
         for cause in Cause::ALL {
             match by_cause[cause as usize] {

@@ -1,23 +1,17 @@
 //! Serves a CPU's fault by a call, without threads and messages, for replays.
 
-use crate::fault::{Attempts, Faults, Unresolved};
+use crate::fault::{Attempts, CpuFaults, Faults, Unresolved};
 use crate::observe::{Counter, Event, EventKind};
-use crate::pages::{Access, FatalCause, Page, PageRange, PageSet};
+use crate::pages::{Access, FatalCause, Page, PageRange};
 
 /// Serves a CPU's fault on a page as the service threads do. Where they would put the fault off, lets that time
 /// pass. Returns the cause if the fault cannot be resolved.
 pub(crate) fn serve_by_call(faults: &Faults, page: Page, access: Access) -> Result<(), FatalCause> {
     let since = faults.core.clock.now();
-    let block = page.block();
-    let pages = PageSet::from_iter([page.index_in_block()]);
-    let writes = match access {
-        Access::Read => PageSet::EMPTY,
-        Access::Write => pages,
-    };
+    let mut fault = CpuFaults::one(page, access);
     let mut attempts = Attempts::default();
-    let mut patient = true;
     loop {
-        let served = faults.serve_cpu_faults(block, &pages, access, &writes, patient);
+        let served = faults.serve_cpu_faults(&fault);
         faults
             .core
             .recorder
@@ -28,7 +22,7 @@ pub(crate) fn serve_by_call(faults: &Faults, page: Page, access: Access) -> Resu
         let wait = attempts.next(unresolved)?;
         let counter = match unresolved {
             Unresolved::Wait(_) => {
-                patient = false;
+                fault.waited = true;
                 Counter::FaultsDeferred
             }
             _ => Counter::FaultsRetried,

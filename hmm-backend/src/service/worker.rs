@@ -14,7 +14,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::fault::{
-    Attempts, Deferred, FatalFault, Fault, Faults, Prefetch, Unresolved, sort_and_deduplicate,
+    Attempts, CpuFaults, Deferred, FatalFault, Fault, Faults, Prefetch, Unresolved,
+    sort_and_deduplicate,
 };
 use crate::host::doorbell::Doorbell;
 use crate::host::limits::{Refusal, Resource};
@@ -228,10 +229,13 @@ impl Worker {
             let writes = group.iter().filter(|f| f.write);
             let writes: PageSet = writes.map(|f| f.page.index_in_block()).collect();
             let access = access_of(!writes.is_empty());
-            let patient = !retried.is_some_and(|(_, waited)| waited);
-            let served = self
-                .faults
-                .serve_cpu_faults(block, &pages, access, &writes, patient);
+            let served = self.faults.serve_cpu_faults(&CpuFaults {
+                block,
+                pages,
+                access,
+                writes,
+                waited: retried.is_some_and(|(_, waited)| waited),
+            });
             self.faults
                 .core
                 .recorder
@@ -348,20 +352,12 @@ impl Worker {
     /// Serves the faults that were put off at once, without their waits: no CPU may be left asleep.
     fn finish(&mut self) {
         while let Some(next) = self.deferred.pop() {
-            let page = PageSet::from_iter([next.fault.page.index_in_block()]);
-            let access = access_of(next.fault.write);
-            let writes = match access {
-                Access::Read => PageSet::EMPTY,
-                Access::Write => page,
-            };
+            let fault = CpuFaults::one(next.fault.page, access_of(next.fault.write));
             // A fault that is still unresolved cannot be resolved: its CPU must be stopped by a signal.
-            let _ = self.faults.serve_cpu_faults(
-                next.fault.page.block(),
-                &page,
-                access,
-                &writes,
-                false,
-            );
+            let _ = self.faults.serve_cpu_faults(&CpuFaults {
+                waited: true,
+                ..fault
+            });
         }
     }
 }
