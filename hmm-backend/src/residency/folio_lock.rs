@@ -150,8 +150,8 @@ impl<'t> FolioLock<'t> {
     }
 
     /// Cuts the folio until each piece is wholly wanted or wholly unwanted. Appends the wanted pieces to `out` and
-    /// unlocks the others. `wanted` returns how many pages of a range are wanted. For folios in system memory only,
-    /// because no driver is told of the cuts.
+    /// unlocks the other pieces. `wanted` returns how many pages of a range are wanted. For folios in system memory
+    /// only, because no driver is told of the cuts.
     pub(crate) fn carve(
         mut self,
         wanted: &impl Fn(PageRange) -> u32,

@@ -110,7 +110,7 @@ pub(super) fn check(
                 there.push(upper);
             }
             (6, _) => {
-                // Some of the proposed folios are evicted, the others are refused.
+                // Some of the proposed folios are evicted, the remaining ones are refused.
                 for (n, head) in std::mem::take(&mut proposed).into_iter().enumerate() {
                     let Some(at) = there.iter().position(|f| f.head == head) else {
                         continue;

@@ -4,7 +4,7 @@
 //! hardly ever finds a page locked: the runs of all five check the orders of the parts, and the runs of four find an
 //! unlock that wakes no waiter.
 //!
-//! Loom has at most five threads, so the thread that starts the others plays one part itself. Without a preemption it
+//! Loom has at most five threads, so the thread that starts them plays one part itself. Without a preemption it
 //! plays this part to its end, or until it must wait, before another thread runs. The choice of this part therefore
 //! matters.
 
