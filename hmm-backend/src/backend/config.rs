@@ -6,7 +6,7 @@ use crate::memory::{EngineChoice, KernelAnswers};
 use crate::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 use crate::policy::{LinkModel, PolicyFactory, PolicySpec};
 
-/// The configuration for [`Backend::new`].
+/// The configuration for [`crate::Backend::new`].
 pub struct BackendConfig {
     /// Bytes of managed memory, a multiple of 2 MiB.
     pub memory: u64,

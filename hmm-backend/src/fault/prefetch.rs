@@ -69,8 +69,8 @@ impl Faults {
         to_device(&self.core, device, [(pages.start.block(), set)], reason);
     }
 
-    /// Takes the devices' translations of those of these pages that are in system memory, so that a device must
-    /// fault before it uses them in place again.
+    /// Takes translations away from devices for those of these pages that are in system memory, so that a
+    /// device must fault before it uses them in place again.
     fn take_translations_away(&self, pages: PageRange) {
         let mut locks = Vec::new();
         for page in pages.pages() {
