@@ -193,11 +193,11 @@ impl Backend {
         ops::migrate_to_system(self.core(), range)
     }
 
-    /// Frees pages for the guest and returns how many of them had contents. The contents are lost wherever they
-    /// are, and later reads give zeros. Device pages are never copied back: their frames return to the pool and
-    /// the driver's `page_free` is called; system memory returns to the host. Pinned pages are skipped. Sleeps
-    /// while a page is in motion. If the host refuses to take pages back, they keep their contents and the call
-    /// returns an error; the rest of the range has been freed.
+    /// Frees pages for the guest and returns how many of them had contents. The contents are dropped wherever
+    /// they are, and later reads give zeros. Device pages are never copied back: their frames return to the
+    /// pool and the driver's `page_free` is called; system memory returns to the host. Pinned pages are
+    /// skipped. Sleeps while a page is in motion. If the host refuses to take pages back, they keep their
+    /// contents and the call returns an error; the rest of the range has been freed.
     pub fn guest_freed(&self, range: PageRange) -> Result<u64, Error> {
         ops::guest_freed(&self.faults, range)
     }

@@ -13,7 +13,7 @@ pub(crate) struct Pauses {
 }
 
 impl Pauses {
-    /// Sleeps for `time`, or until `pointless` returns true. It is called at once and after each
+    /// Sleeps for `time`, or until `pointless` returns true. The call checks `pointless` at once and after each
     /// [`Self::look_again`].
     pub(crate) fn pause(&self, time: Duration, mut pointless: impl FnMut() -> bool) {
         let mut guard = self.mutex.lock();

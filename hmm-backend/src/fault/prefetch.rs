@@ -83,8 +83,8 @@ impl Faults {
         );
     }
 
-    /// Takes the devices' translations of those of these pages that are in system memory, so that a device must
-    /// fault before it uses them in place again.
+    /// Takes translations away from devices for those of these pages that are in system memory, so that a
+    /// device must fault before it uses them in place again.
     fn take_translations_away(&self, block: Block, pages: &PageSet) {
         let mut locks = Vec::new();
         for page in pages.iter().map(|index| block.page(index)) {

@@ -37,7 +37,7 @@ pub(crate) struct Deferred {
     /// The page's generation when it was put off.
     pub(crate) generation: u16,
     pub(crate) attempts: Attempts,
-    /// Whether it has waited for a hold or a throttle; a fault waits only once.
+    /// Whether the fault has waited for a hold or a throttle; a fault waits only once.
     pub(crate) waited: bool,
 }
 

@@ -100,7 +100,7 @@ impl Core {
     /// another thread has locked.
     pub(crate) fn end_exclusive_access(&self, range: PageRange, whose: impl Fn(DeviceId) -> bool) {
         // Return early if no page is exclusive: a check of each page costs as much as the rest of a large
-        // migration. A page that becomes exclusive after this check became so after the call.
+        // migration. The caller does not wait for pages that become exclusive after this check.
         if self.exclusive_pages.load(Ordering::Acquire) == 0 {
             return;
         }

@@ -159,7 +159,7 @@ impl<'b> ToDevice<'b> {
         self.targets.retain(|t| keep(t.allocation.folio));
     }
 
-    /// Sets the watch that is called after each phase.
+    /// Sets the watch, which is called at each [`Step`].
     pub fn watch(&mut self, watch: Arc<dyn Watch>) {
         self.watch = Some(watch);
     }

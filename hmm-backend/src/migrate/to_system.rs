@@ -158,7 +158,7 @@ impl<'b> ToSystem<'b> {
         }
     }
 
-    /// Sets the watch that is called after each phase.
+    /// Sets the watch, which is called at each [`Step`].
     pub fn watch(&mut self, watch: Arc<dyn Watch>) {
         self.watch = Some(watch);
     }

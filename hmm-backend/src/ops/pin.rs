@@ -32,6 +32,7 @@ impl Pinned {
             .event(|| Event::new(core.clock.now(), EventKind::Pinned, range));
         Ok(pinned)
     }
+
     /// Returns the host address of the first byte. The pages are contiguous and present while the guard lives.
     pub fn host(&self) -> *mut u8 {
         let base = self.faults.core.guest.mapping().start() as *mut u8;
