@@ -17,7 +17,7 @@ use crate::results::Results;
 use crate::sandbox::{self, Needs, Print, RECENT, Surroundings};
 use crate::text;
 
-/// What a script is made from.
+/// The source of a script.
 #[derive(Debug)]
 pub(crate) struct Source {
     /// The file's name, as errors give it.
