@@ -1,4 +1,4 @@
-//! What a hostile guest can do to an accelerator: registers, the queue's bytes, commands. On a real backend.
+//! A hostile guest writes any bytes into an accelerator's registers, queue and commands. On a real backend.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

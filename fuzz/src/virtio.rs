@@ -1,4 +1,4 @@
-//! Virtio devices: whatever a guest writes into registers, rings and requests. On a real backend.
+//! Virtio devices: a guest writes any bytes into registers, rings and requests. On a real backend.
 
 use std::fs::File;
 use std::io::{self, Write};

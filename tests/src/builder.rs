@@ -1,4 +1,4 @@
-//! What a [`TestVm`] is made of, and making it.
+//! Builds a [`TestVm`].
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,7 +1,7 @@
-//! The machine around the workloads: memory, devices, and the ear that hears each access.
+//! The machine around the workloads: memory, devices, and the closure that gets each access.
 //!
-//! There is one at a time in a process, because the guest's sources have statics. Only the vCPU whose turn it is
-//! touches it.
+//! A process has one machine at a time, because the guest's sources have statics. Only the vCPU whose turn it is
+//! uses it.
 
 mod accelerator;
 

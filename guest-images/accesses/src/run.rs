@@ -1,4 +1,4 @@
-//! From a workload's name and parameters to its accesses.
+//! Runs a workload, given by name and parameters, and reports its accesses.
 
 use std::collections::BTreeMap;
 use std::io;

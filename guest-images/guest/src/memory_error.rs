@@ -1,6 +1,6 @@
-//! Accesses to managed memory that may fail: what they come to if the page cannot be supplied.
+//! Accesses to managed memory that return an error if the page cannot be supplied.
 //!
-//! An access elsewhere to such a page ends the run.
+//! Any other access to such a page ends the run.
 
 use crate::cpu::Cpu;
 use core::arch::asm;

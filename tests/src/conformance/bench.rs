@@ -1,4 +1,4 @@
-//! Where a rule is tried: managed memory with a fault service, the subject attached, and what rules do with it.
+//! The bench on which a rule is checked: managed memory with a fault service and the subject attached, and the steps of rules.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! What came of the rules.
+//! The results of the rules.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What is checked.
+//! The subject of the checks: a driver, and what else the suite may look at.
 
 use std::sync::Arc;
 

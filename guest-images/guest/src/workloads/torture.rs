@@ -5,8 +5,8 @@
 //! migrates: [`ADDED`] and [`WRITTEN`]. Each vCPU also has *scratch* areas, which it fills, copies,
 //! adds, frees and checks on both sides.
 //!
-//! What is called *checked* is counted exactly: each word that was read and compared, and each write or addition
-//! to a word of its own, because that word is compared in the end. A sum that an accelerator made counts one.
+//! The number of *checked* operations is exact: each word that was read and compared counts, and each single write or
+//! addition, because its word is compared at the end. A sum that an accelerator made counts one.
 
 // Said because `guest-images/accesses` compiles this file from elsewhere.
 #[path = "torture/host_pages.rs"]

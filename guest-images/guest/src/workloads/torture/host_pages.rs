@@ -1,4 +1,4 @@
-//! Pages that the host disturbs in ways of its own, and checks, too; see `hmmvisor_abi::control::chaos`.
+//! Pages that the host migrates, pins, protects, frees and checks; see `hmmvisor_abi::control::chaos`.
 
 use crate::command::{migrate, reduce};
 use crate::cpu::Cpu;
