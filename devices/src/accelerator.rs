@@ -52,7 +52,7 @@ pub trait Interrupt: Send + Sync {
     fn device_failed(&self, _failure: DeviceFailure) {}
 }
 
-/// What an accelerator is like.
+/// The configuration of an accelerator.
 #[derive(Clone, Debug)]
 pub struct AcceleratorConfig {
     /// Device memory in bytes.
@@ -133,7 +133,7 @@ impl Accelerator {
         Accelerator::with_driver(index, config, backend, irq, |own| own)
     }
 
-    /// The same with a driver that `wrap` puts in front of its own, to look on or to make it fail.
+    /// The same, with a driver that `wrap` puts in front of its own, to watch it or to make it fail.
     pub fn with_driver(
         index: u32,
         config: AcceleratorConfig,
@@ -219,7 +219,7 @@ impl Accelerator {
         self.device
     }
 
-    /// What it has done so far.
+    /// Its counters so far.
     pub fn stats(&self) -> AcceleratorStats {
         self.shared.counters().stats()
     }

@@ -16,7 +16,7 @@ use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt};
 const PAGES: u64 = 512;
 const MEMORY: u64 = PAGES * PAGE_SIZE;
 const SLOTS: u64 = 8;
-/// Where translations are handed over, counted from the beginning of managed memory.
+/// Offset in managed memory of the page for translations.
 const TRANSLATIONS: u64 = PAGE_SIZE;
 
 /// A number as hostile guests choose it: anything, or just inside or outside of something.

@@ -62,7 +62,7 @@ enum Step {
     Write(u8, Number),
     WriteAny(u16, u8, u64),
     Read(u16, u8),
-    /// What a proper driver does, up to a working device.
+    /// Sets the device up as a correct driver does.
     Start {
         features: u16,
         queues: u8,

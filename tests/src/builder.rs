@@ -27,7 +27,7 @@ enum DeviceKind {
     Driver(Arc<dyn Driver>),
 }
 
-/// What a [`TestVm`] is made of.
+/// The configuration of a [`TestVm`].
 pub struct Builder {
     engine: Engine,
     policy: String,

@@ -11,7 +11,7 @@ use crate::pending::Task;
 use crate::place::{Pages, Word};
 use crate::{ScriptedDriver, TestVm};
 
-/// What a device of a machine is.
+/// The kind of a machine's device.
 pub(crate) struct Slot {
     pub(crate) id: DeviceId,
     pub(crate) injector: Arc<Injector>,
@@ -48,7 +48,7 @@ impl<'vm> Device<'vm> {
         self.hold_when(point, |_| true)
     }
 
-    /// The same for those arrivals that `which` says yes to.
+    /// The same, for the arrivals for which `which` returns true.
     pub fn hold_when(
         self,
         point: WayPoint,

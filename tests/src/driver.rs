@@ -8,7 +8,7 @@ use hmm_backend::{
     DeviceFolio, Driver, FaultError, Finalized, Frame, MigrateError, ToDevice, ToSystem,
 };
 
-/// What to answer to a migration to system memory whose first folio is this one; none lets it through.
+/// The answer to a migration to system memory whose first folio is this one; none lets it through.
 type Script = dyn FnMut(DeviceFolio) -> Option<FaultError> + Send;
 
 /// The driver of a device that only migrates: gives every folio a serial number as its cookie, checks that it

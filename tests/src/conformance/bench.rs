@@ -14,7 +14,7 @@ use super::obstacles::Obstacles;
 use super::witness::Witness;
 use super::{DeviceAccess, Evidence, MirrorDevice, PAGES, Subject};
 
-/// What a rule's steps come to.
+/// The result of a rule's steps.
 pub type Checked<T = ()> = Result<T, Evidence>;
 
 /// A subject, attached.
@@ -263,7 +263,7 @@ impl Bench {
         }
     }
 
-    /// What went wrong that no step of a rule has asked about.
+    /// Mistakes that no step of a rule has checked for.
     pub fn accidents(&self) -> Checked {
         if let Some(panic) = self.units.iter().find_map(|unit| unit.witness.panic()) {
             return Err(panic);
@@ -283,7 +283,7 @@ impl Bench {
     }
 }
 
-/// What a page is filled with: never 0, different everywhere.
+/// The value of a word of a filled page: never 0, different for each word.
 pub fn pattern(page: u32, word: usize) -> u64 {
     (u64::from(page) << 32 | word as u64)
         .wrapping_add(1)
