@@ -1,4 +1,4 @@
-//! What a script returned, as advice. Values of a wrong type are an error; numbers out of range are cut, here or
+//! Converts the values that a script returned into advice. Values of a wrong type are an error; numbers out of range are cut, here or
 //! by the backend.
 
 use std::time::Duration;
@@ -81,7 +81,7 @@ fn flag(item: &Item, what: &str) -> Result<bool, String> {
     }
 }
 
-/// What a script says about a fault.
+/// A script's answer about a fault.
 struct Said {
     pages: Pages,
     hold: Duration,

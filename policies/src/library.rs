@@ -454,7 +454,7 @@ unsafe fn created(state: *mut lua_State) -> u64 {
     unsafe { number(state, 1).unwrap_or_default().max(0.0) as u64 }
 }
 
-/// What is behind the place where something is put in or taken out.
+/// The elements behind the place where one is inserted or removed.
 unsafe fn shifted(state: *mut lua_State) -> u64 {
     // SAFETY: as the caller promises.
     unsafe {

@@ -72,7 +72,7 @@ impl Surroundings {
     }
 }
 
-/// Where a script's `print` goes.
+/// The output of a script's `print`.
 pub(crate) type Print = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Libraries that scripts have; [`library`] says which of their functions.

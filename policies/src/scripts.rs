@@ -25,7 +25,7 @@ const FILE_LIMIT: u64 = 256 << 10;
 /// Lines that a script may print.
 const MOST_LINES: u32 = 200;
 
-/// Who hears what there is to say about scripts: one line at a time.
+/// The receiver of messages about scripts, one line at a time.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// How a script has been doing. The names are those in JSON reports.
@@ -51,7 +51,7 @@ pub(crate) struct Version {
     said: AtomicBool,
 }
 
-/// What all instances of a script share.
+/// The state that all instances of a script share.
 pub(crate) struct Shared {
     current: Mutex<Arc<Version>>,
     /// Changes with `current`: a look at it costs nothing.

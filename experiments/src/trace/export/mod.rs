@@ -101,7 +101,7 @@ pub fn export(
     }
 }
 
-/// What a format's writer returns: how many events it wrote, and why there were no more; or why it could not write.
+/// The result of a format's writer: the number of events it wrote, and why there were no more; or why it could not write.
 type Written = io::Result<(u64, Option<TraceError>)>;
 
 /// Calls `each` with the trace's events, up to the first that cannot be read.

@@ -20,7 +20,7 @@ use super::meta::{Machine, TraceKind, TraceMeta, TraceTotals};
 use super::writer::TraceWriter;
 use crate::output::Output;
 
-/// What other programs write.
+/// The formats of other programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
     /// `valgrind --tool=lackey --trace-mem=yes`.
@@ -72,7 +72,7 @@ pub enum ImportError {
         source_name: String,
         /// The line, from 1.
         line: u64,
-        /// What is wrong with it.
+        /// The mistake in it.
         why: String,
     },
     /// No replay would come to an end.
@@ -172,7 +172,7 @@ pub fn import(
     Ok(importer.writer.finish()?)
 }
 
-/// What goes wrong on the way.
+/// Why an import stops.
 enum Failure {
     Trace(TraceError),
     Input(io::Error),
