@@ -25,7 +25,7 @@ use crate::spaces::BadTranslation;
 use crate::stats::AcceleratorStats;
 use crate::thread::{self, STOP_WITHIN, Thread};
 
-/// What an accelerator is like.
+/// The configuration of an accelerator.
 #[derive(Clone, Debug)]
 pub struct AcceleratorConfig {
     /// Device memory in bytes.
@@ -106,7 +106,7 @@ impl Accelerator {
         Accelerator::with_driver(index, config, backend, irq, |own| own)
     }
 
-    /// The same with a driver that `wrap` puts in front of its own, to look on or to make it fail.
+    /// The same, with a driver that `wrap` puts in front of its own, to watch it or to make it fail.
     pub fn with_driver(
         index: u32,
         config: AcceleratorConfig,
@@ -192,7 +192,7 @@ impl Accelerator {
         self.device
     }
 
-    /// What it has done so far.
+    /// Its counters so far.
     pub fn stats(&self) -> AcceleratorStats {
         self.shared.counters().stats()
     }

@@ -8,7 +8,7 @@ use crate::error::CommandError;
 use crate::guest_hint::GuestHint;
 use crate::managed::{Addresses, Span, WORD, Words};
 
-/// Where to migrate to.
+/// The destination of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
     /// Into this accelerator's memory.

@@ -5,7 +5,7 @@ use hmmvisor_abi::accel;
 
 use crate::error::CommandError;
 
-/// What the guest says about pages. *This* device is the one that executes the command.
+/// A guest's hint about pages. *This* device is the one that executes the command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GuestHint {
     /// The pages should be nowhere in particular.

@@ -241,7 +241,7 @@ impl GuestMemory {
     }
 }
 
-/// What a mirror's error is to a command.
+/// Converts a mirror's error into a command's.
 fn refused(addr: u64, error: MirrorError) -> CommandError {
     let addr = addr - addr % PAGE_SIZE;
     match error {

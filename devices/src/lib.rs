@@ -1,4 +1,4 @@
-//! What a guest finds on its bus: the emulated accelerator, and virtio devices ([`virtio`]). `docs/devices.md` is the data
+//! The devices on a guest's bus: the emulated accelerator, and virtio devices ([`virtio`]). `docs/devices.md` is the data
 //! sheet of all of them.
 //!
 //! The accelerator has registers, a command queue in managed memory, an MMU with a TLB, and compute kernels.

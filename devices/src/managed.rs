@@ -52,7 +52,7 @@ impl Addresses {
     }
 }
 
-/// Where managed memory is in the guest-physical address space.
+/// The place of managed memory in the guest-physical address space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Managed {
     /// First address, page-aligned.
@@ -153,7 +153,7 @@ impl Words {
         self.slice(index, index + 1)
     }
 
-    /// What is left after the first `n` words.
+    /// The rest after the first `n` words.
     pub fn skip(&self, n: u64) -> Words {
         self.slice(n, self.len)
     }

@@ -87,7 +87,7 @@ pub trait Memory {
     }
 }
 
-/// What a 64-bit word can hold.
+/// A type whose values are 64-bit words.
 pub trait Element: Copy {
     /// The element with this bit pattern.
     fn from_word(word: u64) -> Self;

@@ -7,7 +7,7 @@ use hmmvisor_abi::accel::{self, queue_bytes};
 use crate::managed::Managed;
 use crate::space_registers::SpaceRegisters;
 
-/// What a register write makes the accelerator do.
+/// The effect of a register write on the accelerator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
     /// Nothing more; refused writes, too.
@@ -61,7 +61,7 @@ pub struct Registers {
     state: State,
     completed: u64,
     error: u64,
-    /// Those of address spaces.
+    /// The registers of address spaces.
     pub spaces: SpaceRegisters,
 }
 

@@ -1,4 +1,4 @@
-//! What the vCPUs' side of an accelerator and its thread share: registers, and ways to wake each other.
+//! The state that the vCPUs' side of an accelerator and its thread share: registers, and ways to wake each other.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use crate::stats::Counters;
 /// How long a vCPU sleeps at most in one register write. It cannot take interrupts meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
-/// What vCPUs and the command processor share.
+/// The state that vCPUs and the command processor share.
 pub struct Shared {
     state: Mutex<State>,
     /// Something happened that a vCPU asleep in a register may wait for.

@@ -10,7 +10,7 @@ use crate::registers::Effect;
 #[derive(Debug, Default)]
 pub struct SpaceRegisters {
     invalidate_start: u64,
-    /// What the device waits for.
+    /// The fault that the device waits for.
     pub fault: FaultRegisters,
 }
 

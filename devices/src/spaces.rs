@@ -60,7 +60,7 @@ type Block = Box<[Entry; TRANSLATIONS]>;
 /// Address space, and virtual address divided by [`SPACE_BLOCK`].
 type Key = (u16, u64);
 
-/// What the device finds.
+/// The result of a look-up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lookup {
     /// The address is in this page.
@@ -102,7 +102,7 @@ impl Tables {
         }
     }
 
-    /// Where the device finds this virtual address.
+    /// Looks up the page of this virtual address.
     pub fn translate(&self, space: u16, addr: u64, access: Access) -> Lookup {
         if !self.is_open(space) {
             return Lookup::Closed;
@@ -198,7 +198,7 @@ pub struct Spaces {
     no_longer_wanted: Condvar,
 }
 
-/// What the device translates with. Changes wait for it.
+/// The device's guard of the translations. Changes wait for it.
 pub struct SpacesGuard<'a> {
     tables: MutexGuard<'a, Tables>,
     wanted: &'a AtomicU32,

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What an accelerator has done so far.
+/// The counters of an accelerator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct AcceleratorStats {
     /// Commands completed, failed ones included.

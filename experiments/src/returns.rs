@@ -11,7 +11,7 @@ pub(crate) struct Returns(u32);
 const AWAY: u32 = 1 << 30;
 
 impl Returns {
-    /// Whatever else is in the upper bit is left out.
+    /// The upper bit is ignored.
     pub(crate) fn from_bits(bits: u32) -> Returns {
         Returns(bits & (AWAY | (AWAY - 1)))
     }

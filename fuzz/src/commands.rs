@@ -1,4 +1,4 @@
-//! What a hostile guest can do to an accelerator: registers, the queue's bytes, commands. On a real backend.
+//! A hostile guest writes any bytes into an accelerator's registers, queue and commands. On a real backend.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -18,7 +18,7 @@ use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt};
 const PAGES: u64 = 512;
 const MEMORY: u64 = PAGES * PAGE_SIZE;
 const SLOTS: u64 = 8;
-/// Where translations are handed over, counted from the beginning of managed memory.
+/// Offset in managed memory of the page for translations.
 const TRANSLATIONS: u64 = PAGE_SIZE;
 
 /// A number as hostile guests choose it: anything, or just inside or outside of something.

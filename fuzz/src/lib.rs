@@ -1,4 +1,4 @@
-//! What the fuzzer calls: each module's `run` takes any bytes and panics where something is wrong. Plain
+//! The functions that the fuzzer calls: each module's `run` takes any bytes and panics on a mistake. Plain
 //! functions, so that `cargo test` can replay the corpus without a fuzzer.
 
 mod cli;

@@ -1,4 +1,4 @@
-//! Managed memory for targets whose guests must not be able to do it any harm.
+//! Managed memory for targets whose guests must not be able to damage it.
 
 use std::sync::Arc;
 

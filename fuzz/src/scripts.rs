@@ -1,5 +1,5 @@
 //! Policy scripts: any bytes are loaded as a script, and what can be loaded decides about some faults. Nothing may panic or
-//! take long, and what the script says may not reach anything as it is.
+//! take long, and a script's messages may reach no output without escapes.
 
 use std::fs;
 use std::sync::{Arc, Mutex};

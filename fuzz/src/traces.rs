@@ -1,4 +1,4 @@
-//! Trace files: any bytes are read to the first thing that is wrong, exported and replayed up to there.
+//! Trace files: any bytes are read up to the first mistake, exported and replayed up to there.
 
 use std::fs;
 use std::path::Path;

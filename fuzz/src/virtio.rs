@@ -1,4 +1,4 @@
-//! Virtio devices: whatever a guest writes into registers, rings and requests. On a real backend.
+//! Virtio devices: a guest writes any bytes into registers, rings and requests. On a real backend.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -65,7 +65,7 @@ enum Step {
     Write(u8, Number),
     WriteAny(u16, u8, u64),
     Read(u16, u8),
-    /// What a proper driver does, up to a working device.
+    /// Sets the device up as a correct driver does.
     Start {
         features: u16,
         queues: u8,

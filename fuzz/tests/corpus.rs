@@ -1,4 +1,4 @@
-//! The corpus, and as many random inputs, through the functions that the fuzzer calls: what can be had
+//! The corpus, and as many random inputs, through the functions that the fuzzer calls: the checks that are possible
 //! without a fuzzer.
 
 use std::path::Path;

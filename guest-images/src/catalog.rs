@@ -8,7 +8,7 @@
 pub struct Workload {
     /// Which program it is; the guest matches on it.
     pub kind: Kind,
-    /// What users write.
+    /// The name that users write.
     pub name: &'static str,
     /// One line of explanation.
     pub summary: &'static str,
@@ -19,7 +19,7 @@ pub struct Workload {
 /// A parameter of a workload: a number, written in decimal, or one of a few words.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Param {
-    /// What users write before the `=`.
+    /// The name that users write before the `=`.
     pub name: &'static str,
     /// One line of explanation.
     pub summary: &'static str,
@@ -353,7 +353,7 @@ const WAIT: Param = Param {
     choices: &["poll", "interrupt"],
 };
 
-/// What the guest says about its memory.
+/// The guest's hint about its memory.
 const fn hint(summary: &'static str) -> Param {
     Param {
         name: "hint",

@@ -1,4 +1,4 @@
-//! From what a user gave to the command line that the guest reads.
+//! Makes the guest's command line from the parameters that a user gave.
 
 use crate::catalog::{Param, WORKLOADS, Workload};
 use std::fmt::Write as _;

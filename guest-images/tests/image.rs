@@ -1,4 +1,4 @@
-//! The guest's image is what the memory map and the plainest x86-64 CPU allow.
+//! The guest's image fits the memory map and runs on the oldest x86-64 CPU.
 
 use hmmvisor_abi::map::{IMAGE_BASE, IMAGE_END};
 use hmmvisor_guest_images::IMAGE;

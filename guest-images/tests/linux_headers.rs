@@ -1,4 +1,4 @@
-//! What the Linux driver and its programs say about the device is what the device says about itself.
+//! The constants in the headers of the Linux driver and its programs are those of the device.
 
 use std::collections::BTreeMap;
 

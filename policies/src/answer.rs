@@ -1,4 +1,4 @@
-//! What a script returned, as advice. Values of a wrong type are an error; numbers out of range are cut, here or
+//! Converts the values that a script returned into advice. Values of a wrong type are an error; numbers out of range are cut, here or
 //! by the backend.
 
 use std::time::Duration;

@@ -1,9 +1,9 @@
-//! What one event may cost: steps, counted at loops and calls, time, and the size of the texts it makes.
+//! The budget of one event: steps, counted at loops and calls, time, and the size of the texts it makes.
 //!
-//! The interpreter calls [`interrupt`] at every backward jump, call and return, and while it matches patterns. What can
-//! take long between two such steps is *work*, measured in nanoseconds that it takes at most: a library function says how
-//! much it will be before it begins ([`charge`]), and every allocation is some ([`allocated`]). After enough work the
-//! clock is looked at, as after some steps.
+//! The interpreter calls [`interrupt`] at every backward jump, call and return, and while it matches patterns. Code that can
+//! run long between two such steps does *work*, estimated as the nanoseconds that it takes at most: a library function declares
+//! its work before it begins ([`charge`]), and every allocation counts as work ([`allocated`]). After enough work the
+//! clock is read, as after some steps.
 //!
 //! An event runs on one thread from begin to end, so what is left of its budget is a thread's own variable: no lock, no
 //! lookup. Once it is used up every further step fails as well, so a script that catches the error gets no further
@@ -62,15 +62,15 @@ pub(crate) enum Overrun {
 
 thread_local! {
     static STEPS_LEFT: Cell<u32> = const { Cell::new(u32::MAX) };
-    /// Of a step's number: where none is set, the clock is looked at.
+    /// Bits of a step's number: when none of them is set, the clock is read.
     static LOOK_MASK: Cell<u32> = const { Cell::new(LOOK_EVERY - 1) };
-    /// Work until the clock is looked at.
+    /// Work until the clock is read again.
     static WORK_LEFT: Cell<u64> = const { Cell::new(0) };
-    /// Whether there was so much work that time may be over at the end though it was not at the last look.
+    /// Whether there was so much work since the last reading of the clock that the time may be over now.
     static WORKED: Cell<bool> = const { Cell::new(false) };
     /// Whether a large text was made.
     static LARGE: Cell<bool> = const { Cell::new(false) };
-    /// A tick of the coarse clock, and the CPU time that this thread had used by its end at most.
+    /// A tick of the coarse clock, and an upper bound of the CPU time that this thread had used at its end.
     static TICK: Cell<(Duration, Duration)> = const { Cell::new((Duration::ZERO, Duration::ZERO)) };
     /// The event that runs on this thread; null between events.
     static EVENT: Cell<*mut Event> = const { Cell::new(ptr::null_mut()) };
@@ -131,7 +131,7 @@ impl Event {
 /// The result of an event.
 pub(crate) struct Outcome<T> {
     pub(crate) result: T,
-    /// What it ran out of, if it did.
+    /// The part of the budget that was used up, if any.
     pub(crate) overrun: Option<Overrun>,
     /// Whether it has made a large text: from then on, [`Attention::Instructions`] is needed.
     pub(crate) large_text: bool,
@@ -175,7 +175,7 @@ pub(crate) fn within<T>(
     }
 }
 
-/// Ends this thread's event when it is dropped. Whatever runs later without a budget, such as a destructor, is not to be
+/// Ends this thread's event when it is dropped. Code that runs later without a budget, such as a destructor, must not be
 /// stopped.
 struct End;
 
@@ -186,7 +186,7 @@ impl Drop for End {
     }
 }
 
-/// The event that runs on this thread, or what there is without one.
+/// Applies `read` to the event that runs on this thread; returns `without` if there is none.
 fn of_event<R>(without: R, read: impl FnOnce(&mut Event) -> R) -> R {
     let event = EVENT.get();
     if event.is_null() {
@@ -197,7 +197,7 @@ fn of_event<R>(without: R, read: impl FnOnce(&mut Event) -> R) -> R {
     read(unsafe { &mut *event })
 }
 
-/// What the event has run out of, once its function has returned: that it returned a value does not make it good.
+/// Returns the part of the budget that the event has used up. Called when its function has returned: a value that came too late does not count.
 pub(crate) fn finish() -> Option<Overrun> {
     if STEPS_LEFT.get() != 0 && !WORKED.get() {
         return None;
@@ -214,7 +214,7 @@ pub(crate) fn finish() -> Option<Overrun> {
     })
 }
 
-/// Takes a step. Whether there was one left.
+/// Takes a step; returns whether there was one left.
 fn step() -> bool {
     let left = STEPS_LEFT.get();
     if left == 0 {
@@ -248,7 +248,7 @@ pub(crate) fn most_work() -> u64 {
     })
 }
 
-/// Does this much work, or is about to do it. Whether there is time for it.
+/// Counts work that was done or is about to be done; returns whether there is time for it.
 pub(crate) fn charge(work: u64) -> bool {
     let left = WORK_LEFT.get();
     if work < left {
@@ -272,7 +272,7 @@ fn look_after_work() -> bool {
     })
 }
 
-/// Steps are as much work as this, in what follows.
+/// Sets how much work a step is from now on.
 pub(crate) fn long_steps(work: u64) {
     if work >= LONG_STEP {
         LOOK_MASK.set(0);
@@ -289,7 +289,7 @@ pub(crate) unsafe extern "C-unwind" fn interrupt(state: *mut lua_State, gc: c_in
     unsafe { raise(state) }
 }
 
-/// The interpreter's callback for each instruction, if that is asked for.
+/// The interpreter's callback for each instruction, if [`Attention::Instructions`] is set.
 pub(crate) unsafe extern "C-unwind" fn instruction(state: *mut lua_State, _: *mut ffi::lua_Debug) {
     if !charge(INSTRUCTION) {
         // SAFETY: as in `interrupt`.
@@ -297,7 +297,7 @@ pub(crate) unsafe extern "C-unwind" fn instruction(state: *mut lua_State, _: *mu
     }
 }
 
-/// The interpreter's callback for what it has allocated. Nothing may be raised.
+/// The interpreter's callback for allocations. It must not raise an error.
 pub(crate) unsafe extern "C-unwind" fn allocated(
     _: *mut lua_State,
     _: *mut c_void,

@@ -39,7 +39,7 @@ impl<T: Into<f64>> From<Option<T>> for Arg {
     }
 }
 
-/// A Luau thread with what is called at the bottom of its stack.
+/// A Luau thread with the functions to call at the bottom of its stack.
 pub(crate) struct Calls {
     thread: *mut lua_State,
     kept: c_int,

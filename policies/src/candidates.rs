@@ -1,7 +1,7 @@
-//! Folios that a script may choose victims from, on their way to it: as numbers in a buffer, of which the prelude makes
+//! Folios that a script may choose victims from, passed to it as numbers in a buffer, from which the prelude makes
 //! tables. Building tables from outside costs several times as much.
 
-/// Most candidates at a time, so that a script looks at few.
+/// The most candidates at a time.
 pub(crate) const MOST: usize = 256;
 /// Bytes of all of them.
 pub(crate) const BYTES: usize = MOST * 6 * 8;
@@ -16,9 +16,9 @@ pub(crate) struct Candidate {
     pub(crate) pages: u32,
     /// How often the device has faulted on it.
     pub(crate) uses: u32,
-    /// Events since it came.
+    /// Events since it arrived.
     pub(crate) age: u64,
-    /// Events since it was last used, or came.
+    /// Events since it was last used, or arrived.
     pub(crate) idle: u64,
 }
 

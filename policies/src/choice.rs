@@ -1,4 +1,4 @@
-//! What a user names as the policy: built-in components, or a script with others beside it.
+//! The policy that a user names: built-in components, or a script with built-in components beside it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub enum PolicyChoice {
 /// A file that a policy's specification names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NamedFile {
-    /// What it is to the policy, for messages.
+    /// Its role in the policy, for messages.
     pub what: &'static str,
     /// As it is named.
     pub path: PathBuf,

@@ -1,4 +1,4 @@
-//! What can be wrong with a script.
+//! The errors of loading a script.
 
 use std::io;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub enum ScriptError {
         /// The file.
         path: PathBuf,
     },
-    /// A file that is not as it was.
+    /// A file whose content has changed.
     #[error(
         "policy file {} is not the one that was used: its SHA-256 is {found}, and was {expected}; if it is the policy to use nevertheless, name it with --policy",
         path.display()

@@ -16,7 +16,7 @@ struct Folio {
     order: u8,
     page: Page,
     uses: u32,
-    /// When it came, and when it was last used or came.
+    /// When it arrived, and when it was last used or arrived.
     since: u64,
     last: u64,
     /// It could not be evicted, in this round of evictions.

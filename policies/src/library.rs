@@ -1,10 +1,10 @@
-//! The functions that a script finds, and what a call of each may cost.
+//! The library functions of scripts, and the cost of a call of each.
 //!
 //! The interpreter can stop a script between two steps, but not within a library function. So a function whose time
-//! grows with its arguments is [`metered`]: before it begins, its work is estimated from above, in nanoseconds. What
-//! could take more than a fifth of an event's time by itself is refused, and after enough work the clock is looked at.
+//! grows with its arguments is [`metered`]: before it begins, its work is estimated from above, in nanoseconds. A call that
+//! could take more than a fifth of an event's time by itself is refused, and after enough work the clock is read.
 //!
-//! What is not listed here does not exist for scripts: a function that comes with a later version of the interpreter is
+//! Functions that are not listed here do not exist for scripts: a function that is new in a later version of the interpreter is
 //! taken away until its cost is known.
 
 use std::ffi::{CStr, c_int, c_void};
@@ -14,15 +14,15 @@ use mlua::{Function, Lua, Table, Value};
 
 use crate::budget;
 
-/// What a call costs.
+/// The cost of a call.
 #[derive(Clone, Copy)]
 enum Cost {
-    /// Nothing that grows with what the arguments hold; or what it makes grows, which allocations tell
+    /// Bounded whatever the arguments are; or it grows with the result, which allocations count
     /// ([`budget::allocated`]); or it calls back functions of the script, which take steps.
     Small,
     /// At most this much.
     Work(Measure),
-    /// As much as another function says, which does its work in its place.
+    /// Counted by another function, which is called in its place.
     Own(lua_CFunction),
 }
 
@@ -209,7 +209,7 @@ fn place<'a>(lua: &Lua, name: &'a CStr) -> mlua::Result<(Table, &'a str)> {
     }
 }
 
-/// What stands in front of a function: its meter, then the function, with the arguments where they are.
+/// The wrapper of a function: runs its meter, then the function, with the arguments where they are.
 unsafe extern "C-unwind" fn metered(state: *mut lua_State) -> c_int {
     // SAFETY: called by the interpreter, with the upvalues that `meter` gave it. The function was one of the
     // interpreter's, has no upvalues itself, and finds its arguments as if it had been called.
@@ -235,7 +235,7 @@ unsafe fn entry(state: *mut lua_State) -> (&'static CStr, Cost) {
     LIBRARY[at]
 }
 
-/// The function that the running one stands in front of.
+/// The function that the running wrapper belongs to.
 ///
 /// # Safety
 ///
@@ -305,8 +305,8 @@ unsafe fn elements(state: *mut lua_State, n: c_int) -> u64 {
     }
 }
 
-/// How many whole numbers there are from `first` to `last`. The library converts them to C's `int`: what does not fit becomes
-/// whatever the processor makes of it, so that there is no saying how many there are; then the largest number.
+/// How many whole numbers there are from `first` to `last`. The library converts them to C's `int`; values that do not
+/// fit become unpredictable numbers, so the result is the largest number then.
 fn span(first: f64, last: f64) -> u64 {
     let is_int = |n: f64| (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&n);
     match is_int(first) && is_int(last) {
@@ -454,7 +454,7 @@ unsafe fn created(state: *mut lua_State) -> u64 {
     unsafe { number(state, 1).unwrap_or_default().max(0.0) as u64 }
 }
 
-/// What is behind the place where something is put in or taken out.
+/// The elements behind the place where one is inserted or removed.
 unsafe fn shifted(state: *mut lua_State) -> u64 {
     // SAFETY: as the caller promises.
     unsafe {
@@ -549,7 +549,7 @@ unsafe extern "C-unwind" fn find(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `table.sort`. What compares has to be a function of the script, so that comparisons are steps.
+/// `table.sort`. The comparison must be a function of the script, so that comparisons are steps.
 unsafe extern "C-unwind" fn sort(state: *mut lua_State) -> c_int {
     // SAFETY: called by the interpreter, with the upvalues that `meter` gave it; as in `metered`.
     unsafe {

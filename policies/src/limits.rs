@@ -7,9 +7,9 @@ use std::time::Duration;
 pub struct Limits {
     /// Loops and calls in one event: about 10 ns each.
     pub steps: u32,
-    /// Time of one event. What counts is a CPU's time, once the clock says that it was too long.
+    /// Time of one event. When the clock says that it was longer, the thread's CPU time decides.
     pub time: Duration,
-    /// Time of loading: a signal that comes meanwhile has to be heard within a second.
+    /// Time of loading: a signal that arrives meanwhile has to end the run within a second.
     pub loading: Duration,
     /// Bytes of memory, all that the script keeps included.
     pub memory: usize,

@@ -244,7 +244,7 @@ unsafe extern "C-unwind" fn around(state: *mut lua_State) -> c_int {
 }
 
 /// The largest aligned group around an index of which more than so many percent are in the set, as its first index and its
-/// size: the page alone if there is none. Of a block with fewer pages (argument 4), a group is what there is of it.
+/// size: the page alone if there is none. In a block with fewer pages (argument 4), a group has only the pages that exist.
 unsafe extern "C-unwind" fn densest(state: *mut lua_State) -> c_int {
     // SAFETY: called by the interpreter; two results.
     unsafe {

@@ -19,7 +19,7 @@ pub(crate) const DEEPEST: c_int = 8;
 /// The results of a call, on the stack.
 pub(crate) struct Results<'a> {
     thread: *mut lua_State,
-    /// Where the first one is.
+    /// The place of the first one.
     first: c_int,
     call: PhantomData<&'a ()>,
 }

@@ -12,7 +12,7 @@ use crate::library;
 use crate::limits::Limits;
 use crate::page_sets;
 
-/// What of a fault's surroundings a script wants to be told.
+/// The parts of a fault's surroundings that a script has asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Needs(u32);
 
@@ -42,11 +42,11 @@ impl Needs {
 pub(crate) struct Surroundings {
     /// In the order of the places below.
     pub(crate) buffers: [Buffer; 6],
-    /// Makes of a script's `victims` a function that finds the candidates in their buffer.
+    /// Wraps a script's `victims` into a function that reads the candidates from their buffer.
     pub(crate) with_candidates: Function,
     /// Runs a script's top level.
     pub(crate) run: Function,
-    /// Gives what that has returned.
+    /// Returns the value of the top level.
     pub(crate) result: Function,
     needs: Arc<AtomicU32>,
     closed: Arc<AtomicBool>,
@@ -65,14 +65,14 @@ impl Surroundings {
     /// How many there are, then page, device and time of each.
     pub(crate) const RECENT_BYTES: usize = 8 + 24 * RECENT;
 
-    /// Ends the time in which a script can say what it needs.
+    /// Ends the time in which a script can ask for parts of the surroundings; returns those that it has asked for.
     pub(crate) fn close(&self) -> Needs {
         self.closed.store(true, Ordering::Relaxed);
         Needs(self.needs.load(Ordering::Relaxed))
     }
 }
 
-/// Where a script's `print` goes.
+/// The output of a script's `print`.
 pub(crate) type Print = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Libraries that scripts have; [`library`] says which of their functions.

@@ -18,7 +18,7 @@ use crate::results::Results;
 use crate::sandbox::{self, Needs, Print, RECENT, Surroundings};
 use crate::text;
 
-/// What a script is made from.
+/// The source of a script.
 #[derive(Debug)]
 pub(crate) struct Source {
     /// The file's name, as errors give it.
@@ -34,7 +34,7 @@ struct Handler {
     function: Function,
     /// How many arguments it takes: more need not be made.
     params: usize,
-    /// Where it is defined.
+    /// The place of its definition.
     line: usize,
 }
 
@@ -47,7 +47,7 @@ const HANDLERS: [&str; 6] = [
     "on_tick",
     "victims",
 ];
-/// What `on_hint` calls the hints.
+/// The names of hints for `on_hint`.
 const HINTS: [&str; 3] = ["preferred_location", "accessed_by", "read_mostly"];
 pub(crate) const PREFERRED_LOCATION: usize = 0;
 pub(crate) const ACCESSED_BY: usize = 1;
@@ -64,7 +64,7 @@ const REMOTE_ACCESSES: u32 = 256;
 const EVICTION: usize = 200;
 /// How long the collector works for a script that had no memory left.
 const COLLECTING: Duration = Duration::from_millis(1);
-/// Where [`Calls`] has the first of the keys of advice, and the first buffer of [`Surroundings`].
+/// The places in [`Calls`] of the first key of advice, and of the first buffer of [`Surroundings`].
 const KEYS: usize = HANDLERS.len() + HINTS.len();
 const BUFFERS: usize = KEYS + answer::KEYS.len();
 
@@ -87,7 +87,7 @@ pub(crate) struct Script {
 /// [`crate::text::shown`].
 pub(crate) type Failure = String;
 
-/// What a call of a function came to, if the interpreter says that it returned.
+/// The result of a call of a function that returned, according to the interpreter.
 enum Returned<T> {
     Answer(T),
     /// Something that means nothing.
@@ -391,7 +391,7 @@ impl Script {
         })
     }
 
-    /// Which of the pages that a device has used in place should migrate to it.
+    /// The pages that should migrate to a device, among those it has used in place.
     pub(crate) fn on_remote_accesses(
         &self,
         seen: &BlockFault,
@@ -452,7 +452,7 @@ impl Script {
         self.call(ON_TICK, &args, answer::wishes)
     }
 
-    /// Which candidates to evict, as indices into them, first to last.
+    /// The candidates to evict, as indices into them, first to last.
     pub(crate) fn victims(
         &self,
         want: u32,
@@ -469,7 +469,7 @@ impl Script {
     }
 }
 
-/// What a value is, in words.
+/// The description of a value, in words.
 fn kind(value: &Value) -> String {
     match value {
         Value::Number(n) => text::number(*n),

@@ -70,7 +70,7 @@ impl FileWatch {
     }
 }
 
-/// What has happened to which name, in a buffer of events.
+/// The names in a buffer of events, each with its event.
 fn happened(mut events: &[u8]) -> impl Iterator<Item = (u32, &OsStr)> {
     let word = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.try_into().ok()?));
     std::iter::from_fn(move || {

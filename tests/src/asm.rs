@@ -34,7 +34,7 @@ impl Asm {
         self.0
     }
 
-    /// Where the next instruction will be, for jumps back to it.
+    /// The offset of the next instruction, for jumps back to it.
     pub fn here(&self) -> usize {
         self.0.len()
     }

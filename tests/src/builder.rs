@@ -1,4 +1,4 @@
-//! What a [`TestVm`] is made of, and making it.
+//! Builds a [`TestVm`].
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,7 +30,7 @@ enum DeviceKind {
     Driver(Arc<dyn Driver>),
 }
 
-/// What a [`TestVm`] is made of.
+/// The configuration of a [`TestVm`].
 pub struct Builder {
     engine: Engine,
     policy: String,

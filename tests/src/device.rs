@@ -14,7 +14,7 @@ use crate::pending::Task;
 use crate::place::{Pages, Word};
 use crate::{CheckedDriver, TestVm};
 
-/// What a device of a machine is.
+/// The kind of a machine's device.
 pub(crate) struct Slot {
     pub(crate) id: DeviceId,
     pub(crate) injector: Arc<Injector>,
@@ -51,7 +51,7 @@ impl<'vm> Device<'vm> {
         self.hold_when(point, |_| true)
     }
 
-    /// The same for those arrivals that `which` says yes to.
+    /// The same, for the arrivals for which `which` returns true.
     pub fn hold_when(
         self,
         point: WayPoint,

@@ -5,7 +5,7 @@
 pub struct Segment {
     /// Guest-physical address of the first byte.
     pub address: u64,
-    /// What the file holds.
+    /// The contents in the file.
     pub data: Vec<u8>,
     /// Size in memory, at least that of the data; the rest is zeros.
     pub size: u64,

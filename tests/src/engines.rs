@@ -1,4 +1,4 @@
-//! Which engines tests run with.
+//! The engines that tests run with.
 
 use std::env::VarError;
 use std::ops::Deref;

@@ -11,7 +11,7 @@ use hmm_backend::driver::{
 use hmm_backend::pages::{Frame, Page, PageRange};
 use hmm_backend::testing::{Step, Watch};
 
-/// Where a driver can be held or made to fail, in the order in which a migration gets there.
+/// The points at which a driver can be held or made to fail, in the order of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum WayPoint {
     /// The backend calls the driver: pages are to go to the device. They are locked.
@@ -89,7 +89,7 @@ impl Arrival {
     }
 }
 
-/// Which arrivals a rule is about.
+/// The arrivals that a rule is about.
 type Filter = Box<dyn FnMut(&Arrival) -> bool + Send>;
 
 struct Gate {

@@ -50,7 +50,7 @@ pub fn guest(code: Asm) -> Option<Vec<u8>> {
     Some(elf(map::IMAGE_BASE, &[image]))
 }
 
-/// What a guest has written to its serial port.
+/// The output of a guest on its serial port.
 #[derive(Clone, Default, Debug)]
 pub struct Output(Arc<Mutex<Vec<u8>>>);
 
@@ -74,12 +74,12 @@ impl Write for Output {
     }
 }
 
-/// What a [`Machine`] is made of; the default is the embedded guest on a small machine.
+/// The configuration of a [`Machine`]; the default is the embedded guest on a small machine.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// How pages migrate.
     pub engine: Engine,
-    /// What migrates when.
+    /// The policy.
     pub policy: &'static str,
     /// Pages of managed memory.
     pub pages: u32,
@@ -186,7 +186,7 @@ pub struct Machine {
     pub vm: Vm,
     /// Its memory.
     pub backend: Arc<Backend>,
-    /// What the guest has to say.
+    /// The guest's output so far.
     pub output: Output,
 }
 

@@ -1,4 +1,4 @@
-//! What has been begun and is waited for.
+//! Commands and tasks that have been begun, and waiting for them.
 
 use std::fmt;
 use std::marker::PhantomData;

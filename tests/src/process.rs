@@ -1,4 +1,4 @@
-//! What this process holds, to see what a test has left behind.
+//! The threads, descriptors and memory of this process: a test must leave none behind.
 
 use std::collections::BTreeMap;
 use std::fs;

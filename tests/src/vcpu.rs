@@ -1,4 +1,4 @@
-//! What a vCPU can be told to do.
+//! The commands of a vCPU.
 
 use std::fmt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -18,7 +18,7 @@ pub(crate) struct Command {
     pub(crate) name: String,
     opcode: u64,
     args: [u64; 8],
-    /// What it touches.
+    /// The pages that it touches.
     pub(crate) touches: Option<PageRange>,
 }
 

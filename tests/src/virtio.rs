@@ -186,7 +186,7 @@ impl Rig {
         self.device.write(register, &value.to_le_bytes());
     }
 
-    /// What the device offers.
+    /// The features that the device offers.
     pub fn offered(&self) -> u64 {
         let half = |half| {
             self.write(DEVICE_FEATURES_SEL, half);
@@ -210,7 +210,7 @@ impl Rig {
         assert_eq!(self.read(STATUS), NEGOTIATED, "the features are refused");
     }
 
-    /// Where the rings of a queue are: descriptors, available, used.
+    /// The addresses of a queue's rings: descriptors, available, used.
     pub fn rings(queue: u32) -> [u64; 3] {
         let first = u64::from(queue) * QUEUE_PAGES;
         [at(first), at(first + 1), at(first + 2)]

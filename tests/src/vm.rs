@@ -93,7 +93,7 @@ impl TestVm {
         &self.backend
     }
 
-    /// What the guest has to say.
+    /// The guest's output so far.
     pub fn output(&self) -> &Output {
         &self.output
     }

@@ -15,9 +15,9 @@ use hmmvisor_testkit::Random;
 use hmmvisor_testkit::accelerator::{PAGES, Rig, at, command};
 use hmmvisor_testkit::machine::both_engines;
 
-/// Where translations are handed over.
+/// The page in which translations are handed over.
 const TABLE: u64 = 1;
-/// Where the address space begins: a few pages before a block ends.
+/// The first virtual address: a few pages before the end of a block.
 const V: u64 = 0x7fff_ffe0_0000 - 5 * PAGE_SIZE;
 /// The space that most tests use.
 const SPACE: u64 = 3;

@@ -10,7 +10,7 @@ use hmmvisor::{Config, End, Options};
 use hmmvisor_testkit::Output;
 use hmmvisor_testkit::machine::both_engines;
 
-/// Where the header and the guest are.
+/// The folder of the header and the guest.
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-images/c");
 
 /// The compiler's options in the command that the header gives.

@@ -144,7 +144,7 @@ fn a_panic_is_a_finding() {
     );
 }
 
-/// What a driver that never answers is told with; short, because nothing else is looked at.
+/// The time limit for drivers that never answer; short, because the test checks nothing else.
 fn stuck(bug: Bug, rule: &'static str) -> String {
     let suite = Suite::default()
         .rules(&[rule])

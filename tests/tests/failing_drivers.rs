@@ -63,7 +63,7 @@ fn loader(engine: Engine) -> (Machine, Arc<CheckedDriver>) {
     (machine, driver)
 }
 
-/// What `hmmvisor` would make of this end.
+/// The report that `hmmvisor` would make of this end.
 fn report(end: End) -> Report {
     Report {
         end,

@@ -315,7 +315,7 @@ fn events_and_counters_are_waited_for() -> Result<(), GuestError> {
     })
 }
 
-/// What a test says that waits in vain.
+/// The message of a test that waits in vain.
 fn message(test: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(test)).expect_err("it must fail");
     *panic.downcast::<String>().expect("panics say something")

@@ -16,7 +16,7 @@ const PAGES: u32 = 4096;
 const READ: u32 = 64;
 const FIRST: u32 = PAGES - READ;
 
-/// What the host has written to the first word of each page.
+/// The value that the host has written to the first word of each page.
 fn contents(page: u32) -> u64 {
     u64::from(page) << 32 | 1
 }

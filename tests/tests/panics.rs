@@ -39,7 +39,7 @@ fn expect_panic_of(mut vm: Vm, thread: &str) {
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
 }
 
-/// Where a driver panics.
+/// The call in which a driver panics.
 #[derive(Clone, Copy, PartialEq)]
 enum At {
     ToDevice,

@@ -9,7 +9,7 @@ use hmmvisor_testkit::machine::TORTURE_PAGES;
 use hmmvisor_testkit::process::backend_mappings;
 use hmmvisor_testkit::{ENGINES, Machine, Random, Resources, Setup, Watchdog, pages};
 
-/// What happens to faults on pages of the device that the guest does not know.
+/// The answer to faults on pages of the device that the guest does not use.
 #[derive(Clone, Copy, Debug)]
 enum Faults {
     /// They are served.

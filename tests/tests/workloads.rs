@@ -65,7 +65,7 @@ fn run(config: &Config) -> Report {
     report
 }
 
-/// What must be true of the figures of any run.
+/// Checks relations that hold between the figures of every run.
 fn check_figures(config: &Config, stats: &Stats, what: &str) {
     let what = format!("{what}: {stats:#?}");
     // Every workload makes both sides touch the memory, and what a vCPU has touched first moves.
@@ -255,7 +255,7 @@ fn every_policy_gives_the_same_answers() {
     }
 }
 
-/// What a guest says about its memory decides where that goes.
+/// A guest's hint about its memory decides where that memory goes.
 #[test]
 fn hints_of_the_guest_keep_its_table_where_it_is() {
     const TABLE: u64 = 128;

@@ -1,4 +1,4 @@
-//! What the commands compute. Kernels move words in chunks through local buffers, one page at a time,
+//! The compute kernels of the commands. Kernels move words in chunks through local buffers, one page at a time,
 //! and know nothing of faults or migration; only an access can fail or be aborted.
 
 mod dense;

@@ -92,7 +92,7 @@ pub struct Balloon {
     most: u64,
 }
 
-/// What the device's thread and the others share.
+/// The state that the device's thread shares with other threads.
 #[derive(Default)]
 struct Books {
     figures: BalloonFigures,
@@ -103,7 +103,7 @@ struct Books {
     wanted: bool,
     hinting: Hinting,
     last_round: u32,
-    /// What the last driver had given back when it reset the device, in bytes.
+    /// The bytes that the last driver had given back when it reset the device.
     at_reset: u64,
 }
 
@@ -242,7 +242,7 @@ impl Balloon {
         lock(&self.books).hinting
     }
 
-    /// What was given back so far.
+    /// Pages that were given back so far.
     pub fn figures(&self) -> BalloonFigures {
         lock(&self.books).figures
     }
@@ -335,7 +335,7 @@ impl Device {
         Ok(Reply::Keep)
     }
 
-    /// What is in the driver's part of a hint is a command, what is in the device's part is pages.
+    /// Handles a hint: the part that the device reads is a command, the part that it may write names pages.
     fn hinted(&mut self, port: &Port, chain: &Chain) -> Result<(), Malformed> {
         if !chain.readable.0.is_empty() {
             let mut command = [0; 4];

@@ -103,7 +103,7 @@ struct Block {
     features: u64,
 }
 
-/// What went wrong with a proper request.
+/// Why a well-formed request failed.
 enum Failure {
     Io,
     Unsupported,

@@ -29,7 +29,7 @@ pub enum Reply {
     Keep,
 }
 
-/// What a device does. Called by the device's thread only.
+/// The model of a device: its reactions to requests. Called by the device's thread only.
 pub trait Model: Send {
     /// The driver is ready, with these features.
     fn start(&mut self, _features: u64) {}
@@ -47,13 +47,13 @@ pub trait Model: Send {
     fn reset(&mut self, _port: &Port) {}
 }
 
-/// What a device is made of.
+/// The parts of a device.
 pub struct Parts {
     /// Its thread's name, of at most 15 bytes.
     pub name: String,
-    /// What it is to its driver.
+    /// Its description for the driver.
     pub profile: Profile,
-    /// What it does.
+    /// Its model.
     pub model: Box<dyn Model>,
     /// A queue whose doorbell rings for as long as the device needs: when the register write is over, the requests are
     /// done. Costs every doorbell of this device an exit to user space.
@@ -128,7 +128,7 @@ impl VirtioDevice {
         })
     }
 
-    /// What the device and others who have to do with it share.
+    /// The state that the device shares with its owner.
     pub fn port(&self) -> &Port {
         &self.port
     }
@@ -139,7 +139,7 @@ impl VirtioDevice {
         shared.wait_for_pass(shared.lock());
     }
 
-    /// What the driver did wrong, if the device needs a reset for it.
+    /// The driver's mistake, if the device needs a reset because of it.
     pub fn problem(&self) -> Option<String> {
         self.port.shared.lock().problem.clone()
     }
@@ -270,7 +270,7 @@ pub struct Pass {
     pub active: Option<Active>,
 }
 
-/// What a device's model has to do with the rest of the machine.
+/// A device's model uses the rest of the machine through this.
 #[derive(Clone)]
 pub struct Port {
     shared: Arc<Shared>,
@@ -306,7 +306,7 @@ impl Port {
         self.shared.attention.load(Ordering::Acquire)
     }
 
-    /// What there is to do now; none if the device is to stop.
+    /// Begins a pass over the queues; none if the device is to stop.
     pub(super) fn begin_pass(&self) -> Option<Pass> {
         let state = self.shared.lock();
         if self.shared.stopping() {

@@ -191,7 +191,7 @@ impl Disk {
         Ok(())
     }
 
-    /// What was written stays, whatever happens to the host.
+    /// Syncs the written data to the disk, so that it survives a crash of the host.
     pub fn flush(&self) -> io::Result<()> {
         // SAFETY: the descriptor is ours; no memory is involved.
         let once = || retry::result(unsafe { libc::fdatasync(self.file.as_raw_fd()) } as isize);
@@ -280,7 +280,7 @@ fn lock(file: &File, read_only: bool) -> io::Result<()> {
     }
 }
 
-/// What is left of the parts behind the first `done` bytes.
+/// The rest of the parts after the first `done` bytes.
 fn advance(mut parts: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec] {
     while let Some(first) = parts.first_mut() {
         if done < first.iov_len {

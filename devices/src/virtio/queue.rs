@@ -17,7 +17,7 @@ use super::span::{Span, Spans};
 /// Pages of indirect descriptor tables that one chain may be spread over.
 const MOST_TABLE_PAGES: usize = 512;
 
-/// What a driver did that no driver may do. The device needs a reset.
+/// A driver's mistake that the specification forbids. The device needs a reset.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
     /// Size or place of a queue.
@@ -40,7 +40,7 @@ pub enum Malformed {
     /// Not memory.
     #[error("{0}")]
     Memory(#[from] RamError),
-    /// What is in it is not what the device's specification says.
+    /// Its content violates the device's specification.
     #[error("a request makes no sense: {0}")]
     Request(&'static str),
 }

@@ -41,7 +41,7 @@ pub enum RamError {
     },
 }
 
-/// What the device is about to do.
+/// The access that the device is about to make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Use {
     /// Only read.

@@ -11,7 +11,7 @@ use virtio_queue::QueueState;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// "HMMV": whose device it is.
 const VENDOR: u32 = u32::from_le_bytes(*b"HMMV");
-/// Where the configuration space begins.
+/// Offset of the configuration space.
 const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 /// The value of a missing register where all ones mean "none".
 const NONE: u32 = u32::MAX;
@@ -22,7 +22,7 @@ const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
 const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
 const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 
-/// What a device is, to its driver.
+/// A device's description for its driver.
 #[derive(Clone, Debug)]
 pub struct Profile {
     /// The device's type: `VIRTIO_ID_*`.
@@ -37,7 +37,7 @@ pub struct Profile {
     pub writable: Vec<Range<usize>>,
 }
 
-/// What the device has to do about a register write.
+/// The effect of a register write on the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
     /// Nothing.
@@ -50,7 +50,7 @@ pub enum Effect {
     LetGo,
 }
 
-/// What the driver has set up, if the device is to work.
+/// The driver's set-up of a working device.
 #[derive(Clone, Debug)]
 pub struct Active {
     /// The features that the driver and the device agree on.
@@ -275,7 +275,7 @@ impl Registers {
         self.resets
     }
 
-    /// What is set up; none while the driver is not ready or the device needs a reset.
+    /// The driver's set-up; none while the driver is not ready or the device needs a reset.
     pub fn active(&self) -> Option<Active> {
         if self.status & (DRIVER_OK | NEEDS_RESET) != DRIVER_OK {
             return None;

@@ -1,4 +1,4 @@
-//! What a guest says of its memory.
+//! A guest's statistics about its memory.
 
 /// Bytes of one figure: a tag of 2 and a value of 8.
 const RECORD: usize = 10;
@@ -40,7 +40,7 @@ figures! {
     free,
     /// All memory that the guest has.
     total,
-    /// What it could give away without swapping.
+    /// Memory that it could give away without swapping.
     available,
     /// Caches of its disks.
     caches,

@@ -1,4 +1,4 @@
-//! What a path leads to, and what makes two paths the same file.
+//! The file or stream that a path leads to, and the comparison of two paths.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
@@ -17,7 +17,7 @@ const STDERR: i32 = 2;
 /// Links that lead to links, as many as the kernel follows.
 const MOST_LINKS: usize = 40;
 
-/// What makes two outputs, or an output and an input, one.
+/// The identity of a file: two outputs, or an output and an input, with equal keys are the same.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Key {
     /// Device and inode.
@@ -48,7 +48,7 @@ impl Key {
     }
 }
 
-/// Where a path leads, all links followed.
+/// The destination of a path, all links followed.
 #[derive(Debug)]
 pub(super) enum Place {
     /// Nothing is there.
@@ -64,7 +64,7 @@ pub(super) enum Place {
 /// Why a path is no place for an output.
 #[derive(Debug)]
 pub(super) enum Problem {
-    /// What it is, and what to do.
+    /// The reason, and what to do.
     Unfit(&'static str),
     /// The system refused.
     System(io::Error),
@@ -116,7 +116,7 @@ impl Place {
         })
     }
 
-    /// What other paths to the same have, too.
+    /// The keys that all paths to the same file share.
     pub(super) fn keys(&self) -> Vec<Key> {
         let of = |path: &Path| fs::metadata(path).ok().and_then(|it| Key::of(&it));
         match self {

@@ -9,7 +9,7 @@ use hmm_backend::policy::{LinkModel, PolicyFactory};
 use super::ReplayError;
 use crate::trace::limits;
 
-/// Where a replay's time comes from.
+/// The source of a replay's time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Time {
     /// From the events: for traces of live runs, whose times hold everything that happened.
@@ -18,14 +18,14 @@ pub enum Time {
     Modelled,
 }
 
-/// What things cost, besides the transfers of the link model.
+/// The costs of accesses and faults, besides the transfers of the link model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Costs {
     /// Of one access, wherever the page is.
     pub access: Duration,
     /// Of one fault, without its transfers.
     pub fault: Duration,
-    /// What a device's access to a page of system memory in place costs on top.
+    /// The additional cost of a device's access to a page of system memory in place.
     pub remote: Duration,
 }
 
@@ -44,7 +44,7 @@ impl Default for Costs {
 /// How to replay.
 #[derive(Clone)]
 pub struct ReplayConfig {
-    /// What decides.
+    /// The policy.
     pub policy: Arc<dyn PolicyFactory>,
     /// Bytes of managed memory; rounded up to 2 MiB.
     pub memory: u64,
@@ -52,11 +52,11 @@ pub struct ReplayConfig {
     pub device_memory: u64,
     /// How many devices there are.
     pub devices: u8,
-    /// What transfers cost.
+    /// The cost of transfers.
     pub link: LinkModel,
-    /// What else costs.
+    /// The costs of accesses and faults.
     pub costs: Costs,
-    /// Whose time policies see.
+    /// The source of the time that policies see.
     pub time: Time,
     /// Whether to compare with [`super::Optimal`]: keeps up to 12 bytes for each access, of
     /// which there may be at most 2^32. Says something only of access traces.

@@ -8,14 +8,14 @@ use super::{Costs, ReplayConfig, ReplayError, Replayed, Time, is_input, replay};
 use crate::trace::limits::Named;
 use crate::trace::{TraceError, TraceKind, TraceMeta, TraceReader};
 
-/// What a trace file leaves to choose.
+/// The choices in the replay of a trace file.
 #[derive(Clone)]
 pub struct FileReplay {
-    /// What decides.
+    /// The policy.
     pub policy: Arc<dyn PolicyFactory>,
     /// Bytes of each device's memory, a multiple of the page size.
     pub device_memory: u64,
-    /// What transfers cost.
+    /// The cost of transfers.
     pub link: LinkModel,
     /// Whether to compare with the optimum, for traces where that is possible.
     pub optimal: bool,
@@ -35,7 +35,7 @@ pub enum FileReplayError {
         /// The file.
         file: String,
     },
-    /// What it says cannot be done.
+    /// The trace cannot be replayed.
     #[error("{file}: {error}")]
     Replay {
         /// The file.

@@ -82,7 +82,7 @@ struct Device {
     pages: PageTable,
 }
 
-/// What the modelled time does not hold yet.
+/// Time that is not in the modelled time yet.
 #[derive(Default)]
 struct Uncharged {
     /// Accesses since, and those in place among them.

@@ -17,7 +17,7 @@ use hmm_backend::limits::Refusal;
 use hmm_backend::pages::{BLOCK_PAGES, Page};
 use serde::Serialize;
 
-/// What happens to a page.
+/// An event of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Step {
     Cpu,

@@ -45,7 +45,7 @@ impl Scale {
         self.log
     }
 
-    /// Where a value is; what is beyond the ends is at the end.
+    /// The position of a value; values beyond the ends are at the end.
     pub(super) fn at(&self, value: f64) -> f64 {
         let value = match self.log {
             true if value > 0.0 => value.log10(),

@@ -85,7 +85,7 @@ pub(super) struct Table {
 enum Line {
     /// Its cells, and whether it stands out.
     Cells(Vec<String>, bool),
-    /// What the following rows are about.
+    /// A heading for the following rows.
     Part(String),
 }
 

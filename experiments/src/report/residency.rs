@@ -1,4 +1,4 @@
-//! Where pages were over time: the heat map.
+//! The places of pages over time: the heat map.
 
 use std::collections::BTreeMap;
 
@@ -46,7 +46,7 @@ impl std::ops::AddAssign for Share {
 /// Bytes for each block in use, with what its tree leaves empty.
 const BLOCK_BYTES: u64 = BLOCK_PAGES + 48;
 
-/// Where the pages of a block are.
+/// The places of a block's pages.
 type Places = [u8; BLOCK_PAGES as usize];
 
 /// Follows every page. Takes a byte for each of the blocks of which any is in use, and a bounded rest.
@@ -112,7 +112,7 @@ impl Residency {
         self.room.check(self.blocks.len())
     }
 
-    /// What is freed may be large, and never have been in use: only blocks that are in use are looked at, and those of
+    /// Frees a range. It may be large and never have been in use, so only blocks in use are visited, and those of
     /// which all is freed once.
     fn free(&mut self, range: PageRange, time: u64) {
         if range.is_empty() {
@@ -130,7 +130,7 @@ impl Residency {
         }
     }
 
-    /// Those pages of one block, which is in use, are somewhere now that were where `moves` says yes to.
+    /// Moves those pages of one block in use whose place `moves` accepts.
     fn place(&mut self, part: PageRange, to: u8, moves: impl Fn(u8) -> bool, time: u64) {
         let Some(places) = self.blocks.get_mut(&part.start.block()) else {
             return;

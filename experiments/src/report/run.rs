@@ -17,7 +17,7 @@ use crate::size::Size;
 /// More memory than any guest can have; metadata that says more are damaged.
 const MOST_PAGES: u64 = 1 << 30;
 
-/// What is known about a run besides its events.
+/// The description of a run, besides its events.
 #[derive(Clone, Debug)]
 pub struct RunMeta {
     /// The page's title, such as the trace file's name.

@@ -24,7 +24,7 @@ pub(super) fn text_width(text: &str) -> f64 {
     text.chars().count() as f64 * 7.3
 }
 
-/// Where a text's position is.
+/// The part of a text that is at its position.
 #[derive(Clone, Copy)]
 pub(super) enum Anchor {
     Start,

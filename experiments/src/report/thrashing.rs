@@ -124,7 +124,7 @@ impl Thrashing {
         }
     }
 
-    /// What is freed may be large, and never have migrated: only pages that are away have something to lose, once.
+    /// Frees a range. It may be large and never have migrated, so only pages that are away are visited, once.
     fn freed(&mut self, range: PageRange) {
         self.cut(range.start);
         self.cut(range.end);

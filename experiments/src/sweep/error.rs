@@ -1,4 +1,4 @@
-//! What can be wrong with a sweep.
+//! The errors of sweeps.
 
 use std::io;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub enum SweepError {
     Toml {
         /// The file.
         path: PathBuf,
-        /// What and where.
+        /// The mistake and its place.
         error: Box<toml::de::Error>,
     },
     /// The file names something that does not exist or cannot be.
@@ -46,7 +46,7 @@ pub enum SweepError {
         line: usize,
         /// From 1.
         column: usize,
-        /// What is wrong, and what there is.
+        /// The mistake, and the valid choices.
         what: String,
     },
     /// The host refused a thread for runs.
@@ -55,7 +55,7 @@ pub enum SweepError {
     /// A file of the sweep's folder cannot be used.
     #[error("{doing} {}: {error}", path.display())]
     File {
-        /// What was attempted.
+        /// The attempted operation.
         doing: &'static str,
         /// On what.
         path: PathBuf,
@@ -101,9 +101,9 @@ pub enum SweepError {
     Other {
         /// The journal.
         path: PathBuf,
-        /// What it is of.
+        /// The sweep of the journal.
         theirs: String,
-        /// What this sweep is.
+        /// This sweep.
         ours: String,
     },
     /// The journal is damaged elsewhere than at its end.
@@ -113,7 +113,7 @@ pub enum SweepError {
         path: PathBuf,
         /// From 1.
         line: usize,
-        /// What is wrong.
+        /// The mistake.
         what: String,
     },
     /// Another process uses the folder.
@@ -139,7 +139,7 @@ pub enum SweepError {
         first: PathBuf,
         /// The one that does not fit.
         second: PathBuf,
-        /// What differs.
+        /// The difference.
         what: String,
     },
     /// Folders were not named.
@@ -155,7 +155,7 @@ pub enum SweepError {
     Unfinished {
         /// The folder.
         path: PathBuf,
-        /// Which shard.
+        /// The shard.
         shard: Shard,
         /// Runs that are missing.
         missing: usize,

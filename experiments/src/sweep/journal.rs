@@ -18,7 +18,7 @@ use super::error::SweepError;
 use super::row::Row;
 use super::shard::Shard;
 
-/// Which sweep, and which part of it.
+/// The sweep, and the part of it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
@@ -28,13 +28,13 @@ pub struct Header {
     pub sweep: String,
     /// The sweep's title.
     pub title: String,
-    /// What it is to answer.
+    /// The question that it is to answer.
     pub question: String,
     /// Of Hmmvisor.
     pub version: String,
     /// Runs of the whole sweep.
     pub runs: usize,
-    /// Which part.
+    /// The part.
     pub shard: Shard,
 }
 
@@ -180,7 +180,7 @@ fn header(path: &Path, line: &[u8]) -> Result<Header, SweepError> {
     }
 }
 
-/// What an error quotes of a file, or a name in it, not all of a long one. What is wrong stands at the beginning, where at
+/// Shortens a text of a file, or a name in it, for an error message. The mistake is at the beginning, where at
 /// the end.
 fn shown(text: &str) -> String {
     const SHOWN: usize = 100;

@@ -19,7 +19,7 @@ use crate::output::Files;
 pub struct Merged {
     /// Runs of the whole sweep.
     pub runs: usize,
-    /// Those that failed; each has an `error` in the tables.
+    /// The runs that failed; each has an `error` in the tables.
     pub failed: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ fn put(
     written.map_err(again)
 }
 
-/// What to do when a merge cannot be written: nothing of it is kept, so there is nothing to resume.
+/// Advice for a merge that cannot be written: nothing of it is kept, so it cannot be resumed.
 fn again(error: SweepError) -> SweepError {
     const AGAIN: &str = "make room and merge again";
     match error {

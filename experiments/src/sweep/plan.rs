@@ -29,11 +29,11 @@ pub struct Workload {
 /// A trace file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TraceSource {
-    /// What it is called in results.
+    /// Its name in results.
     pub name: String,
     /// As the sweep's file says it.
     pub file: String,
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     /// Guest memory in bytes.
     pub memory: u64,
@@ -41,11 +41,11 @@ pub struct TraceSource {
     pub seed: u64,
     /// Stands for its content.
     pub digest: u64,
-    /// What the file was when the content was read.
+    /// The identity of the file when its content was read.
     pub stamp: Stamp,
 }
 
-/// What tells that a file is another one, or has been written: device, inode, size, time of the last change of its data.
+/// The identity of a file, to notice that it was replaced or written: device, inode, size, time of the last change of its data.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stamp(u64, u64, u64, i64, i64);
 
@@ -84,7 +84,7 @@ impl TraceSource {
     }
 }
 
-/// What a trace says about itself.
+/// The description in a trace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TraceFacts {
     /// Guest memory in bytes.
@@ -137,7 +137,7 @@ pub struct Policy {
 pub struct Link {
     /// Its name in results.
     pub name: String,
-    /// What it costs.
+    /// The cost of its transfers.
     pub model: LinkModel,
 }
 
@@ -148,11 +148,11 @@ pub struct Run {
     pub index: usize,
     /// What is run.
     pub source: Source,
-    /// What migrates when.
+    /// The policy.
     pub policy: Policy,
     /// Memory of each device, in bytes.
     pub device_memory: u64,
-    /// What transfers cost; a live run has none.
+    /// The cost of transfers; none in a live run.
     pub link: Option<Link>,
     /// Of all pseudo-random choices.
     pub seed: u64,
@@ -165,7 +165,7 @@ pub struct Run {
 pub struct Sweep {
     /// Its title.
     pub title: String,
-    /// What it is to answer.
+    /// The question that it is to answer.
     pub question: String,
     /// How many live runs at a time; by default half of the cores.
     pub live_at_a_time: Option<usize>,

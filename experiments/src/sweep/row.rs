@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a column holds.
+/// The type of a column.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Column {
     /// UTF-8.

@@ -20,11 +20,11 @@ use crate::output::{Files, OutputError};
 /// How a sweep is done.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the journal and the tables go.
+    /// The folder for the journal and the tables.
     pub folder: PathBuf,
-    /// What the sweep is made of besides its traces, and what that is: nothing is written over it.
+    /// The files that the sweep reads besides its traces, each with its role: they are never written over.
     pub reads: Vec<(&'static str, PathBuf)>,
-    /// Which part of it.
+    /// The part of it to execute.
     pub shard: Shard,
     /// Continue where another process has stopped.
     pub resume: bool,
@@ -132,7 +132,7 @@ fn failure(row: &Row, error: &str) -> String {
     )
 }
 
-/// What commands print when a sweep or a merge is done.
+/// The summary that commands print when a sweep or a merge is done.
 pub(super) const SAID: &str = "what was done";
 
 /// Checks that standard output is none of the results: the summary would be written to the end of that file.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// the last dimensions only and take about equally long, so the parts do, too.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Shard {
-    /// Which part, from 1.
+    /// The number of the part, from 1.
     pub number: usize,
     /// How many parts there are.
     pub of: usize,

@@ -1,4 +1,4 @@
-//! What can be wrong with a trace file.
+//! The errors of trace files.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ pub enum TraceError {
     /// The system refused.
     #[error("{what} trace {}: {error}", path.display())]
     Io {
-        /// What was attempted, like `reading`.
+        /// The attempted operation, like `reading`.
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -56,7 +56,7 @@ pub enum TraceError {
         /// Its length in bytes.
         length: u64,
     },
-    /// What is to be written is more than a reader takes.
+    /// The data to write is more than a reader accepts.
     #[error(
         "writing trace {}: its tables of threads and addresses have {bytes} bytes, {} are the most in a trace; make one of a part of the program's run", path.display(), super::format::PAYLOAD_LIMIT
     )]
@@ -74,9 +74,9 @@ pub enum TraceError {
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// Where the damaged block begins, in bytes.
+        /// The offset of the damaged block, in bytes.
         offset: u64,
-        /// What is wrong there.
+        /// The damage.
         why: &'static str,
     },
 }

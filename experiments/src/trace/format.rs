@@ -9,7 +9,7 @@
 //! | 20 | metadata, JSON | 16 | CRC32 of bytes 0 to 15 and of the stored payload, u32 |
 //! | | | 20 | payload, zstd |
 
-/// What every trace begins with.
+/// The first bytes of every trace.
 pub const MAGIC: &[u8; 8] = b"HMMTRACE";
 /// The version of the format. Since 2 there are events of duplicates and of hints, since 3 accesses say how often they
 /// were repeated.
@@ -25,12 +25,12 @@ pub const PAYLOAD_LIMIT: u32 = 16 << 20;
 /// The longest metadata.
 pub const META_LIMIT: u32 = 1 << 20;
 
-/// What a block holds.
+/// The kind of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BlockKind {
     /// Events, as `columns` puts them.
     Events,
-    /// What is known about the trace so far, JSON: drops, threads. The last one counts.
+    /// A note about the trace so far, JSON: drops, threads. The last one counts.
     Note,
     /// The same at the end; nothing follows.
     End,
@@ -79,7 +79,7 @@ impl BlockHeader {
         BLOCK_HEADER as u64 + u64::from(self.stored)
     }
 
-    /// What the checksum must be.
+    /// The expected checksum.
     pub fn checksum(&self, payload: &[u8]) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&self.encode()[..16]);

@@ -1,4 +1,4 @@
-//! What is in a trace, in a few numbers.
+//! A summary of a trace.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,14 +14,14 @@ use super::reader::{Tail, TraceReader};
 /// Figures about a trace.
 #[derive(Clone, Debug, Serialize)]
 pub struct TraceInfo {
-    /// What it says about itself.
+    /// Its description.
     pub meta: TraceMeta,
     /// Events that were lost when it was recorded, and which threads ran vCPUs.
     #[serde(flatten)]
     pub totals: TraceTotals,
     /// `complete`, `unfinished`, `truncated` or `corrupt`.
     pub state: &'static str,
-    /// What that means, if it is not complete.
+    /// The reason, if it is not complete.
     pub problem: Option<String>,
     /// Events and pages by kind of event.
     pub kinds: BTreeMap<&'static str, KindInfo>,

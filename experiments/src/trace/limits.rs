@@ -1,4 +1,4 @@
-//! What a trace can hold. Writer, importer, reader and replay have the same limits: a trace that one accepts, the
+//! The limits of a trace's contents. Writer, importer, reader and replay have the same limits: a trace that one accepts, the
 //! others can use. So the time and memory of a command do not depend on the numbers in a small file.
 
 use hmm_backend::observe::{Event, EventKind};
@@ -37,7 +37,7 @@ pub fn check(event: &Event, pages: u32) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// What happens to single pages or to folios never concerns more than a block.
+/// The most pages in an event of this kind: a block for events about single pages or folios.
 fn most(kind: EventKind) -> u32 {
     use EventKind::*;
     match kind {

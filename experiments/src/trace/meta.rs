@@ -1,4 +1,4 @@
-//! What a trace says about itself.
+//! The description in a trace.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use super::limits::{BLOCKS, THREADS};
 use hmm_backend::pages::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
 
-/// What kind of events a trace holds.
+/// The kind of a trace's events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TraceKind {
@@ -18,12 +18,12 @@ pub enum TraceKind {
     Access,
 }
 
-/// What a trace's header says: where the events come from. Readers ignore keys they do not know, and absent ones
+/// The header of a trace: the origin of the events. Readers ignore keys they do not know, and absent ones
 /// have defaults, so that keys may be added without another format version.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TraceMeta {
-    /// What kind of events.
+    /// The kind of events.
     pub kind: TraceKind,
     /// The version of the program that wrote it.
     pub hmmvisor: String,
@@ -35,7 +35,7 @@ pub struct TraceMeta {
     pub guest: Option<String>,
     /// The seed of all pseudo-random choices.
     pub seed: u64,
-    /// What migrated when; empty for access traces.
+    /// The policy; empty for access traces.
     pub policy: String,
     /// The files that the policy was read from, with the SHA-256 of what was in them when the run began.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -55,7 +55,7 @@ pub struct TraceMeta {
     pub device_memory: u64,
     /// `private` or `coherent`; empty for access traces.
     pub device_kind: String,
-    /// Where an imported trace comes from, and what it is called there.
+    /// The origin of an imported trace: the format, and the name of the input.
     pub source: Option<String>,
 }
 
@@ -78,7 +78,7 @@ impl TraceMeta {
 /// No machine has more memory, no imported trace more addresses.
 const MEMORY_MAX: u64 = 1 << 44;
 
-/// What of its [`TraceMeta`] an imported trace knows only at its end; it counts.
+/// The parts of its [`TraceMeta`] that an imported trace knows only at its end; these count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Machine {
     /// Bytes of memory, in whole blocks of 2 MiB.
@@ -89,7 +89,7 @@ pub struct Machine {
     pub devices: u32,
 }
 
-/// What is only known when a trace ends.
+/// The facts that are known only when a trace ends.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TraceTotals {
@@ -97,7 +97,7 @@ pub struct TraceTotals {
     pub events: u64,
     /// Events lost.
     pub dropped: Dropped,
-    /// Which vCPU a host thread ran: the numbers in [`hmm_backend::observe::Event::thread`] to vCPUs' numbers.
+    /// The vCPU that a host thread ran: from the numbers in [`hmm_backend::Event::thread`] to vCPUs' numbers.
     pub threads: BTreeMap<u32, u32>,
     /// For imported traces, what the header could not say.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -24,7 +24,7 @@ pub enum Tail {
     Unfinished,
     /// In the middle of a block.
     Truncated {
-        /// Where that block begins, in bytes.
+        /// The offset of that block, in bytes.
         offset: u64,
         /// How many of its bytes are there.
         present: u64,
@@ -35,7 +35,7 @@ pub enum Tail {
     Corrupt {
         /// Where, in bytes.
         offset: u64,
-        /// What is wrong there.
+        /// The damage.
         why: &'static str,
     },
 }
@@ -47,9 +47,9 @@ pub struct TraceReader {
     meta: TraceMeta,
     totals: TraceTotals,
     tail: Tail,
-    /// Where the next block begins.
+    /// The offset of the next block.
     offset: u64,
-    /// Where no more blocks are to be read.
+    /// The offset from which no more blocks are to be read.
     end: u64,
     /// Bytes of the file.
     length: u64,
@@ -93,7 +93,7 @@ impl TraceReader {
         Ok(reader)
     }
 
-    /// What the trace says about itself.
+    /// The description in the trace.
     pub fn meta(&self) -> &TraceMeta {
         &self.meta
     }

@@ -136,7 +136,7 @@ fn what_was_flushed_is_there_when_the_writer_is_not() {
     assert!(error.is_none() && found == events[..60]);
 }
 
-/// Whatever cannot be written, and whenever that begins and ends: what is in the file and what was lost are all.
+/// Whatever cannot be written, and whenever that begins and ends: each event is in the file or counted as lost.
 #[test]
 fn events_that_cannot_be_written_are_counted() {
     let n = BLOCK_EVENTS as u32;
@@ -424,7 +424,7 @@ fn impossible_events_are_refused() {
     }
 }
 
-/// What a reader would not take is not written, and not left out either.
+/// Events that a reader would refuse are an error of the writer: neither written nor left out.
 #[test]
 fn tables_that_are_too_large_are_an_error() {
     let (_folder, path) = place();

@@ -1,4 +1,4 @@
-//! Between the test kit and the embedded guest's workload `agent`: one command at a time for each vCPU.
+//! The interface between the test kit and the embedded guest's workload `agent`: one command at a time for each vCPU.
 //!
 //! Each vCPU has a [`Mailbox`] in boot RAM, which is not managed, so that commands themselves never fault. The host
 //! writes a command and then counts [`Mailbox::submitted`] up; the vCPU executes it, writes the answer and then sets

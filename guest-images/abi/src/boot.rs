@@ -1,4 +1,4 @@
-//! What a guest finds at boot.
+//! The state of a guest at boot.
 //!
 //! Every vCPU enters the image's ELF entry point in 64-bit ring 3 with `rdi` = address of
 //! [`BootInfo`], `rsi` = its index (from 0), `rsp` = its own stack, aligned as at the entry of a

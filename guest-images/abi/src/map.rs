@@ -11,7 +11,7 @@ pub const FIRMWARE_BASE: u64 = 0x1000;
 /// End (exclusive) of the firmware area.
 pub const FIRMWARE_END: u64 = 0x10_0000;
 
-/// Where [`crate::BootInfo`] is, followed by the command line.
+/// Address of [`crate::BootInfo`], followed by the command line.
 pub const BOOT_INFO: u64 = 0x10_0000;
 /// Bytes available for the boot information and the command line together.
 pub const BOOT_INFO_SIZE: u64 = 0x1000;
@@ -29,7 +29,7 @@ pub const fn irq_counter(vcpu: u64, line: u64) -> u64 {
     IRQ_COUNTERS + (vcpu * IRQ_LINES + line) * 8
 }
 
-/// What vCPUs learn of memory errors, see [`memory_error`].
+/// Reports of memory errors, one for each vCPU, see [`memory_error`].
 pub const MEMORY_ERRORS: u64 = 0x10_3000;
 
 /// Address of the [`crate::MemoryError`] of `vcpu`.
@@ -37,7 +37,7 @@ pub const fn memory_error(vcpu: u64) -> u64 {
     MEMORY_ERRORS + vcpu * size_of::<crate::MemoryError>() as u64
 }
 
-/// Where the embedded guest is linked; ELF segments may use `IMAGE_BASE..IMAGE_END` and managed
+/// Address at which the embedded guest is linked; ELF segments may use `IMAGE_BASE..IMAGE_END` and managed
 /// memory.
 pub const IMAGE_BASE: u64 = 0x20_0000;
 /// End (exclusive) of the image area.

@@ -1,7 +1,7 @@
 //! The embedded guest's workloads without a virtual machine: which pages they access, in which order.
 //!
 //! This crate compiles the guest's own sources, all but the few that touch hardware, and runs them in this process.
-//! What takes their place here is `mmio` (devices), `word` (of managed memory, each access to which is told) and
+//! The modules that replace those are `mmio` (devices), `word` (words of managed memory, which report each access) and
 //! `exit`. Accelerators' commands are executed by the accelerator's own kernels. So a trace has the accesses of the
 //! guest's own code, with no model of it to keep up to date; and a workload verifies its results here, too.
 //!

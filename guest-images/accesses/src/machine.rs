@@ -1,7 +1,7 @@
-//! The machine around the workloads: memory, devices, and the ear that hears each access.
+//! The machine around the workloads: memory, devices, and the closure that gets each access.
 //!
-//! There is one at a time in a process, because the guest's sources have statics. Only the vCPU whose turn it is
-//! touches it.
+//! A process has one machine at a time, because the guest's sources have statics. Only the vCPU whose turn it is
+//! uses it.
 
 mod accelerator;
 
@@ -19,13 +19,13 @@ use hmmvisor_abi::{control, map};
 use crate::turns::{Turns, this_vcpu};
 use accelerator::Accelerator;
 
-/// Whose turn it is.
+/// The vCPU whose turn it is.
 pub static TURNS: Turns = Turns::new();
 
 /// The words of managed memory; replaced for each run.
 static MEMORY: RwLock<&'static [AtomicU64]> = RwLock::new(&[]);
 
-/// What the accesses are told to, and what the devices hold.
+/// The receiver of accesses, and the devices' state.
 static MACHINE: Mutex<Option<Machine>> = Mutex::new(None);
 
 /// The access before, see [`key`], and how many accesses there were.
@@ -33,7 +33,7 @@ static LAST: AtomicU64 = AtomicU64::new(NOTHING);
 static ACCESSES: AtomicU64 = AtomicU64::new(0);
 const NOTHING: u64 = u64::MAX;
 
-/// Who accesses memory.
+/// The vCPU or device that accesses memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     /// The vCPU whose turn it is.
@@ -265,7 +265,7 @@ pub fn write(address: u64, value: u64) {
     }
 }
 
-/// Which accelerator's register an address is.
+/// The accelerator to whose registers an address belongs.
 fn accelerator(address: u64) -> Option<(usize, u64)> {
     let offset = address.checked_sub(map::ACCEL)?;
     let index = (offset / map::ACCEL_STRIDE) as usize;

@@ -1,4 +1,4 @@
-//! From a workload's name and parameters to its accesses.
+//! Runs a workload, given by name and parameters, and reports its accesses.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +18,7 @@ use crate::exit::Ended;
 use crate::turns::Stopped;
 use crate::{devices, machine, memory, workloads};
 
-/// What to run.
+/// The configuration of a run.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The workload's name.
@@ -36,7 +36,7 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// What `hmmvisor run` does if told nothing else.
+    /// The defaults of `hmmvisor run`.
     fn default() -> Settings {
         Settings {
             workload: "vecadd".to_owned(),
@@ -280,7 +280,7 @@ fn boot_info(settings: &Settings, cmdline: &'static str) -> BootInfo {
     }
 }
 
-/// What the guest's `main` does.
+/// The body of a vCPU, as in the guest's `main`.
 fn vcpu(info: &'static BootInfo, index: u64, program: fn(&Cpu)) {
     machine::TURNS.begin(index);
     let cpu = Cpu::enter(info, index);

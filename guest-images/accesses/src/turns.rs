@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::panic;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Whose turn it is.
+/// The vCPU whose turn it is.
 pub struct Turns {
     state: Mutex<State>,
     changed: Condvar,
@@ -22,7 +22,7 @@ thread_local! {
     static VCPU: Cell<u64> = const { Cell::new(0) };
 }
 
-/// What a vCPU stops with because another one has failed.
+/// The panic of a vCPU that stops because another one has failed.
 pub struct Stopped;
 
 impl Turns {

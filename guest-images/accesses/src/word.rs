@@ -1,4 +1,4 @@
-//! A word of managed memory, in place of the guest's: it is in this process, and each access is told.
+//! A word of managed memory, in place of the guest's: it is in this process, and reports each access.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,4 @@
-//! Torture, which keeps account of its pages in statics: once in a process.
+//! Torture. It keeps the records of its pages in statics, so it runs only once in a process.
 
 use hmmvisor_accesses::{AccessError, Settings, generate};
 

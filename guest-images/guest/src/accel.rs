@@ -43,7 +43,7 @@ pub struct Accel {
     pushed: u64,
     /// Commands that the device has been told of.
     kicked: u64,
-    /// Those whose completions have been looked at.
+    /// Commands whose completions have been read.
     finished: u64,
     /// Sum of the results since the last `finish`.
     result: u64,

@@ -10,7 +10,7 @@ pub struct Params<'a> {
     cmdline: &'a str,
 }
 
-/// What is wrong with a command line.
+/// A mistake in a command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadCmdline<'a> {
     /// A word is not `key=value`.

@@ -26,7 +26,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// What each vCPU does first; collective.
+    /// Sets a vCPU up; collective.
     pub fn enter(boot: &'static BootInfo, index: u64) -> Self {
         if (boot.magic, boot.version) != (BOOT_MAGIC, BOOT_VERSION) {
             fail!(

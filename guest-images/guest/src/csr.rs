@@ -38,7 +38,7 @@ impl Csr {
         csr
     }
 
-    /// Where the entries of a row are.
+    /// The range of a row's entries.
     pub fn entries(&self, row: u64) -> Range<u64> {
         self.row.get(row)..self.row.get(row + 1)
     }

@@ -1,4 +1,4 @@
-//! The ways a run goes wrong.
+//! The ends of a failed run.
 
 use crate::{console, control};
 use core::fmt;

@@ -2,8 +2,8 @@
 //!
 //! All vCPUs run the same code from [`_start`] on, in ring 3, without an operating system. vCPU 0
 //! (the *leader*) sets up memory and the accelerators; then all run the workload's `run` function
-//! together, meeting at barriers. What a run finds wrong ends it at once, with a message and an exit
-//! code; getting to the end is the proof that everything was right.
+//! together, meeting at barriers. Wrong data ends the run at once, with a message and an exit
+//! code; a run that reaches its end has verified everything.
 #![no_std]
 #![no_main]
 

@@ -38,7 +38,7 @@ impl Words {
         self.len
     }
 
-    /// Where the piece is, for vCPUs and accelerators alike.
+    /// The piece's address, the same for vCPUs and accelerators.
     pub fn address(self) -> u64 {
         self.address
     }

@@ -1,6 +1,6 @@
-//! Accesses to managed memory that may fail: what they come to if the page cannot be supplied.
+//! Accesses to managed memory that return an error if the page cannot be supplied.
 //!
-//! An access elsewhere to such a page ends the run.
+//! Any other access to such a page ends the run.
 
 use crate::cpu::Cpu;
 use core::arch::asm;
@@ -112,7 +112,7 @@ impl Cpu {
         );
     }
 
-    /// Where the firmware tells this vCPU of memory errors. Only this vCPU and its firmware use it.
+    /// The place for the firmware's reports of memory errors to this vCPU. Only this vCPU and its firmware use it.
     fn memory_error_slot(&self) -> *mut hmmvisor_abi::MemoryError {
         map::memory_error(self.index) as *mut hmmvisor_abi::MemoryError
     }

@@ -106,7 +106,7 @@ impl<T> Drop for SpinGuard<'_, T> {
     }
 }
 
-/// Where vCPUs wait for each other, any number of times.
+/// A barrier at which vCPUs wait for each other, any number of times.
 pub struct Barrier {
     arrived: AtomicU64,
     /// How often the barrier has opened.

@@ -1,4 +1,4 @@
-//! An accelerator that Hmmvisor has never heard of (all of it is in `summer.rs`), in a virtual machine, with a guest of a
+//! An accelerator of your own (all of it is in `summer.rs`), in a virtual machine, with a guest of a
 //! few instructions: fill 32 pages, let the device sum them, wait for its interrupt, check the sum and the pages.
 //!
 //!     cargo run -p hmmvisor-testkit --example third_party

@@ -1,4 +1,4 @@
-//! Where a rule is tried: managed memory with a fault service, the subject attached, and what rules do with it.
+//! The bench on which a rule is checked: managed memory with a fault service and the subject attached, and the steps of rules.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use super::obstacles::Obstacles;
 use super::witness::Witness;
 use super::{DeviceAccess, Evidence, MirrorDevice, PAGES, Subject};
 
-/// What a rule's steps come to.
+/// The result of a rule's steps.
 pub type Checked<T = ()> = Result<T, Evidence>;
 
 /// A subject, attached.
@@ -265,7 +265,7 @@ impl Bench {
         }
     }
 
-    /// What went wrong that no step of a rule has asked about.
+    /// Mistakes that no step of a rule has checked for.
     pub fn accidents(&self) -> Checked {
         if let Some(panic) = self.units.iter().find_map(|unit| unit.witness.panic()) {
             return Err(panic);
@@ -285,7 +285,7 @@ impl Bench {
     }
 }
 
-/// What a page is filled with: never 0, different everywhere.
+/// The value of a word of a filled page: never 0, different for each word.
 pub fn pattern(page: u32, word: usize) -> u64 {
     (u64::from(page) << 32 | word as u64)
         .wrapping_add(1)

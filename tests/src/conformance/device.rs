@@ -1,4 +1,4 @@
-//! A device's accesses to memory, and the simplest device there is.
+//! A device's accesses to memory, and the simplest device.
 
 use std::fmt;
 use std::sync::Arc;

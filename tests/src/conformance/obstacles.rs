@@ -1,4 +1,4 @@
-//! Pages that the kernel does not move for a while, as happens by itself now and then: a driver must cope with it.
+//! Pages that the kernel does not move for a while, as a real kernel does now and then: a driver must handle that.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

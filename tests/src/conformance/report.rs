@@ -1,4 +1,4 @@
-//! What came of the rules.
+//! The results of the rules.
 
 use std::fmt;
 
@@ -7,18 +7,18 @@ use hmm_backend::pages::Page;
 
 use super::Rule;
 
-/// What shows that a rule is broken.
+/// The evidence that a rule is broken.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Evidence {
-    /// What was looked at, and when.
+    /// The value that was checked, and when.
     pub what: String,
     /// The page concerned.
     pub page: Option<Page>,
     /// The cookie of its folio.
     pub cookie: Option<u64>,
-    /// What should have been, and what was.
+    /// The expected value.
     pub expected: String,
-    /// What was.
+    /// The value that was found.
     pub found: String,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for Evidence {
     }
 }
 
-/// What came of a rule.
+/// The result of a rule with one engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// The driver keeps it.
@@ -100,7 +100,7 @@ pub struct Outcome {
     pub rule: &'static Rule,
     /// The engine.
     pub engine: Engine,
-    /// What came of it.
+    /// The verdict.
     pub verdict: Verdict,
 }
 

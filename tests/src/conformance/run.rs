@@ -20,12 +20,12 @@ pub fn run<D: Driver + 'static>(make: impl Fn() -> D) -> Report {
     run_subject(|| Plain::new(make()))
 }
 
-/// The same for a driver about which the suite may know more.
+/// Checks a [`Subject`]: a driver with records, complaints or a device that the suite may look at.
 pub fn run_subject<S: Subject>(make: impl Fn() -> S) -> Report {
     Suite::default().run(make)
 }
 
-/// What to check, and how patiently.
+/// The rules and engines to check, and the time limit.
 #[derive(Clone, Debug)]
 pub struct Suite {
     engines: Vec<Engine>,

@@ -1,4 +1,4 @@
-//! What is checked.
+//! The subject of the checks: a driver, and what else the suite may look at.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub trait Subject: Send + 'static {
         None
     }
 
-    /// What the driver itself has found wrong, such as a cookie it does not know. The backend under it keeps the contract,
+    /// Mistakes that the driver itself has found, such as a cookie it does not know. The backend under it keeps the contract,
     /// so the mistake is the driver's.
     fn complaints(&self) -> Vec<String> {
         Vec::new()

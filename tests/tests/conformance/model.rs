@@ -14,7 +14,7 @@ use hmm_backend::observe::Cause;
 use hmm_backend::pages::{Access, DeviceId, Frame, PAGE_SIZE, Page, PageRange};
 use hmmvisor_testkit::conformance::{AccessRefused, DeviceAccess, Subject};
 
-/// What the model does wrong.
+/// The mistake that the model makes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bug {
     Sound,
@@ -309,7 +309,7 @@ impl DeviceMmu for Table {
 struct ModelDevice {
     bug: Bug,
     mirror: Mirror<Table>,
-    /// What was written into which frame and word.
+    /// The values written, by frame and word.
     contents: HashMap<(Frame, usize), u64>,
 }
 

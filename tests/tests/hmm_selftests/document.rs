@@ -107,7 +107,7 @@ impl LabRun {
     }
 }
 
-/// What the lab runs of the tests in `tests/tests`.
+/// The tests in `tests/tests` that the lab runs.
 fn lab_runs() -> Vec<LabRun> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/tests");
     let mut runs = Vec::new();

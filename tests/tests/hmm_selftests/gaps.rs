@@ -1,4 +1,4 @@
-//! What the kernel's selftest does not try: many CPUs, races with frees and pins, ping-pong, cookies.
+//! Tests that the kernel's selftest does not have: many CPUs, races with frees and pins, ping-pong, cookies.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;

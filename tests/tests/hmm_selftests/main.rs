@@ -17,7 +17,7 @@ use hmmvisor_testkit::{Engine, GuestError, TestVm, each_engine, pages, snapshot}
 const N: u32 = 64;
 /// Pages of a folio of the largest size.
 const LARGE: u32 = 512;
-/// What the first word of a filled range is.
+/// The first word of a filled range.
 const START: u64 = 7_000_000;
 /// Words of a page that devices look at.
 const WORDS: [u32; 4] = [0, 1, 255, 511];
@@ -70,7 +70,7 @@ fn each_kind(test: impl Fn(Engine, Kind) -> Result<(), GuestError>) -> Result<()
     })
 }
 
-/// What [`hmmvisor_testkit::Vcpu::fill`] from page `first` has put there.
+/// The value that [`hmmvisor_testkit::Vcpu::fill`] from page `first` writes.
 fn filled(first: u32, page: u32, word: u32) -> u64 {
     START + u64::from(page - first) * 512 + u64::from(word)
 }

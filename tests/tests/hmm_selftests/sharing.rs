@@ -27,7 +27,7 @@ fn through_file(vm: &TestVm, page: u32, word: u32) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// What is left of a fork at this level is the copy that the guest makes.
+/// Below a guest, all that remains of a fork is the copy that the guest makes.
 #[test]
 fn t06_anon_write_child() -> Result<(), GuestError> {
     each_kind(|engine, kind| {

@@ -1,4 +1,4 @@
-//! What the kernel's selftest does not try: drivers that fail or do not return, devices that go away, no memory.
+//! Tests that the kernel's selftest does not have: drivers that fail or do not return, devices that go away, no memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};

@@ -23,9 +23,9 @@ const REPORTING: u32 = 4;
 const STOP: u32 = 0;
 const DONE: u32 = 1;
 
-/// Where requests are.
+/// The address of requests.
 const REQUEST: u64 = FIRST;
-/// Where memory that is given back is.
+/// The address of memory that is given back.
 const DATA: u64 = 512;
 
 fn rig(engine: Engine, target: u64, features: u64) -> (Rig, Balloon) {

@@ -30,10 +30,10 @@ pub const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
 
-/// Where headers and states are.
+/// The address of headers and statuses.
 const HEADER: u64 = FIRST;
 pub const STATUS_AT: u64 = 0x1_0000_0000 + FIRST * 4096 + 64;
-/// Where data is.
+/// The address of data.
 pub const DATA: u64 = FIRST + 16;
 
 /// A byte of the disk that tells where it is.

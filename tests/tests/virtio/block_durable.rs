@@ -1,4 +1,4 @@
-//! What the block device says is safe is on the disk below the host's file system.
+//! Data that the block device reports as safe is on the disk below the host's file system.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! What may happen while the block device has a request in hand: migrations, a reset, the end.
+//! Events while the block device executes a request: migrations, a reset, the end.
 
 use std::fs;
 use std::sync::Arc;

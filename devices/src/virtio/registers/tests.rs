@@ -1,4 +1,4 @@
-//! What a driver sees of the registers, right and wrong.
+//! Tests of the registers with drivers that use them rightly and wrongly.
 
 use super::*;
 

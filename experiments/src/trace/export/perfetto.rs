@@ -60,7 +60,7 @@ struct Export {
     residency: Residency,
     /// The end of a track's last slice.
     busy_until: BTreeMap<Track, u64>,
-    /// What a counter showed last.
+    /// The last value of a counter.
     shown: BTreeMap<Track, i64>,
     /// Bytes to devices and to system memory in the current window.
     moved: [u64; 2],
@@ -184,7 +184,7 @@ impl Export {
     }
 }
 
-/// What is written on a slice.
+/// The label of a slice.
 fn name(event: &Event) -> String {
     let what = match event.kind {
         EventKind::CpuFault => "CPU fault",

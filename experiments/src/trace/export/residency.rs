@@ -9,7 +9,7 @@ use hmm_backend::pages::{BLOCK_PAGES, Block, DeviceId, Page, PageRange};
 /// In no device's memory.
 const SYSTEM: u16 = u16::MAX;
 
-/// Where pages are. Memory grows with the blocks of 2 MiB that were ever on a device.
+/// The places of pages. Memory grows with the blocks of 2 MiB that were ever on a device.
 pub struct Residency {
     /// Pages of the machine: an event that says it has more cannot make this grow without bounds.
     limit: u32,

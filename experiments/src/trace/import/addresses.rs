@@ -12,7 +12,7 @@ use crate::trace::limits;
 /// Bytes of a block.
 const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
 
-/// Which number each block of addresses has.
+/// The number of each block of addresses.
 #[derive(Default)]
 pub struct Addresses {
     blocks: HashMap<u64, u32>,

@@ -14,7 +14,7 @@ use crate::trace::limits;
 /// The most bytes of a line, and so of a field.
 const LONGEST: u64 = 64 << 10;
 
-/// Where the columns are that are read.
+/// The positions of the columns that are read.
 struct Columns {
     page: Option<usize>,
     pages: Option<usize>,
@@ -63,7 +63,7 @@ const NO_COLUMNS: &str =
 struct Row {
     parser: csv_core::Reader,
     text: Vec<u8>,
-    /// Where each ends.
+    /// The end of each.
     ends: Vec<usize>,
 }
 
@@ -242,7 +242,7 @@ impl Columns {
     }
 }
 
-/// What is wrong, and in which column.
+/// A mistake, and its column.
 fn wrong_cell(why: impl std::fmt::Display, column: Option<usize>) -> String {
     match column {
         Some(column) => format!("{why} (column {})", column + 1),
@@ -250,7 +250,7 @@ fn wrong_cell(why: impl std::fmt::Display, column: Option<usize>) -> String {
     }
 }
 
-/// What is in a column, if there is anything.
+/// The text in a column, if it is not empty.
 fn cell(row: &Row, column: Option<usize>) -> Result<Option<&str>, String> {
     let text = column.map(|column| row.get(column)).transpose()?;
     Ok(text.filter(|text| !text.is_empty()))

@@ -18,7 +18,7 @@ use super::meta::{TraceKind, TraceMeta, TraceTotals};
 use super::writer::TraceWriter;
 use crate::output::Output;
 
-/// What other programs write.
+/// The formats of other programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
     /// `valgrind --tool=lackey --trace-mem=yes`.
@@ -70,7 +70,7 @@ pub enum ImportError {
         source_name: String,
         /// The line, from 1.
         line: u64,
-        /// What is wrong with it.
+        /// The mistake in it.
         why: String,
     },
     /// No replay would come to an end.

@@ -1,4 +1,4 @@
-//! An accelerator as far as workloads see it: its queue, and the commands, which the real one's kernels execute.
+//! An accelerator for the workloads: its queue, and its commands, which the real accelerator's kernels execute.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,4 @@
-//! Ways to fail, for tests of what the virtual machine monitor makes of them.
+//! Ways to fail, for tests of how the virtual machine monitor reports them.
 
 use crate::control;
 use crate::cpu::Cpu;

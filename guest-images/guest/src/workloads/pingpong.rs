@@ -11,9 +11,9 @@ use crate::verify;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-/// Where a page's block starts.
+/// Index of the first word of a page's block.
 const BLOCK: u64 = PAGE_WORDS / 2;
-/// What an accelerator adds to each counter in its turn; a CPU adds 1.
+/// The number that an accelerator adds to each counter in its turn; a CPU adds 1.
 const DEVICE_ADDS: u64 = 1000;
 
 pub fn run(cpu: &Cpu) {

@@ -1,5 +1,5 @@
 //! Reads the last pages of managed memory, which nothing else uses, and recovers from those that cannot be
-//! supplied: each access fails on each vCPU, with the page's address; freed, the pages are as good as new.
+//! supplied: each access fails on each vCPU, with the page's address; after a free, the pages can be used again.
 
 use super::report;
 use crate::command::command;

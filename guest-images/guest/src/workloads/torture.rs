@@ -5,8 +5,8 @@
 //! migrates: [`ADDED`] and [`WRITTEN`]. Each vCPU also has *scratch* areas, which it fills, copies,
 //! adds, frees and checks on both sides.
 //!
-//! What is called *checked* is counted exactly: each word that was read and compared, and each write or addition
-//! to a word of its own, because that word is compared in the end. A sum that an accelerator made counts one.
+//! The number of *checked* operations is exact: each word that was read and compared counts, and each single write or
+//! addition, because its word is compared at the end. A sum that an accelerator made counts one.
 
 // Said because `guest-images/accesses` compiles this file from elsewhere.
 #[path = "torture/host_pages.rs"]
@@ -44,7 +44,7 @@ const AREA_WORDS: u64 = 4 * PAGE_WORDS;
 /// Operations between two reports of progress.
 const PROGRESS_OPS: u64 = 16;
 
-/// What was added to each counter.
+/// The sum of additions to each counter.
 static ADDED: [AtomicU64; (TORTURE_PAGES_MAX * COUNTERS) as usize] =
     [const { AtomicU64::new(0) }; _];
 /// How often each slot was written, counting the write that may be going on.
@@ -82,7 +82,7 @@ struct Torture<'a> {
     cpu: &'a Cpu,
     shared: Words,
     pages: u64,
-    /// Where this vCPU writes the index lists of its commands.
+    /// Memory for the index lists of this vCPU's commands.
     indices: Words,
     areas: [Words; AREAS],
     contents: [Pattern; AREAS],
@@ -318,7 +318,7 @@ impl<'a> Torture<'a> {
     }
 }
 
-/// What a word of a shared page holds when no vCPU and no accelerator is writing.
+/// The value of a word of a shared page when no vCPU and no accelerator is writing.
 fn expected_at_end(page: u64, word: u64) -> u64 {
     if word < COUNTERS {
         ADDED[(page * COUNTERS + word) as usize].load(Ordering::Relaxed)
@@ -346,7 +346,7 @@ fn written(page: u64, vcpu: u64) -> usize {
     (page * MAX_VCPUS + vcpu) as usize
 }
 
-/// What a slot holds after so many writes: a value of its own for each page, vCPU and write.
+/// The value of a slot after so many writes: different for each page, vCPU and write.
 fn slot_value(page: u64, vcpu: u64, writes: u32) -> u64 {
     if writes == 0 {
         0

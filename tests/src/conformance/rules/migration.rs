@@ -1,4 +1,4 @@
-//! Contents and progress: where pages go, and what is in them then.
+//! Contents and progress: the places of pages after migrations, and their contents there.
 
 use hmm_backend::pages::{MAX_ORDER, Page};
 use hmm_backend::residency::{Placed, Residency};

@@ -13,13 +13,13 @@ pub enum Track {
     Run,
     /// A vCPU's faults.
     Vcpu(u32),
-    /// Those of another thread, or of one whose vCPU is not known.
+    /// The faults of another thread, or of one whose vCPU is not known.
     Thread(u32),
     /// An accelerator's faults and accesses.
     Accelerator(DeviceId),
-    /// What moved.
+    /// Migrations.
     Migrations,
-    /// What else the service did and decided.
+    /// Other actions and decisions of the service.
     Service,
     /// Pages in a device's memory.
     Residency(DeviceId),

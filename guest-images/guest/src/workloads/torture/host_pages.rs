@@ -1,4 +1,4 @@
-//! Pages that the host disturbs in ways of its own, and checks, too; see `hmmvisor_abi::control::chaos`.
+//! Pages that the host migrates, pins, protects, frees and checks; see `hmmvisor_abi::control::chaos`.
 
 use crate::command::{migrate, reduce};
 use crate::cpu::Cpu;
@@ -13,14 +13,14 @@ use hmmvisor_abi::accel::TO_DEVICE;
 use hmmvisor_abi::control::EXIT_WRONG_DATA;
 use hmmvisor_abi::control::chaos::{CONSTANT, COUNTERS, VOLATILE};
 
-/// What vCPUs have added to each page's first word.
+/// The sum of the vCPUs' additions to each page's first word.
 static ADDED: [AtomicU32; COUNTERS as usize] = [const { AtomicU32::new(0) }; _];
 
 /// One vCPU's view of them.
 pub struct HostPages {
     words: Words,
     vcpu: u64,
-    /// What this vCPU wrote last into its word of each volatile page.
+    /// The value that this vCPU wrote last into its word of each volatile page.
     written: [u64; VOLATILE as usize],
     writes: u64,
 }

@@ -21,7 +21,7 @@ const AREA_PAGES: u64 = 16;
 /// Kinds of operations, in [`Torture::draw`].
 const KINDS: usize = 10;
 
-/// What a round is like.
+/// The parameters of a round.
 struct Draws {
     /// Shared pages in use.
     pages: u64,
