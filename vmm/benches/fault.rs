@@ -330,10 +330,10 @@ impl BareLoop {
         // SAFETY: makes a new descriptor.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
         assert!(fd >= 0, "userfaultfd: {}", io::Error::last_os_error());
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: the descriptor is new, and no other value owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         ioctl(&fd, UFFDIO_API, &mut [0xaau64, 0, 0]);
-        // SAFETY: boot RAM that nobody has touched; the guest sees zeros either way.
+        // SAFETY: untouched boot RAM; the guest sees zeros either way.
         unsafe { libc::madvise(start as *mut _, len as usize, libc::MADV_DONTNEED) };
         ioctl(&fd, UFFDIO_REGISTER, &mut [start, len, 1, 0]);
         let thread = thread::spawn(move || {

@@ -123,13 +123,13 @@ fn workloads_are_listed_with_their_parameters() {
     assert!(text.contains("  n=1048576 "), "{text}");
 }
 
-/// Only `run` takes signals as events; whoever presses Ctrl-C while something else is at work gets the prompt back.
+/// Only `run` takes signals as events; Ctrl-C ends every other command at once.
 #[test]
 fn commands_without_a_guest_end_with_a_signal() {
     for (signal, name) in [(libc::SIGINT, "INT"), (libc::SIGTERM, "TERM")] {
         let folder = tempfile::tempdir().unwrap();
         let trace = folder.path().join("t.hmmtrace");
-        // Whoever runs these tests in the background may have them ignore SIGINT, and commands inherit that.
+        // A shell that runs these tests in the background makes them ignore SIGINT, and commands inherit that.
         let mut child = Command::new("env")
             .args(["--default-signal", env!("CARGO_BIN_EXE_hmmvisor")])
             .args(["trace", "import", "--format", "csv", "-", "-o"])
@@ -171,7 +171,7 @@ fn a_report_is_written_as_a_whole_or_not_at_all() {
     ];
     assert!(hmmvisor(&run).status.success());
 
-    // Whoever closed the pipe does not want to know the page's name.
+    // The reader that closed the pipe gets no message with the report's path.
     let mut child = Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
         .args(["report", trace, "--output", page])
         .stdout(Stdio::piped())

@@ -1,11 +1,11 @@
-//! `hmmvisor … | head`: whoever reads the output may stop reading, and that is no error.
+//! `hmmvisor … | head`: the reader of the output may stop reading, and that is no error.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Somewhere to write to, where nobody reads any more.
+/// A pipe whose reader has closed its end.
 fn closed() -> Stdio {
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);

@@ -469,7 +469,7 @@ fn info_counts_accesses_of_all_pages_and_times() {
     }
 }
 
-/// The file, the trace, its export and its replay know of the same accesses, whoever makes them.
+/// The file, the trace, its export and its replay have the same accesses, of CPUs and of devices.
 #[test]
 fn merged_accesses_count() {
     let files = Files::new();

@@ -69,7 +69,7 @@ fn a_trace_says_what_the_report_says() {
         assert_eq!(report["pages_to_system"], pages(EventKind::ToSystem));
         assert_eq!(report["device_faults"], of(EventKind::DeviceFault).count());
         assert_eq!(report["cpu_faults"], of(EventKind::CpuFault).count());
-        // Nobody but vCPUs faults: every thread is known.
+        // Only vCPUs fault: every thread is known.
         let faulted: std::collections::BTreeSet<u32> = of(EventKind::CpuFault)
             .map(|event| totals.threads[&event.thread])
             .collect();

@@ -49,7 +49,7 @@ fn a_machine_that_never_started_goes_away() {
     drop(machine(&[0xeb, 0xfe], 2, &Output::default()));
 }
 
-/// Where the page is that nobody supplies.
+/// The address of the page that is never supplied.
 const PAGE: u64 = 0x30_0000;
 const _: () = assert!(PAGE < map::IMAGE_END);
 
@@ -86,7 +86,7 @@ fn a_fault_within_kvm_does_not_hang_the_vmm() {
     vm.stop();
     drop(vm);
     assert!(begin.elapsed() < 3 * SOON, "{:?}", begin.elapsed());
-    // Without anybody to supply it, the page becomes an ordinary one; the vCPU's thread ends.
+    // When its userfaultfd is closed, the page becomes an ordinary one; the vCPU's thread ends.
     drop(faults);
     let alive = || {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
@@ -98,7 +98,7 @@ fn a_fault_within_kvm_does_not_hang_the_vmm() {
     common::wait_until("the end of the vCPU's thread", || !alive());
 }
 
-/// A userfaultfd for one page that is not there; whoever touches it sleeps.
+/// A userfaultfd for one missing page; a thread that touches it sleeps.
 fn watch_missing_page(page: *mut u8) -> OwnedFd {
     const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
     const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
@@ -107,7 +107,7 @@ fn watch_missing_page(page: *mut u8) -> OwnedFd {
     // SAFETY: makes a new descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
     assert!(fd >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, and no other value owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let mut api = [UFFD_API, 0, 0];
     // SAFETY: the kernel reads and writes a structure of three 64-bit integers.
@@ -121,7 +121,7 @@ fn watch_missing_page(page: *mut u8) -> OwnedFd {
     fd
 }
 
-/// Waits until somebody has touched a watched page.
+/// Waits until a thread has touched a watched page.
 fn wait_for_fault(faults: &OwnedFd) {
     let mut poll = libc::pollfd {
         fd: faults.as_raw_fd(),

@@ -26,7 +26,7 @@ params = { kind = "hang" }
 "#;
 
 fn hmmvisor(folder: &Path, args: &[&str]) -> Command {
-    // Whoever runs these tests in the background may have them ignore SIGINT, and commands inherit that.
+    // A shell that runs these tests in the background makes them ignore SIGINT, and commands inherit that.
     let mut command = Command::new("env");
     command.args(["--default-signal", env!("CARGO_BIN_EXE_hmmvisor")]);
     command.args(args).current_dir(folder);
@@ -61,7 +61,7 @@ fn ends(process: &OwnedFd) -> bool {
 }
 
 fn pidfd(pid: i32) -> OwnedFd {
-    // SAFETY: the call takes plain numbers and returns a descriptor that nobody else owns.
+    // SAFETY: the call takes plain numbers and returns a descriptor that no other value owns.
     unsafe {
         let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
         assert!(fd >= 0, "{}", io::Error::last_os_error());

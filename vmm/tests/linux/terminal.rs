@@ -32,7 +32,7 @@ impl Terminal {
             )
         };
         assert_eq!(result, 0);
-        // SAFETY: both are new, open and nobody else's.
+        // SAFETY: both are new and open, and no other value owns them.
         unsafe {
             Terminal {
                 user: File::from_raw_fd(user),
