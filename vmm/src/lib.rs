@@ -12,10 +12,8 @@
 //! | `machine` | the parts of it that are KVM's, and what connects devices to them |
 //! | `guest` | what runs in it: a small program, or an operating system's kernel |
 //! | `console` | the serial port, and its output and input on the host |
-//! | `chaos` | what the host does to a guest that runs `torture` |
 //! | `ending` | how a run ends: the reasons, and the event that says so |
 
-mod chaos;
 pub mod config;
 pub mod console;
 pub mod ending;
@@ -25,7 +23,6 @@ pub mod machine;
 pub mod run;
 pub mod vm;
 
-pub use chaos::ChaosFigures;
 pub use config::Config;
 pub use console::thread::Input;
 pub use ending::End;

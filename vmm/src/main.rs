@@ -172,8 +172,8 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
     write_report(&report, &signals, output, console_file, json)
 }
 
-/// Writes the JSON report, the summary and what went wrong. Each may go where nothing takes it: that is an error, and keeps
-/// neither the others nor the end. The JSON comes first, as it is for programs.
+/// Writes the JSON report, the summary and what went wrong. Where one of them cannot be written, that is an error, but the others are
+/// written and the program ends all the same. The JSON comes first, as it is for programs.
 fn write_report(
     report: &Arc<Report>,
     signals: &Signals,
@@ -221,7 +221,7 @@ fn write_json(mut output: Output, report: &Report) -> Result<()> {
     let path = output.path().to_owned();
     let written = write_all(&mut output, line.as_bytes()).and_then(|()| output.commit());
     match written {
-        // Who has closed the pipe has read enough.
+        // A reader that has closed the pipe has read enough.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.with_context(|| format!("writing the JSON report to {}", shown(&path))),
     }

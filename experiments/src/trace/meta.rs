@@ -97,7 +97,7 @@ pub struct TraceTotals {
     pub events: u64,
     /// Events lost.
     pub dropped: Dropped,
-    /// The vCPU that a host thread ran: from the numbers in [`hmm_backend::Event::thread`] to vCPUs' numbers.
+    /// The vCPU that a host thread ran: from the numbers in [`hmm_backend::observe::Event::thread`] to vCPUs' numbers.
     pub threads: BTreeMap<u32, u32>,
     /// For imported traces, what the header could not say.
     #[serde(skip_serializing_if = "Option::is_none")]

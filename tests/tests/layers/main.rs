@@ -62,9 +62,14 @@ const HOUSES: &[House] = &[
         circles: &[],
     },
     House {
+        package: "torture",
+        layers: &[],
+        circles: &[],
+    },
+    House {
         package: "vmm",
         layers: &[
-            "host", "ending", "machine", "console", "guest", "config", "vm", "chaos", "run", "cli",
+            "host", "ending", "machine", "console", "guest", "config", "vm", "run", "cli",
         ],
         circles: &[],
     },

@@ -1,4 +1,4 @@
-//! `hmmvisor check`: can this machine run a guest, and if not, what has to be done.
+//! `hmmvisor check`: finds out whether this machine can run guests, and says what to do if not.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -24,25 +24,25 @@ const ADDRESS_SPACE: u64 = 1 << 30;
 /// Threads that the default run needs, generously.
 const THREADS: u64 = 16;
 
-/// One thing that was looked at.
+/// The outcome of one check.
 #[derive(Clone, Debug)]
 pub struct Finding {
-    /// What.
+    /// What was checked.
     pub what: String,
-    /// How it is.
+    /// Its state.
     pub state: State,
     /// Details, or what to do.
     pub detail: String,
 }
 
-/// How a thing is.
+/// The state of what was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// As it should be.
+    /// It is as it should be.
     Ok,
-    /// Not there or not good, but guests run.
+    /// It is missing or limited, but guests run.
     Limited,
-    /// No guest can run.
+    /// Without it no guest can run.
     Missing,
 }
 
@@ -168,7 +168,7 @@ fn userfaultfd_findings() -> Vec<Finding> {
     findings
 }
 
-/// Whether the kernel tells the truth about pages that it moves.
+/// Checks whether the kernel's answers about pages that it moves are right.
 fn moved_pages() -> Finding {
     let what = "reports of moved pages";
     match hmm_backend::engine::probe_moves(MOVES) {
@@ -297,7 +297,7 @@ fn address_space_limit() -> (u64, bool) {
     )
 }
 
-/// Whether operating systems boot.
+/// Checks whether operating systems can boot.
 fn kernel_mode_finding() -> Finding {
     let what = "guest kernel mode";
     match kernel_mode::instructions_per_second() {
@@ -327,8 +327,8 @@ fn kernel_mode_finding() -> Finding {
     }
 }
 
-/// Starts the embedded guest without managed memory: it can do nothing but say so and exit, which
-/// takes everything of KVM that a guest needs.
+/// Starts the embedded guest without managed memory: it can only say so and exit, which uses everything of KVM that a guest
+/// needs.
 fn trial() -> Finding {
     let what = "trial guest";
     let begin = Instant::now();

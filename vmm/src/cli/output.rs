@@ -1,5 +1,5 @@
-//! What the command prints. All of it goes through here, because the standard library's `println!` panics when nobody
-//! reads any more.
+//! What the command prints. All of it goes through here, because the standard library's `println!` panics when the pipe
+//! that it writes to has been closed.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use hmmvisor_devices::thread::{self, Joined};
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::steady::write_all;
 
-/// How long the end of a run waits for a reader of what it has to say.
+/// How long the end of a run waits for a reader of its summary.
 pub const READ_WITHIN: Duration = Duration::from_secs(2);
-/// How long it waits for a busy disk to have it.
+/// How long it waits for a busy disk to store a file.
 pub const STORED_WITHIN: Duration = Duration::from_secs(60);
-/// After a signal: until so long before the process is to be gone.
+/// After a signal, waiting ends this long before the process must be gone.
 const RESERVE: Duration = Duration::from_millis(50);
 
-/// Writes to standard output. Whoever has closed the pipe, like `head`, has read enough: that is no error.
+/// Writes to standard output. A reader that has closed the pipe, like `head`, has read enough: that is no error.
 pub fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match write_all(&mut out, text.as_bytes()) {
@@ -47,8 +47,8 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "hmmvisor: {text}");
 }
 
-/// Does what may never come to an end, such as writing into a pipe that is not read, and waits for it for at most `limit`. A
-/// thread that is still at it then ends with the process.
+/// Does in a thread of its own what may never end, such as writing into a pipe that is not read, and waits for it for at most
+/// `limit`. A thread that has not finished then ends with the process.
 pub fn within(
     signals: Option<&Signals>,
     limit: Duration,

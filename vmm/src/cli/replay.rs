@@ -44,7 +44,7 @@ pub struct ReplayArgs {
     json: bool,
 }
 
-/// Does what the arguments say.
+/// Replays a trace as the arguments say.
 pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let mut files = Files::default();
     files.reads("the trace", &args.trace);
@@ -169,7 +169,7 @@ fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
         .with_context(|| format!("it was recorded with policy `{shown}`"))
 }
 
-/// The outcome for programs.
+/// Returns the outcome as JSON.
 #[derive(Serialize)]
 struct Json<'a> {
     #[serde(flatten)]
@@ -178,7 +178,7 @@ struct Json<'a> {
     scripts: Option<ScriptFigures>,
 }
 
-/// The outcome for people.
+/// Returns the outcome as text.
 struct Summary<'a> {
     outcome: &'a Replayed,
     scripts: Option<ScriptFigures>,

@@ -26,7 +26,7 @@ pub struct ReportArgs {
     output: PathBuf,
 }
 
-/// Does what the arguments say.
+/// Makes the page that the arguments ask for.
 pub fn report(args: &ReportArgs) -> Result<ExitCode> {
     let (about, output) = (&args.about, &args.output);
     if about
@@ -73,7 +73,7 @@ fn put(mut page: Output, html: &str) -> Result<()> {
     let path = page.path().to_owned();
     let written = page.write_all(html.as_bytes()).and_then(|()| page.commit());
     match written {
-        // Who has closed the pipe has read enough.
+        // A reader that has closed the pipe has read enough.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.with_context(|| format!("writing the report to {}", shown(&path))),
     }

@@ -68,7 +68,7 @@ enum SweepCommand {
     },
 }
 
-/// Does what the arguments say.
+/// Runs or merges a sweep, as the arguments say.
 pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     if let Some(SweepCommand::Merge { folders, output }) = args.command {
         let merged = merge(&folders, &output)?;
@@ -112,7 +112,7 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     end(&done.failed)
 }
 
-/// Runs that failed are an error, whoever did them.
+/// Returns an error that names the runs that failed, if there are some, whichever process of the sweep did them.
 fn end(failed: &[String]) -> Result<ExitCode> {
     if failed.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -125,7 +125,7 @@ fn end(failed: &[String]) -> Result<ExitCode> {
     )
 }
 
-/// Where the results are.
+/// Says where the results are.
 fn results(folder: &Path) -> String {
     let [csv, parquet] = TABLES;
     format!("{csv}, {parquet} and {PAGE} in {}", folder.display())
@@ -413,7 +413,7 @@ impl CommandRunner {
     }
 }
 
-/// Lets the process be killed when the thread that starts it dies: when the sweep is killed, nobody wants its runs.
+/// Lets the process be killed when the thread that starts it dies: a sweep that is killed takes its runs with it.
 fn end_with_parent(command: &mut Command) {
     let parent = std::process::id();
     let tied = move || {

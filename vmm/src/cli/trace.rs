@@ -159,7 +159,7 @@ fn written(files: &Files, events: u64, output: &Path, note: &str) -> Result<Exit
 }
 
 impl TraceCommand {
-    /// Does it.
+    /// Does what the command says.
     pub fn run(self) -> Result<ExitCode> {
         match self {
             TraceCommand::Info { file, json } => {
@@ -188,7 +188,7 @@ impl TraceCommand {
                 let export_to = files.whole("the events", &output)?;
                 let tail = trace.tail();
                 let events = match export(trace, format, export_to) {
-                    // Exported into a pipe, and whoever reads it has read enough.
+                    // Exported into a pipe, whose reader has closed it: it has read enough.
                     Err(ExportError::Output { error, .. })
                         if error.kind() == ErrorKind::BrokenPipe =>
                     {

@@ -1,4 +1,4 @@
-//! What can be told about a configuration before anything starts.
+//! Checks of a configuration that are possible before anything starts.
 
 use hmm_backend::limits;
 use hmm_backend::pages::{DeviceId, Hint, PAGE_SIZE, Place};
@@ -9,30 +9,30 @@ use super::{Config, ConfigError, RegionConfig};
 use crate::guest::linux::cpuid::Template;
 use crate::guest::linux::layout::Layout;
 use crate::host::Host;
-use crate::size::Size;
+use hmmvisor_experiments::size::Size;
 
 /// Managed memory comes in blocks of this size.
 const BLOCK: u64 = 2 << 20;
 
-/// Service threads, and so entries of the list of CPUs that they run on.
+/// The most service threads, and entries in the list of CPUs that they run on.
 const MAX_SERVICE_THREADS: usize = 64;
-/// Hints are for parts of memory that a user can tell apart.
+/// The most hints: a user cannot tell apart more parts of memory.
 const MAX_HINTS: usize = 4096;
-/// Each region has policies of its own.
+/// The most regions, each of which has policies of its own.
 const MAX_REGIONS: usize = 64;
-/// No workload has as many.
+/// The most parameters; no workload has as many.
 const MAX_PARAMS: usize = 64;
 
-/// Memory that a run has for itself, generously.
+/// An upper bound of the memory that the VMM itself needs.
 const OVERHEAD: u64 = 32 << 20;
 /// Threads besides vCPUs, devices and the fault service.
 const THREADS: u64 = 8;
 
-/// In seconds.
+/// The longest period, in seconds.
 const DAY: u64 = 24 * 60 * 60;
 
 impl Config {
-    /// Whether the host can run it, as far as that can be told without trying.
+    /// Returns why the host cannot run it, as far as that can be found out without trying.
     pub fn check(&self, host: &Host) -> Result<(), ConfigError> {
         let range = |what, given: u64, max: u64| match (1..=max).contains(&given) {
             true => Ok(()),
@@ -129,7 +129,7 @@ impl Config {
         Ok(())
     }
 
-    /// No list is longer than what it is for can be.
+    /// An error if a list is longer than its purpose allows.
     fn check_lists(&self) -> Result<(), ConfigError> {
         let length = |list: &Option<Vec<usize>>| list.as_ref().map_or(0, Vec::len);
         let lists = [
@@ -159,8 +159,8 @@ impl Config {
         }
     }
 
-    /// What the host's limits leave room for. Guest memory fills as the guest touches it, which it may do with all of it: that
-    /// the kernel then kills the run must not come as a surprise.
+    /// An error if the host's limits leave too little memory, address space or threads. Guest memory fills as the guest touches it,
+    /// and the guest may touch all of it: without this check the kernel would kill the run in the middle.
     fn check_room(&self, host: &Host) -> Result<(), ConfigError> {
         let devices = u64::from(self.devices.count).saturating_mul(self.devices.memory.0);
         let pages = self.machine.memory.0.saturating_add(devices);
@@ -206,7 +206,7 @@ impl Config {
         Ok(())
     }
 
-    /// An operating system, or one of the other guests, but not both.
+    /// An error if options of an operating system and of small guests are mixed.
     fn check_boot(&self) -> Result<(), ConfigError> {
         let boot = &self.boot;
         let (conflict, kernel) = match boot.kernel {

@@ -1,11 +1,11 @@
-//! Where a guest's serial port leads.
+//! Where a guest's serial output goes, and where its input comes from.
 
 use std::convert::Infallible;
 use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The host's side of the serial port.
+/// Where the serial port's output goes, and where its input comes from.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum ConsoleChoice {
     /// An interactive terminal if standard input is one, otherwise as [`ConsoleChoice::Stdio`].

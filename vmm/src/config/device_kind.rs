@@ -3,10 +3,10 @@
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
-/// What an accelerator's memory is.
+/// The kind of an accelerator's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum DeviceKind {
-    /// Out of reach of CPUs: pages migrate on faults.
+    /// CPUs cannot reach it: pages migrate on faults.
     #[default]
     Private,
     /// CPUs reach it in place: pages move only when the guest asks for it.

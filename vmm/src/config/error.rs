@@ -6,7 +6,7 @@ use hmm_backend::pages::Hint;
 use thiserror::Error;
 
 use crate::host::file::FileError;
-use crate::size::Size;
+use hmmvisor_experiments::size::Size;
 
 /// What is wrong with a configuration.
 #[derive(Debug, Error)]
@@ -16,7 +16,7 @@ pub enum ConfigError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: FileError,
     },
@@ -31,7 +31,7 @@ pub enum ConfigError {
     Toml {
         /// The file.
         path: PathBuf,
-        /// What and where.
+        /// The parser's error, with its place in the file.
         error: toml::de::Error,
     },
     /// A number out of its range.
@@ -46,7 +46,7 @@ pub enum ConfigError {
         /// Largest allowed.
         max: u64,
     },
-    /// A size of nothing, or with a remainder.
+    /// A size that is 0, or no multiple of what it must be.
     #[error("{what} of {given}: must be a positive multiple of {unit}")]
     Multiple {
         /// What has the size.
@@ -56,7 +56,7 @@ pub enum ConfigError {
         /// What it must be a multiple of.
         unit: Size,
     },
-    /// A size beyond what there is.
+    /// A size larger than what there is.
     #[error("{what} of {given} is more than {limit_of} ({limit}); {remedy}")]
     TooLarge {
         /// What has the size.
@@ -77,7 +77,7 @@ pub enum ConfigError {
         what: &'static str,
         /// The CPU.
         cpu: usize,
-        /// Those it may use.
+        /// The CPUs that it may use.
         allowed: Vec<usize>,
     },
     /// A list of CPUs without any.
@@ -120,12 +120,12 @@ pub enum ConfigError {
         /// The limit.
         limit: u64,
     },
-    /// Something for another kind of guest.
+    /// An option for another kind of guest.
     #[error("{what} {kernel}")]
     Boot {
-        /// What was given.
+        /// The option.
         what: &'static str,
-        /// And whether there is a kernel.
+        /// Whether there is a kernel.
         kernel: &'static str,
     },
     /// A parameter that would break the guest's command line.
@@ -151,11 +151,11 @@ pub enum ConfigError {
     /// A hint that cannot be followed.
     #[error("[[hint]] number {number}, `{hint}`: {why}")]
     Hint {
-        /// Which, from 1.
+        /// Its number, from 1.
         number: usize,
-        /// What it says.
+        /// Its text.
         hint: Hint,
-        /// Why not.
+        /// The cause.
         why: String,
     },
 }

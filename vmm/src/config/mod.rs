@@ -14,9 +14,9 @@ use std::str::FromStr;
 use crate::guest::linux::cpuid::Template;
 use crate::host::file;
 use crate::machine::memory_errors::OnMemoryError;
-use crate::size::Size;
 use hmm_backend::engine::EngineChoice;
 use hmm_backend::pages::{Hint, PAGE_SIZE, Page, PageRange};
+use hmmvisor_experiments::size::Size;
 use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -59,15 +59,15 @@ pub struct Config {
     pub rng: bool,
     /// How pages migrate.
     pub engine: EngineConfig,
-    /// What migrates when.
+    /// The policies, which decide what migrates when.
     pub policy: PolicyConfig,
-    /// What is known about parts of managed memory, for policies that listen.
+    /// Hints about parts of managed memory, for policies that use them.
     pub hint: Vec<HintConfig>,
     /// The program in the guest.
     pub workload: WorkloadConfig,
     /// Threads that serve CPU faults.
     pub service: ServiceConfig,
-    /// Which host CPUs do what.
+    /// Which host CPUs the threads run on.
     pub placement: PlacementConfig,
 }
 
@@ -148,7 +148,7 @@ pub struct RegionConfig {
     pub start: Size,
     /// Its size, a multiple of 2 MiB.
     pub size: Size,
-    /// As `[policy] spec`; what it says of evictions does not count.
+    /// As `[policy] spec`; a policy for evictions in it is ignored.
     #[serde(deserialize_with = "from_str")]
     pub spec: PolicyChoice,
 }

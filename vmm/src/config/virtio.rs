@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-use crate::size::Size;
+use hmmvisor_experiments::size::Size;
 
 /// `[[disk]]`
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]

@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use hmmvisor_devices::thread::{self, Thread};
 use hmmvisor_experiments::steady::{wait_for_room, write_all};
 
-/// Bytes that wait at most.
+/// The most bytes in the queue.
 const LIMIT: usize = 16 << 10;
-/// Bytes of one write: as many as a pipe takes at once, so that each is a sign of progress.
+/// The most bytes of one write: as many as a pipe takes at once, so that each write is a sign of progress.
 const CHUNK: usize = 4096;
 /// How long a writer waits for an output that makes no progress.
 pub const STALL: Duration = Duration::from_secs(2);
 
-/// What became of an output.
+/// What was not written of an output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OutletFigures {
     /// Bytes that were not written: nothing took them in time, or writing failed.
@@ -30,11 +30,11 @@ pub struct OutletFigures {
     pub error: Option<String>,
 }
 
-/// The queue, for those who write. Cheap to clone.
+/// The writers' end of the queue. Cheap to clone.
 #[derive(Clone)]
 pub struct Outlet(Arc<Shared>);
 
-/// The thread that writes.
+/// The thread that writes what is in the queue.
 pub struct OutletThread {
     outlet: Outlet,
     thread: Option<Thread<()>>,
@@ -42,7 +42,7 @@ pub struct OutletThread {
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// Bytes have come or gone, or the output is to end.
+    /// Notified when bytes have come or gone, and when the output is to end.
     changed: Condvar,
     stalled: AtomicBool,
 }
@@ -53,7 +53,7 @@ struct Queue {
     in_hand: usize,
     /// When a write succeeded last, or the queue was empty.
     progress: Instant,
-    /// Nothing waits any more: the run ends.
+    /// The run ends: no writer waits for room any more.
     hurry: bool,
     /// The thread ends when the queue is empty.
     closed: bool,
@@ -124,7 +124,7 @@ impl Outlet {
         self.0.stalled.load(Ordering::Relaxed)
     }
 
-    /// Ends all waits for room, now and from now on.
+    /// Ends all waits for room. From now on, bytes that find no room are dropped at once.
     pub fn hurry(&self) {
         self.queue().hurry = true;
         self.0.changed.notify_all();
@@ -140,7 +140,7 @@ impl Outlet {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        // Consistent between any two of its changes.
+        // The state is consistent also where a thread has panicked: no change leaves it half-done.
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -171,7 +171,7 @@ impl Outlet {
             queue.progress = Instant::now();
             self.0.stalled.store(false, Ordering::Relaxed);
             if let Err(error) = written {
-                // What comes from now on is dropped at once.
+                // Bytes that come from now on are dropped at once.
                 let lost = length + queue.bytes.len();
                 queue.bytes.clear();
                 queue.figures.dropped += lost as u64;
@@ -195,7 +195,7 @@ impl Write for Outlet {
 }
 
 impl OutletThread {
-    /// For those who write.
+    /// Returns the writers' end.
     pub fn outlet(&self) -> &Outlet {
         &self.outlet
     }
@@ -226,7 +226,7 @@ impl OutletThread {
         if let Some(mut thread) = self.thread.take()
             && (left == 0 || thread.wait(Duration::ZERO))
         {
-            // A panic has been told of.
+            // A panic has been reported already.
             let _ = thread.join_within(STALL);
         }
         figures
@@ -241,12 +241,12 @@ impl Drop for OutletThread {
     }
 }
 
-/// Standard output or standard error, which are shared with other programs: one that does not read any more is no error, and
-/// where one has made them non-blocking they are waited for all the same.
+/// Standard output or standard error, which other programs share: a reader that has closed the pipe is no error, and where
+/// another program has made the descriptor non-blocking, a write waits all the same.
 pub struct MayClose<W>(pub W);
 
 impl<W: Write + AsFd> MayClose<W> {
-    /// Tries once more when there is room. What then finds none is an error for the caller to count.
+    /// Waits for room and tries once more. If there is none then, the caller gets the error and counts the bytes.
     fn with_room<T>(&mut self, call: impl Fn(&mut W) -> io::Result<T>) -> io::Result<T> {
         match call(&mut self.0) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {

@@ -25,9 +25,9 @@ const LINE_LIMIT: usize = 4096;
 
 /// The register with which the guest says which interrupts it wants.
 const INTERRUPT_ENABLE: u64 = 1;
-/// It wants one for input.
+/// In that register: an interrupt for input.
 const INPUT_INTERRUPT: u8 = 1;
-/// The register with the input.
+/// The register that the guest reads input from.
 const DATA: u64 = 0;
 
 /// How a Linux kernel says that it has panicked. What follows in the line is why.
@@ -36,27 +36,27 @@ const KERNEL_PANIC: &str = "Kernel panic - not syncing: ";
 /// A serial port with eight byte-wide registers.
 pub struct Console {
     serial: Mutex<Serial<Pin, NoEvents, Lines>>,
-    /// Somebody looks at `attention`.
+    /// The console's thread looks at `attention`.
     attended: AtomicBool,
     /// Input waits until the guest can take it.
     input_waits: AtomicBool,
-    /// There is something to do for whoever attends: the beginning of a line to be passed on, or input is wanted.
+    /// Written when the console's thread has something to do: pass on the beginning of a line, or bring input.
     attention: Option<EventFd>,
-    /// Where the output goes on its way, if that may stall.
+    /// The outlet by which the output goes, if it can stall.
     outlet: Option<Outlet>,
     /// Accesses by a guest whose output is stalled.
     unheard: AtomicU64,
-    /// Learns of events that cannot be written.
+    /// By which the run ends when an event cannot be written.
     ending: Option<Arc<Ending>>,
 }
 
 impl Console {
-    /// A serial port that writes to `out`, for guests that poll.
+    /// Makes a serial port that writes to `out`, for guests that poll.
     pub fn new(out: Box<dyn Write + Send>) -> Console {
         Console::with_pin(out, Pin::default(), None)
     }
 
-    /// A serial port that writes to `out` and interrupts by `pin`. The run ends if the system refuses its events.
+    /// Makes a serial port that writes to `out` and interrupts by `pin`. The run ends if the system refuses its events.
     pub fn with_interrupt(
         out: Box<dyn Write + Send>,
         pin: EventFd,
@@ -69,7 +69,7 @@ impl Console {
         Ok(console)
     }
 
-    /// The same port, whose output goes through this outlet.
+    /// Returns the same port, which knows that its output goes through this outlet.
     pub fn through(self, outlet: Outlet) -> Console {
         Console {
             outlet: Some(outlet),
@@ -77,7 +77,7 @@ impl Console {
         }
     }
 
-    /// How often the guest has accessed the port while nothing took its output: that is no sign of life.
+    /// Counts the guest's accesses to the port while its output was stalled. They are no sign of life.
     pub fn unheard(&self) -> u64 {
         self.unheard.load(Ordering::Relaxed)
     }
@@ -107,7 +107,7 @@ impl Console {
     }
 
     /// Becomes readable when [`Self::rest`] may have something to pass on, or [`Self::offer`] may take input again. None for guests
-    /// that poll. From now on somebody looks at it.
+    /// that poll. From now on the caller is expected to look at it.
     pub fn attend(&self) -> Option<&EventFd> {
         self.attended.store(true, Ordering::Relaxed);
         self.attention.as_ref()
@@ -126,13 +126,13 @@ impl Console {
         self.serial().writer().has_rest()
     }
 
-    /// Passes on the beginning of a line: a prompt, for instance.
+    /// Passes on the beginning of a line, such as a prompt.
     pub fn rest(&self) {
         self.serial().writer_mut().pass_on();
     }
 
-    /// Gives the guest input; returns how much of it was taken. A guest that has not opened the port takes none, since it would throw
-    /// it away. Once it can take more, there is an event.
+    /// Gives the guest input; returns how many bytes were taken. A guest that has not opened the port takes none, since it would
+    /// throw it away. When the guest can take more, [`Self::attend`]'s event is written.
     pub fn offer(&self, input: &[u8]) -> usize {
         let mut serial = self.serial();
         let listens = serial.state().interrupt_enable & INPUT_INTERRUPT != 0;
@@ -141,14 +141,14 @@ impl Console {
             true => serial.enqueue_raw_bytes(input).unwrap_or(0),
             false => 0,
         };
-        // Still under the lock: the guest's next access sees it.
+        // Under the lock, so that the guest's next access sees it.
         self.input_waits
             .store(taken < input.len(), Ordering::Relaxed);
         taken
     }
 
-    /// What the guest's kernel said when it panicked, if it did: the console is the only place where every kernel says so. (A program
-    /// in the guest can say the same.)
+    /// Returns what the guest's kernel said when it panicked, if it did. The console is the only place where every kernel says so; a
+    /// program in the guest can print the same text.
     pub fn kernel_panic(&self) -> Option<String> {
         self.serial().writer().kernel_panic.clone()
     }
@@ -163,7 +163,7 @@ impl Console {
     }
 
     fn serial(&self) -> MutexGuard<'_, Serial<Pin, NoEvents, Lines>> {
-        // Whoever panicked while holding it has left a serial port that still works.
+        // A thread that panicked while holding it has left a serial port that still works.
         self.serial.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -203,7 +203,7 @@ impl Device for Console {
     }
 }
 
-/// Passes on whole lines. The serial port flushes after each byte, which is why this ignores it.
+/// Passes on whole lines. Ignores flushes, because the serial port flushes after each byte.
 struct Lines {
     /// The line that is being written.
     line: Vec<u8>,
@@ -329,7 +329,7 @@ mod tests {
     fn the_beginning_of_a_line_calls_for_attention_and_can_be_passed_on() {
         let seen = Seen::default();
         let (console, _pin) = interrupting(seen.clone());
-        say(&console, b"nobody attends\nlog");
+        say(&console, b"not attended\nlog");
         let attention = console.attend().unwrap();
         assert!(attention.read().is_err());
         say(&console, b"in:\n# ");
@@ -363,7 +363,7 @@ mod tests {
         let console = Console::new(Box::new(io::sink()));
         say(&console, b"[ 0.1] Kernel panic is a word\n");
         assert_eq!(console.kernel_panic(), None);
-        // Also in pieces.
+        // The text is recognized also if it comes in pieces.
         say(&console, b"[ 1.0] Kernel pa");
         console.rest();
         say(&console, b"nic - not syncing: VFS: no root\r\n");

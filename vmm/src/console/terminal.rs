@@ -1,4 +1,4 @@
-//! A terminal that passes every key on to the guest, and is what it was before when the run is over, or stopped.
+//! The terminal's mode: raw while the guest runs, so that the guest gets every key; as before when the run ends or is stopped.
 //!
 //! The terminal belongs to the job in the foreground. In the background nothing is changed (the kernel would stop the process with
 //! SIGTTOU) and nothing is read; the signals' thread and the console's thread see to the terminal when the
@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{STDIN_FILENO, termios};
 
-/// What the terminal was when the process first had it in the foreground.
+/// The terminal's mode when the process was first in the foreground.
 static BEFORE: OnceLock<termios> = OnceLock::new();
 
-/// The terminal is to be raw while the process is in the foreground.
+/// Set while the terminal is to be raw whenever the process is in the foreground.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
 /// Signals that end the process at once, if it comes to that. Those that end a run are taken by [`crate::run::signals`].
@@ -38,7 +38,8 @@ pub struct RawTerminal(());
 impl RawTerminal {
     /// Switches standard input, which must be a terminal, to raw mode: now, or when the process comes to the foreground.
     pub fn enter() -> io::Result<RawTerminal> {
-        // It must be one. What it is in the background is another program's doing, a shell's line editor, say.
+        // An error if standard input is no terminal. The mode that it has in the background is not kept: another program, such as a
+        // shell's line editor, has set it.
         get()?;
         restore_on_panics();
         restore_on_signals();
@@ -67,7 +68,7 @@ pub fn in_foreground() -> bool {
 /// Makes the terminal raw again, if it is to be, after the process was stopped or came to the foreground.
 pub fn resume() {
     if WANTED.load(Ordering::Acquire) && in_foreground() {
-        // Where this fails the terminal is gone.
+        // A failure means that the terminal is gone.
         let _ = set_raw();
     }
 }
@@ -78,7 +79,7 @@ pub fn restore() {
     if let Some(before) = BEFORE.get()
         && in_foreground()
     {
-        // There is nobody left to tell if it fails: the terminal is gone.
+        // A failure means that the terminal is gone, and there is nowhere else to report it.
         let _ = set(before);
     }
 }
@@ -88,14 +89,14 @@ fn set_raw() -> io::Result<()> {
         Some(before) => before,
         None => {
             let now = get()?;
-            // Once in a process: what is found later may be our own doing.
+            // Once in a process: a later look may find the raw mode.
             BEFORE.get_or_init(|| now)
         }
     };
     let mut raw = *before;
     // SAFETY: changes the structure only.
     unsafe { libc::cfmakeraw(&mut raw) };
-    // Our own messages end their lines with a mere line feed.
+    // Hmmvisor's own messages end their lines with a line feed only.
     raw.c_oflag = before.c_oflag;
     set(&raw)
 }
@@ -129,7 +130,7 @@ fn set(mode: &termios) -> io::Result<()> {
     result
 }
 
-/// First, so that the panic's message is readable.
+/// Restores the terminal before a panic's message is printed, so that it is readable.
 fn restore_on_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {

@@ -14,7 +14,7 @@ use crate::console::serial::Console;
 use crate::console::terminal;
 use crate::ending::{End, Ending};
 
-/// How long the beginning of a line may wait for its end. Nobody notices, and whole lines are passed on at once.
+/// How long the beginning of a line may wait for its end: too short for a user to notice. Whole lines are passed on at once.
 const REST_AFTER_MS: i32 = 10;
 
 /// Waits in a row that may fail before that is an error; each takes a millisecond.
@@ -30,9 +30,9 @@ const QUIT: u8 = b'x';
 
 /// Where the guest's input comes from.
 pub struct Input {
-    /// What is read.
+    /// The descriptor that is read.
     source: File,
-    /// A person types there: escape sequences have a meaning.
+    /// Whether a person types there, so that escape sequences have a meaning.
     interactive: bool,
 }
 
@@ -62,7 +62,7 @@ pub struct ConsoleThread {
 }
 
 impl ConsoleThread {
-    /// Starts it. `ending` learns of it when the user quits.
+    /// Starts the thread. It ends the run by `ending` when the user quits.
     pub fn start(
         console: Arc<Console>,
         input: Option<Input>,
@@ -85,7 +85,7 @@ impl Drop for ConsoleThread {
         // If the system refuses, the thread is left behind.
         let _ = bell::ring(&self.stop);
         if let Some(thread) = self.thread.take() {
-            // A panic has been told of.
+            // A panic has been reported already.
             let _ = thread.join_within(STOP_WITHIN);
         }
     }
@@ -97,10 +97,10 @@ fn serve(console: &Console, mut input: Option<Input>, ending: &Ending, stop: &Ev
     };
     let mut keys = Keys::default();
     let mut failures = 0;
-    // Read, but not yet taken by the guest.
+    // Input that has been read, but not yet taken by the guest.
     let mut waiting: Vec<u8> = Vec::new();
     loop {
-        // More is only read once the guest has taken what there is.
+        // Reads more only when the guest has taken everything.
         let source = input.as_ref().filter(|_| waiting.is_empty());
         // In the background a terminal's input is another job's, and reading it would stop this process.
         let away = source.is_some_and(|input| input.interactive) && !terminal::in_foreground();
@@ -119,7 +119,7 @@ fn serve(console: &Console, mut input: Option<Input>, ending: &Ending, stop: &Ev
             timeout,
         );
         match ready {
-            // Nothing has come for a while: the line's end is not about to.
+            // Nothing has come for a while, so the line's end does not follow at once.
             Ok(None) => {
                 failures = 0;
                 console.rest();
@@ -162,7 +162,7 @@ fn serve(console: &Console, mut input: Option<Input>, ending: &Ending, stop: &Ev
     }
 }
 
-/// What there is to read now; none at the end, or if it cannot be read any more.
+/// Reads what there is now; none at the end of the input, or if it cannot be read any more.
 fn read(source: &mut File) -> Option<Vec<u8>> {
     let mut bytes = [0; 256];
     match source.read(&mut bytes) {
@@ -177,10 +177,10 @@ fn read(source: &mut File) -> Option<Vec<u8>> {
     }
 }
 
-/// Which of these can be read; none if that is so for none of them in time.
+/// Returns which of these can be read; none if none of them can in time.
 fn poll(files: [Option<i32>; 3], timeout: i32) -> io::Result<Option<[bool; 3]>> {
     let mut waiting = files.map(|file| libc::pollfd {
-        // Negative ones are passed over.
+        // The kernel ignores negative descriptors.
         fd: file.unwrap_or(-1),
         events: libc::POLLIN,
         revents: 0,
@@ -190,17 +190,17 @@ fn poll(files: [Option<i32>; 3], timeout: i32) -> io::Result<Option<[bool; 3]>> 
     Ok(match ready {
         0 => None,
         ..0 => return Err(io::Error::last_os_error()),
-        // An error or a hang-up shows when it is read.
+        // Reading shows an error or a hang-up.
         _ => Some(waiting.map(|file| file.revents != 0)),
     })
 }
 
-/// What a person has typed.
+/// The meaning of a key.
 #[derive(Debug, PartialEq, Eq)]
 enum Typed {
-    /// For the guest.
+    /// A byte for the guest.
     Input(Vec<u8>),
-    /// To end the run.
+    /// The user quits.
     Quit,
 }
 
@@ -221,7 +221,7 @@ impl Keys {
                     self.escaped = false;
                     input.push(ESCAPE);
                 }
-                // Meant for the guest.
+                // The byte is for the guest.
                 (true, _) => {
                     self.escaped = false;
                     input.extend([ESCAPE, byte]);

@@ -1,4 +1,4 @@
-//! What can go wrong with a running guest.
+//! The ways in which a running guest can fail.
 
 use thiserror::Error;
 
@@ -10,15 +10,15 @@ pub enum Failure {
     Exception {
         /// The vCPU.
         vcpu: u32,
-        /// Which exception.
+        /// The exception's number.
         vector: u64,
-        /// What the processor says about it.
+        /// The processor's error code.
         error_code: u64,
         /// The instruction that caused it.
         rip: u64,
         /// For page faults: the address that was accessed.
         cr2: u64,
-        /// It was the firmware's code, not the guest's.
+        /// Whether it was the firmware's code, not the guest's.
         in_firmware: bool,
     },
     /// The vCPU could not even start the exception handler.
@@ -28,7 +28,7 @@ pub enum Failure {
     TripleFault {
         /// The vCPU.
         vcpu: u32,
-        /// Where.
+        /// The guest's instruction pointer.
         rip: u64,
     },
     /// KVM gave up, usually on an instruction it cannot emulate.
@@ -36,7 +36,7 @@ pub enum Failure {
     Internal {
         /// The vCPU.
         vcpu: u32,
-        /// Where.
+        /// The guest's instruction pointer.
         rip: u64,
         /// KVM's reason.
         suberror: u32,
@@ -48,7 +48,7 @@ pub enum Failure {
     Entry {
         /// The vCPU.
         vcpu: u32,
-        /// Where.
+        /// The guest's instruction pointer.
         rip: u64,
         /// The processor's reason.
         reason: u64,
@@ -58,7 +58,7 @@ pub enum Failure {
     Memory {
         /// The vCPU.
         vcpu: u32,
-        /// Where.
+        /// The guest's instruction pointer.
         rip: u64,
         /// Guest-physical address, if KVM names it.
         address: Option<u64>,
@@ -68,7 +68,7 @@ pub enum Failure {
     Run {
         /// The vCPU.
         vcpu: u32,
-        /// Where.
+        /// The guest's instruction pointer.
         rip: u64,
         /// The kernel's answer.
         error: kvm_ioctls::Error,
@@ -78,7 +78,7 @@ pub enum Failure {
     UnknownExit {
         /// The vCPU.
         vcpu: u32,
-        /// Where.
+        /// The guest's instruction pointer.
         rip: u64,
         /// KVM's name of it.
         exit: String,
@@ -90,7 +90,7 @@ pub enum Failure {
         page: u32,
         /// Its guest-physical address.
         address: u64,
-        /// Who accessed it; none if it was the VMM itself.
+        /// The vCPU that accessed it; none if it was the VMM itself.
         vcpu: Option<u32>,
         /// Why it could not be supplied.
         cause: String,
@@ -106,12 +106,12 @@ pub enum Failure {
         "the guest has shown no sign of life for {0} s: no access to a device, no output; it hangs or has nothing to do (`--watchdog` sets the time)"
     )]
     Hang(u64),
-    /// Nobody is left to end the run.
+    /// No vCPU is left that could end the run.
     #[error(
         "every vCPU has parked, so the guest can never exit; one of them must write the control device's exit register"
     )]
     AllParked,
-    /// A bug.
+    /// A thread of the VMM panicked: a bug.
     #[error("thread {thread} panicked; this is a bug in Hmmvisor or in a device of others")]
     Panicked {
         /// The thread's name.
@@ -120,21 +120,21 @@ pub enum Failure {
     /// The system refuses a call that it has no reason to refuse, at every try.
     #[error("{what} failed: {cause}")]
     Event {
-        /// What was tried.
+        /// The call.
         what: String,
         /// The system's answer.
         cause: String,
     },
-    /// KVM puts a vCPU off at every try.
+    /// KVM refuses to run a vCPU for now, at every try.
     #[error(
         "running vCPU {vcpu}: KVM_RUN fails with EAGAIN again and again ({tries} times in {seconds} s): the host refuses KVM a helper thread (kvm-nx-lpage-recovery) for this process; {advice}"
     )]
     PutOff {
         /// The vCPU.
         vcpu: u32,
-        /// How often it was tried.
+        /// The number of tries.
         tries: u32,
-        /// For how long.
+        /// The seconds since the first try.
         seconds: u64,
         /// What to do about it.
         advice: String,

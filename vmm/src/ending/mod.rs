@@ -1,4 +1,4 @@
-//! How a run ends: the first reason wins.
+//! The end of a run: its reason, of which the first counts, and an event that is readable from then on.
 
 pub mod failure;
 
@@ -29,8 +29,7 @@ pub enum End {
     Failed(Failure),
 }
 
-/// Where vCPUs, devices and the fault service say that the run is over, and where the main thread
-/// learns it.
+/// Ends a run: vCPUs, devices and the fault service set the reason, and the main thread waits for it.
 pub struct Ending {
     end: OnceLock<End>,
     event: EventFd,
@@ -38,11 +37,11 @@ pub struct Ending {
     left_behind: Mutex<Vec<String>>,
 }
 
-/// The longest sleep of a thread that waits for the end: it does not depend on the event alone.
+/// The longest sleep of a thread that waits for the end: if the system refuses the event, the thread sees the end when it looks again.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Ending {
-    /// Not ended yet.
+    /// Makes one that has not ended.
     pub fn new() -> io::Result<Ending> {
         Ok(Ending {
             end: OnceLock::new(),
@@ -54,12 +53,12 @@ impl Ending {
     /// Ends the run, unless it has already ended.
     pub fn set(&self, end: End) {
         if self.end.set(end).is_ok() {
-            // If the system refuses, those who wait see the end when they look again.
+            // If the system refuses, the threads that wait see the end when they look again.
             let _ = bell::ring(&self.event);
         }
     }
 
-    /// What a thread that panics does: it ends the run.
+    /// Returns what a thread is to call if it panics: it ends the run.
     pub fn on_panic(self: &Arc<Self>) -> impl FnOnce(&str) + Send + use<> {
         let ending = self.clone();
         move |thread| {
@@ -68,7 +67,7 @@ impl Ending {
         }
     }
 
-    /// A device does not work any more: ends the run.
+    /// Ends the run because a device does not work any more.
     pub fn device_failed(&self, failure: DeviceFailure) {
         self.set(End::Failed(match failure {
             DeviceFailure::Panicked { thread } => Failure::Panicked { thread },
@@ -76,12 +75,12 @@ impl Ending {
         }));
     }
 
-    /// The system refuses an event at every try: ends the run.
+    /// Ends the run because the system refuses an event at every try.
     pub fn event_failed(&self, what: &str, error: &io::Error) {
         self.set(End::Failed(Failure::event(what, error)));
     }
 
-    /// This thread does not end and is left to itself.
+    /// Notes that this thread does not end and is no longer waited for.
     pub fn leave_behind(&self, thread: &str) {
         let mut left = self
             .left_behind
@@ -109,7 +108,7 @@ impl Ending {
                 events: libc::POLLIN,
                 revents: 0,
             };
-            // Rounded up: a rest of less than a millisecond is no reason to spin.
+            // Rounded up, so that less than a millisecond does not become a busy loop.
             let milliseconds = left.min(LOOK_AGAIN).as_millis() as i32 + 1;
             // SAFETY: one valid structure, as the count says; the descriptor is ours.
             let ready = unsafe { libc::poll(&mut ended, 1, milliseconds) };
@@ -121,7 +120,7 @@ impl Ending {
         self.get()
     }
 
-    /// Why the run ended, if it did.
+    /// Returns why the run ended, if it did.
     pub fn get(&self) -> Option<&End> {
         self.end.get()
     }

@@ -31,7 +31,7 @@ pub enum GuestError {
     /// An event for a device.
     #[error("making {what}: {error}")]
     Event {
-        /// What.
+        /// The event.
         what: &'static str,
         /// The system's answer.
         #[source]

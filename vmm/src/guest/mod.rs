@@ -1,6 +1,6 @@
-//! What runs in a virtual machine: a small program that knows its machine, or an operating system's kernel.
+//! Guests: small programs that know their machine, and operating systems.
 //!
-//! [`Guest`] is what the two have in common. Whatever differs between them is in `program/` and `linux/`.
+//! The trait [`Guest`] has one implementation for each of the two, in `program/` and in `linux/`.
 
 mod error;
 pub mod linux;
@@ -53,7 +53,7 @@ pub struct BoardParts<'a> {
     pub(crate) output: Outlet,
     /// The control device, for guests that know it.
     pub(crate) control: &'a Arc<Control>,
-    /// Learns when the guest ends the run.
+    /// By which devices end the run.
     pub(crate) ending: &'a Arc<Ending>,
 }
 

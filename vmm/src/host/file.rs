@@ -6,7 +6,7 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use crate::size::Size;
+use hmmvisor_experiments::size::Size;
 
 /// Why a file was not read.
 #[derive(Debug, Error)]
@@ -14,13 +14,13 @@ pub enum FileError {
     /// The system refused.
     #[error("{0}")]
     Read(#[from] io::Error),
-    /// A folder.
+    /// It is a folder.
     #[error("it is a folder; give the file itself")]
     Folder,
-    /// A pipe, a device, …
+    /// It is a pipe, a device or the like.
     #[error("it is not a regular file")]
     NotRegular,
-    /// Absurdly large.
+    /// It is larger than makes sense.
     #[error("it has {given}, but must have no more than {limit}")]
     TooLarge {
         /// Its size.
@@ -32,7 +32,7 @@ pub enum FileError {
 
 /// Opens a regular file of at most `limit` bytes, and says how many it has.
 pub fn open(path: &Path, limit: u64) -> Result<(File, u64), FileError> {
-    // Looks before it opens: opening a pipe would wait for a writer.
+    // Before opening it: opening a pipe would wait for a writer.
     let metadata = path.metadata()?;
     if metadata.is_dir() {
         return Err(FileError::Folder);

@@ -1,4 +1,4 @@
-//! What the host offers.
+//! The host: its CPUs, memory and limits, and files that users name.
 
 pub mod cpus;
 pub mod file;
@@ -22,7 +22,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// This host, now.
+    /// Looks at this host as it is now.
     pub fn here() -> Host {
         // SAFETY: a structure of integers; all zeros is valid.
         let mut info: libc::sysinfo = unsafe { mem::zeroed() };

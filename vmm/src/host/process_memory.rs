@@ -1,4 +1,4 @@
-//! What the VMM itself costs in memory: resident bytes of the process that are not the guest's.
+//! The VMM's own memory: resident bytes of the process that are not the guest's.
 
 use std::ffi::CStr;
 use std::ops::Range;

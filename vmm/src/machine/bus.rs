@@ -7,15 +7,15 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Next {
-    /// Goes on.
+    /// Enters the guest again.
     Continue,
-    /// Never runs again.
+    /// Never enters the guest again.
     Leave,
-    /// Took a CPU exception that its firmware reports.
+    /// Took a CPU exception: the guest's firmware has written the exception register.
     Exception,
 }
 
-/// Something with registers. Accesses come from all vCPU threads at once.
+/// A device with registers. Accesses come from all vCPU threads at once.
 pub trait Device: Send + Sync {
     /// Fills `data`, which is zero, from the registers at `offset`.
     fn read(&self, offset: u64, data: &mut [u8]);
@@ -28,12 +28,12 @@ pub trait Device: Send + Sync {
 pub struct Bus {
     // Sorted and without overlaps.
     windows: Vec<(Range<u64>, Arc<dyn Device>)>,
-    /// What each byte reads as where there is no device.
+    /// The value of each byte read where there is no device.
     nothing: u8,
 }
 
 impl Bus {
-    /// A bus as on a PC, where operating systems look for devices that may not be there: nothing reads as all ones.
+    /// Makes a bus as on a PC: a read where there is no device gives all ones, by which operating systems notice that there is none.
     pub fn floating() -> Bus {
         Bus {
             windows: Vec::new(),
@@ -63,7 +63,7 @@ impl Bus {
             .then(|| (&**device, address - range.start))
     }
 
-    /// A vCPU reads.
+    /// Serves a vCPU's read.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
             Some((device, offset)) => {
@@ -74,7 +74,7 @@ impl Bus {
         }
     }
 
-    /// A vCPU writes.
+    /// Serves a vCPU's write.
     pub fn write(&self, address: u64, data: &[u8]) -> Next {
         match self.find(address) {
             Some((device, offset)) => device.write(offset, data),

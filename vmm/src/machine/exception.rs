@@ -1,9 +1,9 @@
-//! What ring-0 code of a small guest leaves on its stack for the VMM when it reports an exception.
+//! The stack frame by which ring-0 code of a small guest reports an exception to the VMM.
 
 /// Vector of machine checks.
 pub const MACHINE_CHECK: u64 = 18;
 
-/// What is at `rsp` when the exception register is written.
+/// The frame at `rsp` when the exception register is written.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExceptionFrame {
@@ -11,11 +11,11 @@ pub struct ExceptionFrame {
     pub rcx: u64,
     /// The guest's `rax`.
     pub rax: u64,
-    /// Which exception.
+    /// The exception's number.
     pub vector: u64,
     /// Its error code, 0 for those without.
     pub error_code: u64,
-    /// Where it happened.
+    /// Address of the instruction.
     pub rip: u64,
     /// Code segment.
     pub cs: u64,

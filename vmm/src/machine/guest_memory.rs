@@ -1,6 +1,6 @@
 //! Managed memory as `vm-memory` sees it, for the VMM's own accesses.
 //!
-//! They fault as a vCPU's do and are served by the same threads, so never access it from one of those.
+//! Such an access faults as a vCPU's does and is served by the fault service: its threads must not make one.
 
 use thiserror::Error;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
@@ -9,39 +9,39 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, Guest
 /// A part of a machine's memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part {
-    /// Where the guest sees it.
+    /// Its guest-physical address.
     pub guest: u64,
-    /// Where this process has it.
+    /// Its address in this process.
     pub host: *mut u8,
     /// Its size in bytes.
     pub size: u64,
 }
 
-/// Why parts are no guest memory.
+/// Why parts of memory could not become guest memory.
 #[derive(Debug, Error)]
 pub enum GuestMemoryPartError {
-    /// One of them.
+    /// One part could not be mapped.
     #[error("{size:#x} bytes at {guest:#x}: {error}")]
     Region {
-        /// Where.
+        /// Its guest-physical address.
         guest: u64,
         /// Its size.
         size: u64,
-        /// Why not.
+        /// The cause.
         error: MmapRegionError,
     },
-    /// At the end of the address space.
+    /// One part reaches beyond the end of the address space.
     #[error("{0:#x} bytes reach beyond the end of the address space")]
     End(u64),
-    /// All of them.
+    /// The parts do not fit together.
     #[error(transparent)]
     Collection(#[from] GuestRegionCollectionError),
 }
 
-/// These parts of managed memory, which must stay mapped for as long as the result is used, as guest memory.
+/// Returns guest memory that consists of these parts. They must stay mapped for as long as it is used.
 pub(crate) fn of(parts: &[Part]) -> Result<GuestMemoryMmap, GuestMemoryPartError> {
     let region = |part: &Part| {
-        // SAFETY: the caller's part is mapped memory of this size that nobody has Rust references to.
+        // SAFETY: the caller's part is mapped memory of this size that no Rust reference leads to.
         let region = unsafe {
             MmapRegionBuilder::<()>::new(part.size as usize)
                 .with_raw_mmap_pointer(part.host)

@@ -1,7 +1,7 @@
 //! Device interrupts: one eventfd for each line.
 //!
-//! Small guests get them as messages to a vCPU's local APIC, and choose the vCPU by a register of the device. An operating system gets
-//! them through the pins of the I/O APIC, edge-triggered, and chooses the vCPU there.
+//! A small guest gets interrupts as messages to a vCPU's local APIC; a register of the device chooses the vCPU. An operating
+//! system gets them through the pins of the I/O APIC, edge-triggered, and chooses the vCPU there.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::ending::Ending;
 
-/// KVM's numbers of lines that are messages begin behind those of the I/O APIC.
+/// KVM's number of the first line that is a message: the numbers below are the I/O APIC's pins.
 const FIRST_MESSAGE: u32 = 24;
 /// The I/O APIC's pin of line 0, where lines are pins. Those below are the PC's own.
 const FIRST_PIN: u32 = 8;
@@ -26,7 +26,7 @@ const MESSAGE_ADDRESS: u32 = 0xfee0_0000;
 const LINES: usize = map::IRQ_LINES as usize;
 const _: () = assert!(FIRST_PIN + map::IRQ_LINES as u32 <= FIRST_MESSAGE);
 
-/// The interrupt lines of a machine and where they lead.
+/// The interrupt lines of a machine, and the vCPUs that they interrupt.
 pub struct InterruptLines {
     vm: Arc<VmFd>,
     vcpus: u32,
@@ -36,7 +36,7 @@ pub struct InterruptLines {
     routes: Option<Mutex<[Option<u32>; LINES]>>,
 }
 
-/// An event that raises this pin of the I/O APIC, for a moment, whenever it is written.
+/// Returns an event. Writing it raises this pin of the I/O APIC for a moment.
 pub fn pin_event(vm: &VmFd, pin: u32) -> io::Result<EventFd> {
     let event = EventFd::new(libc::EFD_NONBLOCK)?;
     vm.register_irqfd(&event, pin)
@@ -45,7 +45,7 @@ pub fn pin_event(vm: &VmFd, pin: u32) -> io::Result<EventFd> {
 }
 
 impl InterruptLines {
-    /// Lines that are messages and lead nowhere yet.
+    /// Makes lines that are messages, to no vCPU yet.
     pub fn new(vm: Arc<VmFd>, vcpus: u32) -> Arc<InterruptLines> {
         Arc::new(InterruptLines {
             vm,
@@ -55,7 +55,7 @@ impl InterruptLines {
         })
     }
 
-    /// Lines that are pins of the I/O APIC, with the routes that KVM gives them.
+    /// Makes lines that are pins of the I/O APIC, with the routes that KVM gives them.
     pub fn pins(vm: Arc<VmFd>, vcpus: u32) -> Arc<InterruptLines> {
         Arc::new(InterruptLines {
             vm,
@@ -65,13 +65,13 @@ impl InterruptLines {
         })
     }
 
-    /// KVM's number of a line; for a pin that is also the guest's (its global system interrupt).
+    /// Returns KVM's number of a line; for a pin that is also the guest's (its global system interrupt).
     pub fn gsi(&self, number: u32) -> u32 {
         self.first + number
     }
 
-    /// Line `number`, to be given to a device. Until it is routed, triggering it does nothing.
-    /// `ending` learns when the device fails.
+    /// Makes line `number` for a device. Until it is routed, triggering it does nothing. If the device fails, the line ends
+    /// the run by `ending`.
     pub fn line(self: &Arc<Self>, number: u32, ending: &Arc<Ending>) -> io::Result<Line> {
         assert!((number as usize) < LINES);
         let event = pin_event(&self.vm, self.gsi(number))?;

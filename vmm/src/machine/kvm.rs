@@ -6,7 +6,7 @@ use hmm_backend::limits::{self, Refusal, Resource};
 use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
 
-/// The only version of KVM's interface that exists outside of history.
+/// The version of KVM's interface that all kernels since 2007 have.
 const API_VERSION: i32 = 12;
 
 /// Capabilities without which no guest can run, and what they are for.
@@ -25,7 +25,7 @@ const NEEDED: [(Cap, &str); 9] = [
 /// Why KVM cannot be used.
 #[derive(Debug, Error)]
 pub enum KvmError {
-    /// No device node.
+    /// `/dev/kvm` does not exist.
     #[error(
         "opening /dev/kvm: it does not exist; enable virtualization in the firmware set-up, or nested virtualization if this is a virtual machine, and load the kvm_intel or kvm_amd module"
     )]
@@ -36,12 +36,12 @@ pub enum KvmError {
     /// Some other error.
     #[error("opening /dev/kvm: {}{}", .0, if .0.has_advice() { "" } else { "; see `dmesg | grep -i kvm`" })]
     Open(#[source] Refusal),
-    /// An interface version nobody has seen since 2007.
+    /// The interface has another version; since 2007 all kernels have had this one.
     #[error(
         "using /dev/kvm: its interface has version {0}, but version 12 is needed; use Linux 5.10 or later"
     )]
     Version(i32),
-    /// Something is missing.
+    /// KVM lacks a capability.
     #[error(
         "using /dev/kvm: this kernel's KVM lacks {name} ({purpose}); use a newer kernel with it configured in"
     )]
@@ -67,7 +67,7 @@ impl From<kvm_ioctls::Error> for KvmError {
     }
 }
 
-/// Opens `/dev/kvm` and makes sure that it can do what is needed.
+/// Opens `/dev/kvm`; an error if it lacks a capability that Hmmvisor needs.
 pub fn open() -> Result<Kvm, KvmError> {
     let kvm = Kvm::new()?;
     match kvm.get_api_version() {
@@ -81,7 +81,7 @@ pub fn open() -> Result<Kvm, KvmError> {
     }
 }
 
-/// One thing that KVM may be able to do.
+/// A capability of KVM.
 pub struct Capability {
     /// Its name.
     pub name: String,
@@ -91,7 +91,7 @@ pub struct Capability {
     pub present: bool,
 }
 
-/// What Hmmvisor needs of KVM.
+/// Lists the capabilities that Hmmvisor needs, and whether this KVM has them.
 pub fn capabilities(kvm: &Kvm) -> impl Iterator<Item = Capability> + '_ {
     NEEDED.iter().map(|(cap, purpose)| Capability {
         name: format!("{cap:?}"),

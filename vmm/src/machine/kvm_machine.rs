@@ -16,10 +16,10 @@ use super::guest_memory::{GuestMemoryPartError, Part};
 use super::interrupts::InterruptLines;
 use super::kvm;
 
-/// KVM's number of the first part of memory.
+/// KVM's slot number of the first part of memory.
 const FIRST_SLOT: u32 = 1;
 
-/// Three pages that KVM needs for itself on some Intel processors; out of every guest's way.
+/// Address of three pages that KVM needs for itself on some Intel processors; no guest has memory there.
 const KVM_RESERVED: usize = 0xfffb_d000;
 
 /// Why a virtual machine could not be made.
@@ -31,7 +31,7 @@ pub enum MachineError {
     /// KVM refused a step of the set-up.
     #[error("setting up the virtual machine: KVM refused {what}: {error}{}", if error.has_advice() { "" } else { "; `hmmvisor check` shows what this host lacks" })]
     Refused {
-        /// The step.
+        /// The step of the set-up.
         what: String,
         /// The kernel's answer.
         #[source]
@@ -40,11 +40,11 @@ pub enum MachineError {
     /// A device's connection to KVM.
     #[error("connecting {what} of device {index} to KVM: {error}")]
     Connect {
-        /// What.
+        /// The interrupt or the doorbell.
         what: &'static str,
         /// The device's window.
         index: u32,
-        /// Why not.
+        /// The cause.
         #[source]
         error: Refusal,
     },
@@ -122,7 +122,7 @@ impl Machine {
         }
 
         // KVM serves a vCPU's page fault asynchronously if the vCPU could halt meanwhile: a kernel worker
-        // takes the fault. Then nobody can tell which vCPU it was, and closing the machine while such a
+        // takes the fault. Then it cannot be told which vCPU it was, and closing the machine while such a
         // fault is unresolved waits for it for ever, unkillably. Halting without an exit rules it out, as long
         // as the guest is not offered such faults (`guest::linux::cpuid`). Ring 3 cannot halt anyway; an operating
         // system's idle vCPUs look busy to the host.
@@ -153,8 +153,7 @@ impl Machine {
         &self.vm
     }
 
-    /// Lets go of vCPUs that sleep in a fault on managed memory, see [`Backend::abandon_faults`]. They
-    /// must not enter the guest any more.
+    /// Wakes vCPUs that sleep in a fault on managed memory, see [`Backend::abandon_faults`]. They must not enter the guest again.
     pub fn abandon_faults(&self) {
         if let Some(backend) = &self.backend {
             backend.abandon_faults();

@@ -1,4 +1,4 @@
-//! Machine checks: how KVM makes a vCPU take one, and what it says.
+//! Machine checks: how a vCPU is made to take one, and what the guest reads in it.
 
 use hmm_backend::service::{FatalCause, FatalFault};
 use hmmvisor_abi::memory_error;
@@ -6,7 +6,7 @@ use kvm_bindings::kvm_x86_mce;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
-// The bindings have the structure only.
+// kvm-ioctls has no such calls, and kvm-bindings only the structure.
 vmm_sys_util::ioctl_iow_nr!(KVM_X86_SETUP_MCE, kvm_bindings::KVMIO, 0x9c, u64);
 vmm_sys_util::ioctl_iow_nr!(KVM_X86_SET_MCE, kvm_bindings::KVMIO, 0x9e, kvm_x86_mce);
 
@@ -22,7 +22,7 @@ pub fn set_up(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     check(ret)
 }
 
-/// Makes the machine check about this fault the next thing that the vCPU does. It must be in no `KVM_RUN`, nor in
+/// Makes the vCPU take a machine check about this fault before its next instruction. The vCPU must be in no `KVM_RUN`, nor in
 /// the middle of an access to a device. Managed memory begins at the guest-physical address `base`.
 pub fn deliver(vcpu: &VcpuFd, fault: &FatalFault, base: u64) -> Result<(), kvm_ioctls::Error> {
     let error = kvm_x86_mce {
@@ -45,7 +45,7 @@ fn check(ret: libc::c_int) -> Result<(), kvm_ioctls::Error> {
     }
 }
 
-/// What the guest reads.
+/// Returns the reason that the guest reads.
 fn reason(cause: &FatalCause) -> u64 {
     match cause {
         FatalCause::ContentsLost | FatalCause::Vanished => memory_error::REASON_LOST,

@@ -1,9 +1,9 @@
-//! Pages that cannot be supplied: how the vCPU that touched one learns of it.
+//! Reports to a vCPU that a page which it has accessed cannot be supplied.
 //!
 //! The vCPU sleeps in the kernel, in an access that can never complete. A signal gets it out of `KVM_RUN`;
 //! its thread finds the report here, checks that it still holds, and lets the vCPU take a machine check.
-//! Executing the access again is always right, too: if the page is still not there, there is another
-//! report. So whatever is in doubt is dropped.
+//! A report that may be outdated is dropped: the vCPU executes the access again, and if the page is still not there, there is
+//! another report.
 
 use std::fmt;
 use std::io;
@@ -23,8 +23,8 @@ use crate::ending::{End, Ending};
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
 
-/// How many kicks it may miss. Only one sleeper misses more: KVM itself, emulating an access, is deaf to signals; each kick
-/// makes it fault again, and each fault makes another report with a kick of its own. Kicks are counted, not seconds: on a
+/// How many kicks a vCPU may miss. A vCPU misses more only where KVM itself emulates the access: KVM ignores the signal and
+/// faults again, and each fault makes another report with another kick. Kicks are counted, not seconds: on a
 /// machine that is overloaded or emulated, the kicks become fewer, too.
 const GIVE_UP: u32 = 2000;
 
@@ -58,7 +58,7 @@ impl fmt::Display for OnMemoryError {
     }
 }
 
-/// The end of the run that a fault is if nobody can recover from it. Managed memory begins at `base`.
+/// Returns the failure with which a fault ends the run if no vCPU can recover from it. Managed memory begins at `base`.
 pub fn failure(fault: &FatalFault, vcpu: Option<u32>, base: u64) -> Failure {
     if let FatalCause::HostFailed(_) | FatalCause::ServiceDied(_) = fault.cause {
         return Failure::Service(fault.cause.to_string());
@@ -88,7 +88,7 @@ pub struct MemoryErrors {
 }
 
 impl MemoryErrors {
-    /// Nothing to report about this memory, whose page 0 has this guest-physical address.
+    /// Makes an empty set of reports about this memory, whose page 0 has this guest-physical address.
     pub fn new(vcpus: u32, backend: Arc<Backend>, base: u64) -> MemoryErrors {
         MemoryErrors {
             backend,
@@ -103,8 +103,8 @@ impl MemoryErrors {
         report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A fault of this vCPU, which is kicked for it, cannot be resolved. The newest report counts: it is about what the vCPU
-    /// does now.
+    /// Notes that a fault of this vCPU cannot be resolved, in place of an older report: the newest one is about what the vCPU does
+    /// now.
     fn put(&self, vcpu: u32, fault: FatalFault) {
         let mut report = self.report(vcpu);
         let missed = report.take().map_or(0, |old| old.kicks);
@@ -112,14 +112,14 @@ impl MemoryErrors {
         *report = Some(Report { fault, kicks });
     }
 
-    /// Now, on the clock that [`Self::take`] goes by.
+    /// Returns the time on the clock that [`Self::take`] compares with.
     pub fn now(&self) -> Duration {
         self.backend.now()
     }
 
-    /// The fault that this vCPU must be told of before it enters the guest again, having just left `KVM_RUN`, which it
-    /// had entered at this time. To be called after *each* `KVM_RUN`; `interrupted` says whether a signal ended it, as
-    /// otherwise it has gone on after the fault, for whatever reason.
+    /// Takes the fault of which this vCPU must be told before it enters the guest again. Call it after *each* `KVM_RUN`: `entered`
+    /// is when that began, `interrupted` whether a signal ended it. If none did, the vCPU has executed the access after all, and
+    /// the report is dropped.
     pub fn take(&self, vcpu: u32, entered: Duration, interrupted: bool) -> Option<FatalFault> {
         let Report { fault, .. } = self.report(vcpu).take()?;
         let is_now = interrupted && fault.since >= entered && self.backend.is_current(&fault);
@@ -127,10 +127,10 @@ impl MemoryErrors {
     }
 }
 
-/// The thread that sees to it that vCPUs take their reports. Ends when all its [`Reporter`]s are gone.
+/// The thread that kicks vCPUs until they have taken their reports. Ends when all its [`Reporter`]s are gone.
 pub struct Kicker(Option<Thread<()>>);
 
-/// Where the fault service brings its reports.
+/// The fault service's end: takes its reports.
 pub struct Reporter {
     errors: Arc<MemoryErrors>,
     kicker: Sender<Kick>,
@@ -143,7 +143,7 @@ struct Kick {
 }
 
 impl Kicker {
-    /// Starts the thread. `ending` learns of vCPUs that do not listen.
+    /// Starts the thread. It ends the run by `ending` if a vCPU misses too many kicks.
     pub fn start(
         errors: &Arc<MemoryErrors>,
         ending: &Arc<Ending>,
@@ -162,23 +162,23 @@ impl Kicker {
 }
 
 impl Drop for Kicker {
-    /// The reporters must be gone, or go soon.
+    /// Waits for the thread, which ends when the last reporter is dropped.
     fn drop(&mut self) {
         if let Some(thread) = self.0.take() {
-            // A panic has been told of.
+            // A panic has been reported already.
             let _ = thread.join_within(STOP_WITHIN);
         }
     }
 }
 
 impl Reporter {
-    /// Tells a vCPU, run by the thread that the fault names.
+    /// Reports a fault to the vCPU that the thread named in it runs.
     pub fn put(&self, vcpu: u32, fault: FatalFault) {
         let thread = fault.thread;
         self.errors.put(vcpu, fault);
-        // Usually the one that works; the kicker sees to the rest.
+        // This kick suffices usually; the kicker's thread repeats it if it was lost.
         interrupt(thread);
-        // Fails only if the kicker has ended the run, or has panicked, which has been told of.
+        // Fails only if the kicker has ended the run, or has panicked, which has been reported already.
         let _ = self.kicker.send(Kick { vcpu, thread });
     }
 }
@@ -202,7 +202,7 @@ fn kick(errors: &MemoryErrors, ending: &Ending, kicks: &Receiver<Kick>) {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        // Whatever came: the reports of one vCPU must not keep another one from its kick.
+        // After every message, not only when none comes: the reports of one vCPU must not delay another one's kick.
         if kicked.elapsed() >= KICK_AGAIN {
             waiting.retain(|kick| kick_again(errors, kick));
             kicked = Instant::now();
@@ -215,7 +215,7 @@ fn kick(errors: &MemoryErrors, ending: &Ending, kicks: &Receiver<Kick>) {
     }
 }
 
-/// Kicks a vCPU again if it has not taken its report. Whether it was so.
+/// Kicks a vCPU again if it has not taken its report; returns whether that was so.
 fn kick_again(errors: &MemoryErrors, kick: &Kick) -> bool {
     let mut report = errors.report(kick.vcpu);
     let Some(report) = &mut *report else {
@@ -226,15 +226,15 @@ fn kick_again(errors: &MemoryErrors, kick: &Kick) -> bool {
     true
 }
 
-/// The failure that ends the run if this vCPU has missed too many kicks. A deaf vCPU faults again at each kick: there may
-/// never be a millisecond without a report.
+/// Returns the failure that ends the run if this vCPU has missed too many kicks. A vCPU that cannot be interrupted faults again
+/// at each kick, so there may never be a millisecond without a report.
 fn deaf(errors: &MemoryErrors, kick: &Kick) -> Option<Failure> {
     let report = errors.report(kick.vcpu);
     let report = report.as_ref().filter(|report| report.kicks >= GIVE_UP)?;
     Some(failure(&report.fault, Some(kick.vcpu), errors.base))
 }
 
-/// Makes the system call return that this thread of the process is in. To no effect if the thread has ended.
+/// Makes the system call return that this thread of the process is in. Has no effect if the thread has ended.
 fn interrupt(thread: u32) {
     // SAFETY: takes integers; the signal's handler does nothing, in whatever thread of this process.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGRTMIN()) };

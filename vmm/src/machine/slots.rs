@@ -13,10 +13,10 @@ use super::bus::{Bus, Device, Next};
 use super::kvm_machine::{Machine, MachineError};
 use crate::ending::Ending;
 
-/// A slot in use, as the guest's operating system is told of it.
+/// What a guest's operating system is told of a slot in use.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SlotInfo {
-    /// What is in it.
+    /// The kind of device in it.
     pub kind: SlotKind,
     /// Guest-physical addresses of its registers.
     pub window: Range<u64>,
@@ -32,7 +32,7 @@ pub struct Slots<'a> {
 }
 
 impl Slots<'_> {
-    /// Nothing is plugged in yet. `ending` will learn when a device fails.
+    /// Makes slots without devices. A device that fails ends the run by `ending`.
     pub fn new<'a>(machine: &'a Machine, ending: &Arc<Ending>) -> Slots<'a> {
         Slots {
             machine,
@@ -41,7 +41,7 @@ impl Slots<'_> {
         }
     }
 
-    /// The slots in use, in the order of their windows.
+    /// Lists the slots in use, in the order of their windows.
     pub fn infos(&self) -> Vec<SlotInfo> {
         let devices = (0..).zip(&self.devices.0);
         devices
@@ -53,7 +53,7 @@ impl Slots<'_> {
             .collect()
     }
 
-    /// The place of the next device.
+    /// Makes the next device's slot.
     pub fn next<'b>(&self, backend: &'b Arc<Backend>) -> Result<Slot<'b>, MachineError> {
         let index = self.devices.0.len() as u32;
         let line = self.machine.interrupt_lines().line(index, &self.ending);
@@ -71,12 +71,12 @@ impl Slots<'_> {
         })
     }
 
-    /// The device for that place: connects its doorbell to KVM.
+    /// Puts a device into the slot that [`Self::next`] has made, and connects its doorbell to KVM.
     pub fn plug(&mut self, device: Arc<dyn MmioDevice>) -> Result<(), MachineError> {
         let index = self.devices.0.len() as u32;
         self.devices.0.push(device.clone());
         if let Some((offset, event)) = device.doorbell() {
-            // Any value and any size of access: the value says nothing.
+            // Any value and any size of access rings: the value has no meaning.
             let address = IoEventAddress::Mmio(window(index) + offset);
             let vm = self.machine.vm();
             vm.register_ioevent(event, &address, NoDatamatch)

@@ -1,4 +1,4 @@
-//! One vCPU: enters the guest and serves its exits until the guest or somebody else ends that.
+//! One vCPU: enters the guest and serves its exits until the guest ends the run or the vCPU is stopped.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,20 +28,20 @@ pub struct Shared {
     pub mmio: Bus,
     /// Devices by port.
     pub ports: Bus,
-    /// Pages that cannot be supplied; none if that ends the run.
+    /// Reports of pages that cannot be supplied; none if such a page ends the run.
     pub memory_errors: Option<Arc<MemoryErrors>>,
-    /// Where a vCPU says that the run is over.
+    /// By which a vCPU ends the run.
     pub ending: Arc<Ending>,
-    /// No vCPU is to enter the guest any more.
+    /// Set when no vCPU is to enter the guest again.
     pub stop: AtomicBool,
-    /// When the first instruction of the guest made itself felt.
+    /// When the guest first accessed a device: the first sign that it executes instructions.
     pub first_exit: OnceLock<Instant>,
     /// Accesses to devices so far: the guest's signs of life.
     pub accesses: AtomicU64,
 }
 
 impl Shared {
-    /// A machine whose vCPUs have not begun.
+    /// Makes what the vCPUs of this machine share, before any of them runs.
     pub(crate) fn new(
         machine: Machine,
         mmio: Bus,
@@ -67,13 +67,13 @@ pub struct Vcpu {
     index: u32,
     fd: VcpuFd,
     shared: Arc<Shared>,
-    /// What the guest was told last.
+    /// The memory error that the guest was told of last.
     memory_error: Option<FatalFault>,
     put_off: PutOff,
 }
 
-/// How often in a row KVM has put a vCPU off (EAGAIN). Once or twice is how a vCPU is told to look again, for instance when it
-/// has been started by another one. For ever is how KVM reports that it has no helper thread.
+/// Counts how often in a row KVM has put a vCPU off (EAGAIN). KVM does so once or twice to have `KVM_RUN` called again, for
+/// instance when another vCPU has started this one; and without end where it gets no helper thread.
 #[derive(Default)]
 struct PutOff {
     tries: u32,
@@ -84,19 +84,21 @@ struct PutOff {
 }
 
 impl PutOff {
-    /// So many interruptions in a row, each after so little time, are no signals: those come every millisecond at most.
+    /// This many interruptions in a row, less than [`Self::APART`] apart, are not caused by signals, which come every millisecond at
+    /// most.
     const INTERRUPTIONS: u32 = 20_000;
     const APART: Duration = Duration::from_micros(50);
 
-    /// Tries at once.
+    /// Tries without a pause.
     const AT_ONCE: u32 = 16;
-    /// Between two of the others.
+    /// Pause between two further tries.
     const PAUSE: Duration = Duration::from_millis(1);
-    /// Least tries and time before the vCPU gives up: a cause that passes has passed by then.
+    /// Tries, and time, after which the vCPU gives up: a temporary cause is over by then.
     const TRIES: u32 = 200;
     const TIME: Duration = Duration::from_secs(1);
 
-    /// Once more, after a pause. An error with the number of tries and the seconds if that has been too often.
+    /// Counts a try, and pauses if there have been many. An error with the number of tries and of seconds if there have been too
+    /// many.
     fn again(&mut self) -> Result<(), (u32, u64)> {
         self.tries += 1;
         let since = *self.since.get_or_insert_with(Instant::now);
@@ -109,7 +111,7 @@ impl PutOff {
         Ok(())
     }
 
-    /// Interrupted once more. False if that has been too often.
+    /// Counts an interruption. False if there have been too many to be signals.
     fn interrupted(&mut self) -> bool {
         self.interruptions += 1;
         let since = *self.interrupted.get_or_insert_with(Instant::now);
@@ -131,7 +133,7 @@ enum Exit {
     Interrupted,
 }
 
-/// Why `KVM_RUN` returned for good.
+/// Why `KVM_RUN` returned, where the vCPU cannot run on.
 enum Problem {
     TripleFault,
     Internal,
@@ -184,7 +186,7 @@ impl Vcpu {
         }
     }
 
-    /// The memory error that this vCPU, which entered the guest at this time, must be told of now.
+    /// Takes the memory error that this vCPU must be told of now, having entered the guest at this time.
     fn untold_error(&self, entered: Duration, interrupted: bool) -> Option<FatalFault> {
         let errors = self.shared.memory_errors.as_ref()?;
         errors.take(self.index, entered, interrupted)
@@ -192,7 +194,7 @@ impl Vcpu {
 
     /// Makes the guest take a machine check. Where KVM refuses, the error ends the run.
     fn machine_check(&mut self, fault: FatalFault) -> Result<(), Failure> {
-        // The guest gets on by it: whatever interrupted it was no spinning.
+        // The guest makes progress by it, so the interruptions so far do not count.
         self.put_off = PutOff::default();
         let base = self.shared.machine.managed_base();
         let delivered = machine_check::deliver(&self.fd, &fault, base);
@@ -238,9 +240,9 @@ impl Vcpu {
             Ok(VcpuExit::MemoryFault { .. }) => Err(Problem::Memory),
             Ok(other) => Err(Problem::Unknown(format!("{other:?}"))),
             Err(error) => match error.errno() {
-                // A kick.
+                // A signal: a kick.
                 libc::EINTR => self.interrupted(),
-                // KVM wants to be asked again.
+                // KVM wants `KVM_RUN` to be called again.
                 libc::EAGAIN => match self.put_off.again() {
                     Ok(()) => Ok(Exit::Device(Next::Continue)),
                     Err((tries, seconds)) => Err(Problem::PutOff(tries, seconds)),
@@ -251,7 +253,7 @@ impl Vcpu {
         }
     }
 
-    /// A kick, or another signal.
+    /// Counts a signal, such as a kick, that has interrupted `KVM_RUN`.
     fn interrupted(&mut self) -> Result<Exit, Problem> {
         match self.put_off.interrupted() {
             true => Ok(Exit::Interrupted),
@@ -286,7 +288,7 @@ impl Vcpu {
             }
             Problem::Memory => {
                 let run = self.fd.get_kvm_run();
-                // Only newer kernels say where; the others leave an older exit's reason here.
+                // Only newer kernels give the address; others leave the reason of an earlier exit here.
                 let is_known = run.exit_reason == KVM_EXIT_MEMORY_FAULT;
                 // SAFETY: for this exit KVM fills this variant of the union, and every bit pattern of
                 // its integers is valid anyway.
@@ -297,7 +299,7 @@ impl Vcpu {
         }
     }
 
-    /// What the firmware saved; none if it was not the firmware that wrote the register.
+    /// Returns the exception that the firmware reports; none if it was not the firmware that wrote the register.
     fn exception(&self) -> Option<Failure> {
         let system = self.fd.get_sregs().ok()?;
         if system.cs.selector & 3 != 0 {
@@ -328,7 +330,7 @@ impl Vcpu {
     }
 }
 
-/// What to do where KVM gets no helper thread: the limit that is reached, as far as that shows.
+/// Says what to do where KVM gets no helper thread: names the limit that is reached, if that can be found out.
 fn no_helper_thread() -> String {
     let refused = io::Error::from_raw_os_error(libc::EAGAIN);
     limits::advice(Resource::Thread, &refused).unwrap_or_else(|| {
@@ -346,7 +348,7 @@ mod tests {
         let mut put_off = PutOff::default();
         let most = PutOff::INTERRUPTIONS;
         assert!((0..2 * most).any(|_| !put_off.interrupted()));
-        // With time between them they are signals.
+        // Interruptions with time between them are signals.
         let mut put_off = PutOff {
             interrupted: Instant::now().checked_sub(PutOff::APART * 2 * most),
             ..PutOff::default()

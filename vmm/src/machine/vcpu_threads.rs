@@ -15,27 +15,27 @@ use crate::machine::vcpu::{Shared, Vcpu};
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
 
-/// How many kicks a vCPU may miss before page faults are abandoned, 200 ms' worth. Kicks are counted, not time: on a machine that
-/// is overloaded, a vCPU that listens needs longer, and the kicks become fewer, too.
+/// How many kicks a vCPU may miss before page faults are abandoned: at least 200 ms. Kicks are counted, not time: on an overloaded
+/// machine a vCPU needs longer to notice a kick, but kicks also become fewer.
 const ABANDON_FAULTS: u32 = 200;
 
-/// How long all of them may take before that, however few the kicks.
+/// How long stopping all vCPUs may take before page faults are abandoned, however few kicks there were.
 const ABANDON_FAULTS_AFTER: Duration = Duration::from_secs(1);
 
-/// How long all of them may take at all.
+/// How long stopping all vCPUs may take before the rest is left behind.
 const GIVE_UP: Duration = Duration::from_secs(3);
 
-/// Which vCPU a host thread runs.
+/// Maps the ids of host threads to the vCPUs that they run.
 #[derive(Clone)]
 pub struct ThreadIds(Arc<[AtomicU32]>);
 
 impl ThreadIds {
-    /// No vCPU has a thread yet.
+    /// Makes an empty map for this many vCPUs.
     pub fn new(vcpus: u32) -> ThreadIds {
         ThreadIds((0..vcpus).map(|_| AtomicU32::new(0)).collect())
     }
 
-    /// The vCPU run by the thread with this id, as `gettid` returns it.
+    /// Returns the vCPU run by the thread with this id, as `gettid` returns it.
     pub fn vcpu(&self, thread: u32) -> Option<u32> {
         if thread == 0 {
             // Unknown to the kernel, or not started yet here.
@@ -48,7 +48,7 @@ impl ThreadIds {
         position.map(|index| index as u32)
     }
 
-    /// The threads' ids and their vCPUs, as far as the threads have started.
+    /// Returns the threads' ids and their vCPUs, as far as the threads have started.
     pub fn all(&self) -> BTreeMap<u32, u32> {
         let ids = self.0.iter().map(|id| id.load(Ordering::Acquire));
         ids.zip(0..).filter(|(id, _)| *id != 0).collect()
@@ -63,7 +63,7 @@ impl ThreadIds {
 
 /// Running vCPU threads; stopped and joined when dropped.
 pub struct VcpuThreads {
-    /// Those that have not been seen to end.
+    /// The threads that have not ended yet.
     threads: Vec<Thread<()>>,
     shared: Arc<Shared>,
 }
@@ -90,10 +90,10 @@ impl VcpuThreads {
                 ids.enter(index as u32);
                 // A vCPU is woken in the middle of the service of its fault, when its page is there. The
                 // service thread, often on the same CPU, is about to bring the pages that the vCPU will
-                // touch next: let it. Only costs speed if it fails.
+                // touch next, so the vCPU does not preempt it. A failure costs speed only.
                 let _ = cpus::do_not_preempt_wakers();
                 if let Some(cpu) = cpu {
-                    // Only costs speed if it fails, for example because the CPU has gone offline.
+                    // A failure costs speed only; for example, the CPU may have gone offline.
                     let _ = cpus::pin_this_thread(cpu);
                 }
                 vcpu.run();
@@ -107,11 +107,9 @@ impl VcpuThreads {
 
     /// Makes every vCPU leave the guest and waits for its thread. Idempotent.
     ///
-    /// There is one thing that no signal but a deadly one interrupts: KVM itself, on behalf of an
-    /// instruction that it emulates, accessing a page that nobody supplies. If that is what keeps a
-    /// vCPU, the page is supplied as zeros, which nobody will see. Where even that does not help, because
-    /// the page is none of the backend's, the thread is left behind, to end with the process: it owns
-    /// what it uses, and never enters the guest again.
+    /// Where KVM emulates an instruction and itself accesses a page that is not supplied, only a deadly signal interrupts it. The page
+    /// is then supplied as zeros, which the guest never sees. If that does not help either, because the page is not the backend's,
+    /// the thread is left behind until the process ends: it owns what it uses, and never enters the guest again.
     pub fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         // A kick makes KVM_RUN return, also when the vCPU sleeps in it on a userfaultfd fault. One
@@ -136,7 +134,7 @@ impl VcpuThreads {
             }
             for mut thread in std::mem::take(&mut self.threads) {
                 if thread.wait(Duration::ZERO) {
-                    // A panic has been told of.
+                    // A panic has been reported already.
                     let _ = thread.join_within(Duration::ZERO);
                 } else {
                     self.threads.push(thread);
@@ -156,7 +154,7 @@ impl Drop for VcpuThreads {
     }
 }
 
-/// The kick is a signal with a handler that does nothing: it only interrupts system calls.
+/// Installs the handler of the kick, which does nothing: the signal is there to interrupt system calls.
 fn install_kick_handler() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     static ONCE: Once = Once::new();

@@ -1,4 +1,4 @@
-//! The balloon of a configuration, what is asked of its guest now and then, and what came of it.
+//! The balloon of a run: the periodic requests to its guest, and its figures in the report.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::config::virtio::BalloonConfig;
 use crate::run::event_loop::Periodic;
 
-/// What the configuration wants to be asked of the guest again and again.
+/// Returns the periodic requests to the guest that the configuration names.
 pub(crate) fn questions<'a>(config: &BalloonConfig, balloon: &'a Balloon) -> Vec<Periodic<'a>> {
     let mut questions = Vec::new();
     let mut ask = |every: Option<u64>, question: fn(&Balloon)| {
@@ -20,19 +20,19 @@ pub(crate) fn questions<'a>(config: &BalloonConfig, balloon: &'a Balloon) -> Vec
     questions
 }
 
-/// A guest that is still at it is left to it.
+/// Asks for hints, unless the guest is still giving them.
 fn ask_for_hints(balloon: &Balloon) {
     if matches!(balloon.hinting(), Hinting::Off | Hinting::Done) {
         balloon.start_hinting();
     }
 }
 
-/// What a balloon was good for.
+/// What a balloon achieved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct BalloonReport {
-    /// What the guest was to give back, in bytes.
+    /// How much the guest was to give back, in bytes.
     pub target_bytes: u64,
-    /// What it had given back by inflation, as it last said, in bytes.
+    /// How much it had given back by inflation, by its last statement, in bytes.
     pub actual_bytes: u64,
     /// Pages with contents that it gave back, by the way they came.
     pub pages: BalloonFigures,
@@ -41,7 +41,7 @@ pub struct BalloonReport {
 }
 
 impl BalloonReport {
-    /// How it is now.
+    /// Returns the figures as they are now.
     pub fn of(balloon: &Balloon) -> BalloonReport {
         BalloonReport {
             target_bytes: balloon.target(),

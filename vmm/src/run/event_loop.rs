@@ -1,5 +1,5 @@
-//! What the main thread does while the guest runs: wait for its end, for the time to do what is done now and then, for policy
-//! scripts to change. Nothing here may wait for anything else, so that the watchdog bites whatever the other threads do.
+//! The main thread's loop while the guest runs: waits for the run's end, for timers of periodic actions, and for changes of policy
+//! scripts. It must wait for nothing else, so that the watchdog works whatever the other threads do.
 
 use std::io;
 use std::sync::Arc;
@@ -17,21 +17,21 @@ use crate::run::policy_scripts::{Reloader, Script};
 /// Waits in a row that may fail before that is an error; each takes a millisecond.
 const FAILURES: u32 = 1000;
 
-// What a descriptor is, attached to its events.
+// The number attached to a descriptor's events says what the descriptor is.
 const ENDED: u32 = 0;
-/// The first of what is periodic; the others follow.
+/// The first periodic action; the others follow.
 const PERIODIC: u32 = 1;
 /// The first script's file; the others follow.
 const SCRIPTS: u32 = 1000;
 
-/// Something to be done again and again, by the thread that waits.
+/// An action that the main thread repeats.
 pub struct Periodic<'a> {
     every: Duration,
     action: Box<dyn FnMut() + 'a>,
 }
 
 impl<'a> Periodic<'a> {
-    /// `action`, the first time after one period.
+    /// Makes a periodic action. It happens for the first time after one period.
     pub fn new(every: Duration, action: impl FnMut() + 'a) -> Periodic<'a> {
         Periodic {
             every,
@@ -51,13 +51,13 @@ pub fn watchdog<'a>(limit: u64, signs: impl Fn() -> u64 + 'a, ending: &'a Ending
 }
 
 struct Watchdog<'a> {
-    /// How long, in seconds.
+    /// How long the guest may be quiet, in seconds.
     limit: u64,
     /// Counts the guest's signs of life.
     signs: Box<dyn Fn() -> u64 + 'a>,
-    /// As they were when the clock last ticked.
+    /// Their number at the last tick.
     before: u64,
-    /// Seconds without one.
+    /// Seconds without a sign.
     quiet: u64,
 }
 
@@ -71,7 +71,7 @@ impl<'a> Watchdog<'a> {
         }
     }
 
-    /// Another second has passed: whether it was one too many.
+    /// Counts another second; returns whether the guest has been quiet for too long.
     fn tick(&mut self) -> bool {
         let now = (self.signs)();
         self.quiet = if now == self.before {
@@ -125,10 +125,10 @@ fn try_wait(
     });
     let mut failures = 0;
     while ending.get().is_none() {
-        // Looks for itself now and then: an end whose event was refused by the system is an end, too.
+        // Looks at the end itself, also without an event: the system may have refused it.
         let begin = Instant::now();
         match manager.run_with_timeout(LOOK_AGAIN.as_millis() as i32) {
-            // Interrupted, which the event manager does not tell from a time that is over: not at full speed.
+            // Interrupted, which the event manager does not distinguish from a timeout. The pause avoids a busy loop.
             Ok(0) if begin.elapsed() < LOOK_AGAIN => std::thread::sleep(Duration::from_millis(1)),
             Ok(_) => failures = 0,
             // Interrupted, for instance because the process was stopped and continued.
@@ -142,7 +142,7 @@ fn try_wait(
     Ok(())
 }
 
-/// The error as text, with the limit that is behind it.
+/// Returns the error as text, with the limit that caused it.
 fn cause(error: &event_manager::Error) -> String {
     let errno = match error {
         event_manager::Error::Epoll(errno) | event_manager::Error::EventFd(errno) => errno.errno(),
@@ -162,7 +162,7 @@ struct Waiter<'a> {
 }
 
 impl Waiter<'_> {
-    /// Something that is to be read stays readable: not at full speed, and not without end.
+    /// Counts a failed read of a descriptor, which stays readable: pauses, to avoid a busy loop, and ends the run after too many.
     fn failed(&mut self, what: &str, error: &io::Error) {
         self.failures += 1;
         if self.failures > FAILURES {
@@ -189,7 +189,7 @@ impl MutEventSubscriber for Waiter<'_> {
             add(script.watch.as_ref().map(|watch| watch as _), what);
         }
         if let Some(error) = self.error.take() {
-            // Nothing would ever wake the loop.
+            // Without its events the loop would never wake.
             self.ending
                 .set(End::Failed(Failure::EventLoop(cause(&error))));
         }
@@ -213,12 +213,12 @@ impl MutEventSubscriber for Waiter<'_> {
                 if let (Some(script), Some(reloader)) = (self.scripts.get(index), self.reloader) {
                     match script.watch.as_ref().is_some_and(FileWatch::take) {
                         true => reloader.reload(index),
-                        // Another file of the folder; or the system refuses to tell, at every try but not at full speed.
+                        // Another file of the folder has changed, or the system refuses to say which; the pause avoids a busy loop.
                         false => std::thread::sleep(Duration::from_millis(1)),
                     }
                 }
             }
-            // The run has ended: the loop looks for itself.
+            // The run has ended: the loop's condition sees it.
             _ => {}
         }
     }

@@ -10,7 +10,7 @@ use crate::guest::linux::{DEFAULT_CMDLINE, Linux, LinuxGuest};
 use crate::guest::program::{Program, image};
 use crate::host::file;
 
-/// A guest, and what it is told.
+/// A guest, with the name and the command line of its workload.
 pub(crate) struct ChosenGuest {
     pub(crate) guest: Box<dyn Guest>,
     /// The workload's name; none if a guest of the user's runs without one, and for operating systems.

@@ -1,4 +1,4 @@
-//! The files of a run: what it is made of, and where its results go.
+//! The files of a run: its inputs and its outputs.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::config::console_choice::ConsoleChoice;
 use hmmvisor_experiments::output::{Files, Output, OutputError};
 
-/// The outputs of a run, open before it begins.
+/// The outputs of a run, opened before it begins.
 #[derive(Debug)]
 pub struct Outputs {
     /// The console's, if that is a file.
@@ -20,10 +20,10 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// Opens what a configuration names.
+    /// Opens the outputs that a configuration names.
     ///
     /// # Errors
-    /// One cannot be written, or is a file that the run is made of, or another output.
+    /// An output cannot be written, or is an input of the run, or another output.
     pub fn open(config: &Config, files: &mut Files) -> Result<Outputs, OutputError> {
         let console = match &config.console {
             ConsoleChoice::File(path) => Some(files.live("the console", path)?),
@@ -45,7 +45,7 @@ pub(crate) fn trace(files: &mut Files, path: &Path) -> Result<Output, OutputErro
     files.growing("the trace", path)
 }
 
-/// Tells `files` what a run is made of.
+/// Registers the inputs of a run with `files`.
 pub fn inputs(config: &Config, files: &mut Files) {
     let mut reads =
         |what, path: Option<&Path>| path.into_iter().for_each(|it| files.reads(what, it));
@@ -63,7 +63,7 @@ pub fn inputs(config: &Config, files: &mut Files) {
     }
 }
 
-/// A console's file. Clones write to the same.
+/// The file of the console's output. Clones write to the same file.
 #[derive(Clone, Debug)]
 pub struct ConsoleFile(Arc<Mutex<Output>>);
 
@@ -72,7 +72,7 @@ impl ConsoleFile {
         ConsoleFile(Arc::new(Mutex::new(output)))
     }
 
-    /// To be called when the guest has run: the file is its own now, also if it has said nothing.
+    /// Empties the file if the guest has written nothing. Call it when the guest has run.
     ///
     /// # Errors
     /// The file cannot be emptied.
@@ -80,7 +80,7 @@ impl ConsoleFile {
         match self.0.try_lock() {
             Ok(mut output) => output.begin(),
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().begin(),
-            // Something is being written just now, so it has begun.
+            // The output's thread is writing just now, so the file has been emptied.
             Err(TryLockError::WouldBlock) => Ok(()),
         }
     }
@@ -126,8 +126,8 @@ mod tests {
         }
         let placement = format!("static:file={}", path("place").display());
         let region = |spec| crate::config::RegionConfig {
-            start: crate::size::Size(0),
-            size: crate::size::Size(2 << 20),
+            start: hmmvisor_experiments::size::Size(0),
+            size: hmmvisor_experiments::size::Size(2 << 20),
             spec,
         };
         config.policy.region = vec![region(script("r.luau")), region(placement.parse().unwrap())];

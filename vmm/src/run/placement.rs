@@ -1,6 +1,6 @@
 //! Which host CPU each thread runs on.
 //!
-//! A fault is served fastest by a thread on the CPU that took it: nobody has to be woken elsewhere. So
+//! A fault is served fastest by a thread on the CPU that took it: no thread has to be woken on another CPU. So
 //! vCPUs are pinned, and each CPU that has vCPUs has a service thread.
 
 use crate::config::Config;

@@ -16,7 +16,7 @@ use crate::config::PolicyConfig;
 use crate::console::outlet::{MayClose, Outlet, OutletThread};
 use crate::ending::Ending;
 
-/// What decides in a run.
+/// The policies of a run.
 pub(crate) struct Policies {
     pub(crate) factory: Arc<dyn PolicyFactory>,
     pub(crate) scripts: Vec<Script>,
@@ -24,14 +24,15 @@ pub(crate) struct Policies {
 }
 
 impl Drop for Policies {
-    /// Scripts live on in threads that nothing waits for; what they have said until now must not be lost with the process.
+    /// Writes the scripts' messages so far, which would be lost with the process: scripts may live on in threads that are not
+    /// waited for.
     fn drop(&mut self) {
         self.messages.finish();
     }
 }
 
-/// What scripts have to say, on its way to standard error. Scripts run in the service of faults, which must not wait for a
-/// reader: what finds no room is dropped.
+/// Passes the messages of scripts to standard error. Scripts run in the service of faults, which must not wait for a reader: a message
+/// that finds no room is dropped.
 #[derive(Default)]
 struct Messages(OnceLock<Option<Speaker>>);
 
@@ -40,12 +41,12 @@ struct Speaker {
     thread: Mutex<OutletThread>,
 }
 
-/// How long the last messages may take.
+/// How long writing the last messages may take.
 const LAST_MESSAGES: Duration = Duration::from_millis(100);
 
 impl Messages {
     fn say(&self, text: &str) {
-        // With the first message, since most runs have none. Without a thread there are no messages; nothing depends on them.
+        // The thread is started with the first message, since most runs have none. If it cannot be started, messages are dropped.
         let start = || {
             let thread =
                 Outlet::start("messages", Box::new(MayClose(io::stderr())), |_| {}).ok()?;
@@ -59,7 +60,7 @@ impl Messages {
         }
     }
 
-    /// Waits for the last ones. Those that come later are dropped.
+    /// Waits until the last messages are written. Later messages are dropped.
     fn finish(&self) {
         if let Some(Some(speaker)) = self.0.get() {
             let thread = speaker.thread.lock();
@@ -91,13 +92,13 @@ impl Reloader {
         Ok(Reloader(sender))
     }
 
-    /// Has script number `index` reloaded.
+    /// Asks the thread to reload script number `index` reloaded.
     pub(crate) fn reload(&self, index: usize) {
         // The thread has ended only if it has panicked, which ends the run.
         let _ = self.0.send(Some(index));
     }
 
-    /// Has all scripts reloaded.
+    /// Asks the thread to reload all scripts.
     pub(crate) fn reload_all(&self) {
         let _ = self.0.send(None);
     }
@@ -110,7 +111,7 @@ pub(crate) struct Script {
 }
 
 impl Policies {
-    /// Loads what the configuration names.
+    /// Loads the policies that the configuration names.
     pub(crate) fn load(config: &PolicyConfig) -> Result<Policies, ScriptError> {
         let messages = Arc::new(Messages::default());
         let its = messages.clone();
@@ -154,7 +155,7 @@ impl Policies {
         })
     }
 
-    /// How the scripts have been doing, together; none if there are none.
+    /// Returns the figures of all scripts together; none if there are no scripts.
     pub(crate) fn figures(&self) -> Option<ScriptFigures> {
         let figures = self.scripts.iter().map(|script| script.scripts.figures());
         figures.reduce(|a, b| ScriptFigures {

@@ -28,7 +28,7 @@ pub(crate) struct ProgressThread {
 }
 
 impl Progress {
-    /// A display for a run of `what`; none if standard error is no terminal.
+    /// Makes a display for a run of `what`; none if standard error is no terminal.
     pub fn on_terminal(what: &str) -> Option<Progress> {
         if !io::stderr().is_terminal() {
             return None;
@@ -42,7 +42,7 @@ impl Progress {
         Some(Progress(bar.with_prefix(what.to_owned())))
     }
 
-    /// Output that does not disturb the display, and the other way round.
+    /// Wraps an output so that it and the display do not overwrite each other.
     pub fn wrap(&self, out: Box<dyn Write + Send>) -> Box<dyn Write + Send> {
         Box::new(Wrapped {
             progress: self.clone(),
@@ -50,7 +50,7 @@ impl Progress {
         })
     }
 
-    /// Shows from now on how much the guest says it has done.
+    /// Starts to show the progress that the guest reports.
     pub(crate) fn start(
         &self,
         control: &Arc<Control>,

@@ -10,38 +10,41 @@ use std::time::{Duration, Instant};
 use hmm_backend::Backend;
 use hmm_backend::limits;
 use hmm_backend::observe::EventKind;
+use hmm_backend::pages::PAGE_SIZE;
+use hmm_backend::policy::PolicyFile;
 use hmmvisor_devices::thread::{self, Joined, Thread};
 use hmmvisor_experiments::output::Output;
-use hmmvisor_experiments::trace::{Dropped, TraceError, TraceMeta, TraceWriter};
+use hmmvisor_experiments::trace::{Dropped, TraceError, TraceKind, TraceMeta, TraceWriter};
 use serde::Serialize;
 
+use crate::config::Config;
 use crate::ending::Ending;
 use crate::machine::vcpu_threads::ThreadIds;
 use crate::run::signals::{self, Signals};
 
-/// Events that each of the backend's threads keeps until they are taken: what a thread can produce in many
-/// times [`DRAIN`]. 72 bytes each, reserved as needed.
+/// Events that the ring of each of the backend's threads can hold: many times what a thread produces in [`DRAIN`]. An event has 72
+/// bytes, which are reserved as needed.
 pub const RING: usize = 1 << 16;
 
 /// How often the rings are emptied.
 const DRAIN: Duration = Duration::from_millis(10);
 
-/// How much of the end a killed run may lose: events are in the file after this and [`DRAIN`].
+/// How often the file is flushed: a run that is killed loses the events of this time and of [`DRAIN`].
 const FLUSH: Duration = Duration::from_millis(80);
 
-/// Events that are written at a time: each such piece is a sign of progress.
+/// The most events that are written at a time; each such piece is a sign of progress.
 const PIECE: usize = 1 << 14;
 
-/// How long the end of a run waits for a trace that makes no progress: one that goes into a pipe that is not read, for instance.
+/// How long the end of a run waits for a trace that makes no progress, for instance into a pipe that is not read.
 const STALL: Duration = Duration::from_secs(5);
 
-/// And how long for a file to be on the disk in the place of an earlier one, which makes no progress that shows.
+/// How long it waits while the file takes the place of an earlier one, which shows no progress.
 const STORED_WITHIN: Duration = Duration::from_secs(60);
 
-/// A trace that makes progress is waited for as long as it takes, unless a signal comes.
+/// How long it waits for a trace that makes progress: as long as that takes, unless a signal comes.
 const NO_LIMIT: Duration = Duration::from_secs(1 << 32);
 
-/// What became of a recording.
+/// The figures of a recording.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RecordingFigures {
     /// The trace.
@@ -58,32 +61,32 @@ pub struct RecordingFigures {
 
 /// A recording in progress.
 pub struct Recording {
-    /// Dropped to end the thread.
+    /// Dropping it ends the thread.
     stop: Sender<()>,
     thread: Thread<RecordingFigures>,
     progress: Arc<Progress>,
     place: Place,
 }
 
-/// What the thread that writes has done.
+/// The progress of the thread that writes.
 #[derive(Default)]
 struct Progress {
-    /// Pieces of work.
+    /// Pieces of events that have been written.
     pieces: AtomicU64,
-    /// Everything is written, and is being put in its place.
+    /// Everything is written, and the file is taking its place.
     storing: AtomicBool,
 }
 
-/// Where a trace goes.
+/// The file of a trace.
 #[derive(Clone)]
 pub(crate) struct Place {
     path: PathBuf,
-    /// There is something, which is replaced when the trace is complete.
+    /// Whether an earlier file is there, which is replaced when the trace is complete.
     replaces: bool,
 }
 
 impl Place {
-    /// What an error that ended the writing leaves behind.
+    /// Says what an error that ended the writing leaves behind.
     fn left(&self) -> &'static str {
         match self.replaces {
             true => "what was there before still is",
@@ -91,7 +94,7 @@ impl Place {
         }
     }
 
-    /// The figures of a trace whose thread has not come to its end.
+    /// Returns the figures of a trace whose thread has not ended.
     pub(crate) fn unfinished(self, why: &str) -> RecordingFigures {
         let left = self.left();
         RecordingFigures {
@@ -123,7 +126,7 @@ impl Recording {
         let progress = Arc::<Progress>::default();
         let (its, its_progress) = (place.clone(), progress.clone());
         let (backend, threads) = (backend.clone(), threads.clone());
-        // Where this is not waited for any more, the run has ended.
+        // Sending fails only where the receiver is gone because the run has ended.
         let body = move || match TraceWriter::new(output, &meta) {
             Err(error) => {
                 let _ = begin.send(Err(error));
@@ -155,7 +158,7 @@ impl Recording {
                 let error = io::Error::new(io::ErrorKind::TimedOut, why);
                 return Err(failed("writing", error));
             }
-            // A panic, which has been told of.
+            // A panic, which has been reported already.
             Err(RecvTimeoutError::Disconnected) => {
                 let error = io::Error::other("the thread that writes it panicked");
                 return Err(failed("writing", error));
@@ -169,13 +172,13 @@ impl Recording {
         })
     }
 
-    /// Where the trace goes.
+    /// The trace's file.
     pub(crate) fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Takes the last events and closes the trace. To be called when everything that makes events has stopped.
-    /// A trace that makes no progress any more is given up, and after a signal any that takes more than what `reserve` leaves.
+    /// Takes the last events and closes the trace. Call it when everything that makes events has stopped.
+    /// Gives up a trace that makes no progress any more, and after a signal one that needs more time than `reserve` leaves.
     pub fn finish(mut self, signals: Option<&Signals>, reserve: Duration) -> RecordingFigures {
         drop(self.stop);
         let mut seen = 0;
@@ -226,7 +229,7 @@ impl Recorder {
         self.note(ended);
         let (totals, bytes) = (self.writer.totals().clone(), self.writer.length());
         let result = match self.error {
-            // What was there before is worth more than a trace with a gap.
+            // The earlier file stays: it is worth more than a trace with a gap.
             Some(error) => Err(error),
             None => {
                 self.progress.pieces.fetch_add(1, Ordering::Relaxed);
@@ -264,11 +267,54 @@ impl Recorder {
         }
     }
 
-    /// A full disk is no reason to end the run: what cannot be written counts as lost, and the run's end says so.
+    /// Keeps the first error. A full disk does not end the run: events that cannot be written count as lost, and the report says so.
     fn note(&mut self, result: Result<(), TraceError>) {
         if let Err(error) = result {
             self.error.get_or_insert(error);
         }
+    }
+}
+
+/// Returns what the trace's head says of the run.
+pub(super) fn meta(
+    config: &Config,
+    backend: &Backend,
+    cmdline: &str,
+    workload: Option<String>,
+    policy_files: Vec<PolicyFile>,
+) -> TraceMeta {
+    // All parameters, also those with their defaults.
+    let params = cmdline
+        .split_whitespace()
+        .filter_map(|word| word.split_once('='));
+    let params = params.filter(|(name, _)| *name != "workload");
+    TraceMeta {
+        kind: TraceKind::Live,
+        hmmvisor: env!("CARGO_PKG_VERSION").to_owned(),
+        workload,
+        params: params
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
+        guest: config
+            .boot
+            .kernel
+            .as_ref()
+            .or(config.guest.as_ref())
+            .map(|path| path.display().to_string()),
+        seed: config.seed,
+        policy: backend.policy_name(),
+        policy_files: policy_files
+            .into_iter()
+            .map(|file| (file.path.display().to_string(), file.sha256))
+            .collect(),
+        engine: backend.engine().to_string(),
+        vcpus: config.machine.vcpus,
+        devices: config.devices.count,
+        memory: u64::from(backend.pages()) * PAGE_SIZE,
+        base: config.boot.kernel.as_ref().map(|_| 0),
+        device_memory: config.devices.memory.0,
+        device_kind: config.devices.kind.to_string(),
+        source: None,
     }
 }
 
@@ -287,7 +333,7 @@ mod tests {
             ..BackendConfig::new(2 << 20)
         })
         .unwrap();
-        // This thread's ring is full before anybody empties it.
+        // This thread's ring is full before it is emptied.
         for _ in 0..5 {
             backend.guest_freed(PageRange::single(Page(3))).unwrap();
         }

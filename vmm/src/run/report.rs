@@ -1,24 +1,28 @@
-//! What a run has shown: the figures, and their stable names in JSON.
+//! The report of a run: its figures, and their stable names in JSON.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hmm_backend::Backend;
 use hmm_backend::engine::Engine;
 use hmm_backend::observe::{Cause, Latency, Stats};
 use hmmvisor_abi::control;
 use hmmvisor_devices::Accelerator;
 use hmmvisor_policies::ScriptFigures;
+use hmmvisor_torture::Figures;
 use serde::Serialize;
 
-use crate::chaos::ChaosFigures;
+use crate::config::Config;
+use crate::config::console_choice::ConsoleChoice;
+use crate::console::outlet::OutletFigures;
 use crate::ending::End;
 use crate::ending::failure::Failure;
 use crate::run::balloon::BalloonReport;
 use crate::run::recording::RecordingFigures;
 use crate::run::signals;
-use crate::size::Size;
+use hmmvisor_experiments::size::Size;
 
 /// A run's outcome and figures. There is one as soon as a guest has been started, however it ended.
 #[derive(Clone, Debug)]
@@ -31,9 +35,9 @@ pub struct Report {
     pub guest: Option<String>,
     /// The kernel's file, if an operating system ran.
     pub kernel: Option<String>,
-    /// How pages migrated.
+    /// The engine that migrated pages.
     pub engine: Engine,
-    /// What migrated when.
+    /// The policies' names and parameters.
     pub policy: String,
     /// The same with every parameter, and checksums of the files that it was read from, as they were at the end.
     pub policy_exact: String,
@@ -60,7 +64,7 @@ pub struct Report {
     /// Rounds that the guest began, if its work has rounds.
     pub rounds: u64,
     /// What the host did to the guest, if it tortured it.
-    pub chaos: Option<ChaosFigures>,
+    pub chaos: Option<Figures>,
     /// How to see a torture's failure again.
     pub replay: Option<Replay>,
     /// The trace, if one was recorded.
@@ -69,13 +73,13 @@ pub struct Report {
     pub balloon: Option<BalloonReport>,
     /// What the accelerators' drivers were told.
     pub drivers: DriverReport,
-    /// What became of the guest's output.
+    /// What was not written of the guest's output.
     pub output: OutputReport,
     /// Threads that did not end when the machine stopped.
     pub left_behind: Vec<String>,
 }
 
-/// What became of the guest's output on its way to the host.
+/// What was not written of the guest's output.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
 pub struct OutputReport {
     /// The file it went to; none for standard output.
@@ -87,7 +91,19 @@ pub struct OutputReport {
 }
 
 impl OutputReport {
-    /// What went wrong, in words.
+    /// Makes the figures of output that went where the configuration says.
+    pub(super) fn new(console: &ConsoleChoice, figures: OutletFigures) -> OutputReport {
+        OutputReport {
+            to: match console {
+                ConsoleChoice::File(path) => Some(path.clone()),
+                ConsoleChoice::Auto | ConsoleChoice::Stdio => None,
+            },
+            dropped_bytes: figures.dropped,
+            error: figures.error,
+        }
+    }
+
+    /// Says what went wrong; none if nothing did.
     fn problem(&self) -> Option<String> {
         let to = match &self.to {
             Some(path) => format!(" to {}", path.display()),
@@ -118,7 +134,7 @@ pub struct DriverReport {
 }
 
 impl DriverReport {
-    /// As it is now.
+    /// Adds up the books as they are now.
     pub fn of(accelerators: &[Arc<Accelerator>]) -> DriverReport {
         let mut all = DriverReport::default();
         for stats in accelerators.iter().map(|it| it.stats()) {
@@ -130,7 +146,7 @@ impl DriverReport {
     }
 }
 
-/// A round that failed.
+/// A round of a torture that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replay {
     /// Its number.
@@ -140,6 +156,38 @@ pub struct Replay {
 }
 
 impl Report {
+    /// Makes a report of a run with this configuration. It has the backend's figures; all others are 0 or none.
+    pub(super) fn new(config: &Config, backend: &Backend, end: End) -> Report {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        Report {
+            end,
+            workload: None,
+            guest: path(&config.guest),
+            kernel: path(&config.boot.kernel),
+            engine: backend.engine(),
+            policy: backend.policy_name(),
+            policy_exact: String::new(),
+            scripts: None,
+            vcpus: config.machine.vcpus,
+            devices: config.devices.count,
+            memory: config.machine.memory,
+            seed: config.seed,
+            stats: backend.stats(),
+            elapsed: Duration::ZERO,
+            first_instruction: None,
+            overhead: None,
+            operations_checked: 0,
+            rounds: 0,
+            chaos: None,
+            replay: None,
+            recording: None,
+            balloon: None,
+            drivers: DriverReport::default(),
+            output: OutputReport::default(),
+            left_behind: Vec::new(),
+        }
+    }
+
     /// Whether the guest verified all of its results.
     pub fn verified(&self) -> bool {
         self.end == End::Exit(0)
@@ -159,7 +207,7 @@ impl Report {
         }
     }
 
-    /// What went wrong, in words; none if everything was verified and recorded.
+    /// Says what went wrong; none if everything was verified and recorded.
     pub fn error(&self) -> Option<String> {
         let lost = self.lost();
         let Some(error) = self.end_error() else {
@@ -178,7 +226,7 @@ impl Report {
         })
     }
 
-    /// What of the run's outputs was lost, and what it could not stop.
+    /// Says which outputs of the run were lost, and which threads did not end.
     fn lost(&self) -> Option<String> {
         let recording = self.recording.as_ref().and_then(|it| it.error.as_deref());
         let recording = recording.map(str::to_owned);
@@ -211,7 +259,7 @@ impl Report {
                 Some(format!("the guest exited with code {code}: {meaning}"))
             }
             End::Signal(signal) => Some(format!("interrupted by {}", signals::name(*signal))),
-            // What kernels do on hosts that cannot run them.
+            // The ways in which kernels fail on hosts that cannot run them.
             End::Failed(failure @ (Failure::Internal { .. } | Failure::Hang(_)))
                 if self.kernel.is_some() =>
             {
@@ -324,7 +372,7 @@ struct Json<'a> {
     counters: &'a BTreeMap<&'static str, u64>,
     operations_checked: u64,
     rounds: u64,
-    chaos: Option<&'a ChaosFigures>,
+    chaos: Option<&'a Figures>,
     recording: Option<&'a RecordingFigures>,
     balloon: Option<&'a BalloonReport>,
     drivers: DriverReport,

@@ -21,7 +21,8 @@ use crate::ending::LOOK_AGAIN;
 /// kernel, which has the guest's memory to free.
 pub const ORDERLY_END: Duration = Duration::from_millis(600);
 
-/// The same signal twice within this time is one: `timeout` sends it to its command, and then to its group with the command in it.
+/// The same signal twice within this time counts once: `timeout` sends it to its command, and then to its group, which the
+/// command is in.
 const SAME: Duration = Duration::from_millis(100);
 
 /// Signals that end a run; SIGHUP has policy scripts reloaded if there are any. Those that a thread causes itself are not among
@@ -46,7 +47,7 @@ const ENDING: [(libc::c_int, &str); 11] = [
 /// Signals of job control, which change what a terminal has to be.
 const JOB_CONTROL: [libc::c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
 
-/// What became of a signal.
+/// What a handler has done with a signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Taken {
     /// The run is ending.
@@ -101,7 +102,7 @@ impl Signals {
         self.state().handler = Some(Box::new(handler));
     }
 
-    /// When the process is to be gone; none before a signal has come.
+    /// Returns when the process must be gone; none before a signal has come.
     fn deadline(&self) -> Option<Instant> {
         self.state().first.map(|(_, at)| at + ORDERLY_END)
     }
@@ -141,8 +142,8 @@ impl Signals {
     }
 }
 
-/// Waits for something at the end of a run: at most `most`, and after a signal only until `reserve` before the process is to be
-/// gone. `wait` waits for so long and says whether it has come.
+/// Calls `wait`, which waits for at most the given time and says whether it has succeeded, until it has: for at most `most`, and
+/// after a signal only until `reserve` before the process must be gone.
 pub fn wait_for(
     signals: Option<&Signals>,
     most: Duration,
@@ -165,7 +166,7 @@ pub fn wait_for(
     }
 }
 
-/// A signal's name, and what it means if that is not known to everyone.
+/// Returns a signal's name, with its meaning if it is a rare one.
 pub fn name(signal: i32) -> String {
     let known = ENDING.into_iter().find(|(number, _)| *number == signal);
     known.map_or_else(|| format!("signal {signal}"), |(_, name)| name.to_owned())
@@ -183,7 +184,7 @@ fn end(signal: libc::c_int) -> ! {
     unsafe { libc::_exit(128 + signal) }
 }
 
-/// Without this thread nothing would end the process.
+/// Ends the process because this thread has panicked: without it nothing else would.
 fn fail() -> ! {
     terminal::restore();
     // SAFETY: ends the process without running anything of it, which may hang.
@@ -229,7 +230,7 @@ fn is_ignored(signal: libc::c_int) -> bool {
     unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// The next of these signals, if one comes in time. May return none early.
+/// Waits for the next of these signals; none if none comes in time, or, rarely, earlier.
 fn wait(set: &libc::sigset_t, limit: Option<Duration>) -> Option<libc::c_int> {
     let limit = limit.map(|limit| libc::timespec {
         tv_sec: limit.as_secs() as libc::time_t,
@@ -240,7 +241,7 @@ fn wait(set: &libc::sigset_t, limit: Option<Duration>) -> Option<libc::c_int> {
     match unsafe { libc::sigtimedwait(set, ptr::null_mut(), limit) } {
         ..0 => {
             if io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock {
-                // Interrupted, which does not happen again and again; if it does, not at full speed.
+                // Interrupted. The pause avoids a busy loop should that repeat.
                 std::thread::sleep(Duration::from_millis(1));
             }
             None

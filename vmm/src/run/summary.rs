@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_backend::observe::{Cause, Latency};
+use hmm_backend::observe::{Cause, Latency, Stats};
 use hmm_backend::pages::PAGE_SIZE;
 use hmm_backend::text::printable;
 use hmmvisor_policies::ScriptFigures;
@@ -13,145 +13,68 @@ use crate::run::balloon::BalloonReport;
 use crate::run::recording::RecordingFigures;
 use crate::run::report::Report;
 
-/// Shows a report in about a dozen lines.
+/// Prints a report in about a dozen lines.
 pub struct Summary<'a>(pub &'a Report);
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.0;
-        let stats = &report.stats;
-        let name = report
-            .workload
-            .as_deref()
-            .or(report.guest.as_deref())
-            .or(report.kernel.as_deref())
-            .unwrap_or("guest");
-        writeln!(f, "{}: {}", printable(name), verdict(report))?;
-        writeln!(
-            f,
-            "{}, {}, {} of managed memory, engine {}, policy {}, seed {}",
-            count(report.vcpus.into(), "vCPU"),
-            count(report.devices.into(), "accelerator"),
-            report.memory,
-            report.engine,
-            printable(&report.policy),
-            report.seed
-        )?;
+        headline(f, report)?;
         writeln!(f)?;
-
-        let line = |f: &mut fmt::Formatter<'_>, what: &str, value: String| {
-            writeln!(f, "  {what:<16}{value}")
-        };
-        let first = match report.first_instruction {
-            Some(time) => format!(
-                ", first guest instruction {:.1} ms after the start",
-                time.as_secs_f64() * 1e3
-            ),
-            None => String::new(),
-        };
-        line(
-            f,
-            "time",
-            format!("{:.3} s{first}", report.elapsed.as_secs_f64()),
-        )?;
-        if let Some(scripts) = report.scripts {
-            line(f, "policy scripts", of_scripts(&scripts))?;
-        }
-        let first_touches = grouped(stats.first_touch_faults);
-        line(
-            f,
-            "CPU faults",
-            format!(
-                "{}, {first_touches} of them first touches",
-                grouped(stats.cpu_faults)
-            ),
-        )?;
-        line(f, "  latency", latency(&stats.fault_latency))?;
-        line(f, "device faults", grouped(stats.device_faults))?;
-        line(f, "  latency", latency(&stats.device_fault_latency))?;
-        line(
-            f,
-            "device memory",
-            format!(
-                "peak {} of {} pages ({})",
-                grouped(stats.device_pages_peak),
-                grouped(stats.device_pages_capacity),
-                bytes(stats.device_pages_capacity * PAGE_SIZE)
-            ),
-        )?;
-        let freed = grouped(stats.pages_freed);
-        let calls = grouped(stats.page_free_calls);
-        line(
-            f,
-            "frees",
-            format!("{freed} pages with contents, {calls} page_free calls to drivers"),
-        )?;
-        if let Some(balloon) = report.balloon {
-            line(f, "balloon", given_back(&balloon))?;
-        }
-        let other = |name| stats.other.get(name).copied().unwrap_or(0);
-        if let Some(duplicated @ 1..) = stats.other.get("duplicated").copied() {
-            let [duplicated, collapsed] = [duplicated, other("collapsed")].map(grouped);
-            line(
-                f,
-                "read copies",
-                format!("{duplicated} pages duplicated, {collapsed} of the duplicates ended"),
-            )?;
-        }
-        let [cut, late, dropped] = ["advice_cut", "advice_late", "wishes_dropped"].map(other);
-        if [cut, late, dropped] != [0; 3] {
-            let [cut, late, dropped] = [cut, late, dropped].map(grouped);
-            line(
-                f,
-                "policy",
-                format!("advice cut {cut} times, late {late} times; {dropped} wishes dropped"),
-            )?;
-        }
-        if report.operations_checked > 0 {
-            let checked = grouped(report.operations_checked);
-            let rounds = match report.rounds {
-                0 => String::new(),
-                rounds => format!(", in {}", count(rounds, "round")),
-            };
-            line(f, "checked", format!("{checked} operations{rounds}"))?;
-        }
-        if let Some(chaos) = &report.chaos {
-            line(
-                f,
-                "chaos",
-                format!(
-                    "{} calls, {} of {} devices detached, {} failures of drivers, {} folios declined",
-                    grouped(chaos.calls),
-                    chaos.detached,
-                    chaos.attached,
-                    grouped(chaos.failures_injected),
-                    grouped(chaos.folios_declined)
-                ),
-            )?;
-            line(
-                f,
-                "",
-                format!(
-                    "{} pages pinned, {} read-only for a while, {} freed, {} exclusive additions",
-                    grouped(chaos.pinned),
-                    grouped(chaos.protected),
-                    grouped(chaos.freed),
-                    grouped(chaos.exclusive_adds)
-                ),
-            )?;
-        }
+        time(f, report)?;
+        faults(f, &report.stats)?;
+        memory(f, report)?;
+        policy(f, &report.stats)?;
+        checks(f, report)?;
         if let Some(recording) = &report.recording {
             line(f, "trace", trace(recording))?;
         }
         if let Some(overhead) = report.overhead {
-            line(
-                f,
-                "VMM overhead",
-                format!("{} beyond guest and device memory", bytes(overhead)),
-            )?;
+            let overhead = format!("{} beyond guest and device memory", bytes(overhead));
+            line(f, "VMM overhead", overhead)?;
         }
         writeln!(f)?;
         migrations(f, report)
+    }
+}
+
+/// One line of the summary's first table.
+fn line(f: &mut fmt::Formatter<'_>, what: &str, value: impl fmt::Display) -> fmt::Result {
+    writeln!(f, "  {what:<16}{value}")
+}
+
+/// What ran, with what outcome, on which machine.
+fn headline(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let name = report
+        .workload
+        .as_deref()
+        .or(report.guest.as_deref())
+        .or(report.kernel.as_deref())
+        .unwrap_or("guest");
+    writeln!(f, "{}: {}", printable(name), verdict(report))?;
+    writeln!(
+        f,
+        "{}, {}, {} of managed memory, engine {}, policy {}, seed {}",
+        count(report.vcpus.into(), "vCPU"),
+        count(report.devices.into(), "accelerator"),
+        report.memory,
+        report.engine,
+        printable(&report.policy),
+        report.seed
+    )
+}
+
+/// How long the run took, and what policy scripts did in it.
+fn time(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let elapsed = report.elapsed.as_secs_f64();
+    let first = report.first_instruction.map_or(String::new(), |time| {
+        let milliseconds = time.as_secs_f64() * 1e3;
+        format!(", first guest instruction {milliseconds:.1} ms after the start")
+    });
+    line(f, "time", format!("{elapsed:.3} s{first}"))?;
+    match &report.scripts {
+        Some(scripts) => line(f, "policy scripts", of_scripts(scripts)),
+        None => Ok(()),
     }
 }
 
@@ -167,6 +90,87 @@ pub fn of_scripts(scripts: &ScriptFigures) -> String {
         grouped(scripts.failures),
         count(scripts.reloads, "reload"),
     )
+}
+
+/// How many faults there were, and how long they took.
+fn faults(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
+    let [all, first] = [stats.cpu_faults, stats.first_touch_faults].map(grouped);
+    line(
+        f,
+        "CPU faults",
+        format!("{all}, {first} of them first touches"),
+    )?;
+    line(f, "  latency", latency(&stats.fault_latency))?;
+    line(f, "device faults", grouped(stats.device_faults))?;
+    line(f, "  latency", latency(&stats.device_fault_latency))
+}
+
+/// Which memory was in use, and which was given back.
+fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let stats = &report.stats;
+    let [peak, all] = [stats.device_pages_peak, stats.device_pages_capacity].map(grouped);
+    let size = bytes(stats.device_pages_capacity * PAGE_SIZE);
+    line(
+        f,
+        "device memory",
+        format!("peak {peak} of {all} pages ({size})"),
+    )?;
+    let [freed, calls] = [stats.pages_freed, stats.page_free_calls].map(grouped);
+    let frees = format!("{freed} pages with contents, {calls} page_free calls to drivers");
+    line(f, "frees", frees)?;
+    match &report.balloon {
+        Some(balloon) => line(f, "balloon", given_back(balloon)),
+        None => Ok(()),
+    }
+}
+
+/// What came of advice, where it was worth a line.
+fn policy(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
+    let other = |name| stats.other.get(name).copied().unwrap_or(0);
+    if other("duplicated") > 0 {
+        let [duplicated, collapsed] = ["duplicated", "collapsed"].map(other).map(grouped);
+        let copies = format!("{duplicated} pages duplicated, {collapsed} of the duplicates ended");
+        line(f, "read copies", copies)?;
+    }
+    let counts = ["advice_cut", "advice_late", "wishes_dropped"].map(other);
+    if counts != [0; 3] {
+        let [cut, late, dropped] = counts.map(grouped);
+        let text = format!("advice cut {cut} times, late {late} times; {dropped} wishes dropped");
+        line(f, "policy", text)?;
+    }
+    Ok(())
+}
+
+/// What was checked, and amid what.
+fn checks(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    if report.operations_checked > 0 {
+        let checked = grouped(report.operations_checked);
+        let rounds = match report.rounds {
+            0 => String::new(),
+            rounds => format!(", in {}", count(rounds, "round")),
+        };
+        line(f, "checked", format!("{checked} operations{rounds}"))?;
+    }
+    let Some(chaos) = &report.chaos else {
+        return Ok(());
+    };
+    let text = format!(
+        "{} calls, {} of {} devices detached, {} failures of drivers, {} folios declined",
+        grouped(chaos.calls),
+        chaos.detached,
+        chaos.attached,
+        grouped(chaos.failures_injected),
+        grouped(chaos.folios_declined)
+    );
+    line(f, "chaos", text)?;
+    let text = format!(
+        "{} pages pinned, {} read-only for a while, {} freed, {} exclusive additions",
+        grouped(chaos.pinned),
+        grouped(chaos.protected),
+        grouped(chaos.freed),
+        grouped(chaos.exclusive_adds)
+    );
+    line(f, "", text)
 }
 
 /// Pages and bytes by cause and direction, and the bandwidth that this makes.

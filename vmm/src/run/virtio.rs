@@ -17,7 +17,7 @@ pub struct VirtioDevices {
     pub balloon: Arc<OnceLock<Balloon>>,
 }
 
-/// Opens what the configuration names.
+/// Opens the disks, and returns the constructors of all virtio devices.
 pub fn devices(config: &Config) -> Result<VirtioDevices, DiskError> {
     let mut new: Vec<NewDevice> = Vec::new();
     for (number, disk) in config.disk.iter().enumerate() {

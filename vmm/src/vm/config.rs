@@ -1,4 +1,4 @@
-//! What a virtual machine is made of.
+//! The parts of which a virtual machine is made.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -16,7 +16,7 @@ use crate::machine::bus::Device;
 use crate::machine::memory_errors::OnMemoryError;
 use crate::machine::slots::Slots;
 
-/// What to make a virtual machine of.
+/// The parts of which to make a virtual machine.
 pub struct VmConfig<'a> {
     /// Number of vCPUs, 1 to [`map::MAX_VCPUS`].
     pub vcpus: u32,
@@ -24,16 +24,16 @@ pub struct VmConfig<'a> {
     pub vcpu_cpus: Vec<usize>,
     /// Managed memory and the accelerators that share it. Without, the guest has boot RAM only.
     pub managed: Option<Managed>,
-    /// What runs in it.
+    /// The guest that runs in it.
     pub guest: Box<dyn Guest + 'a>,
     /// Where the guest's serial output goes.
     pub console: Box<dyn Write + Send>,
-    /// What tests add; nothing by default.
+    /// Additions by tests; none by default.
     pub hooks: Hooks,
 }
 
 impl<'a> VmConfig<'a> {
-    /// One vCPU that runs this ELF file in boot RAM, whose output is dropped.
+    /// A machine of one vCPU that runs this ELF file in boot RAM, whose output is dropped.
     pub fn new(guest: &'a [u8]) -> VmConfig<'a> {
         VmConfig {
             vcpus: 1,
@@ -46,7 +46,7 @@ impl<'a> VmConfig<'a> {
     }
 }
 
-/// What tests put between a machine and the rest of the world.
+/// Devices and drivers that tests add to a machine.
 #[derive(Default)]
 pub struct Hooks {
     /// More devices for the vCPUs, by guest-physical address; the memory map's own must not be in the way. A vCPU
@@ -69,7 +69,7 @@ pub struct Managed {
     pub devices: Vec<DeviceConfig>,
     /// What becomes of an access to a page that cannot be supplied.
     pub on_memory_error: OnMemoryError,
-    /// Devices of others, in the windows behind the accelerators.
+    /// Further devices, built in or third-party, in the windows behind the accelerators.
     pub foreign: Vec<NewDevice>,
 }
 
@@ -122,7 +122,7 @@ pub struct DeviceConfig {
 }
 
 impl DeviceConfig {
-    /// The accelerator for a place; `wrap` may put a driver in front of its own.
+    /// Makes the accelerator for a slot; `wrap` may put a driver in front of its own.
     pub(crate) fn make(
         self,
         slot: Slot<'_>,

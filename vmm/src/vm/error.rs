@@ -30,7 +30,7 @@ pub enum VmError {
     Device {
         /// Its window.
         index: u32,
-        /// Why not.
+        /// The cause.
         #[source]
         error: NewDeviceError,
     },
@@ -40,7 +40,7 @@ pub enum VmError {
     /// An event or a thread.
     #[error("making {what}: {error}")]
     System {
-        /// What.
+        /// What could not be made.
         what: &'static str,
         /// The system's answer.
         #[source]

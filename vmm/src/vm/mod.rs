@@ -1,7 +1,6 @@
 //! A virtual machine put together: memory, devices, guest, vCPUs.
 //!
-//! [`crate::run()`] is the way from a configuration to a report; this is for those who want to look at
-//! or disturb a guest while it runs.
+//! [`crate::run()`] takes a configuration to a report. Use a [`Vm`] directly to look at a guest, or disturb it, while it runs.
 //!
 //! | module | what |
 //! |---|---|
@@ -47,7 +46,7 @@ pub struct Vm {
     control: Arc<Control>,
     console: Arc<Console>,
     output: OutletThread,
-    /// What became of the output, once the machine has stopped.
+    /// The output's figures, once the machine has stopped.
     written: Option<OutletFigures>,
 }
 
@@ -116,7 +115,7 @@ impl Vm {
         })
     }
 
-    /// Lets the vCPUs run.
+    /// Starts the vCPUs.
     pub fn start(&mut self) -> Result<(), VmError> {
         let vcpus = std::mem::take(&mut self.waiting);
         let threads = VcpuThreads::start(vcpus, &self.vcpu_cpus, &self.ids, &self.shared)
@@ -135,10 +134,9 @@ impl Vm {
     ///
     /// A vCPU that cannot be stopped (see [`VcpuThreads::stop`]) is left behind.
     pub fn stop(&mut self) {
-        // A vCPU that waits for room in the output is let go.
+        // A vCPU that waits for room in the output's queue waits no longer.
         self.output.outlet().hurry();
-        // A vCPU may be asleep in a register of a device, and a device's thread never waits for a
-        // vCPU.
+        // Devices before vCPUs: a vCPU may sleep in a register of a device, while a device's thread never waits for a vCPU.
         self.shared.stop.store(true, Ordering::Release);
         self.devices.stop();
         self.threads = None;
@@ -154,12 +152,12 @@ impl Vm {
         self.written.as_ref()
     }
 
-    /// When the first instruction of the guest made itself felt, if one did.
+    /// When the guest first accessed a device, if it has.
     pub fn first_exit(&self) -> Option<Instant> {
         self.shared.first_exit.get().copied()
     }
 
-    /// The control device, which knows how far the guest says it is.
+    /// The control device, which has the progress that the guest reports.
     pub fn control(&self) -> &Arc<Control> {
         &self.control
     }
@@ -169,13 +167,13 @@ impl Vm {
         &self.console
     }
 
-    /// The guest's signs of life: how often it has accessed devices, other than a serial port whose output nothing takes.
+    /// Counts the guest's signs of life: its accesses to devices, except to a serial port whose output is stalled.
     pub fn accesses(&self) -> u64 {
         let all = self.shared.accesses.load(Ordering::Relaxed);
         all.saturating_sub(self.console.unheard())
     }
 
-    /// The machine, for a look at boot RAM.
+    /// The KVM machine, which gives access to boot RAM.
     pub fn machine(&self) -> &Machine {
         &self.shared.machine
     }
@@ -185,7 +183,7 @@ impl Vm {
         &self.accelerators
     }
 
-    /// Which thread runs which vCPU.
+    /// The threads that run vCPUs.
     pub fn thread_ids(&self) -> &ThreadIds {
         &self.ids
     }

@@ -1,4 +1,4 @@
-//! The ACPI tables: what an operating system learns of the machine beyond its memory.
+//! The ACPI tables, which describe the machine to an operating system.
 //!
 //! The hardware-reduced kind of ACPI: no fixed hardware, no legacy devices, power off and reset by registers of their own.
 
@@ -21,9 +21,9 @@ use super::power;
 use crate::console::serial;
 use crate::machine::slots::SlotInfo;
 
-/// What a driver for the accelerator binds to.
+/// The hardware ID that a driver for the accelerator binds to.
 pub const ACCELERATOR_ID: &str = "HMMV0001";
-/// What Linux's driver for virtio-mmio binds to.
+/// The hardware ID that Linux's driver for virtio-mmio binds to.
 const VIRTIO_ID: &str = "LNRO0005";
 
 const OEM: [u8; 6] = *b"HMMVSR";
@@ -41,7 +41,7 @@ const NO_CMOS_CLOCK: u16 = 1 << 5;
 /// Tables start at multiples of this.
 const ALIGN: usize = 64;
 
-/// All tables as they lie in memory from `base` on. The first is the root pointer (RSDP).
+/// Returns all tables as they lie in memory from `base` on. The first is the root pointer (RSDP).
 pub fn tables(base: u64, vcpus: u32, slots: &[SlotInfo]) -> Vec<u8> {
     let mut memory = vec![0; size_of::<Rsdp>()];
     let mut add = |table: &dyn Aml| {

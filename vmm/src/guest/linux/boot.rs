@@ -1,4 +1,4 @@
-//! Putting a kernel and what it is told into memory.
+//! Puts a kernel, its ramdisk and its boot parameters into memory.
 
 use std::ops::Range;
 use std::path::Path;
@@ -23,7 +23,7 @@ use super::{acpi, cpuid, entry, power};
 use crate::host::file::FileError;
 use crate::machine::slots::SlotInfo;
 
-/// Some boot loader without a number of its own.
+/// Number of a boot loader without a number of its own.
 const LOADER_UNKNOWN: u8 = 0xff;
 /// The start information has a memory map.
 const START_INFO_VERSION: u32 = 1;
@@ -36,7 +36,7 @@ pub enum LoadError {
     Kernel {
         /// Its file.
         path: String,
-        /// Why not.
+        /// The cause.
         #[source]
         error: KernelError,
     },
@@ -45,7 +45,7 @@ pub enum LoadError {
     Initrd {
         /// Its file.
         path: String,
-        /// Why not.
+        /// The cause.
         #[source]
         error: InitrdError,
     },
@@ -65,10 +65,10 @@ pub enum LoadError {
     /// The backend.
     #[error("providing guest memory to load into: {0}")]
     Backend(#[from] hmm_backend::Error),
-    /// A bug, as everything has been checked before.
+    /// Guest memory could not be written: a bug, as everything has been checked before.
     #[error("writing into guest memory: {0}; this is a bug in Hmmvisor")]
     Memory(#[from] GuestMemoryError),
-    /// As well.
+    /// Boot parameters could not be written: a bug as well.
     #[error("writing boot parameters: {0}; this is a bug in Hmmvisor")]
     Parameters(String),
 }
@@ -76,14 +76,15 @@ pub enum LoadError {
 /// Where kernel and ramdisk go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
-    /// What loading the kernel writes. More was looked for, since a bzImage unpacks itself.
+    /// The memory that loading the kernel writes. The place that was found is larger, since a bzImage unpacks itself.
     kernel: Range<u64>,
     initrd: Option<Range<u64>>,
 }
 
 impl Plan {
-    /// The pages that loading writes: to be there from the start, as page by page, as somebody touches them, takes much longer.
-    /// Whole blocks, since those can be huge pages of the host. Where the kernel unpacks itself to is its own choice (KASLR).
+    /// Returns the pages that loading writes. They are to be there from the start: filling them page by page, as loading touches
+    /// them, takes much longer. They are whole blocks, since those can be huge pages of the host. The kernel itself chooses where
+    /// it unpacks itself to (KASLR).
     pub fn written(&self, layout: &Layout) -> Vec<PageRange> {
         let low = pages(&layout.low());
         let blocks = |range: &Range<u64>| {
@@ -97,7 +98,7 @@ impl Plan {
     }
 }
 
-/// What to boot.
+/// A kernel with its ramdisk, its command line and its processor.
 #[derive(Debug)]
 pub struct Linux {
     /// The kernel.
@@ -111,7 +112,7 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// Opens the files and looks what they are.
+    /// Opens the files and checks what they are.
     pub fn open(
         kernel: &Path,
         initrd: Option<&Path>,
@@ -135,7 +136,7 @@ impl Linux {
         })
     }
 
-    /// Finds places for everything, or the reason why there are none. To be asked before a machine is made.
+    /// Finds places for everything, or says why there are none. Needs no machine.
     pub fn plan(&self, layout: &Layout) -> Result<Plan, LoadError> {
         let (len, limit) = (self.cmdline.len() as u64, self.kernel.cmdline_limit());
         if len > limit {

@@ -10,7 +10,7 @@ use crate::guest::program::registers;
 /// A named choice of processor features.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Template {
-    /// Everything that works in this machine.
+    /// All features that work in this machine.
     #[default]
     Host,
     /// What any 64-bit server processor has had since about 2010 (x86-64-v2), and what is there for security: guests see the same
@@ -63,7 +63,7 @@ struct Hidden {
     subleaf: Option<u32>,
     register: Register,
     bits: u32,
-    /// Why. For readers; and shown when a test fails.
+    /// The reason, for readers of the table and of failed tests.
     #[cfg_attr(not(test), allow(dead_code))]
     why: &'static str,
 }
@@ -155,11 +155,11 @@ const BASELINE: &[Hidden] = &[
     hide(0x8000_0001, Edx, bits([30, 31]), "3DNow!"),
 ];
 
-/// What the template is applied to.
+/// The processor that a template is applied to.
 pub struct Processor {
     /// Number of this vCPU, which is its APIC's, too.
     pub vcpu: u32,
-    /// How many there are.
+    /// The number of vCPUs.
     pub vcpus: u32,
     /// The time-stamp counter's frequency, 0 if unknown.
     pub tsc_khz: u32,
@@ -207,7 +207,7 @@ fn register(entry: &mut kvm_cpuid_entry2, register: Register) -> &mut u32 {
 
 /// The leaf in which processors of all vendors describe their topology, if they have it.
 const EXTENDED_TOPOLOGY: u32 = 0xb;
-/// Its successor, which says no more here.
+/// Its successor, with the same contents here.
 const EXTENDED_TOPOLOGY_2: u32 = 0x1f;
 
 /// One thread in each core, all cores in one package, said in every way that processors have.

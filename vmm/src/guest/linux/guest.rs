@@ -31,7 +31,7 @@ pub struct LinuxGuest {
 }
 
 impl LinuxGuest {
-    /// Finds places for everything in memory, or says why there are none. Nothing has been made yet, so that costs nothing.
+    /// Finds places for everything in memory, or says why there are none, before anything has been made.
     pub fn new(linux: Linux, layout: Layout) -> Result<LinuxGuest, LoadError> {
         Ok(LinuxGuest {
             plan: linux.plan(&layout)?,

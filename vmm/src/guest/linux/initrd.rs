@@ -1,4 +1,4 @@
-//! Initial ramdisks: what they are, whether they are whole, where they go.
+//! Files of initial ramdisks: their format, whether they are whole, their place in memory.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::host::file::FileError;
-use crate::size::Size;
+use hmmvisor_experiments::size::Size;
 
-/// Larger ones do not fit below 4 GiB.
+/// The largest file: a larger one does not fit below 4 GiB.
 const FILE_LIMIT: u64 = 3 << 30;
 const PAGE: u64 = 4096;
 
-/// What the archives and packers that kernels understand begin with.
+/// The first bytes of archives and compressed files that kernels understand.
 const PACKED: [(&[u8], &str); 7] = [
     (b"\x1f\x8b", "gzip"),
     (b"\xfd7zXZ\0", "xz"),
@@ -30,40 +30,40 @@ const CPIO_HEADER: u64 = 110;
 /// The name of an archive's last entry.
 const CPIO_TRAILER: &[u8] = b"TRAILER!!!\0";
 
-/// Why something cannot be an initial ramdisk.
+/// Why a file cannot be an initial ramdisk.
 #[derive(Debug, Error)]
 pub enum InitrdError {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Nothing in it.
+    /// The file is empty.
     #[error("it is empty")]
     Empty,
-    /// Something else.
+    /// It is neither an archive nor a compressed file.
     #[error(
         "it is no initial ramdisk: neither a cpio archive (newc) nor packed by {}",
         PACKED.map(|(_, name)| name).join(", ")
     )]
     NotAnInitrd,
-    /// Ends in the middle of an archive.
+    /// It ends in the middle of an archive.
     #[error("it ends in the middle of its archive, at byte {0}; was it truncated?")]
     Truncated(u64),
-    /// Not a header where one must be.
+    /// It has no header where one must be.
     #[error("its archive is damaged at byte {0}")]
     Damaged(u64),
-    /// More than there is.
+    /// There is no room for it.
     #[error(
         "its {size} do not fit behind the kernel, where {room} are free; use more memory with --memory"
     )]
     TooLarge {
         /// Its size.
         size: Size,
-        /// What is left.
+        /// The room that is left.
         room: Size,
     },
 }
 
-/// A ramdisk file that has been looked at.
+/// A ramdisk file that has been checked.
 #[derive(Debug)]
 pub struct Initrd {
     path: PathBuf,
@@ -72,7 +72,7 @@ pub struct Initrd {
 }
 
 impl Initrd {
-    /// Opens the file and looks what it is.
+    /// Opens the file and checks what it is.
     pub fn open(path: &Path) -> Result<Initrd, InitrdError> {
         let (mut file, len) = crate::host::file::open(path, FILE_LIMIT)?;
         check(&mut file, len)?;
@@ -94,7 +94,7 @@ impl Initrd {
         Ok(&mut self.file)
     }
 
-    /// Where it goes: as far up in `low` as the kernel, which takes `kernel`, allows with `limit`, the last address.
+    /// Finds its place: as far up in `low` as the kernel, which takes `kernel`, allows with `limit`, the last address.
     pub fn place(
         &self,
         low: &Range<u64>,

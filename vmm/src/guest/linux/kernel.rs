@@ -1,4 +1,4 @@
-//! Kernel files: what they are, whether they are whole, where they go.
+//! Kernel files: their format, whether they are whole, their place in memory.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -22,7 +22,7 @@ use super::layout::{CMDLINE_ROOM, HIGH_START};
 use crate::guest::program::image::overlap;
 use crate::host::file::FileError;
 
-/// Larger files are a mistake.
+/// The largest file: a larger one is a mistake.
 const FILE_LIMIT: u64 = 1 << 30;
 /// The most bytes of notes, all together: they are read one by one. Kernels have some hundred.
 const NOTES_LIMIT: u64 = 1 << 20;
@@ -36,47 +36,47 @@ const VERSION_64_BIT: u16 = 0x20c;
 const XLF_KERNEL_64: u16 = 1;
 /// The 64-bit entry, from where the kernel is loaded.
 const ENTRY_64: u64 = 0x200;
-/// The longest command line of kernels that do not say: that of all Linux kernels for x86.
+/// The longest command line of kernels that do not name a limit: that of all Linux kernels for x86.
 const CMDLINE_LIMIT: u64 = 2047;
 
-/// Why something cannot be booted.
+/// Why a file cannot be booted.
 #[derive(Debug, Error)]
 pub enum KernelError {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Nothing in it.
+    /// The file is empty.
     #[error("it is empty")]
     Empty,
-    /// Something else.
+    /// It is no kernel.
     #[error(
         "it is no Linux kernel for x86: neither a bzImage (`vmlinuz`) nor an ELF file (`vmlinux`)"
     )]
     NotAKernel,
-    /// Ends too early.
+    /// It ends in the middle of a header or a segment.
     #[error(
         "it is too short: {what} ends at byte {end}, the file at byte {len}; was it truncated?"
     )]
     Truncated {
-        /// What is missing.
+        /// The header or segment.
         what: &'static str,
         /// Where it would end.
         end: u64,
         /// Where the file ends.
         len: u64,
     },
-    /// For another processor.
+    /// It is for another kind of processor.
     #[error("it is not for 64-bit x86 ({0})")]
     Architecture(String),
-    /// Cannot be started.
+    /// It has no entry point that Hmmvisor can use.
     #[error(
         "it is an ELF file without a PVH entry point; use one built with CONFIG_PVH, or the bzImage (`vmlinuz`)"
     )]
     NoPvh,
-    /// Inconsistent.
+    /// It contradicts itself.
     #[error("it is damaged: {0}")]
     Damaged(String),
-    /// More than there is.
+    /// It needs memory that is not there.
     #[error(
         "it needs guest memory from {start:#x} to {end:#x}, but there is memory up to {memory:#x} only; use more with --memory"
     )]
@@ -85,12 +85,12 @@ pub enum KernelError {
         start: u64,
         /// One past the last byte.
         end: u64,
-        /// Where memory ends.
+        /// The end of memory.
         memory: u64,
     },
 }
 
-/// A kernel file that has been looked at.
+/// A kernel file that has been checked.
 #[derive(Debug)]
 pub struct Kernel {
     path: PathBuf,
@@ -119,12 +119,12 @@ pub enum Protocol {
 pub struct Loaded {
     /// Its first instruction.
     pub entry: u64,
-    /// How to get there.
+    /// How its first instruction is entered.
     pub protocol: Protocol,
 }
 
 impl Kernel {
-    /// Opens the file and looks at its headers.
+    /// Opens the file and checks its headers.
     pub fn open(path: &Path) -> Result<Kernel, KernelError> {
         let (mut file, len) = crate::host::file::open(path, FILE_LIMIT)?;
         let format = format(&mut file, len)?;
@@ -157,7 +157,7 @@ impl Kernel {
         }
     }
 
-    /// The memory it needs until it has taken over, if there is that memory in `low`.
+    /// Finds the memory that it needs until it has taken over, if that is in `low`.
     pub fn place(&self, low: &Range<u64>) -> Result<Range<u64>, KernelError> {
         let place = match &self.format {
             Format::BzImage(header) => {
@@ -230,8 +230,8 @@ impl Kernel {
     }
 }
 
-/// The file as the loader reads it: what is interrupted or comes in parts is read on, and the system's error, which the loader
-/// drops, is kept.
+/// The file as the loader reads it. Repeats reads that are interrupted or incomplete, and keeps the system's error, which the loader
+/// drops.
 struct Source<'f> {
     file: &'f mut File,
     failed: Option<io::Error>,
@@ -251,7 +251,7 @@ impl Source<'_> {
         kind.into()
     }
 
-    /// What is behind an error of the loader's.
+    /// Returns the cause of an error of the loader.
     fn error(&mut self, error: &linux_loader::loader::Error) -> KernelError {
         match self.failed.take() {
             Some(error) => KernelError::File(error.into()),
@@ -370,7 +370,7 @@ fn elf(file: &mut File, len: u64) -> Result<Format, KernelError> {
         if program.p_type != PT_LOAD && program.p_type != PT_NOTE {
             continue;
         }
-        // Where contents would be that a segment does not have means nothing.
+        // The offset of a segment without contents means nothing.
         if program.p_filesz > 0 {
             within(len, program.p_offset, program.p_filesz, "a segment")?;
         }
@@ -407,7 +407,7 @@ fn elf(file: &mut File, len: u64) -> Result<Format, KernelError> {
     Ok(Format::Elf(start..end))
 }
 
-/// Whether the file has these bytes.
+/// An error if the file does not have these bytes.
 fn within(len: u64, offset: u64, size: u64, what: &'static str) -> Result<(), KernelError> {
     let end = offset.saturating_add(size);
     match end <= len {

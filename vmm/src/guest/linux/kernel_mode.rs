@@ -1,8 +1,8 @@
-//! Does this host run a guest's kernel mode natively, or does it emulate every instruction? Measured with a guest of four
-//! instructions in ring 0.
+//! Measures whether this host runs a guest's kernel mode natively or emulates every instruction, with a guest of four instructions
+//! in ring 0.
 //!
 //! Some hosts, for example virtual machines without nested hardware virtualization, have a KVM that runs ring 3 natively and
-//! emulates ring 0. Small guests do their work in ring 3 and do not care; operating systems do not boot.
+//! emulates ring 0. Small guests work in ring 3 and run there all the same; operating systems do not boot.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use crate::guest::linux::{Loaded, Protocol, entry};
 use crate::machine::kvm::{self, KvmError};
 
-/// What is slower is no processor. Emulation does about a million instructions a second, processors several hundred, and processors
-/// that are emulated themselves (as in the project's own tests) some tens.
+/// Instructions per second above which ring 0 runs natively. Emulation does about a million instructions a second, processors
+/// several hundred million, and processors that are emulated themselves (as in the project's own tests) some ten million.
 pub const NATIVE: f64 = 10e6;
 
 /// Memory for the guest and its page tables.
@@ -29,16 +29,16 @@ const PER_TURN: f64 = 2.0;
 const FIRST_TURNS: u32 = 1000;
 /// A try that takes this long is long enough: an interruption of some milliseconds does not matter.
 const LONG_ENOUGH: Duration = Duration::from_millis(50);
-/// Far longer than a try takes: what interrupts it all this time is no signal.
+/// Far longer than a try takes: interruptions that go on this long are not caused by signals.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why nothing was measured.
+/// Why the measurement failed.
 #[derive(Debug, Error)]
 pub enum MeasureError {
-    /// No KVM.
+    /// There is no usable KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// A step of the set-up.
+    /// KVM refused a step of the set-up.
     #[error("KVM refused {what}: {error}")]
     Refused {
         /// The step.
@@ -46,10 +46,10 @@ pub enum MeasureError {
         /// The kernel's answer.
         error: kvm_ioctls::Error,
     },
-    /// No memory.
+    /// There is no memory for the guest.
     #[error("reserving memory: {0}")]
     Memory(String),
-    /// The guest did something else than it should.
+    /// The guest stopped at something else than the end of its loop.
     #[error("the guest stopped: {0}")]
     Stopped(String),
 }
@@ -74,7 +74,7 @@ pub fn instructions_per_second() -> Result<f64, MeasureError> {
         userspace_addr: host as u64,
         ..Default::default()
     };
-    // SAFETY: the range is a whole mapping of this process, dropped after the machine, to which nobody has references.
+    // SAFETY: the range is a whole mapping of this process, dropped after the machine, to which there are no references.
     unsafe { vm.set_user_memory_region(region) }.map_err(refused("memory"))?;
     let mut vcpu = vm.create_vcpu(0).map_err(refused("a vCPU"))?;
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
@@ -115,7 +115,7 @@ fn run(vcpu: &mut VcpuFd, start: &Loaded, turns: u32) -> Result<Duration, Measur
             Ok(VcpuExit::IoOut(..)) => return Ok(begin.elapsed()),
             Ok(VcpuExit::Intr) if begin.elapsed() < PATIENCE => {}
             Ok(other) => return Err(MeasureError::Stopped(format!("{other:?}"))),
-            // For ever where KVM gets no helper thread.
+            // Without end where KVM gets no helper thread.
             Err(error)
                 if matches!(error.errno(), libc::EINTR | libc::EAGAIN)
                     && begin.elapsed() < PATIENCE => {}

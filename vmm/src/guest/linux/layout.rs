@@ -1,4 +1,4 @@
-//! Where an operating system's memory is, and where in it is what it finds at its start.
+//! The memory map of an operating system: where its memory is, and where boot parameters and tables are in it.
 //!
 //! All of it is managed memory. A page's number is its guest-physical address divided by the page size, everywhere: the pages
 //! between the two parts of a large memory exist as numbers only.
@@ -7,16 +7,16 @@ use std::ops::Range;
 
 use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 
-use crate::size::Size;
+use hmmvisor_experiments::size::Size;
 
 /// No memory here: device windows, the I/O APIC, the local APICs, what KVM needs for itself.
 pub const MMIO_GAP: Range<u64> = 0xc000_0000..0x1_0000_0000;
 
 /// A descriptor table with flat segments, for the 64-bit entry.
 pub const GDT: u64 = 0x500;
-/// What a kernel entered by PVH is told.
+/// The start information of a kernel that is entered by PVH.
 pub const START_INFO: u64 = 0x6000;
-/// What a kernel entered as a bzImage is told: its "zero page".
+/// The boot parameters ("zero page") of a kernel that is entered as a bzImage.
 pub const ZERO_PAGE: u64 = 0x7000;
 /// Root of the page tables that map the first 4 GiB one to one, for the 64-bit entry.
 pub const PML4: u64 = 0x9000;
@@ -24,7 +24,7 @@ pub const PML4: u64 = 0x9000;
 pub const PAGE_TABLES_END: u64 = PML4 + 6 * 0x1000;
 /// The command line.
 pub const CMDLINE: u64 = 0x2_0000;
-/// Bytes there, the final zero included.
+/// Room for the command line in bytes, the final zero included.
 pub const CMDLINE_ROOM: u64 = 0x1_0000;
 /// End of the low part of memory. What follows, up to 1 MiB, is never the kernel's to use.
 const LOW_END: u64 = 0x9_fc00;
@@ -37,7 +37,7 @@ pub const HIGH_START: u64 = 0x10_0000;
 
 const _: () = assert!(PAGE_TABLES_END <= CMDLINE && CMDLINE + CMDLINE_ROOM <= LOW_END);
 
-/// What a range of addresses is, numbered as in e820 and PVH memory maps.
+/// The type of a range of addresses, numbered as in e820 and PVH memory maps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// The kernel's to use.
@@ -46,7 +46,7 @@ pub enum Kind {
     Reserved = 2,
 }
 
-/// Where memory of a given size is.
+/// The memory map of memory of a given size.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Layout {
     bytes: u64,

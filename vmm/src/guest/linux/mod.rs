@@ -1,4 +1,4 @@
-//! Booting an operating system: an unmodified Linux kernel, its ramdisk, what it is told of the machine.
+//! Boots an operating system: an unmodified Linux kernel with its ramdisk and a description of the machine.
 //!
 //! | module | what |
 //! |---|---|
@@ -29,6 +29,6 @@ pub use guest::LinuxGuest;
 pub use initrd::{Initrd, InitrdError};
 pub use kernel::{Kernel, KernelError, Loaded, Protocol};
 
-/// What a kernel is told if nothing else is said: to use the serial port, and to reset the machine, which ends the run, when it
+/// The command line by default: it tells the kernel to use the serial port, and to reset the machine, which ends the run, when it
 /// panics.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";

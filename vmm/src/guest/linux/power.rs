@@ -16,7 +16,7 @@ pub const SLEEP_CONTROL: u16 = 0x600;
 pub const SLEEP_STATUS: u16 = 0x601;
 /// ACPI's reset register.
 pub const RESET: u16 = 0x602;
-/// What resets.
+/// The value that resets.
 pub const RESET_VALUE: u8 = 1;
 /// The type of sleep that is power off (S5), the only one there is.
 pub const SLEEP_TYPE_OFF: u8 = 5;
@@ -26,7 +26,7 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 
-/// Code for real mode that resets.
+/// Returns code for real mode that resets the machine.
 pub fn reset_code() -> [u8; 9] {
     let [low, high] = RESET.to_le_bytes();
     // mov dx, RESET; mov al, RESET_VALUE; out dx, al; again: hlt; jmp again
@@ -41,7 +41,7 @@ pub struct Power {
 }
 
 impl Power {
-    /// Ends the run by `ending`.
+    /// Makes the registers, which end the run by `ending`.
     pub fn new(ending: Arc<Ending>, console: Arc<Console>) -> Power {
         Power { ending, console }
     }

@@ -1,4 +1,4 @@
-//! What a guest finds at its start: its image and the boot information.
+//! Puts a program and its boot information into memory.
 
 use std::ptr;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::guest::program::image::{Image, Segment};
 
-/// Bytes for the command line.
+/// Room for the command line, in bytes.
 pub const CMDLINE_LIMIT: usize = map::BOOT_INFO_SIZE as usize - size_of::<BootInfo>();
 
-/// Why a guest could not be put into memory.
+/// Why a program could not be put into memory.
 #[derive(Debug, Error)]
 pub enum BootError {
-    /// A bug, as everything has been checked before.
+    /// Boot RAM could not be written: a bug, as everything has been checked before.
     #[error("writing the guest into boot RAM: {0}; this is a bug in Hmmvisor")]
     BootRam(#[from] GuestMemoryError),
-    /// The backend.
+    /// Managed memory could not be written.
     #[error("writing the guest into managed memory: {0}")]
     Managed(#[from] hmm_backend::Error),
-    /// Too many parameters.
+    /// The command line has no room.
     #[error(
         "passing parameters to the guest: the command line has {len} bytes, but there is room for {CMDLINE_LIMIT}; use fewer or shorter parameters"
     )]

@@ -1,4 +1,4 @@
-//! The control device: how a guest ends, waits, and tells what it is doing.
+//! The control device: by it a guest ends the run, parks vCPUs, and reports its progress.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +11,7 @@ use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
 use crate::machine::bus::{Device, Next};
 
-/// Who wants to know what a guest says about its rounds. Called by the vCPU that says it, which waits.
+/// Receives what a guest says about its rounds. The vCPU that says it makes the call, and waits for it.
 pub trait Watch: Send + Sync {
     /// This round begins.
     fn round(&self, round: u64);
@@ -21,12 +21,12 @@ pub trait Watch: Send + Sync {
     fn chaos_shared(&self, pages: u64);
 }
 
-/// The registers are in `hmmvisor_abi::control`.
+/// The control device. Its registers are in `hmmvisor_abi::control`.
 pub struct Control {
     ending: Arc<Ending>,
     /// vCPUs that have not parked.
     active: AtomicU32,
-    /// In thousandths.
+    /// The progress, in thousandths.
     progress: AtomicU32,
     checked: AtomicU64,
     /// The last round that began, plus 1; 0 for none.
@@ -37,7 +37,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// The control device of a machine with `vcpus` vCPUs.
+    /// Makes the control device of a machine with `vcpus` vCPUs.
     pub fn new(vcpus: u32, ending: Arc<Ending>) -> Control {
         Control {
             ending,
@@ -61,7 +61,7 @@ impl Control {
         self.checked.load(Ordering::Relaxed)
     }
 
-    /// The host has checked some, too.
+    /// Adds operations that the host has checked.
     pub fn add_checked(&self, operations: u64) {
         self.checked.fetch_add(operations, Ordering::Relaxed);
     }
@@ -76,7 +76,7 @@ impl Control {
         self.rounds.load(Ordering::Relaxed)
     }
 
-    /// Tells somebody about rounds; the first to ask wins.
+    /// Passes on to `watch` what the guest says about rounds. The first watch that is set stays.
     pub fn watch(&self, watch: Arc<dyn Watch>) {
         let _ = self.watch.set(watch);
     }
@@ -126,7 +126,7 @@ impl Device for Control {
             control::CHAOS_SHARED => self.tell(|watch| watch.chaos_shared(value)),
             control::YIELD => thread::yield_now(),
             control::PARK => {
-                // The last one to park would leave nobody to end the run.
+                // After the last one has parked, no vCPU could end the run.
                 if self.active.fetch_sub(1, Ordering::Relaxed) == 1 {
                     self.ending.set(End::Failed(Failure::AllParked));
                 }

@@ -281,7 +281,7 @@ mod tests {
         let ram = installed(64, map::MANAGED_MAX);
         let last = map::MANAGED + map::MANAGED_MAX - 1;
         assert_eq!(translate(&ram, last), Some((last, true)));
-        // Nothing spilled over into what ring 3 sees.
+        // Nothing was written beyond the firmware's part of memory.
         assert_eq!(word(&ram, map::BOOT_INFO), 0);
     }
 

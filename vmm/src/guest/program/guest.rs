@@ -34,12 +34,12 @@ pub struct Program<'a> {
     image: Cow<'a, [u8]>,
     cmdline: Cow<'a, str>,
     seed: u64,
-    /// Where it begins, once it has been loaded.
+    /// Its entry point, once it has been loaded.
     entry: u64,
 }
 
 impl<'a> Program<'a> {
-    /// The program in this ELF file, which reads this command line and this seed.
+    /// A program in this ELF file, which gets this command line and this seed.
     pub fn new(
         image: impl Into<Cow<'a, [u8]>>,
         cmdline: impl Into<Cow<'a, str>>,
@@ -53,13 +53,13 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// The image, checked for a machine with this much managed memory.
+    /// Checks the image for a machine with this managed memory.
     fn image(&self, backend: Option<&Arc<Backend>>) -> Result<Image<'_>, GuestError> {
         Ok(Image::parse(&self.image, size(backend))?)
     }
 }
 
-/// Bytes of managed memory.
+/// Returns the size of managed memory.
 fn size(backend: Option<&Arc<Backend>>) -> u64 {
     backend.map_or(0, |backend| backend.host_memory().1)
 }
@@ -174,7 +174,7 @@ impl Guest for Program<'_> {
     }
 }
 
-/// Boot RAM, and where it is in this process.
+/// Reserves boot RAM; returns it with its address in this process.
 fn boot_ram() -> Result<(GuestMemoryMmap, *mut u8), MachineError> {
     let size = map::BOOT_RAM_SIZE as usize;
     let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(map::BOOT_RAM_BASE), size)]).map_err(

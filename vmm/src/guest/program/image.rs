@@ -10,34 +10,34 @@ use linux_loader::elf::{
 use thiserror::Error;
 use vm_memory::ByteValued;
 
-/// Larger files are a mistake, and would have to be read first.
+/// The largest file that is read: a larger one is a mistake.
 pub const FILE_LIMIT: u64 = 1 << 30;
 
-/// What makes it right, for all those files that are the wrong kind of program.
+/// The advice for files that are the wrong kind of program.
 const HOW_TO_LINK: &str = "link it statically at 0x200000 (`-static -no-pie -Wl,--image-base=0x200000`, or `-Ttext-segment=0x200000` with GNU ld); see docs/guest-abi.md";
 
-/// Why something cannot be a guest.
+/// Why a file cannot be a guest.
 #[derive(Debug, Error)]
 pub enum ImageError {
-    /// Nothing in it.
+    /// The file is empty.
     #[error("it is empty")]
     Empty,
-    /// No ELF magic number.
+    /// It has no ELF magic number.
     #[error("it is not an ELF file")]
     NotElf,
-    /// Ends in the middle of something.
+    /// It ends in the middle of a header or a segment.
     #[error(
         "it is too short: {what} ends at byte {end}, the file at byte {len}; was it truncated?"
     )]
     Truncated {
-        /// What is missing.
+        /// The header or segment.
         what: &'static str,
         /// Where it would end.
         end: u64,
         /// Where the file ends.
         len: u64,
     },
-    /// For some other kind of computer.
+    /// It is for another kind of processor.
     #[error(
         "it is not for 64-bit x86 (ELF class {class}, data encoding {data}, machine {machine})"
     )]
@@ -49,13 +49,13 @@ pub enum ImageError {
         /// The kind of processor.
         machine: u16,
     },
-    /// Not a static program.
+    /// It is not a static program.
     #[error("it is {0}; {HOW_TO_LINK}")]
     NotStatic(&'static str),
-    /// Inconsistent.
+    /// It contradicts itself.
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
-    /// Nothing to load.
+    /// It has no segment to load.
     #[error("it has nothing to load")]
     NoSegments,
     /// Two segments want the same memory.
@@ -63,7 +63,7 @@ pub enum ImageError {
         "its segments at {:#x}..{:#x} and {:#x}..{:#x} overlap; link it so that each has memory of its own", .0.start, .0.end, .1.start, .1.end
     )]
     Overlap(Range<u64>, Range<u64>),
-    /// A segment in the wrong place.
+    /// A segment is outside of the memory for guests.
     #[error(
         "its segment at {start:#x}..{end:#x} lies neither in the image area ({:#x}..{:#x}) nor in managed memory ({managed}); {HOW_TO_LINK}",
         map::IMAGE_BASE,
@@ -74,10 +74,10 @@ pub enum ImageError {
         start: u64,
         /// One past the last byte.
         end: u64,
-        /// Where managed memory is.
+        /// The range of managed memory.
         managed: String,
     },
-    /// The entry point is nowhere.
+    /// The entry point is in no segment.
     #[error("its entry point {0:#x} is in none of its segments")]
     Entry(u64),
 }
@@ -87,14 +87,14 @@ pub enum ImageError {
 pub struct Image<'a> {
     /// Address of the first instruction.
     pub entry: u64,
-    /// What to load.
+    /// The contents to load.
     pub segments: Vec<Segment<'a>>,
 }
 
 /// A piece of memory with contents. What follows the contents, up to the segment's end, is zero.
 #[derive(Debug)]
 pub struct Segment<'a> {
-    /// Where it goes.
+    /// Its guest-physical address.
     pub address: u64,
     /// The contents.
     pub data: &'a [u8],
@@ -157,7 +157,7 @@ impl Image<'_> {
             }
             let place = place(program.p_vaddr, program.p_memsz, managed)?;
             has_entry |= place.contains(&header.e_entry);
-            // Where contents would be that a segment does not have means nothing: linkers write any offset.
+            // The offset of a segment without contents means nothing: linkers write any number.
             let data = match program.p_filesz {
                 0 => &[],
                 size => slice(file, program.p_offset, size, "a segment")?,

@@ -40,7 +40,7 @@ pub fn general(vcpu: u32, entry: u64) -> kvm_regs {
 /// Segments, tables and control registers; what is not about the mode (the local APIC's base) stays
 /// as it is in `reset`.
 pub fn system(vcpu: u32, reset: kvm_sregs) -> kvm_sregs {
-    // Flat and accessed; hardware checks each of these attributes when it enters the guest.
+    // Flat, and marked as accessed; hardware checks each of these attributes when it enters the guest.
     let segment = |selector, type_, long: bool| kvm_segment {
         base: 0,
         limit: 0xffff_ffff,
@@ -111,7 +111,7 @@ pub const APIC_SPURIOUS_OFFSET: usize = 0xf0;
 /// Its value: enabled, and the vector of spurious interrupts.
 pub const APIC_SPURIOUS_VALUE: u32 = 1 << 8 | ring0::SPURIOUS_VECTOR as u32;
 
-/// Makes the host's processor description one of this vCPU: its own number wherever one is.
+/// Changes the host's processor description to this vCPU's: puts its number wherever there is a processor's number.
 pub fn identify(cpuid: &mut CpuId, vcpu: u32, vcpus: u32) {
     for leaf in cpuid.as_mut_slice() {
         if leaf.function == 1 {

@@ -1,8 +1,8 @@
 //! The firmware's ring-0 code: all that ever runs in ring 0 of a small guest.
 //!
 //! Hosts without hardware virtualization emulate ring 0 about a thousand times slower than they run
-//! ring 3, and without SSE. So this is a handful of integer instructions for each event, and
-//! everything else, the VMM does before the guest starts.
+//! ring 3, and without SSE. So this code has a handful of integer instructions for each event, and
+//! the VMM does everything else before the guest starts.
 //!
 //! The bytes between the two labels are position-independent and are copied into guest memory; they
 //! never run in the VMM's own process.
@@ -91,7 +91,7 @@ global_asm!(
     // The reason; this clears the upper half.
     "  shr eax, 16",
     "  mov [rbx + {reason}], rax",
-    // Ready for the next one.
+    // Ready for the next machine check.
     "  xor eax, eax",
     "  xor edx, edx",
     "  wrmsr",
@@ -148,7 +148,7 @@ pub fn code() -> &'static [u8] {
     let begin = &raw const hmmvisor_ring0_begin;
     let end = &raw const hmmvisor_ring0_end;
     // SAFETY: both labels are in the one read-only section above, `begin` before `end`, with
-    // initialized bytes in between that nobody ever writes.
+    // initialized bytes in between that are never written.
     unsafe { std::slice::from_raw_parts(begin, end as usize - begin as usize) }
 }
 

@@ -51,7 +51,7 @@ impl ExtraDevice {
         })
     }
 
-    /// Calls `work` with the words of a page while nobody can take it away.
+    /// Calls `work` with the words of a page while it cannot be taken away.
     pub(crate) fn read<R>(
         &mut self,
         page: Page,
@@ -74,7 +74,7 @@ impl ExtraDevice {
     pub(crate) fn add_exclusively(&mut self, page: Page, value: u64) -> Result<u64, MirrorError> {
         loop {
             let guard = self.mirror.lock();
-            // In the device's own memory, or exclusive: nobody else reaches it.
+            // In the device's own memory, or exclusive: neither CPUs nor other devices reach it.
             if let Some(mapping) = guard.0.get(&page)
                 && mapping.exclusive
             {
@@ -94,7 +94,7 @@ impl ExtraDevice {
 
 fn words(mapping: &Mapping) -> &[AtomicU64; WORDS as usize] {
     // SAFETY: the host page is mapped as long as the backend lives, which the mirror keeps; it is aligned to a page and
-    // as large as the array; whoever else accesses it does so in atomic words. The caller holds the guard, so it is
+    // as large as the array; all others that access it do so in atomic words. The caller holds the guard, so it is
     // the page that the translation says.
     unsafe { &*mapping.host.as_ptr().cast() }
 }

@@ -12,9 +12,7 @@ use hmm_backend::{Backend, Error, Pinned};
 use super::device::{ExtraDevice, WORDS};
 use super::driver::{CookieDriver, FailingDriver};
 use super::random::Random;
-use super::{ChaosFigures, Layout, Shared, address_of, report};
-use crate::ending::Ending;
-use crate::guest::program::control::Control;
+use super::{Figures, Layout, Listener, State, address_of};
 
 /// Devices that come and go in a run, at most: a backend can attach 64 in its life.
 const EXTRA_DEVICES: u64 = 40;
@@ -27,9 +25,8 @@ const PAUSE_US: u64 = 400;
 
 /// See the module.
 pub(super) struct Disturber {
-    shared: Arc<Shared>,
-    control: Arc<Control>,
-    ending: Arc<Ending>,
+    state: Arc<State>,
+    listener: Arc<dyn Listener>,
     accelerators: Vec<DeviceId>,
     /// Between two arrivals of devices.
     interval: Duration,
@@ -38,53 +35,51 @@ pub(super) struct Disturber {
     protected: Vec<PageRange>,
     random: Random,
     round: u64,
-    pub(super) figures: ChaosFigures,
+    pub(super) figures: Figures,
 }
 
 impl Disturber {
     pub(super) fn new(
-        shared: Arc<Shared>,
-        control: Arc<Control>,
-        ending: Arc<Ending>,
+        state: Arc<State>,
+        listener: Arc<dyn Listener>,
         accelerators: Vec<DeviceId>,
         seconds: u64,
     ) -> Disturber {
-        let round = shared.round.load(Ordering::Relaxed);
+        let round = state.round.load(Ordering::Relaxed);
         Disturber {
-            random: Random::new(shared.seed, 1000 + round),
-            shared,
-            control,
-            ending,
+            random: Random::new(state.seed, 1000 + round),
+            state,
+            listener,
             accelerators,
             interval: Duration::from_millis((seconds * 1000 / (EXTRA_DEVICES + 1)).max(20)),
             extra: VecDeque::new(),
             pins: VecDeque::new(),
             protected: Vec::new(),
             round,
-            figures: ChaosFigures::default(),
+            figures: Figures::default(),
         }
     }
 
     fn stopping(&self) -> bool {
-        self.shared.stop.load(Ordering::SeqCst)
+        self.state.stop.load(Ordering::SeqCst)
     }
 
     /// Until it is told to stop; then puts everything back.
     pub(super) fn run(mut self) -> Disturber {
         let waiting = |layout: &mut Option<Layout>| layout.is_none() && !self.stopping();
         let layout = *self
-            .shared
+            .state
             .has_layout
-            .wait_while(self.shared.layout(), waiting)
+            .wait_while(self.state.layout(), waiting)
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let result = match layout {
             Some(layout) => self.disturb(layout),
             None => Ok(()),
         };
-        // Also after an error: whoever comes next wants to find everything in place.
+        // Also after an error: the checks at the end want to find everything in place.
         let result = result.and(self.put_back());
         if let Err(what) = result {
-            report(&self.ending, what);
+            self.listener.failed(what);
         }
         self
     }
@@ -92,10 +87,10 @@ impl Disturber {
     fn disturb(&mut self, layout: Layout) -> Result<(), String> {
         let mut next_device = Instant::now();
         while !self.stopping() {
-            let round = self.shared.round.load(Ordering::Relaxed);
+            let round = self.state.round.load(Ordering::Relaxed);
             if round != self.round {
                 self.round = round;
-                self.random = Random::new(self.shared.seed, 1000 + round);
+                self.random = Random::new(self.state.seed, 1000 + round);
             }
             if Instant::now() >= next_device && self.figures.attached < EXTRA_DEVICES {
                 next_device = Instant::now() + self.interval;
@@ -116,7 +111,7 @@ impl Disturber {
     }
 
     fn step(&mut self, layout: Layout) -> Result<(), String> {
-        let backend = self.shared.backend.clone();
+        let backend = self.state.backend.clone();
         let all = PageRange::new(Page(0), Page(layout.end));
         match self.random.below(16) {
             0..=2 => {
@@ -178,8 +173,8 @@ impl Disturber {
         let index = self.random.below(counters.len().into());
         let page = counters.start.plus(index as u32);
         let count = 1 + self.random.below(32);
-        let shared = self.shared.clone();
-        let added = &shared.added[index as usize];
+        let state = self.state.clone();
+        let added = &state.added[index as usize];
         let Some(device) = self.any_extra() else {
             return Ok(());
         };
@@ -208,7 +203,7 @@ impl Disturber {
 
     fn count_adds(&mut self, count: u64) {
         self.figures.exclusive_adds += count;
-        self.control.add_checked(count);
+        self.listener.checked(count);
     }
 
     /// A device reads a constant page and compares every word.
@@ -230,7 +225,7 @@ impl Disturber {
             })
         });
         match wrong.map_err(|error| format!("a device reads {page:?}: {error}"))? {
-            None => self.control.add_checked(WORDS - first as u64),
+            None => self.listener.checked(WORDS - first as u64),
             Some((word, expected, found)) => {
                 return Err(format!(
                     "page {:#x}, word {word}, a constant that a device reads: expected {expected:#x}, found {found:#x}",
@@ -246,7 +241,7 @@ impl Disturber {
         const TRIES: u32 = 100;
         let mut tries = 0;
         loop {
-            match self.shared.backend.set_read_only(range, read_only) {
+            match self.state.backend.set_read_only(range, read_only) {
                 Ok(()) => return Ok(()),
                 Err(Error::Protect { .. }) if tries < TRIES => tries += 1,
                 Err(error) => return Err(format!("permission of {range:?}: {error}")),
@@ -266,11 +261,11 @@ impl Disturber {
         if self.extra.len() == AT_A_TIME {
             self.detach_oldest()?;
         }
-        let (backend, number) = (&self.shared.backend, self.figures.attached);
+        let (backend, number) = (&self.state.backend, self.figures.attached);
         let memory = (16 + self.random.below(512)) * hmm_backend::pages::PAGE_SIZE;
         let cookies = Arc::new(CookieDriver::default());
-        let random = Arc::new(Random::new(self.shared.seed, 200 + number));
-        let injected = self.shared.injected.clone();
+        let random = Arc::new(Random::new(self.state.seed, 200 + number));
+        let injected = self.state.injected.clone();
         let books = Arc::new(FailingDriver::new(cookies.clone(), random, injected));
         let id = match number % 3 {
             2 => backend.attach_coherent(memory, books.clone()),
@@ -287,7 +282,7 @@ impl Disturber {
         let Some(device) = self.extra.pop_front() else {
             return Ok(());
         };
-        detach(&self.shared.backend, device.id)?;
+        detach(&self.state.backend, device.id)?;
         self.figures.detached += 1;
         let name = format!("device {:?}", device.id);
         device
