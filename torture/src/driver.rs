@@ -209,39 +209,6 @@ impl Watch for FailingWatch {
     }
 }
 
-/// The driver of the devices that come and go: gives each folio a cookie of its own and checks that it stays.
-#[derive(Default)]
-pub(crate) struct CookieDriver {
-    next: AtomicU64,
-    cookies: Mutex<HashMap<u32, u64>>,
-    pub(crate) wrong: AtomicU64,
-}
-
-impl CookieDriver {
-    fn new_cookie(&self, frame: u32) -> u64 {
-        let cookie = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        lock(&self.cookies).insert(frame, cookie);
-        cookie
-    }
-}
-
-impl Driver for CookieDriver {
-    fn migrate_to_device(&self, mut migration: ToDevice<'_>) -> Result<Finalized, MigrateError> {
-        migration.set_cookies(|folio| self.new_cookie(folio.frame.0));
-        migration.run()
-    }
-
-    fn page_free(&self, folio: DeviceFolio) {
-        if lock(&self.cookies).remove(&folio.frame.0) != Some(folio.cookie) {
-            self.wrong.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn folio_split(&self, folio: DeviceFolio) -> u64 {
-        self.new_cookie(folio.frame.0 + folio.pages() / 2)
-    }
-}
-
 /// A torture that found something wrong elsewhere should still report it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use hmm_backend::mirror::MirrorError;
 use hmm_backend::pages::{DeviceId, Page, PageRange};
+use hmm_backend::testing::CheckedDriver;
 use hmm_backend::{Backend, Error, Pinned};
 
 use super::device::{ExtraDevice, WORDS};
-use super::driver::{CookieDriver, FailingDriver};
+use super::driver::FailingDriver;
 use super::random::Random;
 use super::{Figures, Layout, Listener, State, address_of};
 
@@ -263,7 +264,7 @@ impl Disturber {
         }
         let (backend, number) = (&self.state.backend, self.figures.attached);
         let memory = (16 + self.random.below(512)) * hmm_backend::pages::PAGE_SIZE;
-        let cookies = Arc::new(CookieDriver::default());
+        let cookies = Arc::new(CheckedDriver::default());
         let random = Arc::new(Random::new(self.state.seed, 200 + number));
         let injected = self.state.injected.clone();
         let books = Arc::new(FailingDriver::new(cookies.clone(), random, injected));
@@ -289,9 +290,9 @@ impl Disturber {
             .books
             .check_books()
             .map_err(|what| format!("books of {name}: {what}"))?;
-        match device.cookies.wrong.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            n => Err(format!("{name}: {n} folios were freed with a wrong cookie")),
+        match &device.cookies.violations()[..] {
+            [] => Ok(()),
+            [first, ..] => Err(format!("{name}: {first}")),
         }
     }
 
