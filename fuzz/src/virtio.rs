@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 
 use arbitrary::{Arbitrary, Unstructured};
 use hmm_backend::Backend;
-use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::driver::DefaultDriver;
 use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange};
 use hmm_backend::residency::Residency;
 use hmmvisor_abi::map::MANAGED;
@@ -127,12 +127,6 @@ impl Interrupt for Irq {
     fn trigger(&self) {}
 }
 
-struct Plain;
-
-impl Driver for Plain {
-    fn page_free(&self, _: DeviceFolio) {}
-}
-
 pub fn run(bytes: &[u8]) {
     if let Ok(input) = Input::arbitrary_take_rest(Unstructured::new(bytes)) {
         Guest::new(&input).play(&input.steps);
@@ -155,7 +149,7 @@ impl Guest {
     fn new(input: &Input) -> Guest {
         let (backend, service) = crate::managed::memory(MEMORY, "on-demand+timeslice:min=0us");
         let other = backend
-            .attach(DEVICE_PAGES * PAGE_SIZE, Arc::new(Plain))
+            .attach(DEVICE_PAGES * PAGE_SIZE, Arc::new(DefaultDriver))
             .expect("a device");
         let ram = GuestRam::managed(&backend, MANAGED);
         let image = image().expect("a file in memory");

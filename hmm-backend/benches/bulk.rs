@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::driver::DefaultDriver;
 use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 use hmm_backend::{Backend, BackendConfig};
@@ -23,12 +23,6 @@ const SLICE: u64 = 16 << 20;
 const RIGS: usize = 7;
 /// Number of rounds with each pair of rigs.
 const ROUNDS: usize = 9;
-
-struct NoHardware;
-
-impl Driver for NoHardware {
-    fn page_free(&self, _: DeviceFolio) {}
-}
 
 fn main() {
     // Under `cargo test --benches` there is nothing to measure.
@@ -166,7 +160,7 @@ impl Rig {
         config.engine = EngineChoice::Only(engine);
         config.recycled = recycled;
         let backend = Backend::new(config).unwrap();
-        let device = backend.attach(BYTES, Arc::new(NoHardware)).unwrap();
+        let device = backend.attach(BYTES, Arc::new(DefaultDriver)).unwrap();
         // A pin puts memory behind every page.
         drop(
             backend

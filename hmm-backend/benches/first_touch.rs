@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::driver::DefaultDriver;
 use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::observe::Cause;
 use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange};
@@ -20,12 +20,6 @@ const ROUNDS: usize = 15;
 const POLICIES: [&str; 2] = ["on-demand", "density"];
 /// The least ratio that `density` should reach.
 const TARGET: f64 = 20.0;
-
-struct NoHardware;
-
-impl Driver for NoHardware {
-    fn page_free(&self, _: DeviceFolio) {}
-}
 
 fn main() {
     // Under `cargo test --benches` there is nothing to measure.
@@ -90,7 +84,7 @@ impl Rig {
         config.policy = Arc::new(policy.parse::<PolicySpec>().unwrap());
         let backend = Backend::new(config).unwrap();
         let device = backend
-            .attach(u64::from(PAGES) * PAGE_SIZE, Arc::new(NoHardware))
+            .attach(u64::from(PAGES) * PAGE_SIZE, Arc::new(DefaultDriver))
             .unwrap();
         let all = PageRange::new(Page(0), Page(PAGES));
         drop(backend.pin(all).unwrap());

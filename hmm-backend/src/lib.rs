@@ -71,8 +71,8 @@ pub use residency::script as residency_script;
 /// The contract of a device's driver: what it implements, and the phases of a migration that it is handed.
 pub mod driver {
     pub use crate::migrate::{
-        CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, Driver, Finalized,
-        ToDevice, ToSystem,
+        CommittedToDevice, CommittedToSystem, CopiedToDevice, CopiedToSystem, DefaultDriver,
+        Driver, Finalized, ToDevice, ToSystem,
     };
     pub use crate::pages::error::{FaultError, MigrateError};
     pub use crate::pages::ids::DeviceFolio;

@@ -12,7 +12,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::driver::DefaultDriver;
 use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange, PageSet, Place};
 use hmm_backend::policy::{BlockFault, BlockView, FaultPolicy, PolicyFactory};
@@ -112,11 +112,6 @@ fn round(policy: &mut dyn FaultPolicy, faults: &[BlockFault], view: &BlockView<'
 /// Blocks of memory in a round of whole faults.
 const BLOCKS: u32 = 4;
 
-struct Plain;
-impl Driver for Plain {
-    fn page_free(&self, _: DeviceFolio) {}
-}
-
 fn whole_faults(engine: Engine, script: &str, built_in: &str) {
     let none = "+timeslice:min=0us";
     let policies = [script, built_in].map(|spec| factory(&format!("{spec}{none}")));
@@ -149,7 +144,7 @@ fn faults(engine: Engine, policy: Arc<dyn PolicyFactory>) -> Vec<f64> {
     let backend = Backend::new(config).unwrap();
     let all = PageRange::new(Page(0), Page(pages));
     drop(backend.pin(all).unwrap());
-    let device = backend.attach(bytes, Arc::new(Plain)).unwrap();
+    let device = backend.attach(bytes, Arc::new(DefaultDriver)).unwrap();
     for page in all.pages() {
         let moved = backend.migrate_to_device(device, PageRange::single(page));
         assert_eq!(moved.unwrap(), 1);

@@ -8,23 +8,16 @@ mod model;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::driver::{DefaultDriver, Driver};
 use hmmvisor_testkit::conformance::{self, RULES, Report, Subject, Suite, Verdict};
 use hmmvisor_testkit::{CheckedDriver, ENGINES};
 
 use accelerated::Accelerated;
 use model::{Bug, Model};
 
-/// A driver that leaves everything to the defaults.
-struct Defaults;
-
-impl Driver for Defaults {
-    fn page_free(&self, _: DeviceFolio) {}
-}
-
 #[test]
 fn a_driver_of_defaults_passes() {
-    let report = conformance::run(|| Defaults);
+    let report = conformance::run(|| DefaultDriver);
     report.assert_passed();
     let unknown = |o: &&conformance::Outcome| matches!(o.verdict, Verdict::NotApplicable(_));
     let unknown: Vec<_> = report.outcomes.iter().filter(unknown).collect();
@@ -181,7 +174,7 @@ fn a_driver_that_never_answers_is_stuck() {
 fn nothing_checked_is_nothing_passed() {
     let suite = Suite::default().rules(&["device-reuse"]);
     suite
-        .run(|| conformance::Plain::new(Defaults))
+        .run(|| conformance::Plain::new(DefaultDriver))
         .assert_passed();
 }
 

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::driver::DefaultDriver;
 use hmm_backend::pages::Page;
 use hmmvisor_testkit::accel::{
     OP_CHASE, OP_FILL, OP_NOP, STATUS_ABORTED, STATUS_FAULT, STATUS_OPCODE,
@@ -370,19 +370,12 @@ fn the_end_of_a_run_is_an_answer() -> Result<(), GuestError> {
     })
 }
 
-/// A driver that was not made for tests: it has no books.
-struct Plain;
-
-impl Driver for Plain {
-    fn page_free(&self, _: DeviceFolio) {}
-}
-
 #[test]
 fn a_driver_of_ones_own_is_driven_like_the_others() -> Result<(), GuestError> {
     each_engine(|engine| {
         let vm = TestVm::builder()
             .engine(engine)
-            .driver(16, Arc::new(Plain))
+            .driver(16, Arc::new(DefaultDriver))
             .start();
         vm.vcpu(0).fill(0..4, 1).wait()?;
         vm.to_device(0, 0..4);

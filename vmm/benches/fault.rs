@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
-use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::driver::DefaultDriver;
 use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::pages::{Page, PageRange};
 use hmm_backend::policy::PolicySpec;
@@ -103,13 +103,6 @@ fn touch() -> Vec<u8> {
     let (begin, end) = (&raw const touch_begin, &raw const touch_end);
     // SAFETY: the two labels enclose constant bytes of this program.
     unsafe { std::slice::from_raw_parts(begin, end.offset_from(begin) as usize) }.to_vec()
-}
-
-/// A device without hardware.
-struct NoHardware;
-
-impl Driver for NoHardware {
-    fn page_free(&self, _: DeviceFolio) {}
 }
 
 /// Who serves the faults.
@@ -269,7 +262,9 @@ fn round(server: Server, engine: Engine, vcpus: u32, shape: Shape) -> Vec<f64> {
         let range = PageRange::new(Page(0), Page(total as u32));
         // Real memory behind every page, then each in a folio of its own: what on-demand leads to.
         drop(backend.pin(range).unwrap());
-        let device = backend.attach(total * 4096, Arc::new(NoHardware)).unwrap();
+        let device = backend
+            .attach(total * 4096, Arc::new(DefaultDriver))
+            .unwrap();
         for page in range.pages() {
             let moved = backend
                 .migrate_to_device(device, PageRange::single(page))

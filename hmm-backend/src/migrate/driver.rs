@@ -49,3 +49,11 @@ pub trait Driver: Send + Sync {
         folio.cookie
     }
 }
+
+/// A driver that leaves everything to the defaults, for devices whose driver has nothing to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DefaultDriver;
+
+impl Driver for DefaultDriver {
+    fn page_free(&self, _: DeviceFolio) {}
+}

@@ -21,7 +21,7 @@ pub(crate) use self::core::{Core, first_outside};
 pub use checked::{CheckedDriver, Failing};
 pub(crate) use device::Device;
 pub(crate) use discard::Refused;
-pub use driver::Driver;
+pub use driver::{DefaultDriver, Driver};
 pub(crate) use driver_calls::SlowCall;
 pub(crate) use invalidate::Invalidate;
 pub use phases::Finalized;

@@ -5,7 +5,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex};
 
-use hmm_backend::driver::{DeviceFolio, Driver};
+use hmm_backend::driver::DefaultDriver;
 use hmm_backend::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 use hmm_backend::policy::{
     Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec,
@@ -23,11 +23,6 @@ impl Random {
         self.0 ^= self.0 >> 27;
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as u32 % n
     }
-}
-
-struct Plain;
-impl Driver for Plain {
-    fn page_free(&self, _: DeviceFolio) {}
 }
 
 type Panic = Option<Box<dyn Any + Send>>;
@@ -81,7 +76,7 @@ pub fn each_view(
     let mut config = BackendConfig::new(bytes);
     config.policy = Arc::new(hook.clone());
     let backend = Backend::new(config).unwrap();
-    let device = backend.attach(bytes, Arc::new(Plain)).unwrap();
+    let device = backend.attach(bytes, Arc::new(DefaultDriver)).unwrap();
     let mut faulting = Vec::new();
     for block in 0..blocks {
         let start = block * BLOCK_PAGES as u32;
