@@ -82,7 +82,8 @@ fn nobody_need_read_errors_and_warnings() {
     file.set_len(length - 1).unwrap();
     for (args, code) in [
         ("replay t.trace --policy density --device-memory 1M", 0),
-        ("replay t.trace", 1),
+        // It needs a policy and a size of device memory.
+        ("replay t.trace", 2),
         ("sweep nosuch.toml", 1),
         ("run nosuch.toml", 1),
         ("--nosuch", 2),

@@ -6,7 +6,7 @@ use thiserror::Error;
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Failure {
     /// A CPU exception; guests have no handlers for them.
-    #[error("vCPU {vcpu} took {} at rip {rip:#x}{}{}", exception_name(*vector), exception_detail(*vector, *error_code, *cr2), if *in_firmware { "; it happened in the firmware: a bug in Hmmvisor, or the guest damaged its vCPU's state" } else { "" })]
+    #[error("vCPU {vcpu} took {} at rip {rip:#x}{}{}", exception_name(*vector), exception_detail(*vector, *error_code, *cr2), exception_cause(*vector, *rip, *in_firmware))]
     Exception {
         /// The vCPU.
         vcpu: u32,
@@ -211,6 +211,19 @@ fn exception_detail(vector: u64, error_code: u64, cr2: u64) -> String {
     }
 }
 
+/// The likely cause of an exception, and what to do about it; empty if none is known.
+fn exception_cause(vector: u64, rip: u64, in_firmware: bool) -> &'static str {
+    match (vector, rip, in_firmware) {
+        (_, _, true) => {
+            "; it happened in the firmware: a bug in Hmmvisor, or the guest damaged its vCPU's state"
+        }
+        (14, 0, false) => {
+            "; the guest called a null pointer. A program that is linked with a C library does this, because there is no operating system below a guest: build it with `-ffreestanding -nostdlib`, as docs/guest-abi.md says"
+        }
+        _ => "",
+    }
+}
+
 fn internal_error(suberror: u32) -> String {
     match suberror {
         1 => "emulation failure: an instruction KVM cannot emulate".to_owned(),
@@ -239,6 +252,17 @@ mod tests {
             page_fault.to_string(),
             "vCPU 3 took #PF (page fault) at rip 0x201234, writing address 0x8, which is not mapped"
         );
+        let null = Failure::Exception {
+            vcpu: 0,
+            vector: 14,
+            error_code: 0x14,
+            rip: 0,
+            cr2: 0,
+            in_firmware: false,
+        };
+        let text = null.to_string();
+        assert!(text.contains("at rip 0x0, executing address 0x0"), "{text}");
+        assert!(text.contains("a null pointer") && text.contains("-nostdlib"));
         let page = Failure::Page {
             page: 0x10,
             address: 0x1_0001_0000,

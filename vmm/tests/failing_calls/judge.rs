@@ -131,7 +131,7 @@ fn names(said: &str, row: &Row) -> bool {
             return [
                 "end of file",
                 " whole buffer",
-                "and gives none",
+                "but returns none",
                 "without an error",
                 "it is empty",
                 "it is damaged",
@@ -144,7 +144,7 @@ fn names(said: &str, row: &Row) -> bool {
     let text = std::io::Error::from_raw_os_error(error).to_string();
     let (short, _) = text.split_once(" (os error").unwrap_or((&text, ""));
     // The service says what does not fit together: there are faults by `ppoll`, and none by `read`.
-    if row.about == "[userfaultfd]" && said.contains("and gives none") {
+    if row.about == "[userfaultfd]" && said.contains("but returns none") {
         return true;
     }
     // The console gives up when the time is over, whatever keeps the system from taking the output.

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use libc::{
-    EACCES, EAGAIN, EBADF, EBUSY, EEXIST, EFAULT, EINTR, EINVAL, EIO, EMFILE, ENOENT, ENOMEM,
-    ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, ESRCH, c_int,
+    EACCES, EAGAIN, EBADF, EBUSY, EEXIST, EFAULT, EINTR, EINVAL, EIO, EMFILE, ENOENT, ENOLCK,
+    ENOMEM, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, ESRCH, c_int,
 };
 
 use crate::scene::{Engine, Scene};
@@ -445,6 +445,14 @@ const TABLE: &[Kind] = &[
         REMAP,
     ),
     // Files.
+    kind(
+        "flock",
+        "",
+        &[Errno(EINTR), Errno(ENOLCK)],
+        Start,
+        &[Torture, Chaos, Doubt, Endless],
+        REMAP,
+    ),
     kind(
         "write",
         "/t.trace",
