@@ -40,7 +40,7 @@ mod watch;
 pub use choice::{Chosen, NamedFile, PolicyChoice, ScriptSpec};
 pub use error::ScriptError;
 pub use limits::Limits;
-pub use regions::{Region, Regions};
+pub use regions::{PART, Region, Regions};
 pub use scripts::{Log, ScriptFigures, Scripts};
 pub use text::excerpt;
 pub use watch::FileWatch;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::{
-    Advice, Block, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Hint, PageRange, PageSet,
-    PolicyFactory, PolicyFile, Seen, Wish,
+    Advice, BLOCK_PAGES, Block, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Hint,
+    PAGE_SIZE, PageRange, PageSet, PolicyFactory, PolicyFile, Seen, Wish,
 };
 
 /// Whole blocks with a policy of their own.
@@ -24,6 +24,11 @@ impl Region {
     }
 }
 
+/// What comes before each part of memory in the name of a policy by region.
+pub const PART: &str = "; memory ";
+/// The size of a block.
+const BLOCK_BYTES: u64 = BLOCK_PAGES * PAGE_SIZE;
+
 /// Policies by region. Regions do not overlap. Devices belong to no region: evictions are the
 /// common policy's.
 pub struct Regions {
@@ -34,13 +39,14 @@ pub struct Regions {
 }
 
 impl Regions {
-    /// What is said of each policy, with the blocks it is for.
+    /// What is said of each policy, with the memory it is for, as a configuration says it.
     fn join(&self, say: impl Fn(&dyn PolicyFactory) -> String) -> String {
         let mut text = say(&*self.common);
         for region in &self.regions {
-            let end = region.first.0.saturating_add(region.blocks);
+            let mib = |block: u32| u64::from(block) * (BLOCK_BYTES >> 20);
+            let (start, end) = (region.first.0, region.first.0.saturating_add(region.blocks));
             let policy = say(&*region.policy);
-            text += &format!("; blocks {}..{end}: {policy}", region.first.0);
+            text += &format!("{PART}{} MiB to {} MiB: {policy}", mib(start), mib(end));
         }
         text
     }

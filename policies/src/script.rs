@@ -46,8 +46,8 @@ const HANDLERS: [&str; 6] = [
     "on_tick",
     "victims",
 ];
-/// What `on_hint` calls the hints.
-const HINTS: [&str; 3] = ["preferred_location", "accessed_by", "read_mostly"];
+/// What `on_hint` calls the hints, as configuration files do.
+const HINTS: [&str; 3] = ["preferred", "accessed-by", "read-mostly"];
 pub(crate) const PREFERRED_LOCATION: usize = 0;
 pub(crate) const ACCESSED_BY: usize = 1;
 pub(crate) const READ_MOSTLY: usize = 2;

@@ -144,7 +144,7 @@ fn definitions_and_reference_name_everything() {
 
     // The crate's own test compares these with what is read.
     names.extend(declared(&definitions, "\nexport type Advice = {"));
-    names.extend(["state", "preferred_location", "accessed_by", "read_mostly"].map(str::to_owned));
+    names.extend(["state", "preferred", "accessed-by", "read-mostly"].map(str::to_owned));
     for name in names {
         assert!(definitions.contains(&name), "the definitions: {name}");
         assert!(reference.contains(&name), "the reference: {name}");

@@ -82,7 +82,7 @@ fn nobody_need_read_errors_and_warnings() {
     file.set_len(length - 1).unwrap();
     for (args, code) in [
         ("replay t.trace --policy density --device-memory 1M", 0),
-        ("replay t.trace", 1),
+        ("replay t.trace", 2),
         ("sweep nosuch.toml", 1),
         ("run nosuch.toml", 1),
         ("--nosuch", 2),

@@ -151,6 +151,7 @@ fn little_is_quoted_of_a_long_policy() {
         format!("/{long}"),
         format!("a.luau+b.luau+{long}"),
         format!("density; blocks {long}"),
+        format!("density; memory {long}"),
     ] {
         recorded_with(here, &policy, &[]);
         let (done, text) = says(here, "replay t");

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings;
+use hmmvisor_experiments::figures::count;
 use hmmvisor_experiments::output::{Files, shown};
 use hmmvisor_experiments::trace::export::{ExportError, Format, export};
 use hmmvisor_experiments::trace::import;
@@ -145,7 +146,14 @@ impl ImportArgs {
         let output = files.growing("the trace", &self.output)?;
         let input = BufReader::with_capacity(1 << 18, input);
         let totals = import::import(input, &name, format, output)?;
-        written(&files, totals.events, &self.output, "")
+        let note = match totals.machine.is_some_and(|machine| machine.devices > 0) {
+            true => "",
+            false => {
+                "; no access is an accelerator's, so nothing migrates in a replay: \
+                 with --format lackey give --device, in CSV name devices in the column `device`"
+            }
+        };
+        written(&files, totals.events, &self.output, note)
     }
 }
 
@@ -153,7 +161,7 @@ fn written(files: &Files, events: u64, output: &Path, note: &str) -> Result<Exit
     let output = shown(output);
     status(
         files,
-        &format!("{events} events written to {output}{note}\n"),
+        &format!("{} written to {output}{note}\n", count(events, "event")),
     )?;
     Ok(ExitCode::SUCCESS)
 }
