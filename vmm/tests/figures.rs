@@ -44,7 +44,7 @@ impl Sayings {
         let mut report = Command::new(HMMVISOR);
         output(report.arg("report").arg(&trace).arg("-o").arg(&page));
         let mut info = Command::new(HMMVISOR);
-        let info = output(info.args(["trace", "info", "--json"]).arg(&trace));
+        let info = output(info.args(["trace", "info", "--json", "-"]).arg(&trace));
         let mut rows = csv::Reader::from_path(&table).unwrap();
         Sayings {
             summary,

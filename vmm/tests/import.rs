@@ -439,7 +439,10 @@ impl Files {
     /// What becomes of the trace under a policy.
     fn replay(&self, policy: &str, memory: &str) -> Value {
         let mut replay = Command::new(HMMVISOR);
-        replay.arg("replay").arg(self.path("trace")).arg("--json");
+        replay
+            .arg("replay")
+            .arg(self.path("trace"))
+            .args(["--json", "-"]);
         let text = output(replay.args(["--policy", policy, "--device-memory", memory]));
         serde_json::from_str(&text).unwrap()
     }
@@ -693,6 +696,7 @@ fn a_program_can_be_imported_as_if_it_ran_on_an_accelerator() {
             "--device-memory",
             "4K",
             "--json",
+            "-",
         ])
         .arg(files.path("trace"))
         .output()

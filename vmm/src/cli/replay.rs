@@ -18,7 +18,7 @@ use hmmvisor_policies::{Chosen, Limits, Log, PART, PolicyChoice, ScriptFigures, 
 use serde::Serialize;
 
 use super::mistake::Mistake;
-use super::output::{note, print};
+use super::output::{json_output, note, put_json, summary};
 use super::scripts::script_failure;
 
 /// Options of `replay`.
@@ -38,9 +38,9 @@ pub struct ReplayArgs {
     /// Do not compute the least that was possible (Belady's MIN): saves up to 12 bytes an access
     #[arg(long)]
     no_optimal: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    /// Write the figures as one JSON object; with `-` to standard output, and all else to standard error
+    #[arg(long, value_name = "FILE|-")]
+    json: Option<PathBuf>,
 }
 
 /// Does what the arguments say.
@@ -57,6 +57,7 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     for file in of_policy {
         files.reads(file.what, &file.path);
     }
+    let json = json_output(&mut files, args.json.as_deref())?;
     files.prints("the outcome")?;
     let mut warning = String::new();
     match reader.tail() {
@@ -87,25 +88,20 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
         note(&format!("{trace}: {lost}; the others were replayed"));
     }
     let scripts = scripts.first().map(|script| script.figures());
-    let json = Json {
-        outcome: &outcome,
-        scripts,
-    };
-    let text = match args.json {
-        true => {
-            serde_json::to_string(&json)?
-                + "
-"
-        }
-        false => Summary {
+    put_json(
+        json,
+        &Json {
             outcome: &outcome,
             scripts,
-            config: &config,
-            meta: &meta,
-        }
-        .to_string(),
+        },
+    )?;
+    let text = Summary {
+        outcome: &outcome,
+        scripts,
+        config: &config,
+        meta: &meta,
     };
-    print(&text)?;
+    summary(&files, &text.to_string())?;
     match scripts.and_then(|figures| script_failure(&figures)) {
         Some(failure) => bail!(failure),
         None => Ok(ExitCode::SUCCESS),

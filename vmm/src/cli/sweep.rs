@@ -70,6 +70,7 @@ enum SweepCommand {
 /// Does what the arguments say.
 pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     if let Some(SweepCommand::Merge { folders, output }) = args.command {
+        is_folder(&output)?;
         let merged = merge(&folders, &output)?;
         print(&format!("{}: {}\n", runs(merged.runs), results(&output)))?;
         return end(&merged.failed);
@@ -78,6 +79,7 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         bail!(Mistake("no sweep file given".into()));
     };
     let folder = args.output.unwrap_or_else(|| file.with_extension(""));
+    is_folder(&folder)?;
     let runner = CommandRunner {
         traces: Traces::beside(&folder),
     };
@@ -109,6 +111,16 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     }
     print(&format!("{text}: {}\n", results(&settings.folder)))?;
     end(&done.failed)
+}
+
+/// Everywhere else, `-` is standard output.
+fn is_folder(output: &Path) -> Result<()> {
+    match output.as_os_str() == "-" {
+        true => bail!(Mistake(
+            "a sweep's results are files in a folder and cannot go to standard output; name a folder with -o".into()
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Runs that failed are an error, whoever did them.
@@ -265,7 +277,7 @@ impl Traces {
         };
         // Others that want it wait here; those that want another one do not.
         let make = || {
-            let name = format!("{}-{seed}-{}.trace", workload.name, made.number);
+            let name = format!("{}-{seed}-{}.hmmtrace", workload.name, made.number);
             let path = self.own()?.join(name);
             self.generate(workload, seed, &path)?;
             Ok(path)

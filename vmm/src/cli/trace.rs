@@ -16,7 +16,7 @@ use hmmvisor_experiments::trace::import;
 use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
 
 use super::mistake::Mistake;
-use super::output::{print, status};
+use super::output::{json_output, put_json, status, summary};
 
 /// What can be done with traces.
 #[derive(Subcommand)]
@@ -26,9 +26,9 @@ pub enum TraceCommand {
         /// The trace
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Write one JSON object
-        #[arg(long)]
-        json: bool,
+        /// Write the figures as one JSON object; with `-` to standard output, and all else to standard error
+        #[arg(long, value_name = "FILE|-")]
+        json: Option<PathBuf>,
     },
     /// Write every access of a built-in workload to a page, without a virtual machine
     Generate(GenerateArgs),
@@ -173,13 +173,11 @@ impl TraceCommand {
             TraceCommand::Info { file, json } => {
                 let mut files = Files::default();
                 files.reads("the trace", &file);
+                let json = json_output(&mut files, json.as_deref())?;
                 files.prints("what is in it")?;
                 let (info, error) = TraceInfo::read(TraceReader::open(&file)?);
-                let text = match json {
-                    true => serde_json::to_string(&info).context("writing JSON")? + "\n",
-                    false => info.to_string(),
-                };
-                print(&text)?;
+                put_json(json, &info)?;
+                summary(&files, &info.to_string())?;
                 error.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
             }
             TraceCommand::Generate(args) => args.run(),
