@@ -3,6 +3,7 @@
 //!
 //! Knows no KVM: everything here works on traces and on the backend's model engine.
 
+pub mod figures;
 pub mod output;
 pub mod replay;
 pub mod report;

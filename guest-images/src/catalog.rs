@@ -363,8 +363,8 @@ const fn hint(summary: &'static str) -> Param {
         max: 4,
         choices: &[
             "none",
-            "preferred-system",
-            "preferred-device",
+            "preferred:system",
+            "preferred:device",
             "accessed-by",
             "read-mostly",
         ],

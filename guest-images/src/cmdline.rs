@@ -83,7 +83,11 @@ impl Workload {
                     value: value.clone(),
                 })?,
             };
-            write!(line, " {}={value}", param.name).expect("writing to a string cannot fail");
+            match param.choices.get(value as usize) {
+                Some(word) => write!(line, " {}={word}", param.name),
+                None => write!(line, " {}={value}", param.name),
+            }
+            .expect("writing to a string cannot fail");
         }
         Ok(line)
     }
@@ -174,31 +178,31 @@ mod tests {
     fn defaults_are_filled_in_and_order_does_not_matter() {
         assert_eq!(
             cmdline("vecadd", &[]).unwrap(),
-            "workload=vecadd n=1048576 rounds=4 hint=0 wait=0"
+            "workload=vecadd n=1048576 rounds=4 hint=none wait=poll"
         );
         assert_eq!(
             cmdline("vecadd", &[("rounds", "7"), ("n", "10")]).unwrap(),
-            "workload=vecadd n=10 rounds=7 hint=0 wait=0"
+            "workload=vecadd n=10 rounds=7 hint=none wait=poll"
         );
     }
 
     #[test]
-    fn suffixes_and_words_become_numbers() {
+    fn suffixes_become_numbers_and_numbers_of_words_words() {
         assert_eq!(
             cmdline("vecadd", &[("n", "64K"), ("wait", "interrupt")]).unwrap(),
-            "workload=vecadd n=65536 rounds=4 hint=0 wait=1"
+            "workload=vecadd n=65536 rounds=4 hint=none wait=interrupt"
         );
         assert_eq!(
             cmdline("stream", &[("n", "1M")]).unwrap(),
-            "workload=stream n=1048576 rounds=4 wait=0"
+            "workload=stream n=1048576 rounds=4 wait=poll"
         );
         assert_eq!(
             cmdline("crash", &[("kind", "3")]).unwrap(),
-            "workload=crash kind=3"
+            "workload=crash kind=panic"
         );
         assert_eq!(
             cmdline("crash", &[("kind", "hang")]).unwrap(),
-            "workload=crash kind=4"
+            "workload=crash kind=hang"
         );
     }
 

@@ -15,6 +15,7 @@
 //! | `script`, `calls`, `results`, `answer` | one instance: calls, and what they return |
 //! | `candidates` | folios to choose victims from, on their way to a script |
 //! | `sandbox`, `library`, `budget`, `limits`, `page_sets` | what it runs in, and what that may cost |
+//! | `examples` | the scripts of the repository, for lists |
 //! | `text` | its text, and what is shown of what it says |
 //! | `watch` | notices that the file has changed |
 
@@ -25,6 +26,7 @@ mod candidates;
 mod choice;
 mod error;
 mod eviction;
+mod examples;
 mod instance;
 mod library;
 mod limits;
@@ -41,9 +43,10 @@ mod watch;
 
 pub use choice::{Chosen, NamedFile, PolicyChoice};
 pub use error::ScriptError;
+pub use examples::{EXAMPLES, Example};
 pub use instance::Log;
 pub use limits::Limits;
-pub use regions::{Region, Regions};
+pub use regions::{PART, Region, Regions};
 pub use scripts::{ScriptFigures, Scripts};
 pub use spec::ScriptSpec;
 pub use text::excerpt;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::pages::{Block, Hint, PageRange, PageSet};
+use hmm_backend::pages::{BLOCK_PAGES, Block, Hint, PAGE_SIZE, PageRange, PageSet};
 use hmm_backend::policy::{
     Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory, PolicyFile, Seen,
     Wish,
@@ -25,6 +25,11 @@ impl Region {
     }
 }
 
+/// What comes before each part of memory in the name of a policy by region.
+pub const PART: &str = "; memory ";
+/// The size of a block.
+const BLOCK_BYTES: u64 = BLOCK_PAGES * PAGE_SIZE;
+
 /// Policies by region. Regions do not overlap. Devices belong to no region: evictions are the
 /// common policy's.
 pub struct Regions {
@@ -35,13 +40,14 @@ pub struct Regions {
 }
 
 impl Regions {
-    /// The description of each policy, with the blocks it is for.
+    /// The description of each policy, with the memory it is for, as in a configuration.
     fn join(&self, say: impl Fn(&dyn PolicyFactory) -> String) -> String {
         let mut text = say(&*self.common);
         for region in &self.regions {
-            let end = region.first.0.saturating_add(region.blocks);
+            let mib = |block: u32| u64::from(block) * (BLOCK_BYTES >> 20);
+            let (start, end) = (region.first.0, region.first.0.saturating_add(region.blocks));
             let policy = say(&*region.policy);
-            text += &format!("; blocks {}..{end}: {policy}", region.first.0);
+            text += &format!("{PART}{} MiB to {} MiB: {policy}", mib(start), mib(end));
         }
         text
     }

@@ -47,8 +47,8 @@ const HANDLERS: [&str; 6] = [
     "on_tick",
     "victims",
 ];
-/// The names of hints for `on_hint`.
-const HINTS: [&str; 3] = ["preferred_location", "accessed_by", "read_mostly"];
+/// The names of hints for `on_hint`, as in configuration files.
+const HINTS: [&str; 3] = ["preferred", "accessed-by", "read-mostly"];
 pub(crate) const PREFERRED_LOCATION: usize = 0;
 pub(crate) const ACCESSED_BY: usize = 1;
 pub(crate) const READ_MOSTLY: usize = 2;

@@ -2,7 +2,7 @@
 
 mod views;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use hmm_backend::pages::{DeviceId, Frame, Page, PageRange, Place};
 use hmm_backend::policy::{
     Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec, Seen,
 };
-use hmmvisor_policies::{Limits, PolicyChoice, ScriptError, ScriptSpec, Scripts};
+use hmmvisor_policies::{EXAMPLES, Limits, PolicyChoice, ScriptError, ScriptSpec, Scripts};
 use views::{Random, each_view};
 
 fn path(name: &str) -> PathBuf {
@@ -144,7 +144,7 @@ fn definitions_and_reference_name_everything() {
 
     // The crate's own test compares these with what is read.
     names.extend(declared(&definitions, "\nexport type Advice = {"));
-    names.extend(["state", "preferred_location", "accessed_by", "read_mostly"].map(str::to_owned));
+    names.extend(["state", "preferred", "accessed-by", "read-mostly"].map(str::to_owned));
     for name in names {
         assert!(definitions.contains(&name), "the definitions: {name}");
         assert!(reference.contains(&name), "the reference: {name}");
@@ -247,6 +247,27 @@ fn stride_finds_sequences_and_strides() {
     // 408 pages further on is too far for the window: a new stream.
     assert!(found[6].prefetch.is_empty(), "{:?}", found[6]);
     assert_eq!(found[8].prefetch, (1..17).collect());
+    assert_eq!(scripts.figures().failures, 0);
+}
+
+/// A device that adds two arrays walks through three, in turns.
+#[test]
+fn stride_follows_several_arrays_of_one_device() {
+    let scripts = load("stride.luau");
+    let mut policy = scripts.fault_policy();
+    let found = ask(1, move |fault, view| {
+        let mut at = |page| decide(&mut *policy, (page, DEVICE, fault.now), (fault, view));
+        // The last array is entered from the block before it.
+        let arrays = [0, 5120, 10240 - 2];
+        let steps = (0..4).flat_map(|step| arrays.map(|start| start + step));
+        steps
+            .map(&mut at)
+            .map(|advice| advice.prefetch.count())
+            .collect::<Vec<_>>()
+    });
+    let found = &found[0];
+    assert_eq!(found[..6], [0; 6], "{found:?}");
+    assert!(found[6..].iter().all(|pages| *pages > 0), "{found:?}");
     assert_eq!(scripts.figures().failures, 0);
 }
 
@@ -413,4 +434,24 @@ fn keep_evicts_neither_its_range_nor_what_comes_back() {
     // When there is nothing else.
     assert_eq!(first(&mut *eviction), 0);
     assert_eq!(scripts.figures().failures, 0);
+}
+
+#[test]
+fn all_examples_are_listed_in_the_program_and_in_the_reference() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let names = std::fs::read_dir(folder).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut there: Vec<String> = names
+        .filter(|name| name.ends_with(".luau") && !name.ends_with(".d.luau"))
+        .collect();
+    there.sort();
+    let mut listed: Vec<&str> = EXAMPLES.iter().map(|example| example.name).collect();
+    listed.sort_unstable();
+    assert_eq!(listed, there);
+    let reference = std::fs::read_to_string(folder.join("../docs/policy-scripts.md")).unwrap();
+    for example in EXAMPLES {
+        let row = format!("| `{}` | {} |", example.name, example.summary());
+        assert!(reference.contains(&row), "{row}");
+        assert!(example.summary().len() > 10, "{row}");
+    }
 }

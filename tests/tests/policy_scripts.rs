@@ -171,7 +171,11 @@ fn regions_have_policies_of_their_own() {
             scripts.decisions > 0
                 && scripts.decisions < report.stats.cpu_faults + report.stats.device_faults
         );
-        assert!(report.policy.contains("blocks 2..4: "), "{}", report.policy);
+        assert!(
+            report.policy.contains("; memory 4 MiB to 8 MiB: "),
+            "{}",
+            report.policy
+        );
     });
     for (from, to, expected) in [
         (

@@ -271,12 +271,12 @@ fn hints_of_the_guest_keep_its_table_where_it_is() {
         };
         let policy = "on-demand+hints+timeslice:min=0";
         let without = moved(policy, "none");
-        for hint in ["preferred-system", "accessed-by"] {
+        for hint in ["preferred:system", "accessed-by"] {
             assert_eq!(moved(policy, hint) + TABLE, without, "{engine} {hint}");
         }
-        assert_eq!(moved(policy, "preferred-device"), without, "{engine}");
+        assert_eq!(moved(policy, "preferred:device"), without, "{engine}");
         // Without `hints`, the policy ignores the hint.
-        let deaf = moved("on-demand+timeslice:min=0", "preferred-system");
+        let deaf = moved("on-demand+timeslice:min=0", "preferred:system");
         assert_eq!(deaf, without, "{engine}");
     }
 }

@@ -22,12 +22,13 @@ use hmmvisor::{Input, Options, Report};
 use hmmvisor_experiments::output::{Files, Output, shown};
 use hmmvisor_experiments::steady::write_all;
 use hmmvisor_guest_images::{Param, workloads};
+use hmmvisor_policies::EXAMPLES;
 
 use cli::check::{State, check};
 use cli::mistake::exit_code;
 use cli::output::{READ_WITHIN, STORED_WITHIN, print, say, within};
 use cli::run::RunArgs;
-use cli::{Cli, Command};
+use cli::{Cli, Command, PoliciesArgs};
 
 /// Before `main`, and before the standard library prepares for it.
 #[used]
@@ -62,7 +63,12 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(args) => run_guest(*args, started),
         Command::Workloads => print(&list_of_workloads()).map(|()| ExitCode::SUCCESS),
-        Command::Policies => print(&list_of_policies()).map(|()| ExitCode::SUCCESS),
+        Command::Policies(PoliciesArgs { check: None }) => {
+            print(&list_of_policies()).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Policies(PoliciesArgs {
+            check: Some(script),
+        }) => cli::scripts::check(&script),
         Command::Replay(args) => cli::replay::replay(args),
         Command::Trace(command) => command.run(),
         Command::Check => print_check(),
@@ -270,6 +276,10 @@ fn list_of_policies() -> String {
                 param.summary
             );
         }
+    }
+    text += "\nExample scripts, in the repository's folder policies (docs/policy-scripts.md); `hmmvisor policies --check FILE` checks one:\n";
+    for example in EXAMPLES {
+        text += &format!("  {:<24}{}\n", example.name, example.summary());
     }
     text
 }

@@ -154,7 +154,7 @@ fn a_replay_says_how_its_script_did() {
             .unwrap()
     };
     let replay = |policy: &str| -> (serde_json::Value, String, Option<i32>) {
-        let done = output(policy, &["--json"]);
+        let done = output(policy, &["--json", "-"]);
         let json = serde_json::from_slice(&done.stdout).unwrap();
         let said = String::from_utf8(done.stderr).unwrap();
         (json, said, done.status.code())
@@ -170,10 +170,11 @@ fn a_replay_says_how_its_script_did() {
     assert_eq!(code, Some(0), "{said}");
     assert!(json["scripts"]["decisions"].as_u64() > Some(0), "{json}");
     assert_eq!(json["scripts"]["failures"], 0, "{json}");
-    assert_eq!(
-        (&json["advice_cut"], said.as_str()),
-        (&0.into(), ""),
-        "{json}"
+    assert_eq!(json["advice_cut"], 0, "{json}");
+    // What there is for people goes to standard error then; nothing went wrong.
+    assert!(
+        said.starts_with("trace  ") && !said.contains("hmmvisor: "),
+        "{said}"
     );
 
     // More pages than a wish may have.

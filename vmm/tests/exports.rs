@@ -89,7 +89,7 @@ fn exported_traces_say_what_the_trace_says() {
         );
         let info = output(
             Command::new(HMMVISOR)
-                .args(["trace", "info", "--json"])
+                .args(["trace", "info", "--json", "-"])
                 .arg(&trace),
         );
         fs::write(path("info.json"), info).unwrap();

@@ -44,7 +44,7 @@ impl Sayings {
         let mut report = Command::new(HMMVISOR);
         output(report.arg("report").arg(&trace).arg("-o").arg(&page));
         let mut info = Command::new(HMMVISOR);
-        let info = output(info.args(["trace", "info", "--json"]).arg(&trace));
+        let info = output(info.args(["trace", "info", "--json", "-"]).arg(&trace));
         let mut rows = csv::Reader::from_path(&table).unwrap();
         Sayings {
             summary,
@@ -86,9 +86,7 @@ impl Sayings {
     fn page(&self, name: &str) -> u64 {
         let (_, rest) = self.page.split_once(&format!("{name}</td>")).unwrap();
         let (_, rest) = rest.split_once('>').unwrap();
-        let digits = rest
-            .chars()
-            .take_while(|c| c.is_ascii_digit() || *c == '\u{2009}');
+        let digits = rest.chars().take_while(|c| c.is_ascii_digit() || *c == ',');
         let digits: String = digits.filter(char::is_ascii_digit).collect();
         digits.parse().unwrap()
     }
@@ -258,7 +256,7 @@ fn agree_about_pages_in_place() {
             "--policy",
             "hints",
             "--param",
-            "hint=preferred-system",
+            "hint=preferred:system",
         ],
     ]);
 }

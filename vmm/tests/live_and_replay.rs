@@ -122,7 +122,7 @@ const POLICIES: [&str; 3] = [
 #[test]
 fn gather_with_hints() {
     for engine in ["remap", "copy"] {
-        for hint in ["hint=preferred-system", "hint=accessed-by"] {
+        for hint in ["hint=preferred:system", "hint=accessed-by"] {
             for policy in [
                 "on-demand+lru+hints+timeslice:min=0us",
                 "density+lru+hints+timeslice:min=0us",

@@ -11,7 +11,7 @@ use hmm_backend::observe::{Event, EventKind};
 use hmm_backend::pages::{Page, PageRange};
 use hmm_backend::policy::{PolicyFactory, PolicySpec};
 use hmmvisor_experiments::trace::{TraceMeta, TraceWriter};
-use hmmvisor_policies::Scripts;
+use hmmvisor_policies::{EXAMPLES, Scripts};
 
 const SCRIPT: &str = "return { on_fault = function(page) return page, 1 end }";
 const OTHER: &str =
@@ -153,6 +153,7 @@ fn little_is_quoted_of_a_long_policy() {
         format!("/{long}"),
         format!("a.luau+b.luau+{long}"),
         format!("density; blocks {long}"),
+        format!("density; memory {long}"),
     ] {
         recorded_with(here, &policy, &[]);
         let (done, text) = says(here, "replay t");
@@ -270,4 +271,61 @@ fn nothing_that_comes_from_outside_forges_a_message() {
         text.contains("\\u{1b}[2J") && !text.contains('\u{1b}'),
         "{text:?}"
     );
+}
+
+#[test]
+fn a_script_can_be_checked_without_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
+    let (done, list) = says(here, "policies");
+    assert!(done, "{list}");
+    for example in EXAMPLES {
+        assert!(list.contains(example.name), "{list}");
+        let path = examples.join(example.name);
+        let (done, text) = says(here, &format!("policies --check {}", path.display()));
+        assert!(done && text.contains(": it loads, and made "), "{text}");
+        assert!(!text.contains(" made 0 decisions"), "{text}");
+    }
+    for (script, code, expected) in [
+        (
+            "return { on_fualt = print }",
+            2,
+            "called `on_fualt`; it may return: on_fault",
+        ),
+        (
+            "return { on_fault = function(page, write, device) if device then return { prefech = 1 } end end }",
+            1,
+            "a table with the key `prefech`; its keys may be: prefetch",
+        ),
+        (
+            "return { victims = function() return { first = 1 } end }",
+            1,
+            "victims returned a table with the key `first`",
+        ),
+        (
+            "return { on_free = function(first) return first.x end }",
+            1,
+            "(in on_free)",
+        ),
+        (
+            "return { on_hint = function(first) return first.x end }",
+            1,
+            "(in on_hint)",
+        ),
+        (
+            "return { on_tick = function() return { 1 } end, tick_interval = 1000 }",
+            1,
+            "on_tick returned the number 1",
+        ),
+    ] {
+        fs::write(here.join("p.luau"), script).unwrap();
+        let output = hmmvisor(here, "policies --check p.luau");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("p.luau:1: "), "{text}");
+    }
+    let (done, text) = says(here, "policies --check density");
+    assert!(!done && text.contains("is no policy script"), "{text}");
 }

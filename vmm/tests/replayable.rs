@@ -89,7 +89,7 @@ fn policies_that_cannot_be_taken_from_the_trace_are_to_be_given() {
     let folder = tempfile::tempdir().unwrap();
     for (policy, why) in [
         (
-            "density+lru+timeslice; blocks 0..2: on-demand+lru+timeslice",
+            "density+lru+timeslice; memory 0 MiB to 4 MiB: on-demand+lru+timeslice",
             "policies for parts of memory",
         ),
         ("chaotic", "it was recorded with policy `chaotic`"),

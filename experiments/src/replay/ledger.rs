@@ -84,7 +84,7 @@ impl Ledger {
         }
     }
 
-    /// Pages leave their place: those that were prefetched there and not accessed since count as unused.
+    /// Pages leave where they were: those that were brought there and not accessed since were unused.
     fn leave(&self, pages: PageRange) {
         for page in pages.pages() {
             if self.pages[page.0 as usize].load(Relaxed) & UNUSED != 0 {

@@ -1,6 +1,7 @@
 //! Axes: scales, ticks, units.
 
 use super::svg::{Anchor, Svg};
+use crate::figures::group;
 
 /// From values to positions.
 #[derive(Clone, Copy)]
@@ -166,26 +167,14 @@ pub(super) fn number(value: f64) -> String {
         size if size >= 0.01 => trim(format!("{value:.2}")),
         _ => return format!("{value:.1e}"),
     };
-    match text.len() > 4 && !text.contains('.') {
-        true => group(&text),
-        false => text,
+    match text.contains('.') {
+        true => text,
+        false => group(&text),
     }
 }
 
 fn trim(text: String) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// Thin spaces between thousands.
-fn group(digits: &str) -> String {
-    let mut grouped = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) && !grouped.ends_with('-') {
-            grouped.push('\u{2009}');
-        }
-        grouped.push(digit);
-    }
-    grouped
 }
 
 /// The place of a plot in its drawing, with room for axes around it.
@@ -283,8 +272,8 @@ mod tests {
             (0.0, "0"),
             (0.5, "0.5"),
             (12.34, "12.3"),
-            (1234.0, "1234"),
-            (1_234_567.0, "1\u{2009}234\u{2009}567"),
+            (1234.0, "1,234"),
+            (1_234_567.0, "1,234,567"),
             (0.0001, "1.0e-4"),
             (-25.0, "-25"),
         ] {

@@ -1,7 +1,7 @@
 //! Policies against each other, by the size of device memory.
 
 use super::axis::{Frame, Scale, Unit, number};
-use super::legend::legend;
+use super::legend::{legend, names};
 use super::page::Page;
 use super::results::{Group, Metric};
 use super::statistics::Estimate;
@@ -23,10 +23,11 @@ struct Series {
 pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str], metric: Metric, title: &str) {
     let series: Vec<Series> = policies
         .iter()
+        .zip(names(policies))
         .enumerate()
-        .map(|(index, policy)| Series {
+        .map(|(index, (policy, name))| Series {
             look: Look(index),
-            name: (*policy).to_owned(),
+            name,
             estimates: group
                 .sizes
                 .iter()

@@ -61,6 +61,9 @@ impl Latencies {
         let (panel, gap) = (150.0, 40.0);
         let count = used.len() as f64;
         let mut svg = Svg::new(900.0, 14.0 + count * (panel + gap) + 16.0);
+        // As the table's medians, not as the few slowest.
+        let medians = used.iter().map(|who| self.0[*who].value_at_quantile(0.5));
+        let unit = Unit::time(medians.max().unwrap_or(0) as f64);
         let edge = |bar: i32| 2f64.powf(f64::from(bar) / PARTS);
         let bars: Vec<(i32, Vec<f64>)> = used.iter().map(|who| Self::bars(&self.0[*who])).collect();
         let low = bars.iter().map(|(first, _)| *first).min().unwrap_or(0) - 2;
@@ -104,7 +107,6 @@ impl Latencies {
                 "panel",
                 NAMES[*who],
             );
-            let unit = Unit::time(edge(high));
             let last = index + 1 == used.len();
             let label = format!("latency ({}, log)", unit.name);
             frame.x_axis(&mut svg, x, unit, if last { &label } else { "" });

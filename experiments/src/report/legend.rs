@@ -2,6 +2,32 @@
 
 use super::svg::{Anchor, Svg, text_width};
 
+/// The names of policies in a legend: of a script or a placement in a folder, the file's name is enough, unless two policies
+/// would have the same name then.
+pub(super) fn names(policies: &[&str]) -> Vec<String> {
+    let short: Vec<String> = policies
+        .iter()
+        .map(|policy| without_folders(policy))
+        .collect();
+    let is_unique = |name: &String| short.iter().filter(|other| *other == name).count() == 1;
+    let names = policies.iter().zip(&short);
+    names
+        .map(|(policy, short)| match is_unique(short) {
+            true => short.clone(),
+            false => (*policy).to_owned(),
+        })
+        .collect()
+}
+
+/// The policy, of each path in it only what comes after the last `/`.
+fn without_folders(policy: &str) -> String {
+    let is_separator = |c: char| matches!(c, '+' | ':' | ',' | '=');
+    let words = policy.split_inclusive(is_separator);
+    words
+        .map(|word| word.rsplit('/').next().unwrap_or(word))
+        .collect()
+}
+
 /// Adds a legend below everything that is drawn; `sample` draws the sample of an entry, 26 wide, around a place.
 pub(super) fn legend(
     svg: &mut Svg,
@@ -24,4 +50,30 @@ pub(super) fn legend(
         svg.text((x + 34.0, y + 4.0), Anchor::Start, "number", name);
     }
     svg.grow(names.len().div_ceil(columns) as f64 * LINE + 4.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scripts_folder_is_left_out_where_its_name_tells_it_apart() {
+        let policies = [
+            "density+lru",
+            "a/long/path/x.luau:window=4+lru",
+            "a/y.luau",
+            "b/y.luau",
+            "static:file=/tmp/place.txt,hold=2ms",
+        ];
+        assert_eq!(
+            names(&policies),
+            [
+                "density+lru",
+                "x.luau:window=4+lru",
+                "a/y.luau",
+                "b/y.luau",
+                "static:file=place.txt,hold=2ms",
+            ]
+        );
+    }
 }

@@ -14,7 +14,7 @@ svg{display:block;width:100%;height:auto}svg.definitions{position:absolute;width
 svg text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;fill:#111}
 svg text.label{font-size:13px}svg text.panel{font-size:13px;font-weight:600;paint-order:stroke;stroke:#fff;stroke-width:4px;stroke-linejoin:round}
 .outline{fill:none;stroke:#444;stroke-width:1}.grid{stroke:#ccc;stroke-width:.7}.tick{stroke:#444;stroke-width:1}
-.zero{stroke:#222;stroke-width:1}.mark{stroke:#111;stroke-width:1.2;stroke-dasharray:5 3}.front{stroke:#666;stroke-width:1.2;stroke-dasharray:3 3}
+.zero{stroke:#222;stroke-width:1}.mark{stroke:#111;stroke-width:1.2;stroke-dasharray:5 3}.front{stroke:#666;stroke-width:1.2;stroke-dasharray:8 4}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-variant-numeric:tabular-nums;font-size:.8rem}
 th,td{padding:.22rem .35rem;text-align:right;border-bottom:1px solid #ccc}td{white-space:nowrap}
@@ -89,6 +89,20 @@ enum Line {
     Part(String),
 }
 
+/// Lets a policy be broken after each of its parts. A comma in a number is no such place.
+fn breakable(text: &str) -> String {
+    let mut broken = String::new();
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        broken.push(c);
+        let in_number = rest.peek().is_some_and(char::is_ascii_digit);
+        if c == '+' || c == ',' && !in_number {
+            broken += "<wbr>";
+        }
+    }
+    broken
+}
+
 /// A cell without a value. Columns that have nothing else are left out.
 pub(super) const NOTHING: &str = "–";
 
@@ -145,10 +159,23 @@ impl Table {
             let class = if is_text { " class=\"text\"" } else { "" };
             let mut text = escape(text(*column));
             if is_text {
-                text = text.replace('+', "+<wbr>").replace(',', ",<wbr>");
+                text = breakable(&text);
             }
             format!("<{tag}{class}>{text}</{tag}>")
         };
         shown.iter().map(cell).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_broken_between_their_parts_and_numbers_are_not() {
+        let policy = "density:threshold=1,min_faults=2+lru";
+        let broken = "density:threshold=1,<wbr>min_faults=2+<wbr>lru";
+        assert_eq!(breakable(policy), broken);
+        assert_eq!(breakable("13,363 pages, all"), "13,363 pages,<wbr> all");
     }
 }

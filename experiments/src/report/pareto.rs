@@ -1,7 +1,7 @@
 //! Bytes moved against time: what is worth its traffic.
 
 use super::axis::{Frame, Scale, Unit};
-use super::legend::legend;
+use super::legend::{legend, names};
 use super::page::Page;
 use super::results::{Group, Metric};
 use super::statistics::Estimate;
@@ -53,10 +53,8 @@ pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str]) {
             .any(|(_, points)| points.iter().any(|point| point.look == *index))
     };
     let looks: Vec<usize> = (0..policies.len()).filter(shown).collect();
-    let names: Vec<String> = looks
-        .iter()
-        .map(|index| policies[*index].to_owned())
-        .collect();
+    let names = names(policies);
+    let names: Vec<String> = looks.iter().map(|index| names[*index].clone()).collect();
     legend(&mut svg, 90.0, &names, |svg, index, place| {
         Look(looks[index]).marker(svg, place)
     });

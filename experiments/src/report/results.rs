@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
+
+use hmm_backend::policy::LinkModel;
 
 use super::axis::Unit;
 use super::statistics::Estimate;
+use crate::figures::count;
 use crate::size::Size;
 use crate::sweep::Row;
 
@@ -70,6 +74,7 @@ struct Key<'a> {
     memory: Option<u64>,
     engine: Option<&'a str>,
     link: Option<&'a str>,
+    link_model: Option<LinkModel>,
 }
 
 impl<'a> Key<'a> {
@@ -87,6 +92,13 @@ impl<'a> Key<'a> {
             memory: row.memory_bytes.filter(|_| workload),
             engine: row.engine.as_deref(),
             link: row.link.as_deref(),
+            link_model: row
+                .link_latency_ns
+                .zip(row.link_bandwidth)
+                .map(|link| LinkModel {
+                    latency: Duration::from_nanos(link.0),
+                    bandwidth: link.1,
+                }),
         }
     }
 }
@@ -178,14 +190,16 @@ impl fmt::Display for Key<'_> {
         }
         if several || self.mode == Some("live") {
             let (vcpus, devices) = (self.vcpus.unwrap_or(1), self.devices.unwrap_or(1));
-            write!(f, ": {vcpus} vCPUs, {devices} accelerators")?;
+            let (vcpus, devices) = (count(vcpus, "vCPU"), count(devices, "accelerator"));
+            write!(f, ": {vcpus}, {devices}")?;
         }
         if let Some(engine) = self.engine {
             write!(f, ", engine {engine}")?;
         }
-        match self.link {
-            Some(link) => write!(f, ", link {link}"),
-            None => Ok(()),
+        match (self.link, self.link_model) {
+            (Some(name), Some(model)) => write!(f, ", link {name} ({model})"),
+            (Some(name), None) => write!(f, ", link {name}"),
+            (None, _) => Ok(()),
         }
     }
 }
@@ -205,6 +219,8 @@ mod tests {
             policy: Some("density".into()),
             device_memory_bytes: Some(1 << 20),
             link: (mode != "live").then(|| "pcie".into()),
+            link_latency_ns: (mode != "live").then_some(10_000),
+            link_bandwidth: (mode != "live").then_some(25_000_000_000),
             modelled_ns: Some(1),
             ..Row::default()
         }
@@ -261,7 +277,8 @@ mod tests {
         assert_eq!(groups.len(), rows.len() - 1, "{groups:?}");
         for (index, (name, runs)) in groups.iter().enumerate() {
             // Two seeds of one, and one of each other; each with a heading of its own.
-            let seeds = name == "bfs (vertices=4K), 64 MiB of guest memory, link pcie";
+            let seeds = name
+                == "bfs (vertices=4K), 64 MiB of guest memory, link pcie (latency=10us,bandwidth=25G)";
             assert_eq!(*runs, if seeds { 2 } else { 1 }, "{name}");
             assert!(!groups[..index].iter().any(|(other, _)| other == name));
         }
@@ -277,7 +294,13 @@ mod tests {
             ..row("trace")
         };
         let rows = [trace("1.trace", 6 << 20), trace("2.trace", 8 << 20)];
-        assert_eq!(groups(&rows), [("bfs, traced, link pcie".to_owned(), 2)]);
+        assert_eq!(
+            groups(&rows),
+            [(
+                "bfs, traced, link pcie (latency=10us,bandwidth=25G)".to_owned(),
+                2
+            )]
+        );
         let results = Results::of(&rows);
         let cell = results.groups[0].cell(1 << 20, "density").unwrap();
         assert!(cell.estimate(Metric::Time).unwrap().error.is_some());

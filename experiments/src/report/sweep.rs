@@ -114,7 +114,7 @@ fn with_error(estimate: Option<Estimate>, metric: Metric) -> String {
 fn table(page: &mut Page, group: &Group, policies: &[&str]) {
     page.paragraph(
         "Means over the seeds ± 95 % confidence intervals. The fastest policy of each size is bold; times are compared with it. \
-         Unused: pages that were moved and left again before an access. × optimal: pages brought to the device, \
+         Unused: prefetched pages that moved on before they were accessed. × optimal: pages brought to the device, \
          compared with what evicting with knowledge of the future (Belady's MIN) would bring.",
     );
     let time = if group.live {

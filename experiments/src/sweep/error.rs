@@ -78,13 +78,16 @@ pub enum SweepError {
     },
     /// There are results already.
     #[error(
-        "{} has the results of {} already; add --resume to go on with them, or choose another folder with -o", path.display(), runs(*finished)
+        "{} has the results of {} already; {}choose another folder with -o", path.display(), runs(*finished),
+        if *left > 0 { "add --resume to go on with them, or " } else { "nothing is left to do; " }
     )]
     Exists {
         /// The folder.
         path: PathBuf,
         /// How many.
         finished: usize,
+        /// How many are still to be done, or failed.
+        left: usize,
     },
     /// There are results where the whole of a sweep should go.
     #[error("{} has the results of {} already; choose another folder with -o", path.display(), runs(*finished))]

@@ -276,9 +276,11 @@ impl Writer {
                     });
                 }
                 if !resume && !old.rows.is_empty() {
+                    let done = old.rows.values().filter(|row| row.error.is_none()).count();
                     return Err(SweepError::Exists {
                         path: path.parent().unwrap_or(path).to_owned(),
                         finished: old.rows.len(),
+                        left: header.shard.share(header.runs).saturating_sub(done),
                     });
                 }
                 writer.cut_off()?;

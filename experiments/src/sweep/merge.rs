@@ -104,7 +104,7 @@ fn put(
     let opened = Writer::open(&path, header, false);
     let (mut journal, _) = opened.map_err(|error| match error {
         // A merge cannot be resumed.
-        SweepError::Exists { path, finished } => SweepError::Occupied { path, finished },
+        SweepError::Exists { path, finished, .. } => SweepError::Occupied { path, finished },
         SweepError::Write { .. } if is_new => {
             // Not even its first line was written: it holds nothing of an earlier merge.
             let _ = fs::remove_file(&path);

@@ -126,7 +126,7 @@ columns! {
         evicted: u64,
         /// Pages prefetched by the policy.
         prefetched: u64,
-        /// Migrated pages that left again before an access.
+        /// Prefetched pages that moved on before they were accessed.
         unused: u64,
         /// Pages that went to a device three times or more.
         thrashing_pages: u64,

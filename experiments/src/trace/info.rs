@@ -10,6 +10,8 @@ use serde::Serialize;
 use super::error::TraceError;
 use super::meta::{TraceMeta, TraceTotals};
 use super::reader::{Tail, TraceReader};
+use crate::figures::{count, grouped};
+use crate::size::Size;
 
 /// Figures about a trace.
 #[derive(Clone, Debug, Serialize)]
@@ -164,15 +166,10 @@ impl fmt::Display for TraceInfo {
             super::TraceKind::Live => "live trace",
             super::TraceKind::Access => "access trace",
         };
-        let what = meta
-            .workload
-            .as_deref()
-            .or(meta.guest.as_deref())
-            .unwrap_or("a guest");
         writeln!(
             f,
             "{kind} of {}, {}, by hmmvisor {}",
-            printable(what),
+            printable(meta.name()),
             self.state,
             printable(&meta.hmmvisor)
         )?;
@@ -194,32 +191,37 @@ impl fmt::Display for TraceInfo {
         line(
             "machine",
             format!(
-                "{} vCPUs, {} accelerators, {} MiB of managed memory, {} KiB {}device memory",
-                meta.vcpus,
-                meta.devices,
-                meta.memory >> 20,
-                meta.device_memory >> 10,
-                match meta.device_kind.as_str() {
-                    "" => String::new(),
-                    kind => format!("{kind} "),
+                "{}, {}, {} of managed memory{}",
+                count(meta.vcpus.into(), "vCPU"),
+                count(meta.devices.into(), "accelerator"),
+                Size(meta.memory),
+                match (meta.device_memory, meta.device_kind.as_str()) {
+                    // Access traces have none.
+                    (0, _) => String::new(),
+                    (bytes, "") => format!(", {} of device memory each", Size(bytes)),
+                    (bytes, kind) => format!(", {} of {kind} device memory each", Size(bytes)),
                 }
             ),
         )?;
         line("engine", meta.engine.clone())?;
         line("policy", meta.policy.clone())?;
         line("seed", meta.seed.to_string())?;
-        line("events", self.totals.events.to_string())?;
+        line("events", grouped(self.totals.events))?;
         for (name, kind) in &self.kinds {
             line(
                 "",
-                format!("{name:<16}{:>12}, {:>12} pages", kind.events, kind.pages),
+                format!(
+                    "{name:<16}{:>13}, {:>13} pages",
+                    grouped(kind.events),
+                    grouped(kind.pages)
+                ),
             )?;
         }
         let dropped = self
             .totals
             .dropped
             .iter()
-            .map(|(kind, n)| format!("{kind} {n}"));
+            .map(|(kind, n)| format!("{kind} {}", grouped(*n)));
         let dropped = dropped.collect::<Vec<_>>().join(", ");
         line(
             "dropped",
@@ -229,9 +231,9 @@ impl fmt::Display for TraceInfo {
                 dropped
             },
         )?;
-        line("distinct pages", self.distinct_pages.to_string())?;
+        line("distinct pages", grouped(self.distinct_pages))?;
         if let Some(accesses) = self.accesses {
-            line("accesses", accesses.to_string())?;
+            line("accesses", grouped(accesses))?;
         }
         // Otherwise times count accesses.
         if self.accesses.is_none() || self.totals.own_times {

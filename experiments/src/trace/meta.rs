@@ -63,6 +63,13 @@ pub struct TraceMeta {
 pub type Dropped = BTreeMap<String, u64>;
 
 impl TraceMeta {
+    /// What ran: the workload, the guest's file or the imported file.
+    pub fn name(&self) -> &str {
+        let names = [&self.workload, &self.guest, &self.source];
+        let mut named = names.into_iter().flatten();
+        named.next().map_or("an unknown program", String::as_str)
+    }
+
     /// Pages that there can be: more than that many need not be kept account of.
     pub fn pages(&self) -> u32 {
         // An imported trace that was not finished does not know.

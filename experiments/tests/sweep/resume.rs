@@ -60,7 +60,10 @@ fn results_are_not_overwritten() {
     let out = settings(&folder.path("out"));
     sweep.start(&out, &Fake::default()).unwrap();
     let error = sweep.start(&out, &Fake::default()).unwrap_err().to_string();
-    assert!(error.contains("24 runs already; add --resume"), "{error}");
+    assert!(
+        error.contains("24 runs already; nothing is left to do"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn hints_are_told_of() {
         ["accessed-by:device0", "accessed-by:device1"].map(about_the_table)
     );
     assert_eq!(
-        hints("preferred-device"),
+        hints("preferred:device"),
         [about_the_table("preferred:device0")]
     );
 }

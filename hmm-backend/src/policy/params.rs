@@ -69,7 +69,8 @@ impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Value::Integer(n) => n.fmt(f),
-            Value::Time(time) => write!(f, "{}us", time.as_micros()),
+            Value::Time(Duration::ZERO) => f.write_str("0us"),
+            Value::Time(time) => f.write_str(&short(*time)),
             Value::Placement(placement) => placement.file().path.display().fmt(f),
         }
     }

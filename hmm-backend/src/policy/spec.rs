@@ -188,7 +188,7 @@ mod tests {
         for spec in [
             "density+lru+timeslice",
             "on-demand+lru+timeslice:min=0us",
-            "density:threshold=75,min_faults=4+lru+timeslice:min=2000us",
+            "density:threshold=75,min_faults=4+lru+timeslice:min=2ms",
             "density:min_faults=4+s3-fifo+timeslice+hints+thrash:threshold=2,pin=0us",
             "access-counter:threshold=16+by-migration+timeslice",
             "sequential:window=64+clock+timeslice",
@@ -198,7 +198,7 @@ mod tests {
         }
         for (spec, printed) in [
             ("on-demand", "on-demand+lru+timeslice"),
-            ("timeslice:min=2ms", "density+lru+timeslice:min=2000us"),
+            ("timeslice:min=2000us", "density+lru+timeslice:min=2ms"),
             ("fifo", "density+fifo+timeslice"),
             ("thrash + on-demand", "on-demand+lru+timeslice+thrash"),
             // Defaults that are given explicitly are not printed.

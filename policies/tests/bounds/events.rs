@@ -79,11 +79,11 @@ fn all_events_reach_the_script_with_what_they_say() {
         assert_eq!(
             lines,
             [
-                "bad.luau: 7 2 preferred_location 3 true",
-                "bad.luau: 7 2 preferred_location nil true",
-                "bad.luau: 7 2 preferred_location nil false",
-                "bad.luau: 7 2 accessed_by 4 false",
-                "bad.luau: 7 2 read_mostly nil true",
+                "bad.luau: 7 2 preferred 3 true",
+                "bad.luau: 7 2 preferred nil true",
+                "bad.luau: 7 2 preferred nil false",
+                "bad.luau: 7 2 accessed-by 4 false",
+                "bad.luau: 7 2 read-mostly nil true",
                 "bad.luau: free 7 2 1",
                 "bad.luau: tick 2000 9",
             ]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use hmm_backend::engine::MoveProbe;
 use hmm_backend::limits;
+use hmmvisor_experiments::figures::bytes;
 use hmmvisor_guest_images as guest_images;
 
 use hmmvisor::ending::End;
@@ -207,7 +208,7 @@ fn host_findings() -> Vec<Finding> {
     };
     let available = meminfo("MemAvailable").unwrap_or(host.memory);
     let default = hmmvisor::config::Config::default().machine.memory;
-    let memory = format!("{} of {} MiB available", available >> 20, host.memory >> 20);
+    let memory = format!("{} of {} available", bytes(available), bytes(host.memory));
     let memory = match available > default.0 {
         true => Finding::new("host memory", State::Ok, memory),
         false => Finding::new(
@@ -221,17 +222,15 @@ fn host_findings() -> Vec<Finding> {
     let (address_space, unlimited) = address_space_limit();
     findings.push(match address_space {
         _ if unlimited => Finding::new("address space limit", State::Ok, "none"),
-        limit if limit >= ADDRESS_SPACE => Finding::new(
-            "address space limit",
-            State::Ok,
-            format!("{} MiB", limit >> 20),
-        ),
+        limit if limit >= ADDRESS_SPACE => {
+            Finding::new("address space limit", State::Ok, bytes(limit))
+        }
         limit => Finding::new(
             "address space limit",
             State::Limited,
             format!(
-                "{} MiB, too little for the default guest; raise it with `ulimit -v`",
-                limit >> 20
+                "{}, too little for the default guest; raise it with `ulimit -v`",
+                bytes(limit)
             ),
         ),
     });
@@ -253,9 +252,9 @@ fn host_findings() -> Vec<Finding> {
                 false => State::Limited,
             };
             let detail = format!(
-                "{} MiB left of {} MiB ({}/{})",
-                room >> 20,
-                memory.limit >> 20,
+                "{} left of {} ({}/{})",
+                bytes(room),
+                bytes(memory.limit),
                 group.name(),
                 memory.file
             );

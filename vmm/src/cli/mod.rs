@@ -10,7 +10,8 @@ pub mod scripts;
 pub mod sweep;
 mod trace;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use hmmvisor_policies::PolicyChoice;
 
 use replay::ReplayArgs;
 use report::ReportArgs;
@@ -49,8 +50,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// List the embedded guest's workloads and their parameters
     Workloads,
-    /// List the migration policies and their parameters
-    Policies,
+    /// List the migration policies, their parameters and the example scripts; or check a script
+    Policies(PoliciesArgs),
     /// Drive a policy with a recorded trace, without a guest
     ///
     /// Nothing is measured: the same policy and page states as in a run decide what would have migrated, and a model
@@ -65,6 +66,15 @@ pub enum Command {
     Sweep(SweepArgs),
     /// Make a page with plots about a run or a sweep
     Report(ReportArgs),
+}
+
+/// Options of `policies`.
+#[derive(Args)]
+pub struct PoliciesArgs {
+    /// Check a policy script, like `stride.luau:window=32`, instead: load it and let it decide in a short replay. What is wrong is
+    /// said with file and line
+    #[arg(long, value_name = "FILE")]
+    pub check: Option<PolicyChoice>,
 }
 
 /// The commands' names.

@@ -2,6 +2,7 @@
 //! that it writes to has been closed.
 
 use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::text::printable_lines;
 use hmmvisor::run::signals::{self, Signals};
 use hmmvisor_devices::thread::{self, Joined};
-use hmmvisor_experiments::output::Files;
+use hmmvisor_experiments::output::{Files, Output, shown};
 use hmmvisor_experiments::steady::write_all;
+use serde::Serialize;
 
 /// How long the end of a run waits for a reader of its summary.
 pub const READ_WITHIN: Duration = Duration::from_secs(2);
@@ -19,6 +21,8 @@ pub const READ_WITHIN: Duration = Duration::from_secs(2);
 pub const STORED_WITHIN: Duration = Duration::from_secs(60);
 /// After a signal, waiting ends this long before the process must be gone.
 const RESERVE: Duration = Duration::from_millis(50);
+/// What an output is called that is for programs.
+const JSON: &str = "the JSON object";
 
 /// Writes to standard output. A reader that has closed the pipe, like `head`, has read enough: that is no error.
 pub fn print(text: &str) -> Result<()> {
@@ -37,6 +41,43 @@ pub fn status(files: &Files, text: &str) -> Result<()> {
             Ok(())
         }
         false => print(text),
+    }
+}
+
+/// Prints what a command has found out for people: on standard output, or on standard error if an output of the command
+/// goes there.
+pub fn summary(files: &Files, text: &str) -> Result<()> {
+    if !files.use_stdout() {
+        return print(text);
+    }
+    // There is nowhere to say that this failed.
+    let _ = io::stderr().write_all(text.as_bytes());
+    Ok(())
+}
+
+/// Opens where the figures go as one JSON object, if they go anywhere.
+pub fn json_output(files: &mut Files, path: Option<&Path>) -> Result<Option<Output>> {
+    let open = |path| files.whole(JSON, path);
+    Ok(path.map(open).transpose()?)
+}
+
+/// Writes the figures as one JSON object.
+pub fn put_json(output: Option<Output>, figures: &impl Serialize) -> Result<()> {
+    match output {
+        Some(output) => put(output, JSON, &(serde_json::to_string(figures)? + "\n")),
+        None => Ok(()),
+    }
+}
+
+/// Writes an output as a whole. Whoever has closed the pipe has read enough.
+pub fn put(mut output: Output, what: &str, text: &str) -> Result<()> {
+    let path = output.path().to_owned();
+    let written = output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.commit());
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.with_context(|| format!("writing {what} to {}", shown(&path))),
     }
 }
 

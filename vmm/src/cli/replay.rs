@@ -12,14 +12,15 @@ use hmm_backend::policy::{LinkModel, PolicyFile};
 use hmm_backend::text::printable;
 use hmmvisor::run::summary::of_scripts;
 use hmmvisor::size::Size;
+use hmmvisor_experiments::figures::{bytes, count, grouped};
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
-use hmmvisor_policies::{Chosen, Limits, Log, PolicyChoice, ScriptFigures, Scripts, excerpt};
+use hmmvisor_policies::{Chosen, Limits, Log, PART, PolicyChoice, ScriptFigures, Scripts, excerpt};
 use serde::Serialize;
 
 use super::mistake::Mistake;
-use super::output::{note, print};
+use super::output::{json_output, note, put_json, summary};
 use super::scripts::script_failure;
 
 /// Options of `replay`.
@@ -39,9 +40,9 @@ pub struct ReplayArgs {
     /// Do not compute the least that was possible (Belady's MIN): saves up to 12 bytes an access
     #[arg(long)]
     no_optimal: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    /// Write the figures as one JSON object; with `-` to standard output, and all else to standard error
+    #[arg(long, value_name = "FILE|-")]
+    json: Option<PathBuf>,
 }
 
 /// Replays a trace as the arguments say.
@@ -58,6 +59,7 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     for file in of_policy {
         files.reads(file.what, &file.path);
     }
+    let json = json_output(&mut files, args.json.as_deref())?;
     files.prints("the outcome")?;
     let mut warning = String::new();
     match reader.tail() {
@@ -88,25 +90,20 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
         note(&format!("{trace}: {lost}; the others were replayed"));
     }
     let scripts = scripts.first().map(|script| script.figures());
-    let json = Json {
-        outcome: &outcome,
-        scripts,
-    };
-    let text = match args.json {
-        true => {
-            serde_json::to_string(&json)?
-                + "
-"
-        }
-        false => Summary {
+    put_json(
+        json,
+        &Json {
             outcome: &outcome,
             scripts,
-            config: &config,
-            meta: &meta,
-        }
-        .to_string(),
+        },
+    )?;
+    let text = Summary {
+        outcome: &outcome,
+        scripts,
+        config: &config,
+        meta: &meta,
     };
-    print(&text)?;
+    summary(&files, &text.to_string())?;
     match scripts.and_then(|figures| script_failure(&figures)) {
         Some(failure) => bail!(failure),
         None => Ok(ExitCode::SUCCESS),
@@ -152,7 +149,8 @@ const SHOWN_MISTAKE: usize = 2000;
 fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
     let policy = &meta.policy;
     let shown = excerpt(policy, SHOWN_POLICY);
-    if policy.contains("; blocks ") {
+    // Traces of version 0.1.0 count blocks.
+    if [PART, "; blocks "].iter().any(|part| policy.contains(part)) {
         bail!(
             "it was recorded with policies for parts of memory, which a replay does not have ({shown})"
         );
@@ -194,14 +192,13 @@ impl fmt::Display for Summary<'_> {
             config,
             meta,
         } = self;
-        let name = meta.workload.as_deref().unwrap_or("a guest");
         let kind = match meta.kind {
             TraceKind::Live => {
                 "the faults of a live run: accesses between them are not in the trace"
             }
             TraceKind::Access => "all accesses",
         };
-        writeln!(f, "trace           {}, {kind}", printable(name))?;
+        writeln!(f, "trace           {}, {kind}", printable(meta.name()))?;
         let failed = match scripts {
             Some(figures) if figures.failed() => {
                 " (SCRIPT FAILED: these are the default policy's figures)"
@@ -214,65 +211,74 @@ impl fmt::Display for Summary<'_> {
         }
         writeln!(
             f,
-            "device memory   {} KiB of {} KiB",
-            config.device_memory >> 10,
-            config.memory >> 10
+            "device memory   {}, of {} of managed memory",
+            Size(config.device_memory),
+            Size(config.memory)
         )?;
         writeln!(f, "link            {}", config.link)?;
-        writeln!(f, "accesses        {}", outcome.accesses)?;
+        writeln!(f, "accesses        {}", grouped(outcome.accesses))?;
         writeln!(
             f,
             "faults          {} by CPUs, {} by devices",
-            outcome.cpu_faults, outcome.device_faults
+            grouped(outcome.cpu_faults),
+            grouped(outcome.device_faults)
         )?;
         writeln!(
             f,
             "migrated        {} pages to devices, {} back; {} prefetched",
-            outcome.pages_to_device, outcome.pages_to_system, outcome.prefetched
+            grouped(outcome.pages_to_device),
+            grouped(outcome.pages_to_system),
+            grouped(outcome.prefetched)
         )?;
         if let Some(unused) = outcome.unused {
             writeln!(
                 f,
-                "for nothing     {unused} pages that were brought along moved on before they were used"
+                "unused          {} prefetched pages moved on before they were accessed",
+                grouped(unused)
             )?;
         }
         if outcome.advice_cut > 0 {
-            writeln!(f, "advice cut      {} times", outcome.advice_cut)?;
+            writeln!(f, "advice cut      {} times", grouped(outcome.advice_cut))?;
         }
-        writeln!(f, "evicted         {} pages", outcome.evicted)?;
+        writeln!(f, "evicted         {} pages", grouped(outcome.evicted))?;
         writeln!(
             f,
             "in place        {} translations given, {} accesses through them",
-            outcome.mapped_in_place, outcome.remote_accesses
+            grouped(outcome.mapped_in_place),
+            grouped(outcome.remote_accesses)
         )?;
         writeln!(
             f,
             "thrashing       {} pages returned to a device three times or more",
-            outcome.thrashing_pages
+            grouped(outcome.thrashing_pages)
         )?;
-        let kib = |bytes: u64| bytes >> 10;
         writeln!(
             f,
-            "link traffic    {} KiB to devices, {} KiB back, in {} transfers",
-            kib(outcome.bytes_to_device),
-            kib(outcome.bytes_to_system),
-            outcome.transfers
+            "link traffic    {} to devices, {} back, in {}",
+            bytes(outcome.bytes_to_device),
+            bytes(outcome.bytes_to_system),
+            count(outcome.transfers, "transfer")
         )?;
         writeln!(
             f,
             "modelled time   {:.3} ms",
             outcome.modelled_ns as f64 / 1e6
         )?;
-        if let Some(least) = &outcome.optimal {
-            let times = |have: u64, least: u64| match least {
-                0 => "-".to_owned(),
-                least => format!("{:.2} x", have as f64 / least as f64),
-            };
+        if let Some(least) = &outcome.optimal
+            && least.pages_to_device > 0
+        {
             writeln!(
                 f,
-                "optimal (MIN)   {} pages to the device; this policy moved {} of that",
-                least.pages_to_device,
-                times(outcome.pages_to_device, least.pages_to_device)
+                "optimal (MIN)   {} pages to the device; this policy moved {:.2} times as many",
+                grouped(least.pages_to_device),
+                outcome.pages_to_device as f64 / least.pages_to_device as f64
+            )?;
+        }
+        let by_devices = outcome.device_faults + outcome.mapped_in_place + outcome.pages_to_device;
+        if meta.kind == TraceKind::Access && by_devices == 0 {
+            writeln!(
+                f,
+                "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file"
             )?;
         }
         Ok(())

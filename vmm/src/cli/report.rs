@@ -1,19 +1,18 @@
 //! `hmmvisor report`.
 
-use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use hmmvisor_abi::map;
-use hmmvisor_experiments::output::{Files, Output, shown};
+use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::report::{RunMeta, RunReport, sweep_page};
 use hmmvisor_experiments::sweep::{JOURNAL, TABLES};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 
 use super::mistake::Mistake;
-use super::output::{note, status};
+use super::output::{note, put, status};
 
 /// Options of `report`.
 #[derive(Args)]
@@ -64,19 +63,9 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
         true => sweep_page(about)?,
         false => run_page(about)?,
     };
-    put(page, &html)?;
+    put(page, "the report", &html)?;
     status(&files, &format!("{}\n", output.display()))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn put(mut page: Output, html: &str) -> Result<()> {
-    let path = page.path().to_owned();
-    let written = page.write_all(html.as_bytes()).and_then(|()| page.commit());
-    match written {
-        // A reader that has closed the pipe has read enough.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.with_context(|| format!("writing the report to {}", shown(&path))),
-    }
 }
 
 /// Folders are sweeps, and so are journals.

@@ -71,6 +71,7 @@ enum SweepCommand {
 /// Runs or merges a sweep, as the arguments say.
 pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     if let Some(SweepCommand::Merge { folders, output }) = args.command {
+        is_folder(&output)?;
         let merged = merge(&folders, &output)?;
         print(&format!("{}: {}\n", runs(merged.runs), results(&output)))?;
         return end(&merged.failed);
@@ -79,6 +80,7 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         bail!(Mistake("no sweep file given".into()));
     };
     let folder = args.output.unwrap_or_else(|| file.with_extension(""));
+    is_folder(&folder)?;
     let runner = CommandRunner {
         traces: Traces::beside(&folder),
     };
@@ -110,6 +112,16 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     }
     print(&format!("{text}: {}\n", results(&settings.folder)))?;
     end(&done.failed)
+}
+
+/// Refuses `-`, which is standard output for every other command.
+fn is_folder(output: &Path) -> Result<()> {
+    match output.as_os_str() == "-" {
+        true => bail!(Mistake(
+            "a sweep's results are files in a folder and cannot go to standard output; name a folder with -o".into()
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Returns an error that names the runs that failed, if there are some, whichever process of the sweep did them.
@@ -266,7 +278,7 @@ impl Traces {
         };
         // Others that want it wait here; those that want another one do not.
         let make = || {
-            let name = format!("{}-{seed}-{}.trace", workload.name, made.number);
+            let name = format!("{}-{seed}-{}.hmmtrace", workload.name, made.number);
             let path = self.own()?.join(name);
             self.generate(workload, seed, &path)?;
             Ok(path)

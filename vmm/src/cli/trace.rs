@@ -9,13 +9,14 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings;
+use hmmvisor_experiments::figures::count;
 use hmmvisor_experiments::output::{Files, shown};
 use hmmvisor_experiments::trace::export::{ExportError, Format, export};
 use hmmvisor_experiments::trace::import;
 use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
 
 use super::mistake::Mistake;
-use super::output::{print, status};
+use super::output::{json_output, put_json, status, summary};
 
 /// What can be done with traces.
 #[derive(Subcommand)]
@@ -25,9 +26,9 @@ pub enum TraceCommand {
         /// The trace
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Write one JSON object
-        #[arg(long)]
-        json: bool,
+        /// Write the figures as one JSON object; with `-` to standard output, and all else to standard error
+        #[arg(long, value_name = "FILE|-")]
+        json: Option<PathBuf>,
     },
     /// Write every access of a built-in workload to a page, without a virtual machine
     Generate(GenerateArgs),
@@ -145,7 +146,14 @@ impl ImportArgs {
         let output = files.growing("the trace", &self.output)?;
         let input = BufReader::with_capacity(1 << 18, input);
         let totals = import::import(input, &name, format, output)?;
-        written(&files, totals.events, &self.output, "")
+        let note = match totals.machine.is_some_and(|machine| machine.devices > 0) {
+            true => "",
+            false => {
+                "; no access is an accelerator's, so nothing migrates in a replay: \
+                 with --format lackey give --device, in CSV name devices in the column `device`"
+            }
+        };
+        written(&files, totals.events, &self.output, note)
     }
 }
 
@@ -153,7 +161,7 @@ fn written(files: &Files, events: u64, output: &Path, note: &str) -> Result<Exit
     let output = shown(output);
     status(
         files,
-        &format!("{events} events written to {output}{note}\n"),
+        &format!("{} written to {output}{note}\n", count(events, "event")),
     )?;
     Ok(ExitCode::SUCCESS)
 }
@@ -165,13 +173,11 @@ impl TraceCommand {
             TraceCommand::Info { file, json } => {
                 let mut files = Files::default();
                 files.reads("the trace", &file);
+                let json = json_output(&mut files, json.as_deref())?;
                 files.prints("what is in it")?;
                 let (info, error) = TraceInfo::read(TraceReader::open(&file)?);
-                let text = match json {
-                    true => serde_json::to_string(&info).context("writing JSON")? + "\n",
-                    false => info.to_string(),
-                };
-                print(&text)?;
+                put_json(json, &info)?;
+                summary(&files, &info.to_string())?;
                 error.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
             }
             TraceCommand::Generate(args) => args.run(),

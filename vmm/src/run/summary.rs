@@ -6,6 +6,7 @@ use std::fmt;
 use hmm_backend::observe::{Cause, Latency, Stats};
 use hmm_backend::pages::PAGE_SIZE;
 use hmm_backend::text::printable;
+use hmmvisor_experiments::figures::{bytes, count, grouped};
 use hmmvisor_policies::ScriptFigures;
 
 use crate::ending::End;
@@ -176,6 +177,10 @@ fn checks(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 /// Pages and bytes by cause and direction, and the bandwidth that this makes.
 fn migrations(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let stats = &report.stats;
+    let total = [stats.pages_to_device(), stats.pages_to_system()];
+    if total == [0, 0] {
+        return writeln!(f, "  no page migrated");
+    }
     let row = |f: &mut fmt::Formatter<'_>, what: &str, pages: [u64; 2]| {
         let [device, system] = pages.map(|pages| {
             format!(
@@ -199,7 +204,6 @@ fn migrations(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
             row(f, cause.name(), pages)?;
         }
     }
-    let total = [stats.pages_to_device(), stats.pages_to_system()];
     row(f, "total", total)?;
     let seconds = report.elapsed.as_secs_f64().max(1e-9);
     let [device, system] = total.map(|pages| {
@@ -208,7 +212,7 @@ fn migrations(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
             bytes((pages as f64 * PAGE_SIZE as f64 / seconds) as u64)
         )
     });
-    writeln!(f, "  {:<12}{device:>24}   {system:>24}", "bandwidth")
+    writeln!(f, "  {:<12}{device:>24}   {system:>24}", "mean rate")
 }
 
 fn verdict(report: &Report) -> &'static str {
@@ -222,33 +226,6 @@ fn verdict(report: &Report) -> &'static str {
         End::Exit(_) => "NOT verified, the guest failed",
         End::Signal(_) => "NOT verified, interrupted",
         End::Failed(_) => "NOT verified, the run failed",
-    }
-}
-
-fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
-/// With a comma between thousands.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-fn bytes(number: u64) -> String {
-    let scaled = |unit: u64| number as f64 / unit as f64;
-    match number {
-        0..0x400 => format!("{number} B"),
-        0x400..0x10_0000 => format!("{:.0} KiB", scaled(1 << 10)),
-        0x10_0000..0x4000_0000 => format!("{:.1} MiB", scaled(1 << 20)),
-        _ => format!("{:.1} GiB", scaled(1 << 30)),
     }
 }
 
@@ -307,15 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_readable() {
-        assert_eq!(
-            ["0", "999", "1,000", "1,234,567"],
-            [0, 999, 1000, 1_234_567].map(grouped)
-        );
-        assert_eq!(bytes(4096), "4 KiB");
-        assert_eq!(bytes(5 << 19), "2.5 MiB");
-        assert_eq!(count(1, "vCPU"), "1 vCPU");
-        assert_eq!(count(2, "vCPU"), "2 vCPUs");
+    fn latencies_are_readable() {
         let measured = Latency {
             p50: 12.34,
             p99: 99.0,
