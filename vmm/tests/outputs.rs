@@ -293,7 +293,7 @@ fn nothing_is_printed_into_an_input() {
     folder.file("s.toml", SWEEP);
     folder.file("next.luau", SCRIPT);
     for command in ["sweep s.toml -o -", "sweep merge s -o -"] {
-        folder.fails(command);
+        folder.fails_with(2, command);
         assert!(!folder.path("-").exists());
     }
     // The script that the trace names.
