@@ -350,7 +350,10 @@ fn memory_of_the_control_group() {
     ));
     let check = outcome(group.within(&["check"]));
     let said = String::from_utf8_lossy(&check.stdout).into_owned();
-    assert!(said.contains(name) && said.contains("of 64.0 MiB"), "{said}");
+    assert!(
+        said.contains(name) && said.contains("of 64.0 MiB"),
+        "{said}"
+    );
 }
 
 #[test]
