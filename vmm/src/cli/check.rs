@@ -81,26 +81,24 @@ fn kvm_findings() -> Vec<Finding> {
             kvm::KvmError::from(error).to_string(),
         )],
         Ok(kvm) => {
-            let version = format!("/dev/kvm, interface version {}", kvm.get_api_version());
-            let mut findings = vec![match kvm::open() {
-                Err(error @ kvm::KvmError::Version(_)) => {
-                    Finding::new("KVM", State::Missing, error.to_string())
-                }
-                _ => Finding::new("KVM", State::Ok, version),
-            }];
+            let version = match kvm::version(&kvm) {
+                Ok(version) => (State::Ok, format!("/dev/kvm, interface version {version}")),
+                Err(error) => (State::Missing, error.to_string()),
+            };
+            let mut findings = vec![Finding::new("KVM", version.0, version.1)];
             findings.extend(kvm::capabilities(&kvm).map(|capability| {
-                let what = format!("KVM {}", capability.name);
-                match capability.present {
-                    true => Finding::new(what, State::Ok, capability.purpose),
-                    false => Finding::new(
-                        what,
+                let (state, detail) = match capability.present {
+                    Ok(true) => (State::Ok, capability.purpose.to_owned()),
+                    Ok(false) => (
                         State::Missing,
                         format!(
                             "needed for {}; use a newer kernel with it configured in",
                             capability.purpose
                         ),
                     ),
-                }
+                    Err(error) => (State::Missing, error.to_string()),
+                };
+                Finding::new(format!("KVM {}", capability.name), state, detail)
             }));
             findings
         }

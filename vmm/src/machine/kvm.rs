@@ -36,6 +36,14 @@ pub enum KvmError {
     /// Some other error.
     #[error("opening /dev/kvm: {}{}", .0, if .0.has_advice() { "" } else { "; see `dmesg | grep -i kvm`" })]
     Open(#[source] Refusal),
+    /// KVM refuses to describe itself.
+    #[error("using /dev/kvm: asking KVM for {what}: {source}")]
+    Query {
+        /// What was asked for.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The interface has another version; since 2007 all kernels have had this one.
     #[error(
         "using /dev/kvm: its interface has version {0}, but version 12 is needed; use Linux 5.10 or later"
@@ -70,15 +78,36 @@ impl From<kvm_ioctls::Error> for KvmError {
 /// Opens `/dev/kvm`; an error if it lacks a capability that Hmmvisor needs.
 pub fn open() -> Result<Kvm, KvmError> {
     let kvm = Kvm::new()?;
-    match kvm.get_api_version() {
-        API_VERSION => {}
-        version => return Err(KvmError::Version(version)),
+    version(&kvm)?;
+    for Capability {
+        name,
+        purpose,
+        present,
+    } in capabilities(&kvm)
+    {
+        if !present? {
+            return Err(KvmError::Capability { name, purpose });
+        }
     }
-    let missing = capabilities(&kvm).find(|capability| !capability.present);
-    match missing {
-        None => Ok(kvm),
-        Some(Capability { name, purpose, .. }) => Err(KvmError::Capability { name, purpose }),
+    Ok(kvm)
+}
+
+/// Asks for the version of KVM's interface; an error if it is not the one that Hmmvisor knows.
+pub fn version(kvm: &Kvm) -> Result<i32, KvmError> {
+    match answer(kvm.get_api_version(), "its version")? {
+        API_VERSION => Ok(API_VERSION),
+        version => Err(KvmError::Version(version)),
     }
+}
+
+/// An answer of KVM. To be called right after it: a negative answer leaves its reason in `errno`.
+fn answer(value: i32, what: &str) -> Result<i32, KvmError> {
+    if value < 0 {
+        let source = io::Error::last_os_error();
+        let what = what.to_owned();
+        return Err(KvmError::Query { what, source });
+    }
+    Ok(value)
 }
 
 /// A capability of KVM.
@@ -88,14 +117,19 @@ pub struct Capability {
     /// What Hmmvisor needs it for.
     pub purpose: &'static str,
     /// Whether this KVM has it.
-    pub present: bool,
+    pub present: Result<bool, KvmError>,
 }
 
 /// Lists the capabilities that Hmmvisor needs, and whether this KVM has them.
 pub fn capabilities(kvm: &Kvm) -> impl Iterator<Item = Capability> + '_ {
-    NEEDED.iter().map(|(cap, purpose)| Capability {
-        name: format!("{cap:?}"),
-        purpose,
-        present: kvm.check_extension(*cap),
+    NEEDED.iter().map(|&(cap, purpose)| {
+        let name = format!("{cap:?}");
+        // `Kvm::check_extension` takes a refusal for a no.
+        let extent = answer(kvm.check_extension_int(cap), &name);
+        Capability {
+            present: extent.map(|extent| extent > 0),
+            name,
+            purpose,
+        }
     })
 }

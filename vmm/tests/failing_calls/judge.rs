@@ -152,6 +152,9 @@ fn names(said: &str, row: &Row) -> bool {
         return true;
     }
     // Where it is known what the kernel means by it, its words would mislead.
+    if row.about == "F_OFD_SETLK" && error == libc::EAGAIN {
+        return said.contains("another disk has it open");
+    }
     let said = said.to_lowercase();
     said.contains(&short.to_lowercase()) || said.contains(&name(error).to_lowercase())
 }

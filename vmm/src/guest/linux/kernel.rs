@@ -254,6 +254,10 @@ impl Source<'_> {
     /// Returns the cause of an error of the loader.
     fn error(&mut self, error: &linux_loader::loader::Error) -> KernelError {
         match self.failed.take() {
+            // Only what the file itself says can lead to a place where no file has a byte.
+            Some(cause) if cause.raw_os_error() == Some(libc::EINVAL) => {
+                KernelError::Damaged(format!("{error}: {cause}"))
+            }
             Some(error) => KernelError::File(error.into()),
             None => KernelError::Damaged(error.to_string()),
         }
@@ -291,7 +295,8 @@ impl Read for Source<'_> {
 
 impl Seek for Source<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.file.seek(to)
+        let sought = self.file.seek(to);
+        sought.map_err(|error| self.keep(error))
     }
 }
 
