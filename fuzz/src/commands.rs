@@ -10,8 +10,8 @@ use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 use hmm_backend::residency::Residency;
 use hmmvisor_abi::accel::{self, Command};
 use hmmvisor_abi::map::MANAGED;
-use hmmvisor_devices::command::{decode, space};
-use hmmvisor_devices::managed::{Addresses, Managed, WORD};
+use hmmvisor_devices::commands::command::{decode, space};
+use hmmvisor_devices::commands::managed::{Addresses, Managed, WORD};
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt};
 
 /// One block.

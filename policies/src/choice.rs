@@ -8,8 +8,8 @@ use std::sync::Arc;
 use hmm_backend::policy::{PolicyFactory, PolicyFile, PolicySpec};
 
 use crate::error::ScriptError;
-use crate::instance::Log;
-use crate::limits::Limits;
+use crate::sandbox::limits::Limits;
+use crate::script::instance::Log;
 use crate::scripts::Scripts;
 use crate::spec::{ScriptSpec, kind};
 

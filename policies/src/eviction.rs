@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use hmm_backend::pages::{Frame, Page};
 use hmm_backend::policy::EvictionPolicy;
 
-use crate::candidates::{Candidate, MOST};
-use crate::instance::SharedInstance;
+use crate::sandbox::candidates::{Candidate, MOST};
+use crate::script::instance::SharedInstance;
 
 /// How many times more frames than are wanted a script may choose from.
 const CHOICE: u32 = 4;

@@ -8,46 +8,33 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `choice` | what a user names, parsed |
-//! | `scripts` | the file: loaded, reloaded, counted |
+//! | `choice`, `spec` | what a user names, parsed |
+//! | `scripts`, `watch` | the file: loaded, reloaded when it has changed, counted |
 //! | `policy`, `eviction` | a script in the place of the backend's policies |
 //! | `regions` | different policies for parts of guest memory |
-//! | `script`, `calls`, `results`, `answer` | one instance: calls, and what they return |
-//! | `candidates` | folios to choose victims from, on their way to a script |
-//! | `sandbox`, `library`, `budget`, `limits`, `page_sets` | what it runs in, and what that may cost |
+//! | `script` | one instance: its text, its calls, and what they return |
+//! | `sandbox` | what it runs in, what it is given, and what that may cost |
 //! | `examples` | the scripts of the repository, for lists |
-//! | `text` | its text, and what is shown of what it says |
-//! | `watch` | notices that the file has changed |
 
-mod answer;
-mod budget;
-mod calls;
-mod candidates;
 mod choice;
 mod error;
 mod eviction;
 mod examples;
-mod instance;
-mod library;
-mod limits;
-mod page_sets;
 mod policy;
 mod regions;
-mod results;
 mod sandbox;
 mod script;
 mod scripts;
 mod spec;
-mod text;
 mod watch;
 
 pub use choice::{Chosen, NamedFile, PolicyChoice};
 pub use error::ScriptError;
 pub use examples::{EXAMPLES, Example};
-pub use instance::Log;
-pub use limits::Limits;
 pub use regions::{PART, Region, Regions};
+pub use sandbox::limits::Limits;
+pub use script::instance::Log;
+pub use script::text::excerpt;
 pub use scripts::{ScriptFigures, Scripts};
 pub use spec::ScriptSpec;
-pub use text::excerpt;
 pub use watch::FileWatch;

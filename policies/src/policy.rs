@@ -5,7 +5,7 @@ use std::time::Duration;
 use hmm_backend::pages::{Hint, PageRange, PageSet};
 use hmm_backend::policy::{Advice, BlockFault, BlockView, FaultPolicy, Seen, Wish};
 
-use crate::instance::SharedInstance;
+use crate::script::instance::SharedInstance;
 use crate::script::{ACCESSED_BY, PREFERRED_LOCATION, READ_MOSTLY, device_number};
 
 /// What a script decides, on top of what stands beside it (minimum residency, for example); and what decides when the

@@ -12,12 +12,12 @@ use hmm_backend::text::printable;
 
 use crate::error::ScriptError;
 use crate::eviction::ScriptEviction;
-use crate::instance::{Log, Shared, SharedInstance, Version};
-use crate::limits::Limits;
 use crate::policy::ScriptPolicy;
+use crate::sandbox::limits::Limits;
 use crate::script::Source;
+use crate::script::instance::{Log, Shared, SharedInstance, Version};
+use crate::script::text;
 use crate::spec::ScriptSpec;
-use crate::text;
 
 /// A script is no larger than this: compiling it cannot be interrupted, nor what it does between two loops or calls.
 const FILE_LIMIT: u64 = 256 << 10;

@@ -4,23 +4,9 @@
 //! [`RunReport`] takes a run's events one by one, in bounded memory, from wherever they come; [`sweep_page`] takes the
 //! rows of a sweep.
 
-mod activity;
-mod axis;
-mod comparison;
-mod latency;
-mod legend;
-mod page;
-mod pareto;
-mod residency;
-mod results;
-mod room;
+mod drawing;
 mod run;
-mod statistics;
-mod style;
-mod svg;
 mod sweep;
-mod thrashing;
-mod timeline;
 
 pub use run::{RunMeta, RunReport};
 pub use sweep::sweep_page;

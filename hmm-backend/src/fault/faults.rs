@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::advisor::Advisor;
+use super::advice::{Advisor, PrefetchQueue};
 use super::fatal::FatalFault;
 use super::pause::Pauses;
-use super::prefetch_queue::PrefetchQueue;
 use crate::migrate::Core;
 use crate::pages::time::Clock;
 use crate::pages::{Error, FatalCause};

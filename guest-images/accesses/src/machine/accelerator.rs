@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hmm_backend::pages::{Access, DeviceId, PAGE_SIZE};
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map;
-use hmmvisor_devices::command::{Direction, decode};
-use hmmvisor_devices::error::CommandError;
-use hmmvisor_devices::guest_hint::GuestHint;
-use hmmvisor_devices::kernels;
-use hmmvisor_devices::managed::{Addresses, Managed, Span, Words};
-use hmmvisor_devices::memory::Memory;
+use hmmvisor_devices::commands::command::{Direction, decode};
+use hmmvisor_devices::commands::error::CommandError;
+use hmmvisor_devices::commands::guest_hint::GuestHint;
+use hmmvisor_devices::commands::kernels;
+use hmmvisor_devices::commands::managed::{Addresses, Managed, Span, Words};
+use hmmvisor_devices::commands::memory::Memory;
 
 use super::{Who, tell, words};
 

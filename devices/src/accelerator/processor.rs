@@ -1,0 +1,112 @@
+//! The command processor: the device's thread. It owns the queue while the device is enabled, and the
+//! mirror for ever.
+
+use std::sync::Arc;
+
+use hmmvisor_abi::accel::{self, Command, Completion};
+
+use super::guest_memory::GuestMemory;
+use super::queue::{Overrun, PinnedWords, Queue};
+use super::shared::Shared;
+use crate::commands::command::{decode, space};
+use crate::commands::kernels;
+use crate::commands::memory::Memory;
+
+/// Executes commands until the accelerator stops.
+pub struct Processor {
+    shared: Arc<Shared>,
+    memory: GuestMemory,
+    queue: Option<Queue<PinnedWords>>,
+}
+
+impl Processor {
+    pub fn new(shared: Arc<Shared>, memory: GuestMemory) -> Processor {
+        Processor {
+            shared,
+            memory,
+            queue: None,
+        }
+    }
+
+    /// The thread's body.
+    pub fn run(mut self) {
+        while !self.shared.stopping() {
+            if !self.step() {
+                // Sleeps until the doorbell has rung since the last time. A command whose doorbell was
+                // consumed earlier has been seen by the step that followed.
+                self.shared.wait_for_doorbell();
+            }
+        }
+        self.disable(accel::ERR_NONE);
+    }
+
+    /// Takes notice of register writes and executes at most one command. False if there is nothing to
+    /// do.
+    fn step(&mut self) -> bool {
+        {
+            let mut state = self.shared.lock();
+            if let Some(queue) = state.new_queue.take() {
+                self.queue = Some(queue);
+            }
+            if !state.registers.is_enabled() {
+                // Once it says disabled, a vCPU may enable it at any moment: leave that alone.
+                let disabling = !state.registers.is_disabled();
+                drop(state);
+                if disabling {
+                    self.disable(accel::ERR_NONE);
+                }
+                return false;
+            }
+        }
+        let Some(queue) = &mut self.queue else {
+            return false;
+        };
+        match queue.next() {
+            Ok(None) => false,
+            Ok(Some(command)) => {
+                let completion = complete(&command, &mut self.memory);
+                queue.complete(completion);
+                self.shared.command_completed(
+                    queue.completed(),
+                    completion.status != accel::STATUS_OK,
+                    command.flags & accel::FLAG_INTERRUPT != 0,
+                );
+                true
+            }
+            Err(Overrun) => {
+                self.disable(accel::ERR_QUEUE_OVERRUN);
+                false
+            }
+        }
+    }
+
+    /// Drops the queue, then sets the registers to disabled.
+    fn disable(&mut self, error: u64) {
+        self.queue = None;
+        self.shared.disabled(error);
+    }
+}
+
+fn complete(command: &Command, memory: &mut GuestMemory) -> Completion {
+    let result = space(command).and_then(|space| {
+        memory.space = space;
+        let operation = decode(command, &memory.addresses())?;
+        kernels::execute(operation, memory)
+    });
+    match result {
+        Ok(result) => Completion {
+            tag: command.tag,
+            status: accel::STATUS_OK,
+            reserved: 0,
+            result,
+            address: 0,
+        },
+        Err(error) => Completion {
+            tag: command.tag,
+            status: error.status(),
+            reserved: 0,
+            result: 0,
+            address: error.address(),
+        },
+    }
+}

@@ -1,0 +1,223 @@
+//! The state that the vCPUs' side of an accelerator and its thread share: registers, and ways to wake each other.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hmmvisor_abi::accel;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::guest_fault::GuestFault;
+use super::queue::{PinnedWords, Queue};
+use super::registers::Registers;
+use super::spaces::Spaces;
+use super::stats::Counters;
+use crate::bell::Bell;
+use crate::commands::error::CommandError;
+use crate::commands::managed::Managed;
+use crate::interrupt::{DeviceFailure, Interrupt};
+
+/// How long a vCPU sleeps at most in one register write. It cannot take interrupts meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_millis(5);
+
+/// The state that vCPUs and the command processor share.
+pub struct Shared {
+    state: Mutex<State>,
+    /// Something happened that a vCPU asleep in a register may wait for.
+    changed: Condvar,
+    /// Something happened that the device's thread may wait for in a fault.
+    answered: Condvar,
+    /// The guest's translations. Their lock comes after that of the state.
+    pub spaces: Spaces,
+    doorbell: Bell,
+    stop: AtomicBool,
+    irq: Arc<dyn Interrupt>,
+    counters: Arc<Counters>,
+}
+
+/// The part under the lock. It is never held while a command is executed.
+pub struct State {
+    pub registers: Registers,
+    /// A new queue that the command processor has not taken yet.
+    pub new_queue: Option<Queue<PinnedWords>>,
+    /// The page in which the guest hands over translations, while the device is enabled.
+    pub translations: Option<PinnedWords>,
+    /// Number of vCPUs asleep in a register.
+    waiting: u32,
+}
+
+impl Shared {
+    pub fn new(
+        registers: Registers,
+        managed: Managed,
+        doorbell: Bell,
+        irq: Box<dyn Interrupt>,
+        counters: Arc<Counters>,
+    ) -> Shared {
+        Shared {
+            state: Mutex::new(State {
+                registers,
+                new_queue: None,
+                translations: None,
+                waiting: 0,
+            }),
+            changed: Condvar::new(),
+            answered: Condvar::new(),
+            spaces: Spaces::new(managed),
+            doorbell,
+            stop: AtomicBool::new(false),
+            irq: irq.into(),
+            counters,
+        }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between any two of its changes.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub fn doorbell(&self) -> &EventFd {
+        self.doorbell.event()
+    }
+
+    /// Tells the machine when the device's thread has panicked.
+    pub fn on_panic(&self) -> impl FnOnce(&str) + Send + use<> {
+        let irq = self.irq.clone();
+        move |name| {
+            irq.device_failed(DeviceFailure::Panicked {
+                thread: name.to_owned(),
+            });
+        }
+    }
+
+    pub fn route_interrupt(&self, vcpu: u32) -> bool {
+        self.irq.route(vcpu)
+    }
+
+    /// Whether the device is to stop for ever.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Tells the device's thread, and vCPUs that sleep in a register.
+    pub fn stop(&self) {
+        {
+            // With the lock held, so that no thread goes to sleep after it has seen that the flag is not set.
+            let _state = self.lock();
+            self.stop.store(true, Ordering::Relaxed);
+            self.changed.notify_all();
+            self.answered.notify_all();
+        }
+        self.ring_doorbell();
+    }
+
+    /// Sleeps until the doorbell has been rung since the last call. May return early.
+    pub fn wait_for_doorbell(&self) {
+        let what = "waiting for an accelerator's doorbell (reading an eventfd)";
+        self.tell(what, self.doorbell.wait());
+    }
+
+    pub fn ring_doorbell(&self) {
+        let what = "ringing an accelerator's doorbell (writing an eventfd)";
+        self.tell(what, self.doorbell.ring());
+    }
+
+    /// The run ends if a thread cannot be woken, or cannot sleep.
+    fn tell(&self, what: &'static str, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.irq.device_failed(DeviceFailure::Event { what, error });
+        }
+    }
+
+    /// The device's fault has been answered, or needs no answer any more. With the state locked.
+    pub fn answer_fault(&self) {
+        self.answered.notify_all();
+    }
+
+    /// Publishes that a completion is in the queue: updates the register, wakes sleeping vCPUs, raises the interrupt.
+    pub fn command_completed(&self, completed: u64, failed: bool, interrupt: bool) {
+        self.counters.commands.add(1);
+        self.counters.errors.add(u64::from(failed));
+        let mut state = self.lock();
+        state.registers.set_completed(completed);
+        let interrupt = interrupt && state.registers.interrupts();
+        self.wake(state);
+        if interrupt {
+            self.irq.trigger();
+        }
+    }
+
+    /// Asks the guest for a translation and sleeps until it has answered. After `Ok` there may be one.
+    pub fn guest_fault(&self, fault: GuestFault) -> Result<(), CommandError> {
+        self.counters.guest_faults.add(1);
+        let mut state = self.lock();
+        // Closing needs the state, so a vCPU that closes the space from here on finds the fault and aborts it.
+        if !self.spaces.is_open(fault.space) {
+            return Err(CommandError::Aborted);
+        }
+        state.registers.spaces.fault.raise(fault);
+        let interrupt = state.registers.interrupts();
+        self.wake(state);
+        if interrupt {
+            self.irq.trigger();
+        }
+        let mut state = self.lock();
+        let answer = loop {
+            if self.stopping() || !state.registers.is_enabled() {
+                break Err(CommandError::Aborted);
+            }
+            if let Some(answer) = state.registers.spaces.fault.answer() {
+                break answer;
+            }
+            state = self
+                .answered
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        };
+        state.registers.spaces.fault.clear();
+        answer
+    }
+
+    /// The processor has dropped the queue; `error` is the register error if that was not the guest's request.
+    pub fn disabled(&self, error: u64) {
+        let mut state = self.lock();
+        state.new_queue = None;
+        state.translations = None;
+        self.spaces.close_all();
+        state.registers.disabled();
+        if error != accel::ERR_NONE {
+            state.registers.refuse(error);
+        }
+        self.wake(state);
+    }
+
+    fn wake(&self, state: MutexGuard<'_, State>) {
+        let waited_for = state.waiting != 0;
+        drop(state);
+        if waited_for {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Sleeps until the condition holds, the device stops, or it has been long enough.
+    pub fn sleep_until(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        condition: impl Fn(&Registers) -> bool,
+    ) {
+        state.waiting += 1;
+        let mut state = self
+            .changed
+            .wait_timeout_while(state, LONGEST_WAIT, |state| {
+                !self.stopping() && !condition(&state.registers)
+            })
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+        state.waiting -= 1;
+    }
+}

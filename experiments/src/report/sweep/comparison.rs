@@ -1,0 +1,272 @@
+//! Policies against each other, by the size of device memory.
+
+use super::results::{Group, Metric};
+use super::statistics::Estimate;
+use crate::report::drawing::axis::{Frame, Scale, Unit, number};
+use crate::report::drawing::legend::{legend, names};
+use crate::report::drawing::page::Page;
+use crate::report::drawing::style::Look;
+use crate::report::drawing::svg::{Anchor, Svg, text_width};
+use crate::size::Size;
+
+/// Said once for each group, at its first plot.
+const WHISKERS: &str = " The marker is the mean over the seeds, the whiskers its 95 % confidence interval (Student's t); \
+                        policies whose whiskers do not overlap differ by more than the seeds do. Without whiskers, all seeds gave the same or there was one.";
+
+/// A policy's estimates, one for each size.
+struct Series {
+    look: Look,
+    name: String,
+    estimates: Vec<Option<Estimate>>,
+}
+
+pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str], metric: Metric, title: &str) {
+    let series: Vec<Series> = policies
+        .iter()
+        .zip(names(policies))
+        .enumerate()
+        .map(|(index, (policy, name))| Series {
+            look: Look(index),
+            name,
+            estimates: group
+                .sizes
+                .iter()
+                .map(|size| group.cell(*size, policy)?.estimate(metric))
+                .collect(),
+        })
+        .filter(|series| series.estimates.iter().any(Option::is_some))
+        .collect();
+    let values: Vec<f64> = series
+        .iter()
+        .flat_map(|series| series.estimates.iter().flatten())
+        .flat_map(|estimate| [estimate.mean, estimate.high()])
+        .collect();
+    if values.is_empty() {
+        return;
+    }
+    let unit = metric.unit(values.iter().copied().fold(0.0, f64::max));
+    let name = match metric {
+        Metric::Time if group.live => "elapsed time",
+        Metric::Time => "modelled time",
+        Metric::Bytes => "data moved",
+        Metric::Faults => "faults",
+    };
+    match group.sizes.len() {
+        1 => dots(page, title, &series, &values, (name, unit), group.sizes[0]),
+        _ => lines(page, title, &series, &values, (name, unit), &group.sizes),
+    }
+}
+
+fn whiskers((name, _): (&str, Unit)) -> &'static str {
+    if name.ends_with("time") { WHISKERS } else { "" }
+}
+
+/// `name (unit)`, and whether the axis is logarithmic.
+fn axis_label((name, unit): (&str, Unit), scale: Scale) -> String {
+    let parts: Vec<&str> = [unit.name, if scale.is_log() { "log" } else { "" }]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect();
+    match parts.is_empty() {
+        true => name.to_owned(),
+        false => format!("{name} ({})", parts.join(", ")),
+    }
+}
+
+fn lines(
+    page: &mut Page,
+    title: &str,
+    series: &[Series],
+    values: &[f64],
+    quantity: (&str, Unit),
+    sizes: &[u64],
+) {
+    let mut svg = Svg::new(900.0, 400.0);
+    let frame = Frame {
+        left: 90.0,
+        top: 10.0,
+        right: 885.0,
+        bottom: 340.0,
+    };
+    let y = Scale::fitting(values, quantity.1, frame.bottom, frame.top);
+    frame.y_axis(&mut svg, y, quantity.1, &axis_label(quantity, y));
+    let step = frame.width() / sizes.len() as f64;
+    for (index, size) in sizes.iter().enumerate() {
+        let x = frame.left + (index as f64 + 0.5) * step;
+        svg.line(
+            (x, frame.bottom),
+            (x, frame.bottom + 4.0),
+            r#"class="tick""#,
+        );
+        svg.text(
+            (x, frame.bottom + 17.0),
+            Anchor::Middle,
+            "number",
+            &Size(*size).to_string(),
+        );
+    }
+    let middle = (frame.left + frame.right) / 2.0;
+    svg.text(
+        (middle, frame.bottom + 37.0),
+        Anchor::Middle,
+        "label",
+        "device memory",
+    );
+    // Side by side, so that whiskers do not hide each other.
+    let spread = (step * 0.6 / series.len() as f64).min(14.0);
+    let centre = (series.len() as f64 - 1.0) / 2.0;
+    for (index, series) in series.iter().enumerate() {
+        let shift = (index as f64 - centre) * spread;
+        let place = |at: usize| frame.left + (at as f64 + 0.5) * step + shift;
+        let points: Vec<(f64, f64)> = series
+            .estimates
+            .iter()
+            .enumerate()
+            .filter_map(|(at, estimate)| Some((place(at), y.at(estimate.as_ref()?.mean))))
+            .collect();
+        svg.polyline(&points, &series.look.stroke());
+        for (at, estimate) in series.estimates.iter().enumerate() {
+            let Some(estimate) = estimate else { continue };
+            upright_whisker(&mut svg, place(at), y, estimate, series.look);
+            series
+                .look
+                .marker(&mut svg, (place(at), y.at(estimate.mean)));
+        }
+    }
+    frame.outline(&mut svg);
+    let names: Vec<String> = series.iter().map(|series| series.name.clone()).collect();
+    legend(&mut svg, frame.left, &names, |svg, index, (x, y)| {
+        let look = series[index].look;
+        svg.line((x - 13.0, y), (x + 13.0, y), &look.stroke());
+        look.marker(svg, (x, y));
+    });
+    page.figure(
+        title,
+        svg,
+        &format!(
+            "Lower is better.{} Markers of one size stand side by side for legibility.",
+            whiskers(quantity)
+        ),
+    );
+}
+
+fn upright_whisker(svg: &mut Svg, x: f64, y: Scale, estimate: &Estimate, look: Look) {
+    if estimate.error.is_some_and(|error| error > 0.0) {
+        let (low, high) = (y.at(estimate.low()), y.at(estimate.high()));
+        let attributes = format!(r#"stroke="{}" stroke-width="1.3""#, look.colour());
+        svg.line((x, low), (x, high), &attributes);
+        for end in [low, high] {
+            svg.line((x - 4.0, end), (x + 4.0, end), &attributes);
+        }
+    }
+}
+
+fn dots(
+    page: &mut Page,
+    title: &str,
+    series: &[Series],
+    values: &[f64],
+    quantity: (&str, Unit),
+    size: u64,
+) {
+    const ROW: f64 = 30.0;
+    let widest = series
+        .iter()
+        .map(|series| text_width(&series.name))
+        .fold(0.0, f64::max);
+    let left = (widest + 24.0).clamp(90.0, 380.0);
+    let bottom = 10.0 + ROW * series.len() as f64;
+    let mut svg = Svg::new(900.0, bottom + 48.0);
+    let frame = Frame {
+        left,
+        top: 10.0,
+        right: 800.0,
+        bottom,
+    };
+    let x = Scale::fitting(values, quantity.1, frame.left, frame.right);
+    for (index, series) in series.iter().enumerate() {
+        let y = frame.top + (index as f64 + 0.5) * ROW;
+        svg.line((frame.left, y), (frame.right, y), r#"class="grid""#);
+        let (first, rest) = in_two(&series.name, left - 12.0);
+        let up = if rest.is_empty() { 0.0 } else { 6.0 };
+        let x_name = frame.left - 8.0;
+        svg.text((x_name, y + 4.0 - up), Anchor::End, "number", first);
+        if !rest.is_empty() {
+            let rest = shortened(rest, left - 12.0);
+            svg.text((x_name, y + 4.0 + up), Anchor::End, "number", &rest);
+        }
+        let Some(estimate) = &series.estimates[0] else {
+            continue;
+        };
+        let (low, high) = (x.at(estimate.low()), x.at(estimate.high()));
+        if estimate.error.is_some_and(|error| error > 0.0) {
+            let attributes = format!(r#"stroke="{}" stroke-width="1.3""#, series.look.colour());
+            svg.line((low, y), (high, y), &attributes);
+            for end in [low, high] {
+                svg.line((end, y - 4.0), (end, y + 4.0), &attributes);
+            }
+        }
+        series.look.marker(&mut svg, (x.at(estimate.mean), y));
+        let text = number(estimate.mean / quantity.1.factor);
+        svg.text(
+            (frame.right + 8.0, y + 4.0),
+            Anchor::Start,
+            "number",
+            &format!("{text} {}", quantity.1.name),
+        );
+    }
+    frame.outline(&mut svg);
+    frame.x_axis(&mut svg, x, quantity.1, &axis_label(quantity, x));
+    page.figure(
+        title,
+        svg,
+        &format!(
+            "With {} of device memory. Further left is better.{}",
+            Size(size),
+            whiskers(quantity)
+        ),
+    );
+}
+
+/// A policy in two lines if there is no room for it in one: broken behind the last part of it that fits.
+fn in_two(policy: &str, room: f64) -> (&str, &str) {
+    if text_width(policy) <= room {
+        return (policy, "");
+    }
+    let breaks = policy.match_indices(['+', ',']).map(|(at, _)| at + 1);
+    let fits = |at: &usize| text_width(&policy[..*at]) <= room;
+    policy.split_at(breaks.rev().find(fits).unwrap_or(0))
+}
+
+/// The text, or as much of its beginning as there is room for.
+fn shortened(text: &str, room: f64) -> String {
+    if text_width(text) <= room {
+        return text.to_owned();
+    }
+    let mut short = String::new();
+    for c in text.chars() {
+        if text_width(&short) + 14.0 > room {
+            break;
+        }
+        short.push(c);
+    }
+    short + "…"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_policy_is_broken_between_its_parts() {
+        let long = "on-demand+thrash:lapse=50ms,nap=5ms,pin_threshold=1+timeslice:min=0us";
+        assert_eq!(in_two("density+lru", 380.0), ("density+lru", ""));
+        let (first, rest) = in_two(long, 380.0);
+        assert!(first.ends_with(['+', ',']) && text_width(first) <= 380.0);
+        assert!(text_width(rest) <= 380.0);
+        assert_eq!(format!("{first}{rest}"), long);
+        // Nowhere to break: all of it is in the second line, which is shortened.
+        let name = "x".repeat(200);
+        assert_eq!(in_two(&name, 380.0), ("", name.as_str()));
+    }
+}

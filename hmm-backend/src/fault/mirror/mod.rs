@@ -1,0 +1,228 @@
+//! The mirror: a device's view of managed memory.
+//!
+//! The device keeps its own translation table (a [`DeviceMmu`]), but the table lives *inside* the mirror,
+//! behind the lock that invalidation takes. So a device cannot break the rules of Linux's
+//! `mmu_interval_notifier` by mistake:
+//!
+//! * entries are looked up and used only under a [`MirrorGuard`], and an invalidation returns only when no
+//!   guard is held: from then on the device does not use the old translations;
+//! * new entries are made only by [`Mirror::fault`], which checks under the same lock that no invalidation of
+//!   these pages came between finding and entering them; the migrations that the fault itself causes come
+//!   before a page is found, so a device never makes itself repeat a fault (in Linux, the owner of a notifier
+//!   range serves this purpose);
+//! * a fault needs the mirror mutably, so the device cannot take one while it holds a guard, which would
+//!   deadlock against the migration that the fault may cause.
+
+mod page_table;
+mod remote;
+
+pub use page_table::{PageTable, TranslationTable};
+pub use remote::RemoteCounters;
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::faults::Faults;
+use crate::migrate::{Device, Invalidate};
+use crate::pages::{DeviceId, Error, Frame, Page, PageRange};
+
+/// A device's translation table with its TLB.
+pub trait DeviceMmu: Send + 'static {
+    /// Removes all translations of these pages. The device cannot be using one, because the mirror's lock is
+    /// held.
+    fn invalidate(&mut self, pages: PageRange);
+}
+
+/// The place that a translation leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// Into system memory (or another device's coherent memory), in place.
+    System,
+    /// Into the device's own memory.
+    Device(Frame),
+}
+
+/// Host address of a page's bytes. The memory behind it stays mapped while the backend lives, but it belongs to
+/// *this page* only as long as the translation is valid.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostPage(pub(super) u64);
+
+impl HostPage {
+    /// Returns the address of the page's first byte. Other processors change the bytes concurrently: access
+    /// them only through volatile or atomic operations, and only under the guard.
+    pub fn as_ptr(self) -> *mut u8 {
+        self.0 as *mut u8
+    }
+}
+
+/// A translation for the device to enter into its table.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping {
+    /// The page.
+    pub page: Page,
+    /// Where the page is.
+    pub target: Target,
+    /// Whether the device may write.
+    pub writable: bool,
+    /// Whether the device may write, and no CPU and no other device reaches the page while this translation is
+    /// valid. Atomic operations need this.
+    pub exclusive: bool,
+    /// The page's bytes.
+    pub host: HostPage,
+}
+
+/// A fault on its way from finding pages to entering their translations.
+#[derive(Default)]
+pub(super) struct InFlight {
+    /// Pages found so far.
+    pub(super) found: Option<PageRange>,
+    /// Whether a page in `found` has been invalidated since.
+    pub(super) stale: bool,
+}
+
+pub(super) struct Tables<M> {
+    mmu: M,
+    pub(super) in_flight: InFlight,
+    /// Whether the device waits for invalidations. An invalidation signals only then, because a signal costs a
+    /// system call even without a waiting thread.
+    waiting: bool,
+}
+
+pub(super) struct Shared<M> {
+    device: DeviceId,
+    tables: Mutex<Tables<M>>,
+    /// The number of invalidations that want the mutex.
+    wanted: AtomicU32,
+    no_longer_wanted: Condvar,
+}
+
+impl<M> Shared<M> {
+    pub(super) fn tables(&self) -> MutexGuard<'_, Tables<M>> {
+        self.tables.lock()
+    }
+}
+
+impl<M: DeviceMmu> Invalidate for Shared<M> {
+    fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    fn invalidate(&self, pages: PageRange) {
+        self.wanted.fetch_add(1, Ordering::SeqCst);
+        let mut tables = self.tables();
+        let in_flight = &mut tables.in_flight;
+        in_flight.stale |= in_flight
+            .found
+            .is_some_and(|found| found.overlap(pages) > 0);
+        tables.mmu.invalidate(pages);
+        self.wanted.fetch_sub(1, Ordering::SeqCst);
+        let waiting = tables.waiting;
+        drop(tables);
+        if waiting {
+            self.no_longer_wanted.notify_all();
+        }
+    }
+}
+
+/// A device's access to managed memory, for the one thread that runs the device.
+pub struct Mirror<M: DeviceMmu> {
+    pub(super) faults: Arc<Faults>,
+    pub(super) device: Arc<Device>,
+    pub(super) shared: Arc<Shared<M>>,
+}
+
+/// Gives access to the device's translations while it lives; invalidations wait until it is dropped.
+pub struct MirrorGuard<'a, M> {
+    pub(super) tables: MutexGuard<'a, Tables<M>>,
+    wanted: &'a AtomicU32,
+}
+
+impl<M> MirrorGuard<'_, M> {
+    /// Returns whether an invalidation waits for the guard: drop the guard soon.
+    pub fn wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl<M> Deref for MirrorGuard<'_, M> {
+    type Target = M;
+
+    fn deref(&self) -> &M {
+        &self.tables.mmu
+    }
+}
+
+impl<M> DerefMut for MirrorGuard<'_, M> {
+    fn deref_mut(&mut self) -> &mut M {
+        &mut self.tables.mmu
+    }
+}
+
+impl<M: DeviceMmu> Mirror<M> {
+    /// See [`crate::Backend::mirror`].
+    pub(crate) fn new(faults: Arc<Faults>, device: DeviceId, mmu: M) -> Result<Mirror<M>, Error> {
+        let device = faults.core.device(device)?.clone();
+        let shared = Arc::new(Shared {
+            device: device.id,
+            tables: Mutex::new(Tables {
+                mmu,
+                in_flight: InFlight::default(),
+                waiting: false,
+            }),
+            wanted: AtomicU32::new(0),
+            no_longer_wanted: Condvar::new(),
+        });
+        faults.core.mirrors.add(shared.clone());
+        Ok(Mirror {
+            faults,
+            device,
+            shared,
+        })
+    }
+
+    /// Returns from how many accesses in place, in system memory, to the 16 pages of an aligned 64 KiB group
+    /// the device should report them with [`Self::used_in_place`]; `None` if no policy wants reports. The
+    /// number may change.
+    pub fn remote_access_threshold(&self) -> Option<u32> {
+        let threshold = &self.faults.remote_access_threshold;
+        match threshold.load(Ordering::Relaxed) {
+            0 => None,
+            n => Some(n),
+        }
+    }
+
+    /// Reports that the device has used these pages in place `count` times each or more since their
+    /// translations were made, or since its last report. The policy may migrate them, a little later.
+    pub fn used_in_place(&mut self, pages: PageRange, count: u32) -> Result<(), Error> {
+        self.faults.core.check_range(pages)?;
+        self.faults.used_in_place(&self.device, pages, count);
+        Ok(())
+    }
+
+    /// Locks and returns the device's translations. Invalidations that wait go first. While the guard is held,
+    /// call nothing else of the backend: every migration waits for the guard, so the call may deadlock.
+    pub fn lock(&mut self) -> MirrorGuard<'_, M> {
+        let shared = &*self.shared;
+        let mut tables = shared.tables();
+        // With the mutex alone, a busy device could win it against a waiting invalidation for ever.
+        while shared.wanted.load(Ordering::SeqCst) > 0 {
+            tables.waiting = true;
+            shared.no_longer_wanted.wait(&mut tables);
+            tables.waiting = false;
+        }
+        MirrorGuard {
+            tables,
+            wanted: &shared.wanted,
+        }
+    }
+}
+
+impl<M: DeviceMmu> Drop for Mirror<M> {
+    fn drop(&mut self) {
+        let mine: Arc<dyn Invalidate> = self.shared.clone();
+        self.faults.core.mirrors.remove(&mine);
+    }
+}
