@@ -147,6 +147,53 @@ fn a_refused_run_leaves_no_report() {
     assert!(!Path::new(&report).exists());
 }
 
+/// `--json` without a file is standard output, wherever it stands; with one it writes there.
+#[test]
+fn json_needs_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let succeeds = |command: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
+            .current_dir(&folder)
+            .args(command.split(' '))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let object = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let run = "run --workload pingpong --param pages=32 --param rounds=2";
+    for json in ["--json", "--json -"] {
+        let figures = object(&succeeds(&format!("{run} {json} --record t")));
+        assert_eq!(figures["verified"], true, "{figures}");
+    }
+    for command in ["trace info", "replay"] {
+        let text = succeeds(&format!("{command} t"));
+        let figures = succeeds(&format!("{command} t --json -"));
+        assert!(object(&figures).is_object());
+        for rest in ["t --json", "--json t", "--json - t", "--json=- t"] {
+            let output = succeeds(&format!("{command} {rest}"));
+            assert_eq!(output, figures, "{command} {rest}");
+        }
+        for rest in ["t --json j", "--json j t", "--json=j t"] {
+            let _ = fs::remove_file(folder.path().join("j"));
+            assert_eq!(
+                succeeds(&format!("{command} {rest}")),
+                text,
+                "{command} {rest}"
+            );
+            assert_eq!(
+                fs::read_to_string(folder.path().join("j")).unwrap(),
+                figures
+            );
+        }
+        for rest in [&["--json"][..], &["--json", "-"], &[]] {
+            let words = command.split(' ').chain(rest.iter().copied());
+            let output = hmmvisor(&words.collect::<Vec<_>>());
+            assert_eq!(output.status.code(), Some(2), "{command} {rest:?}");
+        }
+    }
+}
+
 #[test]
 fn shared_memory_never_migrates() {
     let figures = |args: &[&str]| -> Vec<u64> {

@@ -647,6 +647,14 @@ fn only_what_was_brought_along_is_unused() {
         (&json!(0), &json!(0))
     );
     assert!(done["evicted"].as_u64().unwrap() > 100, "{done}");
+    let text = output(
+        Command::new(HMMVISOR)
+            .arg("replay")
+            .arg(files.path("trace"))
+            .args(["--policy", "on-demand+timeslice:min=0us"])
+            .args(["--device-memory", "8K"]),
+    );
+    assert!(text.contains("for nothing 0 pages"), "{text}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `hmmvisor replay`.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -22,12 +22,13 @@ use serde::Serialize;
 use super::mistake::Mistake;
 use super::output::{json_output, note, put_json, summary};
 use super::scripts::script_failure;
+use super::trace::TraceArgs;
 
 /// Options of `replay`.
 #[derive(Args)]
 pub struct ReplayArgs {
-    /// The trace, of a live run (`run --record`) or of accesses (`trace generate`, `trace import`)
-    trace: PathBuf,
+    #[command(flatten)]
+    trace: TraceArgs,
     /// What migrates when, like `density:threshold=60+lru` or a script's file [default: as in the trace]
     #[arg(long, value_name = "SPEC")]
     policy: Option<PolicyChoice>,
@@ -40,16 +41,14 @@ pub struct ReplayArgs {
     /// Do not compute the least that was possible (Belady's MIN): saves up to 12 bytes an access
     #[arg(long)]
     no_optimal: bool,
-    /// Write the figures as one JSON object; with `-` to standard output, and all else to standard error
-    #[arg(long, value_name = "FILE|-")]
-    json: Option<PathBuf>,
 }
 
 /// Replays a trace as the arguments say.
 pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let mut files = Files::default();
-    files.reads("the trace", &args.trace);
-    let reader = TraceReader::open(&args.trace)?;
+    let (trace, json) = args.trace.files()?;
+    files.reads("the trace", trace);
+    let reader = TraceReader::open(trace)?;
     let meta = reader.meta().clone();
     // Without a choice it is the trace that names the policy's files. None of them has been opened yet.
     let of_policy = match &args.policy {
@@ -59,7 +58,7 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     for file in of_policy {
         files.reads(file.what, &file.path);
     }
-    let json = json_output(&mut files, args.json.as_deref())?;
+    let json = json_output(&mut files, json)?;
     files.prints("the outcome")?;
     let mut warning = String::new();
     match reader.tail() {
@@ -72,21 +71,21 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
         Tail::Corrupt { .. } => {}
     }
     let lost = reader.totals().lost();
-    let (settings, scripts) = settings(&args, &meta)?;
+    let (settings, scripts) = settings(&args, trace, &meta)?;
     let config = settings.config(&meta);
     let outcome = settings.run(reader)?;
     if outcome.accesses == 0 {
         let but = if warning.is_empty() { "" } else { "; " };
-        bail!("{}: no access is in it{but}{warning}", args.trace.display());
+        bail!("{}: no access is in it{but}{warning}", trace.display());
     }
     if !warning.is_empty() {
         note(&format!(
             "{}: {warning}; what is there was replayed",
-            args.trace.display()
+            trace.display()
         ));
     }
     if let Some(lost) = lost {
-        let trace = args.trace.display();
+        let trace = trace.display();
         note(&format!("{trace}: {lost}; the others were replayed"));
     }
     let scripts = scripts.first().map(|script| script.figures());
@@ -110,11 +109,15 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     }
 }
 
-fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<Scripts>>)> {
+fn settings(
+    args: &ReplayArgs,
+    trace: &Path,
+    meta: &TraceMeta,
+) -> Result<(FileReplay, Vec<Arc<Scripts>>)> {
     let missing = |option: &str, what: &str| {
         Error::new(Mistake(format!(
             "{}: the trace names no {what}; give one with {option}",
-            args.trace.display()
+            trace.display()
         )))
     };
     let device_memory = match args.device_memory {
@@ -129,7 +132,7 @@ fn settings(args: &ReplayArgs, meta: &TraceMeta) -> Result<(FileReplay, Vec<Arc<
         Some(policy) => policy.load(Limits::default(), log)?,
         None if meta.policy.is_empty() => return Err(missing("--policy", "policy")),
         None => recorded(meta, log)
-            .with_context(|| format!("{}: give a policy with --policy", args.trace.display()))?,
+            .with_context(|| format!("{}: give a policy with --policy", trace.display()))?,
     };
     let settings = FileReplay {
         policy: chosen.factory,
@@ -233,7 +236,7 @@ impl fmt::Display for Summary<'_> {
         if let Some(unused) = outcome.unused {
             writeln!(
                 f,
-                "unused          {} prefetched pages moved on before they were accessed",
+                "unused          prefetched for nothing {} pages, which moved on before they were accessed",
                 grouped(unused)
             )?;
         }

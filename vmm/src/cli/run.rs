@@ -97,9 +97,9 @@ pub struct RunArgs {
     /// Give the guest a source of random numbers (virtio-rng); with --kernel it has one anyway
     #[arg(long)]
     rng: bool,
-    /// Write the figures as one JSON object; with `-` to standard output, and all else to standard
+    /// Write the figures as one JSON object, to FILE; without FILE or with `-` to standard output, and all else to standard
     /// error. A file that is there is replaced at the end of the run
-    #[arg(long, value_name = "FILE|-")]
+    #[arg(long, value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
     /// Write a trace of all faults, migrations and frees; `hmmvisor trace` reads it. A trace that is there is replaced when the
     /// new one is whole

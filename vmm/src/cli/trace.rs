@@ -22,14 +22,7 @@ use super::output::{json_output, put_json, status, summary};
 #[derive(Subcommand)]
 pub enum TraceCommand {
     /// Say what is in a trace
-    Info {
-        /// The trace
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        /// Write the figures as one JSON object; with `-` to standard output, and all else to standard error
-        #[arg(long, value_name = "FILE|-")]
-        json: Option<PathBuf>,
-    },
+    Info(TraceArgs),
     /// Write every access of a built-in workload to a page, without a virtual machine
     Generate(GenerateArgs),
     /// Make a trace of another program's memory accesses: valgrind's lackey, or CSV (docs/traces.md)
@@ -46,6 +39,30 @@ pub enum TraceCommand {
         #[arg(long, short, value_name = "FILE")]
         output: PathBuf,
     },
+}
+
+/// A trace to read, and where its figures go as JSON. In `--json TRACE` the only file is the trace, whatever clap takes it
+/// for: `--json` needs no value.
+#[derive(Args)]
+pub struct TraceArgs {
+    /// The trace, of a live run (`run --record`) or of accesses (`trace generate`, `trace import`)
+    #[arg(value_name = "TRACE", required_unless_present = "json")]
+    trace: Option<PathBuf>,
+    /// Write the figures as one JSON object, to FILE; without FILE or with `-` to standard output, and all else to standard error
+    #[arg(long, value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
+    json: Option<PathBuf>,
+}
+
+impl TraceArgs {
+    /// The trace, and where JSON goes if it is wanted.
+    pub fn files(&self) -> Result<(&Path, Option<&Path>), Mistake> {
+        let stdout = Path::new("-");
+        match (self.trace.as_deref(), self.json.as_deref()) {
+            (Some(trace), json) => Ok((trace, json)),
+            (None, Some(trace)) if trace != stdout => Ok((trace, Some(stdout))),
+            (None, _) => Err(Mistake("no trace is named".into())),
+        }
+    }
 }
 
 /// Options of `trace generate`.
@@ -170,12 +187,13 @@ impl TraceCommand {
     /// Does what the command says.
     pub fn run(self) -> Result<ExitCode> {
         match self {
-            TraceCommand::Info { file, json } => {
+            TraceCommand::Info(args) => {
                 let mut files = Files::default();
-                files.reads("the trace", &file);
-                let json = json_output(&mut files, json.as_deref())?;
+                let (trace, json) = args.files()?;
+                files.reads("the trace", trace);
+                let json = json_output(&mut files, json)?;
                 files.prints("what is in it")?;
-                let (info, error) = TraceInfo::read(TraceReader::open(&file)?);
+                let (info, error) = TraceInfo::read(TraceReader::open(trace)?);
                 put_json(json, &info)?;
                 summary(&files, &info.to_string())?;
                 error.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
