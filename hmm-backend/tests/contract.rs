@@ -158,7 +158,7 @@ fn when_nothing_can_be_evicted_the_device_works_in_place() {
         device.write(1, 0, 2).unwrap();
         assert_eq!(device.target(1), Some(Target::System));
         assert_eq!(rig.cpu(1, 0).load(SeqCst), 2);
-        assert!(rig.backend.stats().other["device_memory_full"] > 0);
+        assert!(rig.backend.stats().counters.device_memory_full > 0);
     });
 }
 
@@ -212,7 +212,7 @@ fn failed_migrations_roll_back_with_every_page_unharmed() {
             assert_eq!(rig.cpu(page, 0).load(SeqCst), u64::from(page) + 1);
             assert_eq!(device.read(page, 0), Ok(u64::from(page) + 1));
         }
-        rig.wait_for(|s| s.other["faults_retried"] == 5);
+        rig.wait_for(|s| s.counters.faults_retried == 5);
         device.driver.assert_clean();
     });
 }
@@ -443,7 +443,7 @@ fn whoever_got_a_page_keeps_it_for_the_minimum_residency() {
     both_engines(|engine| {
         let rig = Rig::new(512, engine, "on-demand+timeslice:min=1s");
         let mut device = rig.device(64);
-        let deferred = || rig.backend.stats().other["faults_deferred"];
+        let deferred = || rig.backend.stats().counters.faults_deferred;
         device.write(3, 0, 1).unwrap();
         // The CPU waits for the end of the device's hold ...
         assert_eq!(rig.cpu(3, 0).fetch_add(1, SeqCst), 1);

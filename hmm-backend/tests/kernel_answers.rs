@@ -245,7 +245,7 @@ fn a_vanished_page_is_noticed() {
             drop(fatal);
             let word = rig.backend.word(Page(3)).unwrap();
             assert_eq!(word.residency(), Residency::Poisoned);
-            assert_eq!(rig.backend.stats().other["pages_vanished"], 1);
+            assert_eq!(rig.backend.stats().counters.pages_vanished, 1);
             rig.backend.guest_freed(rig.range(3..4)).unwrap();
             // Another CPU's access fills the page, which wakes the sleeping thread.
             rig.cpu(3, 0).load(SeqCst);

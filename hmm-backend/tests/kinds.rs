@@ -153,7 +153,7 @@ fn no_cpu_comes_between_a_device_s_exclusive_operation() {
         // One page of device memory suffices: exclusive pages use none.
         let mut device = rig.device(1);
         let mut rounds = 0;
-        let revoked = || rig.backend.stats().other["exclusive_revocations"] > 0;
+        let revoked = || rig.backend.stats().counters.exclusive_revocations > 0;
         let begin = Instant::now();
         let stop = AtomicBool::new(false);
         let added = AtomicU64::new(0);
@@ -183,7 +183,7 @@ fn no_cpu_comes_between_a_device_s_exclusive_operation() {
         });
         let expected = added.load(SeqCst) + rounds * 1000;
         assert_eq!(rig.cpu(3, 5).load(SeqCst), expected);
-        assert!(rig.backend.stats().other["exclusive_grants"] > 0 && revoked());
+        assert!(rig.backend.stats().counters.exclusive_grants > 0 && revoked());
     });
 }
 
@@ -252,7 +252,7 @@ fn exclusive_access_lasts_for_the_minimum_residency() {
         let mut device = rig.device(64);
         device.add_exclusively(0, 0, 1, || {}).unwrap();
         assert_eq!(rig.cpu(0, 0).fetch_add(1, SeqCst), 1);
-        assert!(rig.backend.stats().other["faults_deferred"] > 0);
+        assert!(rig.backend.stats().counters.faults_deferred > 0);
     });
 }
 

@@ -71,7 +71,7 @@ fn cpus_that_wait_for_the_other_half_of_a_folio_are_woken() {
                 done.send(()).unwrap();
             });
             // The second CPU finds the folio locked.
-            rig.wait_for(|s| s.other["faults_lost"] == 1);
+            rig.wait_for(|s| s.counters.faults_lost == 1);
             go_on.send(()).unwrap();
             let woken = finished.recv_timeout(PATIENCE);
             // Bring the page back in any case, so that the sleeping CPU wakes and the test ends.
@@ -96,7 +96,7 @@ fn a_service_that_ends_leaves_no_cpu_waiting() {
         let value = unsafe { AtomicU64::from_ptr(cell as *mut u64) }.load(SeqCst);
         done.send(value).unwrap();
     });
-    rig.wait_for(|s| s.other["faults_deferred"] == 1);
+    rig.wait_for(|s| s.counters.faults_deferred == 1);
     rig.stop_service();
     assert_eq!(finished.recv_timeout(PATIENCE), Ok(77));
     cpu.join().unwrap();
@@ -189,7 +189,7 @@ fn success_is_what_the_residency_says() {
         rig.cpu(3, 0).store(5, SeqCst);
         rig.backend.migrate_to_device(id, rig.range(3..4)).unwrap();
         assert_eq!(rig.cpu(3, 0).load(SeqCst), 5);
-        rig.wait_for(|s| s.other["faults_retried"] == 3);
+        rig.wait_for(|s| s.counters.faults_retried == 3);
     });
 }
 
@@ -391,7 +391,7 @@ fn a_device_fault_on_a_fresh_page_disturbs_no_device() {
     for page in 0..10 {
         device.write(page, 0, 1).unwrap();
     }
-    assert_eq!(rig.backend.stats().other["invalidations"], 0);
+    assert_eq!(rig.backend.stats().counters.invalidations, 0);
 }
 
 #[test]

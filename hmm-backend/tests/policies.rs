@@ -106,7 +106,7 @@ fn a_device_that_is_throttled_can_be_detached_at_once() {
         let id = device.id;
         std::thread::scope(|scope| {
             let access = scope.spawn(move || device.read(7, 0));
-            rig.wait_for(|s| s.other["faults_deferred"] == round);
+            rig.wait_for(|s| s.counters.faults_deferred == round);
             rig.backend.detach(id).unwrap();
             assert_eq!(access.join().unwrap(), Err(MirrorError::Detached));
         });
@@ -129,7 +129,7 @@ fn a_deferred_fault_does_not_steal_for_a_cpu_that_went_on() {
         .unwrap();
     std::thread::scope(|scope| {
         let cpu = scope.spawn(|| rig.cpu(3, 0).load(SeqCst));
-        rig.wait_for(|s| s.other["faults_deferred"] == 1);
+        rig.wait_for(|s| s.counters.faults_deferred == 1);
         rig.backend.migrate_to_system(rig.range(3..4)).unwrap();
         cpu.join().unwrap();
         rig.backend
@@ -161,7 +161,7 @@ fn a_policy_is_asked_once_about_a_fault_that_waits_for_a_hold() {
     device.write(3, 0, 1).unwrap();
     assert_eq!(rig.cpu(3, 0).load(SeqCst), 1);
     device.write(3, 0, 2).unwrap();
-    rig.wait_for(|s| s.other["faults_deferred"] == 2);
+    rig.wait_for(|s| s.counters.faults_deferred == 2);
     let events = rig.backend.drain_events().events;
     let asked = events.iter().filter(|e| e.kind == EventKind::Advice);
     assert_eq!(asked.count(), 3);

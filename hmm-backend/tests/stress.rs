@@ -162,8 +162,8 @@ fn run(engine: hmm_backend::engine::Engine, policy: &str, shards: usize, service
     assert!(rig.fatal.lock().unwrap().is_empty());
     let stats = rig.backend.stats();
     eprintln!("{stats:#?}");
-    assert!(stats.other["folio_splits"] > 0 && stats.other["folios_rolled_back"] > 0);
-    assert!(stats.other["exclusive_grants"] > 0);
+    assert!(stats.counters.folio_splits > 0 && stats.counters.folios_rolled_back > 0);
+    assert!(stats.counters.exclusive_grants > 0);
     assert!(stats.device_pages_peak <= 564);
 }
 

@@ -95,7 +95,7 @@ fn a_stuck_driver_is_reported_and_others_are_served() {
             stuck.join().unwrap()
         });
         assert_eq!((stuck, Rig::word_of(&backend, 0).load(SeqCst)), (0, 1));
-        assert_eq!(backend.stats().other["slow_driver_calls"], 1);
+        assert_eq!(backend.stats().counters.slow_driver_calls, 1);
         let events = backend.drain_events().events;
         let slow = events.iter().find(|e| e.kind == EventKind::SlowDriver);
         let slow = slow.expect("an event");

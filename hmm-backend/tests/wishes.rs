@@ -134,7 +134,7 @@ fn wishes_are_served_without_a_fault_on_their_pages() {
         for page in 500..530 {
             assert_eq!(rig.cpu(page, 0).load(SeqCst), u64::from(page));
         }
-        assert_eq!(rig.backend.stats().other["advice_cut"], 0);
+        assert_eq!(rig.backend.stats().counters.advice_cut, 0);
         device.driver.assert_clean();
     });
 }
@@ -145,7 +145,7 @@ fn impossible_wishes_are_cut_and_counted() {
         let script = Script::default();
         let rig = script.rig(engine);
         let device = rig.device(512);
-        let cut = |n| rig.wait_for(|s| s.other["advice_cut"] == n);
+        let cut = |n| rig.wait_for(|s| s.counters.advice_cut == n);
         // Beyond the end of memory: the part that exists migrates.
         script.wishes(&[wish(1020..1030, DEVICE)]);
         rig.cpu(1, 0).store(1, SeqCst);
@@ -188,7 +188,7 @@ fn a_full_queue_drops_the_oldest_wishes() {
         script.wishes(&[wish(100..101, DEVICE); 8]);
         device.write(page, 0, 1).unwrap();
     }
-    assert_eq!(rig.backend.stats().other["wishes_dropped"], 8);
+    assert_eq!(rig.backend.stats().counters.wishes_dropped, 8);
 }
 
 #[test]
@@ -231,14 +231,14 @@ fn a_wish_for_system_memory_makes_devices_fault_again() {
         assert_eq!(device.target(7), Some(Target::System));
         script.wishes(&[wish(7..8, Place::System)]);
         rig.cpu(9, 0).store(1, SeqCst);
-        rig.wait_for(|s| s.other["invalidations"] == 1);
+        rig.wait_for(|s| s.counters.invalidations == 1);
         rig.backend.settle(rig.range(7..8)).unwrap();
         assert_eq!(
             (device.target(7), device.target(8)),
             (None, Some(Target::System))
         );
         assert_eq!(device.read(7, 0), Ok(70));
-        assert_eq!(rig.backend.stats().other["mapped_in_place"], 3);
+        assert_eq!(rig.backend.stats().counters.mapped_in_place, 3);
     });
 }
 
@@ -250,7 +250,7 @@ fn a_slow_decision_is_counted() {
     };
     let rig = script.rig(Engine::Remap);
     rig.cpu(7, 0).store(1, SeqCst);
-    rig.wait_for(|s| s.other["advice_late"] == 1);
+    rig.wait_for(|s| s.counters.advice_late == 1);
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn what_a_device_uses_often_in_place_migrates() {
         rig.wait_for(|s| s.to_device.get(&Cause::Prefetch) == Some(&1));
         assert_eq!(rig.on_device(0..1024), [514].into());
         assert_eq!(
-            rig.backend.stats().other["advice_cut"],
+            rig.backend.stats().counters.advice_cut,
             1,
             "page 500 was not asked for"
         );

@@ -23,7 +23,7 @@
 //!
 //!     assert_eq!(read.wait()?, 42);
 //!     assert_eq!(vm.residency(3), Residency::System);
-//!     vm.wait_for(|stats| stats.other["faults_retried"] == 2);
+//!     vm.wait_for(|stats| stats.counters.faults_retried == 2);
 //!     Ok(())
 //! })
 //! # }

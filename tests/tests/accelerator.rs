@@ -288,8 +288,8 @@ fn read_mostly_pages_keep_every_result_right() {
             rig.fill(100, 512..1024);
             rig.expect("what was written", 100, 512..1024);
             let stats = rig.backend.stats();
-            assert!(stats.other["duplicated"] > 0, "{stats:?}");
-            assert!(stats.other["collapsed"] > 0, "{stats:?}");
+            assert!(stats.counters.duplicated > 0, "{stats:?}");
+            assert!(stats.counters.collapsed > 0, "{stats:?}");
             rig.check_contract();
         });
     }
@@ -313,7 +313,7 @@ fn what_the_accelerator_uses_often_comes_to_it() {
         // Three pages are 192 accesses of 64 bytes: not enough.
         assert_eq!(rig.result(OP_REDUCE, &[at(32), 3 * 512]), sum(3 * 512));
         assert_eq!(prefetched(&rig), 0);
-        assert_eq!(rig.backend.stats().other["mapped_in_place"], 3);
+        assert_eq!(rig.backend.stats().counters.mapped_in_place, 3);
         // One page more is enough: the group migrates, and nothing else. No command waits for it.
         assert_eq!(rig.result(OP_REDUCE, &[at(32), 512]), sum(512));
         while prefetched(&rig) < 16 {

@@ -28,7 +28,7 @@ fn a_guest_does_not_notice_a_driver_that_asks_to_retry() -> Result<(), GuestErro
         device.fail(WayPoint::ToSystemAfterCopy, 3, FaultError::Retry);
         vm.vcpu(1).verify(0..4, 1000).wait()?;
         assert_eq!(device.failed(WayPoint::ToSystemAfterCopy), 3);
-        vm.wait_for(|stats| stats.other["faults_retried"] == 3);
+        vm.wait_for(|stats| stats.counters.faults_retried == 3);
         Ok(())
     })
 }

@@ -145,7 +145,7 @@ fn a_page_that_arrives_late_is_no_failure() {
         machine.vm.start().unwrap();
         assert_eq!(machine.finish(), End::Exit(77));
         assert_eq!(
-            machine.backend.stats().other["faults_retried"],
+            machine.backend.stats().counters.faults_retried,
             driver.refused()
         );
         assert!(driver.refused() > 0);

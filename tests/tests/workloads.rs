@@ -93,7 +93,7 @@ fn check_figures(config: &Config, stats: &Stats, what: &str) {
     );
 
     // A folio is freed once: there are no more of them than pages that arrived, and none is larger than 2 MiB.
-    let given_back = stats.page_free_calls - stats.other["folios_rolled_back"];
+    let given_back = stats.page_free_calls - stats.counters.folios_rolled_back;
     assert!(given_back <= to_device, "{what}");
     assert!(given_back * 512 >= to_system, "{what}");
 

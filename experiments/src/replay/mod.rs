@@ -454,7 +454,6 @@ impl<'c> Replay<'c> {
         let of = |map: &std::collections::BTreeMap<Cause, u64>, cause| {
             map.get(&cause).copied().unwrap_or_default()
         };
-        let other = |name| stats.other.get(name).copied().unwrap_or_default();
         let (transfers, pages) = self.ledger.transferred();
         let (to_device, to_system) = self.ledger.bytes();
         let costs = &self.config.costs;
@@ -473,7 +472,7 @@ impl<'c> Replay<'c> {
             remote_accesses: self.remote_accesses,
             cpu_faults: stats.cpu_faults,
             device_faults: stats.device_faults,
-            mapped_in_place: other("mapped_in_place"),
+            mapped_in_place: stats.counters.mapped_in_place,
             pages_to_device: stats.pages_to_device(),
             pages_to_system: stats.pages_to_system(),
             bytes_to_device: to_device,
@@ -483,7 +482,7 @@ impl<'c> Replay<'c> {
                 + of(&stats.to_system, Cause::Prefetch),
             unused: (self.config.time == Time::Modelled).then(|| self.ledger.unused()),
             thrashing_pages: self.ledger.thrashing(),
-            advice_cut: other("advice_cut"),
+            advice_cut: stats.counters.advice_cut,
             transfers,
             modelled_ns: match self.config.time {
                 Time::Modelled => nanos(self.backend().now()),

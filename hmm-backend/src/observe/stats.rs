@@ -12,54 +12,77 @@ use super::cause::Cause;
 use super::events::{Event, Events, Ring};
 
 macro_rules! counters {
-    ($($name:ident = $text:literal),* $(,)?) => {
-        /// The counters besides those of migrations.
+    ($($main:ident),* ; $($(#[$doc:meta])* $rarer:ident = $field:ident),* $(,)?) => {
+        /// What is counted besides migrations.
         #[derive(Clone, Copy, Debug)]
-        pub(crate) enum Counter { $($name),* }
-        const COUNTER_NAMES: &[&str] = &[$($text),*];
+        pub(crate) enum Counter { $($main,)* $($rarer),* }
+
+        const COUNTERS: usize = [$(Counter::$main,)* $(Counter::$rarer),*].len();
+
+        /// Counters of rarer events.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counters { $($(#[$doc])* pub $field: u64),* }
+
+        impl Counters {
+            fn read(value: impl Fn(Counter) -> u64) -> Counters {
+                Counters { $($field: value(Counter::$rarer)),* }
+            }
+
+            /// Returns all counters with their names, for reports.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$((stringify!($field), self.$field)),*].into_iter()
+            }
+        }
     };
 }
 
 counters! {
-    CpuFaults = "cpu_faults",
-    FirstTouchFaults = "first_touch_faults",
-    DeviceFaults = "device_faults",
-    PageFreeCalls = "page_free_calls",
-    PagesFreed = "pages_freed",
-    // Faults whose page had already arrived when the service thread read the fault's message.
-    FaultsStale = "faults_stale",
-    // Faults that found another thread at work on the page, so that the faulting CPU slept until that thread unlocked
-    // it.
-    FaultsLost = "faults_lost",
-    // Faults postponed because the page was held or the policy throttled them.
-    FaultsDeferred = "faults_deferred",
-    // Faults postponed because the page could not be moved yet.
-    FaultsRetried = "faults_retried",
-    AdviceCut = "advice_cut",
-    // Decisions for which a policy took too long.
-    AdviceLate = "advice_late",
-    // Wishes dropped because the queue was full.
-    WishesDropped = "wishes_dropped",
-    PrefetchDropped = "prefetch_dropped",
-    // Translations of pages in place that devices got.
-    MappedInPlace = "mapped_in_place",
-    PagesSkippedBusy = "pages_skipped_busy",
-    PagesSkippedPinned = "pages_skipped_pinned",
-    PagesSkippedHeld = "pages_skipped_held",
-    FolioSplits = "folio_splits",
-    FoliosRolledBack = "folios_rolled_back",
-    DeviceMemoryFull = "device_memory_full",
-    Invalidations = "invalidations",
-    // Pages that were copied to system memory, and pages of which one of the two copies was dropped.
-    Duplicated = "duplicated",
-    Collapsed = "collapsed",
-    // Pages to which a device got exclusive access, and pages whose exclusive access was revoked.
-    ExclusiveGrants = "exclusive_grants",
-    ExclusiveRevocations = "exclusive_revocations",
-    // Pages of system memory that the host's kernel no longer had: their contents were lost.
-    PagesVanished = "pages_vanished",
-    // Driver calls that took longer than the service's limit.
-    SlowDriverCalls = "slow_driver_calls",
+    CpuFaults, FirstTouchFaults, DeviceFaults, PageFreeCalls, PagesFreed;
+    /// CPU faults whose page had already arrived when the service thread read the fault's message.
+    FaultsStale = faults_stale,
+    /// Faults that found another thread at work on the page, so that the faulting CPU slept until that thread
+    /// unlocked it.
+    FaultsLost = faults_lost,
+    /// Faults postponed because the page was held or the policy throttled them.
+    FaultsDeferred = faults_deferred,
+    /// Faults postponed because the page could not be moved yet.
+    FaultsRetried = faults_retried,
+    /// Pieces of advice cut to what was possible.
+    AdviceCut = advice_cut,
+    /// Decisions for which a policy took too long.
+    AdviceLate = advice_late,
+    /// Wishes dropped because the queue was full.
+    WishesDropped = wishes_dropped,
+    /// Pages whose prefetch was dropped because the queue was full.
+    PrefetchDropped = prefetch_dropped,
+    /// Translations of pages in place that devices got.
+    MappedInPlace = mapped_in_place,
+    /// Pages left out of a migration because another thread was at work on them.
+    PagesSkippedBusy = pages_skipped_busy,
+    /// Pages left out of a migration because they were pinned.
+    PagesSkippedPinned = pages_skipped_pinned,
+    /// Pages left out of a migration because a policy's hold on them had not ended.
+    PagesSkippedHeld = pages_skipped_held,
+    /// Folios of device memory that were split.
+    FolioSplits = folio_splits,
+    /// Folios given back because their driver could not fill them.
+    FoliosRolledBack = folios_rolled_back,
+    /// Migrations to a device that found its memory full.
+    DeviceMemoryFull = device_memory_full,
+    /// Invalidations of devices' translations.
+    Invalidations = invalidations,
+    /// Pages copied to system memory for reading, the device's copy staying.
+    Duplicated = duplicated,
+    /// Duplicated pages of which one of the two copies was dropped.
+    Collapsed = collapsed,
+    /// Pages to which a device got exclusive access.
+    ExclusiveGrants = exclusive_grants,
+    /// Pages whose exclusive access was revoked.
+    ExclusiveRevocations = exclusive_revocations,
+    /// Pages of system memory that the host's kernel no longer had: their contents were lost.
+    PagesVanished = pages_vanished,
+    /// Driver calls that took longer than the service's limit.
+    SlowDriverCalls = slow_driver_calls,
 }
 
 /// Latencies in microseconds.
@@ -107,8 +130,8 @@ pub struct Stats {
     pub fault_latency: Latency,
     /// Latency of device faults, from the access to the translation.
     pub device_fault_latency: Latency,
-    /// Rarer events, counted by name.
-    pub other: BTreeMap<&'static str, u64>,
+    /// Rarer events.
+    pub counters: Counters,
 }
 
 impl Stats {
@@ -142,7 +165,7 @@ const SLOTS: usize = 16;
 
 #[repr(align(128))]
 struct Slot {
-    counters: [AtomicU64; COUNTER_NAMES.len()],
+    counters: [AtomicU64; COUNTERS],
     migrated: [[AtomicU64; Cause::ALL.len()]; 2],
     latency: [Mutex<Option<Histogram<u64>>>; 2],
     events: Mutex<Ring>,
@@ -227,10 +250,6 @@ impl Recorder {
                 .filter(|(_, n)| *n > 0)
                 .collect()
         };
-        let rare = COUNTER_NAMES
-            .iter()
-            .enumerate()
-            .skip(Counter::FaultsStale as usize);
         Stats {
             cpu_faults: counter(Counter::CpuFaults),
             first_touch_faults: counter(Counter::FirstTouchFaults),
@@ -243,9 +262,7 @@ impl Recorder {
             device_pages_capacity: 0,
             fault_latency: self.merged(Toucher::Cpu),
             device_fault_latency: self.merged(Toucher::Device),
-            other: rare
-                .map(|(i, name)| (*name, sum(&|s| &s.counters[i])))
-                .collect(),
+            counters: Counters::read(counter),
         }
     }
 

@@ -108,8 +108,8 @@ fn nobody_reads_an_old_copy() {
         let found: u64 = cells.map(|(p, w)| rig.cpu(p, w).load(SeqCst)).sum();
         assert_eq!(found, added, "additions are lost");
         let stats = rig.backend.stats();
-        assert!(stats.other["duplicated"] > 0 && stats.other["collapsed"] > 0);
-        assert!(stats.other["collapsed"] <= stats.other["duplicated"]);
+        assert!(stats.counters.duplicated > 0 && stats.counters.collapsed > 0);
+        assert!(stats.counters.collapsed <= stats.counters.duplicated);
         for device in [&one, &two] {
             rig.backend.detach(device.id).unwrap();
             assert_eq!(device.driver.live(), 0);

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use common::{Device, Rig, both_engines};
 use hmm_backend::engine::Engine;
 use hmm_backend::mirror::{MirrorError, Target};
-use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::observe::{Counters, Event, EventKind};
 use hmm_backend::pages::{Page, PageRange};
 use hmm_backend::residency::{Placed, Residency};
 use hmm_backend::snapshot;
@@ -59,8 +59,8 @@ fn duplicate(rig: &Rig, device: &Device, pages: std::ops::Range<u32>) {
     rig.wait_for(|stats| stats.pages_to_system() >= moved);
 }
 
-fn counter(rig: &Rig, name: &str) -> u64 {
-    rig.backend.stats().other[name]
+fn counters(rig: &Rig) -> Counters {
+    rig.backend.stats().counters
 }
 
 fn system_bytes(rig: &Rig, page: u32) -> u64 {
@@ -101,7 +101,7 @@ fn a_cpu_s_read_leaves_the_device_its_copy() {
         assert_eq!((device.read(3, 5), device.read(3, 6)), (Ok(53), Ok(7)));
         assert_eq!(device.target(3), Some(Target::Device(frame)));
         assert_eq!(rig.cpu(3, 6).load(SeqCst), 7);
-        assert_eq!(counter(&rig, "mapped_in_place"), 0);
+        assert_eq!(counters(&rig).mapped_in_place, 0);
         // A page has only one duplicate: another device reads the system copy in place.
         assert_eq!(other.read(3, 5), Ok(53));
         assert_eq!(other.target(3), Some(Target::System));
@@ -114,7 +114,7 @@ fn a_cpu_s_read_leaves_the_device_its_copy() {
         assert_eq!(stats.cpu_faults, faults);
         assert_eq!((stats.pages_to_device(), stats.pages_to_system()), (8, 1));
         assert_eq!(
-            (stats.other["duplicated"], stats.other["collapsed"]),
+            (stats.counters.duplicated, stats.counters.collapsed),
             (1, 0)
         );
         // A page without the hint read-mostly migrates.
@@ -138,7 +138,7 @@ fn a_cpu_s_write_leaves_the_copy_in_system_memory() {
         assert_eq!((device.target(2), other.target(2)), (None, None));
         assert_eq!(duplicates(&rig, 0..4), [0, 1, 3]);
         rig.wait_for(|stats| stats.page_free_calls == 1);
-        assert_eq!((device.driver.live(), counter(&rig, "collapsed")), (3, 1));
+        assert_eq!((device.driver.live(), counters(&rig).collapsed), (3, 1));
         // No contents moved, and a second write takes no fault.
         assert_eq!(rig.backend.stats().pages_to_system(), 4);
         let faults = rig.backend.stats().cpu_faults;
@@ -164,7 +164,7 @@ fn a_device_s_write_leaves_the_copy_in_its_memory() {
         assert_eq!(device.target(2), target, "the same frame");
         assert!(matches!(residency(&rig, 2), Residency::Device(_)));
         assert_eq!((system_bytes(&rig, 2), other.target(2)), (0, None));
-        assert_eq!(counter(&rig, "collapsed"), 1);
+        assert_eq!(counters(&rig).collapsed, 1);
         assert_eq!(rig.backend.stats().pages_to_device(), 4, "nothing moved");
         assert_eq!(device.driver.freed(), 0);
         assert_eq!(rig.cpu(2, 0).load(SeqCst), 112);
@@ -246,12 +246,12 @@ fn the_hold_of_a_duplicate_is_the_cpus() {
         read_mostly(&rig, 0..512);
         let mut device = rig.device(64);
         duplicate(&rig, &device, 0..2);
-        let deferred = counter(&rig, "faults_deferred");
+        let deferred = counters(&rig).faults_deferred;
         rig.cpu(0, 0).store(1, SeqCst);
-        assert_eq!(counter(&rig, "faults_deferred"), deferred);
+        assert_eq!(counters(&rig).faults_deferred, deferred);
         assert_eq!(device.add(1, 0, 1), Ok(11));
-        assert_eq!(counter(&rig, "faults_deferred"), deferred + 1);
-        assert_eq!(counter(&rig, "collapsed"), 2);
+        assert_eq!(counters(&rig).faults_deferred, deferred + 1);
+        assert_eq!(counters(&rig).collapsed, 2);
         device.driver.assert_clean();
     });
 }
@@ -291,7 +291,7 @@ fn duplicates_are_evicted_without_moving_anything() {
         assert_eq!(duplicates(&rig, 0..16), []);
         let stats = rig.backend.stats();
         assert_eq!(stats.to_system, before.to_system);
-        assert_eq!(stats.other["collapsed"], 16);
+        assert_eq!(stats.counters.collapsed, 16);
         for page in 0..16 {
             rig.cpu(page, 0).fetch_add(1, SeqCst);
             assert_eq!(rig.cpu(page, 0).load(SeqCst), 11 + u64::from(page));
@@ -373,7 +373,7 @@ fn what_the_policy_brings_along_is_duplicated_too() {
         for page in 0..128 {
             assert_eq!(rig.cpu(page, 0).load(SeqCst), 10 + u64::from(page));
         }
-        assert_eq!(rig.backend.stats().other["duplicated"], 100);
+        assert_eq!(rig.backend.stats().counters.duplicated, 100);
         // A large folio of duplicates migrates as one, and a CPU's write cuts one page out of it.
         rig.cpu(40, 0).store(1, SeqCst);
         assert_eq!(duplicates(&rig, 32..48).len(), 15);

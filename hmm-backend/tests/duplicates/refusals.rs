@@ -10,7 +10,7 @@ use hmm_backend::residency::Residency;
 use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
 
 use crate::common::{Device, Rig, both_engines};
-use crate::{counter, duplicates, read_mostly, residency, rig};
+use crate::{counters, duplicates, read_mostly, residency, rig};
 
 /// The driver refuses, or abandons the migration half-way: the page stays as it was, and the fault is served in
 /// the end.
@@ -34,7 +34,7 @@ fn drivers_that_refuse_harm_nothing() {
         assert_eq!(rig.cpu(0, 0).fetch_add(1, SeqCst), 10);
         assert_eq!(residency(&rig, 0), Residency::System);
         assert_eq!(device.read(0, 0), Ok(11));
-        assert_eq!(counter(&rig, "faults_retried"), 8);
+        assert_eq!(counters(&rig).faults_retried, 8);
         assert_eq!(rig.cpu(0, 0).load(SeqCst), 11);
         // A pin tries again until the driver agrees.
         refuse(&device);

@@ -215,7 +215,7 @@ fn whoever_gets_a_page_keeps_it_for_the_timeslice() -> Result<(), GuestError> {
             .policy("on-demand+timeslice:min=20ms")
             .scripted(N)
             .start();
-        let put_off = || vm.stats().other["faults_deferred"];
+        let put_off = || vm.stats().counters.faults_deferred;
         let mut rounds = 0;
         let (mut devices, mut cpus) = (0, 0);
         // On a busy machine the time may be over before the other one comes.

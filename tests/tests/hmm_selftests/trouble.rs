@@ -156,7 +156,7 @@ fn a_stuck_driver_is_reported_and_holds_up_nobody_else() -> Result<(), GuestErro
             .hold_when(WayPoint::ToSystemAfterCopy, |it| it.contains(3));
         let read = vm.vcpu(0).read(3);
         stuck.wait_arrived();
-        vm.wait_for(|stats| stats.other["slow_driver_calls"] > 0);
+        vm.wait_for(|stats| stats.counters.slow_driver_calls > 0);
         let slow = vm.wait_event(|event| event.kind == EventKind::SlowDriver);
         let id = vm.device(0).id();
         assert_eq!((slow.page, slow.device), (Page(3), Some(id)));

@@ -127,13 +127,17 @@ fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 
 /// What came of advice, where it was worth a line.
 fn policy(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
-    let other = |name| stats.other.get(name).copied().unwrap_or(0);
-    if other("duplicated") > 0 {
-        let [duplicated, collapsed] = ["duplicated", "collapsed"].map(other).map(grouped);
+    let counters = &stats.counters;
+    if counters.duplicated > 0 {
+        let [duplicated, collapsed] = [counters.duplicated, counters.collapsed].map(grouped);
         let copies = format!("{duplicated} pages duplicated, {collapsed} of the duplicates ended");
         line(f, "read copies", copies)?;
     }
-    let counts = ["advice_cut", "advice_late", "wishes_dropped"].map(other);
+    let counts = [
+        counters.advice_cut,
+        counters.advice_late,
+        counters.wishes_dropped,
+    ];
     if counts != [0; 3] {
         let [cut, late, dropped] = counts.map(grouped);
         let text = format!("advice cut {cut} times, late {late} times; {dropped} wishes dropped");
