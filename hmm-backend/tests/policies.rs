@@ -72,12 +72,23 @@ fn with_policies(advise: fn(&BlockFault) -> Advice, victims: fn(u32) -> Option<V
 }
 
 #[test]
-fn nonsense_victims_hurt_nobody() {
+fn nonsense_victims_lose_nothing() {
     let nothing: fn(u32) -> Option<Vec<Frame>> = |_| Some(Vec::new());
     let nonsense: fn(u32) -> Option<Vec<Frame>> =
-        |n| Some(vec![Frame(n), Frame(u32::MAX), Frame(0)]);
-    for victims in [nothing, nonsense] {
-        let rig = with_policies(|_| Advice::default(), victims);
+        |n| Some(vec![Frame(n), Frame(u32::MAX), Frame(0), Frame(0)]);
+    for (victims, lockstep) in [nothing, nonsense]
+        .into_iter()
+        .flat_map(|victims| [(victims, false), (victims, true)])
+    {
+        let policies = Policies {
+            advise: |_| Advice::default(),
+            victims,
+        };
+        let change = |c: &mut BackendConfig| {
+            c.policy = Arc::new(policies);
+            c.lockstep = lockstep;
+        };
+        let rig = Rig::with(512, Engine::Remap, "on-demand", change, 1);
         let mut device = rig.device(4);
         for page in 0..20 {
             device.write(page, 0, u64::from(page)).unwrap();

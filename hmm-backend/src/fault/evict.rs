@@ -48,11 +48,15 @@ impl Faults {
         frames: &[Frame],
         cause: Cause,
     ) -> Result<u32, Unresolved> {
-        let mut sources = Vec::new();
-        for frame in frames {
-            if let (true, Some(page)) = (self.lockstep, device.page_of(*frame)) {
+        if self.lockstep {
+            // Before the first lock: a thread that holds locks never sleeps for another lock, least of all for its
+            // own, if the policy proposes a folio twice.
+            for page in frames.iter().filter_map(|frame| device.page_of(*frame)) {
                 self.core.table.settle(page);
             }
+        }
+        let mut sources = Vec::new();
+        for frame in frames {
             let locked = device
                 .page_of(*frame)
                 .and_then(|page| self.core.lock_device_folio(page));
