@@ -86,6 +86,21 @@ fn the_architecture_names_functions_that_exist() {
     assert!(names.len() > 80, "{}", names.len());
 }
 
+/// Paths of source files in the architecture are from the root of the workspace, or from `src` of a package.
+#[test]
+fn the_architecture_names_files_that_exist() {
+    let text = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let starts = ["", "hmm-backend/src", "devices/src", "vmm/src"].map(|it| root().join(it));
+    let spans = text.split('`').skip(1).step_by(2);
+    let files: Vec<&str> = spans
+        .filter(|span| span.contains('/') && span.ends_with(".rs"))
+        .collect();
+    let missing = |file: &&&str| !starts.iter().any(|start| start.join(file).exists());
+    let wrong: Vec<_> = files.iter().filter(missing).collect();
+    assert!(wrong.is_empty(), "no such files: {wrong:?}");
+    assert!(files.len() > 20, "{}", files.len());
+}
+
 /// The anchors that a page's headings have.
 fn anchors(text: &str) -> HashSet<String> {
     let headings = text.lines().filter(|line| line.starts_with('#'));

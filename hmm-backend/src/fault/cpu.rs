@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::faults::Faults;
 use super::retry::{Attempts, Unresolved};
 use crate::memory::Fill;
-use crate::migrate::{Device, Reason, Take, collect_to_system, to_system};
+use crate::migrate::{Device, Leaving, Reason, collect_to_system, to_system};
 use crate::observe::{Cause, Counter};
 use crate::pages::time::Tick;
 use crate::pages::{Access, BLOCK_PAGES, Block, FatalCause, Page, PageRange, PageSet, Place};
@@ -310,8 +310,8 @@ impl Faults {
         unresolved: &mut Vec<(Page, Unresolved)>,
     ) {
         let take = match reason.duplicate {
-            true => Take::Single,
-            false => Take::All,
+            true => Leaving::Single,
+            false => Leaving::All,
         };
         for (device, sources) in collect_to_system(&self.core, [(block, *pages)], take) {
             let faulting: Vec<Page> = sources

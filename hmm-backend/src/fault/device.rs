@@ -191,12 +191,12 @@ impl<M: DeviceMmu> Mirror<M> {
             );
             let own = word.residency().device() == Some(self.device.id);
             if own && word.residency().duplicated() && !in_place {
-                self.take_back(page, word, &mut turn);
+                self.end_duplication(page, word, &mut turn);
             } else if let (Want::Exclusive, Residency::System) = (want, word.residency()) {
                 if word.pins() > 0 || faults.core.guest.is_shared(page) {
                     return Err(MirrorError::NotExclusive(page));
                 }
-                if let Err(reason) = self.take_exclusively(page, word, &mut turn) {
+                if let Err(reason) = self.make_exclusive_here(page, word, &mut turn) {
                     let wait = busy.next(&reason).map_err(fatal)?;
                     self.put_off(page, Counter::FaultsRetried, wait);
                 }
@@ -232,7 +232,7 @@ impl<M: DeviceMmu> Mirror<M> {
 
     /// Ends the duplication of a page of this device's memory, so that the device can write to it; first waits
     /// for the hold that protects the CPUs' copy.
-    fn take_back(&self, page: Page, word: Word, turn: &mut Turn) {
+    fn end_duplication(&self, page: Page, word: Word, turn: &mut Turn) {
         let held = self.faults.core.device_hold(page, word);
         match held {
             Some(time) if !turn.waited => {
@@ -245,8 +245,13 @@ impl<M: DeviceMmu> Mirror<M> {
 
     /// Makes a system page exclusive to this device, after the policy's throttle and the page's hold. `Ok` also
     /// means that the caller must check the page again after a wait.
-    fn take_exclusively(&self, page: Page, word: Word, turn: &mut Turn) -> Result<(), Unresolved> {
-        let advice = self.advice(page, Access::Write, word, turn);
+    fn make_exclusive_here(
+        &self,
+        page: Page,
+        word: Word,
+        turn: &mut Turn,
+    ) -> Result<(), Unresolved> {
+        let advice = self.ask_policy(page, Access::Write, word, turn);
         if !self.wait_for_turn(page, word, &advice, turn) {
             // The page may have changed during the wait: the caller checks it again.
             return Ok(());
@@ -310,7 +315,7 @@ impl<M: DeviceMmu> Mirror<M> {
                 at = faults.core.table.settle(at);
             }
         }
-        let advice = self.advice(page, access, word, turn);
+        let advice = self.ask_policy(page, access, word, turn);
         if advice.stay {
             return true;
         }
@@ -336,7 +341,7 @@ impl<M: DeviceMmu> Mirror<M> {
     }
 
     /// Returns the policy's advice on this device's access to a page with this word.
-    fn advice(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> Advice {
+    fn ask_policy(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> Advice {
         if let Some((generation, advice)) = turn.advice.take()
             && generation == word.generation()
         {

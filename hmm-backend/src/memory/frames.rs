@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::host_failure::HostFailures;
 use super::ranged::{EngineError, each};
 use crate::memory::Engine;
-use crate::memory::mmap::Mapping;
+use crate::memory::mmap::MemoryMap;
 use crate::memory::uffd::Uffd;
 use crate::pages::{Error, Frame, PAGE_SIZE};
 
 /// One device's memory.
 pub(crate) struct DeviceMemory {
     engine: Engine,
-    mapping: Mapping,
+    mapping: MemoryMap,
     /// With engine `remap`: frames are filled by moves, and the destination of a move must be registered.
     uffd: Option<Uffd>,
     host_failures: Arc<HostFailures>,
@@ -25,7 +25,7 @@ impl DeviceMemory {
         engine: Engine,
         host_failures: Arc<HostFailures>,
     ) -> Result<Self, Error> {
-        let mapping = Mapping::new(bytes, "hmm-device")?;
+        let mapping = MemoryMap::new(bytes, "hmm-device")?;
         let uffd = match engine {
             Engine::Copy | Engine::Model => None,
             Engine::Remap => {
@@ -52,7 +52,7 @@ impl DeviceMemory {
         self.mapping.address(u64::from(frame.0) * PAGE_SIZE)
     }
 
-    pub(crate) fn mapping(&self) -> &Mapping {
+    pub(crate) fn mapping(&self) -> &MemoryMap {
         &self.mapping
     }
 

@@ -9,7 +9,7 @@ use super::frames::DeviceMemory;
 use super::guest_pages::GuestPages;
 use super::host_failure::HostFailures;
 use super::kernel::{Kernel, KernelAnswers};
-use super::mmap::Mapping;
+use super::mmap::MemoryMap;
 use super::presence::Presence;
 use super::ranged::EngineError;
 use super::run::{Fill, Reach, Run};
@@ -60,7 +60,7 @@ impl GuestMemory {
         if shards == 0 || shards > 64 {
             return Err(Error::BadShards(shards));
         }
-        let mapping = Mapping::new(bytes, "hmm-managed")?;
+        let mapping = MemoryMap::new(bytes, "hmm-managed")?;
         let shared = match shared {
             0 => None,
             len => {
@@ -90,7 +90,7 @@ impl GuestMemory {
                 .map(|_| Uffd::for_faults())
                 .collect::<Result<Vec<_>, _>>()?,
             kernel,
-            zeros: Mapping::new(BLOCK_PAGES * PAGE_SIZE, "hmm-zeros")?,
+            zeros: MemoryMap::new(BLOCK_PAGES * PAGE_SIZE, "hmm-zeros")?,
             shared,
         };
         if engine != Engine::Model {
@@ -121,7 +121,7 @@ impl GuestMemory {
         self.engine
     }
 
-    pub(crate) fn mapping(&self) -> &Mapping {
+    pub(crate) fn mapping(&self) -> &MemoryMap {
         &self.pages.mapping
     }
 
@@ -187,12 +187,7 @@ impl GuestMemory {
 
     /// Undoes [`Self::take`]. `stuck` gets the index of each page whose contents could not be brought back and are
     /// still in its frame.
-    pub(crate) fn take_rollback(
-        &self,
-        run: Run,
-        device: &DeviceMemory,
-        mut stuck: impl FnMut(u32),
-    ) {
+    pub(crate) fn undo_take(&self, run: Run, device: &DeviceMemory, mut stuck: impl FnMut(u32)) {
         self.give(run, device, |at, _| stuck(at));
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::host_failure::HostFailures;
 use super::kernel::{self, Effect, Kernel, KernelCall};
-use super::mmap::Mapping;
+use super::mmap::MemoryMap;
 use super::presence::Presence;
 use super::ranged::EngineError;
 use super::run::{Fill, Reach, Run};
@@ -16,12 +16,12 @@ use crate::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
 
 /// Managed memory and its userfaultfds; the caller of each call holds the locks of the pages.
 pub(crate) struct GuestPages {
-    pub(super) mapping: Mapping,
+    pub(super) mapping: MemoryMap,
     /// None in a model.
     pub(super) shards: Vec<Uffd>,
     pub(super) kernel: Kernel,
     /// A block of zeros that is never written, so that it costs no memory.
-    pub(super) zeros: Mapping,
+    pub(super) zeros: MemoryMap,
     /// The file behind the shared pages, and the first shared page. Shared pages are not registered for faults.
     pub(super) shared: Option<(File, Page)>,
 }

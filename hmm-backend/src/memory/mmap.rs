@@ -12,7 +12,7 @@ use crate::pages::Error;
 /// A private anonymous mapping, named in `/proc/self/maps`, unmapped on drop. Its memory is only accessed through raw
 /// pointers, because guests and devices change it at any time.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub(crate) struct MemoryMap {
     start: NonNull<u8>,
     len: u64,
     discards: Repeats,
@@ -20,9 +20,9 @@ pub(crate) struct Mapping {
 
 // SAFETY: the mapping is plain memory without ties to a thread. This type only hands out addresses; the code that
 // dereferences one states why its access is safe.
-unsafe impl Send for Mapping {}
+unsafe impl Send for MemoryMap {}
 // SAFETY: as above; no field changes except an atomic one.
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for MemoryMap {}
 
 /// `MADV_DONTNEED` that also works for locked memory. The libc crate lacks this constant.
 const MADV_DONTNEED_LOCKED: i32 = 24;
@@ -30,8 +30,8 @@ const MADV_DONTNEED_LOCKED: i32 = 24;
 /// A large folio moves as one only between addresses that are aligned to its size.
 const ALIGN: u64 = 2 << 20;
 
-impl Mapping {
-    pub(crate) fn new(len: u64, what: &'static str) -> Result<Mapping, Error> {
+impl MemoryMap {
+    pub(crate) fn new(len: u64, what: &'static str) -> Result<MemoryMap, Error> {
         let failed = |error| refused(len, what, error);
         // Reserve room to align; the rest is unmapped below.
         let reserve = len
@@ -62,7 +62,7 @@ impl Mapping {
                 (base + reserve as u64 - aligned - len) as usize,
             );
         }
-        let mapping = Mapping {
+        let mapping = MemoryMap {
             start: NonNull::new(aligned as *mut u8).expect("mmap does not return null"),
             len,
             discards: Repeats::default(),
@@ -265,7 +265,7 @@ fn refused(len: u64, what: &'static str, error: io::Error) -> Error {
     }
 }
 
-impl Drop for Mapping {
+impl Drop for MemoryMap {
     fn drop(&mut self) {
         // SAFETY: the mapping belongs to this value, and code that used its addresses has borrowed or shared this
         // value and has finished.
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn nothing_can_make_shared_memory_shorter() {
-        let mapping = Mapping::new(4 << 20, "test").unwrap();
+        let mapping = MemoryMap::new(4 << 20, "test").unwrap();
         let file = mapping.share_tail(2 << 20, "test-shared").unwrap();
         for len in [0, 1 << 20, 4 << 20] {
             let error = file.set_len(len).unwrap_err();

@@ -105,11 +105,11 @@ impl PageTables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::mmap::Mapping;
+    use crate::memory::mmap::MemoryMap;
 
     #[test]
     fn page_tables_tell_what_is_there() {
-        let mapping = Mapping::new(4 * PAGE_SIZE, "hmm-test").unwrap();
+        let mapping = MemoryMap::new(4 * PAGE_SIZE, "hmm-test").unwrap();
         let unreadable = File::open("/dev/null").ok();
         for pagemap in [PageTables::open().pagemap, unreadable, None] {
             let tables = PageTables::of(pagemap);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::presence::PageTables;
 use super::ranged;
 use crate::host::limits::{Refusal, Resource};
-use crate::memory::mmap::Mapping;
+use crate::memory::mmap::MemoryMap;
 use crate::memory::uffd::Uffd;
 use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE};
 
@@ -29,15 +29,15 @@ const PAGES: u64 = 16;
 /// on a busy machine the two threads rarely meet, and without huge pages the error cannot occur.
 pub fn probe_moves(limit: Duration) -> Result<MoveProbe, Error> {
     let block = BLOCK_PAGES * PAGE_SIZE;
-    let made = Mapping::new(block, "hmm-probe")?;
-    let guest = Mapping::new(block, "hmm-probe")?;
+    let made = MemoryMap::new(block, "hmm-probe")?;
+    let guest = MemoryMap::new(block, "hmm-probe")?;
     made.prefer_huge_pages();
     guest.prefer_huge_pages();
     let arrival = Uffd::for_faults()?;
     arrival.register(guest.start(), block, false)?;
-    let device = || -> Result<(Mapping, Uffd), Error> {
+    let device = || -> Result<(MemoryMap, Uffd), Error> {
         let (mapping, uffd) = (
-            Mapping::new(block, "hmm-probe")?,
+            MemoryMap::new(block, "hmm-probe")?,
             Uffd::for_device_memory()?,
         );
         uffd.register(mapping.start(), block, false)?;

@@ -1,19 +1,15 @@
-//! The driver contract: what a device driver implements and what it may rely on.
-//!
-//! It makes the same three promises as Linux's HMM, one level down: the driver controls the migration of its
-//! pages back to system memory ([`Driver::migrate_to_ram`]), owns a 64-bit word per device folio (the
-//! *cookie*), and is called when a device folio is no longer in use ([`Driver::page_free`]).
+//! What a device driver implements. Its rules are in the documentation of [`crate::driver`].
 
 use super::phases::Finalized;
 use super::to_device::ToDevice;
 use super::to_system::ToSystem;
 use crate::pages::{DeviceFolio, FaultError, MigrateError};
 
-/// The calls that a device model implements. Service threads, device threads and any other thread that requests
-/// a migration call it, concurrently for different pages, but never twice at a time for one page.
+/// The calls that a device model implements, under the rules of [`crate::driver`]. Service threads, device threads and any
+/// other thread that requests a migration call it, several at once.
 ///
-/// While a call runs, its pages are locked, and any thread that wants them sleeps. So a driver must not touch
-/// guest memory or fault through its own mirror during a call: it could wait for itself.
+/// While a migration's call runs, its pages are locked, and any thread that wants them sleeps. So a driver must not
+/// touch managed memory or fault through its own mirror during a call: it could wait for itself.
 pub trait Driver: Send + Sync {
     /// Migrates pages into this device's memory. The frames are allocated and the source pages locked; the
     /// driver may set cookies ([`ToDevice::set_cookies`]) and decline folios ([`ToDevice::retain`]) before
@@ -40,11 +36,12 @@ pub trait Driver: Send + Sync {
     /// Takes back a folio of this device that is no longer in use, because the guest freed it or it has moved
     /// away. Called exactly once for each folio that [`Driver::migrate_to_device`] was shown, also if that
     /// migration failed or the driver declined the folio (then during that call). The folio still has its
-    /// cookie; when the call returns, the frames may be allocated again. Must not block and cannot fail.
+    /// cookie, but its pages are unlocked; when the call returns, the frames may be allocated again. Must not block and cannot fail.
     fn page_free(&self, folio: DeviceFolio);
 
     /// Notes that a folio is cut in two halves of order `folio.order - 1`, and returns the cookie of the upper
-    /// half; the lower half keeps `folio.cookie`. A driver whose cookies count references takes one here.
+    /// half; the lower half keeps `folio.cookie`. A driver whose cookies count references takes one here. Called with the
+    /// folio locked, also from inside the phases of this driver's own migrations.
     fn folio_split(&self, folio: DeviceFolio) -> u64 {
         folio.cookie
     }

@@ -64,9 +64,9 @@ impl DriverCalls {
 
 /// The place of a call in the array, or none if all were taken. Its drop clears the place, also when the driver
 /// panics.
-struct Entry<'a>(&'a DriverCalls, Option<usize>);
+struct CallGuard<'a>(&'a DriverCalls, Option<usize>);
 
-impl Drop for Entry<'_> {
+impl Drop for CallGuard<'_> {
     fn drop(&mut self) {
         if let Some(place) = self.1 {
             self.0.calls()[place] = None;
@@ -96,7 +96,7 @@ impl DriverCalls {
             calls[place] = Some((this, false));
         }
         drop(calls);
-        let _entry = Entry(self, place);
+        let _entry = CallGuard(self, place);
         call(&*device.driver)
     }
 }

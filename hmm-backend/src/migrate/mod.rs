@@ -29,5 +29,5 @@ pub(crate) use phases::Reason;
 pub(crate) use to_device::to_device;
 pub use to_device::{CommittedToDevice, CopiedToDevice, ToDevice};
 pub use to_system::{CommittedToSystem, CopiedToSystem, ToSystem};
-pub(crate) use to_system::{Take, collect_to_system, to_system};
+pub(crate) use to_system::{Leaving, collect_to_system, to_system};
 pub use watch::{Step, Watch};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::device::{Allocation, Contents, Device};
 use super::phases::{Finalized, Reason, count_of, runs};
-use super::watch::{Step, Watch, tell, tell_finalized, told};
+use super::watch::{Step, Watch, notify, notify_finalized, pages_to_report};
 use crate::memory::{Fill, Run};
 use crate::observe::{Cause, Counter, Direction, Event, EventKind};
 use crate::pages::time::Tick;
@@ -15,20 +15,20 @@ use crate::pages::{
 use crate::residency::{FolioLock, Residency, TryLock, Word};
 
 /// A destination folio with the locks of the pages that go there.
-struct Target<'b> {
+struct DestinationFolio<'b> {
     // Declared, and so dropped, before the allocation: the driver's `page_free` may be called only when no page
     // is locked.
     locks: Vec<FolioLock<'b>>,
     allocation: Allocation<'b>,
 }
 
-impl<'b> Target<'b> {
+impl<'b> DestinationFolio<'b> {
     fn range(&self) -> PageRange {
         PageRange::with_len(self.allocation.folio.page, self.allocation.folio.pages())
     }
 
     /// Keeps the lower half and returns the upper one.
-    fn halve(&mut self) -> Target<'b> {
+    fn halve(&mut self) -> DestinationFolio<'b> {
         let allocation = self.allocation.halve();
         let middle = allocation.folio.page;
         let mut upper = Vec::new();
@@ -38,7 +38,7 @@ impl<'b> Target<'b> {
             let cut = self.locks.partition_point(|l| l.head() < middle);
             upper = self.locks.split_off(cut);
         }
-        Target {
+        DestinationFolio {
             locks: upper,
             allocation,
         }
@@ -60,7 +60,7 @@ impl<'b> Target<'b> {
 pub struct ToDevice<'b> {
     core: &'b Core,
     device: &'b Device,
-    targets: Vec<Target<'b>>,
+    targets: Vec<DestinationFolio<'b>>,
     reason: Reason,
     watch: Option<Arc<dyn Watch>>,
 }
@@ -173,9 +173,13 @@ impl<'b> ToDevice<'b> {
         )
     }
 
-    fn tell(&self, step: Step) -> Result<(), MigrateError> {
-        tell(&self.watch, step, self.targets.iter().map(Target::range))
-            .map_err(|error| MigrateError::Device(error.to_string()))
+    fn notify(&self, step: Step) -> Result<(), MigrateError> {
+        notify(
+            &self.watch,
+            step,
+            self.targets.iter().map(DestinationFolio::range),
+        )
+        .map_err(|error| MigrateError::Device(error.to_string()))
     }
 
     /// Runs the remaining phases.
@@ -186,7 +190,7 @@ impl<'b> ToDevice<'b> {
     /// Moves the contents into the frames, out of reach of CPUs and devices. Pages that cannot move now are
     /// left behind.
     pub fn copy(mut self) -> Result<CopiedToDevice<'b>, MigrateError> {
-        self.tell(Step::BeforeCopy)?;
+        self.notify(Step::BeforeCopy)?;
         let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
         self.core.invalidate_mirrors(locks);
         let mut failed = Vec::new();
@@ -217,7 +221,7 @@ impl<'b> ToDevice<'b> {
         }
         // From here on, a drop on an error rolls back.
         let copied = CopiedToDevice(self);
-        copied.0.tell(Step::Copied)?;
+        copied.0.notify(Step::Copied)?;
         Ok(copied)
     }
 
@@ -266,7 +270,7 @@ impl<'b> CopiedToDevice<'b> {
         };
         let pages = committed.folios.iter().map(FolioLock::range);
         // The watch's error is ignored: after the commit there is no rollback.
-        let _ = tell(&committed.watch, Step::Committed, pages);
+        let _ = notify(&committed.watch, Step::Committed, pages);
         committed
     }
 }
@@ -278,7 +282,7 @@ fn allocate<'b>(
     device: &'b Device,
     block: Block,
     mut locks: Vec<FolioLock<'b>>,
-    targets: &mut Vec<Target<'b>>,
+    targets: &mut Vec<DestinationFolio<'b>>,
 ) {
     let mut taken = PageSet::EMPTY;
     for lock in &locks {
@@ -304,7 +308,7 @@ fn allocate<'b>(
                 }
             };
             at += 1 << order;
-            targets.push(Target {
+            targets.push(DestinationFolio {
                 locks: take_locks(&mut locks, page.plus(1 << order)),
                 allocation,
             });
@@ -326,7 +330,7 @@ fn take_locks<'b>(locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b
 }
 
 /// Writes the words of a target's pages and returns the lock of the new folio.
-fn make_resident<'b>(target: Target<'b>, device: &Device, until: Tick) -> FolioLock<'b> {
+fn make_resident<'b>(target: DestinationFolio<'b>, device: &Device, until: Tick) -> FolioLock<'b> {
     device.hold(target.allocation.folio.frame, until);
     let folio = target.allocation.into_resident();
     let (coherent, order) = (device.memory.is_none(), folio.order);
@@ -353,7 +357,7 @@ impl Drop for CopiedToDevice<'_> {
         };
         let mut stuck = Vec::new();
         for run in self.0.runs(true) {
-            self.0.core.guest.take_rollback(run, memory, |at| {
+            self.0.core.guest.undo_take(run, memory, |at| {
                 stuck.push(run.page.plus(at));
             });
         }
@@ -387,7 +391,7 @@ impl CommittedToDevice<'_> {
     fn publish(&mut self) -> u32 {
         let recorder = &self.core.recorder;
         let mut pages = 0;
-        let told = told(&self.watch, self.folios.iter().map(FolioLock::range));
+        let finalized = pages_to_report(&self.watch, self.folios.iter().map(FolioLock::range));
         for folio in std::mem::take(&mut self.folios) {
             let range = folio.range();
             pages += range.len();
@@ -400,7 +404,7 @@ impl CommittedToDevice<'_> {
                 });
             }
         }
-        tell_finalized(&self.watch, &told);
+        notify_finalized(&self.watch, &finalized);
         pages
     }
 }
@@ -425,7 +429,8 @@ pub(crate) fn to_device(
     };
     let first = migration.folios().next().map_or(Page(0), |f| f.page);
     let now = core.clock.now();
-    // An error has rolled everything back: no page moved.
+    // An error counts as no page moved: before the commit it has rolled everything back, and later errors change
+    // nothing that a caller relies on, because callers look at the words.
     core.driver_calls
         .call(device, first, now, |driver| {
             driver.migrate_to_device(migration)

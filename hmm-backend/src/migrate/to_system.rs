@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::device::{Contents, Device};
 use super::phases::{Finalized, Reason, count_of, runs};
-use super::watch::{Step, Watch, tell, tell_finalized, told};
+use super::watch::{Step, Watch, notify, notify_finalized, pages_to_report};
 use crate::memory::EngineError;
 use crate::observe::{Cause, Counter, Direction, Event, EventKind};
 use crate::pages::time::Tick;
@@ -78,23 +78,23 @@ pub struct CommittedToSystem<'b>(ToSystem<'b>);
 type Group<'b> = (&'b Arc<Device>, Vec<Source<'b>>);
 
 /// Locks the folios of these pages that are in device memory and returns them, grouped by device. Cuts them so
-/// that no other pages move with them. Skips folios that another thread has locked, and those that `take`
+/// that no other pages move with them. Skips folios that another thread has locked, and those that `leaving`
 /// excludes.
 pub(crate) fn collect_to_system<'b>(
     core: &'b Core,
     wanted: impl IntoIterator<Item = (Block, PageSet)>,
-    take: Take,
+    leaving: Leaving,
 ) -> Vec<Group<'b>> {
     let mut groups = Vec::new();
     for (block, pages) in wanted {
-        collect_block(core, block, &pages, take, &mut groups);
+        collect_block(core, block, &pages, leaving, &mut groups);
     }
     groups
 }
 
 /// Which folios in device memory are to leave it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Take {
+pub(crate) enum Leaving {
     All,
     /// Those that are not duplicated.
     Single,
@@ -106,7 +106,7 @@ fn collect_block<'b>(
     core: &'b Core,
     block: Block,
     pages: &PageSet,
-    take: Take,
+    leaving: Leaving,
     groups: &mut Vec<Group<'b>>,
 ) {
     let mut left = *pages;
@@ -116,10 +116,10 @@ fn collect_block<'b>(
             continue;
         };
         left = left.difference(&PageSet::of(source.lock.range()));
-        if take != Take::All && source.duplicated() {
+        if leaving != Leaving::All && source.duplicated() {
             continue;
         }
-        if take == Take::SingleAndFree
+        if leaving == Leaving::SingleAndFree
             && device.held(source.folio.frame, core.clock.now()).is_some()
         {
             core.recorder
@@ -163,8 +163,8 @@ impl<'b> ToSystem<'b> {
         self.watch = Some(watch);
     }
 
-    fn tell(&self, step: Step) -> Result<(), FaultError> {
-        tell(
+    fn notify(&self, step: Step) -> Result<(), FaultError> {
+        notify(
             &self.watch,
             step,
             self.sources.iter().map(|s| s.lock.range()),
@@ -225,10 +225,10 @@ impl<'b> ToSystem<'b> {
 
     /// Takes the pages' translations away from devices: when it returns, no device uses one.
     pub fn copy(mut self) -> Result<CopiedToSystem<'b>, FaultError> {
-        self.tell(Step::BeforeCopy)?;
+        self.notify(Step::BeforeCopy)?;
         self.core
             .invalidate_mirrors(self.sources.iter_mut().map(|s| &mut s.lock));
-        self.tell(Step::Copied)?;
+        self.notify(Step::Copied)?;
         Ok(CopiedToSystem(self))
     }
 }
@@ -271,8 +271,8 @@ impl<'b> CopiedToSystem<'b> {
             }
         }
         // The error of the faulting page counts first.
-        let told = failed.iter().find(|(page, _)| Some(*page) == this.fault);
-        if let Some((page, error)) = told.or(failed.first()).copied() {
+        let at_fault = failed.iter().find(|(page, _)| Some(*page) == this.fault);
+        if let Some((page, error)) = at_fault.or(failed.first()).copied() {
             this.core
                 .recorder
                 .add(Counter::PagesSkippedBusy, failed.len() as u64);
@@ -297,7 +297,7 @@ impl<'b> CopiedToSystem<'b> {
         }
         let committed = CommittedToSystem(this);
         // The watch's error is ignored: after the commit there is no rollback.
-        let _ = committed.0.tell(Step::Committed);
+        let _ = committed.0.notify(Step::Committed);
         Ok(committed)
     }
 }
@@ -323,7 +323,8 @@ impl CommittedToSystem<'_> {
         let until = Tick::end_of_hold(now, reason.hold);
         let mut pages = 0;
         let mut by_cause = [0u64; Cause::ALL.len()];
-        let told = told(&self.0.watch, self.0.sources.iter().map(|s| s.lock.range()));
+        let finalized =
+            pages_to_report(&self.0.watch, self.0.sources.iter().map(|s| s.lock.range()));
         let mut empty = Vec::new();
         for source in std::mem::take(&mut self.0.sources) {
             let collapses = source.duplicated();
@@ -377,7 +378,7 @@ impl CommittedToSystem<'_> {
                 n => recorder.migrated(Direction::ToSystem, cause, n),
             }
         }
-        tell_finalized(&self.0.watch, &told);
+        notify_finalized(&self.0.watch, &finalized);
         pages
     }
 }

@@ -29,7 +29,7 @@ pub trait Watch: Send + Sync {
 }
 
 /// Calls the watch, if there is one, and returns its answer.
-pub(super) fn tell(
+pub(super) fn notify(
     watch: &Option<Arc<dyn Watch>>,
     step: Step,
     pages: impl Iterator<Item = PageRange>,
@@ -42,7 +42,7 @@ pub(super) fn tell(
 
 /// Returns the pages if there is a watch to be called with them; otherwise an empty vector, which needs no
 /// memory.
-pub(super) fn told(
+pub(super) fn pages_to_report(
     watch: &Option<Arc<dyn Watch>>,
     pages: impl Iterator<Item = PageRange>,
 ) -> Vec<PageRange> {
@@ -53,7 +53,7 @@ pub(super) fn told(
 }
 
 /// Calls the watch for unlocked pages, if there are any: a second publication, from the drop, has none.
-pub(super) fn tell_finalized(watch: &Option<Arc<dyn Watch>>, pages: &[PageRange]) {
+pub(super) fn notify_finalized(watch: &Option<Arc<dyn Watch>>, pages: &[PageRange]) {
     if let (Some(watch), false) = (watch, pages.is_empty()) {
         // The watch's error is ignored: the migration is complete.
         let _ = watch.reached(Step::Finalized, pages);

@@ -160,11 +160,11 @@ pub(crate) enum Toucher {
     Device,
 }
 
-/// Number of slots that threads are spread over. More threads than slots share them: correct, but slower.
-const SLOTS: usize = 16;
+/// Number of stripes that the threads are spread over. More threads than that share stripes: correct, but slower.
+const STRIPES: usize = 16;
 
 #[repr(align(128))]
-struct Slot {
+struct Stripe {
     counters: [AtomicU64; COUNTERS],
     migrated: [[AtomicU64; Cause::ALL.len()]; 2],
     latency: [Mutex<Option<Histogram<u64>>>; 2],
@@ -173,42 +173,42 @@ struct Slot {
 
 /// Counts and records everything that happens in a backend.
 pub(crate) struct Recorder {
-    slots: Box<[Slot]>,
+    stripes: Box<[Stripe]>,
     events: bool,
 }
 
 impl Recorder {
-    /// A recorder with rings of `events` events per slot; 0 disables events.
+    /// A recorder with rings of `events` events per stripe; 0 disables events.
     pub(crate) fn new(events: usize) -> Recorder {
-        let slot = |_| Slot {
+        let stripe = |_| Stripe {
             counters: [const { AtomicU64::new(0) }; _],
             migrated: [const { [const { AtomicU64::new(0) }; _] }; 2],
             latency: [const { Mutex::new(None) }; 2],
             events: Mutex::new(Ring::new(events)),
         };
         Recorder {
-            slots: (0..SLOTS).map(slot).collect(),
+            stripes: (0..STRIPES).map(stripe).collect(),
             events: events > 0,
         }
     }
 
-    fn slot(&self) -> &Slot {
+    fn stripe(&self) -> &Stripe {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local!(static MINE: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed)));
-        &self.slots[MINE.get() % SLOTS]
+        &self.stripes[MINE.get() % STRIPES]
     }
 
     pub(crate) fn add(&self, counter: Counter, n: u64) {
-        self.slot().counters[counter as usize].fetch_add(n, Ordering::Relaxed);
+        self.stripe().counters[counter as usize].fetch_add(n, Ordering::Relaxed);
     }
 
     pub(crate) fn migrated(&self, direction: Direction, cause: Cause, pages: u64) {
-        self.slot().migrated[direction as usize][cause as usize]
+        self.stripe().migrated[direction as usize][cause as usize]
             .fetch_add(pages, Ordering::Relaxed);
     }
 
     pub(crate) fn latency(&self, toucher: Toucher, time: Duration) {
-        let mut histogram = self.slot().latency[toucher as usize].lock();
+        let mut histogram = self.stripe().latency[toucher as usize].lock();
         histogram
             .get_or_insert_with(new_histogram)
             .saturating_record(time.as_nanos().min(u64::MAX.into()) as u64);
@@ -217,7 +217,7 @@ impl Recorder {
     /// Puts an event into this thread's ring. `event` is called only if events are enabled.
     pub(crate) fn event(&self, event: impl FnOnce() -> Event) {
         if self.events {
-            self.slot().events.lock().push(event());
+            self.stripe().events.lock().push(event());
         }
     }
 
@@ -226,8 +226,8 @@ impl Recorder {
     /// have recorded events that are older than those in the last ring.
     pub(crate) fn drain_events(&self, now: Duration) -> Events {
         let mut all = Events::default();
-        for slot in &self.slots {
-            slot.events.lock().drain_into(&mut all, now);
+        for stripe in &self.stripes {
+            stripe.events.lock().drain_into(&mut all, now);
         }
         all.events.sort_by_key(|e| e.time);
         all
@@ -235,8 +235,8 @@ impl Recorder {
 
     /// All statistics except those that only the devices know.
     pub(crate) fn stats(&self) -> Stats {
-        let sum = |f: &dyn Fn(&Slot) -> &AtomicU64| -> u64 {
-            self.slots
+        let sum = |f: &dyn Fn(&Stripe) -> &AtomicU64| -> u64 {
+            self.stripes
                 .iter()
                 .map(|s| f(s).load(Ordering::Relaxed))
                 .sum()
@@ -268,8 +268,8 @@ impl Recorder {
 
     fn merged(&self, toucher: Toucher) -> Latency {
         let mut all = new_histogram();
-        for slot in &self.slots {
-            if let Some(histogram) = &*slot.latency[toucher as usize].lock() {
+        for stripe in &self.stripes {
+            if let Some(histogram) = &*stripe.latency[toucher as usize].lock() {
                 all.add(histogram).expect("all histograms are alike");
             }
         }

@@ -1,7 +1,7 @@
 //! Migrations that the VMM or the guest requests.
 
 use crate::fault::Faults;
-use crate::migrate::{Core, Reason, Take, collect_to_system, to_device, to_system};
+use crate::migrate::{Core, Leaving, Reason, collect_to_system, to_device, to_system};
 use crate::observe::Cause;
 use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, PageRange, PageSet};
 
@@ -43,7 +43,7 @@ pub(crate) fn migrate_to_system(core: &Core, range: PageRange) -> Result<u64, Er
     while !left.is_empty() {
         let part = left.take_blocks(MOST_BLOCKS);
         core.end_exclusive_access(part, |_| true);
-        for (device, sources) in collect_to_system(core, sets_of(part), Take::All) {
+        for (device, sources) in collect_to_system(core, sets_of(part), Leaving::All) {
             let reason = Reason::of(Cause::User);
             moved += to_system(core, device, sources, reason, None)
                 .map_or(0, |done| u64::from(done.pages()));

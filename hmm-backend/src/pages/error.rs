@@ -202,11 +202,12 @@ pub enum Error {
 /// Why a driver could not resolve a fault ([`crate::driver::Driver::migrate_to_ram`]).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
-    /// The page cannot be moved now; the backend tries the fault again later.
+    /// The page cannot be moved now; the backend tries the fault again later, and reports it as fatal after about a
+    /// second.
     #[error("busy")]
     Retry,
-    /// There is no system memory; the backend tries the fault again later, and reports it as fatal after many
-    /// attempts.
+    /// There is no system memory; the backend tries the fault again later, and reports it as fatal after about a
+    /// second.
     #[error("out of system memory")]
     OutOfMemory,
     /// The contents cannot be supplied.
@@ -214,7 +215,8 @@ pub enum FaultError {
     Fatal(String),
 }
 
-/// Why pages could not be migrated to a device.
+/// Why pages could not be migrated to a device. The fault or request continues with the pages in system memory; nothing
+/// else is done with the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MigrateError {
     /// The driver reported an error in one of the steps of the migration.

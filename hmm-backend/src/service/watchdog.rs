@@ -32,7 +32,7 @@ struct Threads {
 }
 
 /// What the watching thread and the service's owner share.
-struct Shared {
+struct ServiceState {
     spawner: WorkerSpawner,
     limit: Duration,
     threads: Mutex<Threads>,
@@ -42,7 +42,7 @@ struct Shared {
 
 /// Owner of the service threads and of the thread that watches them.
 pub(crate) struct Watchdog {
-    shared: Arc<Shared>,
+    shared: Arc<ServiceState>,
     watcher: Option<JoinHandle<()>>,
 }
 
@@ -52,7 +52,7 @@ impl Watchdog {
         cpus: Vec<Option<usize>>,
         slow_driver: Duration,
     ) -> Result<Watchdog, Error> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ServiceState {
             spawner,
             limit: slow_driver,
             threads: Mutex::new(Threads {
@@ -98,7 +98,7 @@ impl Watchdog {
         let shared = &*self.shared;
         let mut threads = shared.threads();
         threads.stopping = true;
-        let told = shared.spawner.stop.ring().is_ok();
+        let stop_sent = shared.spawner.stop.ring().is_ok();
         shared.changed.notify_all();
         let calls = &shared.spawner.faults.core.driver_calls;
         loop {
@@ -113,7 +113,7 @@ impl Watchdog {
             // If the stop event could not be sent, leave the thread behind like one that is blocked in a
             // driver.
             let left_behind =
-                |thread: &JoinHandle<()>| !told || calls.is_slow(thread.thread().id());
+                |thread: &JoinHandle<()>| !stop_sent || calls.is_slow(thread.thread().id());
             if threads.running.iter().all(left_behind) {
                 break;
             }
@@ -126,7 +126,7 @@ impl Watchdog {
     }
 }
 
-impl Shared {
+impl ServiceState {
     fn threads(&self) -> MutexGuard<'_, Threads> {
         self.threads.lock()
     }

@@ -2,10 +2,10 @@
 
 mod advisor;
 mod prefetch;
-mod queue;
+mod prefetch_queue;
 
 pub(crate) use advisor::Advisor;
-pub(crate) use queue::{Prefetch, PrefetchQueue};
+pub(crate) use prefetch_queue::{Prefetch, PrefetchQueue};
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::queue::Prefetch;
+use super::prefetch_queue::Prefetch;
 use crate::fault::faults::Faults;
-use crate::migrate::{Device, Reason, Take, collect_to_system, to_device, to_system};
+use crate::migrate::{Device, Leaving, Reason, collect_to_system, to_device, to_system};
 use crate::observe::{Cause, Counter};
 use crate::pages::{Access, Block, Page, PageSet, Place};
 use crate::policy::{MAX_WISH, Wish};
@@ -51,7 +51,7 @@ impl Faults {
         match prefetch.to {
             Place::System => {
                 if prefetch.wished {
-                    self.take_translations_away(block, &pages);
+                    self.invalidate_system_pages(block, &pages);
                 }
                 self.prefetch_to_system(block, &pages, &duplicate, access);
             }
@@ -85,7 +85,7 @@ impl Faults {
 
     /// Takes translations away from devices for those of these pages that are in system memory, so that a
     /// device must fault before it uses them in place again.
-    fn take_translations_away(&self, block: Block, pages: &PageSet) {
+    fn invalidate_system_pages(&self, block: Block, pages: &PageSet) {
         let mut locks = Vec::new();
         for page in pages.iter().map(|index| block.page(index)) {
             // A thread that has locked the page takes its translations away itself, or has just found that none
@@ -125,7 +125,7 @@ impl Faults {
             (on_devices.difference(duplicate), false),
         ] {
             for (device, sources) in
-                collect_to_system(&self.core, [(block, pages)], Take::SingleAndFree)
+                collect_to_system(&self.core, [(block, pages)], Leaving::SingleAndFree)
             {
                 let reason = Reason {
                     duplicate,

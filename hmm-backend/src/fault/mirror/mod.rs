@@ -1,17 +1,4 @@
-//! The mirror: a device's view of managed memory.
-//!
-//! The device keeps its own translation table (a [`DeviceMmu`]), but the table lives *inside* the mirror,
-//! behind the lock that invalidation takes. So a device cannot break the rules of Linux's
-//! `mmu_interval_notifier` by mistake:
-//!
-//! * entries are looked up and used only under a [`MirrorGuard`], and an invalidation returns only when no
-//!   guard is held: from then on the device does not use the old translations;
-//! * new entries are made only by [`Mirror::fault`], which checks under the same lock that no invalidation of
-//!   these pages came between finding and entering them; the migrations that the fault itself causes come
-//!   before a page is found, so a device never makes itself repeat a fault (in Linux, the owner of a notifier
-//!   range serves this purpose);
-//! * a fault needs the mirror mutably, so the device cannot take one while it holds a guard, which would
-//!   deadlock against the migration that the fault may cause.
+//! The mirror: a device's view of managed memory. Its rules are in the documentation of [`crate::mirror`].
 
 mod page_table;
 mod remote;
@@ -91,7 +78,7 @@ pub(super) struct Tables<M> {
     waiting: bool,
 }
 
-pub(super) struct Shared<M> {
+pub(super) struct MirrorState<M> {
     device: DeviceId,
     tables: Mutex<Tables<M>>,
     /// The number of invalidations that want the mutex.
@@ -99,13 +86,13 @@ pub(super) struct Shared<M> {
     no_longer_wanted: Condvar,
 }
 
-impl<M> Shared<M> {
+impl<M> MirrorState<M> {
     pub(super) fn tables(&self) -> MutexGuard<'_, Tables<M>> {
         self.tables.lock()
     }
 }
 
-impl<M: DeviceMmu> Invalidate for Shared<M> {
+impl<M: DeviceMmu> Invalidate for MirrorState<M> {
     fn device(&self) -> DeviceId {
         self.device
     }
@@ -131,7 +118,7 @@ impl<M: DeviceMmu> Invalidate for Shared<M> {
 pub struct Mirror<M: DeviceMmu> {
     pub(super) faults: Arc<Faults>,
     pub(super) device: Arc<Device>,
-    pub(super) shared: Arc<Shared<M>>,
+    pub(super) shared: Arc<MirrorState<M>>,
 }
 
 /// Gives access to the device's translations while it lives; invalidations wait until it is dropped.
@@ -165,7 +152,7 @@ impl<M: DeviceMmu> Mirror<M> {
     /// See [`crate::Backend::mirror`].
     pub(crate) fn new(faults: Arc<Faults>, device: DeviceId, mmu: M) -> Result<Mirror<M>, Error> {
         let device = faults.core.device(device)?.clone();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(MirrorState {
             device: device.id,
             tables: Mutex::new(Tables {
                 mmu,

@@ -6,20 +6,20 @@
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::memory::mmap::Mapping;
+use crate::memory::mmap::MemoryMap;
 use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE};
 
 /// The memory in which blocks of zeros are made. Between uses it holds no pages.
-pub(in crate::memory) struct Blank(Mutex<Mapping>);
+pub(in crate::memory) struct Blank(Mutex<MemoryMap>);
 
 /// A block of zeros that is about to move. Pages that do not move are used next time: they still hold zeros.
-pub(in crate::memory) struct Zeros<'b>(MutexGuard<'b, Mapping>);
+pub(in crate::memory) struct Zeros<'b>(MutexGuard<'b, MemoryMap>);
 
 impl Blank {
     const BYTES: u64 = BLOCK_PAGES * PAGE_SIZE;
 
     pub(in crate::memory) fn new() -> Result<Blank, Error> {
-        let mapping = Mapping::new(Blank::BYTES, "hmm-blank")?;
+        let mapping = MemoryMap::new(Blank::BYTES, "hmm-blank")?;
         mapping.prefer_huge_pages();
         Ok(Blank(Mutex::new(mapping)))
     }

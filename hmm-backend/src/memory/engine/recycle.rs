@@ -10,14 +10,14 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::memory::buddy::Buddy;
 use crate::memory::kernel::{Effect, Kernel, KernelCall, bytes};
-use crate::memory::mmap::Mapping;
+use crate::memory::mmap::MemoryMap;
 use crate::memory::ranged::EngineError;
 use crate::memory::uffd::Uffd;
 use crate::pages::{Error, Frame, MAX_ORDER, PAGE_SIZE, PageRange, PageSet};
 
 pub(in crate::memory) struct Recycler {
     kernel: Kernel,
-    area: Mapping,
+    area: MemoryMap,
     /// Slots are filled by moves, and the destination of a move must be registered.
     uffd: Uffd,
     slots: Mutex<Slots>,
@@ -54,7 +54,7 @@ const WORTHWHILE_ORDER: u8 = 3;
 impl Recycler {
     pub(in crate::memory) fn new(bytes: u64, kernel: Kernel) -> Result<Recycler, Error> {
         let slots = bytes.div_ceil(PAGE_SIZE).min(u32::MAX.into()) as u32;
-        let area = Mapping::new(u64::from(slots) * PAGE_SIZE, "hmm-recycled")?;
+        let area = MemoryMap::new(u64::from(slots) * PAGE_SIZE, "hmm-recycled")?;
         let uffd = Uffd::for_device_memory()?;
         uffd.register(area.start(), area.len(), false)?;
         Ok(Recycler {

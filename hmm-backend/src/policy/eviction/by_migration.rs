@@ -9,7 +9,7 @@ use crate::policy::EvictionPolicy;
 /// Frames in a chunk.
 const CHUNK: u32 = BLOCK_PAGES as u32;
 
-/// The by-migration policy. Its one list holds chunks as if each were a folio of one frame.
+/// The by-migration policy. Its one list contains chunks as if each were a folio of one frame.
 #[derive(Debug)]
 pub struct ByMigration {
     chunks: Lists<1>,
@@ -41,7 +41,7 @@ impl EvictionPolicy for ByMigration {
         let chunk = Self::chunk(head);
         self.folios[head.0 as usize] = 1 << order;
         self.used[chunk.0 as usize] += 1 << order;
-        if self.chunks.holds(chunk) {
+        if self.chunks.contains(chunk) {
             self.chunks.move_to(0, chunk);
         } else {
             self.chunks.push(0, chunk, 0);
@@ -52,7 +52,7 @@ impl EvictionPolicy for ByMigration {
 
     fn refused(&mut self, head: Frame) {
         let chunk = Self::chunk(head);
-        if self.chunks.holds(chunk) {
+        if self.chunks.contains(chunk) {
             self.chunks.move_to(0, chunk);
         }
     }

@@ -27,7 +27,7 @@ impl EvictionPolicy for Clock {
     }
 
     fn touched(&mut self, head: Frame) {
-        if self.0.holds(head) {
+        if self.0.contains(head) {
             self.0.set_note(head, USED);
         }
     }

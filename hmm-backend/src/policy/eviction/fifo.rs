@@ -23,7 +23,7 @@ impl EvictionPolicy for Fifo {
     fn touched(&mut self, _: Frame) {}
 
     fn refused(&mut self, head: Frame) {
-        if self.0.holds(head) {
+        if self.0.contains(head) {
             self.0.move_to(0, head);
         }
     }

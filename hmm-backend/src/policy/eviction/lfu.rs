@@ -32,7 +32,7 @@ impl EvictionPolicy for Lfu {
     }
 
     fn touched(&mut self, head: Frame) {
-        if self.0.holds(head) {
+        if self.0.contains(head) {
             let uses = (self.0.note(head) + 1).min(MOST as u8);
             self.0.set_note(head, uses);
             self.0.move_to(uses.into(), head);
@@ -40,7 +40,7 @@ impl EvictionPolicy for Lfu {
     }
 
     fn refused(&mut self, head: Frame) {
-        if self.0.holds(head) {
+        if self.0.contains(head) {
             self.0.move_to(ASIDE, head);
         }
     }

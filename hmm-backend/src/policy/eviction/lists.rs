@@ -66,7 +66,7 @@ impl<const N: usize> Lists<N> {
     }
 
     /// Whether a folio starts here. Notices may be late: the folio may be gone already.
-    pub(super) fn holds(&self, head: Frame) -> bool {
+    pub(super) fn contains(&self, head: Frame) -> bool {
         self.get(head).order_plus_1 != 0
     }
 
@@ -110,7 +110,7 @@ impl<const N: usize> Lists<N> {
 
     /// Adds a new folio as the last of this list.
     pub(super) fn push(&mut self, list: usize, head: Frame, order: u8) {
-        debug_assert!(!self.holds(head));
+        debug_assert!(!self.contains(head));
         let at = head.0 + 1;
         *self.slot(at) = Slot {
             order_plus_1: order + 1,
@@ -144,7 +144,7 @@ impl<const N: usize> Lists<N> {
 
     /// Removes the folio.
     pub(super) fn remove(&mut self, head: Frame) {
-        debug_assert!(self.holds(head));
+        debug_assert!(self.contains(head));
         self.unlink(head.0 + 1);
         *self.slot(head.0 + 1) = FREE;
     }

@@ -21,7 +21,7 @@ impl EvictionPolicy for Lru {
     }
 
     fn touched(&mut self, head: Frame) {
-        if self.0.holds(head) {
+        if self.0.contains(head) {
             self.0.move_to(0, head);
         }
     }

@@ -77,7 +77,7 @@ impl EvictionPolicy for S3Fifo {
     }
 
     fn touched(&mut self, head: Frame) {
-        if self.queues.holds(head) {
+        if self.queues.contains(head) {
             let uses = (self.uses(head) + 1).min(MOST);
             self.queues
                 .set_note(head, self.queues.note(head) & OF_MAIN | uses);
@@ -85,7 +85,7 @@ impl EvictionPolicy for S3Fifo {
     }
 
     fn refused(&mut self, head: Frame) {
-        if self.queues.holds(head) {
+        if self.queues.contains(head) {
             let queue = match self.queues.list_of(head) {
                 REFUSED => self.queues.note(head) & OF_MAIN,
                 MAIN => OF_MAIN,
