@@ -10,7 +10,7 @@ use hmm_backend::driver::FaultError;
 use hmm_backend::engine::EngineChoice;
 use hmm_backend::mirror::{MirrorError, Target};
 use hmm_backend::observe::EventKind;
-use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::pages::{Page, PageRange, Permission};
 use hmm_backend::residency::Residency;
 use hmm_backend::service::FatalCause;
 use hmm_backend::{Backend, BackendConfig, snapshot};
@@ -367,7 +367,9 @@ fn devices_may_not_write_read_only_pages() {
         let rig = Rig::new(512, engine, "on-demand+timeslice:min=0us");
         let mut device = rig.device(64);
         device.write(2, 0, 1).unwrap();
-        rig.backend.set_read_only(rig.range(0..4), true).unwrap();
+        rig.backend
+            .set_permission(rig.range(0..4), Permission::ReadOnly)
+            .unwrap();
         assert_eq!(device.read(2, 0), Ok(1));
         assert_eq!(device.write(2, 0, 2), Err(MirrorError::Permission(Page(2))));
         // The page is in the device's own memory, and the device has just read it.
@@ -375,7 +377,9 @@ fn devices_may_not_write_read_only_pages() {
         assert_eq!(added, Err(MirrorError::Permission(Page(2))));
         assert_eq!(device.write(3, 0, 2), Err(MirrorError::Permission(Page(3))));
         assert_eq!(device.read(600, 0), Err(MirrorError::OutOfRange(Page(600))));
-        rig.backend.set_read_only(rig.range(0..4), false).unwrap();
+        rig.backend
+            .set_permission(rig.range(0..4), Permission::Writable)
+            .unwrap();
         device.write(2, 0, 2).unwrap();
         assert_eq!(rig.cpu(2, 0).load(SeqCst), 2);
     });

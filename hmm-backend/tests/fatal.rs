@@ -9,7 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use hmm_backend::engine::{Engine, EngineChoice};
-use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange, Permission};
 use hmm_backend::service::{FatalCause, ServiceConfig};
 use hmm_backend::{Backend, BackendConfig};
 
@@ -98,7 +98,7 @@ fn a_reader_beside_a_writer_of_a_read_only_page_just_reads() {
     for engine in [Engine::Remap, Engine::Copy] {
         let backend = unserved(engine);
         let page = PageRange::single(Page(7));
-        backend.set_read_only(page, true).unwrap();
+        backend.set_permission(page, Permission::ReadOnly).unwrap();
         let (first, started) = mpsc::channel();
         let second = first.clone();
         std::thread::scope(|scope| {
@@ -119,7 +119,7 @@ fn a_reader_beside_a_writer_of_a_read_only_page_just_reads() {
             }
             let was_read = reader.is_finished();
             // Also wakes a reader that the service has forgotten, before an assertion can fail.
-            backend.set_read_only(page, false).unwrap();
+            backend.set_permission(page, Permission::Writable).unwrap();
             assert_eq!(reader.join().unwrap() & !1, 0);
             writer.join().unwrap();
             drop(service);

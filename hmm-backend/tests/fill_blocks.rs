@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use common::{Rig, both_engines};
 use hmm_backend::engine::Engine;
-use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::pages::{Page, PageRange, Permission};
 use hmm_backend::residency::Residency;
 use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
 
@@ -58,7 +58,7 @@ fn a_block_that_is_in_use_is_filled_page_by_page() {
         assert_eq!(present(&rig), [6]);
         // A read-only page is not filled either: it may be read-only because it must stay without contents.
         rig.backend
-            .set_read_only(rig.range(600..601), true)
+            .set_permission(rig.range(600..601), Permission::ReadOnly)
             .unwrap();
         rig.cpu(601, 0).store(3, SeqCst);
         assert_eq!(present(&rig), [6, 601]);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::{Rig, both_engines};
 use hmm_backend::mirror::{MirrorError, Target};
 use hmm_backend::observe::EventKind;
-use hmm_backend::pages::Page;
+use hmm_backend::pages::{Page, Permission};
 use hmm_backend::residency::Residency;
 use hmm_backend::{BackendConfig, Error, snapshot};
 
@@ -40,11 +40,11 @@ fn forbidden_write(rig: &Rig, page: u32, value: u64) {
         assert_eq!(fault.page, Page(page));
         assert!(fault.cause.to_string().contains("read-only"), "{fault:?}");
         rig.backend
-            .set_read_only(rig.range(page..page + 1), false)
+            .set_permission(rig.range(page..page + 1), Permission::Writable)
             .unwrap();
     });
     rig.backend
-        .set_read_only(rig.range(page..page + 1), true)
+        .set_permission(rig.range(page..page + 1), Permission::ReadOnly)
         .unwrap();
 }
 
@@ -58,7 +58,9 @@ fn cpus_cannot_write_read_only_pages_wherever_they_are() {
         }
         let range = rig.range(0..16);
         // Pages 0..8 are present, pages 8..16 are untouched.
-        rig.backend.set_read_only(range, true).unwrap();
+        rig.backend
+            .set_permission(range, Permission::ReadOnly)
+            .unwrap();
         forbidden_write(&rig, 1, 100);
         forbidden_write(&rig, 9, 101);
         assert_eq!(rig.cpu(1, 0).load(SeqCst), 100);
@@ -78,7 +80,9 @@ fn cpus_cannot_write_read_only_pages_wherever_they_are() {
         rig.backend.guest_freed(range).unwrap();
         assert_eq!(rig.cpu(5, 0).load(SeqCst), 0);
         forbidden_write(&rig, 5, 104);
-        rig.backend.set_read_only(range, false).unwrap();
+        rig.backend
+            .set_permission(range, Permission::Writable)
+            .unwrap();
         rig.cpu(5, 0).fetch_add(1, SeqCst);
         rig.cpu(11, 0).fetch_add(1, SeqCst);
         assert_eq!(rig.cpu(5, 0).load(SeqCst), 105);
@@ -94,7 +98,9 @@ fn a_rolled_back_migration_keeps_the_permission() {
         for page in 0..8 {
             rig.cpu(page, 0).store(10 + u64::from(page), SeqCst);
         }
-        rig.backend.set_read_only(rig.range(2..5), true).unwrap();
+        rig.backend
+            .set_permission(rig.range(2..5), Permission::ReadOnly)
+            .unwrap();
         device.faults.lock().unwrap().to_device_after_copy = 8;
         let range = rig.range(0..8);
         assert_eq!(rig.backend.migrate_to_device(device.id, range).unwrap(), 0);
@@ -117,7 +123,7 @@ fn a_large_folio_has_one_permission() {
         let all = rig.range(0..512);
         assert_eq!(rig.backend.migrate_to_device(device.id, all).unwrap(), 512);
         rig.backend
-            .set_read_only(rig.range(100..101), true)
+            .set_permission(rig.range(100..101), Permission::ReadOnly)
             .unwrap();
         assert!(device.write(99, 0, 7).is_ok() && device.write(101, 0, 8).is_ok());
         assert_eq!(
@@ -134,9 +140,13 @@ fn a_large_folio_has_one_permission() {
             Err(MirrorError::Permission(Page(100)))
         );
         assert_eq!(device.read(100, 0), Ok(3));
-        rig.backend.set_read_only(all, true).unwrap();
+        rig.backend
+            .set_permission(all, Permission::ReadOnly)
+            .unwrap();
         assert_eq!(device.write(0, 0, 9), Err(MirrorError::Permission(Page(0))));
-        rig.backend.set_read_only(all, false).unwrap();
+        rig.backend
+            .set_permission(all, Permission::Writable)
+            .unwrap();
         assert_eq!(rig.backend.migrate_to_system(all).unwrap(), 512);
         rig.backend.migrate_to_device(device.id, all).unwrap();
         let seen = rig.backend.snapshot(device.id, rig.range(0..1)).unwrap();
@@ -215,12 +225,16 @@ fn exclusive_access_ends_by_whatever_else_happens_to_the_page() {
         assert_eq!(two.target(4), None);
         // A permission change; after it, no atomic operation.
         take(&mut two);
-        rig.backend.set_read_only(range, true).unwrap();
+        rig.backend
+            .set_permission(range, Permission::ReadOnly)
+            .unwrap();
         assert_eq!(
             two.add_exclusively(4, 0, 1, || {}),
             Err(MirrorError::Permission(Page(4)))
         );
-        rig.backend.set_read_only(range, false).unwrap();
+        rig.backend
+            .set_permission(range, Permission::Writable)
+            .unwrap();
         // A pin, during which no device can make the page exclusive; then a free, a request, and a detach.
         take(&mut one);
         let pinned = rig.backend.pin(range).unwrap();
@@ -305,7 +319,9 @@ fn coherent_pages_are_reached_by_all_and_move_only_when_asked_to() {
         assert_eq!(rig.backend.guest_freed(rig.range(8..9)).unwrap(), 1);
         assert_eq!(rig.cpu(8, 0).load(SeqCst), 0);
         // Permissions, memory failures, and a detach.
-        rig.backend.set_read_only(rig.range(6..7), true).unwrap();
+        rig.backend
+            .set_permission(rig.range(6..7), Permission::ReadOnly)
+            .unwrap();
         assert_eq!(own.write(6, 0, 1), Err(MirrorError::Permission(Page(6))));
         forbidden_write(&rig, 6, 60);
         rig.backend.memory_failure(Page(7)).unwrap();
@@ -449,7 +465,7 @@ fn shared_memory_is_mirrored_in_place_and_never_moves() {
             Err(MirrorError::NotExclusive(Page(600)))
         );
         for refused in [
-            rig.backend.set_read_only(all, true),
+            rig.backend.set_permission(all, Permission::ReadOnly),
             rig.backend.memory_failure(Page(600)),
         ] {
             assert!(matches!(refused, Err(Error::Shared(_))), "{refused:?}");

@@ -16,7 +16,7 @@ use hmm_backend::driver::{
 use hmm_backend::engine::Engine;
 use hmm_backend::mirror::MirrorError;
 use hmm_backend::observe::Cause;
-use hmm_backend::pages::Page;
+use hmm_backend::pages::{Page, Permission};
 
 const PLAIN: &str = "on-demand+timeslice:min=0us";
 /// Longer than any step of these tests takes; after it, a test fails instead of hanging.
@@ -252,7 +252,9 @@ fn every_frame_can_be_used_again_after_a_rollback() {
             rig.cpu(page, 0).store(1, SeqCst);
         }
         // Read-only pages are rolled back by copying: their frames keep the contents.
-        rig.backend.set_read_only(rig.range(2..5), true).unwrap();
+        rig.backend
+            .set_permission(rig.range(2..5), Permission::ReadOnly)
+            .unwrap();
         // Pages with contents and untouched pages are rolled back after the copy.
         device.faults.lock().unwrap().to_device_after_copy = 1;
         assert_eq!(

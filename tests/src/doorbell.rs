@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hmm_backend::Backend;
-use hmm_backend::pages::PageRange;
+use hmm_backend::pages::{PageRange, Permission};
 use hmmvisor::machine::bus::{Device, Next};
 use hmmvisor_abi::agent::{self, Mailbox};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
@@ -144,7 +144,13 @@ impl Doorbell {
         let range: PageRange = (page..page.saturating_add(arg(1) as u32)).range();
         let answer = match mailbox.opcode.load(Relaxed) {
             agent::OP_FREE => self.backend.guest_freed(range),
-            agent::OP_READ_ONLY => self.backend.set_read_only(range, arg(2) != 0).map(|()| 0),
+            agent::OP_READ_ONLY => {
+                let permission = match arg(2) {
+                    0 => Permission::Writable,
+                    _ => Permission::ReadOnly,
+                };
+                self.backend.set_permission(range, permission).map(|()| 0)
+            }
             other => panic!("the agent calls the host for command {other}"),
         };
         let status = match answer {

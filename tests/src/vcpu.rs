@@ -143,7 +143,7 @@ impl<'vm> Vcpu<'vm> {
         self.range("free", agent::OP_FREE, pages, 0)
     }
 
-    /// Makes pages read-only ([`hmm_backend::Backend::set_read_only`], through the test kit's device).
+    /// Makes pages read-only ([`hmm_backend::Backend::set_permission`], through the test kit's device).
     pub fn set_read_only(self, pages: impl Pages) -> Pending<'vm, ()> {
         self.range("set read-only", agent::OP_READ_ONLY, pages, 1)
             .unit()

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hmm_backend::mirror::MirrorError;
-use hmm_backend::pages::{DeviceId, Page, PageRange};
+use hmm_backend::pages::{DeviceId, Page, PageRange, Permission};
 use hmm_backend::testing::CheckedDriver;
 use hmm_backend::{Backend, Error, Pinned};
 
@@ -145,7 +145,7 @@ impl Disturber {
             6 => self.pins.clear(),
             7 => {
                 let range = self.some(layout.constant(), 8);
-                self.protect(range, true)?;
+                self.protect(range, Permission::ReadOnly)?;
                 self.figures.protected += u64::from(range.len());
                 self.protected.push(range);
             }
@@ -238,11 +238,11 @@ impl Disturber {
     }
 
     /// Tries again what the kernel may refuse for a moment.
-    fn protect(&self, range: PageRange, read_only: bool) -> Result<(), String> {
+    fn protect(&self, range: PageRange, permission: Permission) -> Result<(), String> {
         const TRIES: u32 = 100;
         let mut tries = 0;
         loop {
-            match self.state.backend.set_read_only(range, read_only) {
+            match self.state.backend.set_permission(range, permission) {
                 Ok(()) => return Ok(()),
                 Err(Error::Protect { .. }) if tries < TRIES => tries += 1,
                 Err(error) => return Err(format!("permission of {range:?}: {error}")),
@@ -252,7 +252,7 @@ impl Disturber {
 
     fn lift(&mut self) -> Result<(), String> {
         for range in std::mem::take(&mut self.protected) {
-            self.protect(range, false)?;
+            self.protect(range, Permission::Writable)?;
         }
         Ok(())
     }

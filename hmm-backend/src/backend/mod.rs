@@ -20,7 +20,7 @@ use crate::migrate::{Core, Driver, first_outside};
 use crate::observe::{Events, Recorder, Stats};
 use crate::ops::{self, Pinned};
 use crate::pages::time::{Clock, Tick};
-use crate::pages::{BLOCK_PAGES, DeviceId, Error, Hint, PAGE_SIZE, Page, PageRange};
+use crate::pages::{BLOCK_PAGES, DeviceId, Error, Hint, PAGE_SIZE, Page, PageRange, Permission};
 use crate::policy::PolicyFactory;
 use crate::residency::{ResidencyTable, Word};
 use crate::service::{FaultService, ServiceConfig};
@@ -213,8 +213,8 @@ impl Backend {
     /// takes a fatal fault, a device gets [`crate::mirror::MirrorError::Permission`]. The permission belongs to the
     /// page wherever its contents are, also after a free. Waits for pages in motion; ends exclusive access.
     /// Returns an error for shared memory, because other processes may have it mapped.
-    pub fn set_read_only(&self, range: PageRange, read_only: bool) -> Result<(), Error> {
-        ops::set_read_only(self.core(), range, read_only)
+    pub fn set_permission(&self, range: PageRange, permission: Permission) -> Result<(), Error> {
+        ops::set_permission(self.core(), range, permission)
     }
 
     /// Marks the contents of a page as lost, because the memory behind it has failed, wherever the page is.

@@ -10,7 +10,7 @@ use crate::fault::{Attempts, Deferred, Fault, Unresolved, sort_and_deduplicate};
 use crate::pages::time::{MAX_HOLD, Tick};
 use crate::pages::{
     Access, BLOCK_PAGES, Block, DeviceId, FatalCause, Frame, Hint, MAX_ORDER, Page, PageRange,
-    PageSet, Place,
+    PageSet, Permission, Place,
 };
 use crate::policy::{Advice, BlockFault, BlockView, PolicySpec};
 use crate::residency::{LOCKED, MIRRORED, PIN, Placed, Residency, WAITERS, Word};
@@ -92,7 +92,7 @@ proptest! {
     #[test]
     fn words_keep_their_fields_apart(
         old in any::<u64>(), device in 0u8..64, frame in any::<u32>(), order in 0..=MAX_ORDER, tick in any::<u32>(),
-        read_only in any::<bool>(), flags in 0u64..8, pins in 0u64..63,
+        permission in prop_oneof![Just(Permission::ReadOnly), Just(Permission::Writable)], flags in 0u64..8, pins in 0u64..63,
     ) {
         let old = Word(old);
         let next = old.generation().wrapping_add(1) & 0x7fff;
@@ -109,12 +109,12 @@ proptest! {
             prop_assert!(!new.locked() && !new.waiters() && !new.mirrored());
             prop_assert_eq!(new.pins(), 0);
             let mask = [LOCKED, WAITERS, MIRRORED].iter().enumerate().filter(|(i, _)| flags >> i & 1 != 0).fold(0, |m, (_, f)| m | f);
-            let flagged = new.with(mask).with_read_only(read_only);
+            let flagged = new.with(mask).with_permission(permission);
             prop_assert_eq!((flagged.locked(), flagged.waiters(), flagged.mirrored()), (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0));
-            prop_assert_eq!(flagged.read_only(), read_only);
+            prop_assert_eq!(flagged.permission(), permission);
             prop_assert_eq!((flagged.residency(), flagged.generation(), flagged.order()), (new.residency(), next, new.order()));
             prop_assert_eq!(flagged.system_held_until(), new.system_held_until());
-            prop_assert_eq!(flagged.without(mask).with_read_only(old.read_only()), new);
+            prop_assert_eq!(flagged.without(mask).with_permission(old.permission()), new);
         }
         prop_assert_eq!(old.to_untouched().residency(), Residency::Untouched);
         prop_assert_eq!(old.to_poisoned().residency(), Residency::Poisoned);

@@ -8,7 +8,7 @@ use super::faults::Faults;
 use super::retry::Unresolved;
 use crate::memory::Presence;
 use crate::observe::Counter;
-use crate::pages::{FatalCause, Page, PageRange};
+use crate::pages::{FatalCause, Page, PageRange, Permission};
 use crate::residency::TryLock;
 
 impl Faults {
@@ -56,7 +56,10 @@ impl Faults {
         }
         if presence.there {
             // The host had refused to lift a write protection.
-            let lifted = self.core.guest.protect(PageRange::single(page), false);
+            let lifted = self
+                .core
+                .guest
+                .set_permission(PageRange::single(page), Permission::Writable);
             return lifted.map_err(|error| {
                 let what = format!("UFFDIO_WRITEPROTECT, letting CPUs write to it: {error}");
                 Unresolved::Fatal(FatalCause::Host(what))
@@ -92,7 +95,7 @@ mod tests {
         let page = Page(3);
         drop(backend.pin(PageRange::single(page)).unwrap());
         backend
-            .set_read_only(PageRange::single(page), true)
+            .set_permission(PageRange::single(page), Permission::ReadOnly)
             .unwrap();
         backend.faults.restore(page, false).unwrap();
         assert!(backend.faults.presence(page).unwrap().protected);

@@ -7,7 +7,7 @@ use super::host_failure::HostFailures;
 use super::ranged::{EngineError, each};
 use crate::memory::Engine;
 use crate::memory::mmap::MemoryMap;
-use crate::memory::uffd::Uffd;
+use crate::memory::uffd::{FaultKinds, Uffd};
 use crate::pages::{Error, Frame, PAGE_SIZE};
 
 /// One device's memory.
@@ -30,7 +30,7 @@ impl DeviceMemory {
             Engine::Copy | Engine::Model => None,
             Engine::Remap => {
                 let uffd = Uffd::for_device_memory()?;
-                uffd.register(mapping.start(), bytes, false)?;
+                uffd.register(mapping.start(), bytes, FaultKinds::Missing)?;
                 Some(uffd)
             }
         };

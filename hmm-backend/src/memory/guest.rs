@@ -1,5 +1,6 @@
 //! Managed guest memory, with the engine that moves its contents.
 
+use crate::memory::uffd::FaultKinds;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::presence::Presence;
 use super::ranged::EngineError;
 use super::run::{Fill, Reach, Run};
 use super::uffd::{Uffd, UffdSupport, probe_userfaultfd};
-use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE, Page, PageRange};
+use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE, Page, PageRange, Permission};
 use crate::residency::WakeFaults;
 
 /// The configuration of guest memory.
@@ -100,7 +101,9 @@ impl GuestMemory {
                 pages.mapping.populate(range.start.offset(), len)?;
             }
             // Write protection is needed for read-only pages and for the copy engine's migrations.
-            pages.each_shard_range(|uffd, start, len| uffd.register(start, len, true))?;
+            pages.each_shard_range(|uffd, start, len| {
+                uffd.register(start, len, FaultKinds::MissingAndProtected)
+            })?;
         }
         Ok(GuestMemory {
             engine,
@@ -204,7 +207,11 @@ impl GuestMemory {
 
     /// Lets CPUs write again, unless the pages are read-only, and wakes the writers.
     pub(crate) fn lift_protection(&self, run: Run) {
-        if !run.read_only && self.protect(run.range(), false).is_err() {
+        if run.permission == Permission::Writable
+            && self
+                .set_permission(run.range(), Permission::Writable)
+                .is_err()
+        {
             // The writers fault again, and the fault service finds the protection in their way (`stale.rs`).
             self.wake_range(run.range());
         }
@@ -212,8 +219,12 @@ impl GuestMemory {
 
     /// Protects pages of one block against writes by CPUs, or lifts the protection and wakes the writers. The pages
     /// must be present.
-    pub(crate) fn protect(&self, range: PageRange, protect: bool) -> io::Result<()> {
-        self.mover.protect(&self.pages, range, protect)
+    pub(crate) fn set_permission(
+        &self,
+        range: PageRange,
+        permission: Permission,
+    ) -> io::Result<()> {
+        self.mover.set_permission(&self.pages, range, permission)
     }
 
     /// Gives the memory of system pages back to the host. Their contents must be dead or copied to a frame. On an

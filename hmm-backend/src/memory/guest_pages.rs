@@ -12,7 +12,7 @@ use super::presence::Presence;
 use super::ranged::EngineError;
 use super::run::{Fill, Reach, Run};
 use super::uffd::Uffd;
-use crate::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
+use crate::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange, Permission};
 
 /// Managed memory and its userfaultfds; the caller of each call holds the locks of the pages.
 pub(crate) struct GuestPages {
@@ -109,8 +109,10 @@ impl GuestPages {
             unsafe {
                 match fill {
                     Fill::ZeroPage => uffd.zeropage(start, len),
-                    Fill::Memory => uffd.copy(start, self.zeros.start(), len, false),
-                    Fill::ReadOnly => uffd.copy(start, self.zeros.start(), len, true),
+                    Fill::Memory => uffd.copy(start, self.zeros.start(), len, Permission::Writable),
+                    Fill::ReadOnly => {
+                        uffd.copy(start, self.zeros.start(), len, Permission::ReadOnly)
+                    }
                 }
             }
         };
@@ -132,13 +134,17 @@ impl GuestPages {
                 let (offset, len) = (kernel::bytes(at), kernel::bytes(n));
                 // SAFETY: the caller holds the pages' locks, and the words say that the frames at `src` hold the contents
                 // and that the guest pages are missing.
-                unsafe { uffd.copy(dst + offset, src + offset, len, run.read_only) }
+                unsafe { uffd.copy(dst + offset, src + offset, len, run.permission) }
             });
     }
 
     /// Lets CPUs write again, unless the pages are read-only, and wakes the writers.
     pub(super) fn lift_protection(&self, run: Run) {
-        if !run.read_only && self.protect(run.range(), false).is_err() {
+        if run.permission == Permission::Writable
+            && self
+                .set_permission(run.range(), Permission::Writable)
+                .is_err()
+        {
             // The writers fault again, and the fault service finds and removes the protection (`fault/stale.rs`).
             self.wake_range(run.range());
         }
@@ -146,10 +152,15 @@ impl GuestPages {
 
     /// Protects pages of one block against writes by CPUs, or lifts the protection and wakes the writers. The pages
     /// must be present.
-    pub(super) fn protect(&self, range: PageRange, protect: bool) -> io::Result<()> {
+    pub(super) fn set_permission(
+        &self,
+        range: PageRange,
+        permission: Permission,
+    ) -> io::Result<()> {
         let (start, len) = (self.address(range.start), kernel::bytes(range.len()));
         self.kernel.whole(KernelCall::Protect, range, || {
-            self.shard(range.start).write_protect(start, len, protect)
+            self.shard(range.start)
+                .set_permission(start, len, permission)
         })
     }
 

@@ -8,7 +8,7 @@ use super::presence::PageTables;
 use super::ranged;
 use crate::host::limits::{Refusal, Resource};
 use crate::memory::mmap::MemoryMap;
-use crate::memory::uffd::Uffd;
+use crate::memory::uffd::{FaultKinds, Uffd};
 use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE};
 
 /// The result of moving pages with `UFFDIO_MOVE`.
@@ -34,13 +34,13 @@ pub fn probe_moves(limit: Duration) -> Result<MoveProbe, Error> {
     made.prefer_huge_pages();
     guest.prefer_huge_pages();
     let arrival = Uffd::for_faults()?;
-    arrival.register(guest.start(), block, false)?;
+    arrival.register(guest.start(), block, FaultKinds::Missing)?;
     let device = || -> Result<(MemoryMap, Uffd), Error> {
         let (mapping, uffd) = (
             MemoryMap::new(block, "hmm-probe")?,
             Uffd::for_device_memory()?,
         );
-        uffd.register(mapping.start(), block, false)?;
+        uffd.register(mapping.start(), block, FaultKinds::Missing)?;
         Ok((mapping, uffd))
     };
     let devices = [device()?, device()?];

@@ -1,7 +1,7 @@
 //! Pages and frames that one kernel call handles.
 
 use super::kernel;
-use crate::pages::{Frame, Page, PageRange};
+use crate::pages::{Frame, Page, PageRange, Permission};
 
 /// The extent of one kernel call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,8 +17,8 @@ pub(crate) struct Run {
     pub(crate) page: Page,
     pub(crate) frame: Frame,
     pub(crate) pages: u32,
-    /// Whether CPUs may not write these pages.
-    pub(crate) read_only: bool,
+    /// What CPUs may do with these pages.
+    pub(crate) permission: Permission,
 }
 
 impl Run {

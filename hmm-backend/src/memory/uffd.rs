@@ -13,7 +13,7 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iowr_nr};
 
 use crate::host::limits::{self, Refusal, Resource};
 use crate::host::patience::Repeats;
-use crate::pages::Error;
+use crate::pages::{Error, Permission};
 
 const UFFDIO: u32 = 0xaa;
 ioctl_iowr_nr!(UFFDIO_API, UFFDIO, k::_UFFDIO_API, k::uffdio_api);
@@ -81,6 +81,15 @@ pub fn probe_userfaultfd() -> Result<UffdSupport, Error> {
     })
 }
 
+/// The faults that a userfaultfd reports.
+#[derive(Clone, Copy)]
+pub(crate) enum FaultKinds {
+    /// On missing pages.
+    Missing,
+    /// On missing pages, and writes to protected ones.
+    MissingAndProtected,
+}
+
 /// A fault message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FaultMessage {
@@ -130,13 +139,14 @@ impl Uffd {
         })
     }
 
-    /// Makes this descriptor report faults on `len` bytes from `start`: on missing pages and, with `write_protect`,
-    /// on protected ones.
-    pub(crate) fn register(&self, start: u64, len: u64, write_protect: bool) -> Result<(), Error> {
-        let mut mode = k::UFFDIO_REGISTER_MODE_MISSING;
-        if write_protect {
-            mode |= k::UFFDIO_REGISTER_MODE_WP;
-        }
+    /// Makes this descriptor report these faults on `len` bytes from `start`.
+    pub(crate) fn register(&self, start: u64, len: u64, faults: FaultKinds) -> Result<(), Error> {
+        let mode = match faults {
+            FaultKinds::Missing => k::UFFDIO_REGISTER_MODE_MISSING,
+            FaultKinds::MissingAndProtected => {
+                k::UFFDIO_REGISTER_MODE_MISSING | k::UFFDIO_REGISTER_MODE_WP
+            }
+        };
         let mut arg = k::uffdio_register {
             range: k::uffdio_range { start, len },
             mode: u64::from(mode),
@@ -216,12 +226,21 @@ impl Uffd {
     ///
     /// # Safety
     /// `src..src + len` must be readable, and the caller must have the right to fill `dst..dst + len`.
-    pub(crate) unsafe fn copy(&self, dst: u64, src: u64, len: u64, protect: bool) -> Progress {
+    pub(crate) unsafe fn copy(
+        &self,
+        dst: u64,
+        src: u64,
+        len: u64,
+        permission: Permission,
+    ) -> Progress {
         let mut arg = k::uffdio_copy {
             dst,
             src,
             len,
-            mode: if protect { COPY_MODE_WP } else { 0 },
+            mode: match permission {
+                Permission::ReadOnly => COPY_MODE_WP,
+                Permission::Writable => 0,
+            },
             copy: 0,
         };
         // SAFETY: the caller vouches for both ranges.
@@ -264,10 +283,18 @@ impl Uffd {
     }
 
     /// Protects pages against writes, or lifts the protection and wakes the writers.
-    pub(crate) fn write_protect(&self, start: u64, len: u64, protect: bool) -> io::Result<()> {
+    pub(crate) fn set_permission(
+        &self,
+        start: u64,
+        len: u64,
+        permission: Permission,
+    ) -> io::Result<()> {
         let mut arg = k::uffdio_writeprotect {
             range: k::uffdio_range { start, len },
-            mode: if protect { WRITEPROTECT_MODE_WP } else { 0 },
+            mode: match permission {
+                Permission::ReadOnly => WRITEPROTECT_MODE_WP,
+                Permission::Writable => 0,
+            },
         };
         // While another thread changes the address space, the kernel refuses this call for a moment, even for other
         // ranges.

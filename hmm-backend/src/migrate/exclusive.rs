@@ -21,7 +21,7 @@ fn run(lock: &FolioLock<'_>) -> Run {
         // In that memory, each page has its own offset.
         frame: Frame(lock.head().0),
         pages: lock.range().len(),
-        read_only: lock.word().read_only(),
+        permission: lock.word().permission(),
     }
 }
 

@@ -85,7 +85,7 @@ pub(super) fn runs(
         page: pages.start,
         frame,
         pages: pages.len(),
-        read_only: word.read_only(),
+        permission: word.permission(),
     });
     let mut next = pieces.next();
     std::iter::from_fn(move || {
@@ -93,7 +93,7 @@ pub(super) fn runs(
         for piece in pieces.by_ref() {
             let joins = piece.page == run.page.plus(run.pages)
                 && piece.frame.0 == run.frame.0 + run.pages
-                && piece.read_only == run.read_only
+                && piece.permission == run.permission
                 && (reach == Reach::Everywhere || piece.page.block() == run.page.block());
             if !joins {
                 next = Some(piece);
@@ -108,6 +108,7 @@ pub(super) fn runs(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pages::Permission;
 
     #[test]
     fn each_page_of_a_folio_has_its_cause() {
@@ -151,7 +152,10 @@ mod tests {
             (512, 1, 14),
         ];
         let piece = |(p, n, f)| {
-            let word = Word(0).with_read_only(p == 2);
+            let word = match p {
+                2 => Word(0).with_permission(Permission::ReadOnly),
+                _ => Word(0),
+            };
             (PageRange::with_len(Page(p), n), Frame(f), word)
         };
         let found = |reach| {

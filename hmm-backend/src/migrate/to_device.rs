@@ -11,6 +11,7 @@ use crate::observe::{Cause, Counter, Direction, Event, EventKind};
 use crate::pages::time::Tick;
 use crate::pages::{
     Block, DeviceFolio, DeviceId, Frame, MAX_ORDER, MigrateError, Page, PageRange, PageSet,
+    Permission,
 };
 use crate::residency::{FolioLock, Residency, TryLock, Word};
 
@@ -206,9 +207,9 @@ impl<'b> ToDevice<'b> {
         } else {
             // Coherent memory: CPUs keep reaching the page, so only untouched pages have to be filled.
             for run in self.runs(false) {
-                let fill = match run.read_only {
-                    true => Fill::ReadOnly,
-                    false => Fill::Memory,
+                let fill = match run.permission {
+                    Permission::ReadOnly => Fill::ReadOnly,
+                    Permission::Writable => Fill::Memory,
                 };
                 guest.fill_zero(run.range(), fill, |at, _| fail(run, at));
             }

@@ -10,7 +10,9 @@ use super::watch::{Step, Watch, notify, notify_finalized, pages_to_report};
 use crate::memory::EngineError;
 use crate::observe::{Cause, Counter, Direction, Event, EventKind};
 use crate::pages::time::Tick;
-use crate::pages::{Block, DeviceFolio, DeviceId, FaultError, Page, PageRange, PageSet};
+use crate::pages::{
+    Block, DeviceFolio, DeviceId, FaultError, Page, PageRange, PageSet, Permission,
+};
 use crate::residency::{FolioLock, TryLock, Word};
 
 /// A folio in device memory, locked.
@@ -259,7 +261,9 @@ impl<'b> CopiedToSystem<'b> {
         if let Some(memory) = &this.device.memory {
             for mut run in those(false) {
                 // A duplicate is write-protected.
-                run.read_only |= this.keeps_frames;
+                if this.keeps_frames {
+                    run.permission = Permission::ReadOnly;
+                }
                 this.core.guest.give(run, memory, |at, error| {
                     failed.push((run.page.plus(at), error));
                 });

@@ -13,4 +13,4 @@ pub(crate) use free::guest_freed;
 pub(crate) use migrate::{migrate_to_device, migrate_to_system};
 pub use pin::Pinned;
 pub(crate) use poison::memory_failure;
-pub(crate) use protect::set_read_only;
+pub(crate) use protect::set_permission;

@@ -1,11 +1,15 @@
 //! Makes pages read-only for CPUs and devices, or writable again.
 
 use crate::migrate::Core;
-use crate::pages::{Error, PageRange};
+use crate::pages::{Error, PageRange, Permission};
 use crate::residency::{FolioLock, Residency};
 
-/// See [`crate::Backend::set_read_only`].
-pub(crate) fn set_read_only(core: &Core, range: PageRange, read_only: bool) -> Result<(), Error> {
+/// See [`crate::Backend::set_permission`].
+pub(crate) fn set_permission(
+    core: &Core,
+    range: PageRange,
+    permission: Permission,
+) -> Result<(), Error> {
     core.check_range(range)?;
     if let Some(shared) = range.pages().find(|page| core.guest.is_shared(*page)) {
         return Err(Error::Shared(shared));
@@ -25,7 +29,7 @@ pub(crate) fn set_read_only(core: &Core, range: PageRange, read_only: bool) -> R
             // All pages of a folio have the same permission, so cut the folio: only pages inside `part` change.
             let inside = |range: PageRange| range.overlap(part);
             let mut pieces = Vec::new();
-            if lock.word().read_only() == read_only {
+            if lock.word().permission() == permission {
                 drop(lock);
             } else if lock.word().residency().device().is_some() {
                 core.invalidate_mirrors(std::iter::once(&mut lock));
@@ -39,7 +43,7 @@ pub(crate) fn set_read_only(core: &Core, range: PageRange, read_only: bool) -> R
                 lock.carve(&inside, &mut pieces);
             }
             for piece in pieces {
-                change_permission(core, piece, read_only)?;
+                change_permission(core, piece, permission)?;
             }
             page = next;
         }
@@ -47,22 +51,26 @@ pub(crate) fn set_read_only(core: &Core, range: PageRange, read_only: bool) -> R
     Ok(())
 }
 
-fn change_permission(core: &Core, mut lock: FolioLock<'_>, read_only: bool) -> Result<(), Error> {
+fn change_permission(
+    core: &Core,
+    mut lock: FolioLock<'_>,
+    permission: Permission,
+) -> Result<(), Error> {
     let residency = lock.word().residency();
     // The system copy of a duplicate is always write-protected.
     if residency.reached_by_cpus() && !residency.duplicated() {
         // A CPU that writes before the new word is published faults, finds the lock, and waits for the word.
         core.guest
-            .protect(lock.range(), read_only)
+            .set_permission(lock.range(), permission)
             .map_err(|error| Error::Protect {
                 page: lock.head(),
                 error: error.to_string(),
             })?;
     }
-    lock.set_read_only(read_only);
+    lock.set_permission(permission);
     let range = lock.range();
     drop(lock);
-    if !read_only {
+    if permission == Permission::Writable {
         // Wake CPUs whose write was refused: otherwise they stay asleep, also where the page is not present.
         core.guest.wake_range(range);
     }

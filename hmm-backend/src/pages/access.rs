@@ -11,6 +11,15 @@ pub enum Access {
     Write,
 }
 
+/// What CPUs and devices may do with a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Permission {
+    /// Only read it.
+    ReadOnly,
+    /// Read and write it.
+    Writable,
+}
+
 /// Where pages can be.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Place {

@@ -6,7 +6,7 @@ pub(crate) mod ids;
 mod page;
 pub(crate) mod time;
 
-pub use access::{Access, Hint, Place};
+pub use access::{Access, Hint, Permission, Place};
 pub(crate) use error::{Error, FatalCause, FaultError, MigrateError, MirrorError};
 pub(crate) use ids::DeviceFolio;
 pub use ids::{DeviceId, Frame};

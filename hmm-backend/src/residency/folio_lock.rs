@@ -6,7 +6,7 @@
 use super::sync::Ordering;
 use super::table::ResidencyTable;
 use super::word::{LOCKED, MIRRORED, WAITERS, Word};
-use crate::pages::{Page, PageRange};
+use crate::pages::{Page, PageRange, Permission};
 
 /// The lock of one folio. Dropping it unlocks the folio without a change.
 pub(crate) struct FolioLock<'t> {
@@ -168,12 +168,12 @@ impl<'t> FolioLock<'t> {
     }
 
     /// Changes the folio's permission and keeps the lock.
-    pub(crate) fn set_read_only(&mut self, read_only: bool) {
+    pub(crate) fn set_permission(&mut self, permission: Permission) {
         for page in PageRange::new(self.head.plus(1), self.range().end).pages() {
-            let word = self.table.word(page).with_read_only(read_only);
+            let word = self.table.word(page).with_permission(permission);
             self.table.store(page, word);
         }
-        self.replace(self.word.with_read_only(read_only));
+        self.replace(self.word.with_permission(permission));
     }
 
     /// Clears the mirrored flag: no device has a translation any more. Call it only after the mirrors were

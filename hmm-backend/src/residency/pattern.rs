@@ -77,8 +77,8 @@ impl Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pages::Frame;
     use crate::pages::time::Tick;
+    use crate::pages::{Frame, Permission};
     use crate::residency::word::{LOCKED, MIRRORED};
     use crate::residency::{Placed, Residency};
 
@@ -99,7 +99,9 @@ mod tests {
                 _ => Word(0).to_poisoned(),
             };
             match i % 3 {
-                0 => word.with(LOCKED | MIRRORED).with_read_only(true),
+                0 => word
+                    .with(LOCKED | MIRRORED)
+                    .with_permission(Permission::ReadOnly),
                 _ => word,
             }
         };

@@ -14,7 +14,7 @@
 
 use super::pattern::Pattern;
 use crate::pages::time::Tick;
-use crate::pages::{Access, DeviceId, Frame, Page};
+use crate::pages::{Access, DeviceId, Frame, Page, Permission};
 
 /// Where in a device's memory a page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -285,11 +285,17 @@ impl Word {
         Word(self.0 & !flags)
     }
 
-    pub(crate) fn with_read_only(self, read_only: bool) -> Word {
-        if read_only {
-            self.with(READ_ONLY)
-        } else {
-            self.without(READ_ONLY)
+    pub(crate) fn with_permission(self, permission: Permission) -> Word {
+        match permission {
+            Permission::ReadOnly => self.with(READ_ONLY),
+            Permission::Writable => self.without(READ_ONLY),
+        }
+    }
+
+    pub(crate) fn permission(self) -> Permission {
+        match self.read_only() {
+            true => Permission::ReadOnly,
+            false => Permission::Writable,
         }
     }
 }
@@ -318,7 +324,7 @@ mod tests {
     #[test]
     fn fields_do_not_overlap() {
         let word = Word(0)
-            .with_read_only(true)
+            .with_permission(Permission::ReadOnly)
             .to_device(DeviceId(63), Frame(u32::MAX), 9)
             .with(LOCKED | WAITERS | MIRRORED);
         assert_eq!(
@@ -367,9 +373,15 @@ mod tests {
         // Which accesses CPUs can do without a fault.
         let serves =
             |word: Word| [Access::Read, Access::Write].map(|access| word.serves_cpus(access));
-        assert_eq!(serves(system.with_read_only(false)), [true, true]);
+        assert_eq!(
+            serves(system.with_permission(Permission::Writable)),
+            [true, true]
+        );
         assert_eq!(serves(system), [true, false]);
-        assert_eq!(serves(twice.with_read_only(false)), [true, false]);
+        assert_eq!(
+            serves(twice.with_permission(Permission::Writable)),
+            [true, false]
+        );
         assert_eq!(serves(exclusive), [false, false]);
         // The generation wraps around without changing its neighbours.
         let mut word = exclusive;

@@ -14,7 +14,7 @@ use common::{Device, Rig, both_engines};
 use hmm_backend::engine::Engine;
 use hmm_backend::mirror::{MirrorError, Target};
 use hmm_backend::observe::{Counters, Event, EventKind};
-use hmm_backend::pages::{Page, PageRange};
+use hmm_backend::pages::{Page, PageRange, Permission};
 use hmm_backend::residency::{Placed, Residency};
 use hmm_backend::snapshot;
 use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
@@ -310,15 +310,15 @@ fn read_only_pages_are_duplicated_and_stay_read_only() {
         let rig = rig(engine);
         let mut device = rig.device(64);
         duplicate(&rig, &device, 0..4);
-        let set = |pages, on| rig.backend.set_read_only(rig.range(pages), on).unwrap();
+        let set = |pages, to| rig.backend.set_permission(rig.range(pages), to).unwrap();
         // A duplicate is made read-only, and writable again.
-        set(0..2, true);
+        set(0..2, Permission::ReadOnly);
         assert_eq!(device.write(0, 0, 1), Err(MirrorError::Permission(Page(0))));
         assert_eq!(
             (device.read(0, 0), rig.cpu(0, 0).load(SeqCst)),
             (Ok(10), 10)
         );
-        set(0..1, false);
+        set(0..1, Permission::Writable);
         assert_eq!(duplicates(&rig, 0..4), [0, 1, 2, 3]);
         rig.cpu(0, 0).fetch_add(100, SeqCst);
         assert_eq!(
@@ -342,11 +342,11 @@ fn read_only_pages_are_duplicated_and_stay_read_only() {
                 rig.backend.abandon_faults();
                 panic!("page 1 was written although it is read-only");
             }
-            set(1..2, false);
+            set(1..2, Permission::Writable);
         });
         assert_eq!(rig.cpu(1, 0).load(SeqCst), 111);
         // A page that was read-only before is duplicated as well.
-        set(8..9, true);
+        set(8..9, Permission::ReadOnly);
         assert_eq!(device.read(8, 0), Ok(0));
         assert_eq!(rig.cpu(8, 0).load(SeqCst), 0);
         assert_eq!(duplicates(&rig, 8..9), [8]);

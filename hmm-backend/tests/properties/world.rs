@@ -8,7 +8,7 @@ use std::time::Duration;
 use hmm_backend::driver::FaultError;
 use hmm_backend::engine::Engine;
 use hmm_backend::mirror::MirrorError;
-use hmm_backend::pages::{Hint, PAGE_SIZE, Page};
+use hmm_backend::pages::{Hint, PAGE_SIZE, Page, Permission};
 use hmm_backend::residency::{Residency, Word};
 use hmm_backend::{Error, Pinned};
 
@@ -300,7 +300,11 @@ impl World {
             Op::ReadOnly(start, len, on) => {
                 let pages = clip(start, len);
                 let range = self.rig.range(pages.clone());
-                self.rig.backend.set_read_only(range, on).unwrap();
+                let permission = match on {
+                    true => Permission::ReadOnly,
+                    false => Permission::Writable,
+                };
+                self.rig.backend.set_permission(range, permission).unwrap();
                 self.read_only[pages.start as usize..pages.end as usize].fill(on);
             }
             Op::ReadMostly(start, len, on) => {

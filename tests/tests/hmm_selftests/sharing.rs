@@ -1,5 +1,6 @@
 //! Memory shared with others, and copies that a guest makes of it (6, 7, 10, 11, 13, 16, 29).
 
+use hmm_backend::pages::Permission;
 use std::os::unix::fs::FileExt;
 
 use hmm_backend::Error;
@@ -153,7 +154,7 @@ fn t16_migrate_shared() -> Result<(), GuestError> {
                 vec![snapshot::WRITE; LARGE as usize]
             );
         }
-        let refused = vm.backend().set_read_only(shared, true);
+        let refused = vm.backend().set_permission(shared, Permission::ReadOnly);
         assert!(matches!(refused, Err(Error::Shared(_))), "{refused:?}");
         vm.vcpu(1).verify(shared, START).wait()
     })

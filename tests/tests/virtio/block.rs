@@ -354,7 +354,7 @@ fn memory_that_cannot_be_reached_is_an_error() {
         let mut rig = rig(engine, file.path(), false, ALL);
         rig.put(at(DATA), &[1; 4096]);
         rig.backend
-            .set_read_only(pages(DATA as u32..DATA as u32 + 1), true)
+            .set_permission(pages(DATA as u32..DATA as u32 + 1), Permission::ReadOnly)
             .unwrap();
         // A read of the disk writes memory.
         let (status, _) = request(&mut rig, IN, 0, &[(at(DATA), 512, WRITE)]);

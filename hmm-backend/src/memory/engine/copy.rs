@@ -9,7 +9,7 @@ use crate::memory::guest_pages::GuestPages;
 use crate::memory::kernel::{self, Effect, Kernel, KernelCall};
 use crate::memory::run::Run;
 use crate::memory::uffd::Progress;
-use crate::pages::{Error, PageRange};
+use crate::pages::{Error, PageRange, Permission};
 
 /// Copies contents.
 #[derive(Default)]
@@ -79,7 +79,7 @@ impl Mover for Copy {
     fn give(&self, guest: &GuestPages, run: Run, device: &DeviceMemory, failed: &mut Failed<'_>) {
         let recycled = match &self.recycler {
             // A move could not protect the pages in the same step.
-            Some(recycler) if !run.read_only => {
+            Some(recycler) if run.permission == Permission::Writable => {
                 let (src, dst) = (device.address(run.frame), guest.address(run.page));
                 let mut late = |at| guest.wake_range(PageRange::single(run.page.plus(at)));
                 let uffd = guest.shard(run.page);
@@ -100,19 +100,21 @@ impl Mover for Copy {
 /// Takes pages by copying them into their frames under write protection, and dropping them.
 fn copy_and_drop(guest: &GuestPages, run: Run, device: &DeviceMemory) -> io::Result<()> {
     let start = guest.address(run.page);
-    let taken = guest.protect(run.range(), true).and_then(|()| {
-        // SAFETY: the source is present (system pages always are) and can no longer change; the frames belong to
-        // the caller. The two mappings do not overlap.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                start as *const u8,
-                device.address(run.frame) as *mut u8,
-                run.bytes() as usize,
-            );
-        }
-        // SAFETY: the frames hold the contents, and no CPU can change the pages any more.
-        unsafe { guest.mapping.discard(run.page.offset(), run.bytes()) }
-    });
+    let taken = guest
+        .set_permission(run.range(), Permission::ReadOnly)
+        .and_then(|()| {
+            // SAFETY: the source is present (system pages always are) and can no longer change; the frames belong to
+            // the caller. The two mappings do not overlap.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    start as *const u8,
+                    device.address(run.frame) as *mut u8,
+                    run.bytes() as usize,
+                );
+            }
+            // SAFETY: the frames hold the contents, and no CPU can change the pages any more.
+            unsafe { guest.mapping.discard(run.page.offset(), run.bytes()) }
+        });
     if taken.is_err() {
         // The failed call may have protected a part of the range.
         guest.lift_protection(run);

@@ -7,7 +7,7 @@ use crate::memory::frames::DeviceMemory;
 use crate::memory::guest_pages::GuestPages;
 use crate::memory::presence::Presence;
 use crate::memory::run::{Fill, Run};
-use crate::pages::{Page, PageRange};
+use crate::pages::{Page, PageRange, Permission};
 
 /// Makes no system call: what the words say is all there is.
 pub(in crate::memory) struct Model;
@@ -19,7 +19,7 @@ impl Mover for Model {
 
     fn give(&self, _: &GuestPages, _: Run, _: &DeviceMemory, _: &mut Failed<'_>) {}
 
-    fn protect(&self, _: &GuestPages, _: PageRange, _: bool) -> io::Result<()> {
+    fn set_permission(&self, _: &GuestPages, _: PageRange, _: Permission) -> io::Result<()> {
         Ok(())
     }
 

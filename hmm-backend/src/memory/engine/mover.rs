@@ -7,7 +7,7 @@ use crate::memory::guest_pages::GuestPages;
 use crate::memory::presence::Presence;
 use crate::memory::ranged::EngineError;
 use crate::memory::run::{Fill, Run};
-use crate::pages::{Page, PageRange};
+use crate::pages::{Page, PageRange, Permission};
 
 /// Gets the index of a page within the range or run of a call, and why the call failed for it.
 pub(in crate::memory) type Failed<'a> = dyn FnMut(u32, EngineError) + 'a;
@@ -31,8 +31,13 @@ pub(in crate::memory) trait Mover: Send + Sync {
 
     /// Protects pages of one block against writes by CPUs, or lifts the protection and wakes the writers. The pages
     /// must be present.
-    fn protect(&self, guest: &GuestPages, range: PageRange, protect: bool) -> io::Result<()> {
-        guest.protect(range, protect)
+    fn set_permission(
+        &self,
+        guest: &GuestPages,
+        range: PageRange,
+        permission: Permission,
+    ) -> io::Result<()> {
+        guest.set_permission(range, permission)
     }
 
     /// Gives the memory of system pages back to the host. Their contents must be dead or copied to a frame.

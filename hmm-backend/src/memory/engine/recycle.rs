@@ -12,7 +12,7 @@ use crate::memory::buddy::Buddy;
 use crate::memory::kernel::{Effect, Kernel, KernelCall, bytes};
 use crate::memory::mmap::MemoryMap;
 use crate::memory::ranged::EngineError;
-use crate::memory::uffd::Uffd;
+use crate::memory::uffd::{FaultKinds, Uffd};
 use crate::pages::{Error, Frame, MAX_ORDER, PAGE_SIZE, PageRange, PageSet};
 
 pub(in crate::memory) struct Recycler {
@@ -56,7 +56,7 @@ impl Recycler {
         let slots = bytes.div_ceil(PAGE_SIZE).min(u32::MAX.into()) as u32;
         let area = MemoryMap::new(u64::from(slots) * PAGE_SIZE, "hmm-recycled")?;
         let uffd = Uffd::for_device_memory()?;
-        uffd.register(area.start(), area.len(), false)?;
+        uffd.register(area.start(), area.len(), FaultKinds::Missing)?;
         Ok(Recycler {
             kernel,
             area,

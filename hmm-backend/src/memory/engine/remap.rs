@@ -6,7 +6,7 @@ use crate::memory::frames::DeviceMemory;
 use crate::memory::guest_pages::GuestPages;
 use crate::memory::kernel::{self, Effect, KernelCall};
 use crate::memory::run::{Fill, Run};
-use crate::pages::{BLOCK_PAGES, Error, PageRange};
+use crate::pages::{BLOCK_PAGES, Error, PageRange, Permission};
 
 /// Moves pages. Device memory must be registered with a userfaultfd.
 #[derive(Default)]
@@ -62,7 +62,7 @@ impl Mover for Remap {
     }
 
     fn give(&self, guest: &GuestPages, run: Run, device: &DeviceMemory, failed: &mut Failed<'_>) {
-        if run.read_only {
+        if run.permission == Permission::ReadOnly {
             return guest.give_copies(run, device.address(run.frame), failed);
         }
         let uffd = guest.shard(run.page);

@@ -12,7 +12,7 @@ mod tests;
 use std::sync::{Arc, Mutex};
 
 use crate::pages::time::Tick;
-use crate::pages::{DeviceId, Frame, Page, PageRange};
+use crate::pages::{DeviceId, Frame, Page, PageRange, Permission};
 use crate::residency::{
     AUX_MAX, FolioLock, PinError, Placed, Residency, ResidencyTable, TryLock, WakeFaults, Word,
 };
@@ -206,7 +206,11 @@ impl Script<'_> {
             Op::SetReadOnly { lock, value } => {
                 if let Some(i) = self.chosen(lock) {
                     let range = self.locks[i].range();
-                    self.locks[i].set_read_only(value);
+                    let permission = match value {
+                        true => Permission::ReadOnly,
+                        false => Permission::Writable,
+                    };
+                    self.locks[i].set_permission(permission);
                     self.of(range).iter_mut().for_each(|p| p.read_only = value);
                 }
             }

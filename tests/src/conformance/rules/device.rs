@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use hmm_backend::pages::Page;
+use hmm_backend::pages::{Page, Permission};
 
 use crate::conformance::bench::{Bench, Checked, same};
 use crate::conformance::{AccessRefused, Evidence};
@@ -72,13 +72,13 @@ pub fn reuse(bench: &mut Bench) -> Checked {
 pub fn read_only(bench: &mut Bench) -> Checked {
     const WORD: usize = 2;
     bench.cpu(A, WORD).store(7, SeqCst);
-    let set = |read_only| {
+    let set = |permission| {
         let set = bench
             .backend
-            .set_read_only(crate::pages(A..A + 1), read_only);
+            .set_permission(crate::pages(A..A + 1), permission);
         set.map_err(|error| Evidence::new("making a page read-only", "no error", error))
     };
-    set(true)?;
+    set(Permission::ReadOnly)?;
     // With a translation to read by, and without.
     for read_first in [true, false] {
         if read_first {
@@ -97,7 +97,9 @@ pub fn read_only(bench: &mut Bench) -> Checked {
         }
     }
     expect_cpu(bench, "after a refused write", A, WORD, 7)?;
-    let lifted = bench.backend.set_read_only(crate::pages(A..A + 1), false);
+    let lifted = bench
+        .backend
+        .set_permission(crate::pages(A..A + 1), Permission::Writable);
     lifted.map_err(|error| Evidence::new("making a page writable", "no error", error))?;
     write(bench, A, WORD, 9)?;
     expect_cpu(bench, "after the device's write", A, WORD, 9)
