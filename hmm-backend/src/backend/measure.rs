@@ -122,7 +122,10 @@ fn queue_sort(n: u32) {
         generation: 0,
         // Unordered, and some pages occur twice.
         page: Page(i.wrapping_mul(0x9e37_79b1) >> 26),
-        write: i.is_multiple_of(2),
+        access: match i % 2 {
+            0 => Access::Write,
+            _ => Access::Read,
+        },
         thread: 1,
         since: Duration::ZERO,
         reading: 0,

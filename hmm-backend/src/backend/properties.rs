@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::fault::{Attempts, Deferred, Fault, Unresolved, sort_and_deduplicate};
+use crate::fault::{Attempts, Deferred, Fault, History, Unresolved, sort_and_deduplicate};
 use crate::pages::time::{MAX_HOLD, Tick};
 use crate::pages::{
     Access, BLOCK_PAGES, Block, DeviceId, FatalCause, Frame, Hint, MAX_ORDER, Page, PageRange,
@@ -152,17 +152,18 @@ proptest! {
     }
 
     #[test]
-    fn batches_keep_every_page_with_its_strongest_access(batch in prop::collection::vec((0u32..40, any::<bool>()), 0..64)) {
-        let mut expected: BTreeMap<u32, bool> = BTreeMap::new();
-        for (page, write) in &batch {
-            *expected.entry(*page).or_default() |= write;
+    fn batches_keep_every_page_with_its_strongest_access(batch in prop::collection::vec((0u32..40, prop_oneof![Just(Access::Read), Just(Access::Write)]), 0..64)) {
+        let mut expected: BTreeMap<u32, Access> = BTreeMap::new();
+        for (page, access) in &batch {
+            let strongest = expected.entry(*page).or_insert(*access);
+            *strongest = (*strongest).max(*access);
         }
         let mut faults: Vec<Fault> = batch
             .into_iter()
-            .map(|(page, write)| Fault { page: Page(page), write, thread: page, since: Duration::ZERO, reading: 0, generation: 0 })
+            .map(|(page, access)| Fault { page: Page(page), access, thread: page, since: Duration::ZERO, reading: 0, generation: 0 })
             .collect();
         sort_and_deduplicate(&mut faults);
-        let found: Vec<_> = faults.iter().map(|f| (f.page.0, f.write)).collect();
+        let found: Vec<_> = faults.iter().map(|f| (f.page.0, f.access)).collect();
         prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
     }
 
@@ -170,10 +171,9 @@ proptest! {
     fn deferred_faults_come_in_order_of_time(times in prop::collection::vec(0u64..1000, 0..50)) {
         let deferred = |ms: u64| Deferred {
             due: Duration::from_millis(ms),
-            fault: Fault { page: Page(ms as u32), write: false, thread: 0, since: Duration::ZERO, reading: 0, generation: 0 },
+            fault: Fault { page: Page(ms as u32), access: Access::Read, thread: 0, since: Duration::ZERO, reading: 0, generation: 0 },
             generation: 0,
-            attempts: Attempts::default(),
-            waited: false,
+            history: History::default(),
         };
         let mut heap: BinaryHeap<_> = times.iter().map(|ms| deferred(*ms)).collect();
         let mut sorted = times;

@@ -176,7 +176,11 @@ impl Faults {
                 // A write to a duplicate must end the duplication first.
                 Residency::Duplicated(_) if writes.contains(index) => needed.insert(index),
                 Residency::System | Residency::Coherent(_) | Residency::Duplicated(_) => {
-                    if let Err(reason) = self.answer_stale(page, writes.contains(index)) {
+                    let access = match writes.contains(index) {
+                        true => Access::Write,
+                        false => Access::Read,
+                    };
+                    if let Err(reason) = self.answer_stale(page, access) {
                         served.unresolved.push((page, reason));
                     }
                 }

@@ -31,6 +31,15 @@ impl Want {
     }
 }
 
+/// Where a device wants to reach a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    /// In the device's own memory.
+    OwnMemory,
+    /// Where CPUs reach it.
+    InPlace,
+}
+
 /// The state of one fault between its attempts.
 #[derive(Default)]
 struct Turn {
@@ -100,8 +109,11 @@ impl<M: DeviceMmu> Mirror<M> {
             self.shared.tables().in_flight = InFlight::default();
             let mut mappings = Vec::with_capacity(range.len() as usize);
             for page in range.pages() {
-                let in_place = rounds >= MIGRATION_ATTEMPTS;
-                mappings.push(self.make_accessible(page, want, in_place, &mut serviced)?);
+                let aim = match rounds {
+                    ..MIGRATION_ATTEMPTS => Aim::OwnMemory,
+                    _ => Aim::InPlace,
+                };
+                mappings.push(self.make_accessible(page, want, aim, &mut serviced)?);
             }
             let mut guard = self.lock();
             if !guard.tables.in_flight.stale {
@@ -145,7 +157,7 @@ impl<M: DeviceMmu> Mirror<M> {
         &self,
         page: Page,
         want: Want,
-        mut in_place: bool,
+        mut aim: Aim,
         serviced: &mut bool,
     ) -> Result<Mapping, MirrorError> {
         let faults = &*self.faults;
@@ -157,7 +169,9 @@ impl<M: DeviceMmu> Mirror<M> {
         let asker = Some(&*self.device);
         // A device with coherent memory leaves pages where they are, because it and the CPUs reach each other's
         // memory.
-        in_place |= self.device.memory.is_none();
+        if self.device.memory.is_none() {
+            aim = Aim::InPlace;
+        }
         loop {
             if self.device.detaching() {
                 return Err(MirrorError::Detached);
@@ -167,7 +181,7 @@ impl<M: DeviceMmu> Mirror<M> {
             if word.read_only() && access == Access::Write {
                 return Err(MirrorError::Permission(page));
             }
-            if self.reaches(page, word, want, in_place) {
+            if self.reaches(page, word, want, aim) {
                 self.found(page);
                 // Set the mirrored flag before the translation exists: a migration that locks the page from
                 // here on invalidates it, and `fault_as` sees that the fault is stale. The translation is made
@@ -184,13 +198,15 @@ impl<M: DeviceMmu> Mirror<M> {
             }
             *serviced = true;
             attempts += 1;
-            in_place |= attempts > MIGRATION_ATTEMPTS;
+            if attempts > MIGRATION_ATTEMPTS {
+                aim = Aim::InPlace;
+            }
             let foreign = matches!(
                 word.residency(),
                 Residency::Device(_) | Residency::Duplicated(_) | Residency::Exclusive(_)
             );
             let own = word.residency().device() == Some(self.device.id);
-            if own && word.residency().duplicated() && !in_place {
+            if own && word.residency().duplicated() && aim == Aim::OwnMemory {
                 self.end_duplication(page, word, &mut turn);
             } else if let (Want::Exclusive, Residency::System) = (want, word.residency()) {
                 if word.pins() > 0 || faults.core.guest.is_shared(page) {
@@ -202,25 +218,27 @@ impl<M: DeviceMmu> Mirror<M> {
                 }
             } else if want == Want::Exclusive {
                 faults.fault_in(page, access, asker).map_err(fatal)?;
-            } else if foreign || in_place {
+            } else if foreign || aim == Aim::InPlace {
                 // The page is in another device's private memory, or it is untouched and there is no room for
                 // it in device memory, or it is this device's own duplicate, which CPUs read again and again.
                 // Bring it to system memory first.
                 faults.fault_in(page, access, asker).map_err(fatal)?;
             } else {
-                in_place = self.migrate_here(page, access, word, &mut turn);
+                aim = self.migrate_here(page, access, word, &mut turn);
             }
         }
     }
 
     /// Returns whether the device can use a page with this word where it is.
-    fn reaches(&self, page: Page, word: Word, want: Want, in_place: bool) -> bool {
+    fn reaches(&self, page: Page, word: Word, want: Want, aim: Aim) -> bool {
         match word.residency() {
             Residency::Device(Placed { device, .. }) | Residency::Exclusive(device) => {
                 device == self.device.id
             }
             Residency::System => {
-                let stays = in_place || word.pins() > 0 || self.faults.core.guest.is_shared(page);
+                let stays = aim == Aim::InPlace
+                    || word.pins() > 0
+                    || self.faults.core.guest.is_shared(page);
                 stays && want != Want::Exclusive
             }
             Residency::Coherent(_) => want != Want::Exclusive,
@@ -302,8 +320,8 @@ impl<M: DeviceMmu> Mirror<M> {
     }
 
     /// Migrates a system or untouched page into the device's memory, together with the pages that the policy
-    /// adds. Returns true if the policy wants the page left in place instead.
-    fn migrate_here(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> bool {
+    /// adds. Returns where the policy wants the page: it may want it left in place instead.
+    fn migrate_here(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> Aim {
         let faults = &*self.faults;
         let block = page.block();
         let faulting = PageSet::from_iter([page.index_in_block()]);
@@ -317,17 +335,17 @@ impl<M: DeviceMmu> Mirror<M> {
         }
         let advice = self.ask_policy(page, access, word, turn);
         if advice.stay {
-            return true;
+            return Aim::InPlace;
         }
         if !self.wait_for_turn(page, word, &advice, turn) {
-            return false;
+            return Aim::OwnMemory;
         }
         // Prefetching more than a quarter of the device's memory would evict pages that the device works on.
         let most = (self.device.capacity() / 4).max(1);
         let wanted = window(&advice.prefetch.union(&faulting), page, most);
         let room = faults.make_room(&self.device, wanted.count() as u32);
         if room == 0 {
-            return false;
+            return Aim::OwnMemory;
         }
         let pages = window(&wanted, page, room);
         let reason = Reason {
@@ -337,7 +355,7 @@ impl<M: DeviceMmu> Mirror<M> {
             duplicate: false,
         };
         to_device(&faults.core, &self.device, [(block, pages)], reason);
-        false
+        Aim::OwnMemory
     }
 
     /// Returns the policy's advice on this device's access to a page with this word.

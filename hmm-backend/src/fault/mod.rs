@@ -21,5 +21,5 @@ pub use mirror::{
     DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, PageTable, RemoteCounters, Target,
     TranslationTable,
 };
-pub(crate) use queue::{Deferred, Fault, sort_and_deduplicate};
+pub(crate) use queue::{Deferred, Fault, History, sort_and_deduplicate};
 pub(crate) use retry::{Attempts, Unresolved};

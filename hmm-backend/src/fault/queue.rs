@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::retry::Attempts;
-use crate::pages::Page;
+use crate::pages::{Access, Page};
 
 /// A CPU fault that a service thread has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Fault {
     pub(crate) page: Page,
-    pub(crate) write: bool,
+    pub(crate) access: Access,
     pub(crate) thread: u32,
     /// When its message was read.
     pub(crate) since: Duration,
@@ -36,6 +36,12 @@ pub(crate) struct Deferred {
     pub(crate) fault: Fault,
     /// The page's generation when it was put off.
     pub(crate) generation: u16,
+    pub(crate) history: History,
+}
+
+/// What has come of a fault so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct History {
     pub(crate) attempts: Attempts,
     /// Whether the fault has waited for a hold or a throttle; a fault waits only once.
     pub(crate) waited: bool,
@@ -64,7 +70,9 @@ pub(crate) fn sort_and_deduplicate(faults: &mut Vec<Fault>) {
     faults.sort_unstable_by_key(|f| (f.page, f.thread));
     faults.dedup_by(|later, first| {
         let same = (later.page, later.thread) == (first.page, first.thread);
-        first.write |= same && later.write;
+        if same {
+            first.access = first.access.max(later.access);
+        }
         same
     });
 }
@@ -76,34 +84,35 @@ mod tests {
 
     #[test]
     fn batches_are_sorted_and_the_strongest_access_counts() {
-        let fault = |page, thread, write| Fault {
+        let fault = |page, thread, access| Fault {
             page: Page(page),
-            write,
+            access,
             thread,
             since: Duration::ZERO,
             reading: 0,
             generation: 0,
         };
         let mut batch = vec![
-            fault(7, 1, false),
-            fault(3, 2, false),
-            fault(7, 1, true),
-            fault(3, 1, false),
-            fault(3, 2, false),
+            fault(7, 1, Access::Read),
+            fault(3, 2, Access::Read),
+            fault(7, 1, Access::Write),
+            fault(3, 1, Access::Read),
+            fault(3, 2, Access::Read),
         ];
         sort_and_deduplicate(&mut batch);
         let found: Vec<_> = batch
             .iter()
-            .map(|f| (f.page.0, f.thread, f.write))
+            .map(|f| (f.page.0, f.thread, f.access))
             .collect();
-        assert_eq!(found, [(3, 1, false), (3, 2, false), (7, 1, true)]);
+        use Access::*;
+        assert_eq!(found, [(3, 1, Read), (3, 2, Read), (7, 1, Write)]);
     }
 
     #[test]
     fn the_heap_gives_the_earliest_first() {
         let fault = Fault {
             page: Page(0),
-            write: false,
+            access: Access::Read,
             thread: 0,
             since: Duration::ZERO,
             reading: 0,
@@ -115,8 +124,7 @@ mod tests {
                 due: Duration::from_millis(ms),
                 fault,
                 generation: 0,
-                attempts: Attempts::default(),
-                waited: false,
+                history: History::default(),
             });
         }
         assert_eq!(heap.pop().unwrap().due, Duration::from_millis(10));

@@ -8,25 +8,25 @@ use super::faults::Faults;
 use super::retry::Unresolved;
 use crate::memory::Presence;
 use crate::observe::Counter;
-use crate::pages::{FatalCause, Page, PageRange, Permission};
+use crate::pages::{Access, FatalCause, Page, PageRange, Permission};
 use crate::residency::TryLock;
 
 impl Faults {
     /// Answers a fault on a page that CPUs can reach according to its word: repairs the page tables if they do
-    /// not agree, and wakes the CPU. With `write`, the CPU wants to write, and has the permission.
-    pub(crate) fn answer_stale(&self, page: Page, write: bool) -> Result<(), Unresolved> {
+    /// not agree, and wakes the CPU. The CPU has the permission for this access.
+    pub(crate) fn answer_stale(&self, page: Page, access: Access) -> Result<(), Unresolved> {
         self.core.recorder.add(Counter::FaultsStale, 1);
-        if !self.page_tables_agree(page, write)? {
-            self.restore(page, write)?;
+        if !self.page_tables_agree(page, access)? {
+            self.restore(page, access)?;
         }
         self.core.guest.wake_range(PageRange::single(page));
         Ok(())
     }
 
     /// Returns whether a CPU could access the page without a fault.
-    fn page_tables_agree(&self, page: Page, write: bool) -> Result<bool, Unresolved> {
+    fn page_tables_agree(&self, page: Page, access: Access) -> Result<bool, Unresolved> {
         let presence = self.presence(page)?;
-        Ok(presence.there && !(write && presence.protected))
+        Ok(presence.there && !(access == Access::Write && presence.protected))
     }
 
     fn presence(&self, page: Page) -> Result<Presence, Unresolved> {
@@ -37,12 +37,13 @@ impl Faults {
     }
 
     /// Makes page tables and word agree about a page that CPUs cannot reach although its word says so.
-    fn restore(&self, page: Page, write: bool) -> Result<(), Unresolved> {
+    fn restore(&self, page: Page, access: Access) -> Result<(), Unresolved> {
         let TryLock::Locked(lock) = self.core.table.try_lock(page) else {
             // The page is in motion, so the answer of the page tables is not valid any more.
             return Err(Unresolved::Retry);
         };
         let word = self.core.table.word(page);
+        let write = access == Access::Write;
         let duplicated = word.residency().duplicated();
         if !word.reached_by_cpus() || write && (word.read_only() || duplicated) {
             // The word has changed since: the CPU's next fault sees the new one.
@@ -97,7 +98,7 @@ mod tests {
         backend
             .set_permission(PageRange::single(page), Permission::ReadOnly)
             .unwrap();
-        backend.faults.restore(page, false).unwrap();
+        backend.faults.restore(page, Access::Read).unwrap();
         assert!(backend.faults.presence(page).unwrap().protected);
     }
 }

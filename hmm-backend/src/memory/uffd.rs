@@ -13,7 +13,7 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iowr_nr};
 
 use crate::host::limits::{self, Refusal, Resource};
 use crate::host::patience::Repeats;
-use crate::pages::{Error, Permission};
+use crate::pages::{Access, Error, Permission};
 
 const UFFDIO: u32 = 0xaa;
 ioctl_iowr_nr!(UFFDIO_API, UFFDIO, k::_UFFDIO_API, k::uffdio_api);
@@ -94,7 +94,7 @@ pub(crate) enum FaultKinds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FaultMessage {
     pub(crate) address: u64,
-    pub(crate) write: bool,
+    pub(crate) access: Access,
     /// The kernel's id of the thread that sleeps.
     pub(crate) thread: u32,
 }
@@ -199,7 +199,10 @@ impl Uffd {
             let fault = unsafe { message.arg.pagefault };
             faults.push(FaultMessage {
                 address: fault.address,
-                write: fault.flags & u64::from(k::UFFD_PAGEFAULT_FLAG_WRITE) != 0,
+                access: match fault.flags & u64::from(k::UFFD_PAGEFAULT_FLAG_WRITE) {
+                    0 => Access::Read,
+                    _ => Access::Write,
+                },
                 // SAFETY: the feature THREAD_ID is on, so the kernel set the thread id.
                 thread: unsafe { fault.feat.ptid },
             });

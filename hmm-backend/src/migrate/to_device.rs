@@ -13,7 +13,7 @@ use crate::pages::{
     Block, DeviceFolio, DeviceId, Frame, MAX_ORDER, MigrateError, Page, PageRange, PageSet,
     Permission,
 };
-use crate::residency::{FolioLock, Residency, TryLock, Word};
+use crate::residency::{FolioLock, MemoryKind, Residency, TryLock, Word};
 
 /// A destination folio with the locks of the pages that go there.
 struct DestinationFolio<'b> {
@@ -45,11 +45,11 @@ impl<'b> DestinationFolio<'b> {
         }
     }
 
-    /// Returns the pieces with (or without) contents, each with its first frame and its word.
-    fn pieces(&self, with_contents: bool) -> impl Iterator<Item = (PageRange, Frame, Word)> + '_ {
+    /// Returns the pieces with this residency (`System`, or `Untouched` and so without contents), each with its first
+    /// frame and its word.
+    fn pieces(&self, residency: Residency) -> impl Iterator<Item = (PageRange, Frame, Word)> + '_ {
         let folio = self.allocation.folio;
-        let wanted =
-            move |l: &&FolioLock<'_>| (l.word().residency() == Residency::System) == with_contents;
+        let wanted = move |l: &&FolioLock<'_>| l.word().residency() == residency;
         self.locks.iter().filter(wanted).map(move |lock| {
             let offset = lock.head().0 - folio.page.0;
             (lock.range(), Frame(folio.frame.0 + offset), lock.word())
@@ -134,7 +134,10 @@ impl<'b> ToDevice<'b> {
     /// Returns the source pages that have contents, in page order; the other pages are untouched and become
     /// zeros.
     pub fn contents(&self) -> impl Iterator<Item = PageRange> + '_ {
-        let pieces = self.targets.iter().flat_map(|t| t.pieces(true));
+        let pieces = self
+            .targets
+            .iter()
+            .flat_map(|t| t.pieces(Residency::System));
         pieces.map(|(pages, ..)| pages)
     }
 
@@ -165,12 +168,12 @@ impl<'b> ToDevice<'b> {
         self.watch = Some(watch);
     }
 
-    /// Returns the runs of pages with (or without) contents.
-    fn runs(&self, with_contents: bool) -> impl Iterator<Item = Run> + '_ {
+    /// Returns the runs of pages with this residency.
+    fn runs(&self, residency: Residency) -> impl Iterator<Item = Run> + '_ {
         let pieces = self.targets.iter();
         runs(
             self.core.guest.reach(),
-            pieces.flat_map(move |t| t.pieces(with_contents)),
+            pieces.flat_map(move |t| t.pieces(residency)),
         )
     }
 
@@ -198,15 +201,15 @@ impl<'b> ToDevice<'b> {
         let guest = &self.core.guest;
         let mut fail = |run: Run, at| failed.push(run.page.plus(at));
         if let Some(memory) = &self.device.memory {
-            for run in self.runs(true) {
+            for run in self.runs(Residency::System) {
                 guest.take(run, memory, |at, _| fail(run, at));
             }
-            for run in self.runs(false) {
+            for run in self.runs(Residency::Untouched) {
                 memory.fill_zero(run.frame, run.pages, |at, _| fail(run, at));
             }
         } else {
             // Coherent memory: CPUs keep reaching the page, so only untouched pages have to be filled.
-            for run in self.runs(false) {
+            for run in self.runs(Residency::Untouched) {
                 let fill = match run.permission {
                     Permission::ReadOnly => Fill::ReadOnly,
                     Permission::Writable => Fill::Memory,
@@ -334,9 +337,12 @@ fn take_locks<'b>(locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b
 fn make_resident<'b>(target: DestinationFolio<'b>, device: &Device, until: Tick) -> FolioLock<'b> {
     device.hold(target.allocation.folio.frame, until);
     let folio = target.allocation.into_resident();
-    let (coherent, order) = (device.memory.is_none(), folio.order);
-    let word = Word::in_device_folio(device.id, coherent, folio.frame, order);
-    FolioLock::merge(target.locks, order, word)
+    let kind = match device.memory {
+        Some(_) => MemoryKind::Private,
+        None => MemoryKind::Coherent,
+    };
+    let word = Word::in_device_folio(device.id, kind, folio.frame, folio.order);
+    FolioLock::merge(target.locks, folio.order, word)
 }
 
 impl Drop for CopiedToDevice<'_> {
@@ -357,7 +363,7 @@ impl Drop for CopiedToDevice<'_> {
             return;
         };
         let mut stuck = Vec::new();
-        for run in self.0.runs(true) {
+        for run in self.0.runs(Residency::System) {
             self.0.core.guest.undo_take(run, memory, |at| {
                 stuck.push(run.page.plus(at));
             });

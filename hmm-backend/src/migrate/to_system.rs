@@ -247,11 +247,8 @@ impl<'b> CopiedToSystem<'b> {
         let mut this = self.0;
         let mut failed: Vec<(Page, EngineError)> = Vec::new();
         let reach = this.core.guest.reach();
-        let those = |duplicated: bool| {
-            let pieces = this
-                .sources
-                .iter()
-                .filter(move |s| s.duplicated() == duplicated);
+        let those = |wanted: fn(&&Source<'_>) -> bool| {
+            let pieces = this.sources.iter().filter(wanted);
             runs(
                 reach,
                 pieces.map(|s| (s.lock.range(), s.folio.frame, s.lock.word())),
@@ -259,7 +256,7 @@ impl<'b> CopiedToSystem<'b> {
         };
         // Coherent memory needs no move: CPUs reach it already.
         if let Some(memory) = &this.device.memory {
-            for mut run in those(false) {
+            for mut run in those(|source| !source.duplicated()) {
                 // A duplicate is write-protected.
                 if this.keeps_frames {
                     run.permission = Permission::ReadOnly;
@@ -270,7 +267,7 @@ impl<'b> CopiedToSystem<'b> {
             }
             // The device no longer uses its copies: let CPUs write to the system copies, and wake those that
             // wait to write.
-            for run in those(true) {
+            for run in those(|source| source.duplicated()) {
                 this.core.guest.lift_protection(run);
             }
         }

@@ -2,8 +2,8 @@
 
 use super::ids::DeviceId;
 
-/// How a page is accessed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// How a page is accessed. A write is the stronger access: it needs all that a read needs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Access {
     /// A load.
     Read,

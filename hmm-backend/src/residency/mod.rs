@@ -14,7 +14,7 @@ mod word;
 pub(crate) use folio_lock::FolioLock;
 pub(crate) use pattern::Pattern;
 pub(crate) use table::{PinError, ResidencyTable, TryLock, WakeFaults};
-pub(crate) use word::AUX_MAX;
+pub(crate) use word::{AUX_MAX, MemoryKind};
 #[cfg(all(test, not(loom)))]
 pub(crate) use word::{LOCKED, MIRRORED, PIN, WAITERS};
 pub use word::{Placed, Residency, Word};

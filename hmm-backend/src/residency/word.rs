@@ -34,6 +34,15 @@ impl Placed {
     }
 }
 
+/// Whether CPUs reach a device's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MemoryKind {
+    /// They do not.
+    Private,
+    /// They reach it in place.
+    Coherent,
+}
+
 /// The place of a page's contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Residency {
@@ -225,11 +234,14 @@ impl Word {
     /// << order` frames from `first` on.
     pub(crate) fn in_device_folio(
         device: DeviceId,
-        coherent: bool,
+        kind: MemoryKind,
         first: Frame,
         order: u8,
     ) -> impl Fn(usize, Word) -> Word + Copy {
-        let state = if coherent { COHERENT } else { DEVICE };
+        let state = match kind {
+            MemoryKind::Private => DEVICE,
+            MemoryKind::Coherent => COHERENT,
+        };
         // The part that is the same for all pages of the folio is computed once.
         let place = state
             | u64::from(device.0) << AUX_SHIFT
@@ -241,7 +253,7 @@ impl Word {
     /// The word of a single page in a device's private memory.
     #[cfg(any(test, feature = "fuzzing", feature = "measure"))]
     pub(crate) fn to_device(self, device: DeviceId, frame: Frame, order: u8) -> Word {
-        Word::in_device_folio(device, false, frame, order)(0, self)
+        Word::in_device_folio(device, MemoryKind::Private, frame, order)(0, self)
     }
 
     /// The contents of the frame are now also in system memory.

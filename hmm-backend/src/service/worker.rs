@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::fault::{
-    Attempts, CpuFaults, Deferred, FatalFault, Fault, Faults, Prefetch, Unresolved,
+    CpuFaults, Deferred, FatalFault, Fault, Faults, History, Prefetch, Unresolved,
     sort_and_deduplicate,
 };
 use crate::host::doorbell::Doorbell;
@@ -95,12 +95,12 @@ struct Fruitless {
 }
 
 impl Fruitless {
-    /// Notes that the descriptor was readable; `found` says whether this thread got a message. Returns an error
+    /// Notes that the descriptor was readable and that this thread got so many messages. Returns an error
     /// after too many looks in a row without a message for any thread.
-    fn look(&mut self, shard: &Uffd, found: bool) -> io::Result<()> {
+    fn look(&mut self, shard: &Uffd, messages: usize) -> io::Result<()> {
         let read = shard.messages_read();
         // Without a message for this thread, another thread has usually read it first.
-        if found || read != self.read {
+        if messages > 0 || read != self.read {
             self.read = read;
             self.patience.progress();
             return Ok(());
@@ -164,7 +164,7 @@ impl Worker {
                     let before = messages.len();
                     let read = shard.read(&mut messages);
                     read.map_err(|error| context("read of a userfaultfd", error))?;
-                    fruitless.look(shard, messages.len() > before)?;
+                    fruitless.look(shard, messages.len() - before)?;
                 }
             }
             let idle = messages.is_empty();
@@ -208,7 +208,7 @@ impl Worker {
                 let page = self.faults.core.guest.page_at(m.address);
                 Fault {
                     page,
-                    write: m.write,
+                    access: m.access,
                     thread: m.thread,
                     since,
                     reading,
@@ -221,20 +221,21 @@ impl Worker {
     }
 
     /// Serves faults, which must be in page order, block by block. `retried` is set for a single fault that had
-    /// been put off: its attempts, and whether it has waited for a hold or a throttle.
-    fn serve(&mut self, faults: &[Fault], retried: Option<(Attempts, bool)>) {
+    /// been put off.
+    fn serve(&mut self, faults: &[Fault], retried: Option<History>) {
         for group in faults.chunk_by(|a, b| a.page.block() == b.page.block()) {
             let block = group[0].page.block();
             let pages: PageSet = group.iter().map(|f| f.page.index_in_block()).collect();
-            let writes = group.iter().filter(|f| f.write);
+            let writes = group.iter().filter(|f| f.access == Access::Write);
             let writes: PageSet = writes.map(|f| f.page.index_in_block()).collect();
-            let access = access_of(!writes.is_empty());
+            let strongest = group.iter().map(|f| f.access).max();
+            let access = strongest.unwrap_or(Access::Read);
             let served = self.faults.serve_cpu_faults(&CpuFaults {
                 block,
                 pages,
                 access,
                 writes,
-                waited: retried.is_some_and(|(_, waited)| waited),
+                waited: retried.is_some_and(|history| history.waited),
             });
             self.faults
                 .core
@@ -251,7 +252,9 @@ impl Worker {
                     None => self.resolved(fault, now),
                     // The refusal is for a thread that wrote to the page in the same batch. This fault is a
                     // read: serve it again without the writer.
-                    Some((_, Unresolved::Fatal(FatalCause::ReadOnly))) if !fault.write => {
+                    Some((_, Unresolved::Fatal(FatalCause::ReadOnly)))
+                        if fault.access == Access::Read =>
+                    {
                         readers.push(*fault);
                     }
                     Some((_, reason)) => self.put_off(fault, reason, retried, now),
@@ -281,7 +284,7 @@ impl Worker {
         self.faults.core.recorder.add(Counter::CpuFaults, 1);
         self.faults.core.recorder.latency(Toucher::Cpu, latency);
         self.faults.core.recorder.event(|| Event {
-            access: Some(access_of(fault.write)),
+            access: Some(fault.access),
             thread: fault.thread,
             latency,
             ..Event::new(now, EventKind::CpuFault, PageRange::single(fault.page))
@@ -292,11 +295,11 @@ impl Worker {
         &mut self,
         fault: &Fault,
         reason: &Unresolved,
-        retried: Option<(Attempts, bool)>,
+        retried: Option<History>,
         now: Duration,
     ) {
-        let (mut attempts, mut waited) = retried.unwrap_or_default();
-        let wait = match attempts.next(reason) {
+        let mut history = retried.unwrap_or_default();
+        let wait = match history.attempts.next(reason) {
             Ok(wait) => wait,
             Err(cause) => {
                 self.faults
@@ -314,7 +317,7 @@ impl Worker {
         };
         let counter = match reason {
             Unresolved::Wait(_) => {
-                waited = true;
+                history.waited = true;
                 Counter::FaultsDeferred
             }
             _ => Counter::FaultsRetried,
@@ -327,8 +330,7 @@ impl Worker {
             due: now + wait,
             fault: *fault,
             generation: self.faults.core.table.word(fault.page).generation(),
-            attempts,
-            waited,
+            history,
         });
     }
 
@@ -340,7 +342,7 @@ impl Worker {
             };
             let page = next.fault.page;
             if self.faults.core.table.word(page).generation() == next.generation {
-                self.serve(&[next.fault], Some((next.attempts, next.waited)));
+                self.serve(&[next.fault], Some(next.history));
             } else {
                 // The page has moved since the fault was put off. Wake the CPU: if it has not made its access
                 // yet, it faults again, and that fault meets the present holds and throttles.
@@ -352,7 +354,7 @@ impl Worker {
     /// Serves the faults that were put off at once, without their waits: no CPU may be left asleep.
     fn finish(&mut self) {
         while let Some(next) = self.deferred.pop() {
-            let fault = CpuFaults::one(next.fault.page, access_of(next.fault.write));
+            let fault = CpuFaults::one(next.fault.page, next.fault.access);
             // A fault that is still unresolved cannot be resolved: its CPU must be stopped by a signal.
             let _ = self.faults.serve_cpu_faults(&CpuFaults {
                 waited: true,
@@ -370,13 +372,6 @@ fn about_no_page(faults: &Faults, cause: FatalCause) -> FatalFault {
         cause,
         since: faults.core.clock.now(),
         generation: 0,
-    }
-}
-
-fn access_of(write: bool) -> Access {
-    match write {
-        true => Access::Write,
-        false => Access::Read,
     }
 }
 
