@@ -1,22 +1,25 @@
 //! Kernel calls on ranges of pages, which may handle only a part of the range.
 
-use std::fmt;
-
 use crate::memory::uffd::Progress;
 use crate::pages::PAGE_SIZE;
 
 /// Why a page could not be moved.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum EngineError {
     /// The kernel or another process holds a reference to the page, or the address space is changing.
+    #[error("the page is in use by the kernel")]
     Busy,
     /// There is no memory for the destination.
+    #[error("out of memory")]
     NoMemory,
     /// Both the source and the destination have a page.
+    #[error("another page is already at its destination")]
     InTheWay,
     /// Neither the source nor the destination has the page.
+    #[error("the kernel has lost it: it is neither at its source nor at its destination")]
     Lost,
     /// An error that the protocol rules out, with its error number.
+    #[error("{}", std::io::Error::from_raw_os_error(*.0))]
     Unexpected(i32),
 }
 
@@ -27,22 +30,6 @@ impl From<i32> for EngineError {
             libc::ENOMEM => EngineError::NoMemory,
             libc::EEXIST => EngineError::InTheWay,
             other => EngineError::Unexpected(other),
-        }
-    }
-}
-
-impl fmt::Display for EngineError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            EngineError::Busy => f.write_str("the page is in use by the kernel"),
-            EngineError::NoMemory => f.write_str("out of memory"),
-            EngineError::InTheWay => f.write_str("another page is already at its destination"),
-            EngineError::Lost => f.write_str(
-                "the kernel has lost it: it is neither at its source nor at its destination",
-            ),
-            EngineError::Unexpected(errno) => {
-                write!(f, "{}", std::io::Error::from_raw_os_error(*errno))
-            }
         }
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn detach(faults: &Faults, id: DeviceId) -> Result<(), Error> {
             let wait = attempts.next(&unresolved).map_err(|cause| Error::Detach {
                 device: id,
                 left: used,
-                cause: cause.to_string(),
+                cause,
             })?;
             used = device.wait_for_frames(before, PATIENCE + wait);
         }

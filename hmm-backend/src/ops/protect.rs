@@ -1,5 +1,7 @@
 //! Makes pages read-only for CPUs and devices, or writable again.
 
+use std::io;
+
 use crate::migrate::Core;
 use crate::pages::{Error, PageRange, Permission};
 use crate::residency::{FolioLock, Residency};
@@ -22,7 +24,7 @@ pub(crate) fn set_permission(
             if matches!(lock.word().residency(), Residency::Exclusive(_)) {
                 core.revoke(lock).map_err(|error| Error::Protect {
                     page,
-                    error: error.to_string(),
+                    error: io::Error::other(error),
                 })?;
                 continue;
             }
@@ -64,7 +66,7 @@ fn change_permission(
             .set_permission(lock.range(), permission)
             .map_err(|error| Error::Protect {
                 page: lock.head(),
-                error: error.to_string(),
+                error,
             })?;
     }
     lock.set_permission(permission);

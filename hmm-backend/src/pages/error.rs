@@ -161,6 +161,7 @@ pub enum Error {
         /// The pages.
         range: PageRange,
         /// The kernel's answer.
+        #[source]
         error: io::Error,
     },
     /// The permission of a page could not be changed.
@@ -168,8 +169,9 @@ pub enum Error {
     Protect {
         /// The page.
         page: Page,
-        /// The kernel's answer.
-        error: String,
+        /// The kernel's answer, or why a device's exclusive access to the page could not be ended.
+        #[source]
+        error: io::Error,
     },
     /// The page has as many pins as the residency word can count.
     #[error("{0:?} has as many pins as can be counted; unpin it first")]
@@ -182,7 +184,8 @@ pub enum Error {
         /// Number of pages still in its memory.
         left: u32,
         /// The reason of the last failure.
-        cause: String,
+        #[source]
+        cause: FatalCause,
     },
     /// A service thread could not be started.
     #[error("cannot start service thread: {0}")]
@@ -190,10 +193,20 @@ pub enum Error {
     /// An eventfd, which wakes threads, could not be made.
     #[error("cannot make an event: {0}")]
     Event(#[source] Refusal),
-    /// The configuration of the fault service is invalid: it needs at least one thread, and a CPU to pin a thread to
-    /// must exist.
-    #[error("fault service: {0}")]
-    Service(String),
+    /// The fault service was to have no thread.
+    #[error("fault service: no threads; configure at least one")]
+    NoServiceThreads,
+    /// A service thread cannot run on the CPU that was chosen for it.
+    #[error("fault service: thread {thread} cannot run on CPU {cpu}: {error}")]
+    Bind {
+        /// The thread's name.
+        thread: String,
+        /// The CPU's number.
+        cpu: usize,
+        /// The kernel's answer.
+        #[source]
+        error: io::Error,
+    },
     /// The number of userfaultfds is out of range.
     #[error("guest memory cannot be spread over {0} userfaultfds; use 1 to 64")]
     BadShards(usize),

@@ -51,6 +51,7 @@ pub enum PolicyError {
         /// The file.
         file: String,
         /// What is wrong with the file, and in which line.
+        #[source]
         error: PlacementError,
     },
     /// Two components decide about the same thing.

@@ -43,7 +43,7 @@ impl FaultService {
         on_fatal: Arc<OnFatal>,
     ) -> Result<FaultService, Error> {
         if config.threads.is_empty() {
-            return Err(Error::Service("no threads; configure at least one".into()));
+            return Err(Error::NoServiceThreads);
         }
         let stop = Doorbell::new().map_err(|error| Error::Event(error.into()))?;
         let spawner = WorkerSpawner {

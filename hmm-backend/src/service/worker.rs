@@ -76,10 +76,11 @@ impl WorkerSpawner {
             })
             .map_err(|error| Error::Thread(Refusal::new(Resource::Thread, error)))?;
         if let Ok(Err(error)) = started.recv() {
-            let cpu = cpu.unwrap_or_default();
-            return Err(Error::Service(format!(
-                "thread {name} cannot run on CPU {cpu}: {error}"
-            )));
+            return Err(Error::Bind {
+                thread: name,
+                cpu: cpu.unwrap_or_default(),
+                error,
+            });
         }
         Ok(thread)
     }
