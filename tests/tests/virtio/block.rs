@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use hmm_backend::pages::Permission;
 use hmmvisor_devices::MmioDevice;
 use hmmvisor_devices::virtio::{Disk, VirtioDevice, block};
 use hmmvisor_testkit::machine::both_engines;
