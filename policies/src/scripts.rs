@@ -2,13 +2,14 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use hmm_backend::policy::{
     Density, EvictionPolicy, FaultPolicy, PolicyFactory, PolicyFile, PolicySpec, policy_checksum,
 };
 use hmm_backend::text::printable;
+use parking_lot::Mutex;
 
 use crate::error::ScriptError;
 use crate::eviction::ScriptEviction;
@@ -115,11 +116,7 @@ impl Scripts {
     pub fn reload(&self) -> Result<(), ScriptError> {
         let version = Arc::new(read(&self.spec)?);
         self.shared.load(&version).map_err(ScriptError::Script)?;
-        *self
-            .shared
-            .current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = version;
+        *self.shared.current.lock() = version;
         self.shared.version.fetch_add(1, Ordering::Release);
         self.shared.reloads.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -16,8 +16,8 @@ mod random;
 mod thread;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hmm_backend::Backend;
@@ -28,6 +28,7 @@ use hmmvisor_abi::control::chaos;
 use hmmvisor_abi::map;
 use hmmvisor_devices::Accelerator;
 use hmmvisor_devices::thread::{self as threads, Joined, Thread};
+use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
 use driver::{FailingDriver, Injected};
@@ -121,14 +122,12 @@ pub struct State {
 }
 
 impl State {
-    fn layout(&self) -> MutexGuard<'_, Option<Layout>> {
-        self.layout.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Inverts one bit of a word that neither guest nor host writes.
     fn flip_a_bit(&self) {
         const WORD: usize = 77;
-        let Some(layout) = *self.layout() else { return };
+        let Some(layout) = *self.layout.lock() else {
+            return;
+        };
         if let Ok(pinned) = self.backend.pin(PageRange::single(Page(layout.host))) {
             // SAFETY: the page is present while it is pinned, aligned, and only accessed in atomic words.
             let word = unsafe { AtomicU64::from_ptr(pinned.host().cast::<u64>().add(WORD)) };
@@ -155,7 +154,7 @@ impl State {
     /// The number of pages from there on that the guest shares with the host. From now on the thread disturbs them.
     pub fn chaos_shared(&self, pages: u64) {
         let base = self.base.load(Ordering::Relaxed);
-        *self.layout() = Layout::new(&self.backend, base, pages);
+        *self.layout.lock() = Layout::new(&self.backend, base, pages);
         self.has_layout.notify_all();
     }
 
@@ -224,7 +223,7 @@ impl Torture {
         Some(Box::new(move |index, inner: Arc<dyn Driver>| {
             let random = Arc::new(Random::new(seed, 100 + u64::from(index)));
             let driver = Arc::new(FailingDriver::new(inner, random, injected.clone()));
-            lock(&drivers).push(driver.clone());
+            drivers.lock().push(driver.clone());
             driver
         }))
     }
@@ -275,7 +274,7 @@ impl Torture {
             (Some(Joined::Ended(disturber)), Some(running)) => Ok(Some(Stopped {
                 figures: disturber.figures,
                 injected: self.injected.clone(),
-                drivers: lock(&self.drivers).clone(),
+                drivers: self.drivers.lock().clone(),
                 running,
             })),
             (Some(Joined::Panicked), _) => {
@@ -353,7 +352,7 @@ impl Stopped {
         if folios != freed {
             return Err(format!("{folios} folios were allocated, {freed} freed"));
         }
-        let Some(layout) = *state.layout() else {
+        let Some(layout) = *state.layout.lock() else {
             return Err("the guest never said which pages may be disturbed".into());
         };
         for (page, added) in layout.counters().pages().zip(&state.added) {
@@ -376,10 +375,6 @@ impl Stopped {
         }
         Ok(())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The words of the constant pages hold their own guest-physical addresses.

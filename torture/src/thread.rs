@@ -68,11 +68,11 @@ impl Disturber {
     /// Until it is told to stop; then puts everything back.
     pub(super) fn run(mut self) -> Disturber {
         let waiting = |layout: &mut Option<Layout>| layout.is_none() && !self.stopping();
-        let layout = *self
-            .state
-            .has_layout
-            .wait_while(self.state.layout(), waiting)
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let layout = {
+            let mut layout = self.state.layout.lock();
+            self.state.has_layout.wait_while(&mut layout, waiting);
+            *layout
+        };
         let result = match layout {
             Some(layout) => self.disturb(layout),
             None => Ok(()),

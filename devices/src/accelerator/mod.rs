@@ -29,13 +29,14 @@ pub use stats::AcceleratorStats;
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use hmm_backend::Backend;
 use hmm_backend::driver::Driver;
 use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::pages::{DeviceId, PAGE_SIZE};
 use hmmvisor_abi::accel::{self, queue_bytes};
+use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::guest_memory::GuestMemory;
@@ -316,7 +317,7 @@ impl Accelerator {
     /// when its thread has ended. A thread that does not end within [`STOP_WITHIN`] is left behind; it owns what it uses.
     pub fn stop(&self) {
         // Taken first and held: a second caller returns when the thread has ended, too.
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = self.thread.lock();
         self.shared.stop();
         if let Some(thread) = thread.take() {
             // If it panicked, it has said so; there is nothing left to stop.
@@ -328,7 +329,7 @@ impl Accelerator {
         if cpu >= libc::CPU_SETSIZE as usize {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let thread = self.thread.lock();
         let Some(thread) = thread.as_ref() else {
             return Ok(());
         };

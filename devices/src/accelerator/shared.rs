@@ -1,11 +1,12 @@
 //! The state that the vCPUs' side of an accelerator and its thread share: registers, and ways to wake each other.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hmmvisor_abi::accel;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::guest_fault::GuestFault;
@@ -73,8 +74,7 @@ impl Shared {
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is consistent between any two of its changes.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub fn counters(&self) -> &Counters {
@@ -174,10 +174,7 @@ impl Shared {
             if let Some(answer) = state.registers.spaces.fault.answer() {
                 break answer;
             }
-            state = self
-                .answered
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.answered.wait(&mut state);
         };
         state.registers.spaces.fault.clear();
         answer
@@ -211,13 +208,9 @@ impl Shared {
         condition: impl Fn(&Registers) -> bool,
     ) {
         state.waiting += 1;
-        let mut state = self
-            .changed
-            .wait_timeout_while(state, LONGEST_WAIT, |state| {
-                !self.stopping() && !condition(&state.registers)
-            })
-            .unwrap_or_else(PoisonError::into_inner)
-            .0;
+        let waiting = |state: &mut State| !self.stopping() && !condition(&state.registers);
+        self.changed
+            .wait_while_for(&mut state, waiting, LONGEST_WAIT);
         state.waiting -= 1;
     }
 }

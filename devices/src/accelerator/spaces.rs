@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use hmm_backend::pages::{Access, PAGE_SIZE, Page};
 use hmmvisor_abi::accel::{
     SPACE_BLOCK, SPACE_END, SPACES, TRANSLATION_VALID, TRANSLATION_WRITABLE, TRANSLATIONS,
 };
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::commands::managed::{Addresses, Managed};
 
@@ -226,21 +226,13 @@ impl Spaces {
         }
     }
 
-    fn tables(&self) -> MutexGuard<'_, Tables> {
-        // Consistent between any two changes.
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// For the device, the only one who calls this. Changes that wait go first: a busy device would win against them for
     /// ever.
     pub fn lock(&self) -> SpacesGuard<'_> {
-        let mut tables = self.tables();
+        let mut tables = self.tables.lock();
         while self.wanted.load(Ordering::SeqCst) > 0 {
             tables.waiting = true;
-            tables = self
-                .no_longer_wanted
-                .wait(tables)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.no_longer_wanted.wait(&mut tables);
             tables.waiting = false;
         }
         SpacesGuard {
@@ -252,7 +244,7 @@ impl Spaces {
     /// Waits until the device is not translating.
     fn change<T>(&self, change: impl FnOnce(&mut Tables) -> T) -> T {
         self.wanted.fetch_add(1, Ordering::SeqCst);
-        let mut tables = self.tables();
+        let mut tables = self.tables.lock();
         let result = change(&mut tables);
         self.wanted.fetch_sub(1, Ordering::SeqCst);
         if tables.waiting {
@@ -462,13 +454,13 @@ mod tests {
     #[test]
     fn there_is_a_limit_and_what_came_last_is_there() {
         let it = spaces();
-        let limit = it.tables().limit as u64;
+        let limit = it.tables.lock().limit as u64;
         for block in 0..3 * limit {
             let start = V + block * SPACE_BLOCK;
             it.map(1, start, page(&[(7, BASE | 1)])).unwrap();
             assert_eq!(read(&it, 1, start + 7 * PAGE_SIZE), Lookup::Page(Page(0)));
-            assert!(it.tables().blocks.len() as u64 <= limit);
+            assert!(it.tables.lock().blocks.len() as u64 <= limit);
         }
-        assert_eq!(it.tables().blocks.len() as u64, limit);
+        assert_eq!(it.tables.lock().blocks.len() as u64, limit);
     }
 }

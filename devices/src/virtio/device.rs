@@ -5,10 +5,11 @@
 //! over, the device no longer touches the queue's memory.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use hmm_backend::limits::{Refusal, Resource};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -136,12 +137,12 @@ impl VirtioDevice {
     /// Sleeps until the device has looked at its queues once more, or has stopped.
     pub fn settle(&self) {
         let shared = &*self.port.shared;
-        shared.wait_for_pass(shared.lock());
+        shared.wait_for_pass(shared.state.lock());
     }
 
     /// The driver's mistake, if the device needs a reset because of it.
     pub fn problem(&self) -> Option<String> {
-        self.port.shared.lock().problem.clone()
+        self.port.shared.state.lock().problem.clone()
     }
 }
 
@@ -152,12 +153,12 @@ impl MmioDevice for VirtioDevice {
 
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        self.port.shared.lock().registers.read(offset, data);
+        self.port.shared.state.lock().registers.read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         let shared = &*self.port.shared;
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         let resets = state.registers.resets();
         match state.registers.write(offset, data) {
             Effect::None => {}
@@ -188,10 +189,10 @@ impl MmioDevice for VirtioDevice {
     fn stop(&self) {
         let shared = &*self.port.shared;
         // Taken first and held: a second caller returns when the thread has ended, too.
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = self.thread.lock();
         {
             // With the lock held, so that the thread does not go to sleep after it has seen that the flag is not set.
-            let _state = shared.lock();
+            let _state = shared.state.lock();
             shared.stop.store(true, Ordering::Release);
             shared.attention.store(true, Ordering::Release);
             shared.passed.notify_all();
@@ -232,11 +233,6 @@ struct State {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is consistent between any two of its changes.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
@@ -259,7 +255,7 @@ impl Shared {
         let wanted = state.wanted;
         self.ring();
         let waiting = |state: &mut State| state.done < wanted && !self.stopping();
-        drop(self.passed.wait_while(state, waiting));
+        self.passed.wait_while(&mut state, waiting);
     }
 }
 
@@ -285,12 +281,12 @@ impl Port {
 
     /// Looks at the configuration space.
     pub fn config<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
-        look(self.shared.lock().registers.config())
+        look(self.shared.state.lock().registers.config())
     }
 
     /// Changes the configuration space, and tells the driver if there is one.
     pub fn change_config(&self, change: impl FnOnce(&mut [u8])) {
-        let tell = self.shared.lock().registers.change_config(change);
+        let tell = self.shared.state.lock().registers.change_config(change);
         if tell {
             self.shared.irq.trigger();
         }
@@ -308,7 +304,7 @@ impl Port {
 
     /// Begins a pass over the queues; none if the device is to stop.
     pub(super) fn begin_pass(&self) -> Option<Pass> {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         if self.shared.stopping() {
             return None;
         }
@@ -324,7 +320,7 @@ impl Port {
     /// Wakes the vCPUs that wait for the pass. Then, unless there is `more` to do, sleeps until the doorbell rings.
     pub(super) fn end_pass(&self, number: u64, more: bool) {
         let shared = &self.shared;
-        shared.lock().done = number;
+        shared.state.lock().done = number;
         shared.passed.notify_all();
         if !more && !self.interrupted() {
             let what = "waiting for a virtio device's doorbell (reading an eventfd)";
@@ -334,7 +330,7 @@ impl Port {
 
     /// Tells the driver that a request is done. Not if the driver has reset the device since.
     pub(super) fn used(&self, resets: u64) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if state.registers.resets() == resets {
             state.registers.used();
             drop(state);
@@ -345,7 +341,7 @@ impl Port {
 
     /// The driver has to reset the device.
     pub(super) fn fail(&self, resets: u64, problem: &Malformed) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if state.registers.resets() == resets {
             state.problem = Some(problem.to_string());
             if state.registers.needs_reset() {

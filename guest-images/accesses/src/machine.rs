@@ -8,13 +8,13 @@ mod accelerator;
 use std::alloc::{self, Layout};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use hmm_backend::limits::Refusal;
 use hmm_backend::observe::{Event, EventKind};
 use hmm_backend::pages::{Access, DeviceId, Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_abi::{control, map};
+use parking_lot::{Mutex, RwLock};
 
 use crate::turns::{Turns, this_vcpu};
 use accelerator::Accelerator;
@@ -69,10 +69,10 @@ pub fn start(memory: u64, sink: Box<dyn FnMut(Event) + Send>) -> Result<(), Refu
     // SAFETY: the box is new and given up for good; an `AtomicU64` has the size, the bit patterns and, on this
     // architecture, the alignment of a `u64`.
     let words: &'static [AtomicU64] = unsafe { &*(zeros as *const [AtomicU64]) };
-    *MEMORY.write().unwrap_or_else(PoisonError::into_inner) = words;
+    *MEMORY.write() = words;
     LAST.store(NOTHING, Ordering::Relaxed);
     ACCESSES.store(0, Ordering::Relaxed);
-    *lock() = Some(Machine {
+    *MACHINE.lock() = Some(Machine {
         sink,
         pending: None,
         // All there can be: the guest's statics may know more than this run has, and disables them.
@@ -100,11 +100,11 @@ fn zeros(words: usize) -> Option<Box<[u64]>> {
 
 /// Takes it apart; what the workload printed.
 pub fn stop() -> String {
-    let mut machine = lock().take();
+    let mut machine = MACHINE.lock().take();
     if let Some(machine) = &mut machine {
         machine.flush();
     }
-    let words = std::mem::take(&mut *MEMORY.write().unwrap_or_else(PoisonError::into_inner));
+    let words = std::mem::take(&mut *MEMORY.write());
     if !words.is_empty() {
         // SAFETY: `start` gave up exactly this box, as a `u64` slice, which has the same layout. All vCPUs have ended, and no other code has had references to the
         // words: those that `access` gives out are used at once, and only by vCPUs.
@@ -137,20 +137,17 @@ impl Machine {
     }
 }
 
-fn lock() -> MutexGuard<'static, Option<Machine>> {
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn with<R>(work: impl FnOnce(&mut Machine) -> R) -> R {
     work(
-        lock()
+        MACHINE
+            .lock()
             .as_mut()
             .expect("vCPUs run only while there is a machine"),
     )
 }
 
 fn words() -> &'static [AtomicU64] {
-    *MEMORY.read().unwrap_or_else(PoisonError::into_inner)
+    *MEMORY.read()
 }
 
 /// Tells of an access to a word, which is the answer.

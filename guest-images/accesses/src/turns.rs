@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 use std::panic;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The vCPU whose turn it is.
 pub struct Turns {
@@ -37,13 +38,9 @@ impl Turns {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// So many vCPUs are about to begin, the first one first.
     pub fn reset(&self, vcpus: u64) {
-        *self.lock() = State {
+        *self.state.lock() = State {
             current: 0,
             running: vec![true; vcpus as usize],
             failed: false,
@@ -53,12 +50,12 @@ impl Turns {
     /// This thread is a vCPU: waits for its first turn.
     pub fn begin(&self, vcpu: u64) {
         VCPU.set(vcpu);
-        self.wait(self.lock());
+        self.wait(self.state.lock());
     }
 
     /// Lets the next vCPU run until this one's turn comes again.
     pub fn pass(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.next();
         self.changed.notify_all();
         self.wait(state);
@@ -66,7 +63,7 @@ impl Turns {
 
     /// This vCPU is done, or has failed, which stops all others.
     pub fn end(&self, failed: bool) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.failed |= failed;
         state.running[VCPU.get() as usize] = false;
         if state.current == VCPU.get() {
@@ -77,10 +74,7 @@ impl Turns {
 
     fn wait(&self, mut state: MutexGuard<'_, State>) {
         while state.current != VCPU.get() && !state.failed {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
         if state.failed {
             drop(state);

@@ -1,10 +1,11 @@
 //! An interpreter that runs a script's current version for one backend.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hmm_backend::policy::PolicyFile;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::text;
 use super::{Failure, Script, Source};
@@ -56,8 +57,7 @@ impl Shared {
     }
 
     pub(crate) fn current(&self) -> Arc<Version> {
-        let current = self.current.lock();
-        current.unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.lock().clone()
     }
 
     pub(crate) fn load(self: &Arc<Self>, version: &Version) -> Result<Script, Failure> {
@@ -99,7 +99,7 @@ impl SharedInstance {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Instance> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Asks the script. None if it does not decide this, or fails.
