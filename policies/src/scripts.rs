@@ -16,7 +16,7 @@ use crate::eviction::ScriptEviction;
 use crate::policy::ScriptPolicy;
 use crate::sandbox::limits::Limits;
 use crate::script::Source;
-use crate::script::instance::{Log, Shared, SharedInstance, Version};
+use crate::script::instance::{CurrentScript, Log, SharedInstance, Version};
 use crate::script::text;
 use crate::spec::ScriptSpec;
 
@@ -50,7 +50,7 @@ pub struct Scripts {
     /// What is beside the script: it decides about faults in its place.
     beside: PolicySpec,
     decides_victims: bool,
-    shared: Arc<Shared>,
+    shared: Arc<CurrentScript>,
 }
 
 impl Scripts {
@@ -85,7 +85,7 @@ impl Scripts {
         log: Log,
     ) -> Result<Arc<Scripts>, ScriptError> {
         let version = Arc::new(version);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(CurrentScript {
             current: Mutex::new(version.clone()),
             version: AtomicU64::new(0),
             limits,

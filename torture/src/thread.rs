@@ -24,6 +24,15 @@ const PINS: usize = 4;
 /// Longest pause between two calls: the guest shall get on, too.
 const PAUSE_US: u64 = 400;
 
+/// What the guest may do with pages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Permission {
+    /// Only read them.
+    Read,
+    /// Read and write them.
+    ReadWrite,
+}
+
 /// See the module.
 pub(super) struct Disturber {
     state: Arc<State>,
@@ -145,7 +154,7 @@ impl Disturber {
             6 => self.pins.clear(),
             7 => {
                 let range = self.some(layout.constant(), 8);
-                self.protect(range, true)?;
+                self.set_permission(range, Permission::Read)?;
                 self.figures.protected += u64::from(range.len());
                 self.protected.push(range);
             }
@@ -237,9 +246,10 @@ impl Disturber {
         Ok(())
     }
 
-    /// Tries again what the kernel may refuse for a moment.
-    fn protect(&self, range: PageRange, read_only: bool) -> Result<(), String> {
+    /// Sets what the guest may do with pages. Tries again what the kernel may refuse for a moment.
+    fn set_permission(&self, range: PageRange, permission: Permission) -> Result<(), String> {
         const TRIES: u32 = 100;
+        let read_only = permission == Permission::Read;
         let mut tries = 0;
         loop {
             match self.state.backend.set_read_only(range, read_only) {
@@ -252,7 +262,7 @@ impl Disturber {
 
     fn lift(&mut self) -> Result<(), String> {
         for range in std::mem::take(&mut self.protected) {
-            self.protect(range, false)?;
+            self.set_permission(range, Permission::ReadWrite)?;
         }
         Ok(())
     }

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hmm_backend::driver::{DeviceFolio, Driver, Finalized, MigrateError, ToDevice};
 use hmm_backend::pages::{Frame, PAGE_SIZE};
 
-use super::stats::Counters;
+use super::stats::AcceleratorCounters;
 
 /// The driver of an [`Accelerator`](crate::Accelerator): books of the folios in device memory.
 pub struct AcceleratorDriver {
     /// Cookie of the folio that begins at each frame; 0 if none does.
     cookies: Box<[AtomicU64]>,
     next_cookie: AtomicU64,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) counters: Arc<AcceleratorCounters>,
 }
 
 impl AcceleratorDriver {

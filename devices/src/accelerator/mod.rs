@@ -6,7 +6,7 @@
 //! | `registers` | the register file, a pure state machine |
 //! | `processor` | the device's thread: fetches, executes and completes commands |
 //! | `queue` | the ring in guest memory |
-//! | `guest_memory` | guest memory through the mirror, for commands |
+//! | `mirrored_memory` | guest memory through the mirror, for commands |
 //! | `mmu` | device page table and TLB |
 //! | `spaces` | the guest's translations of virtual addresses |
 //! | `space_registers`, `guest_fault` | the registers for them, and for what the device asks the guest |
@@ -14,7 +14,7 @@
 
 mod driver;
 mod guest_fault;
-mod guest_memory;
+mod mirrored_memory;
 mod mmu;
 mod processor;
 mod queue;
@@ -39,12 +39,12 @@ use hmmvisor_abi::accel::{self, queue_bytes};
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::guest_memory::GuestMemory;
+use self::mirrored_memory::MirroredMemory;
 use self::mmu::Mmu;
 use self::processor::Processor;
 use self::queue::{PinnedWords, Queue};
-use self::registers::{Effect, Registers};
-use self::shared::{Shared, State};
+use self::registers::{RegisterEffect, Registers};
+use self::shared::{ControlBlock, State};
 use self::spaces::BadTranslation;
 use crate::bell::Bell;
 use crate::commands::managed::Managed;
@@ -114,7 +114,7 @@ pub enum AcceleratorError {
 /// Stopping it leaves it attached to the backend, so that what is in its memory can still migrate
 /// back; [`Backend::detach`] removes it.
 pub struct Accelerator {
-    shared: Arc<Shared>,
+    shared: Arc<ControlBlock>,
     backend: Arc<Backend>,
     device: DeviceId,
     managed: Managed,
@@ -173,12 +173,14 @@ impl Accelerator {
         })?;
         let counters = driver.counters.clone();
         let registers = Registers::new(config.memory, managed, config.vcpus);
-        let shared = Arc::new(Shared::new(registers, managed, doorbell, irq, counters));
+        let shared = Arc::new(ControlBlock::new(
+            registers, managed, doorbell, irq, counters,
+        ));
 
         let mirror = backend
             .mirror(device, Mmu::new(backend.pages()))
             .map_err(|error| AcceleratorError::Attach { index, error })?;
-        let memory = GuestMemory {
+        let memory = MirroredMemory {
             backend: backend.clone(),
             device,
             managed,
@@ -245,38 +247,38 @@ impl Accelerator {
         };
         let mut state = self.shared.lock();
         match state.registers.write(offset, value) {
-            Effect::None => {}
-            Effect::Enable {
+            RegisterEffect::None => {}
+            RegisterEffect::Enable {
                 base,
                 entries,
                 translations,
             } => self.enable(&mut state, base, entries, translations),
-            Effect::Disable => {
+            RegisterEffect::Disable => {
                 self.shared.ring_doorbell();
                 self.shared.answer_fault();
                 // So that a guest with short commands can go on at once.
                 self.shared
                     .sleep_until(state, |registers| registers.is_disabled());
             }
-            Effect::Doorbell => self.shared.ring_doorbell(),
-            Effect::Wait { seen } => self
+            RegisterEffect::Doorbell => self.shared.ring_doorbell(),
+            RegisterEffect::Wait { seen } => self
                 .shared
                 .sleep_until(state, |registers| registers.wait_is_over(seen)),
-            Effect::RouteInterrupt { vcpu } => match self.shared.route_interrupt(vcpu) {
+            RegisterEffect::RouteInterrupt { vcpu } => match self.shared.route_interrupt(vcpu) {
                 true => state.registers.interrupt_routed(vcpu),
                 false => state.registers.refuse(accel::ERR_IRQ),
             },
             // What follows waits for the device with the state locked. The device never locks the state while it holds
             // translations, and holds them for a bounded time.
-            Effect::OpenSpace { space } => match state.registers.is_enabled() {
+            RegisterEffect::OpenSpace { space } => match state.registers.is_enabled() {
                 true => self.shared.spaces.open(space),
                 false => state.registers.refuse(accel::ERR_NOT_WRITABLE),
             },
-            Effect::CloseSpace { space } => {
+            RegisterEffect::CloseSpace { space } => {
                 self.shared.spaces.close(space);
                 self.shared.answer_fault();
             }
-            Effect::Map { space, start } => {
+            RegisterEffect::Map { space, start } => {
                 let mapped = match &state.translations {
                     Some(page) => self.shared.spaces.map(space, start, page.words()),
                     None => Err(BadTranslation),
@@ -285,10 +287,10 @@ impl Accelerator {
                     state.registers.refuse(accel::ERR_TRANSLATION);
                 }
             }
-            Effect::Invalidate { space, start, end } => {
+            RegisterEffect::Invalidate { space, start, end } => {
                 self.shared.spaces.invalidate(space, start, end);
             }
-            Effect::Resume => self.shared.answer_fault(),
+            RegisterEffect::Resume => self.shared.answer_fault(),
         }
     }
 

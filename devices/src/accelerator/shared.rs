@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hmmvisor_abi::accel;
+use hmmvisor_abi::accel::{self, Command, Completion};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -13,7 +13,7 @@ use super::guest_fault::GuestFault;
 use super::queue::{PinnedWords, Queue};
 use super::registers::Registers;
 use super::spaces::Spaces;
-use super::stats::Counters;
+use super::stats::AcceleratorCounters;
 use crate::bell::Bell;
 use crate::commands::error::CommandError;
 use crate::commands::managed::Managed;
@@ -23,7 +23,7 @@ use crate::interrupt::{DeviceFailure, Interrupt};
 const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
 /// The state that vCPUs and the command processor share.
-pub struct Shared {
+pub struct ControlBlock {
     state: Mutex<State>,
     /// Something happened that a vCPU asleep in a register may wait for.
     changed: Condvar,
@@ -34,7 +34,7 @@ pub struct Shared {
     doorbell: Bell,
     stop: AtomicBool,
     irq: Arc<dyn Interrupt>,
-    counters: Arc<Counters>,
+    counters: Arc<AcceleratorCounters>,
 }
 
 /// The part under the lock. It is never held while a command is executed.
@@ -48,15 +48,15 @@ pub struct State {
     waiting: u32,
 }
 
-impl Shared {
+impl ControlBlock {
     pub fn new(
         registers: Registers,
         managed: Managed,
         doorbell: Bell,
         irq: Box<dyn Interrupt>,
-        counters: Arc<Counters>,
-    ) -> Shared {
-        Shared {
+        counters: Arc<AcceleratorCounters>,
+    ) -> ControlBlock {
+        ControlBlock {
             state: Mutex::new(State {
                 registers,
                 new_queue: None,
@@ -77,7 +77,7 @@ impl Shared {
         self.state.lock()
     }
 
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &AcceleratorCounters {
         &self.counters
     }
 
@@ -119,16 +119,16 @@ impl Shared {
     /// Sleeps until the doorbell has been rung since the last call. May return early.
     pub fn wait_for_doorbell(&self) {
         let what = "waiting for an accelerator's doorbell (reading an eventfd)";
-        self.tell(what, self.doorbell.wait());
+        self.report_failure(what, self.doorbell.wait());
     }
 
     pub fn ring_doorbell(&self) {
         let what = "ringing an accelerator's doorbell (writing an eventfd)";
-        self.tell(what, self.doorbell.ring());
+        self.report_failure(what, self.doorbell.ring());
     }
 
     /// The run ends if a thread cannot be woken, or cannot sleep.
-    fn tell(&self, what: &'static str, result: io::Result<()>) {
+    fn report_failure(&self, what: &'static str, result: io::Result<()>) {
         if let Err(error) = result {
             self.irq.device_failed(DeviceFailure::Event { what, error });
         }
@@ -139,8 +139,11 @@ impl Shared {
         self.answered.notify_all();
     }
 
-    /// Publishes that a completion is in the queue: updates the register, wakes sleeping vCPUs, raises the interrupt.
-    pub fn command_completed(&self, completed: u64, failed: bool, interrupt: bool) {
+    /// Publishes that the completion of a command is in the queue: sets the register that counts completions to `completed`,
+    /// wakes sleeping vCPUs, and raises the interrupt if the command asks for it.
+    pub fn command_completed(&self, completed: u64, command: &Command, completion: &Completion) {
+        let failed = completion.status != accel::STATUS_OK;
+        let interrupt = command.flags & accel::FLAG_INTERRUPT != 0;
         self.counters.commands.add(1);
         self.counters.errors.add(u64::from(failed));
         let mut state = self.lock();

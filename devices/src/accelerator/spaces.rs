@@ -24,16 +24,16 @@ pub const VIRTUAL: Addresses = Addresses {
 
 /// A page of managed memory, and whether the device may write to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Entry(u32);
+struct GuestEntry(u32);
 
-impl Entry {
-    const NONE: Entry = Entry(0);
+impl GuestEntry {
+    const NONE: GuestEntry = GuestEntry(0);
     const VALID: u32 = TRANSLATION_VALID as u32;
     const WRITABLE: u32 = TRANSLATION_WRITABLE as u32;
     const SHIFT: u32 = 2;
 
     /// A translation as the guest writes it; `None` if it is not one.
-    fn from_guest(word: u64, managed: &Managed) -> Option<Entry> {
+    fn from_guest(word: u64, managed: &Managed) -> Option<GuestEntry> {
         let bits = word % PAGE_SIZE;
         let addr = word - bits;
         let known = TRANSLATION_VALID | TRANSLATION_WRITABLE;
@@ -44,19 +44,20 @@ impl Entry {
             return None;
         }
         let page = managed.page(addr).0;
-        (page <= u32::MAX >> Entry::SHIFT).then_some(Entry(page << Entry::SHIFT | bits as u32))
+        (page <= u32::MAX >> GuestEntry::SHIFT)
+            .then_some(GuestEntry(page << GuestEntry::SHIFT | bits as u32))
     }
 
     fn page(self, access: Access) -> Option<Page> {
         let needed = match access {
-            Access::Read => Entry::VALID,
-            Access::Write => Entry::VALID | Entry::WRITABLE,
+            Access::Read => GuestEntry::VALID,
+            Access::Write => GuestEntry::VALID | GuestEntry::WRITABLE,
         };
-        (self.0 & needed == needed).then_some(Page(self.0 >> Entry::SHIFT))
+        (self.0 & needed == needed).then_some(Page(self.0 >> GuestEntry::SHIFT))
     }
 }
 
-type Block = Box<[Entry; TRANSLATIONS]>;
+type Block = Box<[GuestEntry; TRANSLATIONS]>;
 /// Address space, and virtual address divided by [`SPACE_BLOCK`].
 type Key = (u16, u64);
 
@@ -110,7 +111,7 @@ impl Tables {
         let index = (addr % SPACE_BLOCK / PAGE_SIZE) as usize;
         let entry = match self.blocks.get(&(space, addr / SPACE_BLOCK)) {
             Some(block) => block[index],
-            None => Entry::NONE,
+            None => GuestEntry::NONE,
         };
         match entry.page(access) {
             Some(page) => Lookup::Page(page),
@@ -122,9 +123,18 @@ impl Tables {
         self.open.get(usize::from(space)) == Some(&true)
     }
 
-    fn set_open(&mut self, space: u16, open: bool) {
+    fn open(&mut self, space: u16) {
+        self.forget(space);
+        self.open[usize::from(space)] = true;
+    }
+
+    fn close(&mut self, space: u16) {
+        self.forget(space);
+        self.open[usize::from(space)] = false;
+    }
+
+    fn forget(&mut self, space: u16) {
         self.blocks.retain(|(it, _), _| *it != space);
-        self.open[usize::from(space)] = open;
     }
 
     fn map(
@@ -144,10 +154,10 @@ impl Tables {
         let block = self
             .blocks
             .entry(key)
-            .or_insert_with(|| Box::new([Entry::NONE; TRANSLATIONS]));
+            .or_insert_with(|| Box::new([GuestEntry::NONE; TRANSLATIONS]));
         let mut result = Ok(());
         for (entry, word) in block.iter_mut().zip(words).filter(|(_, word)| *word != 0) {
-            match Entry::from_guest(word, &self.managed) {
+            match GuestEntry::from_guest(word, &self.managed) {
                 Some(new) => *entry = new,
                 None => result = Err(BadTranslation),
             }
@@ -181,7 +191,7 @@ impl Tables {
             if (from, to) == (0, TRANSLATIONS as u64) {
                 whole.push(*key);
             } else {
-                block[from as usize..to as usize].fill(Entry::NONE);
+                block[from as usize..to as usize].fill(GuestEntry::NONE);
             }
         }
         for key in whole {
@@ -260,12 +270,12 @@ impl Spaces {
 
     /// Lets commands use the space, which has no translations.
     pub fn open(&self, space: u16) {
-        self.change(|tables| tables.set_open(space, true));
+        self.change(|tables| tables.open(space));
     }
 
     /// When it returns, the device uses none of the space's translations, and will not again.
     pub fn close(&self, space: u16) {
-        self.change(|tables| tables.set_open(space, false));
+        self.change(|tables| tables.close(space));
     }
 
     /// Closes all.

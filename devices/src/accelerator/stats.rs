@@ -1,4 +1,4 @@
-//! Counters of one accelerator.
+//! AcceleratorCounters of one accelerator.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,19 +28,19 @@ pub struct AcceleratorStats {
 
 /// The counters behind [`AcceleratorStats`].
 #[derive(Debug, Default)]
-pub struct Counters {
-    pub commands: Counter,
-    pub errors: Counter,
-    pub tlb_hits: Counter,
-    pub tlb_misses: Counter,
-    pub faults: Counter,
-    pub guest_faults: Counter,
-    pub folios_allocated: Counter,
-    pub folios_freed: Counter,
-    pub contract_violations: Counter,
+pub struct AcceleratorCounters {
+    pub commands: AtomicCounter,
+    pub errors: AtomicCounter,
+    pub tlb_hits: AtomicCounter,
+    pub tlb_misses: AtomicCounter,
+    pub faults: AtomicCounter,
+    pub guest_faults: AtomicCounter,
+    pub folios_allocated: AtomicCounter,
+    pub folios_freed: AtomicCounter,
+    pub contract_violations: AtomicCounter,
 }
 
-impl Counters {
+impl AcceleratorCounters {
     pub fn stats(&self) -> AcceleratorStats {
         AcceleratorStats {
             commands: self.commands.get(),
@@ -56,11 +56,11 @@ impl Counters {
     }
 }
 
-/// A number that any thread may read. Counters order nothing.
+/// A number that any thread may read. AcceleratorCounters order nothing.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+pub struct AtomicCounter(AtomicU64);
 
-impl Counter {
+impl AtomicCounter {
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }

@@ -14,10 +14,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::device::{DeviceError, Model, Parts, Port, Reply, VirtioDevice};
+use super::guest_bytes::GuestBytes;
 use super::queue::{Chain, Malformed};
 use super::ram::GuestRam;
 use super::registers::Profile;
-use super::span::Span;
 use super::statistics::{self, Statistics};
 use crate::Interrupt;
 
@@ -386,14 +386,14 @@ impl Device {
 }
 
 /// The pages whose numbers are in a request.
-fn numbered_pages(port: &Port, chain: &Chain) -> Result<Vec<Span>, Malformed> {
+fn numbered_pages(port: &Port, chain: &Chain) -> Result<Vec<GuestBytes>, Malformed> {
     let len = chain.readable.bytes();
     if !len.is_multiple_of(4) || len > MOST_NUMBERS {
         return Err(Malformed::Request("too many page numbers, or half of one"));
     }
     let mut numbers = vec![0; len as usize];
     port.ram().read(&chain.readable, 0, &mut numbers)?;
-    let page = |number: &[u8]| Span {
+    let page = |number: &[u8]| GuestBytes {
         addr: u64::from(field(number, 0)) * PAGE_SIZE,
         len: PAGE_SIZE,
     };

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::device::{Model, Parts, Port, Reply};
-use super::disk::{Disk, SECTOR};
+use super::disk::{Disk, SECTOR, Space};
 use super::queue::{Chain, Malformed};
 use super::ram::{RamError, Use};
 use super::registers::Profile;
@@ -281,7 +281,11 @@ impl Block {
             return Err(Failure::Unsupported);
         }
         for Range { offset, len, flags } in ranges {
-            self.disk.zero(offset, len, flags & UNMAP != 0)?;
+            let space = match flags & UNMAP {
+                0 => Space::Keep,
+                _ => Space::Release,
+            };
+            self.disk.zero(offset, len, space)?;
         }
         self.written()
     }

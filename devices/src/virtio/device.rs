@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{Chain, Malformed};
 use super::ram::GuestRam;
-use super::registers::{Active, Effect, Profile, Registers};
+use super::registers::{Active, Profile, Registers, TransportEffect};
 use super::worker::Worker;
 use crate::bell::Bell;
 use crate::thread::{self, STOP_WITHIN, Thread};
@@ -96,7 +96,7 @@ impl VirtioDevice {
             name: name.clone(),
             error: Refusal::new(resource, error),
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Transport {
             state: Mutex::new(State {
                 registers: Registers::new(profile),
                 wanted: 0,
@@ -161,14 +161,16 @@ impl MmioDevice for VirtioDevice {
         let mut state = shared.state.lock();
         let resets = state.registers.resets();
         match state.registers.write(offset, data) {
-            Effect::None => {}
-            Effect::Notify(queue) if self.immediate == Some(queue) => shared.wait_for_pass(state),
-            Effect::Notify(_) => shared.ring(),
-            Effect::Start => {
+            TransportEffect::None => {}
+            TransportEffect::Notify(queue) if self.immediate == Some(queue) => {
+                shared.wait_for_pass(state)
+            }
+            TransportEffect::Notify(_) => shared.ring(),
+            TransportEffect::Start => {
                 shared.attention.store(true, Ordering::Release);
                 shared.ring();
             }
-            Effect::LetGo => {
+            TransportEffect::LetGo => {
                 if state.registers.resets() != resets {
                     state.problem = None;
                 }
@@ -211,7 +213,7 @@ impl Drop for VirtioDevice {
     }
 }
 
-struct Shared {
+struct Transport {
     state: Mutex<State>,
     /// A pass has ended, or the device is to stop.
     passed: Condvar,
@@ -232,18 +234,18 @@ struct State {
     problem: Option<String>,
 }
 
-impl Shared {
+impl Transport {
     fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 
     fn ring(&self) {
         let what = "ringing a virtio device's doorbell (writing an eventfd)";
-        self.tell(what, self.doorbell.ring());
+        self.report_failure(what, self.doorbell.ring());
     }
 
     /// The run ends if a thread cannot be woken, or cannot sleep.
-    fn tell(&self, what: &'static str, result: io::Result<()>) {
+    fn report_failure(&self, what: &'static str, result: io::Result<()>) {
         if let Err(error) = result {
             self.irq.device_failed(DeviceFailure::Event { what, error });
         }
@@ -266,10 +268,19 @@ pub struct Pass {
     pub active: Option<Active>,
 }
 
+/// What a device's thread does after a pass.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Begins another pass at once, because there may be more to do.
+    Pass,
+    /// Waits for the doorbell.
+    Doorbell,
+}
+
 /// A device's model uses the rest of the machine through this.
 #[derive(Clone)]
 pub struct Port {
-    shared: Arc<Shared>,
+    shared: Arc<Transport>,
     ram: Arc<GuestRam>,
 }
 
@@ -286,8 +297,8 @@ impl Port {
 
     /// Changes the configuration space, and tells the driver if there is one.
     pub fn change_config(&self, change: impl FnOnce(&mut [u8])) {
-        let tell = self.shared.state.lock().registers.change_config(change);
-        if tell {
+        let interrupt = self.shared.state.lock().registers.change_config(change);
+        if interrupt {
             self.shared.irq.trigger();
         }
     }
@@ -317,14 +328,14 @@ impl Port {
         })
     }
 
-    /// Wakes the vCPUs that wait for the pass. Then, unless there is `more` to do, sleeps until the doorbell rings.
-    pub(super) fn end_pass(&self, number: u64, more: bool) {
+    /// Wakes the vCPUs that wait for the pass. Then, if the doorbell is next, sleeps until it rings.
+    pub(super) fn end_pass(&self, number: u64, next: Next) {
         let shared = &self.shared;
         shared.state.lock().done = number;
         shared.passed.notify_all();
-        if !more && !self.interrupted() {
+        if next == Next::Doorbell && !self.interrupted() {
             let what = "waiting for a virtio device's doorbell (reading an eventfd)";
-            shared.tell(what, shared.doorbell.wait());
+            shared.report_failure(what, shared.doorbell.wait());
         }
     }
 

@@ -11,8 +11,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::guest_memory::{Error as MemoryError, GuestMemorySliceIterator};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
+use super::guest_bytes::{GuestBuffer, GuestBytes};
 use super::ram::{GuestRam, PinnedRam, RamError, Use};
-use super::span::{Span, Spans};
 
 /// Pages of indirect descriptor tables that one chain may be spread over.
 const MOST_TABLE_PAGES: usize = 512;
@@ -51,9 +51,9 @@ pub struct Chain {
     /// Its first descriptor: what the driver knows it by.
     pub head: u16,
     /// The driver's part.
-    pub readable: Spans,
+    pub readable: GuestBuffer,
     /// The device's.
-    pub writable: Spans,
+    pub writable: GuestBuffer,
 }
 
 /// A queue in use. Its rings are pinned.
@@ -74,15 +74,15 @@ impl VirtQueue {
         let size = u64::from(queue.size());
         // The flags, the index and what is in the place of an event index are 6 bytes together.
         let rings = [
-            Span {
+            GuestBytes {
                 addr: queue.desc_table(),
                 len: 16 * size,
             },
-            Span {
+            GuestBytes {
                 addr: queue.avail_ring(),
                 len: 6 + 2 * size,
             },
-            Span {
+            GuestBytes {
                 addr: queue.used_ring(),
                 len: 6 + 8 * size,
             },
@@ -122,7 +122,7 @@ impl VirtQueue {
         let chain = chain?;
         for span in chain.readable.0.iter().chain(&chain.writable.0) {
             if !self.memory.ram.contains(*span) {
-                let Span { addr, len } = *span;
+                let GuestBytes { addr, len } = *span;
                 return Err(RamError::OutOfRange { addr, len }.into());
             }
         }
@@ -170,8 +170,8 @@ fn read_chain(
     let head = descriptors.head_index();
     let mut chain = Chain {
         head,
-        readable: Spans::default(),
-        writable: Spans::default(),
+        readable: GuestBuffer::default(),
+        writable: GuestBuffer::default(),
     };
     // A descriptor with a successor must have one: the iterator itself just ends where the chain is broken.
     let mut complete = false;
@@ -179,7 +179,7 @@ fn read_chain(
         if count == most {
             return Err(Malformed::Chain(head));
         }
-        let span = Span {
+        let span = GuestBytes {
             addr: descriptor.addr().0,
             len: descriptor.len().into(),
         };
@@ -220,7 +220,7 @@ impl RingMemory {
         if tables.len() == MOST_TABLE_PAGES {
             return Err(MemoryError::HostAddressNotAvailable);
         }
-        let page = self.ram.pin([Span { addr, len: 1 }], Use::Read);
+        let page = self.ram.pin([GuestBytes { addr, len: 1 }], Use::Read);
         let page = page.map_err(|error| MemoryError::IOError(std::io::Error::other(error)))?;
         let found = page.at(addr);
         tables.push(page);
@@ -233,7 +233,7 @@ impl GuestMemory for RingMemory {
     type Bitmap = ();
 
     fn check_range(&self, addr: GuestAddress, count: usize, _: Permissions) -> bool {
-        self.ram.contains(Span {
+        self.ram.contains(GuestBytes {
             addr: addr.0,
             len: count as u64,
         })

@@ -152,7 +152,10 @@ pub fn generate(
                     let message = message(payload.as_ref());
                     failure.lock().get_or_insert(message);
                 }
-                machine::TURNS.end(result.is_err());
+                match result {
+                    Ok(()) => machine::TURNS.end(),
+                    Err(_) => machine::TURNS.fail(),
+                }
             };
             thread::Builder::new().spawn_scoped(scope, vcpu_thread)?;
             ready.push(go);

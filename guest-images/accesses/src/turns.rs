@@ -61,10 +61,19 @@ impl Turns {
         self.wait(state);
     }
 
-    /// This vCPU is done, or has failed, which stops all others.
-    pub fn end(&self, failed: bool) {
+    /// Ends this vCPU; the others go on.
+    pub fn end(&self) {
+        self.leave(self.state.lock());
+    }
+
+    /// Ends this vCPU, which has failed, and stops all others.
+    pub fn fail(&self) {
         let mut state = self.state.lock();
-        state.failed |= failed;
+        state.failed = true;
+        self.leave(state);
+    }
+
+    fn leave(&self, mut state: MutexGuard<'_, State>) {
         state.running[VCPU.get() as usize] = false;
         if state.current == VCPU.get() {
             state.next();

@@ -38,7 +38,7 @@ impl Version {
 }
 
 /// What all instances of a script share.
-pub(crate) struct Shared {
+pub(crate) struct CurrentScript {
     pub(crate) current: Mutex<Arc<Version>>,
     /// Changes with `current`: a look at it costs nothing.
     pub(crate) version: AtomicU64,
@@ -51,7 +51,7 @@ pub(crate) struct Shared {
     pub(crate) off: AtomicU32,
 }
 
-impl Shared {
+impl CurrentScript {
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
@@ -79,7 +79,7 @@ impl Shared {
 
 /// One interpreter with the current version of the script, unless that is broken.
 pub(crate) struct Instance {
-    shared: Arc<Shared>,
+    shared: Arc<CurrentScript>,
     version: u64,
     current: Arc<Version>,
     script: Option<Script>,
@@ -94,7 +94,7 @@ pub(crate) struct Instance {
 pub(crate) struct SharedInstance(Arc<Mutex<Instance>>);
 
 impl SharedInstance {
-    pub(crate) fn new(shared: &Arc<Shared>) -> SharedInstance {
+    pub(crate) fn new(shared: &Arc<CurrentScript>) -> SharedInstance {
         SharedInstance(Arc::new(Mutex::new(Instance::new(shared))))
     }
 
@@ -112,7 +112,7 @@ impl SharedInstance {
 }
 
 impl Instance {
-    pub(crate) fn new(shared: &Arc<Shared>) -> Instance {
+    pub(crate) fn new(shared: &Arc<CurrentScript>) -> Instance {
         let mut instance = Instance {
             shared: shared.clone(),
             version: shared.version(),

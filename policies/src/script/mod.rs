@@ -15,7 +15,7 @@ pub(crate) mod text;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use hmm_backend::pages::{PageRange, PageSet, Place};
+use hmm_backend::pages::{Hint, PageRange, PageSet, Place};
 use hmm_backend::policy::{Advice, BlockFault, BlockView, Seen, Wish};
 use mlua::chunk::ChunkMode;
 use mlua::{Function, Lua, Table, Value, ffi};
@@ -59,9 +59,9 @@ const HANDLERS: [&str; 6] = [
 ];
 /// The names of hints for `on_hint`, as in configuration files.
 const HINTS: [&str; 3] = ["preferred", "accessed-by", "read-mostly"];
-pub(crate) const PREFERRED_LOCATION: usize = 0;
-pub(crate) const ACCESSED_BY: usize = 1;
-pub(crate) const READ_MOSTLY: usize = 2;
+const PREFERRED_LOCATION: usize = 0;
+const ACCESSED_BY: usize = 1;
+const READ_MOSTLY: usize = 2;
 const ON_FAULT: usize = 0;
 const ON_REMOTE_ACCESSES: usize = 1;
 const ON_HINT: usize = 2;
@@ -426,18 +426,21 @@ impl Script {
         })
     }
 
-    /// `hint` as a place in [`HINTS`].
-    pub(crate) fn on_hint(
-        &self,
-        pages: PageRange,
-        hint: usize,
-        value: Option<f64>,
-        on: bool,
-    ) -> Result<Option<()>, Failure> {
+    /// Tells the script of a hint about pages.
+    pub(crate) fn on_hint(&self, pages: PageRange, hint: Hint) -> Result<Option<()>, Failure> {
+        let (name, value, on) = match hint {
+            Hint::PreferredLocation(place) => (
+                PREFERRED_LOCATION,
+                place.and_then(device_number).map(f64::from),
+                place.is_some(),
+            ),
+            Hint::AccessedBy(device, on) => (ACCESSED_BY, Some(f64::from(device.0)), on),
+            Hint::ReadMostly(on) => (READ_MOSTLY, None, on),
+        };
         let args = [
             Arg::from(f64::from(pages.start.0)),
             Arg::from(f64::from(pages.len())),
-            Arg::Kept(HANDLERS.len() + hint),
+            Arg::Kept(HANDLERS.len() + name),
             Arg::from(value),
             Arg::from(on),
         ];
@@ -523,7 +526,7 @@ fn first_page(fault: &BlockFault) -> f64 {
     f64::from(fault.block.page(first).0)
 }
 
-pub(crate) fn device_number(place: Place) -> Option<u8> {
+fn device_number(place: Place) -> Option<u8> {
     match place {
         Place::System => None,
         Place::Device(device) => Some(device.0),

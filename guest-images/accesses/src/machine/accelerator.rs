@@ -9,7 +9,7 @@ use hmmvisor_devices::commands::command::{Direction, decode};
 use hmmvisor_devices::commands::error::CommandError;
 use hmmvisor_devices::commands::guest_hint::GuestHint;
 use hmmvisor_devices::commands::kernels;
-use hmmvisor_devices::commands::managed::{Addresses, Managed, Span, Words};
+use hmmvisor_devices::commands::managed::{Addresses, CommandBytes, Managed, Words};
 use hmmvisor_devices::commands::memory::Memory;
 
 use super::{Who, tell, words};
@@ -134,16 +134,16 @@ impl Memory for DeviceMemory {
     }
 
     /// A hint; nothing is anywhere here, so nothing moves.
-    fn migrate(&mut self, _: Span, _: Direction) -> Result<u64, CommandError> {
+    fn migrate(&mut self, _: CommandBytes, _: Direction) -> Result<u64, CommandError> {
         Ok(0)
     }
 
-    fn free(&mut self, span: Span) -> Result<u64, CommandError> {
+    fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError> {
         let pages = self.managed.pages(span.addr, span.bytes)?;
         Ok(super::free(self.index, pages))
     }
 
-    fn hint(&mut self, span: Span, hint: GuestHint) -> Result<(), CommandError> {
+    fn hint(&mut self, span: CommandBytes, hint: GuestHint) -> Result<(), CommandError> {
         let pages = self.managed.pages(span.addr, span.bytes)?;
         super::hint(pages, hint.by(DeviceId(self.index)));
         Ok(())

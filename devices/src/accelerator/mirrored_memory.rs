@@ -11,12 +11,12 @@ use hmmvisor_abi::accel::{PHYSICAL, SPACE_BLOCK};
 
 use super::guest_fault::GuestFault;
 use super::mmu::Mmu;
-use super::shared::Shared;
+use super::shared::ControlBlock;
 use super::spaces::{Lookup, SpacesGuard, VIRTUAL};
 use crate::commands::command::Direction;
 use crate::commands::error::CommandError;
 use crate::commands::guest_hint::GuestHint;
-use crate::commands::managed::{Addresses, Managed, Span, WORD, Words};
+use crate::commands::managed::{Addresses, CommandBytes, Managed, WORD, Words};
 use crate::commands::memory::Memory;
 
 /// After this many visits the guard is dropped even if no invalidation waits for it, to check whether the device
@@ -30,14 +30,14 @@ const LINE: usize = 8;
 const ADDS_PER_GUARD: u64 = 64;
 
 /// The accelerator's access to guest memory.
-pub struct GuestMemory {
+pub struct MirroredMemory {
     pub backend: Arc<Backend>,
     pub device: DeviceId,
     pub managed: Managed,
     /// The address space of the current command, or [`PHYSICAL`].
     pub space: u16,
     pub mirror: Mirror<Mmu>,
-    pub shared: Arc<Shared>,
+    pub shared: Arc<ControlBlock>,
 }
 
 /// Why an access cannot go on.
@@ -67,7 +67,7 @@ fn page_of(
     }
 }
 
-impl GuestMemory {
+impl MirroredMemory {
     fn check_stop(&self) -> Result<(), CommandError> {
         match self.shared.stopping() {
             true => Err(CommandError::Aborted),
@@ -213,7 +213,11 @@ impl GuestMemory {
 
     /// Migrates the pages behind virtual addresses, neighbours together. Should the guest change a translation meanwhile,
     /// a page moves that it did not mean: that changes no contents.
-    fn migrate_virtual(&mut self, span: Span, direction: Direction) -> Result<u64, CommandError> {
+    fn migrate_virtual(
+        &mut self,
+        span: CommandBytes,
+        direction: Direction,
+    ) -> Result<u64, CommandError> {
         let mut moved = 0;
         let mut run: Option<PageRange> = None;
         let first = span.addr - span.addr % PAGE_SIZE;
@@ -251,7 +255,7 @@ fn refused(addr: u64, error: MirrorError) -> CommandError {
     }
 }
 
-impl Memory for GuestMemory {
+impl Memory for MirroredMemory {
     fn addresses(&self) -> Addresses {
         match self.space {
             PHYSICAL => self.managed.addresses(),
@@ -300,7 +304,7 @@ impl Memory for GuestMemory {
         }
     }
 
-    fn migrate(&mut self, span: Span, direction: Direction) -> Result<u64, CommandError> {
+    fn migrate(&mut self, span: CommandBytes, direction: Direction) -> Result<u64, CommandError> {
         match self.space {
             PHYSICAL => {
                 let pages = self.managed.pages(span.addr, span.bytes)?;
@@ -310,7 +314,7 @@ impl Memory for GuestMemory {
         }
     }
 
-    fn free(&mut self, span: Span) -> Result<u64, CommandError> {
+    fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError> {
         // By the time that a page is freed it may be another process's: only the guest's kernel can tell.
         if self.space != PHYSICAL {
             return Err(CommandError::Argument);
@@ -319,7 +323,7 @@ impl Memory for GuestMemory {
         self.each_block(pages, |part| self.backend.guest_freed(part))
     }
 
-    fn hint(&mut self, span: Span, hint: GuestHint) -> Result<(), CommandError> {
+    fn hint(&mut self, span: CommandBytes, hint: GuestHint) -> Result<(), CommandError> {
         // What is behind a virtual address may change; hints are about pages of memory.
         if self.space != PHYSICAL {
             return Err(CommandError::Argument);
