@@ -62,7 +62,7 @@ pub enum ScriptError {
     },
     /// What is not a script.
     #[error("{0}{hint}", hint = or_a_script(.0))]
-    Policy(PolicyError),
+    Policy(#[from] PolicyError),
 }
 
 impl ScriptError {
@@ -79,12 +79,6 @@ impl ScriptError {
                 found: found.sha256.clone(),
             }),
         }
-    }
-}
-
-impl From<PolicyError> for ScriptError {
-    fn from(error: PolicyError) -> ScriptError {
-        ScriptError::Policy(error)
     }
 }
 

@@ -20,15 +20,24 @@ const MOST_TABLE_PAGES: usize = 512;
 /// A driver's mistake that the specification forbids. The device needs a reset.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
-    /// Size or place of a queue.
+    /// A queue has a size or addresses that no queue may have.
     #[error("queue {0}: bad size or addresses: {1}")]
-    Queue(usize, String),
-    /// A ring's memory.
+    Queue(usize, #[source] virtio_queue::Error),
+    /// A queue lies partly outside guest memory.
+    #[error("queue {0}: bad size or addresses: not all in memory")]
+    Outside(usize),
+    /// The rings cannot be read or written.
     #[error("the rings cannot be reached: {0}")]
-    Rings(String),
-    /// More chains than there are slots, or a ring that leads nowhere.
+    Rings(#[source] virtio_queue::Error),
+    /// The flags of the available ring cannot be read.
+    #[error("the rings cannot be reached: {0}")]
+    Flags(#[source] MemoryError),
+    /// The available ring announces more chains than the queue has slots.
     #[error("the available ring makes no sense: {0}")]
-    Available(String),
+    Available(#[source] virtio_queue::Error),
+    /// The available ring announces a chain, but has none.
+    #[error("the available ring makes no sense: it leads nowhere")]
+    Nowhere,
     /// A loop, an index or a table outside of its bounds, or too many descriptors.
     #[error("the chain from descriptor {0} is broken, or longer than the queue")]
     Chain(u16),
@@ -69,8 +78,7 @@ impl VirtQueue {
         index: usize,
         state: QueueState,
     ) -> Result<VirtQueue, Malformed> {
-        let bad = |error: virtio_queue::Error| Malformed::Queue(index, error.to_string());
-        let queue = Queue::try_from(state).map_err(bad)?;
+        let queue = Queue::try_from(state).map_err(|error| Malformed::Queue(index, error))?;
         let size = u64::from(queue.size());
         // The flags, the index and what is in the place of an event index are 6 bytes together.
         let rings = [
@@ -94,7 +102,7 @@ impl VirtQueue {
             tables: RefCell::default(),
         };
         if !queue.is_valid(&memory) {
-            return Err(Malformed::Queue(index, "not all in memory".to_owned()));
+            return Err(Malformed::Outside(index));
         }
         Ok(VirtQueue { queue, memory })
     }
@@ -106,16 +114,16 @@ impl VirtQueue {
 
     /// The next request, if there is one.
     pub fn pop(&mut self) -> Result<Option<Chain>, Malformed> {
-        let available = |error: virtio_queue::Error| Malformed::Available(error.to_string());
         let index = self.queue.avail_idx(&self.memory, Ordering::Acquire);
-        if index.map_err(available)?.0 == self.queue.next_avail() {
+        if index.map_err(Malformed::Available)?.0 == self.queue.next_avail() {
             return Ok(None);
         }
         let chain = {
-            let mut chains = self.queue.iter(&self.memory).map_err(available)?;
-            let chain = chains.next();
-            let descriptors =
-                chain.ok_or_else(|| Malformed::Available("it leads nowhere".to_owned()))?;
+            let mut chains = self
+                .queue
+                .iter(&self.memory)
+                .map_err(Malformed::Available)?;
+            let descriptors = chains.next().ok_or(Malformed::Nowhere)?;
             read_chain(descriptors, self.queue.size())
         };
         self.memory.tables.get_mut().clear();
@@ -132,11 +140,13 @@ impl VirtQueue {
     /// Gives a request back, with the number of bytes written from the beginning of its writable part on. True if the
     /// driver wants an interrupt for it.
     pub fn complete(&mut self, head: u16, written: u32) -> Result<bool, Malformed> {
-        let rings = |error: virtio_queue::Error| Malformed::Rings(error.to_string());
         self.queue
             .add_used(&self.memory, head, written)
-            .map_err(rings)?;
-        let wanted = self.queue.needs_notification(&self.memory).map_err(rings)?;
+            .map_err(Malformed::Rings)?;
+        let wanted = self
+            .queue
+            .needs_notification(&self.memory)
+            .map_err(Malformed::Rings)?;
         if self.queue.event_idx_enabled() {
             return Ok(wanted);
         }
@@ -144,7 +154,7 @@ impl VirtQueue {
         let flags: u16 = self
             .memory
             .load(flags, Ordering::Relaxed)
-            .map_err(|error| Malformed::Rings(error.to_string()))?;
+            .map_err(Malformed::Flags)?;
         Ok(u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
     }
 
@@ -152,14 +162,14 @@ impl VirtQueue {
     pub fn expect_doorbell(&mut self) -> Result<bool, Malformed> {
         self.queue
             .enable_notification(&self.memory)
-            .map_err(|error| Malformed::Rings(error.to_string()))
+            .map_err(Malformed::Rings)
     }
 
     /// The driver need not ring for now: the device looks again anyway.
     pub fn expect_no_doorbell(&mut self) -> Result<(), Malformed> {
         self.queue
             .disable_notification(&self.memory)
-            .map_err(|error| Malformed::Rings(error.to_string()))
+            .map_err(Malformed::Rings)
     }
 }
 

@@ -31,6 +31,7 @@ pub enum RamError {
         /// The first page that was wanted.
         addr: u64,
         /// Why not.
+        #[source]
         error: hmm_backend::Error,
     },
     /// The device would have to write there.
