@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 
 use super::random::Random;
 
-/// Once in so many calls and way-points.
+/// One in this many calls and way-points fails.
 const FAILS: u64 = 16;
-/// Once in so many migrations some folios are declined.
+/// In one of this many migrations, some folios are declined.
 const DECLINES: u64 = 8;
 
 /// What all failing drivers of a run have done.
@@ -39,7 +39,7 @@ struct Live {
     unseen: bool,
 }
 
-/// See the module.
+/// A driver that fails, refuses and declines at random, in front of another one.
 pub(crate) struct FailingDriver {
     inner: Arc<dyn Driver>,
     random: Arc<Random>,

@@ -73,7 +73,7 @@ struct Layout {
 }
 
 impl Layout {
-    /// None if that is not all managed memory.
+    /// Returns none unless all of the pages are managed memory.
     fn new(backend: &Backend, base: u64, shared: u64) -> Option<Layout> {
         let first = base.checked_sub(map::MANAGED)? / PAGE_SIZE;
         let host = first.checked_add(shared)?;
@@ -98,11 +98,11 @@ impl Layout {
     }
 }
 
-/// Learns what a torture finds while the guest runs.
+/// Receives what a torture finds while the guest runs.
 pub trait Listener: Send + Sync {
-    /// The outcome of this many more operations was compared with what it must be.
+    /// Counts this many more operations whose outcome was compared with what it must be.
     fn checked(&self, operations: u64);
-    /// This is wrong: the run is over.
+    /// Ends the run, because of something wrong that `what` describes.
     fn failed(&self, what: String);
 }
 
@@ -138,7 +138,7 @@ impl State {
 
 /// What the guest says.
 impl State {
-    /// This round begins.
+    /// Notes that a round begins.
     pub fn round(&self, round: u64) {
         self.round.store(round, Ordering::Relaxed);
         if self.corrupt > 0 && round == self.corrupt {
@@ -146,12 +146,12 @@ impl State {
         }
     }
 
-    /// The guest-physical address of the first page that the guest never frees, see [`chaos`].
+    /// Notes the guest-physical address of the first page that the guest never frees, see [`chaos`].
     pub fn chaos_base(&self, base: u64) {
         self.base.store(base, Ordering::Relaxed);
     }
 
-    /// The number of pages from there on that the guest shares with the host. From now on the thread disturbs them.
+    /// Notes how many pages from there on the guest shares with the host. From now on the thread disturbs them.
     pub fn chaos_shared(&self, pages: u64) {
         let base = self.base.load(Ordering::Relaxed);
         *self.layout.lock() = Layout::new(&self.backend, base, pages);
@@ -182,7 +182,7 @@ struct Running {
     state: Arc<State>,
     accelerators: Vec<Arc<Accelerator>>,
     listener: Arc<dyn Listener>,
-    /// None without `chaos=on`.
+    /// The thread; none without `chaos=on`.
     thread: Option<Thread<Disturber>>,
 }
 

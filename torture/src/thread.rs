@@ -17,9 +17,9 @@ use super::{Figures, Layout, Listener, State, address_of};
 
 /// Devices that come and go in a run, at most: a backend can attach 64 in its life.
 const EXTRA_DEVICES: u64 = 40;
-/// Of them at a time.
+/// Extra devices attached at a time, at most.
 const AT_A_TIME: usize = 3;
-/// Pins held at a time.
+/// Pins held at a time, at most.
 const PINS: usize = 4;
 /// Longest pause between two calls: the guest shall get on, too.
 const PAUSE_US: u64 = 400;
@@ -33,12 +33,12 @@ enum Permission {
     ReadWrite,
 }
 
-/// See the module.
+/// The thread's state.
 pub(super) struct Disturber {
     state: Arc<State>,
     listener: Arc<dyn Listener>,
     accelerators: Vec<DeviceId>,
-    /// Between two arrivals of devices.
+    /// The time between two arrivals of devices.
     interval: Duration,
     extra: VecDeque<ExtraDevice>,
     pins: VecDeque<Pinned>,
@@ -74,7 +74,7 @@ impl Disturber {
         self.state.stop.load(Ordering::SeqCst)
     }
 
-    /// Until it is told to stop; then puts everything back.
+    /// Disturbs the guest until it is told to stop, then puts everything back.
     pub(super) fn run(mut self) -> Disturber {
         let waiting = |layout: &mut Option<Layout>| layout.is_none() && !self.stopping();
         let layout = {
@@ -113,7 +113,7 @@ impl Disturber {
         Ok(())
     }
 
-    /// Some pages of a range.
+    /// Draws some pages of a range, at most `most`.
     fn some(&self, range: PageRange, most: u64) -> PageRange {
         let start = self.random.below(range.len().into()) as u32;
         let len = 1 + self.random.below(most.min(u64::from(range.len() - start))) as u32;

@@ -44,7 +44,7 @@ impl AcceleratorDriver {
         self.counters.stats().contract_violations
     }
 
-    /// A folio comes into use; returns its cookie.
+    /// Records a folio that comes into use; returns its cookie.
     fn allocate(&self, frame: Frame, order: u8) -> u64 {
         let cookie = self.next_cookie.fetch_add(1, Ordering::Relaxed);
         let first = frame.0 as usize;

@@ -74,14 +74,14 @@ pub struct Mmu {
     pub remote: RemoteCounters,
     /// Whether the last translation was one to system memory in place.
     pub last_was_remote: bool,
-    /// Translations that the TLB had.
+    /// Number of translations found in the TLB.
     pub tlb_hits: u64,
-    /// Translations that it had not.
+    /// Number of translations not found there.
     pub tlb_misses: u64,
 }
 
 impl Mmu {
-    /// No translations, for this many pages of managed memory.
+    /// An MMU without translations, for this many pages of managed memory.
     pub fn new(pages: u32) -> Mmu {
         let blocks = u64::from(pages).div_ceil(BLOCK_PAGES) as usize;
         Mmu {
@@ -94,13 +94,13 @@ impl Mmu {
         }
     }
 
-    /// Takes a translation into the page table: what a device fault ends with.
+    /// Enters a translation into the page table; a device fault ends with this.
     pub fn map(&mut self, mapping: Mapping) {
         let mut bits = 0;
         if mapping.writable {
             bits |= HostEntry::WRITABLE;
         }
-        // A page that the device has for itself is where it asked for it.
+        // A page that the device has for itself is never counted as one in place: it is where the device asked for it.
         if mapping.exclusive {
             bits |= HostEntry::EXCLUSIVE;
         } else if mapping.target == Target::System {
@@ -149,7 +149,7 @@ impl Mmu {
 }
 
 impl Mmu {
-    /// The same for writing, if the page is the device's alone.
+    /// The words of a page for writing, if the device has the page for itself.
     pub fn translate_exclusive(&mut self, page: Page) -> Option<&[AtomicU64; PAGE_WORDS]> {
         let table = self.blocks.get(page.block().0 as usize)?.as_deref()?;
         let entry = table[page.index_in_block()];

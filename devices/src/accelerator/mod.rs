@@ -72,36 +72,36 @@ pub enum AcceleratorError {
     /// The backend refused the device.
     #[error("cannot attach accelerator {index} to guest memory: {error}")]
     Attach {
-        /// Which accelerator.
+        /// The accelerator's index.
         index: u32,
         /// Why.
         #[source]
         error: hmm_backend::Error,
     },
-    /// No doorbell.
+    /// The doorbell could not be created.
     #[error("cannot create the doorbell of accelerator {index}: {error}")]
     Doorbell {
-        /// Which accelerator.
+        /// The accelerator's index.
         index: u32,
         /// Why.
         #[source]
         error: Refusal,
     },
-    /// No thread.
+    /// The thread could not be started.
     #[error("cannot start the thread of accelerator {index}: {error}")]
     Thread {
-        /// Which accelerator.
+        /// The accelerator's index.
         index: u32,
         /// Why.
         #[source]
         error: Refusal,
     },
-    /// Its thread cannot run where it should.
+    /// The thread could not be pinned to its host CPU.
     #[error("cannot pin the thread of accelerator {index} to host CPU {cpu}: {error}")]
     Affinity {
-        /// Which accelerator.
+        /// The accelerator's index.
         index: u32,
-        /// The CPU it should run on.
+        /// The host CPU that the thread should run on.
         cpu: usize,
         /// Why not.
         #[source]
@@ -132,7 +132,8 @@ impl Accelerator {
         Accelerator::with_driver(index, config, backend, irq, |own| own)
     }
 
-    /// The same, with a driver that `wrap` puts in front of its own, to watch it or to make it fail.
+    /// Attaches a device and starts its thread, with a driver that `wrap` puts in front of the accelerator's own to watch
+    /// it or to make it fail.
     pub fn with_driver(
         index: u32,
         config: AcceleratorConfig,
@@ -153,8 +154,8 @@ impl Accelerator {
         })
     }
 
-    /// The same for a device that has been attached already, with this driver or one that passes everything on to
-    /// it.
+    /// Starts the thread of a device that has been attached already, with this driver or one that passes everything on
+    /// to it.
     pub fn attached(
         index: u32,
         config: AcceleratorConfig,
@@ -220,12 +221,12 @@ impl Accelerator {
         self.device
     }
 
-    /// Its counters so far.
+    /// The accelerator's counters so far.
     pub fn stats(&self) -> AcceleratorStats {
         self.shared.counters().stats()
     }
 
-    /// A vCPU reads from the register window.
+    /// Reads from the register window, for a vCPU.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         // A 4-byte access reaches the lower half; nothing else but 8 bytes is an access.
@@ -235,7 +236,7 @@ impl Accelerator {
         }
     }
 
-    /// A vCPU writes to the register window. May sleep for a few milliseconds, if the register does.
+    /// Writes to the register window, for a vCPU. Sleeps for up to a few milliseconds in registers that wait.
     pub fn write(&self, offset: u64, data: &[u8]) {
         let value = match data.len() {
             4 | 8 => {
@@ -256,7 +257,7 @@ impl Accelerator {
             RegisterEffect::Disable => {
                 self.shared.ring_doorbell();
                 self.shared.answer_fault();
-                // So that a guest with short commands can go on at once.
+                // The vCPU waits here, so that a guest with short commands can go on at once.
                 self.shared
                     .sleep_until(state, |registers| registers.is_disabled());
             }
@@ -318,11 +319,11 @@ impl Accelerator {
     /// Stops the device: aborts the current command, wakes vCPUs that sleep in a register and returns
     /// when its thread has ended. A thread that does not end within [`STOP_WITHIN`] is left behind; it owns what it uses.
     pub fn stop(&self) {
-        // Taken first and held: a second caller returns when the thread has ended, too.
+        // The lock is held until the thread has ended, so that a second caller returns no earlier.
         let mut thread = self.thread.lock();
         self.shared.stop();
         if let Some(thread) = thread.take() {
-            // If it panicked, it has said so; there is nothing left to stop.
+            // A thread that panicked has reported that; there is nothing left to stop.
             let _ = thread.join_within(STOP_WITHIN);
         }
     }

@@ -20,6 +20,7 @@ pub struct Processor {
 }
 
 impl Processor {
+    /// Makes the processor of a device that is disabled.
     pub fn new(shared: Arc<ControlBlock>, memory: MirroredMemory) -> Processor {
         Processor {
             shared,
@@ -40,8 +41,7 @@ impl Processor {
         self.disable(accel::ERR_NONE);
     }
 
-    /// Takes notice of register writes and executes at most one command. False if there is nothing to
-    /// do.
+    /// Takes notice of register writes and executes at most one command. Returns false if there is nothing to do.
     fn step(&mut self) -> bool {
         {
             let mut state = self.shared.lock();

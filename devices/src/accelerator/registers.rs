@@ -83,7 +83,7 @@ impl Registers {
         }
     }
 
-    /// The guest reads a register.
+    /// Reads a register for the guest. Reading the error register clears it.
     pub fn read(&mut self, offset: u64) -> u64 {
         match offset {
             accel::REG_ID => accel::ID_VALUE,
@@ -103,7 +103,7 @@ impl Registers {
         }
     }
 
-    /// The guest writes a register.
+    /// Writes a register for the guest. Returns what the accelerator has to do then.
     pub fn write(&mut self, offset: u64, value: u64) -> RegisterEffect {
         match self.check_write(offset, value) {
             Ok(effect) => effect,
@@ -118,7 +118,7 @@ impl Registers {
         match offset {
             accel::REG_QUEUE_BASE => {
                 self.require_disabled()?;
-                // That the whole queue fits is checked when both numbers are known.
+                // Whether the whole queue fits is checked when the device is enabled, because then both numbers are known.
                 if !value.is_multiple_of(PAGE_SIZE) || !self.managed.contains(value, PAGE_SIZE) {
                     return Err(accel::ERR_QUEUE_BASE);
                 }
@@ -194,18 +194,18 @@ impl Registers {
         }
     }
 
-    /// An effect could not be carried out, or the device must disable itself: `ERR_*`.
+    /// Sets the error register to an `ERR_*`, because an effect could not be carried out or the device had to disable itself.
     pub fn refuse(&mut self, error: u64) {
         self.error = error;
     }
 
-    /// The queue is pinned; commands count from 0.
+    /// Enables the device, whose queue is pinned now. Commands count from 0.
     pub fn enable(&mut self) {
         self.state = State::Enabled;
         self.completed = 0;
     }
 
-    /// The queue is no longer in use.
+    /// Disables the device, whose queue is no longer in use.
     pub fn disabled(&mut self) {
         self.state = State::Disabled;
     }
@@ -220,7 +220,7 @@ impl Registers {
         self.state == State::Disabled
     }
 
-    /// The interrupt now goes to this vCPU.
+    /// Notes that the interrupt now goes to this vCPU.
     pub fn interrupt_routed(&mut self, vcpu: u32) {
         self.irq = u64::from(vcpu) + 1;
     }
@@ -230,7 +230,7 @@ impl Registers {
         self.irq != 0
     }
 
-    /// Number of commands completed since the device was enabled.
+    /// Sets the number of commands completed since the device was enabled.
     pub fn set_completed(&mut self, completed: u64) {
         self.completed = completed;
     }

@@ -22,12 +22,12 @@ use crate::interrupt::{DeviceFailure, Interrupt};
 /// How long a vCPU sleeps at most in one register write. It cannot take interrupts meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
-/// The state that vCPUs and the command processor share.
+/// What vCPUs and the command processor share.
 pub struct ControlBlock {
     state: Mutex<State>,
-    /// Something happened that a vCPU asleep in a register may wait for.
+    /// Notified when something has happened that a vCPU asleep in a register may wait for.
     changed: Condvar,
-    /// Something happened that the device's thread may wait for in a fault.
+    /// Notified when something has happened that the device's thread may wait for in a fault.
     answered: Condvar,
     /// The guest's translations. Their lock comes after that of the state.
     pub spaces: Spaces,
@@ -39,6 +39,7 @@ pub struct ControlBlock {
 
 /// The part under the lock. It is never held while a command is executed.
 pub struct State {
+    /// The register file.
     pub registers: Registers,
     /// A new queue that the command processor has not taken yet.
     pub new_queue: Option<Queue<PinnedWords>>,
@@ -49,6 +50,7 @@ pub struct State {
 }
 
 impl ControlBlock {
+    /// The state of a device that has just been made: disabled, with all address spaces closed.
     pub fn new(
         registers: Registers,
         managed: Managed,
@@ -73,19 +75,22 @@ impl ControlBlock {
         }
     }
 
+    /// Locks the state.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
 
+    /// The device's counters.
     pub fn counters(&self) -> &AcceleratorCounters {
         &self.counters
     }
 
+    /// The eventfd behind the doorbell register.
     pub fn doorbell(&self) -> &EventFd {
         self.doorbell.event()
     }
 
-    /// Tells the machine when the device's thread has panicked.
+    /// Returns what the device's thread calls when it panics: it tells the machine.
     pub fn on_panic(&self) -> impl FnOnce(&str) + Send + use<> {
         let irq = self.irq.clone();
         move |name| {
@@ -95,6 +100,7 @@ impl ControlBlock {
         }
     }
 
+    /// Routes the interrupt to a vCPU; returns false if that is impossible.
     pub fn route_interrupt(&self, vcpu: u32) -> bool {
         self.irq.route(vcpu)
     }
@@ -104,10 +110,10 @@ impl ControlBlock {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Tells the device's thread, and vCPUs that sleep in a register.
+    /// Tells the device's thread to end, and wakes vCPUs that sleep in a register.
     pub fn stop(&self) {
         {
-            // With the lock held, so that no thread goes to sleep after it has seen that the flag is not set.
+            // The lock is held, so that no thread goes to sleep after it has seen that the flag is not set.
             let _state = self.lock();
             self.stop.store(true, Ordering::Relaxed);
             self.changed.notify_all();
@@ -122,19 +128,21 @@ impl ControlBlock {
         self.report_failure(what, self.doorbell.wait());
     }
 
+    /// Wakes the device's thread if it sleeps, or keeps it from sleeping the next time.
     pub fn ring_doorbell(&self) {
         let what = "ringing an accelerator's doorbell (writing an eventfd)";
         self.report_failure(what, self.doorbell.ring());
     }
 
-    /// The run ends if a thread cannot be woken, or cannot sleep.
+    /// Tells the machine if waking a thread or sleeping has failed, which ends the run.
     fn report_failure(&self, what: &'static str, result: io::Result<()>) {
         if let Err(error) = result {
             self.irq.device_failed(DeviceFailure::Event { what, error });
         }
     }
 
-    /// The device's fault has been answered, or needs no answer any more. With the state locked.
+    /// Wakes the device's thread because its fault has been answered, or needs no answer any more. The caller holds the
+    /// state's lock.
     pub fn answer_fault(&self) {
         self.answered.notify_all();
     }
@@ -183,7 +191,8 @@ impl ControlBlock {
         answer
     }
 
-    /// The processor has dropped the queue; `error` is the register error if that was not the guest's request.
+    /// Disables the registers, because the processor has dropped the queue. `error` is the register error if that was not
+    /// the guest's request.
     pub fn disabled(&self, error: u64) {
         let mut state = self.lock();
         state.new_queue = None;
@@ -196,6 +205,7 @@ impl ControlBlock {
         self.wake(state);
     }
 
+    /// Releases the lock and wakes the vCPUs that sleep in a register.
     fn wake(&self, state: MutexGuard<'_, State>) {
         let waited_for = state.waiting != 0;
         drop(state);

@@ -15,7 +15,7 @@ pub struct SpaceRegisters {
 }
 
 impl SpaceRegisters {
-    /// The guest reads a register.
+    /// Reads a register for the guest.
     pub fn read(&self, offset: u64) -> u64 {
         match offset {
             accel::REG_INVALIDATE_START => self.invalidate_start,
@@ -25,7 +25,7 @@ impl SpaceRegisters {
         }
     }
 
-    /// The guest writes a register; an `ERR_*` if it is refused.
+    /// Writes a register for the guest. Returns what the accelerator has to do then, or an `ERR_*` if the write is refused.
     pub fn write(&mut self, offset: u64, value: u64) -> Result<RegisterEffect, u64> {
         match offset {
             accel::REG_SPACE_OPEN => Ok(RegisterEffect::OpenSpace {

@@ -72,7 +72,7 @@ pub enum Lookup {
     Closed,
 }
 
-/// A translation that the guest wanted to enter is none.
+/// The guest wanted to enter a word that is no translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BadTranslation;
 
@@ -83,7 +83,7 @@ pub struct Tables {
     blocks: BTreeMap<Key, Block>,
     /// The most blocks to keep.
     limit: usize,
-    /// The block that was forgotten last to make room.
+    /// The key of the block that was forgotten last to make room.
     hand: Key,
     /// Whether the device waits for invalidations.
     waiting: bool,
@@ -144,7 +144,7 @@ impl Tables {
         words: impl Iterator<Item = u64>,
     ) -> Result<(), BadTranslation> {
         if !self.is_open(space) {
-            // Closed while the guest was at it.
+            // The space has been closed meanwhile.
             return Ok(());
         }
         let key = (space, start / SPACE_BLOCK);
@@ -165,7 +165,8 @@ impl Tables {
         result
     }
 
-    /// Goes round, so that a block that has just come stays for as long as possible.
+    /// Forgets a block if there is no room for another one. Goes round, so that a block that has just come stays for as
+    /// long as possible.
     fn make_room(&mut self) {
         if self.blocks.len() < self.limit {
             return;
@@ -203,8 +204,9 @@ impl Tables {
 /// The address spaces of one accelerator.
 pub struct Spaces {
     tables: Mutex<Tables>,
-    /// vCPUs waiting to change something.
+    /// Number of vCPUs that wait to change something.
     wanted: AtomicU32,
+    /// Notified when a vCPU has made its change and the device waits.
     no_longer_wanted: Condvar,
 }
 
@@ -215,7 +217,7 @@ pub struct SpacesGuard<'a> {
 }
 
 impl SpacesGuard<'_> {
-    /// Whether a vCPU waits to change a translation: then drop the guard soon.
+    /// Whether a vCPU waits to change a translation. If so, the device should drop the guard soon.
     pub fn wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed) > 0
     }
@@ -227,7 +229,7 @@ impl SpacesGuard<'_> {
 }
 
 impl Spaces {
-    /// All closed.
+    /// Address spaces that are all closed.
     pub fn new(managed: Managed) -> Spaces {
         Spaces {
             tables: Mutex::new(Tables::new(managed)),
@@ -236,8 +238,8 @@ impl Spaces {
         }
     }
 
-    /// For the device, the only one who calls this. Changes that wait go first: a busy device would win against them for
-    /// ever.
+    /// Locks the translations for the device, the only caller. Waits until no vCPU waits to change them: otherwise a busy
+    /// device would take the lock again and again before them.
     pub fn lock(&self) -> SpacesGuard<'_> {
         let mut tables = self.tables.lock();
         while self.wanted.load(Ordering::SeqCst) > 0 {
@@ -251,7 +253,7 @@ impl Spaces {
         }
     }
 
-    /// Waits until the device is not translating.
+    /// Makes a change while the device is not translating.
     fn change<T>(&self, change: impl FnOnce(&mut Tables) -> T) -> T {
         self.wanted.fetch_add(1, Ordering::SeqCst);
         let mut tables = self.tables.lock();
@@ -273,12 +275,12 @@ impl Spaces {
         self.change(|tables| tables.open(space));
     }
 
-    /// When it returns, the device uses none of the space's translations, and will not again.
+    /// Closes the space and forgets its translations. When this returns, the device uses none of them any more.
     pub fn close(&self, space: u16) {
         self.change(|tables| tables.close(space));
     }
 
-    /// Closes all.
+    /// Closes all spaces.
     pub fn close_all(&self) {
         self.change(|tables| {
             tables.blocks.clear();
@@ -286,7 +288,8 @@ impl Spaces {
         });
     }
 
-    /// Enters translations of the block that begins at `start`; words that are 0 change nothing. Bad ones are left out.
+    /// Enters translations of the block that begins at `start`. Words that are 0 change nothing; words that are no
+    /// translations are left out, and make the result an error.
     pub fn map(
         &self,
         space: u16,
@@ -296,7 +299,7 @@ impl Spaces {
         self.change(|tables| tables.map(space, start, words))
     }
 
-    /// When it returns, the device uses no translation of `start..end`.
+    /// Forgets the translations of `start..end`. When this returns, the device uses none of them any more.
     pub fn invalidate(&self, space: u16, start: u64, end: u64) {
         self.change(|tables| tables.invalidate(space, start, end));
     }

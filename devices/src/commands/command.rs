@@ -71,7 +71,7 @@ pub enum Operation {
         val: u64,
         x: Words,
     },
-    /// As with `Spmv`, `col` is checked when the command runs.
+    /// How many columns there are is only known from `row`, as with `Spmv`: `col` is checked when the command runs.
     BfsStep {
         row: Words,
         col: u64,

@@ -62,7 +62,7 @@ pub struct Managed {
 }
 
 impl Managed {
-    /// Its addresses.
+    /// The addresses of managed memory.
     pub fn addresses(&self) -> Addresses {
         Addresses {
             base: self.base,

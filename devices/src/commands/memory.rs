@@ -16,7 +16,7 @@ pub const CHUNK: usize = 512;
 /// Guest memory. Implementations access one page at a time, so a kernel never needs two pages to be
 /// somewhere at once.
 pub trait Memory {
-    /// Its addresses.
+    /// The addresses that commands may name.
     fn addresses(&self) -> Addresses;
 
     /// The one way to the bytes: calls `step` with the first words of a run, as many as lie in one
@@ -91,7 +91,7 @@ pub trait Memory {
 pub trait Element: Copy {
     /// The element with this bit pattern.
     fn from_word(word: u64) -> Self;
-    /// Its bit pattern.
+    /// The element's bit pattern.
     fn to_word(self) -> u64;
 }
 

@@ -78,11 +78,11 @@ pub enum Hinting {
 /// Managed pages that were given back and had contents, by the way they came.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
 pub struct BalloonFigures {
-    /// By inflation.
+    /// Pages that came by inflation.
     pub inflated: u64,
-    /// By free page reporting.
+    /// Pages that came by free page reporting.
     pub reported: u64,
-    /// By free page hinting.
+    /// Pages that came by free page hinting.
     pub hinted: u64,
 }
 
@@ -98,9 +98,9 @@ pub struct Balloon {
 struct Books {
     figures: BalloonFigures,
     statistics: Option<Statistics>,
-    /// How many of them have come.
+    /// How many statistics have come.
     received: u64,
-    /// New ones are wanted.
+    /// Whether new statistics are wanted.
     wanted: bool,
     hinting: Hinting,
     last_round: u32,
@@ -190,8 +190,8 @@ impl Balloon {
         self.bytes(ACTUAL)
     }
 
-    /// The same, but if the driver is gone, as it said last: operating systems reset their devices before they switch the
-    /// machine off.
+    /// How much the guest has given back by inflation, in bytes; if the driver has reset the device, how much it had given
+    /// back before that. Operating systems reset their devices before they switch the machine off.
     pub fn last_actual(&self) -> u64 {
         self.actual().max(self.books.lock().at_reset)
     }
@@ -226,7 +226,7 @@ impl Balloon {
         self.device.port().change_config(change);
     }
 
-    /// Asks it to stop before it has named them all.
+    /// Asks the guest to stop hinting before it has named all of its unused pages.
     pub fn stop_hinting(&self) {
         self.books.lock().hinting = Hinting::Off;
         let change = |config: &mut [u8]| set_field(config, COMMAND, STOP);
@@ -304,7 +304,7 @@ impl Model for Device {
         {
             let mut books = self.books.lock();
             books.hinting = Hinting::Off;
-            // Two resets in a row are one.
+            // A second reset in a row finds 0 in the register, and must not replace what the first one found.
             books.at_reset = books.at_reset.max(actual);
         }
         // The next driver begins with nothing given back. What it is to give back stays.
@@ -341,7 +341,7 @@ impl Device {
             port.ram().read(&chain.readable, 0, &mut command)?;
             self.command(port, u32::from_le_bytes(command));
         }
-        // Only while the driver is in the round that is asked for: pages of others may be in use again.
+        // Pages are freed only while the driver is in the round that was asked for: those of another may be in use again.
         let asked = port.config(|config| field(config, COMMAND));
         if self.round == Some(asked) {
             let freed = self.unused(port, chain)?;

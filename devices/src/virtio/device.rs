@@ -24,40 +24,40 @@ use crate::{DeviceFailure, Interrupt, MmioDevice, SlotKind};
 /// The result of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply {
-    /// It is done, and so many bytes were written to it.
+    /// The request is done, and the device has written this many bytes to it.
     Used(u32),
-    /// The device keeps it for now; [`Model::finished`] gives it back.
+    /// The device keeps the request for now; [`Model::finished`] gives it back.
     Keep,
 }
 
 /// The model of a device: its reactions to requests. Called by the device's thread only.
 pub trait Model: Send {
-    /// The driver is ready, with these features.
+    /// Begins to serve a driver that is ready, with the features that it has negotiated.
     fn start(&mut self, _features: u64) {}
 
-    /// A request on a queue. What no driver may send is an error, after which the device does nothing before a reset; what
-    /// goes wrong with a proper request is the reply's business. Returns after bounded work.
+    /// Serves a request on a queue. Returns an error if no driver may send it, after which the device does nothing before a
+    /// reset; the failure of a proper request is written into the request. Returns after bounded work.
     fn request(&mut self, port: &Port, queue: usize, chain: &Chain) -> Result<Reply, Malformed>;
 
-    /// A request of this queue that was kept and is done now: its head and the bytes written.
+    /// Returns a request of this queue that was kept and is done now: its head, and the number of bytes written to it.
     fn finished(&mut self, _port: &Port, _queue: usize) -> Option<(u16, u32)> {
         None
     }
 
-    /// The driver has reset the device: what was kept is gone.
+    /// Forgets the requests that were kept, because the driver has reset the device.
     fn reset(&mut self, _port: &Port) {}
 }
 
 /// The parts of a device.
 pub struct Parts {
-    /// Its thread's name, of at most 15 bytes.
+    /// The name of the device's thread, of at most 15 bytes.
     pub name: String,
-    /// Its description for the driver.
+    /// The device's description for the driver.
     pub profile: Profile,
-    /// Its model.
+    /// The device's reactions to requests.
     pub model: Box<dyn Model>,
-    /// A queue whose doorbell rings for as long as the device needs: when the register write is over, the requests are
-    /// done. Costs every doorbell of this device an exit to user space.
+    /// The queue whose requests are done when the driver's write to the doorbell register is over, if there is one. Every
+    /// doorbell of such a device costs an exit to user space.
     pub immediate: Option<u32>,
 }
 
@@ -65,7 +65,7 @@ pub struct Parts {
 #[derive(Debug, thiserror::Error)]
 #[error("starting the virtio device {name}: {error}")]
 pub struct DeviceError {
-    /// Its name.
+    /// The device's name.
     pub name: String,
     /// The system's answer.
     #[source]
@@ -190,10 +190,10 @@ impl MmioDevice for VirtioDevice {
 
     fn stop(&self) {
         let shared = &*self.port.shared;
-        // Taken first and held: a second caller returns when the thread has ended, too.
+        // The lock is held until the thread has ended, so that a second caller returns no earlier.
         let mut thread = self.thread.lock();
         {
-            // With the lock held, so that the thread does not go to sleep after it has seen that the flag is not set.
+            // The lock is held, so that no vCPU goes to sleep after it has seen that the flag is not set.
             let _state = shared.state.lock();
             shared.stop.store(true, Ordering::Release);
             shared.attention.store(true, Ordering::Release);
@@ -201,7 +201,7 @@ impl MmioDevice for VirtioDevice {
         }
         shared.ring();
         if let Some(thread) = thread.take() {
-            // If it panicked, it has said so; there is nothing left to stop.
+            // A thread that panicked has reported that; there is nothing left to stop.
             let _ = thread.join_within(STOP_WITHIN);
         }
     }
@@ -213,24 +213,26 @@ impl Drop for VirtioDevice {
     }
 }
 
+/// What the vCPUs' side of a device and its thread share.
 struct Transport {
     state: Mutex<State>,
-    /// A pass has ended, or the device is to stop.
+    /// Notified when a pass has ended, and when the device is to stop.
     passed: Condvar,
     doorbell: Bell,
-    /// The thread is to leave the queues as they are and begin a new pass.
+    /// Whether the thread is to leave the queues as they are and begin a new pass.
     attention: AtomicBool,
     stop: AtomicBool,
     irq: Arc<dyn Interrupt>,
 }
 
-/// Under the lock, which is never held while the device works.
+/// The part under the lock, which is never held while the device works.
 struct State {
     registers: Registers,
-    /// The pass that vCPUs wait for.
+    /// The number of the last pass that a vCPU waits for.
     wanted: u64,
-    /// The last one that is over.
+    /// The number of the last pass that is over.
     done: u64,
+    /// The driver's mistake, until it resets the device.
     problem: Option<String>,
 }
 
@@ -244,7 +246,7 @@ impl Transport {
         self.report_failure(what, self.doorbell.ring());
     }
 
-    /// The run ends if a thread cannot be woken, or cannot sleep.
+    /// Tells the machine if waking a thread or sleeping has failed, which ends the run.
     fn report_failure(&self, what: &'static str, result: io::Result<()>) {
         if let Err(error) = result {
             self.irq.device_failed(DeviceFailure::Event { what, error });
@@ -261,10 +263,13 @@ impl Transport {
     }
 }
 
-/// A pass begins with what the driver has set up at that moment.
+/// What the driver has set up when a pass over the queues begins.
 pub struct Pass {
+    /// The pass's number, for [`Port::end_pass`].
     pub number: u64,
+    /// How often the driver has reset the device.
     pub resets: u64,
+    /// The driver's set-up; none while the driver is not ready or the device needs a reset.
     pub active: Option<Active>,
 }
 
@@ -277,7 +282,7 @@ pub enum Next {
     Doorbell,
 }
 
-/// A device's model uses the rest of the machine through this.
+/// A device's access to the rest of the machine.
 #[derive(Clone)]
 pub struct Port {
     shared: Arc<Transport>,
@@ -303,7 +308,7 @@ impl Port {
         }
     }
 
-    /// Has the device's thread look for [`Model::finished`].
+    /// Wakes the device's thread, which then asks [`Model::finished`] for requests that are done.
     pub fn wake(&self) {
         self.shared.ring();
     }
@@ -339,18 +344,18 @@ impl Port {
         }
     }
 
-    /// Tells the driver that a request is done. Not if the driver has reset the device since.
+    /// Interrupts the driver because a request is done, unless it has reset the device since.
     pub(super) fn used(&self, resets: u64) {
         let mut state = self.shared.state.lock();
         if state.registers.resets() == resets {
             state.registers.used();
             drop(state);
-            // Also if the driver has not acknowledged the last one: the line has edges only.
+            // The interrupt is triggered even if the driver has not acknowledged the last one: the line has edges only.
             self.shared.irq.trigger();
         }
     }
 
-    /// The driver has to reset the device.
+    /// Stops work until the driver resets the device, unless it has done so since it made this mistake.
     pub(super) fn fail(&self, resets: u64, problem: &Malformed) {
         let mut state = self.shared.state.lock();
         if state.registers.resets() == resets {

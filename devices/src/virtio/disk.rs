@@ -25,7 +25,7 @@ pub enum DiskAccess {
 }
 
 impl DiskAccess {
-    /// For messages: what the image is opened for.
+    /// Returns what the image is opened for, in the words of messages.
     fn purpose(self) -> &'static str {
         match self {
             DiskAccess::ReadOnly => "for reading",
@@ -33,7 +33,7 @@ impl DiskAccess {
         }
     }
 
-    /// For messages: the other disk that this access does not go with.
+    /// Returns which other disk keeps the image from being opened so, in the words of messages.
     fn rival(self) -> &'static str {
         match self {
             DiskAccess::ReadOnly => "another disk has it open for writing",
@@ -54,7 +54,7 @@ pub enum Space {
 /// Why a file cannot be a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// The system refused.
+    /// The system refused to open the image.
     #[error("opening disk {} {}: {error}{}", path.display(), access.purpose(), hint(error, *access))]
     Open {
         /// The file.
@@ -65,21 +65,21 @@ pub enum DiskError {
         #[source]
         error: io::Error,
     },
-    /// A folder.
+    /// The path names a folder.
     #[error("opening disk {}: it is a folder; give an image file", .0.display())]
     Folder(PathBuf),
-    /// A pipe, a device, …
+    /// The path names neither a regular file nor a folder, but a pipe or a device, for example.
     #[error("opening disk {}: it is not a regular file; only image files can be disks", .0.display())]
     NotRegular(PathBuf),
-    /// Nothing in it.
+    /// The file is empty.
     #[error("opening disk {}: it is empty; make it as large as the disk is to be, for example with `truncate -s 1G`", .0.display())]
     Empty(PathBuf),
-    /// Not whole sectors.
+    /// The file's size is no multiple of a sector.
     #[error("opening disk {}: it has {bytes} bytes, but a raw image has a multiple of 512; is it another format, or was it cut off?", path.display())]
     Odd {
         /// The file.
         path: PathBuf,
-        /// Its size.
+        /// The file's size in bytes.
         bytes: u64,
     },
     /// Another disk, of this process or another one, has the image open.
@@ -235,7 +235,7 @@ impl Disk {
         retry::interrupted(once).map(drop)
     }
 
-    /// The contents of these bytes are no longer needed. Where the file system cannot make use of that, they stay.
+    /// Gives up the contents of these bytes, which become zeros. Where the file system cannot make holes, they stay.
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         let punched = self.allocate(
             libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
@@ -296,8 +296,8 @@ fn unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
 }
 
-/// A lock of the open file, so that it ends with it, binds this process, too, and does not end with another descriptor of
-/// the same file.
+/// Locks the open file description. Such a lock ends when the file is closed, but not when another descriptor of the same
+/// file is closed, and it keeps out other disks of this process, too.
 fn lock(file: &File, access: DiskAccess) -> io::Result<()> {
     let kind = match access {
         DiskAccess::ReadOnly => libc::F_RDLCK,
@@ -317,7 +317,7 @@ fn lock(file: &File, access: DiskAccess) -> io::Result<()> {
     }
 }
 
-/// The rest of the parts after the first `done` bytes.
+/// Returns what is left of the parts after the first `done` bytes.
 fn advance(mut parts: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec] {
     while let Some(first) = parts.first_mut() {
         if done < first.iov_len {

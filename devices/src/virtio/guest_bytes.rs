@@ -1,4 +1,4 @@
-//! Stretches of guest-physical memory.
+//! Guest-physical memory that requests name.
 
 use hmm_backend::pages::PAGE_SIZE;
 
@@ -38,7 +38,7 @@ impl GuestBytes {
     }
 }
 
-/// Sorts and joins what touches or overlaps.
+/// Sorts the bytes and joins those that touch or overlap.
 pub fn merged(mut spans: Vec<GuestBytes>) -> Vec<GuestBytes> {
     spans.sort_unstable();
     let mut joined: Vec<GuestBytes> = Vec::with_capacity(spans.len());
@@ -54,7 +54,7 @@ pub fn merged(mut spans: Vec<GuestBytes>) -> Vec<GuestBytes> {
     joined
 }
 
-/// GuestBuffer one after the other, as a request names them.
+/// Bytes of guest-physical memory in several pieces, in the order in which a request names them.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct GuestBuffer(pub Vec<GuestBytes>);
 

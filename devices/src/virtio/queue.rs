@@ -32,24 +32,24 @@ pub enum Malformed {
     /// The flags of the available ring cannot be read.
     #[error("the rings cannot be reached: {0}")]
     Flags(#[source] MemoryError),
-    /// The available ring announces more chains than the queue has slots.
+    /// The available ring cannot be read, or announces more chains than the queue has slots.
     #[error("the available ring makes no sense: {0}")]
     Available(#[source] virtio_queue::Error),
-    /// The available ring announces a chain, but has none.
+    /// An entry of the available ring cannot be read.
     #[error("the available ring makes no sense: it leads nowhere")]
     Nowhere,
-    /// A loop, an index or a table outside of its bounds, or too many descriptors.
+    /// A chain has a loop, an index or a table out of bounds, or more descriptors than the queue has slots.
     #[error("the chain from descriptor {0} is broken, or longer than the queue")]
     Chain(u16),
-    /// Readable after writable, or no bytes.
+    /// A chain has an empty buffer, or a readable one after a writable one.
     #[error(
         "the chain from descriptor {0} has an empty buffer, or a readable one behind a writable one"
     )]
     Buffer(u16),
-    /// Not memory.
+    /// A buffer or a ring is not in guest memory, or cannot be reached there.
     #[error("{0}")]
     Memory(#[from] RamError),
-    /// Its content violates the device's specification.
+    /// A request's content violates the device's specification.
     #[error("a request makes no sense: {0}")]
     Request(&'static str),
 }
@@ -57,11 +57,11 @@ pub enum Malformed {
 /// A request: what the device may read and what it may write. Everything is memory; nothing is empty.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Chain {
-    /// Its first descriptor: what the driver knows it by.
+    /// The index of its first descriptor, by which the driver knows it.
     pub head: u16,
-    /// The driver's part.
+    /// The part that the device may read.
     pub readable: GuestBuffer,
-    /// The device's.
+    /// The part that the device may write.
     pub writable: GuestBuffer,
 }
 
@@ -137,8 +137,8 @@ impl VirtQueue {
         Ok(Some(chain))
     }
 
-    /// Gives a request back, with the number of bytes written from the beginning of its writable part on. True if the
-    /// driver wants an interrupt for it.
+    /// Gives a request back, with the number of bytes written from the beginning of its writable part on. Returns whether
+    /// the driver wants an interrupt for it.
     pub fn complete(&mut self, head: u16, written: u32) -> Result<bool, Malformed> {
         self.queue
             .add_used(&self.memory, head, written)
@@ -158,14 +158,15 @@ impl VirtQueue {
         Ok(u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
     }
 
-    /// From now on the driver must ring when it adds something. True if it has just done so without.
+    /// Asks the driver to ring the doorbell from now on when it adds a request. Returns whether there are requests already that
+    /// the device has not taken.
     pub fn expect_doorbell(&mut self) -> Result<bool, Malformed> {
         self.queue
             .enable_notification(&self.memory)
             .map_err(Malformed::Rings)
     }
 
-    /// The driver need not ring for now: the device looks again anyway.
+    /// Tells the driver that it need not ring the doorbell for now, because the device looks at the queue again anyway.
     pub fn expect_no_doorbell(&mut self) -> Result<(), Malformed> {
         self.queue
             .disable_notification(&self.memory)
@@ -218,7 +219,7 @@ struct RingMemory {
 }
 
 impl RingMemory {
-    /// The bytes from this address on, as far as they are together.
+    /// Returns where this process has the bytes from this address on, and how many of them are contiguous there.
     fn locate(&self, addr: u64) -> Result<(*mut u8, u64), MemoryError> {
         if let Some(found) = self.rings.at(addr) {
             return Ok(found);

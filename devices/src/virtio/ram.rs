@@ -134,7 +134,7 @@ impl GuestRam {
         self.parts(span).is_ok()
     }
 
-    /// The span cut at the regions' borders.
+    /// Cuts the bytes at the regions' borders.
     fn parts(&self, span: GuestBytes) -> Result<Vec<(Region, GuestBytes)>, RamError> {
         let outside = || RamError::OutOfRange {
             addr: span.addr,

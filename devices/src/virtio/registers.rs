@@ -84,7 +84,7 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// After power-on.
+    /// The registers after power-on.
     pub fn new(profile: Profile) -> Registers {
         let mut registers = Registers {
             status: 0,
@@ -111,7 +111,7 @@ impl Registers {
         self.queues = self.profile.queues.iter().map(fresh).collect();
     }
 
-    /// A vCPU reads; `data` is zero. Registers are 4 bytes; the configuration space has fields of 1, 2, 4 and 8.
+    /// Reads for a vCPU into `data`, which is zero. Registers are 4 bytes; the configuration space has fields of 1, 2, 4 and 8.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some(from) = offset.checked_sub(CONFIG) {
             let fields = self.config.get(from as usize..).unwrap_or_default();
@@ -143,7 +143,7 @@ impl Registers {
         }
     }
 
-    /// A vCPU writes.
+    /// Writes for a vCPU. Returns what the device has to do then.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> TransportEffect {
         if let Some(from) = offset.checked_sub(CONFIG) {
             self.write_config(from as usize, data);
@@ -184,7 +184,7 @@ impl Registers {
         self.status & (DRIVER | FEATURES_OK) == DRIVER
     }
 
-    /// The selected queue, while its place may change: after the features, and not while it is in use.
+    /// Returns the selected queue, unless the features are still to be negotiated: until then no queue may be set up.
     fn queue(&mut self) -> Option<&mut QueueRegisters> {
         let may_change = self.status & FEATURES_OK != 0;
         let queue = self.queues.get_mut(self.selected as usize)?;
@@ -305,7 +305,7 @@ impl Registers {
         })
     }
 
-    /// The device cannot go on before a reset. True if the driver is to be told by an interrupt.
+    /// Marks the device as one that needs a reset. Returns whether the driver is to get an interrupt.
     pub fn needs_reset(&mut self) -> bool {
         self.status |= NEEDS_RESET;
         let tell = self.status & DRIVER_OK != 0;
@@ -315,7 +315,7 @@ impl Registers {
         tell
     }
 
-    /// A queue has requests that are done.
+    /// Notes for the driver that a queue has requests that are done.
     pub fn used(&mut self) {
         self.interrupts |= VIRTIO_MMIO_INT_VRING;
     }
@@ -325,7 +325,7 @@ impl Registers {
         &self.config
     }
 
-    /// Changes the configuration space. True if the driver is to be told by an interrupt.
+    /// Changes the configuration space. Returns whether the driver is to get an interrupt.
     pub fn change_config(&mut self, change: impl FnOnce(&mut [u8])) -> bool {
         change(&mut self.config);
         self.generation = self.generation.wrapping_add(1);

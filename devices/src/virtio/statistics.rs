@@ -18,7 +18,7 @@ macro_rules! figures {
         }
 
         impl Statistics {
-            /// By tag.
+            /// Returns statistics from figures whose indices are their tags.
             fn of(values: [Option<u64>; TAGS]) -> Statistics {
                 let [$($name),*] = values;
                 Statistics { $($name),* }

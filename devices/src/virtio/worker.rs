@@ -9,15 +9,16 @@ pub struct Worker {
     port: Port,
     model: Box<dyn Model>,
     immediate: Option<u32>,
-    /// As the driver numbers them; empty while the device does not work.
+    /// The queues, indexed by the numbers that the driver knows them by; empty while the device does not work.
     queues: Vec<Option<VirtQueue>>,
     /// The features that the model was started with.
     features: Option<u64>,
-    /// The number of resets that the queues are from.
+    /// The number of resets there had been when the queues were set up.
     resets: u64,
 }
 
 impl Worker {
+    /// Makes the worker of a device that is not set up yet; for `immediate`, see [`super::device::Parts::immediate`].
     pub fn new(port: Port, model: Box<dyn Model>, immediate: Option<u32>) -> Worker {
         Worker {
             port,

@@ -28,8 +28,9 @@ static MEMORY: RwLock<&'static [AtomicU64]> = RwLock::new(&[]);
 /// The receiver of accesses, and the devices' state.
 static MACHINE: Mutex<Option<Machine>> = Mutex::new(None);
 
-/// The access before, see [`key`], and how many accesses there were.
+/// The access before, in the form that [`tell`] compares.
 static LAST: AtomicU64 = AtomicU64::new(NOTHING);
+/// The number of accesses so far.
 static ACCESSES: AtomicU64 = AtomicU64::new(0);
 const NOTHING: u64 = u64::MAX;
 
@@ -85,7 +86,8 @@ pub fn start(memory: u64, sink: Box<dyn FnMut(Event) + Send>) -> Result<(), Refu
     Ok(())
 }
 
-/// So many zeros, unless the host refuses them. They are the allocator's: pages that the workload never touches are never there.
+/// Allocates this many zero words; returns none if the host refuses. The allocator itself provides the zeros, so pages that
+/// the workload never touches take no memory.
 fn zeros(words: usize) -> Option<Box<[u64]>> {
     let layout = Layout::array::<u64>(words).ok()?;
     if layout.size() == 0 {
@@ -98,7 +100,7 @@ fn zeros(words: usize) -> Option<Box<[u64]>> {
     Some(unsafe { Box::from_raw(words) })
 }
 
-/// Takes it apart; what the workload printed.
+/// Takes the machine apart. Returns what the workload printed.
 pub fn stop() -> String {
     let mut machine = MACHINE.lock().take();
     if let Some(machine) = &mut machine {
@@ -116,12 +118,12 @@ pub fn stop() -> String {
 }
 
 impl Machine {
-    /// Tells of the last access, which was repeated until now.
+    /// Reports the last access, which was repeated until now.
     fn flush(&mut self) {
         self.flush_at(ACCESSES.load(Ordering::Relaxed));
     }
 
-    /// The same after so many accesses.
+    /// Reports the last access, which was repeated until there had been this many accesses.
     fn flush_at(&mut self, accesses: u64) {
         if let Some(mut event) = self.pending.take() {
             let before = event.time.as_nanos() as u64;
@@ -130,7 +132,7 @@ impl Machine {
         }
     }
 
-    /// Tells of something that is no access.
+    /// Reports something that is no access.
     fn put(&mut self, event: Event) {
         self.flush();
         (self.sink)(event);
@@ -150,14 +152,15 @@ fn words() -> &'static [AtomicU64] {
     *MEMORY.read()
 }
 
-/// Tells of an access to a word, which is the answer.
+/// Reports an access to a word, and returns the word.
 pub fn access(who: Who, address: u64, access: Access) -> &'static AtomicU64 {
     let offset = address - map::MANAGED;
     tell(who, Page((offset / PAGE_SIZE) as u32), access);
     &words()[(offset / 8) as usize]
 }
 
-/// Tells of an access, unless it is like the one before: by the same one to the same page, and no write after a read.
+/// Reports an access, unless it is like the one before: by the same vCPU or device to the same page, and no write after
+/// reads.
 pub fn tell(who: Who, page: Page, access: Access) {
     let time = ACCESSES.fetch_add(1, Ordering::Relaxed);
     let (device, vcpu) = match who {
@@ -213,7 +216,7 @@ pub fn free(device: u8, pages: PageRange) -> u64 {
     })
 }
 
-/// Tells what an accelerator was told about pages.
+/// Reports a hint that an accelerator got about pages.
 pub fn hint(pages: PageRange, hint: Hint) {
     LAST.store(NOTHING, Ordering::Relaxed);
     let time = Duration::from_nanos(ACCESSES.load(Ordering::Relaxed));
@@ -225,7 +228,7 @@ pub fn hint(pages: PageRange, hint: Hint) {
     });
 }
 
-/// A device register is read.
+/// Reads a device register.
 pub fn read(address: u64) -> u64 {
     /// Line status: the transmitter is empty.
     const LINE_STATUS: u64 = map::SERIAL + 5;
@@ -238,7 +241,7 @@ pub fn read(address: u64) -> u64 {
     }
 }
 
-/// A device register is written.
+/// Writes a device register.
 pub fn write(address: u64, value: u64) {
     const CONTROL_END: u64 = map::CONTROL + 0xfff;
     const SERIAL_OTHERS: u64 = map::SERIAL + 1;
@@ -251,7 +254,8 @@ pub fn write(address: u64, value: u64) {
         map::CONTROL..=CONTROL_END => {}
         _ => match accelerator(address) {
             Some((index, register)) => {
-                // Not while it is in the machine: executing commands reports accesses.
+                // The accelerator is taken out of the machine meanwhile, because executing commands reports accesses, which
+                // locks the machine.
                 let mut accelerator =
                     with(|machine| std::mem::take(&mut machine.accelerators[index]));
                 accelerator.write(index as u8, register, value);

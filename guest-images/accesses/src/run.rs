@@ -24,7 +24,7 @@ use crate::{devices, machine, memory, workloads};
 pub struct Settings {
     /// The workload's name.
     pub workload: String,
-    /// Its parameters; those that are not given have their defaults.
+    /// The workload's parameters; those that are not given have their defaults.
     pub params: Vec<(String, String)>,
     /// Number of vCPUs, 1 to 64.
     pub vcpus: u32,
@@ -69,7 +69,7 @@ pub enum AccessError {
     /// A number of vCPUs or accelerators, or a size of memory, that a machine cannot have.
     #[error("{what} is {given}, but must be {allowed}")]
     Setting {
-        /// Which.
+        /// The setting, in the words of messages.
         what: &'static str,
         /// What was given.
         given: u64,

@@ -27,6 +27,7 @@ thread_local! {
 pub struct Stopped;
 
 impl Turns {
+    /// The turns of no vCPUs yet.
     pub const fn new() -> Turns {
         Turns {
             state: Mutex::new(State {
@@ -38,7 +39,7 @@ impl Turns {
         }
     }
 
-    /// So many vCPUs are about to begin, the first one first.
+    /// Prepares for this many vCPUs, of which the first one has the first turn.
     pub fn reset(&self, vcpus: u64) {
         *self.state.lock() = State {
             current: 0,
@@ -47,7 +48,7 @@ impl Turns {
         };
     }
 
-    /// This thread is a vCPU: waits for its first turn.
+    /// Makes this thread a vCPU and waits for its first turn.
     pub fn begin(&self, vcpu: u64) {
         VCPU.set(vcpu);
         self.wait(self.state.lock());
@@ -81,6 +82,7 @@ impl Turns {
         self.changed.notify_all();
     }
 
+    /// Waits until it is this vCPU's turn. Stops this vCPU if another one has failed.
     fn wait(&self, mut state: MutexGuard<'_, State>) {
         while state.current != VCPU.get() && !state.failed {
             self.changed.wait(&mut state);

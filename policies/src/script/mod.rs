@@ -99,10 +99,11 @@ pub(crate) type Failure = String;
 
 /// The result of a call of a function that returned, according to the interpreter.
 enum Returned<T> {
+    /// The function returned an answer.
     Answer(T),
-    /// Something that means nothing.
+    /// The function returned something that means nothing.
     Nonsense(String),
-    /// But it had run out of something by then.
+    /// The function returned, but it had exceeded a limit by then.
     Late(Overrun),
 }
 

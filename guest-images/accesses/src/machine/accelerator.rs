@@ -14,7 +14,7 @@ use hmmvisor_devices::commands::memory::Memory;
 
 use super::{Who, tell, words};
 
-/// Registers, and how far it is.
+/// The registers of an accelerator, and the number of commands that it has completed.
 #[derive(Default)]
 pub struct Accelerator {
     base: u64,
@@ -24,6 +24,7 @@ pub struct Accelerator {
 }
 
 impl Accelerator {
+    /// Reads a register.
     pub fn read(&self, register: u64) -> u64 {
         match register {
             REG_ID => ID_VALUE,
@@ -37,6 +38,7 @@ impl Accelerator {
         }
     }
 
+    /// Writes a register. The doorbell executes all commands that have been submitted.
     pub fn write(&mut self, index: u8, register: u64, value: u64) {
         match register {
             REG_QUEUE_BASE => self.base = value,
@@ -133,7 +135,7 @@ impl Memory for DeviceMemory {
         Ok(word.fetch_add(value.wrapping_mul(n), Ordering::Relaxed))
     }
 
-    /// A hint; nothing is anywhere here, so nothing moves.
+    /// Moves nothing, because pages have no places here.
     fn migrate(&mut self, _: CommandBytes, _: Direction) -> Result<u64, CommandError> {
         Ok(0)
     }
