@@ -104,8 +104,8 @@ impl PolicyChoice {
             .collect()
     }
 
-    /// Loads a policy that not the user has named, but a file such as a trace; `files` is what that says was in the
-    /// policy's files. Nothing is run, and no other file is opened, unless the same is in them now.
+    /// Loads a policy that a file such as a trace has named, not the user. `files` says what was in the policy's files then:
+    /// unless the same is in them now, no script is run and no other file is opened.
     pub fn load_recorded(
         spec: &str,
         files: &[PolicyFile],

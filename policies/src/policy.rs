@@ -29,7 +29,7 @@ impl ScriptPolicy {
     }
 }
 
-/// Both: the longer times, all pages.
+/// Adds other advice: takes the longer times, and all pages of both.
 fn merge(into: &mut Advice, other: Advice) {
     into.stay |= other.stay;
     into.prefetch = into.prefetch.union(&other.prefetch);

@@ -2,7 +2,7 @@
 
 use hmm_backend::pages::PAGE_SIZE;
 
-/// Bytes of guest-physical memory: `len` of them from `addr`. Whether they are memory at all is not said.
+/// Bytes of guest-physical memory: `len` of them from `addr`. There need not be memory at all of these addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct GuestBytes {
     /// Guest-physical address of the first one.

@@ -20,9 +20,9 @@ pub enum RamError {
     /// There is no such memory.
     #[error("{len} bytes at guest-physical {addr:#x} are not all memory")]
     OutOfRange {
-        /// Where they begin.
+        /// The address of the first byte.
         addr: u64,
-        /// How many.
+        /// The number of bytes.
         len: u64,
     },
     /// The contents cannot be supplied.
@@ -34,10 +34,10 @@ pub enum RamError {
         #[source]
         error: hmm_backend::Error,
     },
-    /// The device would have to write there.
+    /// The device would have to write to a page that is read-only.
     #[error("guest-physical {addr:#x} is read-only")]
     ReadOnly {
-        /// The page.
+        /// The page's address.
         addr: u64,
     },
 }
@@ -45,9 +45,9 @@ pub enum RamError {
 /// The access that the device is about to make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Use {
-    /// Only read.
+    /// The device only reads.
     Read,
-    /// Write.
+    /// The device writes.
     Write,
 }
 
@@ -75,7 +75,7 @@ impl Region {
 }
 
 impl GuestRam {
-    /// Managed memory only, all of it: page 0 is at guest-physical address `base`, and the others are as far from it as
+    /// All of managed memory, and no other memory: page 0 is at guest-physical address `base`, and the others are as far from it as
     /// their numbers say.
     pub fn managed(backend: &Arc<Backend>, base: u64) -> GuestRam {
         let (hole, end) = (backend.hole(), Page(backend.pages()));
@@ -129,7 +129,7 @@ impl GuestRam {
         self.regions.iter().map(|region| region.span.len).sum()
     }
 
-    /// Whether all of it is memory. No bytes are memory anywhere.
+    /// Whether all of the bytes are memory. A span of no bytes is memory wherever it is.
     pub fn contains(&self, span: GuestBytes) -> bool {
         self.parts(span).is_ok()
     }
@@ -205,7 +205,7 @@ impl GuestRam {
         };
         let pin = self.backend.pin(pages).map_err(unavailable)?;
         if to == Use::Write {
-            // The kernel would write there for this thread, and take a fault that cannot be resolved.
+            // A read-only page is refused: the kernel, which writes for this thread, would take a fault that cannot be resolved.
             for (index, page) in (0..).zip(pages.pages()) {
                 if self.backend.word(page).map_err(unavailable)?.read_only() {
                     let addr = part.addr + index * PAGE_SIZE;
@@ -220,7 +220,7 @@ impl GuestRam {
         })
     }
 
-    /// Copies bytes out of guest memory: `into.len()` of these from `at` on, of which there must be so many.
+    /// Copies bytes out of guest memory: `into.len()` of these from `at` on, of which there must be that many.
     pub fn read(
         self: &Arc<Self>,
         spans: &GuestBuffer,
@@ -241,7 +241,7 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Copies bytes into guest memory: over these from `at` on, of which there must be so many.
+    /// Copies `from` into guest memory, over these bytes from `at` on, of which there must be that many.
     pub fn write(
         self: &Arc<Self>,
         spans: &GuestBuffer,
@@ -264,8 +264,8 @@ impl GuestRam {
         Ok(())
     }
 
-    /// The guest needs the contents of these pages no longer: whole pages only, neighbours together. What migrates goes
-    /// the way of every free; other memory goes back to the host. All of it reads as zeros from now on, except pages that are
+    /// Frees the whole pages among these bytes, neighbours together, because the guest no longer needs their contents.
+    /// Managed pages go the way of every free; other memory goes back to the host. All of it reads as zeros from now on, except pages that are
     /// pinned. Returns the number of managed pages that had contents.
     pub fn free(&self, spans: impl IntoIterator<Item = GuestBytes>) -> Result<u64, RamError> {
         let whole = spans
@@ -290,7 +290,7 @@ impl GuestRam {
         Ok(freed)
     }
 
-    /// Gives the host back what never migrates.
+    /// Gives memory that never migrates back to the host.
     fn discard(&self, part: GuestBytes) -> u64 {
         if let Ok(host) = self.fixed.get_host_address(GuestAddress(part.addr)) {
             // SAFETY: whole pages of one mapping that `self.fixed` keeps. They are guest memory, which no Rust reference

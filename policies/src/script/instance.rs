@@ -40,7 +40,7 @@ impl Version {
 /// What all instances of a script share.
 pub(crate) struct CurrentScript {
     pub(crate) current: Mutex<Arc<Version>>,
-    /// Changes with `current`: a look at it costs nothing.
+    /// The number of `current`, which costs less to look at than `current` itself.
     pub(crate) version: AtomicU64,
     pub(crate) limits: Limits,
     pub(crate) log: Log,
@@ -102,7 +102,7 @@ impl SharedInstance {
         self.0.lock()
     }
 
-    /// Asks the script. None if it does not decide this, or fails.
+    /// Asks the script. Returns none if it does not decide this, or fails.
     pub(crate) fn ask<T>(
         &self,
         question: impl FnOnce(&Script) -> Result<Option<T>, Failure>,

@@ -93,8 +93,8 @@ pub(crate) struct Script {
     pub(crate) eviction: Option<String>,
 }
 
-/// Why an event failed: file, line and what is wrong. Parts of it may be the script's words: to be shown by
-/// [`crate::script::text::shown`].
+/// Why an event failed: file, line and what is wrong. Parts of it may be the script's words, so it is shown by
+/// [`crate::script::text::shown`] only.
 pub(crate) type Failure = String;
 
 /// The result of a call of a function that returned, according to the interpreter.
@@ -119,7 +119,7 @@ impl Script {
             text: usize::MAX,
         };
         let outcome = budget::within(&lua, budget, Attention::Instructions, || {
-            // Text only: compiled code would run unchecked.
+            // Only text is accepted, because compiled code would run unchecked.
             let chunk = lua.load(&source.text).set_mode(ChunkMode::Text);
             let chunk = chunk.set_name(format!("={file}")).into_function()?;
             let run = surroundings.run.clone();
@@ -266,7 +266,7 @@ impl Script {
         self.handlers[VICTIMS].is_some()
     }
 
-    /// Calls a function, if the script has it, within its bounds; makes something of what it returns.
+    /// Calls a function within its bounds, if the script has it, and converts what it returns.
     fn call<T>(
         &self,
         which: usize,
@@ -288,7 +288,7 @@ impl Script {
             overrun,
             large_text,
         } = budget::within(&self.lua, budget, attention, || {
-            // What it returns counts only if it was in time.
+            // An answer counts only if it came in time.
             self.calls
                 .call(which, args, |results| match budget::finish() {
                     Some(overrun) => Returned::Late(overrun),
@@ -310,7 +310,7 @@ impl Script {
             }
             Err(error) => {
                 if overrun.is_none() {
-                    // What made it fail may be memory; the next event shall have some.
+                    // The script may have failed for want of memory, of which the next event shall have some.
                     self.collect();
                 }
                 let message = explain(file, line, &error, overrun);
@@ -378,7 +378,7 @@ impl Script {
         self.calls.write(BUFFERS + buffer, bytes);
     }
 
-    /// What to do about a fault, joined with the advice there is. Returns whether the default policy shall say what to
+    /// Asks what to do about a fault, and joins that with the advice there is. Returns whether the default policy shall say what to
     /// bring along; nothing if the script does not decide about faults.
     pub(crate) fn on_fault(
         &self,
@@ -402,7 +402,7 @@ impl Script {
         })
     }
 
-    /// The pages that should migrate to a device, among those it has used in place.
+    /// Asks which pages should migrate to a device, among those it has used in place.
     pub(crate) fn on_remote_accesses(
         &self,
         seen: &BlockFault,
@@ -466,7 +466,7 @@ impl Script {
         self.call(ON_TICK, &args, answer::wishes)
     }
 
-    /// The candidates to evict, as indices into them, first to last.
+    /// Asks which candidates to evict. Returns their indices, the first to evict first.
     pub(crate) fn victims(
         &self,
         want: u32,
