@@ -17,6 +17,7 @@ pub enum DeviceFailure {
         /// What was tried.
         what: &'static str,
         /// The system's answer.
+        #[source]
         error: io::Error,
     },
 }

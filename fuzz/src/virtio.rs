@@ -14,7 +14,7 @@ use hmm_backend::driver::DefaultDriver;
 use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange};
 use hmm_backend::residency::Residency;
 use hmmvisor_abi::map::MANAGED;
-use hmmvisor_devices::virtio::{Balloon, Disk, GuestRam, VirtioDevice, block, rng};
+use hmmvisor_devices::virtio::{Balloon, Disk, DiskAccess, GuestRam, VirtioDevice, block, rng};
 use hmmvisor_devices::{Interrupt, MmioDevice};
 
 /// One block.
@@ -167,7 +167,11 @@ impl Guest {
                     3 => rng(),
                     _ => {
                         let path = format!("/proc/self/fd/{}", image.as_raw_fd());
-                        let disk = Disk::open(Path::new(&path), read_only);
+                        let access = match read_only {
+                            true => DiskAccess::ReadOnly,
+                            false => DiskAccess::ReadWrite,
+                        };
+                        let disk = Disk::open(Path::new(&path), access);
                         block(0, disk.expect("it is an image"))
                     }
                 };

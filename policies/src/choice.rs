@@ -25,9 +25,9 @@ pub enum PolicyChoice {
 /// A file that a policy's specification names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NamedFile {
-    /// Its role in the policy, for messages.
+    /// The file's role in the policy, in the words of messages.
     pub what: &'static str,
-    /// As it is named.
+    /// The path, as the specification gives it.
     pub path: PathBuf,
 }
 
@@ -45,7 +45,7 @@ impl NamedFile {
 
 /// A policy ready to be used.
 pub struct Chosen {
-    /// For the backend.
+    /// Makes the policies of the backend.
     pub factory: Arc<dyn PolicyFactory>,
     /// The scripts in it, to be reloaded and asked how they are doing.
     pub scripts: Vec<Arc<Scripts>>,
@@ -81,7 +81,7 @@ impl PolicyChoice {
         })
     }
 
-    /// The files that this is read from: outputs have to spare all of them.
+    /// The files that this is read from, none of which an output may overwrite.
     pub fn files(&self) -> Vec<NamedFile> {
         match self {
             PolicyChoice::BuiltIn(spec) => PolicyChoice::named_files(&spec.to_string()),
@@ -104,8 +104,8 @@ impl PolicyChoice {
             .collect()
     }
 
-    /// Loads a policy that not the user has named, but a file such as a trace; `files` is what that says was in the
-    /// policy's files. Nothing is run, and no other file is opened, unless the same is in them now.
+    /// Loads a policy that a file such as a trace has named, not the user. `files` says what was in the policy's files then:
+    /// unless the same is in them now, no script is run and no other file is opened.
     pub fn load_recorded(
         spec: &str,
         files: &[PolicyFile],
@@ -121,7 +121,7 @@ impl PolicyChoice {
                 })
         };
         let named = PolicyChoice::named_files(spec);
-        // All of them first: parsing opens some.
+        // All files are looked up before the specification is parsed, because parsing opens some of them.
         let named: Vec<&PolicyFile> = named
             .iter()
             .map(|file| expected(&file.path))
@@ -142,7 +142,7 @@ impl PolicyChoice {
             }
             built_in => built_in.load(limits, log)?,
         };
-        // What was read since is what was looked at before.
+        // A file may have changed between the look at it above and its use.
         for file in chosen.factory.files() {
             ScriptError::unless_same(&file, expected(&file.path)?)?;
         }

@@ -22,15 +22,15 @@ pub enum ScriptError {
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size in bytes.
+        /// The file's size in bytes.
         size: u64,
-        /// The most there may be.
+        /// The most bytes that a script may have.
         limit: u64,
     },
-    /// It cannot be compiled, its top level fails, or what it returns is no policy. The text begins with file and line.
+    /// The script cannot be compiled, its top level fails, or what it returns is no policy. The text begins with file and line.
     #[error("policy script {0}")]
     Script(String),
-    /// A file that another file names as its policy's, without saying what was in it.
+    /// Another file names this file as its policy's, without saying what was in it.
     #[error(
         "policy file {} is named, but not what was in it then; if that is the policy to use, name it with --policy",
         path.display()
@@ -39,7 +39,7 @@ pub enum ScriptError {
         /// The file.
         path: PathBuf,
     },
-    /// A file whose content has changed.
+    /// The file's content has changed since it was recorded.
     #[error(
         "policy file {} is not the one that was used: its SHA-256 is {found}, and was {expected}; if it is the policy to use nevertheless, name it with --policy",
         path.display()
@@ -52,7 +52,7 @@ pub enum ScriptError {
         /// The digest now.
         found: String,
     },
-    /// Two parts of a policy specification that decide the same.
+    /// Two parts of a policy specification decide the same.
     #[error("policy '{spec}': {why}")]
     Spec {
         /// The specification.
@@ -60,13 +60,13 @@ pub enum ScriptError {
         /// What is wrong.
         why: String,
     },
-    /// What is not a script.
+    /// A part of the specification that is no script is wrong.
     #[error("{0}{hint}", hint = or_a_script(.0))]
-    Policy(PolicyError),
+    Policy(#[from] PolicyError),
 }
 
 impl ScriptError {
-    /// Whether the file is as it was.
+    /// Returns an error unless the file's content is the one that was recorded.
     pub(crate) fn unless_same(
         found: &PolicyFile,
         expected: &PolicyFile,
@@ -82,13 +82,7 @@ impl ScriptError {
     }
 }
 
-impl From<PolicyError> for ScriptError {
-    fn from(error: PolicyError) -> ScriptError {
-        ScriptError::Policy(error)
-    }
-}
-
-/// The backend's policies know nothing of scripts.
+/// Returns what to add to an error of the backend's policies, which know nothing of scripts.
 fn or_a_script(error: &PolicyError) -> &'static str {
     match error {
         PolicyError::Unknown { .. } => "; or a script: a file whose name ends in .luau",

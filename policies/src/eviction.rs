@@ -16,10 +16,11 @@ struct Folio {
     order: u8,
     page: Page,
     uses: u32,
-    /// When it arrived, and when it was last used or arrived.
+    /// The count of events when it arrived.
     since: u64,
+    /// The count of events when it was last used, or arrived.
     last: u64,
-    /// It could not be evicted, in this round of evictions.
+    /// Whether it could not be evicted in this round of evictions.
     refused: bool,
 }
 
@@ -28,9 +29,9 @@ pub(crate) struct ScriptEviction {
     instance: SharedInstance,
     inner: Box<dyn EvictionPolicy>,
     folios: HashMap<u32, Folio>,
-    /// Counts what happens: there is no clock here.
+    /// The count of events, which stands in for a clock.
     now: u64,
-    /// Heads of folios that were refused since the last one came.
+    /// Heads of folios that have been refused since a folio last arrived.
     refused: Vec<u32>,
 }
 

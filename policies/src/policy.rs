@@ -6,7 +6,6 @@ use hmm_backend::pages::{Hint, PageRange, PageSet};
 use hmm_backend::policy::{Advice, BlockFault, BlockView, FaultPolicy, Seen, Wish};
 
 use crate::script::instance::SharedInstance;
-use crate::script::{ACCESSED_BY, PREFERRED_LOCATION, READ_MOSTLY, device_number};
 
 /// What a script decides, on top of what stands beside it (minimum residency, for example); and what decides when the
 /// script fails.
@@ -30,7 +29,7 @@ impl ScriptPolicy {
     }
 }
 
-/// Both: the longer times, all pages.
+/// Adds other advice: takes the longer times, and all pages of both.
 fn merge(into: &mut Advice, other: Advice) {
     into.stay |= other.stay;
     into.prefetch = into.prefetch.union(&other.prefetch);
@@ -80,17 +79,7 @@ impl FaultPolicy for ScriptPolicy {
     fn hinted(&mut self, pages: PageRange, hint: Hint) {
         self.beside.hinted(pages, hint);
         self.default.hinted(pages, hint);
-        let (name, value, on) = match hint {
-            Hint::PreferredLocation(place) => (
-                PREFERRED_LOCATION,
-                place.and_then(device_number).map(f64::from),
-                place.is_some(),
-            ),
-            Hint::AccessedBy(device, on) => (ACCESSED_BY, Some(f64::from(device.0)), on),
-            Hint::ReadMostly(on) => (READ_MOSTLY, None, on),
-        };
-        self.instance
-            .ask(|script| script.on_hint(pages, name, value, on));
+        self.instance.ask(|script| script.on_hint(pages, hint));
     }
 
     fn freed(&mut self, pages: PageRange) {

@@ -13,7 +13,7 @@ use hmm_backend::policy::{
 pub struct Region {
     /// The first block.
     pub first: Block,
-    /// How many.
+    /// The number of blocks.
     pub blocks: u32,
     /// Decides about faults there.
     pub policy: Arc<dyn PolicyFactory>,
@@ -25,7 +25,7 @@ impl Region {
     }
 }
 
-/// What comes before each part of memory in the name of a policy by region.
+/// The text before each part of memory in the name of a policy by region.
 pub const PART: &str = "; memory ";
 /// The size of a block.
 const BLOCK_BYTES: u64 = BLOCK_PAGES * PAGE_SIZE;
@@ -33,9 +33,9 @@ const BLOCK_BYTES: u64 = BLOCK_PAGES * PAGE_SIZE;
 /// Policies by region. Regions do not overlap. Devices belong to no region: evictions are the
 /// common policy's.
 pub struct Regions {
-    /// Everywhere else.
+    /// The policy of all memory outside the regions.
     pub common: Arc<dyn PolicyFactory>,
-    /// The exceptions.
+    /// The regions that have policies of their own.
     pub regions: Vec<Region>,
 }
 
@@ -120,7 +120,7 @@ impl FaultPolicy for RegionPolicy {
         self.of(fault.block).advise(fault, view)
     }
 
-    /// There is one threshold for all of memory: the lowest.
+    /// Returns the lowest threshold of all policies, because there is one for all of memory.
     fn remote_access_threshold(&self) -> Option<u32> {
         let thresholds = self
             .policies

@@ -2,20 +2,21 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use hmm_backend::policy::{
     Density, EvictionPolicy, FaultPolicy, PolicyFactory, PolicyFile, PolicySpec, policy_checksum,
 };
 use hmm_backend::text::printable;
+use parking_lot::Mutex;
 
 use crate::error::ScriptError;
 use crate::eviction::ScriptEviction;
 use crate::policy::ScriptPolicy;
 use crate::sandbox::limits::Limits;
 use crate::script::Source;
-use crate::script::instance::{Log, Shared, SharedInstance, Version};
+use crate::script::instance::{CurrentScript, Log, SharedInstance, Version};
 use crate::script::text;
 use crate::spec::ScriptSpec;
 
@@ -49,7 +50,7 @@ pub struct Scripts {
     /// What is beside the script: it decides about faults in its place.
     beside: PolicySpec,
     decides_victims: bool,
-    shared: Arc<Shared>,
+    shared: Arc<CurrentScript>,
 }
 
 impl Scripts {
@@ -84,7 +85,7 @@ impl Scripts {
         log: Log,
     ) -> Result<Arc<Scripts>, ScriptError> {
         let version = Arc::new(version);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(CurrentScript {
             current: Mutex::new(version.clone()),
             version: AtomicU64::new(0),
             limits,
@@ -115,11 +116,7 @@ impl Scripts {
     pub fn reload(&self) -> Result<(), ScriptError> {
         let version = Arc::new(read(&self.spec)?);
         self.shared.load(&version).map_err(ScriptError::Script)?;
-        *self
-            .shared
-            .current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = version;
+        *self.shared.current.lock() = version;
         self.shared.version.fetch_add(1, Ordering::Release);
         self.shared.reloads.fetch_add(1, Ordering::Relaxed);
         Ok(())

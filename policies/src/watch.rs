@@ -47,8 +47,8 @@ impl FileWatch {
         })
     }
 
-    /// Whether the file has changed since the last time, or something else has taken its place.
-    pub fn take(&self) -> bool {
+    /// Returns whether the file has changed since the last call, or something else has taken its place.
+    pub fn changed(&self) -> bool {
         let mut changed = false;
         let mut buffer = [0; 4096];
         while let Ok(n) = (&self.events).read(&mut buffer) {

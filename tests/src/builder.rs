@@ -1,6 +1,6 @@
 //! Builds a [`TestVm`].
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::driver::Driver;
@@ -13,6 +13,7 @@ use hmmvisor::guest::program::Program;
 use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
 use hmmvisor_abi::agent;
 use hmmvisor_policies::{Limits, PolicyChoice};
+use parking_lot::Mutex;
 
 use crate::device::{Kind, Slot};
 use crate::doorbell::{Doorbell, Mailboxes};

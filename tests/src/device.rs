@@ -1,12 +1,13 @@
 //! A device of a machine under test, as the test sees it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use hmm_backend::driver::FaultError;
 use hmm_backend::pages::{DeviceId, Page};
 use hmm_backend::residency::{Placed, Residency};
 use hmm_backend::{Backend, Error};
 use hmmvisor_devices::Accelerator;
+use parking_lot::Mutex;
 
 use crate::conformance::{AccessRefused, DeviceAccess, MirrorDevice};
 use crate::inject::{Arrival, Injector, WayPoint};
@@ -209,7 +210,7 @@ where
 {
     let (device, mirror) = (slot.id, slot.mirror.clone());
     move |backend| {
-        let mut mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mirror = mirror.lock();
         let mirror = match &mut *mirror {
             Some(mirror) => mirror,
             none => {

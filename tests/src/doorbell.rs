@@ -1,13 +1,14 @@
 //! The device between a test and the guest's agents: where idle vCPUs sleep and tests wait for answers.
 
 use std::mem::offset_of;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hmm_backend::Backend;
 use hmm_backend::pages::{PageRange, Permission};
 use hmmvisor::machine::bus::{Device, Next};
 use hmmvisor_abi::agent::{self, Mailbox};
+use parking_lot::{Condvar, Mutex};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -88,13 +89,9 @@ impl Doorbell {
         mailboxes.expect("set before the vCPUs start").of(vcpu)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Changes something that a vCPU may wait for.
     pub(crate) fn ring(&self, change: impl FnOnce()) {
-        let state = self.lock();
+        let state = self.state.lock();
         change();
         drop(state);
         self.changed.notify_all();
@@ -102,25 +99,24 @@ impl Doorbell {
 
     /// Wakes the vCPUs that sleep in this device, and lets none sleep any more.
     pub(crate) fn stop(&self) {
-        self.lock().stop = true;
+        self.state.lock().stop = true;
         self.changed.notify_all();
     }
 
     /// Sleeps until the condition holds, which a vCPU changes, or the time is over.
     pub(crate) fn wait(&self, timeout: Duration, condition: impl Fn() -> bool) -> bool {
         let unmet = |_: &mut State| !condition();
-        let _ = self
-            .changed
-            .wait_timeout_while(self.lock(), timeout, unmet)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(&mut state, unmet, timeout);
+        drop(state);
         condition()
     }
 
     /// Whether so many vCPUs have reached their first command; waits at most this long.
     pub(crate) fn all_ready(&self, vcpus: u32, timeout: Duration) -> bool {
         let unmet = |state: &mut State| state.ready.count_ones() < vcpus;
-        let state = self.changed.wait_timeout_while(self.lock(), timeout, unmet);
-        let state = state.unwrap_or_else(PoisonError::into_inner).0;
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(&mut state, unmet, timeout);
         state.ready.count_ones() >= vcpus
     }
 
@@ -130,10 +126,10 @@ impl Doorbell {
         let idle = |state: &mut State| {
             !state.stop && mailbox.submitted.load(Acquire) == mailbox.completed.load(Relaxed)
         };
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.ready |= 1 << vcpu;
         self.changed.notify_all();
-        drop(self.changed.wait_timeout_while(state, NAP, idle));
+        self.changed.wait_while_for(&mut state, idle, NAP);
     }
 
     /// A vCPU lets the host answer.

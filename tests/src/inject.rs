@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hmm_backend::driver::{
@@ -10,6 +10,7 @@ use hmm_backend::driver::{
 };
 use hmm_backend::pages::{Frame, Page, PageRange};
 use hmm_backend::testing::{Step, Watch};
+use parking_lot::{Condvar, Mutex};
 
 /// The points at which a driver can be held or made to fail, in the order of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -129,7 +130,7 @@ pub struct Injector {
 impl Injector {
     /// Closes a gate; returns its number.
     pub(crate) fn close(&self, point: WayPoint, filter: Filter) -> u64 {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.next_gate += 1;
         let id = state.next_gate;
         let arrived = Vec::new();
@@ -144,7 +145,7 @@ impl Injector {
 
     /// Opens it; the calls that wait there continue.
     pub(crate) fn open(&self, gate: u64) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.gates.retain(|it| it.id != gate);
         // Here and not when they wake up: from now on they are no longer held.
         state.waiting.retain(|(id, _)| *id != gate);
@@ -159,22 +160,21 @@ impl Injector {
             gate.arrived.first().cloned()
         };
         let until = |state: &mut State| arrival(state).is_none();
-        let state = self
-            .changed
-            .wait_timeout_while(self.lock(), patience, until);
-        arrival(&state.unwrap_or_else(PoisonError::into_inner).0)
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(&mut state, until, patience);
+        arrival(&state)
     }
 
     /// All calls that have reached the gate.
     pub(crate) fn arrivals(&self, gate: u64) -> Vec<Arrival> {
-        let state = self.lock();
+        let state = self.state.lock();
         let gate = state.gates.iter().find(|it| it.id == gate);
         gate.map_or(Vec::new(), |gate| gate.arrived.clone())
     }
 
     pub(crate) fn fail(&self, point: WayPoint, times: u32, error: FaultError, filter: Filter) {
         assert!(point.can_fail(), "a driver cannot fail at {point:?}");
-        self.lock().failures.push(Failure {
+        self.state.lock().failures.push(Failure {
             point,
             filter,
             error,
@@ -183,40 +183,36 @@ impl Injector {
     }
 
     pub(crate) fn heal(&self) {
-        self.lock().failures.clear();
+        self.state.lock().failures.clear();
     }
 
     pub(crate) fn reached_count(&self, point: WayPoint) -> u64 {
-        self.lock().reached.get(&point).copied().unwrap_or(0)
+        self.state.lock().reached.get(&point).copied().unwrap_or(0)
     }
 
     pub(crate) fn failed_count(&self, point: WayPoint) -> u64 {
-        self.lock().failed.get(&point).copied().unwrap_or(0)
+        self.state.lock().failed.get(&point).copied().unwrap_or(0)
     }
 
     /// Whether a call about this page waits at a gate.
     pub(crate) fn holds(&self, page: Page) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         let mut held = state.waiting.iter().flat_map(|(_, pages)| pages);
         held.any(|range| range.contains(page))
     }
 
     /// Opens all gates, for ever.
     pub(crate) fn end(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.over = true;
         state.waiting.clear();
         drop(state);
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A call has reached a way-point: holds it, then makes it fail, if a rule says so.
     fn reached(&self, point: WayPoint, pages: Vec<PageRange>) -> Result<(), FaultError> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         *state.reached.entry(point).or_default() += 1;
         let arrival = Arrival { point, pages };
         let mut held = None;
@@ -232,10 +228,7 @@ impl Injector {
             self.changed.notify_all();
             let closed =
                 |state: &mut State| !state.over && state.gates.iter().any(|gate| gate.id == id);
-            state = self
-                .changed
-                .wait_while(state, closed)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait_while(&mut state, closed);
         }
         let due = state.failures.iter_mut().find_map(|rule| {
             let is_due = rule.point == point && rule.left > 0 && (rule.filter)(&arrival);
@@ -251,7 +244,7 @@ impl Injector {
 
 impl fmt::Debug for Injector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.lock();
+        let state = self.state.lock();
         write!(f, "reached {:?}, failed {:?}", state.reached, state.failed)?;
         for gate in &state.gates {
             let held = state.waiting.iter().filter(|(id, _)| *id == gate.id);
@@ -279,10 +272,6 @@ impl Injected {
             unseen: Mutex::default(),
         }
     }
-
-    fn unseen(&self) -> MutexGuard<'_, HashSet<Frame>> {
-        self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Driver for Injected {
@@ -292,7 +281,9 @@ impl Driver for Injected {
             .injector
             .reached(WayPoint::ToDeviceEntry, ranges(migration.folios()));
         if let Err(error) = entry {
-            self.unseen().extend(migration.folios().map(|it| it.frame));
+            self.unseen
+                .lock()
+                .extend(migration.folios().map(|it| it.frame));
             return Err(device_error(error));
         }
         let looker = Arc::new(Looker {
@@ -325,7 +316,7 @@ impl Driver for Injected {
         let _ = self
             .injector
             .reached(WayPoint::PageFree, ranges([folio].into_iter()));
-        let unseen = self.unseen().remove(&folio.frame);
+        let unseen = self.unseen.lock().remove(&folio.frame);
         if !unseen {
             self.inner.page_free(folio);
         }
@@ -356,8 +347,7 @@ struct Looker {
 
 impl Looker {
     fn late(&self) -> Option<FaultError> {
-        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
-        late.take()
+        self.late.lock().take()
     }
 }
 
@@ -377,7 +367,7 @@ impl Watch for Looker {
         if step >= Step::Committed
             && let Err(error) = &reached
         {
-            *self.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+            *self.late.lock() = Some(error.clone());
         }
         reached
     }

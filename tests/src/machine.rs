@@ -2,8 +2,8 @@
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page};
@@ -15,6 +15,7 @@ use hmmvisor::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig};
 use hmmvisor::{End, OnMemoryError};
 
 use hmmvisor_abi::map;
+use parking_lot::Mutex;
 
 pub use crate::place::address;
 use crate::{Asm, CheckedDriver, ENGINES, Random, Segment, Watchdog, elf, pages};
@@ -57,15 +58,13 @@ pub struct Output(Arc<Mutex<Vec<u8>>>);
 impl Output {
     /// All of it so far.
     pub fn text(&self) -> String {
-        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&bytes).into_owned()
+        String::from_utf8_lossy(&self.0.lock()).into_owned()
     }
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.extend(bytes);
+        self.0.lock().extend(bytes);
         Ok(bytes.len())
     }
 

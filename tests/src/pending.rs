@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use hmm_backend::Backend;
+use parking_lot::{Condvar, Mutex};
 
 use crate::TestVm;
 use crate::error::GuestError;
@@ -118,7 +119,7 @@ impl<T: Send + 'static> Task<'_, T> {
         let (mine, backend) = (result.clone(), vm.backend().clone());
         let body = move || {
             let value = work(&backend);
-            *mine.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+            *mine.0.lock() = Some(value);
             mine.1.notify_all();
         };
         std::thread::Builder::new()
@@ -134,17 +135,15 @@ impl<T: Send + 'static> Task<'_, T> {
 
     /// Whether it is done.
     pub fn is_done(&self) -> bool {
-        let result = self.result.0.lock().unwrap_or_else(PoisonError::into_inner);
-        result.is_some()
+        self.result.0.lock().is_some()
     }
 
     /// Waits for its result. Panics if that takes longer than the machine's patience.
     pub fn wait(self) -> T {
         let (result, changed) = &*self.result;
-        let result = result.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut result, _) = changed
-            .wait_timeout_while(result, self.vm.patience(), |it| it.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut result = result.lock();
+        let patience = self.vm.patience();
+        changed.wait_while_for(&mut result, |it| it.is_none(), patience);
         match result.take() {
             Some(value) => value,
             None => self

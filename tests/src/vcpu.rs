@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use hmm_backend::pages::PageRange;
 use hmmvisor_abi::agent;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::GuestError;
 use crate::place::{Pages, Word, address, place_of};
@@ -62,7 +63,7 @@ pub(crate) struct Desk {
 
 impl Desk {
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Given>>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last.lock()
     }
 
     /// The last command, if there was any.

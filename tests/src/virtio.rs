@@ -1,9 +1,9 @@
 //! A virtio device on a real backend without a guest: this process's threads are the CPUs, and the test is the driver.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::atomic::{AtomicU8, AtomicU16};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::pages::{DeviceId, PAGE_SIZE};
@@ -13,6 +13,7 @@ use hmm_backend::{Backend, BackendConfig};
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::virtio::{GuestRam, VirtioDevice};
 use hmmvisor_devices::{Interrupt, MmioDevice};
+use parking_lot::{Condvar, Mutex};
 
 use crate::{CheckedDriver, pages};
 
@@ -93,12 +94,12 @@ struct Irq {
 
 impl Irq {
     fn count(&self) -> u64 {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.count.lock()
     }
 
     fn wait_beyond(&self, seen: u64) {
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.came.wait_while(count, |count| *count <= seen));
+        let mut count = self.count.lock();
+        self.came.wait_while(&mut count, |count| *count <= seen);
     }
 }
 
@@ -109,7 +110,7 @@ impl Interrupt for Line {
         true
     }
     fn trigger(&self) {
-        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *self.0.count.lock() += 1;
         self.0.came.notify_all();
     }
 }

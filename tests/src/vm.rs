@@ -1,7 +1,7 @@
 //! A virtual machine in a few lines, whose vCPUs do what a test says.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use hmmvisor::End;
 use hmmvisor::ending::Ending;
 use hmmvisor::vm::Vm;
 use hmmvisor_policies::{ScriptFigures, Scripts};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::builder::Builder;
 use crate::device::{Device, Kind, Slot};
@@ -207,7 +208,7 @@ impl TestVm {
     }
 
     fn fresh_events(&self) -> MutexGuard<'_, Vec<Event>> {
-        let mut events = lock(&self.events);
+        let mut events = self.events.lock();
         events.extend(self.backend.drain_events().events);
         events.sort_by_key(|event| event.time);
         events
@@ -251,11 +252,11 @@ impl TestVm {
 
     /// From now on waits only this long, see [`Builder::patience`].
     pub fn set_patience(&self, patience: Duration) {
-        *lock(&self.patience) = patience;
+        *self.patience.lock() = patience;
     }
 
     pub(crate) fn patience(&self) -> Duration {
-        *lock(&self.patience)
+        *self.patience.lock()
     }
 
     pub(crate) fn doorbell(&self) -> &Doorbell {
@@ -281,10 +282,7 @@ impl TestVm {
 impl Drop for TestVm {
     fn drop(&mut self) {
         self.let_go();
-        self.vm
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .stop();
+        self.vm.get_mut().stop();
         if thread::panicking() {
             return;
         }
@@ -299,8 +297,4 @@ impl Drop for TestVm {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

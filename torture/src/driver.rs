@@ -1,20 +1,21 @@
 //! A driver in front of another one that fails, refuses and declines at random, and keeps books of its own.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hmm_backend::driver::{
     DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
 use hmm_backend::pages::PageRange;
 use hmm_backend::testing::{Step, Watch};
+use parking_lot::Mutex;
 
 use super::random::Random;
 
-/// Once in so many calls and way-points.
+/// One in this many calls and way-points fails.
 const FAILS: u64 = 16;
-/// Once in so many migrations some folios are declined.
+/// In one of this many migrations, some folios are declined.
 const DECLINES: u64 = 8;
 
 /// What all failing drivers of a run have done.
@@ -38,7 +39,7 @@ struct Live {
     unseen: bool,
 }
 
-/// See the module.
+/// A driver that fails, refuses and declines at random, in front of another one.
 pub(crate) struct FailingDriver {
     inner: Arc<dyn Driver>,
     random: Arc<Random>,
@@ -65,18 +66,18 @@ impl FailingDriver {
 
     /// What the books say when the device has been detached: every folio was freed exactly once.
     pub(crate) fn check_books(&self) -> Result<(), String> {
-        let broken = lock(&self.broken);
+        let broken = self.broken.lock();
         if let Some(first) = broken.first() {
             return Err(format!("driver contract broken: {first}"));
         }
-        match lock(&self.live).len() {
+        match self.live.lock().len() {
             0 => Ok(()),
             left => Err(format!("{left} folios were never freed")),
         }
     }
 
     fn broken(&self, what: String) {
-        let mut broken = lock(&self.broken);
+        let mut broken = self.broken.lock();
         // The first ones tell the most, and the list must not grow for hours.
         if broken.len() < 8 {
             broken.push(what);
@@ -89,13 +90,13 @@ impl FailingDriver {
             order: folio.order,
             unseen: false,
         };
-        if lock(&self.live).insert(folio.frame.0, live).is_some() {
+        if self.live.lock().insert(folio.frame.0, live).is_some() {
             self.broken(format!("{folio:?} was allocated while in use"));
         }
     }
 
     fn set_unseen(&self, folio: DeviceFolio) {
-        if let Some(live) = lock(&self.live).get_mut(&folio.frame.0) {
+        if let Some(live) = self.live.lock().get_mut(&folio.frame.0) {
             live.unseen = true;
         }
     }
@@ -152,7 +153,7 @@ impl Driver for FailingDriver {
 
     fn page_free(&self, folio: DeviceFolio) {
         self.injected.freed.fetch_add(1, Ordering::Relaxed);
-        let live = lock(&self.live).remove(&folio.frame.0);
+        let live = self.live.lock().remove(&folio.frame.0);
         match live {
             Some(live) if live.order == folio.order => {
                 if !live.unseen {
@@ -165,7 +166,7 @@ impl Driver for FailingDriver {
 
     fn folio_split(&self, folio: DeviceFolio) -> u64 {
         let order = folio.order.saturating_sub(1);
-        let mut live = lock(&self.live);
+        let mut live = self.live.lock();
         let known = live.get(&folio.frame.0).copied();
         if let Some(known) = known.filter(|known| known.order == folio.order && folio.order > 0) {
             let half = Live { order, ..known };
@@ -207,9 +208,4 @@ impl Watch for FailingWatch {
             Step::Committed | Step::Finalized => Ok(()),
         }
     }
-}
-
-/// A torture that found something wrong elsewhere should still report it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,8 +16,8 @@ mod random;
 mod thread;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hmm_backend::Backend;
@@ -28,6 +28,7 @@ use hmmvisor_abi::control::chaos;
 use hmmvisor_abi::map;
 use hmmvisor_devices::Accelerator;
 use hmmvisor_devices::thread::{self as threads, Joined, Thread};
+use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
 use driver::{FailingDriver, Injected};
@@ -72,7 +73,7 @@ struct Layout {
 }
 
 impl Layout {
-    /// None if that is not all managed memory.
+    /// Returns none unless all of the pages are managed memory.
     fn new(backend: &Backend, base: u64, shared: u64) -> Option<Layout> {
         let first = base.checked_sub(map::MANAGED)? / PAGE_SIZE;
         let host = first.checked_add(shared)?;
@@ -97,11 +98,11 @@ impl Layout {
     }
 }
 
-/// Learns what a torture finds while the guest runs.
+/// Receives what a torture finds while the guest runs.
 pub trait Listener: Send + Sync {
-    /// The outcome of this many more operations was compared with what it must be.
+    /// Counts this many more operations whose outcome was compared with what it must be.
     fn checked(&self, operations: u64);
-    /// This is wrong: the run is over.
+    /// Ends the run, because of something wrong that `what` describes.
     fn failed(&self, what: String);
 }
 
@@ -121,14 +122,12 @@ pub struct State {
 }
 
 impl State {
-    fn layout(&self) -> MutexGuard<'_, Option<Layout>> {
-        self.layout.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Inverts one bit of a word that neither guest nor host writes.
     fn flip_a_bit(&self) {
         const WORD: usize = 77;
-        let Some(layout) = *self.layout() else { return };
+        let Some(layout) = *self.layout.lock() else {
+            return;
+        };
         if let Ok(pinned) = self.backend.pin(PageRange::single(Page(layout.host))) {
             // SAFETY: the page is present while it is pinned, aligned, and only accessed in atomic words.
             let word = unsafe { AtomicU64::from_ptr(pinned.host().cast::<u64>().add(WORD)) };
@@ -139,7 +138,7 @@ impl State {
 
 /// What the guest says.
 impl State {
-    /// This round begins.
+    /// Notes that a round begins.
     pub fn round(&self, round: u64) {
         self.round.store(round, Ordering::Relaxed);
         if self.corrupt > 0 && round == self.corrupt {
@@ -147,15 +146,15 @@ impl State {
         }
     }
 
-    /// The guest-physical address of the first page that the guest never frees, see [`chaos`].
+    /// Notes the guest-physical address of the first page that the guest never frees, see [`chaos`].
     pub fn chaos_base(&self, base: u64) {
         self.base.store(base, Ordering::Relaxed);
     }
 
-    /// The number of pages from there on that the guest shares with the host. From now on the thread disturbs them.
+    /// Notes how many pages from there on the guest shares with the host. From now on the thread disturbs them.
     pub fn chaos_shared(&self, pages: u64) {
         let base = self.base.load(Ordering::Relaxed);
-        *self.layout() = Layout::new(&self.backend, base, pages);
+        *self.layout.lock() = Layout::new(&self.backend, base, pages);
         self.has_layout.notify_all();
     }
 
@@ -183,7 +182,7 @@ struct Running {
     state: Arc<State>,
     accelerators: Vec<Arc<Accelerator>>,
     listener: Arc<dyn Listener>,
-    /// None without `chaos=on`.
+    /// The thread; none without `chaos=on`.
     thread: Option<Thread<Disturber>>,
 }
 
@@ -224,7 +223,7 @@ impl Torture {
         Some(Box::new(move |index, inner: Arc<dyn Driver>| {
             let random = Arc::new(Random::new(seed, 100 + u64::from(index)));
             let driver = Arc::new(FailingDriver::new(inner, random, injected.clone()));
-            lock(&drivers).push(driver.clone());
+            drivers.lock().push(driver.clone());
             driver
         }))
     }
@@ -275,7 +274,7 @@ impl Torture {
             (Some(Joined::Ended(disturber)), Some(running)) => Ok(Some(Stopped {
                 figures: disturber.figures,
                 injected: self.injected.clone(),
-                drivers: lock(&self.drivers).clone(),
+                drivers: self.drivers.lock().clone(),
                 running,
             })),
             (Some(Joined::Panicked), _) => {
@@ -353,7 +352,7 @@ impl Stopped {
         if folios != freed {
             return Err(format!("{folios} folios were allocated, {freed} freed"));
         }
-        let Some(layout) = *state.layout() else {
+        let Some(layout) = *state.layout.lock() else {
             return Err("the guest never said which pages may be disturbed".into());
         };
         for (page, added) in layout.counters().pages().zip(&state.added) {
@@ -376,10 +375,6 @@ impl Stopped {
         }
         Ok(())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The words of the constant pages hold their own guest-physical addresses.

@@ -2,7 +2,7 @@
 
 use hmmvisor_guest_images as guest_images;
 
-/// Which policy the run has.
+/// The policy of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
     Given,
@@ -10,7 +10,7 @@ pub(crate) enum Policy {
     Chaotic,
 }
 
-/// See the catalogue of workloads.
+/// The parameters, which the catalogue of workloads explains.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) seconds: u64,
@@ -21,7 +21,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// None if the guest is not to run for a time, or if a parameter is wrong.
+    /// Reads the parameters; returns none if the guest is not to run for a time, or if a parameter is wrong.
     pub(crate) fn new(params: &[(String, String)]) -> Option<Options> {
         let workload = guest_images::find("torture").ok()?;
         let value = |name: &str| {

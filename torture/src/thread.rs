@@ -17,19 +17,19 @@ use super::{Figures, Layout, Listener, State, address_of};
 
 /// Devices that come and go in a run, at most: a backend can attach 64 in its life.
 const EXTRA_DEVICES: u64 = 40;
-/// Of them at a time.
+/// Extra devices attached at a time, at most.
 const AT_A_TIME: usize = 3;
-/// Pins held at a time.
+/// Pins held at a time, at most.
 const PINS: usize = 4;
 /// Longest pause between two calls: the guest shall get on, too.
 const PAUSE_US: u64 = 400;
 
-/// See the module.
+/// The thread's state.
 pub(super) struct Disturber {
     state: Arc<State>,
     listener: Arc<dyn Listener>,
     accelerators: Vec<DeviceId>,
-    /// Between two arrivals of devices.
+    /// The time between two arrivals of devices.
     interval: Duration,
     extra: VecDeque<ExtraDevice>,
     pins: VecDeque<Pinned>,
@@ -65,14 +65,14 @@ impl Disturber {
         self.state.stop.load(Ordering::SeqCst)
     }
 
-    /// Until it is told to stop; then puts everything back.
+    /// Disturbs the guest until it is told to stop, then puts everything back.
     pub(super) fn run(mut self) -> Disturber {
         let waiting = |layout: &mut Option<Layout>| layout.is_none() && !self.stopping();
-        let layout = *self
-            .state
-            .has_layout
-            .wait_while(self.state.layout(), waiting)
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let layout = {
+            let mut layout = self.state.layout.lock();
+            self.state.has_layout.wait_while(&mut layout, waiting);
+            *layout
+        };
         let result = match layout {
             Some(layout) => self.disturb(layout),
             None => Ok(()),
@@ -104,7 +104,7 @@ impl Disturber {
         Ok(())
     }
 
-    /// Some pages of a range.
+    /// Draws some pages of a range, at most `most`.
     fn some(&self, range: PageRange, most: u64) -> PageRange {
         let start = self.random.below(range.len().into()) as u32;
         let len = 1 + self.random.below(most.min(u64::from(range.len() - start))) as u32;
@@ -145,7 +145,7 @@ impl Disturber {
             6 => self.pins.clear(),
             7 => {
                 let range = self.some(layout.constant(), 8);
-                self.protect(range, Permission::ReadOnly)?;
+                self.set_permission(range, Permission::ReadOnly)?;
                 self.figures.protected += u64::from(range.len());
                 self.protected.push(range);
             }
@@ -237,8 +237,8 @@ impl Disturber {
         Ok(())
     }
 
-    /// Tries again what the kernel may refuse for a moment.
-    fn protect(&self, range: PageRange, permission: Permission) -> Result<(), String> {
+    /// Sets what the guest may do with pages. Tries again what the kernel may refuse for a moment.
+    fn set_permission(&self, range: PageRange, permission: Permission) -> Result<(), String> {
         const TRIES: u32 = 100;
         let mut tries = 0;
         loop {
@@ -252,7 +252,7 @@ impl Disturber {
 
     fn lift(&mut self) -> Result<(), String> {
         for range in std::mem::take(&mut self.protected) {
-            self.protect(range, Permission::Writable)?;
+            self.set_permission(range, Permission::Writable)?;
         }
         Ok(())
     }

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hmm_backend::driver::{DeviceFolio, Driver, Finalized, MigrateError, ToDevice};
 use hmm_backend::pages::{Frame, PAGE_SIZE};
 
-use super::stats::Counters;
+use super::stats::AcceleratorCounters;
 
 /// The driver of an [`Accelerator`](crate::Accelerator): books of the folios in device memory.
 pub struct AcceleratorDriver {
     /// Cookie of the folio that begins at each frame; 0 if none does.
     cookies: Box<[AtomicU64]>,
     next_cookie: AtomicU64,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) counters: Arc<AcceleratorCounters>,
 }
 
 impl AcceleratorDriver {
@@ -44,7 +44,7 @@ impl AcceleratorDriver {
         self.counters.stats().contract_violations
     }
 
-    /// A folio comes into use; returns its cookie.
+    /// Records a folio that comes into use; returns its cookie.
     fn allocate(&self, frame: Frame, order: u8) -> u64 {
         let cookie = self.next_cookie.fetch_add(1, Ordering::Relaxed);
         let first = frame.0 as usize;

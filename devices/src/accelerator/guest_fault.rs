@@ -9,11 +9,11 @@ use crate::commands::error::CommandError;
 /// An access that waits for a translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestFault {
-    /// In this address space,
+    /// The address space of the access.
     pub space: u16,
-    /// on this page's virtual address,
+    /// The page's virtual address.
     pub addr: u64,
-    /// and whether it is a write.
+    /// Whether the access is a write.
     pub write: bool,
 }
 
@@ -21,24 +21,24 @@ pub struct GuestFault {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnknownAnswer;
 
-/// One fault at a time: the device executes one command at a time.
+/// The registers of the device's fault. There is one at a time, because the device executes one command at a time.
 #[derive(Debug, Default)]
 pub struct FaultRegisters {
     number: u32,
     fault: Option<GuestFault>,
-    /// A status; 0 to try again.
+    /// The guest's answer: a status, or 0 to try the access again.
     answer: Option<u32>,
 }
 
 impl FaultRegisters {
-    /// The device waits from now on.
+    /// Puts a fault into the registers, for which the device waits from now on.
     pub fn raise(&mut self, fault: GuestFault) {
         self.number = self.number.checked_add(1).unwrap_or(1);
         self.fault = Some(fault);
         self.answer = None;
     }
 
-    /// The device waits no longer.
+    /// Takes the fault out of the registers: the device waits no longer.
     pub fn clear(&mut self) {
         self.fault = None;
         self.answer = None;
@@ -61,7 +61,7 @@ impl FaultRegisters {
         self.fault.is_some() && self.answer.is_none()
     }
 
-    /// `REG_FAULT`
+    /// Returns the value of `REG_FAULT`.
     pub fn describe(&self) -> u64 {
         match self.fault {
             Some(fault) if self.is_waiting() => {
@@ -72,7 +72,7 @@ impl FaultRegisters {
         }
     }
 
-    /// `REG_FAULT_ADDRESS`
+    /// Returns the value of `REG_FAULT_ADDRESS`.
     pub fn address(&self) -> u64 {
         match self.fault {
             Some(fault) if self.is_waiting() => fault.addr,
@@ -80,7 +80,7 @@ impl FaultRegisters {
         }
     }
 
-    /// `REG_RESUME`
+    /// Takes the value that the guest writes to `REG_RESUME`, which answers the fault.
     pub fn resume(&mut self, value: u64) -> Result<(), UnknownAnswer> {
         let (number, status) = ((value >> 32) as u32, value as u32);
         if !matches!(
@@ -96,7 +96,7 @@ impl FaultRegisters {
         Ok(())
     }
 
-    /// The space is closed: its fault will not get another answer.
+    /// Answers the fault with an abort if it is in this address space, which is closed: no other answer will come.
     pub fn abort(&mut self, space: u16) {
         if self.fault.is_some_and(|fault| fault.space == space) {
             self.answer = Some(STATUS_ABORTED);

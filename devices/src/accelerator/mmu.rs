@@ -14,58 +14,57 @@ const TLB_SLOTS: usize = 256;
 /// A page-table entry: the host address of a page, bit 0 set if the page is writable, bit 1 if it is the
 /// device's alone, bit 2 if it is in system memory, in place; null if there is no translation.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Entry(*mut u8);
+struct HostEntry(*mut u8);
 
 // SAFETY: an entry is only an address. It is dereferenced through `Mmu::translate` alone, by the thread
 // that holds the mirror's guard.
-unsafe impl Send for Entry {}
+unsafe impl Send for HostEntry {}
 
-impl Entry {
-    const NONE: Entry = Entry(std::ptr::null_mut());
+impl HostEntry {
+    const NONE: HostEntry = HostEntry(std::ptr::null_mut());
     const WRITABLE: usize = 1;
     const EXCLUSIVE: usize = 2;
     const REMOTE: usize = 4;
-    const BITS: usize = Entry::WRITABLE | Entry::EXCLUSIVE | Entry::REMOTE;
+    const BITS: usize = HostEntry::WRITABLE | HostEntry::EXCLUSIVE | HostEntry::REMOTE;
 
-    fn new(host: *mut u8, writable: bool, exclusive: bool, remote: bool) -> Entry {
-        debug_assert!(host.addr().is_multiple_of(PAGE_SIZE as usize));
-        let bit = |set, bit| if set { bit } else { 0 };
-        let bits = bit(writable, Entry::WRITABLE)
-            | bit(exclusive, Entry::EXCLUSIVE)
-            | bit(remote, Entry::REMOTE);
-        Entry(host.map_addr(|addr| addr | bits))
+    /// An entry with this page and these of the bits.
+    fn new(host: *mut u8, bits: usize) -> HostEntry {
+        debug_assert!(
+            host.addr().is_multiple_of(PAGE_SIZE as usize) && bits & !HostEntry::BITS == 0
+        );
+        HostEntry(host.map_addr(|addr| addr | bits))
     }
 
     fn remote(self) -> bool {
-        self.0.addr() & Entry::REMOTE != 0
+        self.0.addr() & HostEntry::REMOTE != 0
     }
 
     fn permits(self, access: Access) -> bool {
         match access {
-            Access::Read => self != Entry::NONE,
-            Access::Write => self.0.addr() & Entry::WRITABLE != 0,
+            Access::Read => self != HostEntry::NONE,
+            Access::Write => self.0.addr() & HostEntry::WRITABLE != 0,
         }
     }
 
     fn host(self) -> *mut u8 {
-        self.0.map_addr(|addr| addr & !Entry::BITS)
+        self.0.map_addr(|addr| addr & !HostEntry::BITS)
     }
 }
 
 #[derive(Clone, Copy)]
 struct TlbSlot {
     page: Page,
-    entry: Entry,
+    entry: HostEntry,
 }
 
 impl TlbSlot {
     const EMPTY: TlbSlot = TlbSlot {
         page: Page(u32::MAX),
-        entry: Entry::NONE,
+        entry: HostEntry::NONE,
     };
 }
 
-type BlockTable = Box<[Entry; BLOCK_PAGES as usize]>;
+type BlockTable = Box<[HostEntry; BLOCK_PAGES as usize]>;
 
 /// A page table with one table for each 2 MiB block that the device uses, and a direct-mapped TLB.
 pub struct Mmu {
@@ -75,14 +74,14 @@ pub struct Mmu {
     pub remote: RemoteCounters,
     /// Whether the last translation was one to system memory in place.
     pub last_was_remote: bool,
-    /// Translations that the TLB had.
+    /// Number of translations found in the TLB.
     pub tlb_hits: u64,
-    /// Translations that it had not.
+    /// Number of translations not found there.
     pub tlb_misses: u64,
 }
 
 impl Mmu {
-    /// No translations, for this many pages of managed memory.
+    /// An MMU without translations, for this many pages of managed memory.
     pub fn new(pages: u32) -> Mmu {
         let blocks = u64::from(pages).div_ceil(BLOCK_PAGES) as usize;
         Mmu {
@@ -95,18 +94,25 @@ impl Mmu {
         }
     }
 
-    /// Takes a translation into the page table: what a device fault ends with.
+    /// Enters a translation into the page table; a device fault ends with this.
     pub fn map(&mut self, mapping: Mapping) {
-        // A page that the device has for itself is where it asked for it.
-        let remote = mapping.target == Target::System && !mapping.exclusive;
-        let host = mapping.host.as_ptr();
-        let entry = Entry::new(host, mapping.writable, mapping.exclusive, remote);
+        let mut bits = 0;
+        if mapping.writable {
+            bits |= HostEntry::WRITABLE;
+        }
+        // A page that the device has for itself is never counted as one in place: it is where the device asked for it.
+        if mapping.exclusive {
+            bits |= HostEntry::EXCLUSIVE;
+        } else if mapping.target == Target::System {
+            bits |= HostEntry::REMOTE;
+        }
+        let entry = HostEntry::new(mapping.host.as_ptr(), bits);
         self.insert(mapping.page, entry);
     }
 
-    fn insert(&mut self, page: Page, entry: Entry) {
+    fn insert(&mut self, page: Page, entry: HostEntry) {
         let table = self.blocks[page.block().0 as usize]
-            .get_or_insert_with(|| Box::new([Entry::NONE; BLOCK_PAGES as usize]));
+            .get_or_insert_with(|| Box::new([HostEntry::NONE; BLOCK_PAGES as usize]));
         table[page.index_in_block()] = entry;
         let slot = &mut self.tlb[tlb_index(page)];
         if slot.page == page {
@@ -143,11 +149,11 @@ impl Mmu {
 }
 
 impl Mmu {
-    /// The same for writing, if the page is the device's alone.
+    /// The words of a page for writing, if the device has the page for itself.
     pub fn translate_exclusive(&mut self, page: Page) -> Option<&[AtomicU64; PAGE_WORDS]> {
         let table = self.blocks.get(page.block().0 as usize)?.as_deref()?;
         let entry = table[page.index_in_block()];
-        match entry.0.addr() & Entry::EXCLUSIVE {
+        match entry.0.addr() & HostEntry::EXCLUSIVE {
             0 => None,
             _ => self.translate(page, Access::Write),
         }
@@ -165,7 +171,7 @@ impl DeviceMmu for Mmu {
                 *block = None;
             } else if let Some(table) = block {
                 let first = part.start.index_in_block();
-                table[first..first + part.len() as usize].fill(Entry::NONE);
+                table[first..first + part.len() as usize].fill(HostEntry::NONE);
             }
         }
         if pages.len() as usize >= TLB_SLOTS {
@@ -215,8 +221,8 @@ mod tests {
 
         fn map(&mut self, page: u32, host: usize, writable: bool) {
             let host = (&raw mut self.host.0[host]).cast();
-            self.mmu
-                .insert(Page(page), Entry::new(host, writable, false, false));
+            let bits = if writable { HostEntry::WRITABLE } else { 0 };
+            self.mmu.insert(Page(page), HostEntry::new(host, bits));
         }
 
         fn read(&mut self, page: u32) -> Option<u64> {
@@ -287,7 +293,8 @@ mod tests {
         let mut it = Fixture::new();
         it.map(3, 0, true);
         let host = (&raw mut it.host.0[1]).cast();
-        it.mmu.insert(Page(4), Entry::new(host, true, false, true));
+        let bits = HostEntry::WRITABLE | HostEntry::REMOTE;
+        it.mmu.insert(Page(4), HostEntry::new(host, bits));
         for (page, remote) in [(3, false), (4, true), (3, false), (4, true)] {
             it.read(page).unwrap();
             assert_eq!(it.mmu.last_was_remote, remote);

@@ -6,7 +6,7 @@
 //! | `registers` | the register file, a pure state machine |
 //! | `processor` | the device's thread: fetches, executes and completes commands |
 //! | `queue` | the ring in guest memory |
-//! | `guest_memory` | guest memory through the mirror, for commands |
+//! | `mirrored_memory` | guest memory through the mirror, for commands |
 //! | `mmu` | device page table and TLB |
 //! | `spaces` | the guest's translations of virtual addresses |
 //! | `space_registers`, `guest_fault` | the registers for them, and for what the device asks the guest |
@@ -14,7 +14,7 @@
 
 mod driver;
 mod guest_fault;
-mod guest_memory;
+mod mirrored_memory;
 mod mmu;
 mod processor;
 mod queue;
@@ -29,21 +29,22 @@ pub use stats::AcceleratorStats;
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use hmm_backend::Backend;
 use hmm_backend::driver::Driver;
 use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::pages::{DeviceId, PAGE_SIZE};
 use hmmvisor_abi::accel::{self, queue_bytes};
+use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::guest_memory::GuestMemory;
+use self::mirrored_memory::MirroredMemory;
 use self::mmu::Mmu;
 use self::processor::Processor;
 use self::queue::{PinnedWords, Queue};
-use self::registers::{Effect, Registers};
-use self::shared::{Shared, State};
+use self::registers::{RegisterEffect, Registers};
+use self::shared::{ControlBlock, State};
 use self::spaces::BadTranslation;
 use crate::bell::Bell;
 use crate::commands::managed::Managed;
@@ -71,36 +72,36 @@ pub enum AcceleratorError {
     /// The backend refused the device.
     #[error("cannot attach accelerator {index} to guest memory: {error}")]
     Attach {
-        /// Which accelerator.
+        /// The accelerator's index.
         index: u32,
         /// Why.
         #[source]
         error: hmm_backend::Error,
     },
-    /// No doorbell.
+    /// The doorbell could not be created.
     #[error("cannot create the doorbell of accelerator {index}: {error}")]
     Doorbell {
-        /// Which accelerator.
+        /// The accelerator's index.
         index: u32,
         /// Why.
         #[source]
         error: Refusal,
     },
-    /// No thread.
+    /// The thread could not be started.
     #[error("cannot start the thread of accelerator {index}: {error}")]
     Thread {
-        /// Which accelerator.
+        /// The accelerator's index.
         index: u32,
         /// Why.
         #[source]
         error: Refusal,
     },
-    /// Its thread cannot run where it should.
+    /// The thread could not be pinned to its host CPU.
     #[error("cannot pin the thread of accelerator {index} to host CPU {cpu}: {error}")]
     Affinity {
-        /// Which accelerator.
+        /// The accelerator's index.
         index: u32,
-        /// The CPU it should run on.
+        /// The host CPU that the thread should run on.
         cpu: usize,
         /// Why not.
         #[source]
@@ -113,7 +114,7 @@ pub enum AcceleratorError {
 /// Stopping it leaves it attached to the backend, so that what is in its memory can still migrate
 /// back; [`Backend::detach`] removes it.
 pub struct Accelerator {
-    shared: Arc<Shared>,
+    shared: Arc<ControlBlock>,
     backend: Arc<Backend>,
     device: DeviceId,
     managed: Managed,
@@ -131,7 +132,8 @@ impl Accelerator {
         Accelerator::with_driver(index, config, backend, irq, |own| own)
     }
 
-    /// The same, with a driver that `wrap` puts in front of its own, to watch it or to make it fail.
+    /// Attaches a device and starts its thread, with a driver that `wrap` puts in front of the accelerator's own to watch
+    /// it or to make it fail.
     pub fn with_driver(
         index: u32,
         config: AcceleratorConfig,
@@ -152,8 +154,8 @@ impl Accelerator {
         })
     }
 
-    /// The same for a device that has been attached already, with this driver or one that passes everything on to
-    /// it.
+    /// Starts the thread of a device that has been attached already, with this driver or one that passes everything on
+    /// to it.
     pub fn attached(
         index: u32,
         config: AcceleratorConfig,
@@ -172,12 +174,14 @@ impl Accelerator {
         })?;
         let counters = driver.counters.clone();
         let registers = Registers::new(config.memory, managed, config.vcpus);
-        let shared = Arc::new(Shared::new(registers, managed, doorbell, irq, counters));
+        let shared = Arc::new(ControlBlock::new(
+            registers, managed, doorbell, irq, counters,
+        ));
 
         let mirror = backend
             .mirror(device, Mmu::new(backend.pages()))
             .map_err(|error| AcceleratorError::Attach { index, error })?;
-        let memory = GuestMemory {
+        let memory = MirroredMemory {
             backend: backend.clone(),
             device,
             managed,
@@ -217,12 +221,12 @@ impl Accelerator {
         self.device
     }
 
-    /// Its counters so far.
+    /// The accelerator's counters so far.
     pub fn stats(&self) -> AcceleratorStats {
         self.shared.counters().stats()
     }
 
-    /// A vCPU reads from the register window.
+    /// Reads from the register window, for a vCPU.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         // A 4-byte access reaches the lower half; nothing else but 8 bytes is an access.
@@ -232,7 +236,7 @@ impl Accelerator {
         }
     }
 
-    /// A vCPU writes to the register window. May sleep for a few milliseconds, if the register does.
+    /// Writes to the register window, for a vCPU. Sleeps for up to a few milliseconds in registers that wait.
     pub fn write(&self, offset: u64, data: &[u8]) {
         let value = match data.len() {
             4 | 8 => {
@@ -244,38 +248,38 @@ impl Accelerator {
         };
         let mut state = self.shared.lock();
         match state.registers.write(offset, value) {
-            Effect::None => {}
-            Effect::Enable {
+            RegisterEffect::None => {}
+            RegisterEffect::Enable {
                 base,
                 entries,
                 translations,
             } => self.enable(&mut state, base, entries, translations),
-            Effect::Disable => {
+            RegisterEffect::Disable => {
                 self.shared.ring_doorbell();
                 self.shared.answer_fault();
-                // So that a guest with short commands can go on at once.
+                // The vCPU waits here, so that a guest with short commands can go on at once.
                 self.shared
                     .sleep_until(state, |registers| registers.is_disabled());
             }
-            Effect::Doorbell => self.shared.ring_doorbell(),
-            Effect::Wait { seen } => self
+            RegisterEffect::Doorbell => self.shared.ring_doorbell(),
+            RegisterEffect::Wait { seen } => self
                 .shared
                 .sleep_until(state, |registers| registers.wait_is_over(seen)),
-            Effect::RouteInterrupt { vcpu } => match self.shared.route_interrupt(vcpu) {
+            RegisterEffect::RouteInterrupt { vcpu } => match self.shared.route_interrupt(vcpu) {
                 true => state.registers.interrupt_routed(vcpu),
                 false => state.registers.refuse(accel::ERR_IRQ),
             },
             // What follows waits for the device with the state locked. The device never locks the state while it holds
             // translations, and holds them for a bounded time.
-            Effect::OpenSpace { space } => match state.registers.is_enabled() {
+            RegisterEffect::OpenSpace { space } => match state.registers.is_enabled() {
                 true => self.shared.spaces.open(space),
                 false => state.registers.refuse(accel::ERR_NOT_WRITABLE),
             },
-            Effect::CloseSpace { space } => {
+            RegisterEffect::CloseSpace { space } => {
                 self.shared.spaces.close(space);
                 self.shared.answer_fault();
             }
-            Effect::Map { space, start } => {
+            RegisterEffect::Map { space, start } => {
                 let mapped = match &state.translations {
                     Some(page) => self.shared.spaces.map(space, start, page.words()),
                     None => Err(BadTranslation),
@@ -284,10 +288,10 @@ impl Accelerator {
                     state.registers.refuse(accel::ERR_TRANSLATION);
                 }
             }
-            Effect::Invalidate { space, start, end } => {
+            RegisterEffect::Invalidate { space, start, end } => {
                 self.shared.spaces.invalidate(space, start, end);
             }
-            Effect::Resume => self.shared.answer_fault(),
+            RegisterEffect::Resume => self.shared.answer_fault(),
         }
     }
 
@@ -315,11 +319,11 @@ impl Accelerator {
     /// Stops the device: aborts the current command, wakes vCPUs that sleep in a register and returns
     /// when its thread has ended. A thread that does not end within [`STOP_WITHIN`] is left behind; it owns what it uses.
     pub fn stop(&self) {
-        // Taken first and held: a second caller returns when the thread has ended, too.
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        // The lock is held until the thread has ended, so that a second caller returns no earlier.
+        let mut thread = self.thread.lock();
         self.shared.stop();
         if let Some(thread) = thread.take() {
-            // If it panicked, it has said so; there is nothing left to stop.
+            // A thread that panicked has reported that; there is nothing left to stop.
             let _ = thread.join_within(STOP_WITHIN);
         }
     }
@@ -328,7 +332,7 @@ impl Accelerator {
         if cpu >= libc::CPU_SETSIZE as usize {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let thread = self.thread.lock();
         let Some(thread) = thread.as_ref() else {
             return Ok(());
         };

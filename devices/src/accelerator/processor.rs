@@ -5,22 +5,23 @@ use std::sync::Arc;
 
 use hmmvisor_abi::accel::{self, Command, Completion};
 
-use super::guest_memory::GuestMemory;
+use super::mirrored_memory::MirroredMemory;
 use super::queue::{Overrun, PinnedWords, Queue};
-use super::shared::Shared;
+use super::shared::ControlBlock;
 use crate::commands::command::{decode, space};
 use crate::commands::kernels;
 use crate::commands::memory::Memory;
 
 /// Executes commands until the accelerator stops.
 pub struct Processor {
-    shared: Arc<Shared>,
-    memory: GuestMemory,
+    shared: Arc<ControlBlock>,
+    memory: MirroredMemory,
     queue: Option<Queue<PinnedWords>>,
 }
 
 impl Processor {
-    pub fn new(shared: Arc<Shared>, memory: GuestMemory) -> Processor {
+    /// Makes the processor of a device that is disabled.
+    pub fn new(shared: Arc<ControlBlock>, memory: MirroredMemory) -> Processor {
         Processor {
             shared,
             memory,
@@ -40,8 +41,7 @@ impl Processor {
         self.disable(accel::ERR_NONE);
     }
 
-    /// Takes notice of register writes and executes at most one command. False if there is nothing to
-    /// do.
+    /// Takes notice of register writes and executes at most one command. Returns false if there is nothing to do.
     fn step(&mut self) -> bool {
         {
             let mut state = self.shared.lock();
@@ -66,11 +66,9 @@ impl Processor {
             Ok(Some(command)) => {
                 let completion = complete(&command, &mut self.memory);
                 queue.complete(completion);
-                self.shared.command_completed(
-                    queue.completed(),
-                    completion.status != accel::STATUS_OK,
-                    command.flags & accel::FLAG_INTERRUPT != 0,
-                );
+                let completed = queue.completed();
+                self.shared
+                    .command_completed(completed, &command, &completion);
                 true
             }
             Err(Overrun) => {
@@ -87,7 +85,7 @@ impl Processor {
     }
 }
 
-fn complete(command: &Command, memory: &mut GuestMemory) -> Completion {
+fn complete(command: &Command, memory: &mut MirroredMemory) -> Completion {
     let result = space(command).and_then(|space| {
         memory.space = space;
         let operation = decode(command, &memory.addresses())?;

@@ -9,7 +9,7 @@ use crate::commands::managed::Managed;
 
 /// The effect of a register write on the accelerator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Effect {
+pub enum RegisterEffect {
     /// Nothing more; refused writes, too.
     None,
     /// Pin the queue and the page of translations, if there is one, then call [`Registers::enable`] or
@@ -83,7 +83,7 @@ impl Registers {
         }
     }
 
-    /// The guest reads a register.
+    /// Reads a register for the guest. Reading the error register clears it.
     pub fn read(&mut self, offset: u64) -> u64 {
         match offset {
             accel::REG_ID => accel::ID_VALUE,
@@ -103,27 +103,27 @@ impl Registers {
         }
     }
 
-    /// The guest writes a register.
-    pub fn write(&mut self, offset: u64, value: u64) -> Effect {
+    /// Writes a register for the guest. Returns what the accelerator has to do then.
+    pub fn write(&mut self, offset: u64, value: u64) -> RegisterEffect {
         match self.check_write(offset, value) {
             Ok(effect) => effect,
             Err(error) => {
                 self.error = error;
-                Effect::None
+                RegisterEffect::None
             }
         }
     }
 
-    fn check_write(&mut self, offset: u64, value: u64) -> Result<Effect, u64> {
+    fn check_write(&mut self, offset: u64, value: u64) -> Result<RegisterEffect, u64> {
         match offset {
             accel::REG_QUEUE_BASE => {
                 self.require_disabled()?;
-                // That the whole queue fits is checked when both numbers are known.
+                // Whether the whole queue fits is checked when the device is enabled, because then both numbers are known.
                 if !value.is_multiple_of(PAGE_SIZE) || !self.managed.contains(value, PAGE_SIZE) {
                     return Err(accel::ERR_QUEUE_BASE);
                 }
                 self.queue_base = value;
-                Ok(Effect::None)
+                Ok(RegisterEffect::None)
             }
             accel::REG_QUEUE_ENTRIES => {
                 self.require_disabled()?;
@@ -131,21 +131,21 @@ impl Registers {
                     return Err(accel::ERR_QUEUE_ENTRIES);
                 }
                 self.queue_entries = value;
-                Ok(Effect::None)
+                Ok(RegisterEffect::None)
             }
             accel::REG_IRQ => match value.checked_sub(1) {
                 None => {
                     self.irq = 0;
-                    Ok(Effect::None)
+                    Ok(RegisterEffect::None)
                 }
                 Some(vcpu) if vcpu < u64::from(self.vcpus) => {
-                    Ok(Effect::RouteInterrupt { vcpu: vcpu as u32 })
+                    Ok(RegisterEffect::RouteInterrupt { vcpu: vcpu as u32 })
                 }
                 Some(_) => Err(accel::ERR_IRQ),
             },
             accel::REG_ENABLE => self.check_enable(value),
-            accel::REG_DOORBELL => Ok(Effect::Doorbell),
-            accel::REG_WAIT => Ok(Effect::Wait { seen: value }),
+            accel::REG_DOORBELL => Ok(RegisterEffect::Doorbell),
+            accel::REG_WAIT => Ok(RegisterEffect::Wait { seen: value }),
             accel::REG_TRANSLATIONS => {
                 self.require_disabled()?;
                 if value != 0
@@ -155,19 +155,19 @@ impl Registers {
                     return Err(accel::ERR_TRANSLATION);
                 }
                 self.translations = value;
-                Ok(Effect::None)
+                Ok(RegisterEffect::None)
             }
             _ => self.spaces.write(offset, value),
         }
     }
 
-    fn check_enable(&mut self, value: u64) -> Result<Effect, u64> {
+    fn check_enable(&mut self, value: u64) -> Result<RegisterEffect, u64> {
         match (value, self.state) {
             (0, State::Enabled) => {
                 self.state = State::Disabling;
-                Ok(Effect::Disable)
+                Ok(RegisterEffect::Disable)
             }
-            (0, _) => Ok(Effect::None),
+            (0, _) => Ok(RegisterEffect::None),
             (1, State::Disabled) => {
                 if self.queue_entries == 0 {
                     return Err(accel::ERR_QUEUE_ENTRIES);
@@ -177,7 +177,7 @@ impl Registers {
                     return Err(accel::ERR_QUEUE_BASE);
                 }
                 let translations = (self.translations != 0).then_some(self.translations);
-                Ok(Effect::Enable {
+                Ok(RegisterEffect::Enable {
                     base,
                     entries,
                     translations,
@@ -194,18 +194,18 @@ impl Registers {
         }
     }
 
-    /// An effect could not be carried out, or the device must disable itself: `ERR_*`.
+    /// Sets the error register to an `ERR_*`, because an effect could not be carried out or the device had to disable itself.
     pub fn refuse(&mut self, error: u64) {
         self.error = error;
     }
 
-    /// The queue is pinned; commands count from 0.
+    /// Enables the device, whose queue is pinned now. Commands count from 0.
     pub fn enable(&mut self) {
         self.state = State::Enabled;
         self.completed = 0;
     }
 
-    /// The queue is no longer in use.
+    /// Disables the device, whose queue is no longer in use.
     pub fn disabled(&mut self) {
         self.state = State::Disabled;
     }
@@ -220,7 +220,7 @@ impl Registers {
         self.state == State::Disabled
     }
 
-    /// The interrupt now goes to this vCPU.
+    /// Notes that the interrupt now goes to this vCPU.
     pub fn interrupt_routed(&mut self, vcpu: u32) {
         self.irq = u64::from(vcpu) + 1;
     }
@@ -230,7 +230,7 @@ impl Registers {
         self.irq != 0
     }
 
-    /// Number of commands completed since the device was enabled.
+    /// Sets the number of commands completed since the device was enabled.
     pub fn set_completed(&mut self, completed: u64) {
         self.completed = completed;
     }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     fn error(registers: &mut Registers, offset: u64, value: u64) -> u64 {
-        assert_eq!(registers.write(offset, value), Effect::None);
+        assert_eq!(registers.write(offset, value), RegisterEffect::None);
         let error = registers.read(accel::REG_ERROR);
         assert_eq!(registers.read(accel::REG_ERROR), accel::ERR_NONE);
         error
@@ -312,7 +312,7 @@ mod tests {
             error(&mut it, accel::REG_QUEUE_ENTRIES, 32),
             accel::ERR_NONE
         );
-        let effect = |translations| Effect::Enable {
+        let effect = |translations| RegisterEffect::Enable {
             base: last,
             entries: 32,
             translations,
@@ -356,8 +356,8 @@ mod tests {
         ] {
             assert_eq!(error(&mut it, offset, value), accel::ERR_NOT_WRITABLE);
         }
-        assert_eq!(it.write(accel::REG_ENABLE, 0), Effect::Disable);
-        assert_eq!(it.write(accel::REG_ENABLE, 0), Effect::None);
+        assert_eq!(it.write(accel::REG_ENABLE, 0), RegisterEffect::Disable);
+        assert_eq!(it.write(accel::REG_ENABLE, 0), RegisterEffect::None);
         assert_eq!(it.read(accel::REG_ENABLE), 1);
         assert_eq!(
             error(&mut it, accel::REG_QUEUE_BASE, BASE),
@@ -373,7 +373,7 @@ mod tests {
         let mut it = registers();
         assert_eq!(
             it.write(accel::REG_IRQ, 2),
-            Effect::RouteInterrupt { vcpu: 1 }
+            RegisterEffect::RouteInterrupt { vcpu: 1 }
         );
         assert!(!it.interrupts());
         it.interrupt_routed(1);
@@ -390,7 +390,10 @@ mod tests {
         let mut it = registers();
         assert!(it.wait_is_over(0), "a disabled device completes nothing");
         it.enable();
-        assert_eq!(it.write(accel::REG_WAIT, 3), Effect::Wait { seen: 3 });
+        assert_eq!(
+            it.write(accel::REG_WAIT, 3),
+            RegisterEffect::Wait { seen: 3 }
+        );
         it.set_completed(3);
         assert!(!it.wait_is_over(3));
         it.set_completed(4);

@@ -1,18 +1,19 @@
 //! The state that the vCPUs' side of an accelerator and its thread share: registers, and ways to wake each other.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hmmvisor_abi::accel;
+use hmmvisor_abi::accel::{self, Command, Completion};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::guest_fault::GuestFault;
 use super::queue::{PinnedWords, Queue};
 use super::registers::Registers;
 use super::spaces::Spaces;
-use super::stats::Counters;
+use super::stats::AcceleratorCounters;
 use crate::bell::Bell;
 use crate::commands::error::CommandError;
 use crate::commands::managed::Managed;
@@ -21,23 +22,24 @@ use crate::interrupt::{DeviceFailure, Interrupt};
 /// How long a vCPU sleeps at most in one register write. It cannot take interrupts meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
-/// The state that vCPUs and the command processor share.
-pub struct Shared {
+/// What vCPUs and the command processor share.
+pub struct ControlBlock {
     state: Mutex<State>,
-    /// Something happened that a vCPU asleep in a register may wait for.
+    /// Notified when something has happened that a vCPU asleep in a register may wait for.
     changed: Condvar,
-    /// Something happened that the device's thread may wait for in a fault.
+    /// Notified when something has happened that the device's thread may wait for in a fault.
     answered: Condvar,
     /// The guest's translations. Their lock comes after that of the state.
     pub spaces: Spaces,
     doorbell: Bell,
     stop: AtomicBool,
     irq: Arc<dyn Interrupt>,
-    counters: Arc<Counters>,
+    counters: Arc<AcceleratorCounters>,
 }
 
 /// The part under the lock. It is never held while a command is executed.
 pub struct State {
+    /// The register file.
     pub registers: Registers,
     /// A new queue that the command processor has not taken yet.
     pub new_queue: Option<Queue<PinnedWords>>,
@@ -47,15 +49,16 @@ pub struct State {
     waiting: u32,
 }
 
-impl Shared {
+impl ControlBlock {
+    /// The state of a device that has just been made: disabled, with all address spaces closed.
     pub fn new(
         registers: Registers,
         managed: Managed,
         doorbell: Bell,
         irq: Box<dyn Interrupt>,
-        counters: Arc<Counters>,
-    ) -> Shared {
-        Shared {
+        counters: Arc<AcceleratorCounters>,
+    ) -> ControlBlock {
+        ControlBlock {
             state: Mutex::new(State {
                 registers,
                 new_queue: None,
@@ -72,20 +75,22 @@ impl Shared {
         }
     }
 
+    /// Locks the state.
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is consistent between any two of its changes.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    pub fn counters(&self) -> &Counters {
+    /// The device's counters.
+    pub fn counters(&self) -> &AcceleratorCounters {
         &self.counters
     }
 
+    /// The eventfd behind the doorbell register.
     pub fn doorbell(&self) -> &EventFd {
         self.doorbell.event()
     }
 
-    /// Tells the machine when the device's thread has panicked.
+    /// Returns what the device's thread calls when it panics: it tells the machine.
     pub fn on_panic(&self) -> impl FnOnce(&str) + Send + use<> {
         let irq = self.irq.clone();
         move |name| {
@@ -95,6 +100,7 @@ impl Shared {
         }
     }
 
+    /// Routes the interrupt to a vCPU; returns false if that is impossible.
     pub fn route_interrupt(&self, vcpu: u32) -> bool {
         self.irq.route(vcpu)
     }
@@ -104,10 +110,10 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Tells the device's thread, and vCPUs that sleep in a register.
+    /// Tells the device's thread to end, and wakes vCPUs that sleep in a register.
     pub fn stop(&self) {
         {
-            // With the lock held, so that no thread goes to sleep after it has seen that the flag is not set.
+            // The lock is held, so that no thread goes to sleep after it has seen that the flag is not set.
             let _state = self.lock();
             self.stop.store(true, Ordering::Relaxed);
             self.changed.notify_all();
@@ -119,28 +125,33 @@ impl Shared {
     /// Sleeps until the doorbell has been rung since the last call. May return early.
     pub fn wait_for_doorbell(&self) {
         let what = "waiting for an accelerator's doorbell (reading an eventfd)";
-        self.tell(what, self.doorbell.wait());
+        self.report_failure(what, self.doorbell.wait());
     }
 
+    /// Wakes the device's thread if it sleeps, or keeps it from sleeping the next time.
     pub fn ring_doorbell(&self) {
         let what = "ringing an accelerator's doorbell (writing an eventfd)";
-        self.tell(what, self.doorbell.ring());
+        self.report_failure(what, self.doorbell.ring());
     }
 
-    /// The run ends if a thread cannot be woken, or cannot sleep.
-    fn tell(&self, what: &'static str, result: io::Result<()>) {
+    /// Tells the machine if waking a thread or sleeping has failed, which ends the run.
+    fn report_failure(&self, what: &'static str, result: io::Result<()>) {
         if let Err(error) = result {
             self.irq.device_failed(DeviceFailure::Event { what, error });
         }
     }
 
-    /// The device's fault has been answered, or needs no answer any more. With the state locked.
+    /// Wakes the device's thread because its fault has been answered, or needs no answer any more. The caller holds the
+    /// state's lock.
     pub fn answer_fault(&self) {
         self.answered.notify_all();
     }
 
-    /// Publishes that a completion is in the queue: updates the register, wakes sleeping vCPUs, raises the interrupt.
-    pub fn command_completed(&self, completed: u64, failed: bool, interrupt: bool) {
+    /// Publishes that the completion of a command is in the queue: sets the register that counts completions to `completed`,
+    /// wakes sleeping vCPUs, and raises the interrupt if the command asks for it.
+    pub fn command_completed(&self, completed: u64, command: &Command, completion: &Completion) {
+        let failed = completion.status != accel::STATUS_OK;
+        let interrupt = command.flags & accel::FLAG_INTERRUPT != 0;
         self.counters.commands.add(1);
         self.counters.errors.add(u64::from(failed));
         let mut state = self.lock();
@@ -174,16 +185,14 @@ impl Shared {
             if let Some(answer) = state.registers.spaces.fault.answer() {
                 break answer;
             }
-            state = self
-                .answered
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.answered.wait(&mut state);
         };
         state.registers.spaces.fault.clear();
         answer
     }
 
-    /// The processor has dropped the queue; `error` is the register error if that was not the guest's request.
+    /// Disables the registers, because the processor has dropped the queue. `error` is the register error if that was not
+    /// the guest's request.
     pub fn disabled(&self, error: u64) {
         let mut state = self.lock();
         state.new_queue = None;
@@ -196,6 +205,7 @@ impl Shared {
         self.wake(state);
     }
 
+    /// Releases the lock and wakes the vCPUs that sleep in a register.
     fn wake(&self, state: MutexGuard<'_, State>) {
         let waited_for = state.waiting != 0;
         drop(state);
@@ -211,13 +221,9 @@ impl Shared {
         condition: impl Fn(&Registers) -> bool,
     ) {
         state.waiting += 1;
-        let mut state = self
-            .changed
-            .wait_timeout_while(state, LONGEST_WAIT, |state| {
-                !self.stopping() && !condition(&state.registers)
-            })
-            .unwrap_or_else(PoisonError::into_inner)
-            .0;
+        let waiting = |state: &mut State| !self.stopping() && !condition(&state.registers);
+        self.changed
+            .wait_while_for(&mut state, waiting, LONGEST_WAIT);
         state.waiting -= 1;
     }
 }

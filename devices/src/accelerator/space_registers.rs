@@ -4,7 +4,7 @@ use hmm_backend::pages::PAGE_SIZE;
 use hmmvisor_abi::accel::{self, SPACE_BLOCK, SPACE_END, SPACES};
 
 use super::guest_fault::FaultRegisters;
-use super::registers::Effect;
+use super::registers::RegisterEffect;
 
 /// The registers from [`accel::REG_SPACE_OPEN`] on.
 #[derive(Debug, Default)]
@@ -15,7 +15,7 @@ pub struct SpaceRegisters {
 }
 
 impl SpaceRegisters {
-    /// The guest reads a register.
+    /// Reads a register for the guest.
     pub fn read(&self, offset: u64) -> u64 {
         match offset {
             accel::REG_INVALIDATE_START => self.invalidate_start,
@@ -25,21 +25,21 @@ impl SpaceRegisters {
         }
     }
 
-    /// The guest writes a register; an `ERR_*` if it is refused.
-    pub fn write(&mut self, offset: u64, value: u64) -> Result<Effect, u64> {
+    /// Writes a register for the guest. Returns what the accelerator has to do then, or an `ERR_*` if the write is refused.
+    pub fn write(&mut self, offset: u64, value: u64) -> Result<RegisterEffect, u64> {
         match offset {
-            accel::REG_SPACE_OPEN => Ok(Effect::OpenSpace {
+            accel::REG_SPACE_OPEN => Ok(RegisterEffect::OpenSpace {
                 space: space(value)?,
             }),
             accel::REG_SPACE_CLOSE => {
                 let space = space(value)?;
                 self.fault.abort(space);
-                Ok(Effect::CloseSpace { space })
+                Ok(RegisterEffect::CloseSpace { space })
             }
             accel::REG_MAP => {
                 let (start, space) = (value - value % SPACE_BLOCK, space(value % SPACE_BLOCK)?);
                 match start < SPACE_END {
-                    true => Ok(Effect::Map { space, start }),
+                    true => Ok(RegisterEffect::Map { space, start }),
                     false => Err(accel::ERR_SPACE),
                 }
             }
@@ -48,18 +48,18 @@ impl SpaceRegisters {
                     return Err(accel::ERR_SPACE);
                 }
                 self.invalidate_start = value;
-                Ok(Effect::None)
+                Ok(RegisterEffect::None)
             }
             accel::REG_INVALIDATE => {
                 let (start, space) = (self.invalidate_start, space(value % PAGE_SIZE)?);
                 let end = value - value % PAGE_SIZE;
                 match start <= end && end <= SPACE_END {
-                    true => Ok(Effect::Invalidate { space, start, end }),
+                    true => Ok(RegisterEffect::Invalidate { space, start, end }),
                     false => Err(accel::ERR_SPACE),
                 }
             }
             accel::REG_RESUME => match self.fault.resume(value) {
-                Ok(()) => Ok(Effect::Resume),
+                Ok(()) => Ok(RegisterEffect::Resume),
                 Err(_) => Err(accel::ERR_SPACE),
             },
             _ => Err(accel::ERR_NOT_WRITABLE),
@@ -96,7 +96,10 @@ mod tests {
         it.write(accel::REG_SPACE_CLOSE, 9).unwrap();
         assert_eq!(it.fault.answer(), Some(Err(CommandError::Aborted)));
         it.fault.raise(fault);
-        assert_eq!(it.write(accel::REG_RESUME, 2 << 32), Ok(Effect::Resume));
+        assert_eq!(
+            it.write(accel::REG_RESUME, 2 << 32),
+            Ok(RegisterEffect::Resume)
+        );
         assert_eq!(it.fault.answer(), Some(Ok(())));
     }
 
@@ -127,7 +130,7 @@ mod tests {
         let space = SPACES as u16;
         assert_eq!(
             it.write(accel::REG_MAP, block | SPACES),
-            Ok(Effect::Map {
+            Ok(RegisterEffect::Map {
                 space,
                 start: block
             })
@@ -136,12 +139,12 @@ mod tests {
         let end = SPACE_END;
         assert_eq!(
             it.write(accel::REG_INVALIDATE_START, start),
-            Ok(Effect::None)
+            Ok(RegisterEffect::None)
         );
         assert_eq!(it.read(accel::REG_INVALIDATE_START), start);
         assert_eq!(
             it.write(accel::REG_INVALIDATE, end | SPACES),
-            Ok(Effect::Invalidate { space, start, end })
+            Ok(RegisterEffect::Invalidate { space, start, end })
         );
         let backwards = it.write(accel::REG_INVALIDATE, (start - PAGE_SIZE) | 1);
         assert_eq!(backwards, Err(accel::ERR_SPACE));

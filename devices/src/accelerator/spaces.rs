@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use hmm_backend::pages::{Access, PAGE_SIZE, Page};
 use hmmvisor_abi::accel::{
     SPACE_BLOCK, SPACE_END, SPACES, TRANSLATION_VALID, TRANSLATION_WRITABLE, TRANSLATIONS,
 };
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::commands::managed::{Addresses, Managed};
 
@@ -24,16 +24,16 @@ pub const VIRTUAL: Addresses = Addresses {
 
 /// A page of managed memory, and whether the device may write to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Entry(u32);
+struct GuestEntry(u32);
 
-impl Entry {
-    const NONE: Entry = Entry(0);
+impl GuestEntry {
+    const NONE: GuestEntry = GuestEntry(0);
     const VALID: u32 = TRANSLATION_VALID as u32;
     const WRITABLE: u32 = TRANSLATION_WRITABLE as u32;
     const SHIFT: u32 = 2;
 
     /// A translation as the guest writes it; `None` if it is not one.
-    fn from_guest(word: u64, managed: &Managed) -> Option<Entry> {
+    fn from_guest(word: u64, managed: &Managed) -> Option<GuestEntry> {
         let bits = word % PAGE_SIZE;
         let addr = word - bits;
         let known = TRANSLATION_VALID | TRANSLATION_WRITABLE;
@@ -44,19 +44,20 @@ impl Entry {
             return None;
         }
         let page = managed.page(addr).0;
-        (page <= u32::MAX >> Entry::SHIFT).then_some(Entry(page << Entry::SHIFT | bits as u32))
+        (page <= u32::MAX >> GuestEntry::SHIFT)
+            .then_some(GuestEntry(page << GuestEntry::SHIFT | bits as u32))
     }
 
     fn page(self, access: Access) -> Option<Page> {
         let needed = match access {
-            Access::Read => Entry::VALID,
-            Access::Write => Entry::VALID | Entry::WRITABLE,
+            Access::Read => GuestEntry::VALID,
+            Access::Write => GuestEntry::VALID | GuestEntry::WRITABLE,
         };
-        (self.0 & needed == needed).then_some(Page(self.0 >> Entry::SHIFT))
+        (self.0 & needed == needed).then_some(Page(self.0 >> GuestEntry::SHIFT))
     }
 }
 
-type Block = Box<[Entry; TRANSLATIONS]>;
+type Block = Box<[GuestEntry; TRANSLATIONS]>;
 /// Address space, and virtual address divided by [`SPACE_BLOCK`].
 type Key = (u16, u64);
 
@@ -71,7 +72,7 @@ pub enum Lookup {
     Closed,
 }
 
-/// A translation that the guest wanted to enter is none.
+/// The guest wanted to enter a word that is no translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BadTranslation;
 
@@ -82,7 +83,7 @@ pub struct Tables {
     blocks: BTreeMap<Key, Block>,
     /// The most blocks to keep.
     limit: usize,
-    /// The block that was forgotten last to make room.
+    /// The key of the block that was forgotten last to make room.
     hand: Key,
     /// Whether the device waits for invalidations.
     waiting: bool,
@@ -110,7 +111,7 @@ impl Tables {
         let index = (addr % SPACE_BLOCK / PAGE_SIZE) as usize;
         let entry = match self.blocks.get(&(space, addr / SPACE_BLOCK)) {
             Some(block) => block[index],
-            None => Entry::NONE,
+            None => GuestEntry::NONE,
         };
         match entry.page(access) {
             Some(page) => Lookup::Page(page),
@@ -122,9 +123,18 @@ impl Tables {
         self.open.get(usize::from(space)) == Some(&true)
     }
 
-    fn set_open(&mut self, space: u16, open: bool) {
+    fn open(&mut self, space: u16) {
+        self.forget(space);
+        self.open[usize::from(space)] = true;
+    }
+
+    fn close(&mut self, space: u16) {
+        self.forget(space);
+        self.open[usize::from(space)] = false;
+    }
+
+    fn forget(&mut self, space: u16) {
         self.blocks.retain(|(it, _), _| *it != space);
-        self.open[usize::from(space)] = open;
     }
 
     fn map(
@@ -134,7 +144,7 @@ impl Tables {
         words: impl Iterator<Item = u64>,
     ) -> Result<(), BadTranslation> {
         if !self.is_open(space) {
-            // Closed while the guest was at it.
+            // The space has been closed meanwhile.
             return Ok(());
         }
         let key = (space, start / SPACE_BLOCK);
@@ -144,10 +154,10 @@ impl Tables {
         let block = self
             .blocks
             .entry(key)
-            .or_insert_with(|| Box::new([Entry::NONE; TRANSLATIONS]));
+            .or_insert_with(|| Box::new([GuestEntry::NONE; TRANSLATIONS]));
         let mut result = Ok(());
         for (entry, word) in block.iter_mut().zip(words).filter(|(_, word)| *word != 0) {
-            match Entry::from_guest(word, &self.managed) {
+            match GuestEntry::from_guest(word, &self.managed) {
                 Some(new) => *entry = new,
                 None => result = Err(BadTranslation),
             }
@@ -155,7 +165,8 @@ impl Tables {
         result
     }
 
-    /// Goes round, so that a block that has just come stays for as long as possible.
+    /// Forgets a block if there is no room for another one. Goes round, so that a block that has just come stays for as
+    /// long as possible.
     fn make_room(&mut self) {
         if self.blocks.len() < self.limit {
             return;
@@ -181,7 +192,7 @@ impl Tables {
             if (from, to) == (0, TRANSLATIONS as u64) {
                 whole.push(*key);
             } else {
-                block[from as usize..to as usize].fill(Entry::NONE);
+                block[from as usize..to as usize].fill(GuestEntry::NONE);
             }
         }
         for key in whole {
@@ -193,8 +204,9 @@ impl Tables {
 /// The address spaces of one accelerator.
 pub struct Spaces {
     tables: Mutex<Tables>,
-    /// vCPUs waiting to change something.
+    /// Number of vCPUs that wait to change something.
     wanted: AtomicU32,
+    /// Notified when a vCPU has made its change and the device waits.
     no_longer_wanted: Condvar,
 }
 
@@ -205,7 +217,7 @@ pub struct SpacesGuard<'a> {
 }
 
 impl SpacesGuard<'_> {
-    /// Whether a vCPU waits to change a translation: then drop the guard soon.
+    /// Whether a vCPU waits to change a translation. If so, the device should drop the guard soon.
     pub fn wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed) > 0
     }
@@ -217,7 +229,7 @@ impl SpacesGuard<'_> {
 }
 
 impl Spaces {
-    /// All closed.
+    /// Address spaces that are all closed.
     pub fn new(managed: Managed) -> Spaces {
         Spaces {
             tables: Mutex::new(Tables::new(managed)),
@@ -226,21 +238,13 @@ impl Spaces {
         }
     }
 
-    fn tables(&self) -> MutexGuard<'_, Tables> {
-        // Consistent between any two changes.
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// For the device, the only one who calls this. Changes that wait go first: a busy device would win against them for
-    /// ever.
+    /// Locks the translations for the device, the only caller. Waits until no vCPU waits to change them: otherwise a busy
+    /// device would take the lock again and again before them.
     pub fn lock(&self) -> SpacesGuard<'_> {
-        let mut tables = self.tables();
+        let mut tables = self.tables.lock();
         while self.wanted.load(Ordering::SeqCst) > 0 {
             tables.waiting = true;
-            tables = self
-                .no_longer_wanted
-                .wait(tables)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.no_longer_wanted.wait(&mut tables);
             tables.waiting = false;
         }
         SpacesGuard {
@@ -249,10 +253,10 @@ impl Spaces {
         }
     }
 
-    /// Waits until the device is not translating.
+    /// Makes a change while the device is not translating.
     fn change<T>(&self, change: impl FnOnce(&mut Tables) -> T) -> T {
         self.wanted.fetch_add(1, Ordering::SeqCst);
-        let mut tables = self.tables();
+        let mut tables = self.tables.lock();
         let result = change(&mut tables);
         self.wanted.fetch_sub(1, Ordering::SeqCst);
         if tables.waiting {
@@ -268,15 +272,15 @@ impl Spaces {
 
     /// Lets commands use the space, which has no translations.
     pub fn open(&self, space: u16) {
-        self.change(|tables| tables.set_open(space, true));
+        self.change(|tables| tables.open(space));
     }
 
-    /// When it returns, the device uses none of the space's translations, and will not again.
+    /// Closes the space and forgets its translations. When this returns, the device uses none of them any more.
     pub fn close(&self, space: u16) {
-        self.change(|tables| tables.set_open(space, false));
+        self.change(|tables| tables.close(space));
     }
 
-    /// Closes all.
+    /// Closes all spaces.
     pub fn close_all(&self) {
         self.change(|tables| {
             tables.blocks.clear();
@@ -284,7 +288,8 @@ impl Spaces {
         });
     }
 
-    /// Enters translations of the block that begins at `start`; words that are 0 change nothing. Bad ones are left out.
+    /// Enters translations of the block that begins at `start`. Words that are 0 change nothing; words that are no
+    /// translations are left out, and make the result an error.
     pub fn map(
         &self,
         space: u16,
@@ -294,7 +299,7 @@ impl Spaces {
         self.change(|tables| tables.map(space, start, words))
     }
 
-    /// When it returns, the device uses no translation of `start..end`.
+    /// Forgets the translations of `start..end`. When this returns, the device uses none of them any more.
     pub fn invalidate(&self, space: u16, start: u64, end: u64) {
         self.change(|tables| tables.invalidate(space, start, end));
     }
@@ -462,13 +467,13 @@ mod tests {
     #[test]
     fn there_is_a_limit_and_what_came_last_is_there() {
         let it = spaces();
-        let limit = it.tables().limit as u64;
+        let limit = it.tables.lock().limit as u64;
         for block in 0..3 * limit {
             let start = V + block * SPACE_BLOCK;
             it.map(1, start, page(&[(7, BASE | 1)])).unwrap();
             assert_eq!(read(&it, 1, start + 7 * PAGE_SIZE), Lookup::Page(Page(0)));
-            assert!(it.tables().blocks.len() as u64 <= limit);
+            assert!(it.tables.lock().blocks.len() as u64 <= limit);
         }
-        assert_eq!(it.tables().blocks.len() as u64, limit);
+        assert_eq!(it.tables.lock().blocks.len() as u64, limit);
     }
 }

@@ -9,9 +9,9 @@ pub struct AcceleratorStats {
     pub commands: u64,
     /// Commands that failed.
     pub errors: u64,
-    /// Translations that the TLB had.
+    /// Translations found in the TLB.
     pub tlb_hits: u64,
-    /// Translations that it had not.
+    /// Translations not found there.
     pub tlb_misses: u64,
     /// Device faults: accesses that neither TLB nor device page table could translate.
     pub faults: u64,
@@ -19,28 +19,38 @@ pub struct AcceleratorStats {
     pub guest_faults: u64,
     /// Folios that came into use in device memory, the upper halves of those that were split included.
     pub folios_allocated: u64,
-    /// Folios whose `page_free` came; those that are neither are in use.
+    /// Folios whose `page_free` came. Those that came into use and were not freed still are in use.
     pub folios_freed: u64,
     /// Times the backend broke the driver contract, for example freed a folio twice. Not 0 means a
     /// bug in the backend.
     pub contract_violations: u64,
 }
 
-/// The counters behind [`AcceleratorStats`].
+/// The counters behind [`AcceleratorStats`], whose fields they are named after.
 #[derive(Debug, Default)]
-pub struct Counters {
-    pub commands: Counter,
-    pub errors: Counter,
-    pub tlb_hits: Counter,
-    pub tlb_misses: Counter,
-    pub faults: Counter,
-    pub guest_faults: Counter,
-    pub folios_allocated: Counter,
-    pub folios_freed: Counter,
-    pub contract_violations: Counter,
+pub struct AcceleratorCounters {
+    /// See [`AcceleratorStats::commands`].
+    pub commands: AtomicCounter,
+    /// See [`AcceleratorStats::errors`].
+    pub errors: AtomicCounter,
+    /// See [`AcceleratorStats::tlb_hits`].
+    pub tlb_hits: AtomicCounter,
+    /// See [`AcceleratorStats::tlb_misses`].
+    pub tlb_misses: AtomicCounter,
+    /// See [`AcceleratorStats::faults`].
+    pub faults: AtomicCounter,
+    /// See [`AcceleratorStats::guest_faults`].
+    pub guest_faults: AtomicCounter,
+    /// See [`AcceleratorStats::folios_allocated`].
+    pub folios_allocated: AtomicCounter,
+    /// See [`AcceleratorStats::folios_freed`].
+    pub folios_freed: AtomicCounter,
+    /// See [`AcceleratorStats::contract_violations`].
+    pub contract_violations: AtomicCounter,
 }
 
-impl Counters {
+impl AcceleratorCounters {
+    /// Returns what all counters are now.
     pub fn stats(&self) -> AcceleratorStats {
         AcceleratorStats {
             commands: self.commands.get(),
@@ -56,19 +66,22 @@ impl Counters {
     }
 }
 
-/// A number that any thread may read. Counters order nothing.
+/// A number that any thread may read and change. Its accesses order no others.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+pub struct AtomicCounter(AtomicU64);
 
-impl Counter {
+impl AtomicCounter {
+    /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Sets the number.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
 
+    /// Returns the number.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -6,7 +6,7 @@ use hmmvisor_abi::accel::{self, Command};
 
 use super::error::CommandError;
 use super::guest_hint::GuestHint;
-use super::managed::{Addresses, Span, WORD, Words};
+use super::managed::{Addresses, CommandBytes, WORD, Words};
 
 /// The destination of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,7 +71,7 @@ pub enum Operation {
         val: u64,
         x: Words,
     },
-    /// As with `Spmv`, `col` is checked when the command runs.
+    /// How many columns there are is only known from `row`, as with `Spmv`: `col` is checked when the command runs.
     BfsStep {
         row: Words,
         col: u64,
@@ -94,15 +94,15 @@ pub enum Operation {
         steps: u64,
     },
     Migrate {
-        span: Span,
+        span: CommandBytes,
         direction: Direction,
     },
     /// The span is made of whole pages.
     Free {
-        span: Span,
+        span: CommandBytes,
     },
     Hint {
-        span: Span,
+        span: CommandBytes,
         hint: GuestHint,
     },
 }
@@ -141,7 +141,7 @@ impl Operation {
     }
 
     /// The bytes that the operation does not compute with, but migrates, frees or gives a hint about.
-    pub fn span(&self) -> Option<Span> {
+    pub fn span(&self) -> Option<CommandBytes> {
         match *self {
             Operation::Migrate { span, .. }
             | Operation::Free { span }

@@ -10,9 +10,9 @@ use super::error::CommandError;
 pub enum GuestHint {
     /// The pages should be nowhere in particular.
     PreferNone,
-    /// In system memory.
+    /// The pages should be in system memory.
     PreferSystem,
-    /// In this device's memory.
+    /// The pages should be in this device's memory.
     PreferDevice,
     /// Whether this device should reach the pages where they are.
     Accessed(bool),

@@ -35,9 +35,9 @@ impl Addresses {
     }
 
     /// The bytes `addr[0..bytes]`, if all of them are among these addresses.
-    pub fn span(&self, addr: u64, bytes: u64) -> Result<Span, CommandError> {
+    pub fn span(&self, addr: u64, bytes: u64) -> Result<CommandBytes, CommandError> {
         match self.first_outside(addr, bytes) {
-            None => Ok(Span { addr, bytes }),
+            None => Ok(CommandBytes { addr, bytes }),
             Some(outside) => Err(CommandError::Address(outside)),
         }
     }
@@ -62,7 +62,7 @@ pub struct Managed {
 }
 
 impl Managed {
-    /// Its addresses.
+    /// The addresses of managed memory.
     pub fn addresses(&self) -> Addresses {
         Addresses {
             base: self.base,
@@ -104,7 +104,7 @@ impl Managed {
 
 /// Bytes that a command names without computing with them: `bytes` of them from `addr`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Span {
+pub struct CommandBytes {
     /// Address of the first one.
     pub addr: u64,
     /// How many there are.

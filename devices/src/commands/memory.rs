@@ -7,7 +7,7 @@ use hmm_backend::pages::Access;
 use super::command::Direction;
 use super::error::CommandError;
 use super::guest_hint::GuestHint;
-use super::managed::{Addresses, Span, Words};
+use super::managed::{Addresses, CommandBytes, Words};
 
 /// Words that a kernel moves at a time through a local buffer: small enough for the first-level cache,
 /// large enough to make the cost of an access small.
@@ -16,7 +16,7 @@ pub const CHUNK: usize = 512;
 /// Guest memory. Implementations access one page at a time, so a kernel never needs two pages to be
 /// somewhere at once.
 pub trait Memory {
-    /// Its addresses.
+    /// The addresses that commands may name.
     fn addresses(&self) -> Addresses;
 
     /// The one way to the bytes: calls `step` with the first words of a run, as many as lie in one
@@ -35,13 +35,13 @@ pub trait Memory {
     fn add_exclusively(&mut self, addr: u64, n: u64, value: u64) -> Result<u64, CommandError>;
 
     /// Migrates the pages that lie wholly or partly in the span, as a hint of the guest; returns how many moved.
-    fn migrate(&mut self, span: Span, direction: Direction) -> Result<u64, CommandError>;
+    fn migrate(&mut self, span: CommandBytes, direction: Direction) -> Result<u64, CommandError>;
 
     /// Forgets the contents of whole pages; returns how many had any.
-    fn free(&mut self, span: Span) -> Result<u64, CommandError>;
+    fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError>;
 
     /// Passes on what the guest says about pages.
-    fn hint(&mut self, span: Span, hint: GuestHint) -> Result<(), CommandError>;
+    fn hint(&mut self, span: CommandBytes, hint: GuestHint) -> Result<(), CommandError>;
 
     /// Reads the elements from `addr` on.
     fn read<T: Element>(&mut self, addr: u64, out: &mut [T]) -> Result<(), CommandError> {
@@ -91,7 +91,7 @@ pub trait Memory {
 pub trait Element: Copy {
     /// The element with this bit pattern.
     fn from_word(word: u64) -> Self;
-    /// Its bit pattern.
+    /// The element's bit pattern.
     fn to_word(self) -> u64;
 }
 
@@ -202,12 +202,12 @@ pub(crate) mod testing {
             Ok(word.fetch_add(sum, Ordering::Relaxed))
         }
 
-        fn migrate(&mut self, span: Span, _: Direction) -> Result<u64, CommandError> {
+        fn migrate(&mut self, span: CommandBytes, _: Direction) -> Result<u64, CommandError> {
             let pages = self.managed.pages(span.addr, span.bytes)?;
             Ok(u64::from(pages.len()))
         }
 
-        fn free(&mut self, span: Span) -> Result<u64, CommandError> {
+        fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError> {
             let pages = self.managed.pages(span.addr, span.bytes)?;
             let start = (pages.start.offset() / 8) as usize;
             let end = (pages.end.offset() / 8) as usize;
@@ -217,7 +217,7 @@ pub(crate) mod testing {
             Ok(u64::from(pages.len()))
         }
 
-        fn hint(&mut self, _: Span, _: GuestHint) -> Result<(), CommandError> {
+        fn hint(&mut self, _: CommandBytes, _: GuestHint) -> Result<(), CommandError> {
             Ok(())
         }
     }

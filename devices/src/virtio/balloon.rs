@@ -5,18 +5,19 @@
 //! copied, `page_free` for those in a device's memory. A page that the guest touches again is zeros. So deflation needs
 //! nothing.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use hmm_backend::pages::PAGE_SIZE;
+use parking_lot::Mutex;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::device::{DeviceError, Model, Parts, Port, Reply, VirtioDevice};
+use super::guest_bytes::GuestBytes;
 use super::queue::{Chain, Malformed};
 use super::ram::GuestRam;
 use super::registers::Profile;
-use super::span::Span;
 use super::statistics::{self, Statistics};
 use crate::Interrupt;
 
@@ -77,11 +78,11 @@ pub enum Hinting {
 /// Managed pages that were given back and had contents, by the way they came.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
 pub struct BalloonFigures {
-    /// By inflation.
+    /// Pages that came by inflation.
     pub inflated: u64,
-    /// By free page reporting.
+    /// Pages that came by free page reporting.
     pub reported: u64,
-    /// By free page hinting.
+    /// Pages that came by free page hinting.
     pub hinted: u64,
 }
 
@@ -97,19 +98,14 @@ pub struct Balloon {
 struct Books {
     figures: BalloonFigures,
     statistics: Option<Statistics>,
-    /// How many of them have come.
+    /// How many statistics have come.
     received: u64,
-    /// New ones are wanted.
+    /// Whether new statistics are wanted.
     wanted: bool,
     hinting: Hinting,
     last_round: u32,
     /// The bytes that the last driver had given back when it reset the device.
     at_reset: u64,
-}
-
-fn lock(books: &Mutex<Books>) -> MutexGuard<'_, Books> {
-    // They are consistent between any two of their changes.
-    books.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn field(config: &[u8], at: usize) -> u32 {
@@ -194,10 +190,10 @@ impl Balloon {
         self.bytes(ACTUAL)
     }
 
-    /// The same, but if the driver is gone, as it said last: operating systems reset their devices before they switch the
-    /// machine off.
+    /// How much the guest has given back by inflation, in bytes; if the driver has reset the device, how much it had given
+    /// back before that. Operating systems reset their devices before they switch the machine off.
     pub fn last_actual(&self) -> u64 {
-        self.actual().max(lock(&self.books).at_reset)
+        self.actual().max(self.books.lock().at_reset)
     }
 
     fn bytes(&self, at: usize) -> u64 {
@@ -206,13 +202,13 @@ impl Balloon {
 
     /// Asks the guest for new figures about its memory.
     pub fn request_statistics(&self) {
-        lock(&self.books).wanted = true;
+        self.books.lock().wanted = true;
         self.device.port().wake();
     }
 
     /// The last figures, and how many have come so far: a driver sends some when it starts, and then when it is asked.
     pub fn statistics(&self) -> Option<(u64, Statistics)> {
-        let books = lock(&self.books);
+        let books = self.books.lock();
         Some((books.received, books.statistics?))
     }
 
@@ -220,7 +216,7 @@ impl Balloon {
     /// back.
     pub fn start_hinting(&self) {
         let round = {
-            let mut books = lock(&self.books);
+            let mut books = self.books.lock();
             books.hinting = Hinting::Asked;
             // Never the number of the round before.
             books.last_round = books.last_round.wrapping_add(1).max(FIRST_ROUND);
@@ -230,21 +226,21 @@ impl Balloon {
         self.device.port().change_config(change);
     }
 
-    /// Asks it to stop before it has named them all.
+    /// Asks the guest to stop hinting before it has named all of its unused pages.
     pub fn stop_hinting(&self) {
-        lock(&self.books).hinting = Hinting::Off;
+        self.books.lock().hinting = Hinting::Off;
         let change = |config: &mut [u8]| set_field(config, COMMAND, STOP);
         self.device.port().change_config(change);
     }
 
     /// How far hinting is.
     pub fn hinting(&self) -> Hinting {
-        lock(&self.books).hinting
+        self.books.lock().hinting
     }
 
     /// Pages that were given back so far.
     pub fn figures(&self) -> BalloonFigures {
-        lock(&self.books).figures
+        self.books.lock().figures
     }
 }
 
@@ -270,20 +266,20 @@ struct Device {
 impl Model for Device {
     fn start(&mut self, features: u64) {
         self.features = features;
-        lock(&self.books).at_reset = 0;
+        self.books.lock().at_reset = 0;
     }
 
     fn request(&mut self, port: &Port, queue: usize, chain: &Chain) -> Result<Reply, Malformed> {
         match queue {
             INFLATE => {
                 let freed = port.ram().free(numbered_pages(port, chain)?)?;
-                lock(&self.books).figures.inflated += freed;
+                self.books.lock().figures.inflated += freed;
             }
             STATISTICS => return self.statistics(port, chain),
             HINTING => self.hinted(port, chain)?,
             REPORTING => {
                 let freed = self.unused(port, chain)?;
-                lock(&self.books).figures.reported += freed;
+                self.books.lock().figures.reported += freed;
             }
             // Pages come back when they are touched.
             DEFLATE | QUEUES.. => {}
@@ -295,7 +291,7 @@ impl Model for Device {
         if queue != STATISTICS || self.statistics.is_none() {
             return None;
         }
-        let wanted = std::mem::take(&mut lock(&self.books).wanted);
+        let wanted = std::mem::take(&mut self.books.lock().wanted);
         let head = wanted.then(|| self.statistics.take())??;
         Some((head, 0))
     }
@@ -306,9 +302,9 @@ impl Model for Device {
         self.round = None;
         let actual = port.config(|config| bytes(config, ACTUAL));
         {
-            let mut books = lock(&self.books);
+            let mut books = self.books.lock();
             books.hinting = Hinting::Off;
-            // Two resets in a row are one.
+            // A second reset in a row finds 0 in the register, and must not replace what the first one found.
             books.at_reset = books.at_reset.max(actual);
         }
         // The next driver begins with nothing given back. What it is to give back stays.
@@ -328,7 +324,7 @@ impl Device {
         let len = chain.readable.bytes().min(statistics::MOST_BYTES);
         let mut bytes = vec![0; len as usize];
         port.ram().read(&chain.readable, 0, &mut bytes)?;
-        let mut books = lock(&self.books);
+        let mut books = self.books.lock();
         books.statistics = Some(Statistics::parse(&bytes));
         books.received += 1;
         self.statistics = Some(chain.head);
@@ -345,11 +341,11 @@ impl Device {
             port.ram().read(&chain.readable, 0, &mut command)?;
             self.command(port, u32::from_le_bytes(command));
         }
-        // Only while the driver is in the round that is asked for: pages of others may be in use again.
+        // Pages are freed only while the driver is in the round that was asked for: those of another may be in use again.
         let asked = port.config(|config| field(config, COMMAND));
         if self.round == Some(asked) {
             let freed = self.unused(port, chain)?;
-            lock(&self.books).figures.hinted += freed;
+            self.books.lock().figures.hinted += freed;
         }
         Ok(())
     }
@@ -358,7 +354,7 @@ impl Device {
         let asked = port.config(|config| field(config, COMMAND));
         if command >= FIRST_ROUND && command == asked {
             self.round = Some(command);
-            lock(&self.books).hinting = Hinting::Running;
+            self.books.lock().hinting = Hinting::Running;
             return;
         }
         let ended = self.round.take();
@@ -372,7 +368,7 @@ impl Device {
                 set_field(config, COMMAND, DONE);
             }
         });
-        let mut books = lock(&self.books);
+        let mut books = self.books.lock();
         if books.hinting == Hinting::Running && Some(books.last_round) == ended {
             books.hinting = Hinting::Done;
         }
@@ -390,14 +386,14 @@ impl Device {
 }
 
 /// The pages whose numbers are in a request.
-fn numbered_pages(port: &Port, chain: &Chain) -> Result<Vec<Span>, Malformed> {
+fn numbered_pages(port: &Port, chain: &Chain) -> Result<Vec<GuestBytes>, Malformed> {
     let len = chain.readable.bytes();
     if !len.is_multiple_of(4) || len > MOST_NUMBERS {
         return Err(Malformed::Request("too many page numbers, or half of one"));
     }
     let mut numbers = vec![0; len as usize];
     port.ram().read(&chain.readable, 0, &mut numbers)?;
-    let page = |number: &[u8]| Span {
+    let page = |number: &[u8]| GuestBytes {
         addr: u64::from(field(number, 0)) * PAGE_SIZE,
         len: PAGE_SIZE,
     };

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::device::{Model, Parts, Port, Reply};
-use super::disk::{Disk, SECTOR};
+use super::disk::{Disk, SECTOR, Space};
 use super::queue::{Chain, Malformed};
 use super::ram::{RamError, Use};
 use super::registers::Profile;
@@ -133,7 +133,7 @@ impl Model for Block {
         if chain.readable.bytes() < RECORD as u64 {
             return Err(Malformed::Request("a block request without a header"));
         }
-        // The status is the last byte, wherever descriptors end.
+        // The status is the last writable byte, wherever descriptors end.
         let Some(status_at) = chain.writable.bytes().checked_sub(1) else {
             return Err(Malformed::Request("a block request without a status"));
         };
@@ -216,7 +216,7 @@ impl Block {
         }
     }
 
-    /// The byte that a transfer of whole sectors on the disk begins at.
+    /// Returns the byte of the disk at which a transfer of whole sectors begins.
     fn range(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
         let offset = sector.checked_mul(SECTOR).ok_or(Failure::Io)?;
         let end = offset.checked_add(bytes).ok_or(Failure::Io)?;
@@ -254,7 +254,7 @@ impl Block {
         Ok(())
     }
 
-    /// A driver that knows nothing of flushes relies on every write.
+    /// Flushes the disk if the driver cannot ask for that: such a driver relies on every write.
     fn written(&self) -> Result<(), Failure> {
         if !self.has(VIRTIO_BLK_F_FLUSH) {
             self.disk.flush()?;
@@ -264,7 +264,7 @@ impl Block {
 
     fn discard(&self, port: &Port, chain: &Chain, bytes: u64) -> Result<(), Failure> {
         let ranges = self.ranges(port, chain, bytes, DISCARD_RANGES, DISCARD_SECTORS)?;
-        // Flags are for zeros.
+        // Only requests to write zeros have flags.
         if ranges.iter().any(|range| range.flags != 0) {
             return Err(Failure::Unsupported);
         }
@@ -281,12 +281,16 @@ impl Block {
             return Err(Failure::Unsupported);
         }
         for Range { offset, len, flags } in ranges {
-            self.disk.zero(offset, len, flags & UNMAP != 0)?;
+            let space = match flags & UNMAP {
+                0 => Space::Keep,
+                _ => Space::Release,
+            };
+            self.disk.zero(offset, len, space)?;
         }
         self.written()
     }
 
-    /// The ranges that a request is about: all of them, or none is touched.
+    /// Returns the ranges that a request names. All of them are checked first, so that a wrong request touches none.
     fn ranges(
         &self,
         port: &Port,

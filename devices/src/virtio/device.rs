@@ -5,16 +5,17 @@
 //! over, the device no longer touches the queue's memory.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use hmm_backend::limits::{Refusal, Resource};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{Chain, Malformed};
 use super::ram::GuestRam;
-use super::registers::{Active, Effect, Profile, Registers};
+use super::registers::{Active, Profile, Registers, TransportEffect};
 use super::worker::Worker;
 use crate::bell::Bell;
 use crate::thread::{self, STOP_WITHIN, Thread};
@@ -23,40 +24,40 @@ use crate::{DeviceFailure, Interrupt, MmioDevice, SlotKind};
 /// The result of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply {
-    /// It is done, and so many bytes were written to it.
+    /// The request is done, and the device has written this many bytes to it.
     Used(u32),
-    /// The device keeps it for now; [`Model::finished`] gives it back.
+    /// The device keeps the request for now; [`Model::finished`] gives it back.
     Keep,
 }
 
 /// The model of a device: its reactions to requests. Called by the device's thread only.
 pub trait Model: Send {
-    /// The driver is ready, with these features.
+    /// Begins to serve a driver that is ready, with the features that it has negotiated.
     fn start(&mut self, _features: u64) {}
 
-    /// A request on a queue. What no driver may send is an error, after which the device does nothing before a reset; what
-    /// goes wrong with a proper request is the reply's business. Returns after bounded work.
+    /// Serves a request on a queue. Returns an error if no driver may send it, after which the device does nothing before a
+    /// reset; the failure of a proper request is written into the request. Returns after bounded work.
     fn request(&mut self, port: &Port, queue: usize, chain: &Chain) -> Result<Reply, Malformed>;
 
-    /// A request of this queue that was kept and is done now: its head and the bytes written.
+    /// Returns a request of this queue that was kept and is done now: its head, and the number of bytes written to it.
     fn finished(&mut self, _port: &Port, _queue: usize) -> Option<(u16, u32)> {
         None
     }
 
-    /// The driver has reset the device: what was kept is gone.
+    /// Forgets the requests that were kept, because the driver has reset the device.
     fn reset(&mut self, _port: &Port) {}
 }
 
 /// The parts of a device.
 pub struct Parts {
-    /// Its thread's name, of at most 15 bytes.
+    /// The name of the device's thread, of at most 15 bytes.
     pub name: String,
-    /// Its description for the driver.
+    /// The device's description for the driver.
     pub profile: Profile,
-    /// Its model.
+    /// The device's reactions to requests.
     pub model: Box<dyn Model>,
-    /// A queue whose doorbell rings for as long as the device needs: when the register write is over, the requests are
-    /// done. Costs every doorbell of this device an exit to user space.
+    /// The queue whose requests are done when the driver's write to the doorbell register is over, if there is one. Every
+    /// doorbell of such a device costs an exit to user space.
     pub immediate: Option<u32>,
 }
 
@@ -64,7 +65,7 @@ pub struct Parts {
 #[derive(Debug, thiserror::Error)]
 #[error("starting the virtio device {name}: {error}")]
 pub struct DeviceError {
-    /// Its name.
+    /// The device's name.
     pub name: String,
     /// The system's answer.
     #[source]
@@ -95,7 +96,7 @@ impl VirtioDevice {
             name: name.clone(),
             error: Refusal::new(resource, error),
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Transport {
             state: Mutex::new(State {
                 registers: Registers::new(profile),
                 wanted: 0,
@@ -136,12 +137,12 @@ impl VirtioDevice {
     /// Sleeps until the device has looked at its queues once more, or has stopped.
     pub fn settle(&self) {
         let shared = &*self.port.shared;
-        shared.wait_for_pass(shared.lock());
+        shared.wait_for_pass(shared.state.lock());
     }
 
     /// The driver's mistake, if the device needs a reset because of it.
     pub fn problem(&self) -> Option<String> {
-        self.port.shared.lock().problem.clone()
+        self.port.shared.state.lock().problem.clone()
     }
 }
 
@@ -152,22 +153,24 @@ impl MmioDevice for VirtioDevice {
 
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        self.port.shared.lock().registers.read(offset, data);
+        self.port.shared.state.lock().registers.read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         let shared = &*self.port.shared;
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         let resets = state.registers.resets();
         match state.registers.write(offset, data) {
-            Effect::None => {}
-            Effect::Notify(queue) if self.immediate == Some(queue) => shared.wait_for_pass(state),
-            Effect::Notify(_) => shared.ring(),
-            Effect::Start => {
+            TransportEffect::None => {}
+            TransportEffect::Notify(queue) if self.immediate == Some(queue) => {
+                shared.wait_for_pass(state)
+            }
+            TransportEffect::Notify(_) => shared.ring(),
+            TransportEffect::Start => {
                 shared.attention.store(true, Ordering::Release);
                 shared.ring();
             }
-            Effect::LetGo => {
+            TransportEffect::LetGo => {
                 if state.registers.resets() != resets {
                     state.problem = None;
                 }
@@ -187,18 +190,18 @@ impl MmioDevice for VirtioDevice {
 
     fn stop(&self) {
         let shared = &*self.port.shared;
-        // Taken first and held: a second caller returns when the thread has ended, too.
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        // The lock is held until the thread has ended, so that a second caller returns no earlier.
+        let mut thread = self.thread.lock();
         {
-            // With the lock held, so that the thread does not go to sleep after it has seen that the flag is not set.
-            let _state = shared.lock();
+            // The lock is held, so that no vCPU goes to sleep after it has seen that the flag is not set.
+            let _state = shared.state.lock();
             shared.stop.store(true, Ordering::Release);
             shared.attention.store(true, Ordering::Release);
             shared.passed.notify_all();
         }
         shared.ring();
         if let Some(thread) = thread.take() {
-            // If it panicked, it has said so; there is nothing left to stop.
+            // A thread that panicked has reported that; there is nothing left to stop.
             let _ = thread.join_within(STOP_WITHIN);
         }
     }
@@ -210,44 +213,41 @@ impl Drop for VirtioDevice {
     }
 }
 
-struct Shared {
+/// What the vCPUs' side of a device and its thread share.
+struct Transport {
     state: Mutex<State>,
-    /// A pass has ended, or the device is to stop.
+    /// Notified when a pass has ended, and when the device is to stop.
     passed: Condvar,
     doorbell: Bell,
-    /// The thread is to leave the queues as they are and begin a new pass.
+    /// Whether the thread is to leave the queues as they are and begin a new pass.
     attention: AtomicBool,
     stop: AtomicBool,
     irq: Arc<dyn Interrupt>,
 }
 
-/// Under the lock, which is never held while the device works.
+/// The part under the lock, which is never held while the device works.
 struct State {
     registers: Registers,
-    /// The pass that vCPUs wait for.
+    /// The number of the last pass that a vCPU waits for.
     wanted: u64,
-    /// The last one that is over.
+    /// The number of the last pass that is over.
     done: u64,
+    /// The driver's mistake, until it resets the device.
     problem: Option<String>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is consistent between any two of its changes.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Transport {
     fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 
     fn ring(&self) {
         let what = "ringing a virtio device's doorbell (writing an eventfd)";
-        self.tell(what, self.doorbell.ring());
+        self.report_failure(what, self.doorbell.ring());
     }
 
-    /// The run ends if a thread cannot be woken, or cannot sleep.
-    fn tell(&self, what: &'static str, result: io::Result<()>) {
+    /// Tells the machine if waking a thread or sleeping has failed, which ends the run.
+    fn report_failure(&self, what: &'static str, result: io::Result<()>) {
         if let Err(error) = result {
             self.irq.device_failed(DeviceFailure::Event { what, error });
         }
@@ -259,21 +259,33 @@ impl Shared {
         let wanted = state.wanted;
         self.ring();
         let waiting = |state: &mut State| state.done < wanted && !self.stopping();
-        drop(self.passed.wait_while(state, waiting));
+        self.passed.wait_while(&mut state, waiting);
     }
 }
 
-/// A pass begins with what the driver has set up at that moment.
+/// What the driver has set up when a pass over the queues begins.
 pub struct Pass {
+    /// The pass's number, for [`Port::end_pass`].
     pub number: u64,
+    /// How often the driver has reset the device.
     pub resets: u64,
+    /// The driver's set-up; none while the driver is not ready or the device needs a reset.
     pub active: Option<Active>,
 }
 
-/// A device's model uses the rest of the machine through this.
+/// What a device's thread does after a pass.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Begins another pass at once, because there may be more to do.
+    Pass,
+    /// Waits for the doorbell.
+    Doorbell,
+}
+
+/// A device's access to the rest of the machine.
 #[derive(Clone)]
 pub struct Port {
-    shared: Arc<Shared>,
+    shared: Arc<Transport>,
     ram: Arc<GuestRam>,
 }
 
@@ -285,18 +297,18 @@ impl Port {
 
     /// Looks at the configuration space.
     pub fn config<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
-        look(self.shared.lock().registers.config())
+        look(self.shared.state.lock().registers.config())
     }
 
     /// Changes the configuration space, and tells the driver if there is one.
     pub fn change_config(&self, change: impl FnOnce(&mut [u8])) {
-        let tell = self.shared.lock().registers.change_config(change);
-        if tell {
+        let interrupt = self.shared.state.lock().registers.change_config(change);
+        if interrupt {
             self.shared.irq.trigger();
         }
     }
 
-    /// Has the device's thread look for [`Model::finished`].
+    /// Wakes the device's thread, which then asks [`Model::finished`] for requests that are done.
     pub fn wake(&self) {
         self.shared.ring();
     }
@@ -308,7 +320,7 @@ impl Port {
 
     /// Begins a pass over the queues; none if the device is to stop.
     pub(super) fn begin_pass(&self) -> Option<Pass> {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         if self.shared.stopping() {
             return None;
         }
@@ -321,31 +333,31 @@ impl Port {
         })
     }
 
-    /// Wakes the vCPUs that wait for the pass. Then, unless there is `more` to do, sleeps until the doorbell rings.
-    pub(super) fn end_pass(&self, number: u64, more: bool) {
+    /// Wakes the vCPUs that wait for the pass. Then, if the doorbell is next, sleeps until it rings.
+    pub(super) fn end_pass(&self, number: u64, next: Next) {
         let shared = &self.shared;
-        shared.lock().done = number;
+        shared.state.lock().done = number;
         shared.passed.notify_all();
-        if !more && !self.interrupted() {
+        if next == Next::Doorbell && !self.interrupted() {
             let what = "waiting for a virtio device's doorbell (reading an eventfd)";
-            shared.tell(what, shared.doorbell.wait());
+            shared.report_failure(what, shared.doorbell.wait());
         }
     }
 
-    /// Tells the driver that a request is done. Not if the driver has reset the device since.
+    /// Interrupts the driver because a request is done, unless it has reset the device since.
     pub(super) fn used(&self, resets: u64) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if state.registers.resets() == resets {
             state.registers.used();
             drop(state);
-            // Also if the driver has not acknowledged the last one: the line has edges only.
+            // The interrupt is triggered even if the driver has not acknowledged the last one: the line has edges only.
             self.shared.irq.trigger();
         }
     }
 
-    /// The driver has to reset the device.
+    /// Stops work until the driver resets the device, unless it has done so since it made this mistake.
     pub(super) fn fail(&self, resets: u64, problem: &Malformed) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if state.registers.resets() == resets {
             state.problem = Some(problem.to_string());
             if state.registers.needs_reset() {

@@ -6,8 +6,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use super::guest_bytes::GuestBuffer;
 use super::ram::PinnedRam;
-use super::span::Spans;
 use crate::retry;
 
 /// Bytes of a sector: the unit of everything that a driver asks for.
@@ -15,44 +15,80 @@ pub const SECTOR: u64 = 512;
 /// Zeros that are written at once where the file system cannot make them.
 const ZEROS: usize = 64 << 10;
 
+/// What a disk does with its image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DiskAccess {
+    /// It only reads.
+    ReadOnly,
+    /// It reads and writes.
+    ReadWrite,
+}
+
+impl DiskAccess {
+    /// Returns what the image is opened for, in the words of messages.
+    fn purpose(self) -> &'static str {
+        match self {
+            DiskAccess::ReadOnly => "for reading",
+            DiskAccess::ReadWrite => "for writing",
+        }
+    }
+
+    /// Returns which other disk keeps the image from being opened so, in the words of messages.
+    fn rival(self) -> &'static str {
+        match self {
+            DiskAccess::ReadOnly => "another disk has it open for writing",
+            DiskAccess::ReadWrite => "another disk has it open",
+        }
+    }
+}
+
+/// What becomes of the space in the file whose bytes are made zeros.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Space {
+    /// The file keeps it.
+    Keep,
+    /// The file may give it back to the file system.
+    Release,
+}
+
 /// Why a file cannot be a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// The system refused.
-    #[error("opening disk {} {}: {error}{}", path.display(), if *read_only { "for reading" } else { "for writing" }, hint(error, *read_only))]
+    /// The system refused to open the image.
+    #[error("opening disk {} {}: {error}{}", path.display(), access.purpose(), hint(error, *access))]
     Open {
         /// The file.
         path: PathBuf,
-        /// How.
-        read_only: bool,
+        /// How it was to be opened.
+        access: DiskAccess,
         /// The system's answer.
         #[source]
         error: io::Error,
     },
-    /// A folder.
+    /// The path names a folder.
     #[error("opening disk {}: it is a folder; give an image file", .0.display())]
     Folder(PathBuf),
-    /// A pipe, a device, …
+    /// The path names neither a regular file nor a folder, but a pipe or a device, for example.
     #[error("opening disk {}: it is not a regular file; only image files can be disks", .0.display())]
     NotRegular(PathBuf),
-    /// Nothing in it.
+    /// The file is empty.
     #[error("opening disk {}: it is empty; make it as large as the disk is to be, for example with `truncate -s 1G`", .0.display())]
     Empty(PathBuf),
-    /// Not whole sectors.
+    /// The file's size is no multiple of a sector.
     #[error("opening disk {}: it has {bytes} bytes, but a raw image has a multiple of 512; is it another format, or was it cut off?", path.display())]
     Odd {
         /// The file.
         path: PathBuf,
-        /// Its size.
+        /// The file's size in bytes.
         bytes: u64,
     },
     /// Another disk, of this process or another one, has the image open.
-    #[error("opening disk {} {}: {}; end the other one, give each its own copy, or open it read-only in both (`,ro`)", path.display(), if *read_only { "for reading" } else { "for writing" }, if *read_only { "another disk has it open for writing" } else { "another disk has it open" })]
+    #[error("opening disk {} {}: {}; end the other one, give each its own copy, or open it read-only in both (`,ro`)", path.display(), access.purpose(), access.rival())]
     InUse {
         /// The file.
         path: PathBuf,
         /// How it was to be opened.
-        read_only: bool,
+        access: DiskAccess,
     },
     /// The file system cannot tell whether another disk has it open.
     #[error("locking disk {}: {error}; use a file system with file locks", path.display())]
@@ -65,12 +101,13 @@ pub enum DiskError {
     },
 }
 
-fn hint(error: &io::Error, read_only: bool) -> &'static str {
+/// What a message advises when the system refused to open the image.
+fn hint(error: &io::Error, access: DiskAccess) -> &'static str {
     let refused = matches!(
         error.kind(),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
     );
-    match refused && !read_only {
+    match refused && access == DiskAccess::ReadWrite {
         true => "; to open it read-only, append `,ro`",
         false => "",
     }
@@ -81,15 +118,15 @@ fn hint(error: &io::Error, read_only: bool) -> &'static str {
 pub struct Disk {
     file: File,
     bytes: u64,
-    read_only: bool,
+    access: DiskAccess,
 }
 
 impl Disk {
     /// Opens and locks an image.
-    pub fn open(path: &Path, read_only: bool) -> Result<Disk, DiskError> {
+    pub fn open(path: &Path, access: DiskAccess) -> Result<Disk, DiskError> {
         let open_error = |error| DiskError::Open {
             path: path.to_owned(),
-            read_only,
+            access,
             error,
         };
         if path.metadata().map_err(open_error)?.is_dir() {
@@ -97,7 +134,7 @@ impl Disk {
         }
         let file = OpenOptions::new()
             .read(true)
-            .write(!read_only)
+            .write(access == DiskAccess::ReadWrite)
             // Opening a pipe would wait for a writer. Regular files do not care.
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
@@ -106,10 +143,10 @@ impl Disk {
         if !metadata.is_file() {
             return Err(DiskError::NotRegular(path.to_owned()));
         }
-        lock(&file, read_only).map_err(|error| match error.raw_os_error() {
+        lock(&file, access).map_err(|error| match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse {
                 path: path.to_owned(),
-                read_only,
+                access,
             },
             _ => DiskError::Lock {
                 path: path.to_owned(),
@@ -130,7 +167,7 @@ impl Disk {
         Ok(Disk {
             file,
             bytes,
-            read_only,
+            access,
         })
     }
 
@@ -141,23 +178,23 @@ impl Disk {
 
     /// Whether it must not be written.
     pub fn read_only(&self) -> bool {
-        self.read_only
+        self.access == DiskAccess::ReadOnly
     }
 
     /// Reads `spans` of pinned guest memory from `offset` on.
-    pub fn read(&self, ram: &PinnedRam, spans: &Spans, offset: u64) -> io::Result<()> {
+    pub fn read(&self, ram: &PinnedRam, spans: &GuestBuffer, offset: u64) -> io::Result<()> {
         self.transfer(ram, spans, offset, libc::preadv)
     }
 
     /// Writes `spans` of pinned guest memory from `offset` on.
-    pub fn write(&self, ram: &PinnedRam, spans: &Spans, offset: u64) -> io::Result<()> {
+    pub fn write(&self, ram: &PinnedRam, spans: &GuestBuffer, offset: u64) -> io::Result<()> {
         self.transfer(ram, spans, offset, libc::pwritev)
     }
 
     fn transfer(
         &self,
         ram: &PinnedRam,
-        spans: &Spans,
+        spans: &GuestBuffer,
         mut offset: u64,
         call: unsafe extern "C" fn(i32, *const libc::iovec, i32, i64) -> isize,
     ) -> io::Result<()> {
@@ -198,7 +235,7 @@ impl Disk {
         retry::interrupted(once).map(drop)
     }
 
-    /// The contents of these bytes are no longer needed. Where the file system cannot make use of that, they stay.
+    /// Gives up the contents of these bytes, which become zeros. Where the file system cannot make holes, they stay.
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         let punched = self.allocate(
             libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
@@ -211,11 +248,11 @@ impl Disk {
         })
     }
 
-    /// Makes these bytes zeros; `unmap` if their place need not be kept.
-    pub fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        let mode = match unmap {
-            true => libc::FALLOC_FL_PUNCH_HOLE,
-            false => libc::FALLOC_FL_ZERO_RANGE,
+    /// Makes these bytes zeros.
+    pub fn zero(&self, offset: u64, len: u64, space: Space) -> io::Result<()> {
+        let mode = match space {
+            Space::Keep => libc::FALLOC_FL_ZERO_RANGE,
+            Space::Release => libc::FALLOC_FL_PUNCH_HOLE,
         };
         match self.allocate(mode | libc::FALLOC_FL_KEEP_SIZE, offset, len) {
             Err(error) if unsupported(&error) => {}
@@ -259,12 +296,12 @@ fn unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
 }
 
-/// A lock of the open file, so that it ends with it, binds this process, too, and does not end with another descriptor of
-/// the same file.
-fn lock(file: &File, read_only: bool) -> io::Result<()> {
-    let kind = match read_only {
-        true => libc::F_RDLCK,
-        false => libc::F_WRLCK,
+/// Locks the open file description. Such a lock ends when the file is closed, but not when another descriptor of the same
+/// file is closed, and it keeps out other disks of this process, too.
+fn lock(file: &File, access: DiskAccess) -> io::Result<()> {
+    let kind = match access {
+        DiskAccess::ReadOnly => libc::F_RDLCK,
+        DiskAccess::ReadWrite => libc::F_WRLCK,
     };
     let whole = libc::flock {
         l_type: kind as _,
@@ -280,7 +317,7 @@ fn lock(file: &File, read_only: bool) -> io::Result<()> {
     }
 }
 
-/// The rest of the parts after the first `done` bytes.
+/// Returns what is left of the parts after the first `done` bytes.
 fn advance(mut parts: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec] {
     while let Some(first) = parts.first_mut() {
         if done < first.iov_len {
@@ -296,6 +333,7 @@ fn advance(mut parts: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec]
 
 #[cfg(test)]
 mod tests {
+    use super::DiskAccess::{ReadOnly, ReadWrite};
     use super::*;
 
     fn image(bytes: usize) -> tempfile::NamedTempFile {
@@ -304,47 +342,47 @@ mod tests {
         file
     }
 
-    fn refusal(path: &Path, read_only: bool) -> String {
-        Disk::open(path, read_only).unwrap_err().to_string()
+    fn refusal(path: &Path, access: DiskAccess) -> String {
+        Disk::open(path, access).unwrap_err().to_string()
     }
 
     #[test]
     fn what_is_no_image_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
-        assert!(refusal(&missing, false).contains("No such file"));
-        assert!(refusal(folder.path(), false).contains("it is a folder"));
-        assert!(refusal(Path::new("/dev/zero"), true).contains("not a regular file"));
-        assert!(refusal(image(0).path(), false).contains("it is empty"));
-        assert!(refusal(image(1000).path(), true).contains("1000 bytes"));
+        assert!(refusal(&missing, ReadWrite).contains("No such file"));
+        assert!(refusal(folder.path(), ReadWrite).contains("it is a folder"));
+        assert!(refusal(Path::new("/dev/zero"), ReadOnly).contains("not a regular file"));
+        assert!(refusal(image(0).path(), ReadWrite).contains("it is empty"));
+        assert!(refusal(image(1000).path(), ReadOnly).contains("1000 bytes"));
         let pipe = folder.path().join("pipe");
         let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
         // SAFETY: a valid string.
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
-        assert!(refusal(&pipe, true).contains("not a regular file"));
+        assert!(refusal(&pipe, ReadOnly).contains("not a regular file"));
     }
 
     #[test]
     fn an_image_has_one_writer_or_readers() {
         let file = image(1024);
-        let writer = Disk::open(file.path(), false).unwrap();
+        let writer = Disk::open(file.path(), ReadWrite).unwrap();
         assert_eq!((writer.bytes(), writer.read_only()), (1024, false));
-        for read_only in [false, true] {
-            assert!(refusal(file.path(), read_only).contains("another disk has it open"));
+        for access in [ReadWrite, ReadOnly] {
+            assert!(refusal(file.path(), access).contains("another disk has it open"));
         }
         drop(writer);
-        let readers = [true; 2].map(|_| Disk::open(file.path(), true).unwrap());
-        assert!(refusal(file.path(), false).contains("for writing"));
+        let readers = [(); 2].map(|()| Disk::open(file.path(), ReadOnly).unwrap());
+        assert!(refusal(file.path(), ReadWrite).contains("for writing"));
         drop(readers);
-        Disk::open(file.path(), false).unwrap();
+        Disk::open(file.path(), ReadWrite).unwrap();
     }
 
     #[test]
     fn zeros_and_holes() {
         let file = image(4 << 20);
-        let disk = Disk::open(file.path(), false).unwrap();
-        disk.zero(512, 512, false).unwrap();
-        disk.zero(4096, 1 << 20, true).unwrap();
+        let disk = Disk::open(file.path(), ReadWrite).unwrap();
+        disk.zero(512, 512, Space::Keep).unwrap();
+        disk.zero(4096, 1 << 20, Space::Release).unwrap();
         disk.discard(2 << 20, 1 << 20).unwrap();
         disk.flush().unwrap();
         let bytes = std::fs::read(&file).unwrap();

@@ -6,7 +6,7 @@
 //! | `device` | a device put together, and what vCPUs see of it |
 //! | `worker` | its thread |
 //! | `queue` | the device's end of a virtqueue |
-//! | `span`, `ram` | guest-physical memory, pinned while it is in use |
+//! | `guest_bytes`, `ram` | guest-physical memory, pinned while it is in use |
 //! | `balloon`, `statistics` | memory that the guest gives back |
 //! | `block`, `disk` | a disk, and the file behind it |
 //! | `rng` | random bytes |
@@ -15,21 +15,21 @@ mod balloon;
 mod block;
 mod device;
 mod disk;
+mod guest_bytes;
 mod queue;
 mod ram;
 mod registers;
 mod rng;
-mod span;
 mod statistics;
 mod worker;
 
 pub use balloon::{Balloon, BalloonError, BalloonFigures, Hinting};
 pub use block::block;
 pub use device::{DeviceError, Model, Parts, Port, Reply, VirtioDevice};
-pub use disk::{Disk, DiskError};
+pub use disk::{Disk, DiskAccess, DiskError};
+pub use guest_bytes::{GuestBuffer, GuestBytes};
 pub use queue::{Chain, Malformed};
 pub use ram::{GuestRam, RamError};
 pub use registers::Profile;
 pub use rng::parts as rng;
-pub use span::{Span, Spans};
 pub use statistics::Statistics;

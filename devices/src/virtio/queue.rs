@@ -11,8 +11,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::guest_memory::{Error as MemoryError, GuestMemorySliceIterator};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
+use super::guest_bytes::{GuestBuffer, GuestBytes};
 use super::ram::{GuestRam, PinnedRam, RamError, Use};
-use super::span::{Span, Spans};
 
 /// Pages of indirect descriptor tables that one chain may be spread over.
 const MOST_TABLE_PAGES: usize = 512;
@@ -20,27 +20,36 @@ const MOST_TABLE_PAGES: usize = 512;
 /// A driver's mistake that the specification forbids. The device needs a reset.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
-    /// Size or place of a queue.
+    /// A queue has a size or addresses that no queue may have.
     #[error("queue {0}: bad size or addresses: {1}")]
-    Queue(usize, String),
-    /// A ring's memory.
+    Queue(usize, #[source] virtio_queue::Error),
+    /// A queue lies partly outside guest memory.
+    #[error("queue {0}: bad size or addresses: not all in memory")]
+    Outside(usize),
+    /// The rings cannot be read or written.
     #[error("the rings cannot be reached: {0}")]
-    Rings(String),
-    /// More chains than there are slots, or a ring that leads nowhere.
+    Rings(#[source] virtio_queue::Error),
+    /// The flags of the available ring cannot be read.
+    #[error("the rings cannot be reached: {0}")]
+    Flags(#[source] MemoryError),
+    /// The available ring cannot be read, or announces more chains than the queue has slots.
     #[error("the available ring makes no sense: {0}")]
-    Available(String),
-    /// A loop, an index or a table outside of its bounds, or too many descriptors.
+    Available(#[source] virtio_queue::Error),
+    /// An entry of the available ring cannot be read.
+    #[error("the available ring makes no sense: it leads nowhere")]
+    Nowhere,
+    /// A chain has a loop, an index or a table out of bounds, or more descriptors than the queue has slots.
     #[error("the chain from descriptor {0} is broken, or longer than the queue")]
     Chain(u16),
-    /// Readable after writable, or no bytes.
+    /// A chain has an empty buffer, or a readable one after a writable one.
     #[error(
         "the chain from descriptor {0} has an empty buffer, or a readable one behind a writable one"
     )]
     Buffer(u16),
-    /// Not memory.
+    /// A buffer or a ring is not in guest memory, or cannot be reached there.
     #[error("{0}")]
     Memory(#[from] RamError),
-    /// Its content violates the device's specification.
+    /// A request's content violates the device's specification.
     #[error("a request makes no sense: {0}")]
     Request(&'static str),
 }
@@ -48,12 +57,12 @@ pub enum Malformed {
 /// A request: what the device may read and what it may write. Everything is memory; nothing is empty.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Chain {
-    /// Its first descriptor: what the driver knows it by.
+    /// The index of its first descriptor, by which the driver knows it.
     pub head: u16,
-    /// The driver's part.
-    pub readable: Spans,
-    /// The device's.
-    pub writable: Spans,
+    /// The part that the device may read.
+    pub readable: GuestBuffer,
+    /// The part that the device may write.
+    pub writable: GuestBuffer,
 }
 
 /// A queue in use. Its rings are pinned.
@@ -69,20 +78,19 @@ impl VirtQueue {
         index: usize,
         state: QueueState,
     ) -> Result<VirtQueue, Malformed> {
-        let bad = |error: virtio_queue::Error| Malformed::Queue(index, error.to_string());
-        let queue = Queue::try_from(state).map_err(bad)?;
+        let queue = Queue::try_from(state).map_err(|error| Malformed::Queue(index, error))?;
         let size = u64::from(queue.size());
         // The flags, the index and what is in the place of an event index are 6 bytes together.
         let rings = [
-            Span {
+            GuestBytes {
                 addr: queue.desc_table(),
                 len: 16 * size,
             },
-            Span {
+            GuestBytes {
                 addr: queue.avail_ring(),
                 len: 6 + 2 * size,
             },
-            Span {
+            GuestBytes {
                 addr: queue.used_ring(),
                 len: 6 + 8 * size,
             },
@@ -94,7 +102,7 @@ impl VirtQueue {
             tables: RefCell::default(),
         };
         if !queue.is_valid(&memory) {
-            return Err(Malformed::Queue(index, "not all in memory".to_owned()));
+            return Err(Malformed::Outside(index));
         }
         Ok(VirtQueue { queue, memory })
     }
@@ -106,37 +114,39 @@ impl VirtQueue {
 
     /// The next request, if there is one.
     pub fn pop(&mut self) -> Result<Option<Chain>, Malformed> {
-        let available = |error: virtio_queue::Error| Malformed::Available(error.to_string());
         let index = self.queue.avail_idx(&self.memory, Ordering::Acquire);
-        if index.map_err(available)?.0 == self.queue.next_avail() {
+        if index.map_err(Malformed::Available)?.0 == self.queue.next_avail() {
             return Ok(None);
         }
         let chain = {
-            let mut chains = self.queue.iter(&self.memory).map_err(available)?;
-            let chain = chains.next();
-            let descriptors =
-                chain.ok_or_else(|| Malformed::Available("it leads nowhere".to_owned()))?;
+            let mut chains = self
+                .queue
+                .iter(&self.memory)
+                .map_err(Malformed::Available)?;
+            let descriptors = chains.next().ok_or(Malformed::Nowhere)?;
             read_chain(descriptors, self.queue.size())
         };
         self.memory.tables.get_mut().clear();
         let chain = chain?;
         for span in chain.readable.0.iter().chain(&chain.writable.0) {
             if !self.memory.ram.contains(*span) {
-                let Span { addr, len } = *span;
+                let GuestBytes { addr, len } = *span;
                 return Err(RamError::OutOfRange { addr, len }.into());
             }
         }
         Ok(Some(chain))
     }
 
-    /// Gives a request back, with the number of bytes written from the beginning of its writable part on. True if the
-    /// driver wants an interrupt for it.
+    /// Gives a request back, with the number of bytes written from the beginning of its writable part on. Returns whether
+    /// the driver wants an interrupt for it.
     pub fn complete(&mut self, head: u16, written: u32) -> Result<bool, Malformed> {
-        let rings = |error: virtio_queue::Error| Malformed::Rings(error.to_string());
         self.queue
             .add_used(&self.memory, head, written)
-            .map_err(rings)?;
-        let wanted = self.queue.needs_notification(&self.memory).map_err(rings)?;
+            .map_err(Malformed::Rings)?;
+        let wanted = self
+            .queue
+            .needs_notification(&self.memory)
+            .map_err(Malformed::Rings)?;
         if self.queue.event_idx_enabled() {
             return Ok(wanted);
         }
@@ -144,22 +154,23 @@ impl VirtQueue {
         let flags: u16 = self
             .memory
             .load(flags, Ordering::Relaxed)
-            .map_err(|error| Malformed::Rings(error.to_string()))?;
+            .map_err(Malformed::Flags)?;
         Ok(u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
     }
 
-    /// From now on the driver must ring when it adds something. True if it has just done so without.
+    /// Asks the driver to ring the doorbell from now on when it adds a request. Returns whether there are requests already that
+    /// the device has not taken.
     pub fn expect_doorbell(&mut self) -> Result<bool, Malformed> {
         self.queue
             .enable_notification(&self.memory)
-            .map_err(|error| Malformed::Rings(error.to_string()))
+            .map_err(Malformed::Rings)
     }
 
-    /// The driver need not ring for now: the device looks again anyway.
+    /// Tells the driver that it need not ring the doorbell for now, because the device looks at the queue again anyway.
     pub fn expect_no_doorbell(&mut self) -> Result<(), Malformed> {
         self.queue
             .disable_notification(&self.memory)
-            .map_err(|error| Malformed::Rings(error.to_string()))
+            .map_err(Malformed::Rings)
     }
 }
 
@@ -170,8 +181,8 @@ fn read_chain(
     let head = descriptors.head_index();
     let mut chain = Chain {
         head,
-        readable: Spans::default(),
-        writable: Spans::default(),
+        readable: GuestBuffer::default(),
+        writable: GuestBuffer::default(),
     };
     // A descriptor with a successor must have one: the iterator itself just ends where the chain is broken.
     let mut complete = false;
@@ -179,7 +190,7 @@ fn read_chain(
         if count == most {
             return Err(Malformed::Chain(head));
         }
-        let span = Span {
+        let span = GuestBytes {
             addr: descriptor.addr().0,
             len: descriptor.len().into(),
         };
@@ -208,7 +219,7 @@ struct RingMemory {
 }
 
 impl RingMemory {
-    /// The bytes from this address on, as far as they are together.
+    /// Returns where this process has the bytes from this address on, and how many of them are contiguous there.
     fn locate(&self, addr: u64) -> Result<(*mut u8, u64), MemoryError> {
         if let Some(found) = self.rings.at(addr) {
             return Ok(found);
@@ -220,7 +231,7 @@ impl RingMemory {
         if tables.len() == MOST_TABLE_PAGES {
             return Err(MemoryError::HostAddressNotAvailable);
         }
-        let page = self.ram.pin([Span { addr, len: 1 }], Use::Read);
+        let page = self.ram.pin([GuestBytes { addr, len: 1 }], Use::Read);
         let page = page.map_err(|error| MemoryError::IOError(std::io::Error::other(error)))?;
         let found = page.at(addr);
         tables.push(page);
@@ -233,7 +244,7 @@ impl GuestMemory for RingMemory {
     type Bitmap = ();
 
     fn check_range(&self, addr: GuestAddress, count: usize, _: Permissions) -> bool {
-        self.ram.contains(Span {
+        self.ram.contains(GuestBytes {
             addr: addr.0,
             len: count as u64,
         })

@@ -12,7 +12,7 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
 };
 
-use super::span::{Span, Spans, merged};
+use super::guest_bytes::{GuestBuffer, GuestBytes, merged};
 
 /// Why guest memory could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -20,9 +20,9 @@ pub enum RamError {
     /// There is no such memory.
     #[error("{len} bytes at guest-physical {addr:#x} are not all memory")]
     OutOfRange {
-        /// Where they begin.
+        /// The address of the first byte.
         addr: u64,
-        /// How many.
+        /// The number of bytes.
         len: u64,
     },
     /// The contents cannot be supplied.
@@ -31,12 +31,13 @@ pub enum RamError {
         /// The first page that was wanted.
         addr: u64,
         /// Why not.
+        #[source]
         error: hmm_backend::Error,
     },
-    /// The device would have to write there.
+    /// The device would have to write to a page that is read-only.
     #[error("guest-physical {addr:#x} is read-only")]
     ReadOnly {
-        /// The page.
+        /// The page's address.
         addr: u64,
     },
 }
@@ -44,9 +45,9 @@ pub enum RamError {
 /// The access that the device is about to make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Use {
-    /// Only read.
+    /// The device only reads.
     Read,
-    /// Write.
+    /// The device writes.
     Write,
 }
 
@@ -60,13 +61,13 @@ pub struct GuestRam {
 
 #[derive(Clone, Copy)]
 struct Region {
-    span: Span,
+    span: GuestBytes,
     /// The first page, if it is managed memory.
     managed: Option<Page>,
 }
 
 impl Region {
-    fn pages(&self, part: Span) -> Option<PageRange> {
+    fn pages(&self, part: GuestBytes) -> Option<PageRange> {
         let page = |bytes: u64| (bytes / PAGE_SIZE) as u32;
         let first = self.managed?.plus(page(part.addr - self.span.addr));
         Some(PageRange::with_len(first, page(part.len)))
@@ -74,7 +75,7 @@ impl Region {
 }
 
 impl GuestRam {
-    /// Managed memory only, all of it: page 0 is at guest-physical address `base`, and the others are as far from it as
+    /// All of managed memory, and no other memory: page 0 is at guest-physical address `base`, and the others are as far from it as
     /// their numbers say.
     pub fn managed(backend: &Arc<Backend>, base: u64) -> GuestRam {
         let (hole, end) = (backend.hole(), Page(backend.pages()));
@@ -101,14 +102,14 @@ impl GuestRam {
         fixed: GuestMemoryMmap,
     ) -> GuestRam {
         let managed = managed.into_iter().map(|(addr, pages)| Region {
-            span: Span {
+            span: GuestBytes {
                 addr,
                 len: u64::from(pages.len()) * PAGE_SIZE,
             },
             managed: Some(pages.start),
         });
         let others = fixed.iter().map(|region| Region {
-            span: Span {
+            span: GuestBytes {
                 addr: region.start_addr().0,
                 len: region.len(),
             },
@@ -128,13 +129,13 @@ impl GuestRam {
         self.regions.iter().map(|region| region.span.len).sum()
     }
 
-    /// Whether all of it is memory. No bytes are memory anywhere.
-    pub fn contains(&self, span: Span) -> bool {
+    /// Whether all of the bytes are memory. A span of no bytes is memory wherever it is.
+    pub fn contains(&self, span: GuestBytes) -> bool {
         self.parts(span).is_ok()
     }
 
-    /// The span cut at the regions' borders.
-    fn parts(&self, span: Span) -> Result<Vec<(Region, Span)>, RamError> {
+    /// Cuts the bytes at the regions' borders.
+    fn parts(&self, span: GuestBytes) -> Result<Vec<(Region, GuestBytes)>, RamError> {
         let outside = || RamError::OutOfRange {
             addr: span.addr,
             len: span.len,
@@ -150,7 +151,7 @@ impl GuestRam {
             if stop <= at {
                 return Err(outside());
             }
-            let part = Span {
+            let part = GuestBytes {
                 addr: at,
                 len: stop - at,
             };
@@ -163,16 +164,16 @@ impl GuestRam {
     /// Keeps the pages of these bytes in system memory, each page once. Sleeps as long as it takes to bring them there.
     pub fn pin(
         self: &Arc<Self>,
-        spans: impl IntoIterator<Item = Span>,
+        spans: impl IntoIterator<Item = GuestBytes>,
         to: Use,
     ) -> Result<PinnedRam, RamError> {
-        let whole = |span: Span| {
+        let whole = |span: GuestBytes| {
             span.touched_pages().ok_or(RamError::OutOfRange {
                 addr: span.addr,
                 len: span.len,
             })
         };
-        let spans: Result<Vec<Span>, RamError> = spans.into_iter().map(whole).collect();
+        let spans: Result<Vec<GuestBytes>, RamError> = spans.into_iter().map(whole).collect();
         let mut pinned = PinnedRam {
             pieces: Vec::new(),
             _ram: self.clone(),
@@ -185,7 +186,7 @@ impl GuestRam {
         Ok(pinned)
     }
 
-    fn pin_part(&self, region: &Region, part: Span, to: Use) -> Result<Piece, RamError> {
+    fn pin_part(&self, region: &Region, part: GuestBytes, to: Use) -> Result<Piece, RamError> {
         let unavailable = |error| RamError::Unavailable {
             addr: part.addr,
             error,
@@ -204,7 +205,7 @@ impl GuestRam {
         };
         let pin = self.backend.pin(pages).map_err(unavailable)?;
         if to == Use::Write {
-            // The kernel would write there for this thread, and take a fault that cannot be resolved.
+            // A read-only page is refused: the kernel, which writes for this thread, would take a fault that cannot be resolved.
             for (index, page) in (0..).zip(pages.pages()) {
                 if self.backend.word(page).map_err(unavailable)?.read_only() {
                     let addr = part.addr + index * PAGE_SIZE;
@@ -219,8 +220,13 @@ impl GuestRam {
         })
     }
 
-    /// Copies bytes out of guest memory: `into.len()` of these from `at` on, of which there must be so many.
-    pub fn read(self: &Arc<Self>, spans: &Spans, at: u64, into: &mut [u8]) -> Result<(), RamError> {
+    /// Copies bytes out of guest memory: `into.len()` of these from `at` on, of which there must be that many.
+    pub fn read(
+        self: &Arc<Self>,
+        spans: &GuestBuffer,
+        at: u64,
+        into: &mut [u8],
+    ) -> Result<(), RamError> {
         let part = spans.part(at, into.len() as u64);
         assert_eq!(
             part.bytes(),
@@ -235,8 +241,13 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Copies bytes into guest memory: over these from `at` on, of which there must be so many.
-    pub fn write(self: &Arc<Self>, spans: &Spans, at: u64, from: &[u8]) -> Result<(), RamError> {
+    /// Copies `from` into guest memory, over these bytes from `at` on, of which there must be that many.
+    pub fn write(
+        self: &Arc<Self>,
+        spans: &GuestBuffer,
+        at: u64,
+        from: &[u8],
+    ) -> Result<(), RamError> {
         let part = spans.part(at, from.len() as u64);
         assert_eq!(
             part.bytes(),
@@ -253,11 +264,14 @@ impl GuestRam {
         Ok(())
     }
 
-    /// The guest needs the contents of these pages no longer: whole pages only, neighbours together. What migrates goes
-    /// the way of every free; other memory goes back to the host. All of it reads as zeros from now on, except pages that are
+    /// Frees the whole pages among these bytes, neighbours together, because the guest no longer needs their contents.
+    /// Managed pages go the way of every free; other memory goes back to the host. All of it reads as zeros from now on, except pages that are
     /// pinned. Returns the number of managed pages that had contents.
-    pub fn free(&self, spans: impl IntoIterator<Item = Span>) -> Result<u64, RamError> {
-        let whole = spans.into_iter().filter_map(Span::whole_pages).collect();
+    pub fn free(&self, spans: impl IntoIterator<Item = GuestBytes>) -> Result<u64, RamError> {
+        let whole = spans
+            .into_iter()
+            .filter_map(GuestBytes::whole_pages)
+            .collect();
         let mut freed = 0;
         for span in merged(whole) {
             for (region, part) in self.parts(span)? {
@@ -276,8 +290,8 @@ impl GuestRam {
         Ok(freed)
     }
 
-    /// Gives the host back what never migrates.
-    fn discard(&self, part: Span) -> u64 {
+    /// Gives memory that never migrates back to the host.
+    fn discard(&self, part: GuestBytes) -> u64 {
         if let Ok(host) = self.fixed.get_host_address(GuestAddress(part.addr)) {
             // SAFETY: whole pages of one mapping that `self.fixed` keeps. They are guest memory, which no Rust reference
             // points into and which may become zeros at any time. If the kernel refuses, they keep their contents: the
@@ -297,7 +311,7 @@ pub struct PinnedRam {
 }
 
 struct Piece {
-    span: Span,
+    span: GuestBytes,
     host: *mut u8,
     _pin: Option<Pinned>,
 }
@@ -317,7 +331,7 @@ impl PinnedRam {
     }
 
     /// These bytes, which are pinned.
-    pub fn slices(&self, span: Span) -> impl Iterator<Item = VolatileSlice<'_>> {
+    pub fn slices(&self, span: GuestBytes) -> impl Iterator<Item = VolatileSlice<'_>> {
         let (mut addr, mut left) = (span.addr, span.len);
         std::iter::from_fn(move || {
             if left == 0 {
@@ -353,8 +367,8 @@ mod tests {
         Arc::new(GuestRam::new(&backend, managed, fixed.expect("memory")))
     }
 
-    fn span(addr: u64, len: u64) -> Span {
-        Span { addr, len }
+    fn span(addr: u64, len: u64) -> GuestBytes {
+        GuestBytes { addr, len }
     }
 
     #[test]
@@ -396,7 +410,7 @@ mod tests {
         assert!(ram.contains(span(at(0), 2 << 20)) && ram.contains(span(at(4 << 20), 2 << 20)));
         assert!(!ram.contains(span(at((2 << 20) - 1), 2)));
         assert!(!ram.contains(span(at((4 << 20) - 1), 2)));
-        ram.write(&Spans(vec![span(at(4 << 20), 4)]), 0, b"here")
+        ram.write(&GuestBuffer(vec![span(at(4 << 20), 4)]), 0, b"here")
             .expect("it is memory");
         assert_eq!(
             ram.free([span(at(4 << 20), 4096)]).expect("it is memory"),
@@ -408,7 +422,7 @@ mod tests {
     fn bytes_go_over_the_border_of_regions() {
         let ram = ram();
         let bytes: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
-        let spans = Spans(vec![span(FIXED - 5000, 9000), span(0x100_0000, 1000)]);
+        let spans = GuestBuffer(vec![span(FIXED - 5000, 9000), span(0x100_0000, 1000)]);
         ram.write(&spans, 0, &bytes).expect("it is memory");
         let mut read = vec![0; 9000];
         ram.read(&spans, 1000, &mut read).expect("it is memory");

@@ -39,7 +39,7 @@ pub struct Profile {
 
 /// The effect of a register write on the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Effect {
+pub enum TransportEffect {
     /// Nothing.
     None,
     /// Look at this queue.
@@ -84,7 +84,7 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// After power-on.
+    /// The registers after power-on.
     pub fn new(profile: Profile) -> Registers {
         let mut registers = Registers {
             status: 0,
@@ -111,7 +111,7 @@ impl Registers {
         self.queues = self.profile.queues.iter().map(fresh).collect();
     }
 
-    /// A vCPU reads; `data` is zero. Registers are 4 bytes; the configuration space has fields of 1, 2, 4 and 8.
+    /// Reads for a vCPU into `data`, which is zero. Registers are 4 bytes; the configuration space has fields of 1, 2, 4 and 8.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some(from) = offset.checked_sub(CONFIG) {
             let fields = self.config.get(from as usize..).unwrap_or_default();
@@ -143,15 +143,15 @@ impl Registers {
         }
     }
 
-    /// A vCPU writes.
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+    /// Writes for a vCPU. Returns what the device has to do then.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> TransportEffect {
         if let Some(from) = offset.checked_sub(CONFIG) {
             self.write_config(from as usize, data);
-            return Effect::None;
+            return TransportEffect::None;
         }
         match data.try_into() {
             Ok(bytes) => self.write_register(offset as u32, u32::from_le_bytes(bytes)),
-            Err(_) => Effect::None,
+            Err(_) => TransportEffect::None,
         }
     }
 
@@ -163,7 +163,7 @@ impl Registers {
         }
     }
 
-    fn write_register(&mut self, offset: u32, value: u32) -> Effect {
+    fn write_register(&mut self, offset: u32, value: u32) -> TransportEffect {
         match offset {
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_half = value,
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_half = value,
@@ -171,20 +171,20 @@ impl Registers {
                 set_half(&mut self.driver_features, self.driver_features_half, value);
             }
             VIRTIO_MMIO_QUEUE_SEL => self.selected = value,
-            VIRTIO_MMIO_QUEUE_NOTIFY => return Effect::Notify(value),
+            VIRTIO_MMIO_QUEUE_NOTIFY => return TransportEffect::Notify(value),
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupts &= !value,
             VIRTIO_MMIO_STATUS => return self.write_status(value),
             VIRTIO_MMIO_QUEUE_READY => return self.write_ready(value),
             _ => self.write_queue(offset, value),
         }
-        Effect::None
+        TransportEffect::None
     }
 
     fn negotiating(&self) -> bool {
         self.status & (DRIVER | FEATURES_OK) == DRIVER
     }
 
-    /// The selected queue, while its place may change: after the features, and not while it is in use.
+    /// Returns the selected queue, unless the features are still to be negotiated: until then no queue may be set up.
     fn queue(&mut self) -> Option<&mut QueueRegisters> {
         let may_change = self.status & FEATURES_OK != 0;
         let queue = self.queues.get_mut(self.selected as usize)?;
@@ -207,28 +207,28 @@ impl Registers {
         }
     }
 
-    fn write_ready(&mut self, value: u32) -> Effect {
+    fn write_ready(&mut self, value: u32) -> TransportEffect {
         let working = self.status & DRIVER_OK != 0;
         let Some(queue) = self.queue() else {
-            return Effect::None;
+            return TransportEffect::None;
         };
         let was = std::mem::replace(&mut queue.ready, value == 1);
         match (working, was, queue.ready) {
-            (true, true, false) => Effect::LetGo,
-            (true, false, true) => Effect::Start,
-            _ => Effect::None,
+            (true, true, false) => TransportEffect::LetGo,
+            (true, false, true) => TransportEffect::Start,
+            _ => TransportEffect::None,
         }
     }
 
-    fn write_status(&mut self, value: u32) -> Effect {
+    fn write_status(&mut self, value: u32) -> TransportEffect {
         if value == 0 {
             self.reset();
-            return Effect::LetGo;
+            return TransportEffect::LetGo;
         }
         // A driver sets one bit after the other and clears none but by a reset. NEEDS_RESET is the device's.
         let value = value & !NEEDS_RESET | self.status & NEEDS_RESET;
         if value & self.status != self.status {
-            return Effect::None;
+            return TransportEffect::None;
         }
         let mut new = value & !self.status;
         if new & FEATURES_OK != 0 && !self.features_are_fine() {
@@ -245,12 +245,12 @@ impl Registers {
             .iter()
             .any(|(bit, before)| status & bit != 0 && status & before == 0)
         {
-            return Effect::None;
+            return TransportEffect::None;
         }
         self.status = status;
         match new & DRIVER_OK != 0 {
-            true => Effect::Start,
-            false => Effect::None,
+            true => TransportEffect::Start,
+            false => TransportEffect::None,
         }
     }
 
@@ -305,7 +305,7 @@ impl Registers {
         })
     }
 
-    /// The device cannot go on before a reset. True if the driver is to be told by an interrupt.
+    /// Marks the device as one that needs a reset. Returns whether the driver is to get an interrupt.
     pub fn needs_reset(&mut self) -> bool {
         self.status |= NEEDS_RESET;
         let tell = self.status & DRIVER_OK != 0;
@@ -315,7 +315,7 @@ impl Registers {
         tell
     }
 
-    /// A queue has requests that are done.
+    /// Notes for the driver that a queue has requests that are done.
     pub fn used(&mut self) {
         self.interrupts |= VIRTIO_MMIO_INT_VRING;
     }
@@ -325,7 +325,7 @@ impl Registers {
         &self.config
     }
 
-    /// Changes the configuration space. True if the driver is to be told by an interrupt.
+    /// Changes the configuration space. Returns whether the driver is to get an interrupt.
     pub fn change_config(&mut self, change: impl FnOnce(&mut [u8])) -> bool {
         change(&mut self.config);
         self.generation = self.generation.wrapping_add(1);

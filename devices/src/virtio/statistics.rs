@@ -2,9 +2,9 @@
 
 /// Bytes of one figure: a tag of 2 and a value of 8.
 const RECORD: usize = 10;
-/// Bytes that are looked at, at most. More figures than these have no tag yet.
+/// Bytes that are looked at, at most: there are no tags for more figures.
 pub const MOST_BYTES: u64 = 64 * RECORD as u64;
-/// Tags there are.
+/// Number of tags.
 const TAGS: usize = 16;
 
 /// The figures, in the order of their tags.
@@ -18,7 +18,7 @@ macro_rules! figures {
         }
 
         impl Statistics {
-            /// By tag.
+            /// Returns statistics from figures whose indices are their tags.
             fn of(values: [Option<u64>; TAGS]) -> Statistics {
                 let [$($name),*] = values;
                 Statistics { $($name),* }

@@ -1,6 +1,6 @@
 //! A virtio device's thread: it takes notice of what the driver has set up, then looks through all queues, over and over.
 
-use super::device::{Model, Pass, Port, Reply};
+use super::device::{Model, Next, Pass, Port, Reply};
 use super::queue::{Malformed, VirtQueue};
 use super::registers::Active;
 
@@ -9,15 +9,16 @@ pub struct Worker {
     port: Port,
     model: Box<dyn Model>,
     immediate: Option<u32>,
-    /// As the driver numbers them; empty while the device does not work.
+    /// The queues, indexed by the numbers that the driver knows them by; empty while the device does not work.
     queues: Vec<Option<VirtQueue>>,
     /// The features that the model was started with.
     features: Option<u64>,
-    /// The number of resets that the queues are from.
+    /// The number of resets there had been when the queues were set up.
     resets: u64,
 }
 
 impl Worker {
+    /// Makes the worker of a device that is not set up yet; for `immediate`, see [`super::device::Parts::immediate`].
     pub fn new(port: Port, model: Box<dyn Model>, immediate: Option<u32>) -> Worker {
         Worker {
             port,
@@ -37,14 +38,14 @@ impl Worker {
                 resets,
                 active,
             } = pass;
-            let more = self.apply(resets, active).and_then(|()| self.look());
-            let more = more.unwrap_or_else(|problem| {
+            let next = self.apply(resets, active).and_then(|()| self.look());
+            let next = next.unwrap_or_else(|problem| {
                 // Lets go of the rings: until the reset, nothing of the guest's memory is kept in place.
                 self.queues.clear();
                 self.port.fail(self.resets, &problem);
-                false
+                Next::Doorbell
             });
-            self.port.end_pass(number, more);
+            self.port.end_pass(number, next);
         }
     }
 
@@ -77,8 +78,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Works on all queues, on at most as many requests of each as it has slots. True if there may be more to do at once.
-    fn look(&mut self) -> Result<bool, Malformed> {
+    /// Works on all queues, on at most as many requests of each as it has slots.
+    fn look(&mut self) -> Result<Next, Malformed> {
         let mut more = false;
         for index in 0..self.queues.len() {
             more |= self.look_at(index)?;
@@ -86,9 +87,13 @@ impl Worker {
                 self.complete(index, head, written)?;
             }
         }
-        Ok(more)
+        Ok(match more {
+            true => Next::Pass,
+            false => Next::Doorbell,
+        })
     }
 
+    /// Works on one queue. True if there may be more to do at once.
     fn look_at(&mut self, index: usize) -> Result<bool, Malformed> {
         let immediate = self.immediate == Some(index as u32);
         let Some(queue) = &mut self.queues[index] else {

@@ -5,7 +5,9 @@ use std::panic;
 
 /// Why a vCPU stopped.
 pub struct Ended {
+    /// The exit code that the guest would have given the VMM; not 0.
     pub code: u32,
+    /// The message for the user.
     pub message: String,
 }
 

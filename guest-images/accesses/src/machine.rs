@@ -8,13 +8,13 @@ mod accelerator;
 use std::alloc::{self, Layout};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use hmm_backend::limits::Refusal;
 use hmm_backend::observe::{Event, EventKind};
 use hmm_backend::pages::{Access, DeviceId, Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_abi::{control, map};
+use parking_lot::{Mutex, RwLock};
 
 use crate::turns::{Turns, this_vcpu};
 use accelerator::Accelerator;
@@ -28,8 +28,9 @@ static MEMORY: RwLock<&'static [AtomicU64]> = RwLock::new(&[]);
 /// The receiver of accesses, and the devices' state.
 static MACHINE: Mutex<Option<Machine>> = Mutex::new(None);
 
-/// The access before, see [`key`], and how many accesses there were.
+/// The access before, in the form that [`tell`] compares.
 static LAST: AtomicU64 = AtomicU64::new(NOTHING);
+/// The number of accesses so far.
 static ACCESSES: AtomicU64 = AtomicU64::new(0);
 const NOTHING: u64 = u64::MAX;
 
@@ -69,10 +70,10 @@ pub fn start(memory: u64, sink: Box<dyn FnMut(Event) + Send>) -> Result<(), Refu
     // SAFETY: the box is new and given up for good; an `AtomicU64` has the size, the bit patterns and, on this
     // architecture, the alignment of a `u64`.
     let words: &'static [AtomicU64] = unsafe { &*(zeros as *const [AtomicU64]) };
-    *MEMORY.write().unwrap_or_else(PoisonError::into_inner) = words;
+    *MEMORY.write() = words;
     LAST.store(NOTHING, Ordering::Relaxed);
     ACCESSES.store(0, Ordering::Relaxed);
-    *lock() = Some(Machine {
+    *MACHINE.lock() = Some(Machine {
         sink,
         pending: None,
         // All there can be: the guest's statics may know more than this run has, and disables them.
@@ -85,7 +86,8 @@ pub fn start(memory: u64, sink: Box<dyn FnMut(Event) + Send>) -> Result<(), Refu
     Ok(())
 }
 
-/// So many zeros, unless the host refuses them. They are the allocator's: pages that the workload never touches are never there.
+/// Allocates this many zero words; returns none if the host refuses. The allocator itself provides the zeros, so pages that
+/// the workload never touches take no memory.
 fn zeros(words: usize) -> Option<Box<[u64]>> {
     let layout = Layout::array::<u64>(words).ok()?;
     if layout.size() == 0 {
@@ -98,13 +100,13 @@ fn zeros(words: usize) -> Option<Box<[u64]>> {
     Some(unsafe { Box::from_raw(words) })
 }
 
-/// Takes it apart; what the workload printed.
+/// Takes the machine apart. Returns what the workload printed.
 pub fn stop() -> String {
-    let mut machine = lock().take();
+    let mut machine = MACHINE.lock().take();
     if let Some(machine) = &mut machine {
         machine.flush();
     }
-    let words = std::mem::take(&mut *MEMORY.write().unwrap_or_else(PoisonError::into_inner));
+    let words = std::mem::take(&mut *MEMORY.write());
     if !words.is_empty() {
         // SAFETY: `start` gave up exactly this box, as a `u64` slice, which has the same layout. All vCPUs have ended, and no other code has had references to the
         // words: those that `access` gives out are used at once, and only by vCPUs.
@@ -116,12 +118,12 @@ pub fn stop() -> String {
 }
 
 impl Machine {
-    /// Tells of the last access, which was repeated until now.
+    /// Reports the last access, which was repeated until now.
     fn flush(&mut self) {
         self.flush_at(ACCESSES.load(Ordering::Relaxed));
     }
 
-    /// The same after so many accesses.
+    /// Reports the last access, which was repeated until there had been this many accesses.
     fn flush_at(&mut self, accesses: u64) {
         if let Some(mut event) = self.pending.take() {
             let before = event.time.as_nanos() as u64;
@@ -130,37 +132,35 @@ impl Machine {
         }
     }
 
-    /// Tells of something that is no access.
+    /// Reports something that is no access.
     fn put(&mut self, event: Event) {
         self.flush();
         (self.sink)(event);
     }
 }
 
-fn lock() -> MutexGuard<'static, Option<Machine>> {
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn with<R>(work: impl FnOnce(&mut Machine) -> R) -> R {
     work(
-        lock()
+        MACHINE
+            .lock()
             .as_mut()
             .expect("vCPUs run only while there is a machine"),
     )
 }
 
 fn words() -> &'static [AtomicU64] {
-    *MEMORY.read().unwrap_or_else(PoisonError::into_inner)
+    *MEMORY.read()
 }
 
-/// Tells of an access to a word, which is the answer.
+/// Reports an access to a word, and returns the word.
 pub fn access(who: Who, address: u64, access: Access) -> &'static AtomicU64 {
     let offset = address - map::MANAGED;
     tell(who, Page((offset / PAGE_SIZE) as u32), access);
     &words()[(offset / 8) as usize]
 }
 
-/// Tells of an access, unless it is like the one before: by the same one to the same page, and no write after a read.
+/// Reports an access, unless it is like the one before: by the same vCPU or device to the same page, and no write after
+/// reads.
 pub fn tell(who: Who, page: Page, access: Access) {
     let time = ACCESSES.fetch_add(1, Ordering::Relaxed);
     let (device, vcpu) = match who {
@@ -216,7 +216,7 @@ pub fn free(device: u8, pages: PageRange) -> u64 {
     })
 }
 
-/// Tells what an accelerator was told about pages.
+/// Reports a hint that an accelerator got about pages.
 pub fn hint(pages: PageRange, hint: Hint) {
     LAST.store(NOTHING, Ordering::Relaxed);
     let time = Duration::from_nanos(ACCESSES.load(Ordering::Relaxed));
@@ -228,7 +228,7 @@ pub fn hint(pages: PageRange, hint: Hint) {
     });
 }
 
-/// A device register is read.
+/// Reads a device register.
 pub fn read(address: u64) -> u64 {
     /// Line status: the transmitter is empty.
     const LINE_STATUS: u64 = map::SERIAL + 5;
@@ -241,7 +241,7 @@ pub fn read(address: u64) -> u64 {
     }
 }
 
-/// A device register is written.
+/// Writes a device register.
 pub fn write(address: u64, value: u64) {
     const CONTROL_END: u64 = map::CONTROL + 0xfff;
     const SERIAL_OTHERS: u64 = map::SERIAL + 1;
@@ -254,7 +254,8 @@ pub fn write(address: u64, value: u64) {
         map::CONTROL..=CONTROL_END => {}
         _ => match accelerator(address) {
             Some((index, register)) => {
-                // Not while it is in the machine: executing commands reports accesses.
+                // The accelerator is taken out of the machine meanwhile, because executing commands reports accesses, which
+                // locks the machine.
                 let mut accelerator =
                     with(|machine| std::mem::take(&mut machine.accelerators[index]));
                 accelerator.write(index as u8, register, value);

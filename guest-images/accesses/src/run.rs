@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use hmm_backend::limits::{self, Refusal, Resource};
 use hmm_backend::observe::Event;
 use hmmvisor_abi::{BootInfo, boot, control, map};
 use hmmvisor_guest_images::{CatalogError, find};
+use parking_lot::Mutex;
 use thiserror::Error;
 
 use crate::catalog::{Kind, WORKLOADS};
@@ -23,7 +24,7 @@ use crate::{devices, machine, memory, workloads};
 pub struct Settings {
     /// The workload's name.
     pub workload: String,
-    /// Its parameters; those that are not given have their defaults.
+    /// The workload's parameters; those that are not given have their defaults.
     pub params: Vec<(String, String)>,
     /// Number of vCPUs, 1 to 64.
     pub vcpus: u32,
@@ -68,7 +69,7 @@ pub enum AccessError {
     /// A number of vCPUs or accelerators, or a size of memory, that a machine cannot have.
     #[error("{what} is {given}, but must be {allowed}")]
     Setting {
-        /// Which.
+        /// The setting, in the words of messages.
         what: &'static str,
         /// What was given.
         given: u64,
@@ -118,7 +119,7 @@ pub fn generate(
         program,
         cmdline,
     } = plan(settings)?;
-    let mut used = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut used = ONE_AT_A_TIME.lock();
     if let Some(name) = *used {
         return Err(AccessError::Used { name });
     }
@@ -149,10 +150,12 @@ pub fn generate(
                     && !payload.is::<Stopped>()
                 {
                     let message = message(payload.as_ref());
-                    let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
-                    failure.get_or_insert(message);
+                    failure.lock().get_or_insert(message);
                 }
-                machine::TURNS.end(result.is_err());
+                match result {
+                    Ok(()) => machine::TURNS.end(),
+                    Err(_) => machine::TURNS.fail(),
+                }
             };
             thread::Builder::new().spawn_scoped(scope, vcpu_thread)?;
             ready.push(go);
@@ -168,10 +171,7 @@ pub fn generate(
         what: "the threads of the vCPUs",
         error: Refusal::new(Resource::Thread, error),
     })?;
-    let failure = failure
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let failure = failure.lock().take();
     // Torture's account of its pages is static; a barrier where some had arrived stays as it is.
     if kind == Kind::Torture || failure.is_some() && settings.vcpus > 1 {
         *used = Some(name);

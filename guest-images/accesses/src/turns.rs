@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 use std::panic;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The vCPU whose turn it is.
 pub struct Turns {
@@ -26,6 +27,7 @@ thread_local! {
 pub struct Stopped;
 
 impl Turns {
+    /// The turns of no vCPUs yet.
     pub const fn new() -> Turns {
         Turns {
             state: Mutex::new(State {
@@ -37,37 +39,42 @@ impl Turns {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// So many vCPUs are about to begin, the first one first.
+    /// Prepares for this many vCPUs, of which the first one has the first turn.
     pub fn reset(&self, vcpus: u64) {
-        *self.lock() = State {
+        *self.state.lock() = State {
             current: 0,
             running: vec![true; vcpus as usize],
             failed: false,
         };
     }
 
-    /// This thread is a vCPU: waits for its first turn.
+    /// Makes this thread a vCPU and waits for its first turn.
     pub fn begin(&self, vcpu: u64) {
         VCPU.set(vcpu);
-        self.wait(self.lock());
+        self.wait(self.state.lock());
     }
 
     /// Lets the next vCPU run until this one's turn comes again.
     pub fn pass(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.next();
         self.changed.notify_all();
         self.wait(state);
     }
 
-    /// This vCPU is done, or has failed, which stops all others.
-    pub fn end(&self, failed: bool) {
-        let mut state = self.lock();
-        state.failed |= failed;
+    /// Ends this vCPU; the others go on.
+    pub fn end(&self) {
+        self.leave(self.state.lock());
+    }
+
+    /// Ends this vCPU, which has failed, and stops all others.
+    pub fn fail(&self) {
+        let mut state = self.state.lock();
+        state.failed = true;
+        self.leave(state);
+    }
+
+    fn leave(&self, mut state: MutexGuard<'_, State>) {
         state.running[VCPU.get() as usize] = false;
         if state.current == VCPU.get() {
             state.next();
@@ -75,12 +82,10 @@ impl Turns {
         self.changed.notify_all();
     }
 
+    /// Waits until it is this vCPU's turn. Stops this vCPU if another one has failed.
     fn wait(&self, mut state: MutexGuard<'_, State>) {
         while state.current != VCPU.get() && !state.failed {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
         if state.failed {
             drop(state);

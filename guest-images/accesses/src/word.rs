@@ -6,28 +6,33 @@ use hmm_backend::pages::Access;
 
 use crate::machine::{self, Who};
 
-/// A word; what is done to it is told.
+/// A word of managed memory. Each access to it is reported.
 pub struct Word {
     address: u64,
 }
 
 impl Word {
+    /// Reports an access, and returns the word in this process.
     fn access(&self, access: Access) -> &'static AtomicU64 {
         machine::access(Who::Cpu, self.address, access)
     }
 
+    /// Loads the word; reported as a read.
     pub fn load(&self, order: Ordering) -> u64 {
         self.access(Access::Read).load(order)
     }
 
+    /// Stores to the word; reported as a write.
     pub fn store(&self, value: u64, order: Ordering) {
         self.access(Access::Write).store(value, order);
     }
 
+    /// Adds to the word and returns what it held; reported as a write.
     pub fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
         self.access(Access::Write).fetch_add(value, order)
     }
 
+    /// Changes the word if `change` returns a value; reported as a write in any case.
     pub fn fetch_update(
         &self,
         set: Ordering,
@@ -41,7 +46,7 @@ impl Word {
 /// The word at an address. Not unsafe here: an address that is no word of the machine's memory is a panic.
 ///
 /// # Safety
-/// None is needed; the guest's has to ask for it.
+/// Nothing is required here; the guest's own function of this name requires it.
 pub unsafe fn at(address: u64) -> Word {
     Word { address }
 }

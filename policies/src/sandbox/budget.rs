@@ -43,7 +43,7 @@ pub(crate) struct Budget {
     pub(crate) text: usize,
 }
 
-/// Between what the clock is looked at.
+/// The units of work between which the clock is looked at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Attention {
     /// Steps: between two of them, little can be done.

@@ -8,11 +8,11 @@ pub(crate) const BYTES: usize = MOST * 6 * 8;
 
 /// A folio that could be evicted.
 pub(crate) struct Candidate {
-    /// Its first frame.
+    /// The folio's first frame.
     pub(crate) frame: u32,
-    /// The page in that.
+    /// The page in that frame.
     pub(crate) page: u32,
-    /// Its size.
+    /// The folio's size in pages.
     pub(crate) pages: u32,
     /// How often the device has faulted on it.
     pub(crate) uses: u32,
@@ -22,7 +22,7 @@ pub(crate) struct Candidate {
     pub(crate) idle: u64,
 }
 
-/// As the prelude's `with_candidates` reads them.
+/// Writes candidates in the form in which the prelude's `with_candidates` reads them.
 pub(crate) fn to_bytes(candidates: &[Candidate]) -> Vec<u8> {
     let numbers = |it: &Candidate| {
         [

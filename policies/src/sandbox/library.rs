@@ -20,7 +20,7 @@ enum Cost {
     /// Bounded whatever the arguments are; or it grows with the result, which allocations count
     /// ([`budget::allocated`]); or it calls back functions of the script, which take steps.
     Small,
-    /// At most this much.
+    /// The work that this measure finds.
     Work(Measure),
     /// Counted by another function, which is called in its place.
     Own(lua_CFunction),
@@ -274,7 +274,7 @@ unsafe fn admit(state: *mut lua_State, name: &CStr, work: u64) {
 ///
 /// # Safety
 ///
-/// As for [`admit`]; so it is for all measures.
+/// The same as for [`admit`], as for all measures.
 unsafe fn text(state: *mut lua_State, n: c_int) -> u64 {
     // SAFETY: looks at an argument and converts nothing.
     unsafe {

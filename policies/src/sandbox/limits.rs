@@ -13,7 +13,7 @@ pub struct Limits {
     pub loading: Duration,
     /// Bytes of memory, all that the script keeps included.
     pub memory: usize,
-    /// After so many failures in a row the script is not asked again until it is reloaded.
+    /// Failures in a row after which the script is not asked again until it is reloaded.
     pub failures: u32,
 }
 

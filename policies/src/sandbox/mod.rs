@@ -48,7 +48,7 @@ impl Needs {
 
 /// The buffers that a fault's surroundings are written to.
 pub(crate) struct Surroundings {
-    /// In the order of the places below.
+    /// The buffers, at the indices that the constants below name.
     pub(crate) buffers: [Buffer; 6],
     /// Wraps a script's `victims` into a function that reads the candidates from their buffer.
     pub(crate) with_candidates: Function,

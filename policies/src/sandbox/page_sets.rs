@@ -115,7 +115,7 @@ unsafe fn set(state: *mut lua_State, n: c_int) -> *mut [u8; BYTES] {
 ///
 /// # Safety
 ///
-/// As for [`set`].
+/// The same as for [`set`].
 unsafe fn bits(state: *mut lua_State, n: c_int) -> Bits {
     // SAFETY: the buffer has this size and lives while it is an argument.
     bits_of(unsafe { &*set(state, n) })
@@ -125,7 +125,7 @@ unsafe fn bits(state: *mut lua_State, n: c_int) -> Bits {
 ///
 /// # Safety
 ///
-/// As for [`set`].
+/// The same as for [`set`].
 unsafe fn index(state: *mut lua_State, n: c_int) -> usize {
     // SAFETY: raises an error if it is no number. Conversion saturates, and makes 0 of what is none.
     (unsafe { ffi::luaL_checknumber(state, n) } as usize).min(PAGES)
@@ -135,7 +135,7 @@ unsafe fn index(state: *mut lua_State, n: c_int) -> usize {
 ///
 /// # Safety
 ///
-/// As for [`set`].
+/// The same as for [`set`].
 unsafe fn range(state: *mut lua_State) -> (usize, usize) {
     // SAFETY: as the caller promises.
     let (start, n) = unsafe { (index(state, 2), index(state, 3)) };
@@ -281,7 +281,7 @@ unsafe extern "C-unwind" fn densest(state: *mut lua_State) -> c_int {
 ///
 /// # Safety
 ///
-/// As for [`set`].
+/// The same as for [`set`].
 unsafe fn combine(state: *mut lua_State, f: impl Fn(u64, u64) -> u64) {
     // SAFETY: as in `fill`; the other set is copied first, it may be the same.
     unsafe {

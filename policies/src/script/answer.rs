@@ -86,7 +86,7 @@ fn only_keys(table: &Table, known: &[&str]) -> Result<(), String> {
         Key::Text(name) => known.iter().any(|known| known.as_bytes() == *name),
         _ => false,
     };
-    // One more than there may be: keys of a table are different.
+    // A table has each key once, so among one more than are known there is one that is not.
     match table.unknown_key(known.len() + 1, is_known) {
         Some(key) => Err(format!(
             "a table with {key}; its keys may be: {}",
@@ -188,7 +188,7 @@ pub(crate) fn advice(
     Ok(matches!(said.pages, Pages::Default))
 }
 
-/// `true` for all pages that come to system memory, or some of them.
+/// Reads `duplicate`: `true` for all pages that come to system memory, or some of them.
 fn duplicates(item: &Item) -> Result<PageSet, String> {
     match pages(item, &Item::Nil) {
         Ok(Pages::None) => Ok(PageSet::EMPTY),
@@ -198,7 +198,7 @@ fn duplicates(item: &Item) -> Result<PageSet, String> {
     }
 }
 
-/// `on_remote_accesses`: `true` for all the pages, or some of them.
+/// Reads the answer of `on_remote_accesses`: `true` for all the pages, or some of them.
 pub(crate) fn remote(results: &Results<'_>, seen: &BlockFault) -> Result<PageSet, String> {
     Ok(match pages(&results.get(0), &results.get(1))? {
         Pages::None => PageSet::EMPTY,
@@ -212,7 +212,7 @@ pub(crate) fn remote(results: &Results<'_>, seen: &BlockFault) -> Result<PageSet
     })
 }
 
-/// `on_tick`: a list of wishes.
+/// Reads the answer of `on_tick`: a list of wishes.
 pub(crate) fn wishes(results: &Results<'_>) -> Result<Vec<Wish>, String> {
     wish_list(&results.get(0))
 }
@@ -221,7 +221,7 @@ pub(crate) fn wishes(results: &Results<'_>) -> Result<Vec<Wish>, String> {
 const WISHES: &str = "a list of {first, count, device}";
 const WISH: &str = "{first, count, device}";
 
-/// A list of `{first, count, device}`; without a device they go to system memory.
+/// Reads a list of `{first, count, device}`; without a device, the pages go to system memory.
 fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
     let list = match item {
         Item::Table(list) => list,
@@ -230,7 +230,7 @@ fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
             return Err(format!("{} where {WISHES} is expected", item.kind()));
         }
     };
-    // The backend takes no more than a few; a long list must not cost its time.
+    // The backend takes only a few wishes, so the rest of a long list is not read.
     const MOST: usize = 64;
     let wish = |item: Item| match item {
         Item::Table(wish) => {
@@ -258,7 +258,7 @@ fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
         .collect()
 }
 
-/// `victims`: a list of indices of candidates, from 1.
+/// Reads the answer of `victims`: a list of indices of candidates, which the script counts from 1.
 pub(crate) fn indices(results: &Results<'_>, candidates: usize) -> Result<Vec<usize>, String> {
     const INDICES: &str = "a list of candidates' indices";
     let first = results.get(0);

@@ -1,10 +1,11 @@
 //! An interpreter that runs a script's current version for one backend.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hmm_backend::policy::PolicyFile;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::text;
 use super::{Failure, Script, Source};
@@ -37,9 +38,9 @@ impl Version {
 }
 
 /// What all instances of a script share.
-pub(crate) struct Shared {
+pub(crate) struct CurrentScript {
     pub(crate) current: Mutex<Arc<Version>>,
-    /// Changes with `current`: a look at it costs nothing.
+    /// The number of `current`, which costs less to look at than `current` itself.
     pub(crate) version: AtomicU64,
     pub(crate) limits: Limits,
     pub(crate) log: Log,
@@ -50,14 +51,13 @@ pub(crate) struct Shared {
     pub(crate) off: AtomicU32,
 }
 
-impl Shared {
+impl CurrentScript {
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
     pub(crate) fn current(&self) -> Arc<Version> {
-        let current = self.current.lock();
-        current.unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.lock().clone()
     }
 
     pub(crate) fn load(self: &Arc<Self>, version: &Version) -> Result<Script, Failure> {
@@ -79,7 +79,7 @@ impl Shared {
 
 /// One interpreter with the current version of the script, unless that is broken.
 pub(crate) struct Instance {
-    shared: Arc<Shared>,
+    shared: Arc<CurrentScript>,
     version: u64,
     current: Arc<Version>,
     script: Option<Script>,
@@ -94,15 +94,15 @@ pub(crate) struct Instance {
 pub(crate) struct SharedInstance(Arc<Mutex<Instance>>);
 
 impl SharedInstance {
-    pub(crate) fn new(shared: &Arc<Shared>) -> SharedInstance {
+    pub(crate) fn new(shared: &Arc<CurrentScript>) -> SharedInstance {
         SharedInstance(Arc::new(Mutex::new(Instance::new(shared))))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Instance> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
-    /// Asks the script. None if it does not decide this, or fails.
+    /// Asks the script. Returns none if it does not decide this, or fails.
     pub(crate) fn ask<T>(
         &self,
         question: impl FnOnce(&Script) -> Result<Option<T>, Failure>,
@@ -112,7 +112,7 @@ impl SharedInstance {
 }
 
 impl Instance {
-    pub(crate) fn new(shared: &Arc<Shared>) -> Instance {
+    pub(crate) fn new(shared: &Arc<CurrentScript>) -> Instance {
         let mut instance = Instance {
             shared: shared.clone(),
             version: shared.version(),

@@ -15,7 +15,7 @@ pub(crate) mod text;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use hmm_backend::pages::{PageRange, PageSet, Place};
+use hmm_backend::pages::{Hint, PageRange, PageSet, Place};
 use hmm_backend::policy::{Advice, BlockFault, BlockView, Seen, Wish};
 use mlua::chunk::ChunkMode;
 use mlua::{Function, Lua, Table, Value, ffi};
@@ -59,9 +59,9 @@ const HANDLERS: [&str; 6] = [
 ];
 /// The names of hints for `on_hint`, as in configuration files.
 const HINTS: [&str; 3] = ["preferred", "accessed-by", "read-mostly"];
-pub(crate) const PREFERRED_LOCATION: usize = 0;
-pub(crate) const ACCESSED_BY: usize = 1;
-pub(crate) const READ_MOSTLY: usize = 2;
+const PREFERRED_LOCATION: usize = 0;
+const ACCESSED_BY: usize = 1;
+const READ_MOSTLY: usize = 2;
 const ON_FAULT: usize = 0;
 const ON_REMOTE_ACCESSES: usize = 1;
 const ON_HINT: usize = 2;
@@ -93,16 +93,17 @@ pub(crate) struct Script {
     pub(crate) eviction: Option<String>,
 }
 
-/// Why an event failed: file, line and what is wrong. Parts of it may be the script's words: to be shown by
-/// [`crate::script::text::shown`].
+/// Why an event failed: file, line and what is wrong. Parts of it may be the script's words, so it is shown by
+/// [`crate::script::text::shown`] only.
 pub(crate) type Failure = String;
 
 /// The result of a call of a function that returned, according to the interpreter.
 enum Returned<T> {
+    /// The function returned an answer.
     Answer(T),
-    /// Something that means nothing.
+    /// The function returned something that means nothing.
     Nonsense(String),
-    /// But it had run out of something by then.
+    /// The function returned, but it had exceeded a limit by then.
     Late(Overrun),
 }
 
@@ -118,7 +119,7 @@ impl Script {
             text: usize::MAX,
         };
         let outcome = budget::within(&lua, budget, Attention::Instructions, || {
-            // Text only: compiled code would run unchecked.
+            // Only text is accepted, because compiled code would run unchecked.
             let chunk = lua.load(&source.text).set_mode(ChunkMode::Text);
             let chunk = chunk.set_name(format!("={file}")).into_function()?;
             let run = surroundings.run.clone();
@@ -265,7 +266,7 @@ impl Script {
         self.handlers[VICTIMS].is_some()
     }
 
-    /// Calls a function, if the script has it, within its bounds; makes something of what it returns.
+    /// Calls a function within its bounds, if the script has it, and converts what it returns.
     fn call<T>(
         &self,
         which: usize,
@@ -287,7 +288,7 @@ impl Script {
             overrun,
             large_text,
         } = budget::within(&self.lua, budget, attention, || {
-            // What it returns counts only if it was in time.
+            // An answer counts only if it came in time.
             self.calls
                 .call(which, args, |results| match budget::finish() {
                     Some(overrun) => Returned::Late(overrun),
@@ -309,7 +310,7 @@ impl Script {
             }
             Err(error) => {
                 if overrun.is_none() {
-                    // What made it fail may be memory; the next event shall have some.
+                    // The script may have failed for want of memory, of which the next event shall have some.
                     self.collect();
                 }
                 let message = explain(file, line, &error, overrun);
@@ -377,7 +378,7 @@ impl Script {
         self.calls.write(BUFFERS + buffer, bytes);
     }
 
-    /// What to do about a fault, joined with the advice there is. Returns whether the default policy shall say what to
+    /// Asks what to do about a fault, and joins that with the advice there is. Returns whether the default policy shall say what to
     /// bring along; nothing if the script does not decide about faults.
     pub(crate) fn on_fault(
         &self,
@@ -401,7 +402,7 @@ impl Script {
         })
     }
 
-    /// The pages that should migrate to a device, among those it has used in place.
+    /// Asks which pages should migrate to a device, among those it has used in place.
     pub(crate) fn on_remote_accesses(
         &self,
         seen: &BlockFault,
@@ -426,18 +427,21 @@ impl Script {
         })
     }
 
-    /// `hint` as a place in [`HINTS`].
-    pub(crate) fn on_hint(
-        &self,
-        pages: PageRange,
-        hint: usize,
-        value: Option<f64>,
-        on: bool,
-    ) -> Result<Option<()>, Failure> {
+    /// Tells the script of a hint about pages.
+    pub(crate) fn on_hint(&self, pages: PageRange, hint: Hint) -> Result<Option<()>, Failure> {
+        let (name, value, on) = match hint {
+            Hint::PreferredLocation(place) => (
+                PREFERRED_LOCATION,
+                place.and_then(device_number).map(f64::from),
+                place.is_some(),
+            ),
+            Hint::AccessedBy(device, on) => (ACCESSED_BY, Some(f64::from(device.0)), on),
+            Hint::ReadMostly(on) => (READ_MOSTLY, None, on),
+        };
         let args = [
             Arg::from(f64::from(pages.start.0)),
             Arg::from(f64::from(pages.len())),
-            Arg::Kept(HANDLERS.len() + hint),
+            Arg::Kept(HANDLERS.len() + name),
             Arg::from(value),
             Arg::from(on),
         ];
@@ -462,7 +466,7 @@ impl Script {
         self.call(ON_TICK, &args, answer::wishes)
     }
 
-    /// The candidates to evict, as indices into them, first to last.
+    /// Asks which candidates to evict. Returns their indices, the first to evict first.
     pub(crate) fn victims(
         &self,
         want: u32,
@@ -523,7 +527,7 @@ fn first_page(fault: &BlockFault) -> f64 {
     f64::from(fault.block.page(first).0)
 }
 
-pub(crate) fn device_number(place: Place) -> Option<u8> {
+fn device_number(place: Place) -> Option<u8> {
     match place {
         Place::System => None,
         Place::Device(device) => Some(device.0),

@@ -61,7 +61,7 @@ impl fmt::Display for Key<'_> {
 }
 
 impl Item<'_> {
-    /// In words.
+    /// Returns what the value is, in the words of messages.
     pub(crate) fn kind(&self) -> String {
         match self {
             Item::Nil => "nothing".into(),

@@ -318,7 +318,7 @@ fn what_is_no_file_in_the_place_of_a_script_is_noticed_once_and_not_read() {
     let watch = FileWatch::new(&path).unwrap();
     let reloads = || {
         let mut number = 0;
-        while watch.take() {
+        while watch.changed() {
             scripts.reload_and_say();
             number += 1;
         }
@@ -375,7 +375,7 @@ fn after_failures_in_a_row_the_script_is_left_alone_until_it_is_reloaded() {
     let lines = Lines::default();
     let scripts = load_at(&path, &on_fault("error('broken')"), &lines).unwrap();
     let watch = FileWatch::new(&path).unwrap();
-    assert!(!watch.take());
+    assert!(!watch.changed());
     let mut policy = scripts.fault_policy();
     let (asked, reloading, said) = (scripts.clone(), path.clone(), lines.clone());
     each_view(1, 5, move |fault, view| {
@@ -397,7 +397,7 @@ fn after_failures_in_a_row_the_script_is_left_alone_until_it_is_reloaded() {
 
         // A broken new version: the old one stays.
         std::fs::write(&reloading, "return {").unwrap();
-        assert!(watch.take());
+        assert!(watch.changed());
         asked.reload_and_say();
         let lines = said.take();
         assert!(
@@ -409,9 +409,9 @@ fn after_failures_in_a_row_the_script_is_left_alone_until_it_is_reloaded() {
         // A good one, put in the old one's place as editors do.
         let new = reloading.with_extension("new");
         std::fs::write(&new, on_fault("return page + 1, 3")).unwrap();
-        watch.take();
+        watch.changed();
         std::fs::rename(&new, &reloading).unwrap();
-        assert!(watch.take());
+        assert!(watch.changed());
         asked.reload_and_say();
         assert!(said.take()[0].contains("reloaded"));
         let advice = policy.advise(fault, view);

@@ -1,8 +1,8 @@
 //! The bench on which a rule is checked: managed memory with a fault service and the subject attached, and the steps of rules.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hmm_backend::engine::{Engine, EngineChoice};
@@ -11,6 +11,7 @@ use hmm_backend::policy::PolicySpec;
 use hmm_backend::residency::{Placed, Residency};
 use hmm_backend::service::{FatalFault, FaultService, ServiceConfig};
 use hmm_backend::{Backend, BackendConfig, Error};
+use parking_lot::Mutex;
 
 use super::obstacles::Obstacles;
 use super::witness::Witness;
@@ -69,9 +70,7 @@ impl Bench {
                 ..ServiceConfig::default()
             },
             move |fault| {
-                list.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(fault);
+                list.lock().push(fault);
                 // The rule is broken; the threads that sleep in the fault must wake and report it.
                 released.abandon_faults();
             },
@@ -270,7 +269,7 @@ impl Bench {
         if let Some(panic) = self.units.iter().find_map(|unit| unit.witness.panic()) {
             return Err(panic);
         }
-        let fatal = self.fatal.lock().unwrap_or_else(PoisonError::into_inner);
+        let fatal = self.fatal.lock();
         match fatal.first() {
             Some(fault) => {
                 let evidence = Evidence::new(

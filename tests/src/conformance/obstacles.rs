@@ -1,10 +1,10 @@
 //! Pages that the kernel does not move for a while, as a real kernel does now and then: a driver must handle that.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 use hmm_backend::pages::{Page, PageRange};
 use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
+use parking_lot::Mutex;
 
 /// For each kind of call and page, the error and how often it is still to come.
 #[derive(Default)]
@@ -22,22 +22,18 @@ impl Obstacles {
         let pages = pages
             .into_iter()
             .map(|page| ((call, Page(page)), (errno, times)));
-        self.lock().extend(pages);
+        self.0.lock().extend(pages);
     }
 
     /// Pages whose obstacles nothing has met as often as it should have.
     pub fn left(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(KernelCall, Page), (i32, u32)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().len()
     }
 }
 
 impl KernelAnswers for Obstacles {
     fn answer(&self, call: KernelCall, pages: PageRange) -> Option<MadeUpAnswer> {
-        let mut obstacles = self.lock();
+        let mut obstacles = self.0.lock();
         let (key, (errno, times)) = obstacles
             .range((call, pages.start)..(call, pages.end))
             .next()

@@ -2,12 +2,13 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hmm_backend::driver::{
     DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use parking_lot::Mutex;
 
 use super::Evidence;
 
@@ -51,12 +52,12 @@ impl Witness {
 
     /// The first panic.
     pub fn panic(&self) -> Option<Evidence> {
-        lock(&self.panics).first().cloned()
+        self.panics.lock().first().cloned()
     }
 
     /// The calls that have not returned.
     pub fn running(&self) -> Vec<String> {
-        lock(&self.running).iter().map(|r| r.what.clone()).collect()
+        self.running.lock().iter().map(|r| r.what.clone()).collect()
     }
 
     /// Runs a call of the driver. None if it panicked.
@@ -74,18 +75,18 @@ impl Witness {
             ),
             None => what.to_owned(),
         };
-        lock(&self.running).push(Running {
+        self.running.lock().push(Running {
             number,
             what: what.clone(),
         });
         let result = catch_unwind(AssertUnwindSafe(call));
-        lock(&self.running).retain(|r| r.number != number);
+        self.running.lock().retain(|r| r.number != number);
         result
             .map_err(|panic| {
                 let mut evidence =
                     Evidence::new(what, "no panic", format!("`{}`", message(&*panic)));
                 (evidence.page, evidence.cookie) = folio.map(|f| (f.page, f.cookie)).unzip();
-                lock(&self.panics).push(evidence);
+                self.panics.lock().push(evidence);
             })
             .ok()
     }
@@ -128,9 +129,4 @@ pub fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
     text.unwrap_or_else(|| "a panic without a message".to_owned())
-}
-
-/// What is behind the mutexes is consistent between any two changes.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

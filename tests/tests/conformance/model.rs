@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
 
 use hmm_backend::Backend;
@@ -13,6 +13,7 @@ use hmm_backend::mirror::{DeviceMmu, Mapping, Mirror, Target};
 use hmm_backend::observe::Cause;
 use hmm_backend::pages::{Access, DeviceId, Frame, PAGE_SIZE, Page, PageRange};
 use hmmvisor_testkit::conformance::{AccessRefused, DeviceAccess, Subject};
+use parking_lot::{Mutex, MutexGuard};
 
 /// The mistake that the model makes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,10 +63,6 @@ pub struct ModelDriver {
     holder: Mutex<Option<ThreadId>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl ModelDriver {
     fn allocate(&self, device: DeviceId, frame: Frame, order: u8) -> u64 {
         let cookie = self.serial.fetch_add(1, SeqCst) + 1;
@@ -77,7 +74,7 @@ impl ModelDriver {
         if self.bug == KnowsOneDevice && device != DeviceId(0) {
             return;
         }
-        lock(&self.books).insert(cookie, (frame, order));
+        self.books.lock().insert(cookie, (frame, order));
         self.count(1);
     }
 
@@ -102,17 +99,17 @@ impl ModelDriver {
     /// Held until the end of a migration, if that is the bug; a mutex that its holder may take again.
     fn global(&self) -> Option<MutexGuard<'_, ()>> {
         let me = std::thread::current().id();
-        if self.bug != LocksGlobally || *lock(&self.holder) == Some(me) {
+        if self.bug != LocksGlobally || *self.holder.lock() == Some(me) {
             return None;
         }
-        let guard = lock(&self.global);
-        *lock(&self.holder) = Some(me);
+        let guard = self.global.lock();
+        *self.holder.lock() = Some(me);
         Some(guard)
     }
 
     fn release(&self, guard: Option<MutexGuard<'_, ()>>) {
         if guard.is_some() {
-            *lock(&self.holder) = None;
+            *self.holder.lock() = None;
         }
     }
 }
@@ -142,7 +139,7 @@ impl Driver for ModelDriver {
         if let (ScribblesBeforeCopy, Some(folio)) = (self.bug, large) {
             self.scribble(folio.page, false);
         }
-        let locked = (self.bug == LocksBooksDuringMigration).then(|| lock(&self.books));
+        let locked = (self.bug == LocksBooksDuringMigration).then(|| self.books.lock());
         let result = migration.run();
         drop(locked);
         if self.bug == AssumesAllMove {
@@ -211,10 +208,11 @@ impl Driver for ModelDriver {
         let skip = self.bug == ForgetsGuestFrees && by_guest && whole
             || self.bug == KnowsOneDevice && folio.device != DeviceId(0);
         if !skip {
-            let known = lock(&self.books).remove(&folio.cookie);
+            let known = self.books.lock().remove(&folio.cookie);
             self.count(-1);
             if known != Some((folio.frame, folio.order)) {
-                lock(&self.complaints)
+                self.complaints
+                    .lock()
                     .push(format!("free of {folio:?}, the cookie is of {known:?}"));
             }
         }
@@ -233,7 +231,7 @@ impl Driver for ModelDriver {
         if self.bug == KnowsOneDevice && folio.device != DeviceId(0) {
             return folio.cookie;
         }
-        lock(&self.books).insert(folio.cookie, (folio.frame, order));
+        self.books.lock().insert(folio.cookie, (folio.frame, order));
         self.allocate(folio.device, Frame(folio.frame.0 + (1 << order)), order)
     }
 }
@@ -284,12 +282,12 @@ impl Subject for Model {
     fn live(&self) -> Option<usize> {
         Some(match self.0.bug {
             RacyBooks => self.0.racy.load(SeqCst),
-            _ => lock(&self.0.books).len(),
+            _ => self.0.books.lock().len(),
         })
     }
 
     fn complaints(&self) -> Vec<String> {
-        lock(&self.0.complaints).clone()
+        self.0.complaints.lock().clone()
     }
 }
 

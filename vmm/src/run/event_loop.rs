@@ -211,7 +211,7 @@ impl MutEventSubscriber for Waiter<'_> {
             what @ SCRIPTS.. => {
                 let index = (what - SCRIPTS) as usize;
                 if let (Some(script), Some(reloader)) = (self.scripts.get(index), self.reloader) {
-                    match script.watch.as_ref().is_some_and(FileWatch::take) {
+                    match script.watch.as_ref().is_some_and(FileWatch::changed) {
                         true => reloader.reload(index),
                         // Another file of the folder has changed, or the system refuses to say which; the pause avoids a busy loop.
                         false => std::thread::sleep(Duration::from_millis(1)),

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use hmmvisor_devices::virtio::{self, Balloon, Disk, DiskError, GuestRam, Parts, VirtioDevice};
+use hmmvisor_devices::virtio::{
+    self, Balloon, Disk, DiskAccess, DiskError, GuestRam, Parts, VirtioDevice,
+};
 use hmmvisor_devices::{NewDevice, Slot};
 
 use crate::config::Config;
@@ -21,7 +23,11 @@ pub struct VirtioDevices {
 pub fn devices(config: &Config) -> Result<VirtioDevices, DiskError> {
     let mut new: Vec<NewDevice> = Vec::new();
     for (number, disk) in config.disk.iter().enumerate() {
-        let disk = Disk::open(&disk.file, disk.read_only)?;
+        let access = match disk.read_only {
+            true => DiskAccess::ReadOnly,
+            false => DiskAccess::ReadWrite,
+        };
+        let disk = Disk::open(&disk.file, access)?;
         new.push(device(virtio::block(number, disk)));
     }
     let made_balloon = Arc::new(OnceLock::new());

@@ -20,7 +20,7 @@ fn read(registers: &Registers, offset: u32) -> u32 {
     u32::from_le_bytes(data)
 }
 
-fn write(registers: &mut Registers, offset: u32, value: u32) -> Effect {
+fn write(registers: &mut Registers, offset: u32, value: u32) -> TransportEffect {
     registers.write(offset.into(), &value.to_le_bytes())
 }
 
@@ -55,11 +55,17 @@ fn a_driver_comes_to_a_working_device() {
     write(&mut it, VIRTIO_MMIO_QUEUE_NUM, 16);
     write(&mut it, VIRTIO_MMIO_QUEUE_DESC_LOW, 0x1000);
     write(&mut it, VIRTIO_MMIO_QUEUE_DESC_HIGH, 7);
-    assert_eq!(write(&mut it, VIRTIO_MMIO_QUEUE_READY, 1), Effect::None);
+    assert_eq!(
+        write(&mut it, VIRTIO_MMIO_QUEUE_READY, 1),
+        TransportEffect::None
+    );
     // A queue that is ready stays where it is.
     write(&mut it, VIRTIO_MMIO_QUEUE_NUM, 32);
     assert!(it.active().is_none());
-    assert_eq!(write(&mut it, VIRTIO_MMIO_STATUS, READY), Effect::Start);
+    assert_eq!(
+        write(&mut it, VIRTIO_MMIO_STATUS, READY),
+        TransportEffect::Start
+    );
 
     let active = it.active().unwrap();
     assert_eq!(active.features, VERSION_1 | 1);
@@ -69,11 +75,17 @@ fn a_driver_comes_to_a_working_device() {
     assert!(!queue.event_idx_enabled);
     assert_eq!(
         write(&mut it, VIRTIO_MMIO_QUEUE_NOTIFY, 1),
-        Effect::Notify(1)
+        TransportEffect::Notify(1)
     );
-    assert_eq!(write(&mut it, VIRTIO_MMIO_QUEUE_READY, 0), Effect::LetGo);
+    assert_eq!(
+        write(&mut it, VIRTIO_MMIO_QUEUE_READY, 0),
+        TransportEffect::LetGo
+    );
 
-    assert_eq!(write(&mut it, VIRTIO_MMIO_STATUS, 0), Effect::LetGo);
+    assert_eq!(
+        write(&mut it, VIRTIO_MMIO_STATUS, 0),
+        TransportEffect::LetGo
+    );
     assert_eq!((read(&it, VIRTIO_MMIO_STATUS), it.resets()), (0, 1));
     assert!(it.active().is_none());
 }
@@ -84,7 +96,10 @@ fn features_that_are_not_offered_are_refused() {
         let mut it = registers();
         negotiate(&mut it, features);
         assert_eq!(read(&it, VIRTIO_MMIO_STATUS), ACKNOWLEDGE | DRIVER);
-        assert_eq!(write(&mut it, VIRTIO_MMIO_STATUS, READY), Effect::None);
+        assert_eq!(
+            write(&mut it, VIRTIO_MMIO_STATUS, READY),
+            TransportEffect::None
+        );
         assert_eq!(read(&it, VIRTIO_MMIO_STATUS), ACKNOWLEDGE | DRIVER);
     }
     let mut it = registers();
@@ -113,7 +128,10 @@ fn the_status_goes_one_way() {
         assert_eq!(read(&it, VIRTIO_MMIO_STATUS), status, "after {value:#x}");
     }
     // Queues are set up after the features.
-    assert_eq!(write(&mut it, VIRTIO_MMIO_QUEUE_READY, 1), Effect::None);
+    assert_eq!(
+        write(&mut it, VIRTIO_MMIO_QUEUE_READY, 1),
+        TransportEffect::None
+    );
     assert_eq!(read(&it, VIRTIO_MMIO_QUEUE_READY), 0);
 }
 

@@ -9,12 +9,12 @@ use hmmvisor_devices::commands::command::{Direction, decode};
 use hmmvisor_devices::commands::error::CommandError;
 use hmmvisor_devices::commands::guest_hint::GuestHint;
 use hmmvisor_devices::commands::kernels;
-use hmmvisor_devices::commands::managed::{Addresses, Managed, Span, Words};
+use hmmvisor_devices::commands::managed::{Addresses, CommandBytes, Managed, Words};
 use hmmvisor_devices::commands::memory::Memory;
 
 use super::{Who, tell, words};
 
-/// Registers, and how far it is.
+/// The registers of an accelerator, and the number of commands that it has completed.
 #[derive(Default)]
 pub struct Accelerator {
     base: u64,
@@ -24,6 +24,7 @@ pub struct Accelerator {
 }
 
 impl Accelerator {
+    /// Reads a register.
     pub fn read(&self, register: u64) -> u64 {
         match register {
             REG_ID => ID_VALUE,
@@ -37,6 +38,7 @@ impl Accelerator {
         }
     }
 
+    /// Writes a register. The doorbell executes all commands that have been submitted.
     pub fn write(&mut self, index: u8, register: u64, value: u64) {
         match register {
             REG_QUEUE_BASE => self.base = value,
@@ -133,17 +135,17 @@ impl Memory for DeviceMemory {
         Ok(word.fetch_add(value.wrapping_mul(n), Ordering::Relaxed))
     }
 
-    /// A hint; nothing is anywhere here, so nothing moves.
-    fn migrate(&mut self, _: Span, _: Direction) -> Result<u64, CommandError> {
+    /// Moves nothing, because pages have no places here.
+    fn migrate(&mut self, _: CommandBytes, _: Direction) -> Result<u64, CommandError> {
         Ok(0)
     }
 
-    fn free(&mut self, span: Span) -> Result<u64, CommandError> {
+    fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError> {
         let pages = self.managed.pages(span.addr, span.bytes)?;
         Ok(super::free(self.index, pages))
     }
 
-    fn hint(&mut self, span: Span, hint: GuestHint) -> Result<(), CommandError> {
+    fn hint(&mut self, span: CommandBytes, hint: GuestHint) -> Result<(), CommandError> {
         let pages = self.managed.pages(span.addr, span.bytes)?;
         super::hint(pages, hint.by(DeviceId(self.index)));
         Ok(())

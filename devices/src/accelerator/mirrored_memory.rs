@@ -11,16 +11,16 @@ use hmmvisor_abi::accel::{PHYSICAL, SPACE_BLOCK};
 
 use super::guest_fault::GuestFault;
 use super::mmu::Mmu;
-use super::shared::Shared;
+use super::shared::ControlBlock;
 use super::spaces::{Lookup, SpacesGuard, VIRTUAL};
 use crate::commands::command::Direction;
 use crate::commands::error::CommandError;
 use crate::commands::guest_hint::GuestHint;
-use crate::commands::managed::{Addresses, Managed, Span, WORD, Words};
+use crate::commands::managed::{Addresses, CommandBytes, Managed, WORD, Words};
 use crate::commands::memory::Memory;
 
-/// After this many visits the guard is dropped even if no invalidation waits for it, to check whether the device
-/// is to stop.
+/// The most visits under one guard. Then the guard is dropped even if no invalidation waits for it, to check whether the
+/// device is to stop.
 const VISITS_PER_GUARD: usize = 1024;
 
 /// Words that one access to system memory in place fetches: 64 bytes.
@@ -30,27 +30,32 @@ const LINE: usize = 8;
 const ADDS_PER_GUARD: u64 = 64;
 
 /// The accelerator's access to guest memory.
-pub struct GuestMemory {
+pub struct MirroredMemory {
+    /// The backend, for what commands ask of it besides accesses: migrations, frees and hints.
     pub backend: Arc<Backend>,
+    /// The device's number in the backend.
     pub device: DeviceId,
+    /// The place of managed memory.
     pub managed: Managed,
     /// The address space of the current command, or [`PHYSICAL`].
     pub space: u16,
+    /// The mirror of managed memory, with the device's page table and TLB.
     pub mirror: Mirror<Mmu>,
-    pub shared: Arc<Shared>,
+    /// What the device's thread shares with the vCPUs' side.
+    pub shared: Arc<ControlBlock>,
 }
 
 /// Why an access cannot go on.
 enum Missing {
-    /// This page has no translation to where it is.
+    /// The device has no translation for this page: the backend must supply it.
     Host(Page),
-    /// This virtual address has none to a page.
+    /// The guest maps this virtual address to no page: the guest must answer the fault.
     Guest(u64),
     /// The address space is closed.
     Closed,
 }
 
-/// The page of an address, as long as the guard of the space lives that the address is in.
+/// Returns the page of an address. If the address is in a space, the page is right for as long as the space's guard lives.
 fn page_of(
     managed: &Managed,
     space: Option<(u16, &SpacesGuard<'_>)>,
@@ -67,7 +72,7 @@ fn page_of(
     }
 }
 
-impl GuestMemory {
+impl MirroredMemory {
     fn check_stop(&self) -> Result<(), CommandError> {
         match self.shared.stopping() {
             true => Err(CommandError::Aborted),
@@ -75,7 +80,7 @@ impl GuestMemory {
         }
     }
 
-    /// Makes good for what was missing, unless that is impossible. It may be missing again before the next access.
+    /// Supplies what was missing, or returns why that is impossible. It may be missing again before the next access.
     fn resolve(&mut self, missing: Missing, addr: u64, access: Access) -> Result<(), CommandError> {
         match missing {
             Missing::Host(page) => self.fault(page, addr, access),
@@ -88,8 +93,8 @@ impl GuestMemory {
         }
     }
 
-    /// Visits words under one guard, until the run is empty, an invalidation waits for the guard, or a page that has
-    /// no translation, which is returned. `run` is what comes next.
+    /// Visits words under one guard, until the run is empty, an invalidation waits for the guard, or a translation is
+    /// missing, which is returned. Afterwards `run` is what comes next.
     fn visit_mapped(
         &mut self,
         access: Access,
@@ -120,7 +125,7 @@ impl GuestMemory {
                 let last = (start + len - 1) / LINE;
                 guard.remote.count(page, (last - start / LINE + 1) as u32);
             }
-            // Looked at only after a visit: a guard is always good for some progress.
+            // This is looked at only after a visit, so that each guard brings some progress.
             let wanted = guard.wanted() || spaces.is_some_and(|(_, guard)| guard.wanted());
             if run.is_empty() || wanted {
                 break;
@@ -140,7 +145,7 @@ impl GuestMemory {
         missing
     }
 
-    /// The device's fault on a page, which `addr` is in.
+    /// Makes a device fault on a page, which `addr` is in.
     fn fault(&mut self, page: Page, addr: u64, access: Access) -> Result<(), CommandError> {
         self.shared.counters().faults.add(1);
         let threshold = self.mirror.remote_access_threshold();
@@ -192,7 +197,7 @@ impl GuestMemory {
         })
     }
 
-    /// The page that an address is in now; it may be another one by the time that the caller looks.
+    /// Finds the page that an address is in now; it may be in another one by the time that the caller looks.
     fn find_page(&mut self, addr: u64) -> Result<Page, CommandError> {
         loop {
             self.check_stop()?;
@@ -211,9 +216,13 @@ impl GuestMemory {
         }
     }
 
-    /// Migrates the pages behind virtual addresses, neighbours together. Should the guest change a translation meanwhile,
-    /// a page moves that it did not mean: that changes no contents.
-    fn migrate_virtual(&mut self, span: Span, direction: Direction) -> Result<u64, CommandError> {
+    /// Migrates the pages behind virtual addresses, neighbours together. If the guest changes a translation meanwhile, another
+    /// page may move than the guest means, which changes no contents.
+    fn migrate_virtual(
+        &mut self,
+        span: CommandBytes,
+        direction: Direction,
+    ) -> Result<u64, CommandError> {
         let mut moved = 0;
         let mut run: Option<PageRange> = None;
         let first = span.addr - span.addr % PAGE_SIZE;
@@ -251,7 +260,7 @@ fn refused(addr: u64, error: MirrorError) -> CommandError {
     }
 }
 
-impl Memory for GuestMemory {
+impl Memory for MirroredMemory {
     fn addresses(&self) -> Addresses {
         match self.space {
             PHYSICAL => self.managed.addresses(),
@@ -300,7 +309,7 @@ impl Memory for GuestMemory {
         }
     }
 
-    fn migrate(&mut self, span: Span, direction: Direction) -> Result<u64, CommandError> {
+    fn migrate(&mut self, span: CommandBytes, direction: Direction) -> Result<u64, CommandError> {
         match self.space {
             PHYSICAL => {
                 let pages = self.managed.pages(span.addr, span.bytes)?;
@@ -310,8 +319,9 @@ impl Memory for GuestMemory {
         }
     }
 
-    fn free(&mut self, span: Span) -> Result<u64, CommandError> {
-        // By the time that a page is freed it may be another process's: only the guest's kernel can tell.
+    fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError> {
+        // The page behind a virtual address may be another process's by the time that it is freed, and only the guest's
+        // kernel knows.
         if self.space != PHYSICAL {
             return Err(CommandError::Argument);
         }
@@ -319,7 +329,7 @@ impl Memory for GuestMemory {
         self.each_block(pages, |part| self.backend.guest_freed(part))
     }
 
-    fn hint(&mut self, span: Span, hint: GuestHint) -> Result<(), CommandError> {
+    fn hint(&mut self, span: CommandBytes, hint: GuestHint) -> Result<(), CommandError> {
         // What is behind a virtual address may change; hints are about pages of memory.
         if self.space != PHYSICAL {
             return Err(CommandError::Argument);

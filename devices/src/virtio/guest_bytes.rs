@@ -1,47 +1,47 @@
-//! Stretches of guest-physical memory.
+//! Guest-physical memory that requests name.
 
 use hmm_backend::pages::PAGE_SIZE;
 
-/// Bytes of guest-physical memory: `len` of them from `addr`. Whether they are memory at all is not said.
+/// Bytes of guest-physical memory: `len` of them from `addr`. There need not be memory at all of these addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Span {
+pub struct GuestBytes {
     /// Guest-physical address of the first one.
     pub addr: u64,
     /// How many there are.
     pub len: u64,
 }
 
-impl Span {
+impl GuestBytes {
     /// One past the last byte; none if that is beyond the address space.
     pub fn end(self) -> Option<u64> {
         self.addr.checked_add(self.len)
     }
 
     /// The pages that have a byte of it.
-    pub fn touched_pages(self) -> Option<Span> {
+    pub fn touched_pages(self) -> Option<GuestBytes> {
         let start = self.addr - self.addr % PAGE_SIZE;
         let end = self.end()?.checked_next_multiple_of(PAGE_SIZE)?;
-        Some(Span {
+        Some(GuestBytes {
             addr: start,
             len: end - start,
         })
     }
 
     /// The pages all of whose bytes are in it; none if there is no such page.
-    pub fn whole_pages(self) -> Option<Span> {
+    pub fn whole_pages(self) -> Option<GuestBytes> {
         let start = self.addr.checked_next_multiple_of(PAGE_SIZE)?;
         let end = self.end()? / PAGE_SIZE * PAGE_SIZE;
-        (start < end).then(|| Span {
+        (start < end).then(|| GuestBytes {
             addr: start,
             len: end - start,
         })
     }
 }
 
-/// Sorts and joins what touches or overlaps.
-pub fn merged(mut spans: Vec<Span>) -> Vec<Span> {
+/// Sorts the bytes and joins those that touch or overlap.
+pub fn merged(mut spans: Vec<GuestBytes>) -> Vec<GuestBytes> {
     spans.sort_unstable();
-    let mut joined: Vec<Span> = Vec::with_capacity(spans.len());
+    let mut joined: Vec<GuestBytes> = Vec::with_capacity(spans.len());
     for span in spans {
         match joined.last_mut() {
             Some(last) if last.addr.saturating_add(last.len) >= span.addr => {
@@ -54,11 +54,11 @@ pub fn merged(mut spans: Vec<Span>) -> Vec<Span> {
     joined
 }
 
-/// Spans one after the other, as a request names them.
+/// Bytes of guest-physical memory in several pieces, in the order in which a request names them.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Spans(pub Vec<Span>);
+pub struct GuestBuffer(pub Vec<GuestBytes>);
 
-impl Spans {
+impl GuestBuffer {
     /// Number of bytes.
     pub fn bytes(&self) -> u64 {
         // A queue's chains have fewer bytes than 2^32; no other code makes longer ones.
@@ -66,7 +66,7 @@ impl Spans {
     }
 
     /// The bytes `from..from + len`, or as many of them as there are.
-    pub fn part(&self, from: u64, len: u64) -> Spans {
+    pub fn part(&self, from: u64, len: u64) -> GuestBuffer {
         let (mut skip, mut left) = (from, len);
         let mut part = Vec::new();
         for span in &self.0 {
@@ -78,18 +78,18 @@ impl Spans {
                 continue;
             }
             let taken = left.min(span.len - skip);
-            part.push(Span {
+            part.push(GuestBytes {
                 addr: span.addr + skip,
                 len: taken,
             });
             left -= taken;
             skip = 0;
         }
-        Spans(part)
+        GuestBuffer(part)
     }
 
     /// The bytes from `from` on, as many as are in at most `pages` pages and `spans` spans; at least one if there is one.
-    pub fn portion(&self, from: u64, pages: u64, spans: usize) -> Spans {
+    pub fn portion(&self, from: u64, pages: u64, spans: usize) -> GuestBuffer {
         let mut left = pages;
         let mut portion = Vec::new();
         for span in self.part(from, u64::MAX).0.into_iter().take(spans) {
@@ -99,12 +99,12 @@ impl Spans {
                 break;
             }
             left -= (span.addr % PAGE_SIZE + taken).div_ceil(PAGE_SIZE);
-            portion.push(Span { len: taken, ..span });
+            portion.push(GuestBytes { len: taken, ..span });
             if taken < span.len {
                 break;
             }
         }
-        Spans(portion)
+        GuestBuffer(portion)
     }
 }
 
@@ -112,8 +112,8 @@ impl Spans {
 mod tests {
     use super::*;
 
-    fn span(addr: u64, len: u64) -> Span {
-        Span { addr, len }
+    fn span(addr: u64, len: u64) -> GuestBytes {
+        GuestBytes { addr, len }
     }
 
     #[test]
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn parts_and_portions() {
-        let spans = Spans(vec![span(4090, 10), span(100_000, 20_000), span(0, 1)]);
+        let spans = GuestBuffer(vec![span(4090, 10), span(100_000, 20_000), span(0, 1)]);
         assert_eq!(spans.bytes(), 20_011);
         assert_eq!(spans.part(5, 7).0, [span(4095, 5), span(100_000, 2)]);
         assert_eq!(spans.part(20_010, 100).0, [span(0, 1)]);
