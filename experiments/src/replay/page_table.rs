@@ -1,11 +1,12 @@
 //! The translations of a replay's device: what it may do with each page without a fault. Shared with the replay, which
 //! looks at it for each access.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hmm_backend::mirror::{DeviceMmu, Mapping, RemoteCounters, Target};
 use hmm_backend::pages::{Access, Page, PageRange};
+use parking_lot::{Mutex, MutexGuard};
 
 const READABLE: u8 = 1;
 const WRITABLE: u8 = 2;
@@ -28,7 +29,7 @@ impl PageTable {
 
     /// The counters of accesses in place.
     pub(super) fn remote(&self) -> MutexGuard<'_, RemoteCounters> {
-        self.remote.lock().unwrap_or_else(PoisonError::into_inner)
+        self.remote.lock()
     }
 
     /// Whether the page is in system memory, and the device reaches it there.

@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
 use hmm_backend::limits::{Refusal, Resource};
+use parking_lot::{Condvar, Mutex};
 
 use super::Runner;
 use super::error::SweepError;
@@ -96,7 +96,7 @@ struct Queue<'a> {
 impl<'a> Queue<'a> {
     /// The next run; live ones first, because fewer of them can run at a time.
     fn take(&self) -> Option<&'a Run> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         loop {
             if state.live_running < self.live_limit
                 && let Some(run) = state.live.pop_front()
@@ -110,16 +110,13 @@ impl<'a> Queue<'a> {
             if state.live.is_empty() {
                 return None;
             }
-            state = self
-                .freed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.freed.wait(&mut state);
         }
     }
 
     fn done(&self, run: &Run) {
         if matches!(run.source, Source::Live(_)) {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state.lock();
             state.live_running -= 1;
             drop(state);
             self.freed.notify_all();
@@ -127,7 +124,7 @@ impl<'a> Queue<'a> {
     }
 
     fn clear(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.live.clear();
         state.replayed.clear();
         drop(state);

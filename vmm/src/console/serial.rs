@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hmmvisor_devices::bell;
+use parking_lot::{Mutex, MutexGuard};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -163,8 +164,7 @@ impl Console {
     }
 
     fn serial(&self) -> MutexGuard<'_, Serial<Pin, NoEvents, Lines>> {
-        // A thread that panicked while holding it has left a serial port that still works.
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+        self.serial.lock()
     }
 }
 
@@ -289,7 +289,7 @@ mod tests {
     struct Seen(Arc<Mutex<Vec<Vec<u8>>>>);
     impl Write for Seen {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().push(bytes.to_vec());
+            self.0.lock().push(bytes.to_vec());
             Ok(bytes.len())
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -316,13 +316,10 @@ mod tests {
         let seen = Seen::default();
         let console = Console::new(Box::new(seen.clone()));
         say(&console, b"one\ntwo");
-        assert_eq!(*seen.0.lock().unwrap(), [b"one\n".to_vec()]);
+        assert_eq!(*seen.0.lock(), [b"one\n".to_vec()]);
         console.finish();
         console.finish();
-        assert_eq!(
-            *seen.0.lock().unwrap(),
-            [b"one\n".to_vec(), b"two\n".to_vec()]
-        );
+        assert_eq!(*seen.0.lock(), [b"one\n".to_vec(), b"two\n".to_vec()]);
     }
 
     #[test]
@@ -336,7 +333,7 @@ mod tests {
         assert!(console.has_rest() && attention.read().is_ok());
         console.rest();
         assert!(!console.has_rest());
-        assert_eq!(seen.0.lock().unwrap().last().unwrap(), b"# ");
+        assert_eq!(seen.0.lock().last().unwrap(), b"# ");
     }
 
     #[test]

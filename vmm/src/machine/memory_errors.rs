@@ -8,13 +8,14 @@
 use std::fmt;
 use std::io;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hmm_backend::Backend;
 use hmm_backend::service::{FatalCause, FatalFault};
 use hmmvisor_devices::thread::{self, STOP_WITHIN, Thread};
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::ending::failure::Failure;
@@ -98,9 +99,7 @@ impl MemoryErrors {
     }
 
     fn report(&self, vcpu: u32) -> MutexGuard<'_, Option<Report>> {
-        // Replaced as a whole: there is nothing half-done that a panic could leave.
-        let report = &self.reports[vcpu as usize];
-        report.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reports[vcpu as usize].lock()
     }
 
     /// Notes that a fault of this vCPU cannot be resolved, in place of an older report: the newest one is about what the vCPU does

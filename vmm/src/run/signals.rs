@@ -9,10 +9,11 @@
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hmmvisor_devices::thread;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::console::terminal;
 use crate::ending::LOOK_AGAIN;
@@ -108,7 +109,7 @@ impl Signals {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// The thread's body.
