@@ -72,11 +72,11 @@ impl FileReplay {
     /// # Errors
     /// Not if it was recorded with coherent device memory.
     pub fn check(reader: &TraceReader) -> Result<(), FileReplayError> {
-        match reader.meta().device_kind.as_str() {
-            "coherent" => Err(FileReplayError::Coherent {
+        match reader.meta().is_coherent() {
+            true => Err(FileReplayError::Coherent {
                 file: reader.path().display().to_string(),
             }),
-            _ => Ok(()),
+            false => Ok(()),
         }
     }
 

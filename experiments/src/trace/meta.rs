@@ -70,6 +70,11 @@ impl TraceMeta {
         named.next().map_or("an unknown program", String::as_str)
     }
 
+    /// Whether the accelerators' memory was coherent: CPUs reached it in place, without faults.
+    pub fn is_coherent(&self) -> bool {
+        self.device_kind == "coherent"
+    }
+
     /// Pages that there can be: more than that many need not be kept account of.
     pub fn pages(&self) -> u32 {
         // An imported trace that was not finished does not know.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hmm_backend::Backend;
 use hmm_backend::engine::Engine;
 use hmm_backend::policy::PolicyFactory;
+use hmmvisor_guest_images::{Kind, find};
 use hmmvisor_torture::{Figures, Listener, State};
 
 use crate::config::Config;
@@ -21,7 +22,8 @@ pub(crate) struct Torture(Option<hmmvisor_torture::Torture>);
 impl Torture {
     /// The torture that the configuration asks for.
     pub(crate) fn of(config: &Config) -> Torture {
-        let is_torture = config.workload.name.as_deref() == Some("torture");
+        let workload = config.workload.name.as_deref().map(find);
+        let is_torture = matches!(workload, Some(Ok(workload)) if workload.kind == Kind::Torture);
         let is_embedded = config.guest.is_none() && config.boot.kernel.is_none();
         let params = &config.workload.params;
         let new = || hmmvisor_torture::Torture::new(params, config.seed);
