@@ -152,7 +152,11 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
         is_linux && config.console == ConsoleChoice::Auto && io::stdin().is_terminal();
     let input = match config.console {
         ConsoleChoice::Auto | ConsoleChoice::Stdio if is_linux => {
-            Some(Input::stdin(interactive).context("using standard input")?)
+            let input = match interactive {
+                true => Input::terminal(),
+                false => Input::stdin(),
+            };
+            Some(input.context("using standard input")?)
         }
         _ => None,
     };

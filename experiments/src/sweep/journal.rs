@@ -192,6 +192,15 @@ fn shown(text: &str) -> String {
     format!("{start}…{end}")
 }
 
+/// What becomes of results that a journal has already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Existing {
+    /// They are kept, and the others are added.
+    Resume,
+    /// They are an error.
+    Refuse,
+}
+
 /// A journal that is being written. No two processes write one.
 #[derive(Debug)]
 pub struct Writer {
@@ -208,11 +217,11 @@ impl Writer {
     /// Opens the journal of exactly this sweep and shard, or makes it, and returns what it has already.
     ///
     /// # Errors
-    /// There are results and `resume` is not set; it is of something else; it is damaged; another process uses it.
+    /// There are results and `existing` refuses them; it is of something else; it is damaged; another process uses it.
     pub fn open(
         path: &Path,
         header: &Header,
-        resume: bool,
+        existing: Existing,
     ) -> Result<(Writer, BTreeMap<usize, Row>), SweepError> {
         let failed = |doing: &'static str| {
             move |error| SweepError::File {
@@ -275,7 +284,7 @@ impl Writer {
                         ours: name(header),
                     });
                 }
-                if !resume && !old.rows.is_empty() {
+                if existing == Existing::Refuse && !old.rows.is_empty() {
                     let done = old.rows.values().filter(|row| row.error.is_none()).count();
                     return Err(SweepError::Exists {
                         path: path.parent().unwrap_or(path).to_owned(),

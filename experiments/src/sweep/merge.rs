@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use hmm_backend::limits;
 
 use super::error::SweepError;
-use super::journal::{Header, Journal, Writer};
+use super::journal::{Existing, Header, Journal, Writer};
 use super::results::Results;
 use super::row::Row;
 use super::shard::Shard;
@@ -101,7 +101,7 @@ fn put(
     let results = Results::open(out, &mut files)?;
     run::spare_results(&files)?;
     let is_new = !path.exists();
-    let opened = Writer::open(&path, header, false);
+    let opened = Writer::open(&path, header, Existing::Refuse);
     let (mut journal, _) = opened.map_err(|error| match error {
         // A merge cannot be resumed.
         SweepError::Exists { path, finished, .. } => SweepError::Occupied { path, finished },

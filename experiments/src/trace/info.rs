@@ -58,7 +58,7 @@ impl TraceInfo {
             problem,
             kinds: BTreeMap::new(),
             distinct_pages: 0,
-            first_ns: 0,
+            first_ns: u64::MAX,
             last_ns: 0,
             accesses: None,
         };
@@ -69,7 +69,7 @@ impl TraceInfo {
         for event in &mut trace {
             match event {
                 Ok(event) => {
-                    info.add(&event, events == 0);
+                    info.add(&event);
                     pages.add(&event);
                     accesses = accesses.saturating_add(event.accesses());
                     events += 1;
@@ -81,19 +81,22 @@ impl TraceInfo {
                 }
             }
         }
+        if events == 0 {
+            info.first_ns = 0;
+        }
         info.totals.events = events;
         info.distinct_pages = pages.count();
         info.accesses = (info.meta.kind == super::TraceKind::Access).then_some(accesses);
         (info, error)
     }
 
-    fn add(&mut self, event: &Event, first: bool) {
+    fn add(&mut self, event: &Event) {
         let kind = self.kinds.entry(event.kind.name()).or_default();
         kind.events += 1;
         kind.pages += u64::from(event.pages);
         let time = u64::try_from(event.time.as_nanos()).unwrap_or(u64::MAX);
         // Threads' events may be a little out of order.
-        self.first_ns = if first { time } else { self.first_ns.min(time) };
+        self.first_ns = self.first_ns.min(time);
         self.last_ns = self.last_ns.max(time);
     }
 }

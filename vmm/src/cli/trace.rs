@@ -133,7 +133,10 @@ impl ImportArgs {
     fn run(self) -> Result<ExitCode> {
         let format = match self.format {
             import::Format::Lackey { .. } => import::Format::Lackey {
-                instructions: !self.no_instructions,
+                instructions: match self.no_instructions {
+                    true => import::Instructions::LeftOut,
+                    false => import::Instructions::AreReads,
+                },
                 device: self.device,
             },
             import::Format::Csv if self.no_instructions => {

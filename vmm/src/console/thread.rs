@@ -37,16 +37,22 @@ pub struct Input {
 }
 
 impl Input {
-    /// Standard input, whatever it is. With `interactive`, Ctrl-A and then x quit, Ctrl-A twice is one for the guest.
-    pub fn stdin(interactive: bool) -> io::Result<Input> {
-        let source = io::stdin().as_fd().try_clone_to_owned()?.into();
+    /// Takes standard input, whatever it is. All of its bytes go to the guest.
+    pub fn stdin() -> io::Result<Input> {
+        let source = io::stdin().as_fd().try_clone_to_owned()?;
+        Ok(Input::of(source.into()))
+    }
+
+    /// Takes standard input, where a person types: Ctrl-A and then x quit, Ctrl-A twice is one for the guest.
+    pub fn terminal() -> io::Result<Input> {
+        let stdin = Input::stdin()?;
         Ok(Input {
-            source,
-            interactive,
+            interactive: true,
+            ..stdin
         })
     }
 
-    /// A file, a pipe or the like, whose bytes all go to the guest.
+    /// Takes a file, a pipe or the like. All of its bytes go to the guest.
     pub fn of(source: File) -> Input {
         Input {
             source,

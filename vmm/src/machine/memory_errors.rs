@@ -111,18 +111,22 @@ impl MemoryErrors {
         *report = Some(Report { fault, kicks });
     }
 
-    /// Returns the time on the clock that [`Self::take`] compares with.
+    /// Returns the time on the clock that [`Self::take_report`] compares with.
     pub fn now(&self) -> Duration {
         self.backend.now()
     }
 
-    /// Takes the fault of which this vCPU must be told before it enters the guest again. Call it after *each* `KVM_RUN`: `entered`
-    /// is when that began, `interrupted` whether a signal ended it. If none did, the vCPU has executed the access after all, and
-    /// the report is dropped.
-    pub fn take(&self, vcpu: u32, entered: Duration, interrupted: bool) -> Option<FatalFault> {
+    /// Takes the fault of which this vCPU must be told before it enters the guest again. Call it after each `KVM_RUN` that a signal
+    /// has ended; `entered` is when that began. After any other `KVM_RUN`, call [`Self::drop_report`].
+    pub fn take_report(&self, vcpu: u32, entered: Duration) -> Option<FatalFault> {
         let Report { fault, .. } = self.report(vcpu).take()?;
-        let is_now = interrupted && fault.since >= entered && self.backend.is_current(&fault);
+        let is_now = fault.since >= entered && self.backend.is_current(&fault);
         is_now.then_some(fault)
+    }
+
+    /// Drops the report to this vCPU, which has executed the access after all.
+    pub fn drop_report(&self, vcpu: u32) {
+        *self.report(vcpu) = None;
     }
 }
 

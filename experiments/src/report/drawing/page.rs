@@ -83,8 +83,9 @@ pub(crate) struct Table {
 }
 
 enum Line {
-    /// Its cells, and whether it stands out.
-    Cells(Vec<String>, bool),
+    Cells(Vec<String>),
+    /// The cells of a row that stands out.
+    Best(Vec<String>),
     /// A heading for the following rows.
     Part(String),
 }
@@ -114,8 +115,13 @@ impl Table {
         }
     }
 
-    pub(crate) fn row(&mut self, cells: &[String], best: bool) {
-        self.rows.push(Line::Cells(cells.to_vec(), best));
+    pub(crate) fn row(&mut self, cells: &[String]) {
+        self.rows.push(Line::Cells(cells.to_vec()));
+    }
+
+    /// Adds a row that stands out.
+    pub(crate) fn best_row(&mut self, cells: &[String]) {
+        self.rows.push(Line::Best(cells.to_vec()));
     }
 
     pub(crate) fn part(&mut self, title: &str) {
@@ -125,7 +131,7 @@ impl Table {
     fn finish(self) -> String {
         let has_values = |column: &usize| {
             self.rows.iter().any(|line| match line {
-                Line::Cells(cells, _) => cells[*column] != NOTHING,
+                Line::Cells(cells) | Line::Best(cells) => cells[*column] != NOTHING,
                 Line::Part(_) => false,
             })
         };
@@ -133,14 +139,15 @@ impl Table {
         let head = self.cells("th", &shown, |column| {
             self.columns[column].trim_start_matches('<')
         });
+        let row = |cells: &[String], class: &str| {
+            let cells = self.cells("td", &shown, |column| &cells[column]);
+            format!("<tr{class}>{cells}</tr>\n")
+        };
         let mut rows = String::new();
         for line in &self.rows {
             rows += &match line {
-                Line::Cells(cells, best) => format!(
-                    "<tr{}>{}</tr>\n",
-                    if *best { " class=\"best\"" } else { "" },
-                    self.cells("td", &shown, |column| &cells[column])
-                ),
+                Line::Cells(cells) => row(cells, ""),
+                Line::Best(cells) => row(cells, " class=\"best\""),
                 Line::Part(title) => format!(
                     "<tr class=\"part\"><td colspan=\"{}\">{}</td></tr>\n",
                     shown.len(),

@@ -121,17 +121,14 @@ impl Latencies {
         for who in used {
             let histogram = &self.0[who];
             let show = |ns: u64| Unit::time(ns as f64).show(ns as f64);
-            table.row(
-                &[
-                    NAMES[who].to_owned(),
-                    crate::report::drawing::axis::number(histogram.len() as f64),
-                    show(histogram.value_at_quantile(0.5)),
-                    show(histogram.value_at_quantile(0.99)),
-                    show(histogram.value_at_quantile(0.999)),
-                    show(histogram.max()),
-                ],
-                false,
-            );
+            table.row(&[
+                NAMES[who].to_owned(),
+                crate::report::drawing::axis::number(histogram.len() as f64),
+                show(histogram.value_at_quantile(0.5)),
+                show(histogram.value_at_quantile(0.99)),
+                show(histogram.value_at_quantile(0.999)),
+                show(histogram.max()),
+            ]);
         }
         page.table(table);
     }

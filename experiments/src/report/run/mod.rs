@@ -203,7 +203,7 @@ impl RunReport {
         }
         let mut table = Table::new(&["<", "<"]);
         for (name, value) in facts {
-            table.row(&[name, value], false);
+            table.row(&[name, value]);
         }
         page.table(table);
     }

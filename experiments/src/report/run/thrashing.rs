@@ -204,17 +204,14 @@ impl Thrashing {
         for (range, history) in ranges.iter().take(MOST) {
             let address = |page: GuestPage| base.saturating_add(u64::from(page.0) * PAGE_SIZE);
             let shortest = history.shortest as f64;
-            table.row(
-                &[
-                    format!("{:#x}–{:#x}", address(range.start), address(range.end) - 1),
-                    number(f64::from(range.len())),
-                    number(history.returns.count().into()),
-                    number(history.to_device.into()),
-                    number(history.to_system.into()),
-                    Unit::time(shortest).show(shortest),
-                ],
-                false,
-            );
+            table.row(&[
+                format!("{:#x}–{:#x}", address(range.start), address(range.end) - 1),
+                number(f64::from(range.len())),
+                number(history.returns.count().into()),
+                number(history.to_device.into()),
+                number(history.to_system.into()),
+                Unit::time(shortest).show(shortest),
+            ]);
         }
         page.table(table);
         if ranges.len() > MOST {

@@ -97,7 +97,7 @@ fn facts(page: &mut Page, header: &Header, results: &Results, rows: usize) {
     }
     let mut table = Table::new(&["<", "<"]);
     for (name, value) in facts {
-        table.row(&[name.to_owned(), value], false);
+        table.row(&[name.to_owned(), value]);
     }
     page.table(table);
 }
@@ -167,24 +167,25 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
                 0 => (*policy).to_owned(),
                 events => format!("{policy} (script failed {}×)", number(events as f64)),
             };
-            table.row(
-                &[
-                    policy,
-                    count.to_string(),
-                    with_error(time, Metric::Time),
-                    ratio
-                        .filter(|it| it.is_finite())
-                        .map_or(NOTHING.to_owned(), |ratio| format!("{ratio:.2}")),
-                    with_error(cell.estimate(Metric::Bytes), Metric::Bytes),
-                    with_error(cell.estimate(Metric::Faults), Metric::Faults),
-                    mean(cell.mean(|row| row.evicted.map(|n| n as f64))),
-                    mean(cell.mean(|row| row.prefetched.map(|n| n as f64))),
-                    mean(cell.mean(|row| row.unused.map(|n| n as f64))),
-                    mean(cell.mean(|row| row.thrashing_pages.map(|n| n as f64))),
-                    over.map_or(NOTHING.to_owned(), |it| format!("{:.2}", it.mean)),
-                ],
-                ratio == Some(1.0),
-            );
+            let cells = [
+                policy,
+                count.to_string(),
+                with_error(time, Metric::Time),
+                ratio
+                    .filter(|it| it.is_finite())
+                    .map_or(NOTHING.to_owned(), |ratio| format!("{ratio:.2}")),
+                with_error(cell.estimate(Metric::Bytes), Metric::Bytes),
+                with_error(cell.estimate(Metric::Faults), Metric::Faults),
+                mean(cell.mean(|row| row.evicted.map(|n| n as f64))),
+                mean(cell.mean(|row| row.prefetched.map(|n| n as f64))),
+                mean(cell.mean(|row| row.unused.map(|n| n as f64))),
+                mean(cell.mean(|row| row.thrashing_pages.map(|n| n as f64))),
+                over.map_or(NOTHING.to_owned(), |it| format!("{:.2}", it.mean)),
+            ];
+            match ratio == Some(1.0) {
+                true => table.best_row(&cells),
+                false => table.row(&cells),
+            }
         }
     }
     page.table(table);
@@ -199,17 +200,14 @@ fn failed(page: &mut Page, results: &Results) {
     let mut table = Table::new(&["run", "<source", "<policy", "device memory", "seed", "<why"]);
     for row in results.failed.iter().take(MOST_FAILED) {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        table.row(
-            &[
-                row.run.unwrap_or_default().to_string(),
-                text(&row.source),
-                text(&row.policy),
-                Size(row.device_memory_bytes.unwrap_or_default()).to_string(),
-                row.seed.unwrap_or_default().to_string(),
-                text(&row.error),
-            ],
-            false,
-        );
+        table.row(&[
+            row.run.unwrap_or_default().to_string(),
+            text(&row.source),
+            text(&row.policy),
+            Size(row.device_memory_bytes.unwrap_or_default()).to_string(),
+            row.seed.unwrap_or_default().to_string(),
+            text(&row.error),
+        ]);
     }
     page.table(table);
     if results.failed.len() > MOST_FAILED {
