@@ -34,7 +34,7 @@ use rustix::fs::OFlags;
 use thiserror::Error;
 
 use self::aside::{Aside, Spool};
-use self::place::{Key, Place, STDOUT};
+use self::place::{Key, OutputPlace, STDOUT};
 use crate::steady::wait_for_room;
 
 /// Why an output was refused. Nothing has been changed then.
@@ -108,7 +108,7 @@ impl Files {
     /// Registers a file that the command reads, or will read: no output may be the same. It need not exist.
     pub fn reads(&mut self, what: &'static str, path: &Path) {
         // A file that `stat` refuses is refused again, with a message, when it is opened.
-        if let Ok(place) = Place::of(path) {
+        if let Ok(place) = OutputPlace::of(path) {
             self.learn(what, path, place.keys(), Role::Input);
         }
     }
@@ -125,10 +125,12 @@ impl Files {
     pub fn whole(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
         self.open(what, path, |place| {
             Ok(match place {
-                Place::Absent { folder, name } => Sink::Aside(Aside::new(folder, name)?),
-                Place::Regular { real, .. } => Sink::Aside(Aside::over(real, Spool::unnamed)?),
-                Place::Stream { path } => Sink::Stream(stream(path)?),
-                Place::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
+                OutputPlace::Absent { folder, name } => Sink::Aside(Aside::new(folder, name)?),
+                OutputPlace::Regular { real, .. } => {
+                    Sink::Aside(Aside::over(real, Spool::unnamed)?)
+                }
+                OutputPlace::Stream { path } => Sink::Stream(stream(path)?),
+                OutputPlace::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
             })
         })
     }
@@ -141,11 +143,11 @@ impl Files {
     pub fn growing(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
         self.open(what, path, |place| {
             Ok(match place {
-                Place::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
-                Place::Regular { real, bytes: 0 } => Sink::Live(Live::open(real)?),
-                Place::Regular { real, .. } => Sink::Aside(Aside::over(real, Spool::named)?),
-                Place::Stream { path } => Sink::Stream(stream(path)?),
-                Place::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
+                OutputPlace::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
+                OutputPlace::Regular { real, bytes: 0 } => Sink::Live(Live::open(real)?),
+                OutputPlace::Regular { real, .. } => Sink::Aside(Aside::over(real, Spool::named)?),
+                OutputPlace::Stream { path } => Sink::Stream(stream(path)?),
+                OutputPlace::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
             })
         })
     }
@@ -158,10 +160,10 @@ impl Files {
     pub fn live(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
         self.open(what, path, |place| {
             Ok(match place {
-                Place::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
-                Place::Regular { real, .. } => Sink::Live(Live::open(real)?),
-                Place::Stream { path } => Sink::Stream(stream(path)?),
-                Place::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
+                OutputPlace::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
+                OutputPlace::Regular { real, .. } => Sink::Live(Live::open(real)?),
+                OutputPlace::Stream { path } => Sink::Stream(stream(path)?),
+                OutputPlace::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
             })
         })
     }
@@ -173,11 +175,11 @@ impl Files {
     pub fn appended(&mut self, what: &'static str, path: &Path) -> Result<(), OutputError> {
         let place = self.claim(what, path)?;
         match place {
-            Place::Absent { .. } | Place::Regular { .. } => {
+            OutputPlace::Absent { .. } | OutputPlace::Regular { .. } => {
                 self.learn(what, path, place.keys(), Role::Output);
                 Ok(())
             }
-            Place::Stream { .. } | Place::Descriptor(_) => Err(OutputError::Unfit {
+            OutputPlace::Stream { .. } | OutputPlace::Descriptor(_) => Err(OutputError::Unfit {
                 what,
                 path: path.to_owned(),
                 why: "it is not a regular file",
@@ -216,7 +218,7 @@ impl Files {
         &mut self,
         what: &'static str,
         path: &Path,
-        sink: impl FnOnce(&Place) -> io::Result<Sink>,
+        sink: impl FnOnce(&OutputPlace) -> io::Result<Sink>,
     ) -> Result<Output, OutputError> {
         let place = self.claim(what, path)?;
         let sink = sink(&place).map_err(|error| OutputError::System {
@@ -237,9 +239,9 @@ impl Files {
     }
 
     /// The place of an output, if it is free.
-    fn claim(&self, what: &'static str, path: &Path) -> Result<Place, OutputError> {
+    fn claim(&self, what: &'static str, path: &Path) -> Result<OutputPlace, OutputError> {
         let owned = || path.to_owned();
-        let place = Place::of(path).map_err(|problem| match problem {
+        let place = OutputPlace::of(path).map_err(|problem| match problem {
             place::Problem::Unfit(why) => OutputError::Unfit {
                 what,
                 path: owned(),

@@ -50,7 +50,7 @@ impl Key {
 
 /// The destination of a path, all links followed.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum OutputPlace {
     /// Nothing is there.
     Absent { folder: PathBuf, name: OsString },
     /// A regular file.
@@ -76,14 +76,14 @@ impl From<io::Error> for Problem {
     }
 }
 
-impl Place {
+impl OutputPlace {
     /// Looks, and opens nothing.
-    pub(super) fn of(path: &Path) -> Result<Place, Problem> {
+    pub(super) fn of(path: &Path) -> Result<OutputPlace, Problem> {
         if path.as_os_str() == "-" {
-            return Ok(Place::Descriptor(STDOUT));
+            return Ok(OutputPlace::Descriptor(STDOUT));
         }
         if let Some(descriptor) = descriptor(path) {
-            return Ok(Place::Descriptor(descriptor));
+            return Ok(OutputPlace::Descriptor(descriptor));
         }
         let metadata = match fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return absent(path),
@@ -103,14 +103,14 @@ impl Place {
             .into_iter()
             .find(|it| leads(*it, &metadata))
         {
-            return Ok(Place::Descriptor(descriptor));
+            return Ok(OutputPlace::Descriptor(descriptor));
         }
         if !kind.is_file() {
             let path = path.to_owned();
-            return Ok(Place::Stream { path });
+            return Ok(OutputPlace::Stream { path });
         }
         let real = path.canonicalize()?;
-        Ok(Place::Regular {
+        Ok(OutputPlace::Regular {
             real,
             bytes: metadata.len(),
         })
@@ -120,13 +120,13 @@ impl Place {
     pub(super) fn keys(&self) -> Vec<Key> {
         let of = |path: &Path| fs::metadata(path).ok().and_then(|it| Key::of(&it));
         match self {
-            Place::Absent { folder, name } => match fs::metadata(folder) {
+            OutputPlace::Absent { folder, name } => match fs::metadata(folder) {
                 Ok(folder) => vec![Key::Name(folder.dev(), folder.ino(), name.clone())],
                 Err(_) => Vec::new(),
             },
-            Place::Regular { real, .. } => of(real).into_iter().collect(),
-            Place::Stream { path } => of(path).into_iter().collect(),
-            Place::Descriptor(number) => {
+            OutputPlace::Regular { real, .. } => of(real).into_iter().collect(),
+            OutputPlace::Stream { path } => of(path).into_iter().collect(),
+            OutputPlace::Descriptor(number) => {
                 let mut keys = vec![Key::Descriptor(*number)];
                 keys.extend(duplicate(*number).into_iter().flat_map(Key::of_open));
                 keys
@@ -136,7 +136,7 @@ impl Place {
 }
 
 /// The place of a file that does not exist, at the end of links that may lead to it.
-fn absent(path: &Path) -> Result<Place, Problem> {
+fn absent(path: &Path) -> Result<OutputPlace, Problem> {
     if path.as_os_str().as_bytes().ends_with(b"/") {
         return Err(Problem::Unfit("it would be a folder; name a file in it"));
     }
@@ -158,7 +158,7 @@ fn absent(path: &Path) -> Result<Place, Problem> {
             Ok(target) => path = folder.join(target),
             Err(_) => {
                 let name = name.to_owned();
-                return Ok(Place::Absent { folder, name });
+                return Ok(OutputPlace::Absent { folder, name });
             }
         }
     }

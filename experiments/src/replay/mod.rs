@@ -29,7 +29,7 @@ use ledger::Ledger;
 pub use optimal::{Optimal, OptimalError};
 use optimal::{Step, Steps};
 pub use outcome::{ReplayError, Replayed};
-use page_table::PageTable;
+use page_table::ReplayPageTable;
 
 /// Events between two looks at what migrated, if migrations are kept.
 const KEPT: usize = 1 << 16;
@@ -78,8 +78,8 @@ fn is_input(event: &Event) -> bool {
 }
 
 struct Device {
-    mirror: Mirror<PageTable>,
-    pages: PageTable,
+    mirror: Mirror<ReplayPageTable>,
+    pages: ReplayPageTable,
 }
 
 /// Time that is not in the modelled time yet.
@@ -127,7 +127,7 @@ impl<'c> Replay<'c> {
             let id = model
                 .backend()
                 .attach(config.device_memory, ledger.clone())?;
-            let pages = PageTable::new(pages);
+            let pages = ReplayPageTable::new(pages);
             let mirror = model.backend().mirror(id, pages.clone())?;
             devices.push(Device { mirror, pages });
         }

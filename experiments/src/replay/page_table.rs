@@ -14,14 +14,14 @@ const REMOTE: u8 = 4;
 
 /// One byte for each page, and how often pages of system memory were used in place.
 #[derive(Clone)]
-pub(super) struct PageTable {
+pub(super) struct ReplayPageTable {
     entries: Arc<Box<[AtomicU8]>>,
     remote: Arc<Mutex<RemoteCounters>>,
 }
 
-impl PageTable {
-    pub(super) fn new(pages: u32) -> PageTable {
-        PageTable {
+impl ReplayPageTable {
+    pub(super) fn new(pages: u32) -> ReplayPageTable {
+        ReplayPageTable {
             entries: super::ledger::zeroed(pages as usize).into(),
             remote: Arc::new(Mutex::new(RemoteCounters::new(pages))),
         }
@@ -61,7 +61,7 @@ impl PageTable {
     }
 }
 
-impl DeviceMmu for PageTable {
+impl DeviceMmu for ReplayPageTable {
     fn invalidate(&mut self, pages: PageRange) {
         self.remote().forget(pages);
         let end = pages.end.0.min(self.entries.len() as u32);

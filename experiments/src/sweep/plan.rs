@@ -143,7 +143,7 @@ pub struct Link {
 
 /// One run of a sweep.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Run {
+pub struct SweepRun {
     /// Its number, from 0.
     pub index: usize,
     /// What is run.
@@ -170,7 +170,7 @@ pub struct Sweep {
     /// How many live runs at a time; by default half of the cores.
     pub live_at_a_time: Option<usize>,
     /// In order.
-    pub runs: Vec<Run>,
+    pub runs: Vec<SweepRun>,
 }
 
 /// Hmmvisor's version. Results of different versions do not mix.
@@ -190,7 +190,7 @@ impl Sweep {
     }
 
     /// The runs of a part.
-    pub fn part(&self, shard: Shard) -> impl Iterator<Item = &Run> {
+    pub fn part(&self, shard: Shard) -> impl Iterator<Item = &SweepRun> {
         self.runs.iter().filter(move |run| shard.has(run.index))
     }
 
@@ -210,7 +210,7 @@ impl Sweep {
     }
 
     /// A row with the configuration of this run.
-    pub(super) fn row(&self, id: &str, run: &Run) -> Row {
+    pub(super) fn row(&self, id: &str, run: &SweepRun) -> Row {
         let workload = match &run.source {
             Source::Live(workload) | Source::Model(workload) => Some(workload),
             Source::Trace(_) => None,
@@ -256,9 +256,9 @@ impl Sweep {
 
 // Every field is named below, so that a new field does not compile before it says whether results depend on it.
 
-impl Run {
+impl SweepRun {
     fn hash(&self, hash: &mut Fnv) {
-        let Run {
+        let SweepRun {
             index,
             source,
             policy: Policy { spec, exact },

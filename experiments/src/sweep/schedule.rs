@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Runner;
 use super::error::SweepError;
-use super::plan::{Run, Source};
+use super::plan::{Source, SweepRun};
 use super::row::Measured;
 
 /// How many runs at a time.
@@ -23,14 +23,14 @@ pub struct Parallel {
 
 /// A run that is over.
 pub(super) struct Finished<'a> {
-    pub(super) run: &'a Run,
+    pub(super) run: &'a SweepRun,
     pub(super) outcome: Result<Measured, String>,
 }
 
 /// Does all runs, and gives `collect` what comes of them, in the order in which they finish. Stops early, after the
 /// runs that have begun, when it returns an error.
 pub(super) fn run_all<'a>(
-    runs: impl Iterator<Item = &'a Run>,
+    runs: impl Iterator<Item = &'a SweepRun>,
     runner: &dyn Runner,
     parallel: Parallel,
     collect: impl FnOnce(Receiver<Finished<'a>>) -> Result<(), SweepError>,
@@ -82,8 +82,8 @@ pub(super) fn run_all<'a>(
 }
 
 struct State<'a> {
-    live: VecDeque<&'a Run>,
-    replayed: VecDeque<&'a Run>,
+    live: VecDeque<&'a SweepRun>,
+    replayed: VecDeque<&'a SweepRun>,
     live_running: usize,
 }
 
@@ -95,7 +95,7 @@ struct Queue<'a> {
 
 impl<'a> Queue<'a> {
     /// The next run; live ones first, because fewer of them can run at a time.
-    fn take(&self) -> Option<&'a Run> {
+    fn take(&self) -> Option<&'a SweepRun> {
         let mut state = self.state.lock();
         loop {
             if state.live_running < self.live_limit
@@ -114,7 +114,7 @@ impl<'a> Queue<'a> {
         }
     }
 
-    fn done(&self, run: &Run) {
+    fn done(&self, run: &SweepRun) {
         if matches!(run.source, Source::Live(_)) {
             let mut state = self.state.lock();
             state.live_running -= 1;

@@ -91,12 +91,12 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let scripts = scripts.first().map(|script| script.figures());
     put_json(
         json,
-        &Json {
+        &ReplayJson {
             outcome: &outcome,
             scripts,
         },
     )?;
-    let text = Summary {
+    let text = ReplaySummary {
         outcome: &outcome,
         scripts,
         config: &config,
@@ -172,7 +172,7 @@ fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
 
 /// Returns the outcome as JSON.
 #[derive(Serialize)]
-struct Json<'a> {
+struct ReplayJson<'a> {
     #[serde(flatten)]
     outcome: &'a Replayed,
     /// As in the report of a run.
@@ -180,16 +180,16 @@ struct Json<'a> {
 }
 
 /// Returns the outcome as text.
-struct Summary<'a> {
+struct ReplaySummary<'a> {
     outcome: &'a Replayed,
     scripts: Option<ScriptFigures>,
     config: &'a ReplayConfig,
     meta: &'a TraceMeta,
 }
 
-impl fmt::Display for Summary<'_> {
+impl fmt::Display for ReplaySummary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Summary {
+        let ReplaySummary {
             outcome,
             scripts,
             config,

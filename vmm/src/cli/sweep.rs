@@ -19,7 +19,7 @@ use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings as Accesses;
 use hmmvisor_experiments::replay::FileReplay;
 use hmmvisor_experiments::sweep::{
-    Measured, PAGE, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceFacts,
+    Measured, PAGE, Parallel, Runner, Settings, Shard, Source, Sweep, SweepRun, TABLES, TraceFacts,
     Workload, merge, runs,
 };
 use hmmvisor_experiments::trace::{Tail, TraceReader};
@@ -210,7 +210,7 @@ impl Runner for CommandRunner {
         }
     }
 
-    fn run(&self, run: &Run) -> Result<Measured, String> {
+    fn run(&self, run: &SweepRun) -> Result<Measured, String> {
         match &run.source {
             Source::Live(workload) => self.live(workload, run),
             Source::Trace(trace) => {
@@ -345,7 +345,7 @@ fn loaded(spec: &str) -> Result<Chosen, String> {
 }
 
 /// Whether a run was under the policy that the sweep is about; files may have changed since it began.
-fn unchanged(run: &Run, ran: &str) -> Result<(), String> {
+fn unchanged(run: &SweepRun, ran: &str) -> Result<(), String> {
     match ran == run.policy.exact {
         true => Ok(()),
         false => Err(format!(
@@ -365,7 +365,7 @@ fn measured_nothing(script: &ScriptFigures) -> Option<Measured> {
 }
 
 /// Replays a trace.
-fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
+fn replayed(path: &Path, run: &SweepRun) -> Result<Measured, String> {
     let reader = TraceReader::open(path).map_err(|error| error.to_string())?;
     let link = run.link.as_ref();
     // Each run has a script of its own, whose figures are of this run alone.
@@ -406,7 +406,7 @@ fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
 }
 
 impl CommandRunner {
-    fn live(&self, workload: &Workload, run: &Run) -> Result<Measured, String> {
+    fn live(&self, workload: &Workload, run: &SweepRun) -> Result<Measured, String> {
         let mut command = this_program();
         command
             .args(["run", "--json", "-"])
@@ -542,7 +542,7 @@ mod tests {
         let trace = folder.path().join("t");
         let output = Files::default().whole("the trace", &trace).unwrap();
         generate(&accesses(&workload, 1), output).unwrap();
-        let run = Run {
+        let run = SweepRun {
             index: 0,
             source: Source::Model(workload),
             policy: Policy {

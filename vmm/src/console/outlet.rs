@@ -33,7 +33,7 @@ pub struct OutletFigures {
 
 /// The writers' end of the queue. Cheap to clone.
 #[derive(Clone)]
-pub struct Outlet(Arc<Shared>);
+pub struct Outlet(Arc<OutputQueue>);
 
 /// The thread that writes what is in the queue.
 pub struct OutletThread {
@@ -41,7 +41,7 @@ pub struct OutletThread {
     thread: Option<Thread<()>>,
 }
 
-struct Shared {
+struct OutputQueue {
     queue: Mutex<Queue>,
     /// Notified when bytes have come or gone, and when the output is to end.
     changed: Condvar,
@@ -68,7 +68,7 @@ impl Outlet {
         out: Box<dyn Write + Send>,
         on_panic: impl FnOnce(&str) + Send + 'static,
     ) -> io::Result<OutletThread> {
-        let outlet = Outlet(Arc::new(Shared {
+        let outlet = Outlet(Arc::new(OutputQueue {
             queue: Mutex::new(Queue {
                 bytes: VecDeque::new(),
                 in_hand: 0,

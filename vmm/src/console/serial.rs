@@ -118,7 +118,7 @@ impl Console {
         if self.attended.load(Ordering::Relaxed)
             && let Some(attention) = &self.attention
         {
-            tell(self.ending.as_deref(), bell::ring(attention));
+            report_failure(self.ending.as_deref(), bell::ring(attention));
         }
     }
 
@@ -265,14 +265,14 @@ impl Trigger for Pin {
 
     fn trigger(&self) -> Result<(), Infallible> {
         if let Some((event, ending)) = &self.0 {
-            tell(Some(ending), bell::ring(event));
+            report_failure(Some(ending), bell::ring(event));
         }
         Ok(())
     }
 }
 
 /// The run ends if the system refuses an event at every try.
-fn tell(ending: Option<&Ending>, result: io::Result<()>) {
+fn report_failure(ending: Option<&Ending>, result: io::Result<()>) {
     if let (Some(ending), Err(error)) = (ending, result) {
         ending.event_failed(
             "telling of the serial port's state (writing an eventfd)",

@@ -73,7 +73,7 @@ pub fn failure(fault: &FatalFault, vcpu: Option<u32>, base: u64) -> Failure {
 }
 
 /// A fault that its vCPU has not been told of.
-struct Report {
+struct PendingReport {
     fault: FatalFault,
     /// Kicks since the vCPU last took a report.
     kicks: u32,
@@ -85,7 +85,7 @@ pub struct MemoryErrors {
     /// Guest-physical address of page 0.
     base: u64,
     /// One for each vCPU.
-    reports: Box<[Mutex<Option<Report>>]>,
+    reports: Box<[Mutex<Option<PendingReport>>]>,
 }
 
 impl MemoryErrors {
@@ -98,7 +98,7 @@ impl MemoryErrors {
         }
     }
 
-    fn report(&self, vcpu: u32) -> MutexGuard<'_, Option<Report>> {
+    fn report(&self, vcpu: u32) -> MutexGuard<'_, Option<PendingReport>> {
         self.reports[vcpu as usize].lock()
     }
 
@@ -108,7 +108,7 @@ impl MemoryErrors {
         let mut report = self.report(vcpu);
         let missed = report.take().map_or(0, |old| old.kicks);
         let kicks = missed.saturating_add(1);
-        *report = Some(Report { fault, kicks });
+        *report = Some(PendingReport { fault, kicks });
     }
 
     /// Returns the time on the clock that [`Self::take_report`] compares with.
@@ -119,7 +119,7 @@ impl MemoryErrors {
     /// Takes the fault of which this vCPU must be told before it enters the guest again. Call it after each `KVM_RUN` that a signal
     /// has ended; `entered` is when that began. After any other `KVM_RUN`, call [`Self::drop_report`].
     pub fn take_report(&self, vcpu: u32, entered: Duration) -> Option<FatalFault> {
-        let Report { fault, .. } = self.report(vcpu).take()?;
+        let PendingReport { fault, .. } = self.report(vcpu).take()?;
         let is_now = fault.since >= entered && self.backend.is_current(&fault);
         is_now.then_some(fault)
     }

@@ -20,7 +20,7 @@ use crate::machine::machine_check;
 use crate::machine::memory_errors::{self, MemoryErrors};
 
 /// What all vCPUs of a machine share.
-pub struct Shared {
+pub struct VcpuContext {
     /// The machine. A vCPU can write guest memory for as long as it exists, so its thread keeps that
     /// memory from being unmapped.
     pub machine: Machine,
@@ -40,7 +40,7 @@ pub struct Shared {
     pub accesses: AtomicU64,
 }
 
-impl Shared {
+impl VcpuContext {
     /// Makes what the vCPUs of this machine share, before any of them runs.
     pub(crate) fn new(
         machine: Machine,
@@ -48,8 +48,8 @@ impl Shared {
         ports: Bus,
         memory_errors: Option<Arc<MemoryErrors>>,
         ending: Arc<Ending>,
-    ) -> Arc<Shared> {
-        Arc::new(Shared {
+    ) -> Arc<VcpuContext> {
+        Arc::new(VcpuContext {
             machine,
             mmio,
             ports,
@@ -66,7 +66,7 @@ impl Shared {
 pub struct Vcpu {
     index: u32,
     fd: VcpuFd,
-    shared: Arc<Shared>,
+    shared: Arc<VcpuContext>,
     /// The memory error that the guest was told of last.
     memory_error: Option<FatalFault>,
     put_off: PutOff,
@@ -146,7 +146,7 @@ enum Problem {
 
 impl Vcpu {
     /// A vCPU whose registers are set, ready to run the guest.
-    pub fn new(index: u32, fd: VcpuFd, shared: Arc<Shared>) -> Vcpu {
+    pub fn new(index: u32, fd: VcpuFd, shared: Arc<VcpuContext>) -> Vcpu {
         Vcpu {
             index,
             fd,

@@ -11,7 +11,7 @@ use hmmvisor_experiments::output::{Files, Output};
 
 use super::error::RunError;
 use super::guest::ChosenGuest;
-use super::placement::Placement;
+use super::placement::CpuPlacement;
 use super::policy_scripts::Policies;
 use super::recording::{self, Recording};
 use super::torture::Torture;
@@ -61,7 +61,7 @@ impl Prepared {
             events: trace.as_ref().map_or(0, |_| recording::RING),
             ..memory(config, &*guest, &torture)
         })?;
-        let placement = Placement::new(config, &host.cpus);
+        let placement = CpuPlacement::new(config, &host.cpus);
         let vm = Vm::new(VmConfig {
             vcpus: config.machine.vcpus,
             vcpu_cpus: placement.vcpus.clone(),
@@ -127,7 +127,7 @@ fn memory(config: &Config, guest: &dyn Guest, torture: &Torture) -> BackendConfi
 fn managed(
     config: &Config,
     backend: &Arc<Backend>,
-    placement: Placement,
+    placement: CpuPlacement,
     foreign: Vec<NewDevice>,
 ) -> Managed {
     let device = |cpu| DeviceConfig {

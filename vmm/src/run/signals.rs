@@ -87,7 +87,7 @@ impl Signals {
         mask(libc::SIG_BLOCK, &set)?;
         let signals = Signals(Arc::default());
         let (its, taken) = (signals.clone(), set);
-        let started = thread::spawn("signals", |_| fail(), move || its.take(&taken));
+        let started = thread::spawn("signals", |_| fail(), move || its.wait_and_handle(&taken));
         match started {
             Ok(_) => Ok(signals),
             Err(error) => {
@@ -113,7 +113,7 @@ impl Signals {
     }
 
     /// The thread's body.
-    fn take(&self, set: &libc::sigset_t) {
+    fn wait_and_handle(&self, set: &libc::sigset_t) {
         loop {
             let deadline = self.deadline();
             let limit = deadline.map(|at| at.saturating_duration_since(Instant::now()));

@@ -75,7 +75,7 @@ impl Stopper {
         let Stopper { give, mut thread } = self;
         let end = stopping.end.clone();
         let recording = stopping.recording.as_ref();
-        let trace = recording.map(|recording| recording.place().clone());
+        let trace = recording.map(|recording| recording.file().clone());
         let failure = match give.send(stopping) {
             Ok(()) => Failure::NotStopped(STOP_WITHIN.as_secs()),
             Err(_) => Failure::Panicked {

@@ -12,7 +12,7 @@ use hmmvisor_torture::{Figures, Listener, State};
 use crate::config::Config;
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
-use crate::guest::program::control::{Control, Watch};
+use crate::guest::program::control::{Control, RoundListener};
 use crate::run::report::Replay;
 use crate::vm::{Vm, WrapDriver};
 
@@ -56,7 +56,7 @@ impl Torture {
         });
         let on_panic = vm.ending().on_panic();
         let state = torture.start(backend, vm.accelerators(), findings, on_panic)?;
-        vm.control().watch(state);
+        vm.control().set_listener(state);
         Ok(())
     }
 
@@ -104,7 +104,7 @@ impl Listener for Findings {
     }
 }
 
-impl Watch for State {
+impl RoundListener for State {
     fn round(&self, round: u64) {
         State::round(self, round);
     }

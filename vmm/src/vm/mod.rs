@@ -25,9 +25,9 @@ use crate::guest::program::control::Control;
 use crate::guest::{BoardParts, Guest};
 use crate::machine::kvm_machine::Machine;
 use crate::machine::slots::{Devices, Slots};
-use crate::machine::vcpu::{Shared, Vcpu};
+use crate::machine::vcpu::{Vcpu, VcpuContext};
 use crate::machine::vcpu_threads::{ThreadIds, VcpuThreads};
-use faults::Faults;
+use faults::FaultServing;
 
 pub use config::{DeviceConfig, Hooks, Managed, VmConfig, WrapDriver};
 pub use error::VmError;
@@ -39,8 +39,8 @@ pub struct Vm {
     waiting: Vec<Vcpu>,
     accelerators: Vec<Arc<Accelerator>>,
     devices: Devices,
-    faults: Option<Faults>,
-    shared: Arc<Shared>,
+    faults: Option<FaultServing>,
+    shared: Arc<VcpuContext>,
     vcpu_cpus: Vec<usize>,
     ids: ThreadIds,
     control: Arc<Control>,
@@ -70,7 +70,7 @@ impl Vm {
         let ending = Arc::new(Ending::new().map_err(VmError::system("an event"))?);
         let ids = ThreadIds::new(vcpus);
         let faults = managed.as_ref();
-        let faults = faults.map(|managed| Faults::start(managed, &machine, &ids, &ending));
+        let faults = faults.map(|managed| FaultServing::start(managed, &machine, &ids, &ending));
         let faults = faults.transpose()?;
         let mut slots = Slots::new(&machine, &ending);
         let accelerators = match managed {
@@ -96,7 +96,7 @@ impl Vm {
         }
 
         let errors = faults.as_ref().and_then(|faults| faults.errors.clone());
-        let shared = Shared::new(machine, board.mmio, board.ports, errors, ending);
+        let shared = VcpuContext::new(machine, board.mmio, board.ports, errors, ending);
         let (waiting, tsc_khz) = make_vcpus(&*guest, &shared)?;
         guest.describe(&shared.machine, accelerators.len() as u32, tsc_khz)?;
         Ok(Vm {
@@ -196,7 +196,7 @@ impl Drop for Vm {
 }
 
 /// Makes all vCPUs. Returns them with the frequency of their time-stamp counters in kHz, 0 if that is unknown.
-fn make_vcpus(guest: &dyn Guest, shared: &Arc<Shared>) -> Result<(Vec<Vcpu>, u32), VmError> {
+fn make_vcpus(guest: &dyn Guest, shared: &Arc<VcpuContext>) -> Result<(Vec<Vcpu>, u32), VmError> {
     let mut tsc_khz = 0;
     let mut vcpus = Vec::new();
     for index in 0..shared.machine.vcpus() {

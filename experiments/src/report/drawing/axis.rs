@@ -179,14 +179,14 @@ fn trim(text: String) -> String {
 
 /// The place of a plot in its drawing, with room for axes around it.
 #[derive(Clone, Copy)]
-pub(crate) struct Frame {
+pub(crate) struct PlotFrame {
     pub(crate) left: f64,
     pub(crate) top: f64,
     pub(crate) right: f64,
     pub(crate) bottom: f64,
 }
 
-impl Frame {
+impl PlotFrame {
     pub(crate) fn width(&self) -> f64 {
         self.right - self.left
     }

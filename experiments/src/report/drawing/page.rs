@@ -27,15 +27,15 @@ h2,h3{break-after:avoid}thead{display:table-header-group}tr{break-inside:avoid}.
 ";
 
 /// A page that is being put together.
-pub(crate) struct Page {
+pub(crate) struct HtmlPage {
     title: String,
     body: String,
 }
 
-impl Page {
-    pub(crate) fn new(title: &str, lead: &str) -> Page {
+impl HtmlPage {
+    pub(crate) fn new(title: &str, lead: &str) -> HtmlPage {
         let (title, lead) = (escape(title), escape(lead));
-        Page {
+        HtmlPage {
             body: format!("<h1>{title}</h1>\n<p class=\"lead\">{lead}</p>\n"),
             title,
         }
@@ -64,7 +64,7 @@ impl Page {
     }
 
     pub(crate) fn finish(self) -> String {
-        let Page { title, body } = self;
+        let HtmlPage { title, body } = self;
         let definitions = Fill::definitions();
         let version = env!("CARGO_PKG_VERSION");
         format!(

@@ -5,8 +5,8 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use hmm_backend::observe::{Event, EventKind};
 
-use crate::report::drawing::axis::{Frame, Scale, Unit};
-use crate::report::drawing::page::{Page, Table};
+use crate::report::drawing::axis::{PlotFrame, Scale, Unit};
+use crate::report::drawing::page::{HtmlPage, Table};
 use crate::report::drawing::style::Fill;
 use crate::report::drawing::svg::{Anchor, Svg};
 
@@ -52,7 +52,7 @@ impl Latencies {
         (first, bars)
     }
 
-    pub(super) fn draw(&self, page: &mut Page) {
+    pub(super) fn draw(&self, page: &mut HtmlPage) {
         let used: Vec<usize> = (0..2).filter(|who| !self.0[*who].is_empty()).collect();
         if used.is_empty() {
             page.paragraph("No fault has a latency, so there is no histogram of them. Faults of replays have none.");
@@ -75,7 +75,7 @@ impl Latencies {
             + 2;
         for (index, who) in used.iter().enumerate() {
             let top = 24.0 + index as f64 * (panel + gap);
-            let frame = Frame {
+            let frame = PlotFrame {
                 left: 90.0,
                 top,
                 right: 885.0,

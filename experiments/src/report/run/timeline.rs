@@ -7,14 +7,14 @@ pub(super) const BINS: usize = 256;
 
 /// When there are too many bins, neighbours are added up and each is twice as long.
 #[derive(Clone)]
-pub(super) struct Clock {
+pub(super) struct Bins {
     /// Of a bin, in nanoseconds.
     pub(super) width: u64,
 }
 
-impl Clock {
-    pub(super) fn new() -> Clock {
-        Clock { width: 64 }
+impl Bins {
+    pub(super) fn new() -> Bins {
+        Bins { width: 64 }
     }
 
     /// How many times bins must be folded so that this time has one.
@@ -52,7 +52,7 @@ mod tests {
         let mut bins = [1, 2, 3, 4, 5];
         fold(&mut bins);
         assert_eq!(bins, [3, 7, 5, 0, 0]);
-        let mut clock = Clock::new();
+        let mut clock = Bins::new();
         assert_eq!(clock.reach(64 * 256 - 1), 0);
         assert_eq!(clock.reach(64 * 256), 1);
         assert_eq!((clock.bin(64 * 256), clock.width), (128, 128));

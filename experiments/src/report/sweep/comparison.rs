@@ -2,9 +2,9 @@
 
 use super::results::{Group, Metric};
 use super::statistics::Estimate;
-use crate::report::drawing::axis::{Frame, Scale, Unit, number};
+use crate::report::drawing::axis::{PlotFrame, Scale, Unit, number};
 use crate::report::drawing::legend::{legend, names};
-use crate::report::drawing::page::Page;
+use crate::report::drawing::page::HtmlPage;
 use crate::report::drawing::style::Look;
 use crate::report::drawing::svg::{Anchor, Svg, text_width};
 use crate::size::Size;
@@ -20,7 +20,13 @@ struct Series {
     estimates: Vec<Option<Estimate>>,
 }
 
-pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str], metric: Metric, title: &str) {
+pub(super) fn draw(
+    page: &mut HtmlPage,
+    group: &Group,
+    policies: &[&str],
+    metric: Metric,
+    title: &str,
+) {
     let series: Vec<Series> = policies
         .iter()
         .zip(names(policies))
@@ -91,7 +97,7 @@ impl Quantity {
 }
 
 fn lines(
-    page: &mut Page,
+    page: &mut HtmlPage,
     title: &str,
     series: &[Series],
     values: &[f64],
@@ -99,7 +105,7 @@ fn lines(
     sizes: &[u64],
 ) {
     let mut svg = Svg::new(900.0, 400.0);
-    let frame = Frame {
+    let frame = PlotFrame {
         left: 90.0,
         top: 10.0,
         right: 885.0,
@@ -179,7 +185,7 @@ fn upright_whisker(svg: &mut Svg, x: f64, y: Scale, estimate: &Estimate, look: L
 }
 
 fn dots(
-    page: &mut Page,
+    page: &mut HtmlPage,
     title: &str,
     series: &[Series],
     values: &[f64],
@@ -194,7 +200,7 @@ fn dots(
     let left = (widest + 24.0).clamp(90.0, 380.0);
     let bottom = 10.0 + ROW * series.len() as f64;
     let mut svg = Svg::new(900.0, bottom + 48.0);
-    let frame = Frame {
+    let frame = PlotFrame {
         left,
         top: 10.0,
         right: 800.0,

@@ -10,7 +10,7 @@ use std::path::Path;
 use self::results::{Group, Metric, Results};
 use self::statistics::Estimate;
 use crate::report::drawing::axis::number;
-use crate::report::drawing::page::{NOTHING, Page, Table};
+use crate::report::drawing::page::{HtmlPage, NOTHING, Table};
 use crate::size::Size;
 use crate::sweep::SweepError;
 use crate::sweep::journal::{Header, Journal};
@@ -30,7 +30,7 @@ fn render(journal: &Journal) -> String {
     let header = &journal.header;
     let rows: Vec<_> = journal.rows.values().cloned().collect();
     let results = Results::of(&rows);
-    let mut page = Page::new(&header.title, &header.question);
+    let mut page = HtmlPage::new(&header.title, &header.question);
     facts(&mut page, header, &results, rows.len());
     for group in &results.groups {
         page.heading(&group.name);
@@ -61,7 +61,7 @@ fn render(journal: &Journal) -> String {
     page.finish()
 }
 
-fn facts(page: &mut Page, header: &Header, results: &Results, rows: usize) {
+fn facts(page: &mut HtmlPage, header: &Header, results: &Results, rows: usize) {
     let share = header.shard.share(header.runs);
     let mut facts = vec![
         ("runs", number(rows as f64)),
@@ -115,7 +115,7 @@ fn with_error(estimate: Option<Estimate>, metric: Metric) -> String {
     format!("{mean}{error} {}", unit.name).trim_end().to_owned()
 }
 
-fn table(page: &mut Page, group: &Group, policies: &[&str]) {
+fn table(page: &mut HtmlPage, group: &Group, policies: &[&str]) {
     page.paragraph(
         "Means over the seeds ± 95 % confidence intervals. The fastest policy of each size is bold; times are compared with it. \
          Unused: prefetched pages that moved on before they were accessed. × optimal: pages brought to the device, \
@@ -191,7 +191,7 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
     page.table(table);
 }
 
-fn failed(page: &mut Page, results: &Results) {
+fn failed(page: &mut HtmlPage, results: &Results) {
     if results.failed.is_empty() {
         return;
     }

@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter};
 
 use super::events::{Written, each_event};
-use super::row::{COLUMNS, Row};
+use super::row::{COLUMNS, ExportRow};
 use crate::output::Output;
 use crate::trace::TraceReader;
 
@@ -12,7 +12,7 @@ pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let mut out = csv::Writer::from_writer(BufWriter::with_capacity(1 << 18, file));
     out.write_record(COLUMNS).map_err(failed)?;
     let written = each_event(trace, |event| {
-        let row = Row::new(event, &threads);
+        let row = ExportRow::new(event, &threads);
         out.serialize((
             row.time,
             row.kind,

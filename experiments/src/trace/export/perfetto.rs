@@ -13,7 +13,7 @@ use prost::Message;
 use self::messages::{DebugAnnotation, Trace, TracePacket, TrackEvent, event_type};
 use self::tracks::{Track, Tracks};
 use super::events::{Written, each_event};
-use super::residency::Residency;
+use super::residency::ResidencyTracker;
 use super::row::access_name;
 use crate::output::Output;
 use crate::trace::TraceReader;
@@ -25,7 +25,7 @@ pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let mut export = Export {
         tracks: Tracks::default(),
         threads: trace.totals().threads.clone(),
-        residency: Residency::new(trace.meta().pages()),
+        residency: ResidencyTracker::new(trace.meta().pages()),
         busy_until: BTreeMap::new(),
         shown: BTreeMap::new(),
         moved: [0; 2],
@@ -57,7 +57,7 @@ struct Export {
     tracks: Tracks,
     /// Threads' numbers to vCPUs'.
     threads: BTreeMap<u32, u32>,
-    residency: Residency,
+    residency: ResidencyTracker,
     /// The end of a track's last slice.
     busy_until: BTreeMap<Track, u64>,
     /// The last value of a counter.

@@ -10,17 +10,17 @@ use hmm_backend::pages::{BLOCK_PAGES, Block, DeviceId, Page, PageRange};
 const SYSTEM: u16 = u16::MAX;
 
 /// The places of pages. Memory grows with the blocks of 2 MiB that were ever on a device.
-pub struct Residency {
+pub struct ResidencyTracker {
     /// Pages of the machine: an event that says it has more cannot make this grow without bounds.
     limit: u32,
     blocks: BTreeMap<Block, Box<[u16; BLOCK_PAGES as usize]>>,
     pages: BTreeMap<DeviceId, u64>,
 }
 
-impl Residency {
+impl ResidencyTracker {
     /// Nothing is on a device yet, of so many pages.
-    pub fn new(pages: u32) -> Residency {
-        Residency {
+    pub fn new(pages: u32) -> ResidencyTracker {
+        ResidencyTracker {
             limit: pages,
             blocks: BTreeMap::new(),
             pages: BTreeMap::new(),

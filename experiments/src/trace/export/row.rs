@@ -23,7 +23,7 @@ pub const COLUMNS: [&str; 13] = [
 ];
 
 /// An event's columns; those that do not apply are none.
-pub struct Row {
+pub struct ExportRow {
     pub time: i64,
     pub kind: &'static str,
     pub page: i64,
@@ -41,9 +41,9 @@ pub struct Row {
     pub repeats: i64,
 }
 
-impl Row {
+impl ExportRow {
     /// With the trace's threads and their vCPUs.
-    pub fn new(event: &Event, threads: &BTreeMap<u32, u32>) -> Row {
+    pub fn new(event: &Event, threads: &BTreeMap<u32, u32>) -> ExportRow {
         // Tables have signed numbers; the largest is 292 years.
         let nanos = |time: std::time::Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
         let duration = |kinds: &[EventKind]| {
@@ -51,7 +51,7 @@ impl Row {
             applies.then(|| nanos(event.latency))
         };
         let vcpu = threads.get(&event.thread);
-        Row {
+        ExportRow {
             time: nanos(event.time),
             kind: event.kind.name(),
             page: event.page.0.into(),
@@ -94,7 +94,7 @@ mod tests {
                 latency: Duration::from_nanos(latency),
                 ..Event::new(Duration::ZERO, kind, page)
             };
-            let row = Row::new(&event, &threads);
+            let row = ExportRow::new(&event, &threads);
             (row.thread, row.vcpu, row.latency, row.hold)
         };
         let fault = row(EventKind::CpuFault, 7, 5);

@@ -32,7 +32,7 @@ struct Columns {
 
 pub fn read(input: impl BufRead, importer: &mut Importer) -> Result<(), Failure> {
     let mut lines = Lines::new(input, LONGEST);
-    let mut row = Row::new();
+    let mut row = CsvRow::new();
     let mut columns = None;
     while let Some((number, line)) = lines.next()? {
         if line.is_empty() {
@@ -60,16 +60,16 @@ const NO_COLUMNS: &str =
     "the first line must name the columns, and `page` or `address` must be one of them";
 
 /// The fields of a line.
-struct Row {
+struct CsvRow {
     parser: csv_core::Reader,
     text: Vec<u8>,
     /// The end of each.
     ends: Vec<usize>,
 }
 
-impl Row {
-    fn new() -> Row {
-        Row {
+impl CsvRow {
+    fn new() -> CsvRow {
+        CsvRow {
             parser: csv_core::Reader::new(),
             text: Vec::new(),
             ends: Vec::new(),
@@ -118,7 +118,7 @@ impl Row {
 
 impl Columns {
     /// From the first line.
-    fn new(row: &Row, line: u64) -> Result<Columns, Failure> {
+    fn new(row: &CsvRow, line: u64) -> Result<Columns, Failure> {
         let wrong = |why| Failure::Line(line, why);
         let mut names = Vec::new();
         for column in 0..row.len() {
@@ -161,7 +161,7 @@ impl Columns {
         }
     }
 
-    fn row(&self, row: &Row, importer: &mut Importer) -> Result<(), Refused> {
+    fn row(&self, row: &CsvRow, importer: &mut Importer) -> Result<(), Refused> {
         let device = below(row, self.device, "device", limits::DEVICES.into())?;
         let device = device.map(|device| device as u8);
         let vcpu = below(row, self.vcpu, "vcpu", limits::THREADS as u64)?;
@@ -215,7 +215,11 @@ impl Columns {
         Ok(())
     }
 
-    fn ranges(&self, row: &Row, importer: &mut Importer) -> Result<[Option<PageRange>; 2], String> {
+    fn ranges(
+        &self,
+        row: &CsvRow,
+        importer: &mut Importer,
+    ) -> Result<[Option<PageRange>; 2], String> {
         if let Some(address) = number(row, self.address, "address")? {
             let size = number(row, self.size, "size")?.unwrap_or(1);
             let pages = importer.addresses.pages(address, size);
@@ -251,13 +255,13 @@ fn wrong_cell(why: impl std::fmt::Display, column: Option<usize>) -> String {
 }
 
 /// The text in a column, if it is not empty.
-fn cell(row: &Row, column: Option<usize>) -> Result<Option<&str>, String> {
+fn cell(row: &CsvRow, column: Option<usize>) -> Result<Option<&str>, String> {
     let text = column.map(|column| row.get(column)).transpose()?;
     Ok(text.filter(|text| !text.is_empty()))
 }
 
 /// A number, decimal or hexadecimal with `0x`.
-fn number(row: &Row, column: Option<usize>, name: &str) -> Result<Option<u64>, String> {
+fn number(row: &CsvRow, column: Option<usize>, name: &str) -> Result<Option<u64>, String> {
     let Some(text) = cell(row, column)? else {
         return Ok(None);
     };
@@ -275,7 +279,7 @@ fn number(row: &Row, column: Option<usize>, name: &str) -> Result<Option<u64>, S
 }
 
 /// A number less than this.
-fn below(row: &Row, column: Option<usize>, name: &str, end: u64) -> Result<Option<u64>, String> {
+fn below(row: &CsvRow, column: Option<usize>, name: &str, end: u64) -> Result<Option<u64>, String> {
     match number(row, column, name)? {
         Some(number) if number >= end => Err(wrong_cell(
             format!("{name} {number} is beyond {}", end - 1),

@@ -151,7 +151,7 @@ impl Importer {
             return Ok(());
         }
         self.flush()?;
-        self.take(&event);
+        self.push(&event);
         self.pending = Some(event);
         Ok(())
     }
@@ -193,7 +193,7 @@ impl Importer {
 
     pub(super) fn put(&mut self, event: Event) -> Result<(), Refused> {
         self.flush()?;
-        self.take(&event);
+        self.push(&event);
         Ok(self.writer.write(&[event])?)
     }
 
@@ -206,7 +206,7 @@ impl Importer {
     }
 
     /// Takes account of a new event.
-    pub(super) fn take(&mut self, event: &Event) {
+    pub(super) fn push(&mut self, event: &Event) {
         self.named.add(event);
         self.events += 1;
         self.pages = self.pages.max(event.page.0 + event.pages);
