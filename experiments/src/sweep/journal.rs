@@ -201,6 +201,62 @@ pub enum Existing {
     Refuse,
 }
 
+/// Opens the journal's file, or makes it, and locks it; returns whether it was made.
+fn open_locked(path: &Path) -> Result<(File, bool), SweepError> {
+    let failed = |doing: &'static str| {
+        move |error| SweepError::File {
+            doing,
+            path: path.to_owned(),
+            error,
+        }
+    };
+    // A journal is read and added to; all other outputs are made by `crate::output`.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).truncate(false);
+    let (file, made) = match options.create_new(true).open(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            // At the end of a link there may be none yet.
+            options.create_new(false).create(true);
+            options.open(path).map(|file| (file, false))
+        }
+        opened => opened.map(|file| (file, true)),
+    }
+    .map_err(failed("opening journal"))?;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => SweepError::Busy {
+            path: path.to_owned(),
+        },
+        TryLockError::Error(error) => failed("locking journal")(error),
+    })?;
+    Ok((file, made))
+}
+
+/// An error if a journal is of another sweep than this one, or has results that are not to be kept.
+fn check_resumable(
+    path: &Path,
+    header: &Header,
+    old: &Journal,
+    existing: Existing,
+) -> Result<(), SweepError> {
+    let name = |header: &Header| format!("sweep {}, shard {}", shown(&header.sweep), header.shard);
+    if old.header != *header {
+        return Err(SweepError::Other {
+            path: path.to_owned(),
+            theirs: name(&old.header),
+            ours: name(header),
+        });
+    }
+    if existing == Existing::Refuse && !old.rows.is_empty() {
+        let done = old.rows.values().filter(|row| row.error.is_none()).count();
+        return Err(SweepError::Exists {
+            path: path.parent().unwrap_or(path).to_owned(),
+            finished: old.rows.len(),
+            left: header.shard.share(header.runs).saturating_sub(done),
+        });
+    }
+    Ok(())
+}
+
 /// A journal that is being written. No two processes write one.
 #[derive(Debug)]
 pub struct Writer {
@@ -223,31 +279,7 @@ impl Writer {
         header: &Header,
         existing: Existing,
     ) -> Result<(Writer, BTreeMap<usize, Row>), SweepError> {
-        let failed = |doing: &'static str| {
-            move |error| SweepError::File {
-                doing,
-                path: path.to_owned(),
-                error,
-            }
-        };
-        // A journal is read and added to; all other outputs are made by `crate::output`.
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).truncate(false);
-        let (mut file, made) = match options.create_new(true).open(path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                // At the end of a link there may be none yet.
-                options.create_new(false).create(true);
-                options.open(path).map(|file| (file, false))
-            }
-            opened => opened.map(|file| (file, true)),
-        }
-        .map_err(failed("opening journal"))?;
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => SweepError::Busy {
-                path: path.to_owned(),
-            },
-            TryLockError::Error(error) => failed("locking journal")(error),
-        })?;
+        let (mut file, made) = open_locked(path)?;
         let (old, whole) = read(path, &mut file)?;
         let mut writer = Writer {
             path: path.to_owned(),
@@ -261,43 +293,32 @@ impl Writer {
         };
         let rows = match old {
             None => {
-                writer.append_lines([header])?;
-                // The file's name must survive, too.
-                if let Some(folder) = path.parent() {
-                    let folder = if folder.as_os_str().is_empty() {
-                        Path::new(".")
-                    } else {
-                        folder
-                    };
-                    let _ = File::open(folder).and_then(|folder| folder.sync_all());
-                }
+                writer.begin(header)?;
                 BTreeMap::new()
             }
             Some(old) => {
-                let name = |header: &Header| {
-                    format!("sweep {}, shard {}", shown(&header.sweep), header.shard)
-                };
-                if old.header != *header {
-                    return Err(SweepError::Other {
-                        path: path.to_owned(),
-                        theirs: name(&old.header),
-                        ours: name(header),
-                    });
-                }
-                if existing == Existing::Refuse && !old.rows.is_empty() {
-                    let done = old.rows.values().filter(|row| row.error.is_none()).count();
-                    return Err(SweepError::Exists {
-                        path: path.parent().unwrap_or(path).to_owned(),
-                        finished: old.rows.len(),
-                        left: header.shard.share(header.runs).saturating_sub(done),
-                    });
-                }
+                check_resumable(path, header, &old, existing)?;
                 writer.cut_off()?;
                 writer.finished = old.rows.len();
                 old.rows
             }
         };
         Ok((writer, rows))
+    }
+
+    /// Writes the first line of a new journal.
+    fn begin(&mut self, header: &Header) -> Result<(), SweepError> {
+        self.append_lines([header])?;
+        // The file's name must survive, too.
+        if let Some(folder) = self.path.parent() {
+            let folder = if folder.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                folder
+            };
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
     }
 
     /// Adds a finished run. When this returns, it is on the disk.

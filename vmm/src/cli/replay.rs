@@ -170,7 +170,7 @@ fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
         .with_context(|| format!("it was recorded with policy `{shown}`"))
 }
 
-/// Returns the outcome as JSON.
+/// The outcome, to be written as JSON.
 #[derive(Serialize)]
 struct ReplayJson<'a> {
     #[serde(flatten)]
@@ -179,7 +179,7 @@ struct ReplayJson<'a> {
     scripts: Option<ScriptFigures>,
 }
 
-/// Returns the outcome as text.
+/// Displays the outcome as text.
 struct ReplaySummary<'a> {
     outcome: &'a Replayed,
     scripts: Option<ScriptFigures>,
@@ -189,36 +189,55 @@ struct ReplaySummary<'a> {
 
 impl fmt::Display for ReplaySummary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ReplaySummary {
-            outcome,
-            scripts,
-            config,
-            meta,
-        } = self;
-        let kind = match meta.kind {
+        self.settings(f)?;
+        self.migrations(f)?;
+        self.time(f)?;
+        let outcome = self.outcome;
+        let by_devices = outcome.device_faults + outcome.mapped_in_place + outcome.pages_to_device;
+        if self.meta.kind == TraceKind::Access && by_devices == 0 {
+            writeln!(
+                f,
+                "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl ReplaySummary<'_> {
+    /// Writes what was replayed, and under what.
+    fn settings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.meta.kind {
             TraceKind::Live => {
                 "the faults of a live run: accesses between them are not in the trace"
             }
             TraceKind::Access => "all accesses",
         };
-        writeln!(f, "trace           {}, {kind}", printable(meta.name()))?;
-        let failed = match scripts {
+        let name = printable(self.meta.name());
+        writeln!(f, "trace           {name}, {kind}")?;
+        let failed = match self.scripts {
             Some(figures) if figures.failed() => {
                 " (SCRIPT FAILED: these are the default policy's figures)"
             }
             _ => "",
         };
-        writeln!(f, "policy          {}{failed}", printable(&outcome.policy))?;
-        if let Some(figures) = scripts {
+        let policy = printable(&self.outcome.policy);
+        writeln!(f, "policy          {policy}{failed}")?;
+        if let Some(figures) = &self.scripts {
             writeln!(f, "policy script   {}", of_scripts(figures))?;
         }
         writeln!(
             f,
             "device memory   {}, of {} of managed memory",
-            Size(config.device_memory),
-            Size(config.memory)
+            Size(self.config.device_memory),
+            Size(self.config.memory)
         )?;
-        writeln!(f, "link            {}", config.link)?;
+        writeln!(f, "link            {}", self.config.link)
+    }
+
+    /// Writes how many accesses and faults there were, and what migrated for them.
+    fn migrations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = self.outcome;
         writeln!(f, "accesses        {}", grouped(outcome.accesses))?;
         writeln!(
             f,
@@ -254,7 +273,12 @@ impl fmt::Display for ReplaySummary<'_> {
             f,
             "thrashing       {} pages returned to a device three times or more",
             grouped(outcome.thrashing_pages)
-        )?;
+        )
+    }
+
+    /// Writes what the migrations cost, and how that compares with the optimum.
+    fn time(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = self.outcome;
         writeln!(
             f,
             "link traffic    {} to devices, {} back, in {}",
@@ -262,11 +286,8 @@ impl fmt::Display for ReplaySummary<'_> {
             bytes(outcome.bytes_to_system),
             count(outcome.transfers, "transfer")
         )?;
-        writeln!(
-            f,
-            "modelled time   {:.3} ms",
-            outcome.modelled_ns as f64 / 1e6
-        )?;
+        let milliseconds = outcome.modelled_ns as f64 / 1e6;
+        writeln!(f, "modelled time   {milliseconds:.3} ms")?;
         if let Some(least) = &outcome.optimal
             && least.pages_to_device > 0
         {
@@ -275,13 +296,6 @@ impl fmt::Display for ReplaySummary<'_> {
                 "optimal (MIN)   {} pages to the device; this policy moved {:.2} times as many",
                 grouped(least.pages_to_device),
                 outcome.pages_to_device as f64 / least.pages_to_device as f64
-            )?;
-        }
-        let by_devices = outcome.device_faults + outcome.mapped_in_place + outcome.pages_to_device;
-        if meta.kind == TraceKind::Access && by_devices == 0 {
-            writeln!(
-                f,
-                "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file"
             )?;
         }
         Ok(())

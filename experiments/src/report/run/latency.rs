@@ -58,12 +58,23 @@ impl Latencies {
             page.paragraph("No fault has a latency, so there is no histogram of them. Faults of replays have none.");
             return;
         }
-        let (panel, gap) = (150.0, 40.0);
-        let count = used.len() as f64;
-        let mut svg = Svg::new(900.0, 14.0 + count * (panel + gap) + 16.0);
         // As the table's medians, not as the few slowest.
         let medians = used.iter().map(|who| self.0[*who].value_at_quantile(0.5));
         let unit = Unit::time(medians.max().unwrap_or(0) as f64);
+        page.figure(
+            "How long faults took",
+            self.plot(&used, unit),
+            "Both axes are logarithmic, so that a few very slow faults show beside many quick ones: the same step is the same factor. \
+             Half of the faults are left of the median's line, all but one of a hundred left of the other one.",
+        );
+        page.table(self.table(&used));
+    }
+
+    /// Draws the histograms of these sides one below the other, with one axis.
+    fn plot(&self, used: &[usize], unit: Unit) -> Svg {
+        let (panel, gap) = (150.0, 40.0);
+        let count = used.len() as f64;
+        let mut svg = Svg::new(900.0, 14.0 + count * (panel + gap) + 16.0);
         let edge = |bar: i32| 2f64.powf(f64::from(bar) / PARTS);
         let bars: Vec<(i32, Vec<f64>)> = used.iter().map(|who| Self::bars(&self.0[*who])).collect();
         let low = bars.iter().map(|(first, _)| *first).min().unwrap_or(0) - 2;
@@ -111,18 +122,17 @@ impl Latencies {
             let label = format!("latency ({}, log)", unit.name);
             frame.x_axis(&mut svg, x, unit, if last { &label } else { "" });
         }
-        page.figure(
-            "How long faults took",
-            svg,
-            "Both axes are logarithmic, so that a few very slow faults show beside many quick ones: the same step is the same factor. \
-             Half of the faults are left of the median's line, all but one of a hundred left of the other one.",
-        );
+        svg
+    }
+
+    /// Makes a table of the latencies of these sides.
+    fn table(&self, used: &[usize]) -> Table {
         let mut table = Table::new(&["<", "faults", "median", "99 %", "99.9 %", "slowest"]);
         for who in used {
-            let histogram = &self.0[who];
+            let histogram = &self.0[*who];
             let show = |ns: u64| Unit::time(ns as f64).show(ns as f64);
             table.row(&[
-                NAMES[who].to_owned(),
+                NAMES[*who].to_owned(),
                 crate::report::drawing::axis::number(histogram.len() as f64),
                 show(histogram.value_at_quantile(0.5)),
                 show(histogram.value_at_quantile(0.99)),
@@ -130,6 +140,6 @@ impl Latencies {
                 show(histogram.max()),
             ]);
         }
-        page.table(table);
+        table
     }
 }
