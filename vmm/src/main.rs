@@ -96,14 +96,14 @@ fn give(answer: &clap::Error) -> ExitCode {
 /// already; each is said once.
 fn describe(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
-    let mut explained = limits::explain(error.as_ref());
-    let advice = explained.split_off(text.len());
+    let explained = limits::explain(error.as_ref());
+    let advice = explained.strip_prefix(&text).unwrap_or_default();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }
-    text + &advice
+    text + advice
 }
 
 fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {

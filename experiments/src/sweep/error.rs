@@ -35,6 +35,7 @@ pub enum SweepError {
         /// The file.
         path: PathBuf,
         /// The mistake and its place.
+        #[source]
         error: Box<toml::de::Error>,
     },
     /// The file names something that does not exist or cannot be.

@@ -32,6 +32,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// The parser's error, with its place in the file.
+        #[source]
         error: toml::de::Error,
     },
     /// A number out of its range.

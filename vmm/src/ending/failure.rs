@@ -80,6 +80,7 @@ pub enum Failure {
         /// The guest's instruction pointer.
         rip: u64,
         /// The kernel's answer.
+        #[source]
         error: kvm_ioctls::Error,
     },
     /// An exit that no guest should cause.

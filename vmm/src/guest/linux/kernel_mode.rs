@@ -44,6 +44,7 @@ pub enum MeasureError {
         /// The step.
         what: &'static str,
         /// The kernel's answer.
+        #[source]
         error: kvm_ioctls::Error,
     },
     /// There is no memory for the guest.
