@@ -48,7 +48,7 @@ pub enum OutputError {
     Taken {
         /// What would be written.
         what: &'static str,
-        /// Where to.
+        /// The path that was given.
         path: PathBuf,
         /// The role that the file has already.
         other: String,
@@ -58,7 +58,7 @@ pub enum OutputError {
     Unfit {
         /// What would be written.
         what: &'static str,
-        /// Where to.
+        /// The path that was given.
         path: PathBuf,
         /// What is wrong with the path, and what to do.
         why: &'static str,
@@ -68,7 +68,7 @@ pub enum OutputError {
     System {
         /// What would be written.
         what: &'static str,
-        /// Where to.
+        /// The path that was given.
         path: PathBuf,
         /// Why not.
         #[source]
@@ -113,7 +113,7 @@ impl Files {
         }
     }
 
-    /// As [`Self::reads`], of a file that is open.
+    /// Registers a file that is open, like [`Self::reads`].
     pub fn reads_open(&mut self, what: &'static str, file: impl AsFd) {
         self.learn(what, Path::new(""), Key::of_open(file), Role::Input);
     }
@@ -139,7 +139,7 @@ impl Files {
     /// one, its part stays if the process dies or [`Output::commit`] is never called.
     ///
     /// # Errors
-    /// As [`Self::whole`].
+    /// The same as of [`Self::whole`].
     pub fn growing(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
         self.open(what, path, |place| {
             Ok(match place {
@@ -156,7 +156,7 @@ impl Files {
     /// first byte, or when the output is committed.
     ///
     /// # Errors
-    /// As [`Self::whole`].
+    /// The same as of [`Self::whole`].
     pub fn live(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
         self.open(what, path, |place| {
             Ok(match place {
@@ -190,7 +190,7 @@ impl Files {
     /// Registers that the command prints to standard output: that must not be a file that it reads.
     ///
     /// # Errors
-    /// It is.
+    /// Standard output is a file that the command reads.
     pub fn prints(&self, what: &'static str) -> Result<(), OutputError> {
         let stdout = Key::of_open(io::stdout());
         let input =
@@ -299,7 +299,7 @@ pub struct Output {
 
 #[derive(Debug)]
 enum Sink {
-    /// Written to as it is.
+    /// A stream, which is written to as it is.
     Stream(File),
     /// A new file under its own name.
     Made(Made),
@@ -310,7 +310,7 @@ enum Sink {
 }
 
 impl Output {
-    /// Its name as the user gave it.
+    /// Returns the output's path as the user gave it.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -345,7 +345,7 @@ impl Output {
     /// Ends an output that could not be finished: what it has is kept where nothing would be lost for it.
     ///
     /// # Errors
-    /// As [`Self::commit`].
+    /// The same as of [`Self::commit`].
     pub fn keep_part(self) -> io::Result<()> {
         match &self.sink {
             Sink::Aside(aside) if aside.replaces() => Ok(()),
@@ -461,7 +461,7 @@ fn lock(file: &File) -> io::Result<()> {
 struct Made {
     file: File,
     real: PathBuf,
-    /// It stays.
+    /// Whether it stays when it is dropped.
     kept: bool,
 }
 
@@ -494,7 +494,7 @@ impl Drop for Made {
 #[derive(Debug)]
 struct Live {
     file: File,
-    /// Its earlier contents are gone.
+    /// Whether its earlier contents are gone.
     emptied: bool,
 }
 

@@ -146,7 +146,7 @@ impl Ledger {
     }
 }
 
-/// So many zeros, which take no memory until something is written.
+/// Returns this many zeros, which take no memory until something is written.
 pub(super) fn zeroed<T: FromZeros>(length: usize) -> Box<[T]> {
     <[T]>::new_box_zeroed_with_elems(length).expect("sizes have been checked")
 }

@@ -172,7 +172,7 @@ fn filled(value: u32, length: usize) -> Result<Vec<u32>, OptimalError> {
     Ok(list)
 }
 
-/// So many entries of that size.
+/// Returns the error for memory that was refused for this many entries of that size.
 fn refused(entries: usize, size: usize) -> OptimalError {
     OptimalError::Memory(Refusal::of_memory(entries.saturating_mul(size) as u64))
 }

@@ -65,7 +65,7 @@ struct WorkloadTable {
     memory: Option<Spanned<Size>>,
     vcpus: Option<u32>,
     devices: Option<u32>,
-    /// Of live runs.
+    /// The engine of live runs.
     engine: Option<Spanned<String>>,
 }
 

@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::Shard;
 use crate::output::OutputError;
 
-/// A number of runs, as people write it.
+/// Returns a number of runs, as people write it.
 pub fn runs(number: usize) -> String {
     match number {
         1 => "1 run".to_owned(),
@@ -43,9 +43,9 @@ pub enum SweepError {
     Value {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// The line, from 1.
         line: usize,
-        /// From 1.
+        /// The column, from 1.
         column: usize,
         /// The mistake, and the valid choices.
         what: String,
@@ -58,7 +58,7 @@ pub enum SweepError {
     File {
         /// The attempted operation.
         doing: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
         /// Why it failed.
         #[source]
@@ -66,7 +66,7 @@ pub enum SweepError {
     },
     /// The disk is full, or something else keeps results from being stored.
     #[error(
-        "writing {}: {error}; what is finished, {}, is kept, and `--resume` goes on from there", path.display(), runs(*finished)
+        "writing {}: {error}; the results of {} are kept, and `--resume` goes on from there", path.display(), runs(*finished)
     )]
     Write {
         /// The file.
@@ -74,7 +74,7 @@ pub enum SweepError {
         /// Why it failed.
         #[source]
         error: io::Error,
-        /// Runs that are safe.
+        /// The number of runs whose results are safe.
         finished: usize,
     },
     /// There are results already.
@@ -115,7 +115,7 @@ pub enum SweepError {
     Journal {
         /// The journal.
         path: PathBuf,
-        /// From 1.
+        /// The line, from 1.
         line: usize,
         /// The mistake.
         what: String,
@@ -129,11 +129,11 @@ pub enum SweepError {
     /// Two folders have the same shard.
     #[error("shard {shard} is in both {} and {}; name each shard once", first.display(), second.display())]
     Overlap {
-        /// Which.
+        /// The shard that there is twice.
         shard: Shard,
-        /// Where.
+        /// The folder that was named first.
         first: PathBuf,
-        /// And where else.
+        /// The other folder that has the same shard.
         second: PathBuf,
     },
     /// The folders are not of the same sweep.
@@ -149,7 +149,7 @@ pub enum SweepError {
     /// Folders were not named.
     #[error("shards {missing} are missing")]
     Missing {
-        /// Which.
+        /// The numbers of the shards, as a list.
         missing: String,
     },
     /// A shard is not finished.

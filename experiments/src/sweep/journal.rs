@@ -1,6 +1,6 @@
 //! The journal: finished runs, one JSON object a line, each synced to the disk before the next is written.
 //!
-//! The first line says of which sweep and shard. A kill can leave half a line at the end, which is cut off when the
+//! The first line says which sweep and shard the journal is of. A kill can leave half a line at the end, which is cut off when the
 //! journal is opened again; damage elsewhere is an error. A run that failed is written down, too, and done again after
 //! `--resume`; its last line counts.
 
@@ -18,11 +18,11 @@ use super::error::SweepError;
 use super::row::Row;
 use super::shard::Shard;
 
-/// The sweep, and the part of it.
+/// What a journal is of: the sweep, and the part of it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
-    /// Of this file format.
+    /// The number of the file format.
     pub format: u32,
     /// A hash of everything that the results depend on.
     pub sweep: String,
@@ -30,11 +30,11 @@ pub struct Header {
     pub title: String,
     /// The question that it is to answer.
     pub question: String,
-    /// Of Hmmvisor.
+    /// The version of Hmmvisor that began the sweep.
     pub version: String,
     /// Runs of the whole sweep.
     pub runs: usize,
-    /// The part.
+    /// The part that the journal is of.
     pub shard: Shard,
 }
 
@@ -46,7 +46,7 @@ const LONGEST: u64 = 16 << 20;
 /// A journal as it was read.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    /// Of what.
+    /// The sweep and shard that it is of.
     pub header: Header,
     /// The runs, by their number in the sweep.
     pub rows: BTreeMap<usize, Row>,
@@ -180,8 +180,8 @@ fn header(path: &Path, line: &[u8]) -> Result<Header, SweepError> {
     }
 }
 
-/// Shortens a text of a file, or a name in it, for an error message. The mistake is at the beginning, where at
-/// the end.
+/// Shortens a text of a file, or a name in it, for an error message: keeps the beginning, with the mistake, and the end, with
+/// its place.
 fn shown(text: &str) -> String {
     const SHOWN: usize = 100;
     if text.len() <= 2 * SHOWN {
@@ -273,7 +273,8 @@ impl Writer {
     /// Opens the journal of exactly this sweep and shard, or makes it, and returns what it has already.
     ///
     /// # Errors
-    /// There are results and `existing` refuses them; it is of something else; it is damaged; another process uses it.
+    /// There are results and `existing` refuses them; the journal is of another sweep or shard; it is damaged; another process
+    /// uses it.
     pub fn open(
         path: &Path,
         header: &Header,
@@ -332,7 +333,7 @@ impl Writer {
     /// Adds finished runs, all or none of them.
     ///
     /// # Errors
-    /// As [`Self::append`].
+    /// The same as of [`Self::append`].
     pub fn append_all<'a>(
         &mut self,
         rows: impl IntoIterator<Item = &'a Row>,

@@ -18,11 +18,11 @@ use super::meta::{TraceKind, TraceMeta, TraceTotals};
 /// How a trace file ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tail {
-    /// As its writer wanted it to.
+    /// It has the end that its writer has written.
     Complete,
-    /// Its writer was stopped; all blocks are complete, but what came after the last one is unknown.
+    /// It has no end, because its writer was stopped. All blocks are complete; what came after the last one is unknown.
     Unfinished,
-    /// In the middle of a block.
+    /// It ends in the middle of a block.
     Truncated {
         /// The offset of that block, in bytes.
         offset: u64,

@@ -175,7 +175,7 @@ fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
 struct ReplayJson<'a> {
     #[serde(flatten)]
     outcome: &'a Replayed,
-    /// As in the report of a run.
+    /// The scripts' figures, with the names that the report of a run has for them.
     scripts: Option<ScriptFigures>,
 }
 

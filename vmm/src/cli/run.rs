@@ -40,7 +40,7 @@ pub struct RunArgs {
     /// Guest memory, whose pages migrate, like 64M or 1G [default: 256M]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     memory: Option<Size>,
-    /// Of guest memory, this much at its end never migrates, and accelerators reach it in place, like 64M [default: 0]
+    /// How much of guest memory, at its end, never migrates: accelerators reach it in place; like 64M [default: 0]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     shared: Option<Size>,
     /// When a page that a vCPU accesses cannot be supplied: machine-check (the guest is told, and may

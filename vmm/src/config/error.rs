@@ -142,9 +142,9 @@ pub enum ConfigError {
         "[[policy.region]] number {first} and number {second} overlap from {start} on; give each part of memory one policy"
     )]
     Overlap {
-        /// Which, from 1.
+        /// The number of one region, from 1.
         first: usize,
-        /// Which, from 1.
+        /// The number of the other region, from 1.
         second: usize,
         /// Where what they share begins.
         start: Size,
@@ -152,9 +152,9 @@ pub enum ConfigError {
     /// A hint that cannot be followed.
     #[error("[[hint]] number {number}, `{hint}`: {why}")]
     Hint {
-        /// Its number, from 1.
+        /// The hint's number, from 1.
         number: usize,
-        /// Its text.
+        /// The hint.
         hint: Hint,
         /// The cause.
         why: String,

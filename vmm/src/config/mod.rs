@@ -67,7 +67,7 @@ pub struct Config {
     pub workload: WorkloadConfig,
     /// Threads that serve CPU faults.
     pub service: ServiceConfig,
-    /// Which host CPUs the threads run on.
+    /// The host CPUs that the threads run on.
     pub placement: PlacementConfig,
 }
 
@@ -94,9 +94,9 @@ pub struct MachineConfig {
 pub struct BootConfig {
     /// The kernel: a bzImage, or a vmlinux with a PVH entry.
     pub kernel: Option<PathBuf>,
-    /// Its initial ramdisk.
+    /// The kernel's initial ramdisk.
     pub initrd: Option<PathBuf>,
-    /// Its command line.
+    /// The kernel's command line.
     pub cmdline: Option<String>,
     /// The processor that it sees: `host` or `baseline`.
     #[serde(deserialize_with = "from_str")]
@@ -125,7 +125,7 @@ pub struct EngineConfig {
     pub kind: EngineChoice,
     /// Number of userfaultfds that managed memory is spread over.
     pub shards: usize,
-    /// Prefetched pages arrive before the vCPU that faulted goes on: for runs that a replay is compared with.
+    /// Whether prefetched pages arrive before the vCPU that faulted goes on. Runs that are compared with a replay need this.
     pub lockstep: bool,
 }
 
@@ -144,11 +144,11 @@ pub struct PolicyConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegionConfig {
-    /// Where it begins in managed memory, a multiple of 2 MiB.
+    /// Where the region begins in managed memory, a multiple of 2 MiB.
     pub start: Size,
-    /// Its size, a multiple of 2 MiB.
+    /// The region's size, a multiple of 2 MiB.
     pub size: Size,
-    /// As `[policy] spec`; a policy for evictions in it is ignored.
+    /// The policy for faults on it, written like `[policy] spec`. A policy for evictions in it is ignored.
     #[serde(deserialize_with = "from_str")]
     pub spec: PolicyChoice,
 }
@@ -180,7 +180,7 @@ impl HintConfig {
 pub struct WorkloadConfig {
     /// Name of the workload; `hmmvisor workloads` lists what there is.
     pub name: Option<String>,
-    /// Its parameters, as `(name, value)`.
+    /// The workload's parameters, as `(name, value)`.
     #[serde(deserialize_with = "params")]
     pub params: Vec<(String, String)>,
 }

@@ -18,7 +18,7 @@ use crate::machine::bus::{Device, Next};
 
 /// Where a PC has its first serial port.
 pub const PORTS: Range<u64> = 0x3f8..0x400;
-/// Which pin of the I/O APIC the port's interrupt is.
+/// The pin of the I/O APIC that is the port's interrupt.
 pub const PIN: u32 = 4;
 
 /// Most bytes held back while waiting for the end of a line.
@@ -271,7 +271,7 @@ impl Trigger for Pin {
     }
 }
 
-/// The run ends if the system refuses an event at every try.
+/// Ends the run if the system has refused an event at every try.
 fn report_failure(ending: Option<&Ending>, result: io::Result<()>) {
     if let (Some(ending), Err(error)) = (ending, result) {
         ending.event_failed(

@@ -136,7 +136,8 @@ fn serve(console: &Console, mut input: Option<Input>, ending: &Ending, stop: &Ev
             Ok(Some([true, ..])) => return,
             Ok(Some([_, attend, readable])) => {
                 failures = 0;
-                // Only to make it unreadable until there is more. Should that fail at every try, not at full speed.
+                // Reading the event makes it unreadable until there is more to do. The pause avoids a busy loop should reading fail
+                // again and again.
                 if attend && bell::read(attention).is_err() {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -156,7 +157,7 @@ fn serve(console: &Console, mut input: Option<Input>, ending: &Ending, stop: &Ev
                 };
                 waiting.drain(..taken);
             }
-            // Interrupted; should that happen at every try, neither at full speed nor without end.
+            // Interrupted. The pause avoids a busy loop should that repeat, and the limit an endless one.
             Err(error) => {
                 failures += 1;
                 if failures > FAILURES {
@@ -175,7 +176,7 @@ fn read(source: &mut File) -> Option<Vec<u8>> {
         Ok(0) => None,
         Ok(len) => Some(bytes[..len].to_vec()),
         Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
-            // Should that happen at every try, not at full speed.
+            // The pause avoids a busy loop should that repeat.
             std::thread::sleep(Duration::from_millis(1));
             Some(Vec::new())
         }

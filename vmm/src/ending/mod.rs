@@ -109,7 +109,7 @@ impl Ending {
             // SAFETY: one valid structure, as the count says; the descriptor is ours.
             let ready = unsafe { libc::poll(&mut ended, 1, milliseconds) };
             if ready < 0 {
-                // Interrupted: repeated, but should that happen at every try, not at full speed.
+                // Interrupted. The pause avoids a busy loop should that repeat.
                 std::thread::sleep(Duration::from_millis(1));
             }
         }

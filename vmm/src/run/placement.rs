@@ -8,16 +8,16 @@ use crate::config::Config;
 /// Host CPUs of all threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuPlacement {
-    /// Of each vCPU, cyclically; empty: not pinned.
+    /// The CPUs that vCPUs are pinned to, cyclically; empty if vCPUs are not pinned.
     pub vcpus: Vec<usize>,
-    /// Of each service thread.
+    /// The CPU of each service thread; none if the thread is not pinned.
     pub service: Vec<Option<usize>>,
-    /// Of each accelerator's thread.
+    /// The CPU of each accelerator's thread; none if the thread is not pinned.
     pub devices: Vec<Option<usize>>,
 }
 
 impl CpuPlacement {
-    /// For a checked configuration on a host where this process may use `allowed` CPUs.
+    /// Places the threads of a checked configuration on a host where this process may use `allowed` CPUs.
     pub fn new(config: &Config, allowed: &[usize]) -> CpuPlacement {
         let placement = &config.placement;
         let vcpus = match &placement.vcpu_cpus {

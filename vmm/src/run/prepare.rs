@@ -74,14 +74,14 @@ impl Prepared {
             },
         });
         let vm = vm.map_err(|error| name_guest(config, error))?;
-        // Not before: a run that cannot start leaves no trace.
+        // The recording starts only when the machine has been made: a run that cannot start leaves no trace.
         let recording = trace.map(|output| {
             let files = policy.files();
             let meta = recording::meta(config, &backend, &cmdline, workload.clone(), files);
             Recording::start(output, meta, &backend, vm.thread_ids(), vm.ending())
         });
         let recording = recording.transpose()?;
-        // Before the guest touches anything, and with the devices there.
+        // Hints are given before the guest touches anything, and after the devices, which hints can name, have been attached.
         for hint in &config.hint {
             backend.hint(hint.pages(), hint.hint)?;
         }

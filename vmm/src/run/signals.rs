@@ -45,15 +45,15 @@ const ENDING: [(libc::c_int, &str); 11] = [
     (libc::SIGPWR, "SIGPWR"),
 ];
 
-/// Signals of job control, which change what a terminal has to be.
+/// Signals of job control. The terminal is restored while the process is stopped.
 const JOB_CONTROL: [libc::c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
 
 /// What a handler has done with a signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Taken {
-    /// The run is ending.
+    /// It has begun to end the run.
     Ends,
-    /// The run goes on.
+    /// It has done something else, and the run goes on.
     GoesOn,
 }
 
@@ -112,7 +112,7 @@ impl Signals {
         self.0.lock()
     }
 
-    /// The thread's body.
+    /// Waits for signals and handles each, for as long as the process lives: the thread's body.
     fn wait_and_handle(&self, set: &libc::sigset_t) {
         loop {
             let deadline = self.deadline();

@@ -11,7 +11,7 @@ use crate::machine::kvm_machine::Machine;
 use crate::machine::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError};
 use crate::machine::vcpu_threads::ThreadIds;
 
-/// The running threads. Dropping it stops them.
+/// The running threads that serve CPU faults, and the one that kicks vCPUs. Dropping it stops them.
 pub(crate) struct FaultServing {
     // Dropped in this order: the service reports to the kicker.
     _service: FaultService,

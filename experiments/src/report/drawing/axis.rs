@@ -124,13 +124,13 @@ fn fitting(units: &[(&'static str, f64)], largest: f64) -> Unit {
 }
 
 impl Unit {
-    /// Of nanoseconds.
+    /// Returns a unit for times of up to `largest` nanoseconds.
     pub(crate) fn time(largest: f64) -> Unit {
         let units = [("ns", 1.0), ("µs", 1e3), ("ms", 1e6), ("s", 1e9)];
         fitting(&units, largest)
     }
 
-    /// Of bytes.
+    /// Returns a unit for amounts of up to `largest` bytes.
     pub(crate) fn bytes(largest: f64) -> Unit {
         let step = 1024.0;
         let units = [
@@ -142,7 +142,7 @@ impl Unit {
         fitting(&units, largest)
     }
 
-    /// Of numbers.
+    /// Returns the unit of plain numbers, which has no name.
     pub(crate) fn count() -> Unit {
         Unit {
             name: "",

@@ -17,9 +17,9 @@ const CAUSES: usize = Cause::ALL.len() + 1;
 
 #[derive(Clone, Copy, Default)]
 struct Bin {
-    /// Of CPUs and of devices.
+    /// Faults of CPUs and of devices.
     faults: [f64; 2],
-    /// To devices and to system memory, by cause.
+    /// Bytes to devices and to system memory, by cause.
     bytes: [[f64; CAUSES]; 2],
 }
 

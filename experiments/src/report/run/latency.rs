@@ -58,7 +58,7 @@ impl Latencies {
             page.paragraph("No fault has a latency, so there is no histogram of them. Faults of replays have none.");
             return;
         }
-        // As the table's medians, not as the few slowest.
+        // The unit suits the medians, not the few slowest faults.
         let medians = used.iter().map(|who| self.0[*who].value_at_quantile(0.5));
         let unit = Unit::time(medians.max().unwrap_or(0) as f64);
         page.figure(

@@ -2,13 +2,13 @@
 
 use std::ops::AddAssign;
 
-/// At most this many bins.
+/// The most bins.
 pub(super) const BINS: usize = 256;
 
-/// When there are too many bins, neighbours are added up and each is twice as long.
+/// The width of bins. When there are too many bins, the width doubles and the caller adds up neighbours with [`fold`].
 #[derive(Clone)]
 pub(super) struct Bins {
-    /// Of a bin, in nanoseconds.
+    /// The time that a bin stands for, in nanoseconds.
     pub(super) width: u64,
 }
 
@@ -17,7 +17,7 @@ impl Bins {
         Bins { width: 64 }
     }
 
-    /// How many times bins must be folded so that this time has one.
+    /// Doubles the width until this time has a bin; returns how many times, and so how often the caller must fold its bins.
     pub(super) fn reach(&mut self, time: u64) -> u32 {
         let mut folds = 0;
         while time / self.width >= BINS as u64 {

@@ -7,6 +7,7 @@ use super::row::{COLUMNS, ExportRow};
 use crate::output::Output;
 use crate::trace::TraceReader;
 
+/// Writes the columns' names and a line for each event.
 pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let threads = trace.totals().threads.clone();
     let mut out = csv::Writer::from_writer(BufWriter::with_capacity(1 << 18, file));
@@ -34,7 +35,7 @@ pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     Ok(written)
 }
 
-/// The system's own error, which says what kind it is.
+/// Returns the system's own error, whose kind and number say what was wrong.
 fn failed(error: csv::Error) -> io::Error {
     match error.into_kind() {
         csv::ErrorKind::Io(error) => error,

@@ -55,7 +55,7 @@ pub enum ExportError {
     /// The output; what was there before still is.
     #[error("writing {}: {error}", shown(path))]
     Output {
-        /// Where to.
+        /// The path of the output.
         path: PathBuf,
         /// Why not.
         #[source]

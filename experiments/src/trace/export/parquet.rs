@@ -17,10 +17,10 @@ use super::row::ExportRow;
 use crate::output::Output;
 use crate::trace::TraceReader;
 
-/// Rows in a group: what is held in memory.
+/// The number of rows in a group. One group is held in memory.
 const GROUP: usize = 1 << 17;
 
-/// In the order of [`super::COLUMNS`].
+/// The columns' types, in the order of [`super::COLUMNS`].
 const SCHEMA: &str = "message event {
     REQUIRED INT64 time_ns;
     REQUIRED BYTE_ARRAY kind (STRING);
@@ -37,6 +37,7 @@ const SCHEMA: &str = "message event {
     REQUIRED INT64 repeats;
 }";
 
+/// Writes a row for each event, in groups.
 pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let threads = trace.totals().threads.clone();
     let meta = serde_json::to_string(trace.meta())?;

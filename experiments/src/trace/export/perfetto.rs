@@ -18,9 +18,10 @@ use super::row::access_name;
 use crate::output::Output;
 use crate::trace::TraceReader;
 
-/// Bandwidth is what was moved in each of these, in nanoseconds.
+/// The length of the windows, in nanoseconds. Bandwidth is what was moved in a window.
 const WINDOW: u64 = 1_000_000;
 
+/// Writes a slice for each fault, an instant for each other event, and counters of residency and bandwidth.
 pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let mut export = Export {
         tracks: Tracks::default(),

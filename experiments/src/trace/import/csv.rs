@@ -30,6 +30,7 @@ struct Columns {
     repeats: Option<usize>,
 }
 
+/// Reads a table and gives the importer what its lines say.
 pub fn read(input: impl BufRead, importer: &mut Importer) -> Result<(), Failure> {
     let mut lines = Lines::new(input, LONGEST);
     let mut row = CsvRow::new();
@@ -63,7 +64,7 @@ const NO_COLUMNS: &str =
 struct CsvRow {
     parser: csv_core::Reader,
     text: Vec<u8>,
-    /// The end of each.
+    /// The end of each field in `text`.
     ends: Vec<usize>,
 }
 
@@ -106,7 +107,7 @@ impl CsvRow {
         self.ends.len()
     }
 
-    /// A field, without spaces around it.
+    /// Returns a field, without spaces around it.
     fn get(&self, column: usize) -> Result<&str, String> {
         let start = column.checked_sub(1).map_or(0, |before| self.ends[before]);
         let field = &self.text[start..self.ends[column]];
@@ -117,7 +118,7 @@ impl CsvRow {
 }
 
 impl Columns {
-    /// From the first line.
+    /// Finds the columns by the names in the first line.
     fn new(row: &CsvRow, line: u64) -> Result<Columns, Failure> {
         let wrong = |why| Failure::Line(line, why);
         let mut names = Vec::new();

@@ -91,9 +91,9 @@ pub enum ImportError {
     TooManyPages {
         /// The input.
         source_name: String,
-        /// How many.
+        /// The number of pages, without the first of each access.
         pages: u64,
-        /// Of the trace.
+        /// The length of the trace.
         bytes: u64,
     },
     /// There are no accesses in the input.

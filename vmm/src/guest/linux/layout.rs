@@ -40,9 +40,9 @@ const _: () = assert!(PAGE_TABLES_END <= CMDLINE && CMDLINE + CMDLINE_ROOM <= LO
 /// The type of a range of addresses, numbered as in e820 and PVH memory maps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// The kernel's to use.
+    /// Memory that the kernel may use.
     Ram = 1,
-    /// Not to be touched.
+    /// Addresses that the kernel must not touch.
     Reserved = 2,
 }
 

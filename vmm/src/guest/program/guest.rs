@@ -30,11 +30,11 @@ const WINDOW: u64 = 0x1000;
 
 /// A program in ring 3 that knows its machine (docs/guest-abi.md).
 pub struct Program<'a> {
-    /// Its ELF file.
+    /// The program's ELF file.
     image: Cow<'a, [u8]>,
     cmdline: Cow<'a, str>,
     seed: u64,
-    /// Its entry point, once it has been loaded.
+    /// The program's entry point, once it has been loaded.
     entry: u64,
 }
 

@@ -108,7 +108,7 @@ pub fn floating_point() -> kvm_fpu {
 
 /// The spurious-interrupt vector register that switches a local APIC on.
 pub const APIC_SPURIOUS_OFFSET: usize = 0xf0;
-/// Its value: enabled, and the vector of spurious interrupts.
+/// The value of that register: enabled, and the vector of spurious interrupts.
 pub const APIC_SPURIOUS_VALUE: u32 = 1 << 8 | ring0::SPURIOUS_VECTOR as u32;
 
 /// Changes the host's processor description to this vCPU's: puts its number wherever there is a processor's number.

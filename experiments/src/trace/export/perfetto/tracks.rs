@@ -52,7 +52,7 @@ impl Tracks {
     }
 }
 
-/// The kind in the upper half, so that no two are the same; never 0.
+/// Returns a track's number: the kind in the upper half, so that no two are the same; never 0.
 fn number(track: Track) -> u64 {
     let (kind, index) = match track {
         Track::Run => (1, 0),
