@@ -16,7 +16,7 @@ pub enum SizeError {
     /// It is no number, or has an unknown unit.
     #[error("`{0}` is not a size; write a whole number with K, M, G or T, like 64M or 64MiB")]
     Malformed(String),
-    /// Beyond 64 bits.
+    /// It is more than 64 bits can count.
     #[error("`{0}` is more than 64 bits can count")]
     TooLarge(String),
 }

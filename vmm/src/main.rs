@@ -30,7 +30,7 @@ use cli::output::{READ_WITHIN, STORED_WITHIN, print, say, within};
 use cli::run::RunArgs;
 use cli::{Cli, Command, PoliciesArgs};
 
-/// Before `main`, and before the standard library prepares for it.
+/// Calls [`take_memory_faults`] before `main`, and before the standard library prepares for it.
 #[used]
 // SAFETY: the section holds pointers to functions that the C library calls before `main`, when it is ready itself; the function
 // makes system calls only.
@@ -92,7 +92,7 @@ fn give(answer: &clap::Error) -> ExitCode {
     }
 }
 
-/// The error with its causes, and with what to do if a limit of the host is behind it. The libraries' messages contain their causes
+/// Returns the error with its causes, and with what to do if a limit of the host is behind it. The libraries' messages contain their causes
 /// already; each is said once.
 fn describe(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
@@ -107,7 +107,7 @@ fn describe(error: &anyhow::Error) -> String {
 }
 
 fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
-    // Before anything that may take long, and before any other thread.
+    // Signals are taken before anything that may take long, and before any other thread is started.
     let signals = Signals::start()
         .map_err(|error| Refusal::new(Resource::Thread, error))
         .context("starting the thread that takes signals")?;
@@ -120,7 +120,7 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
     if config.boot.kernel.is_some() {
         files.reads_open("the console's input", io::stdin());
     }
-    // Before the run, which may take hours.
+    // Outputs are opened before the run, which may take hours.
     let Outputs {
         console: console_file,
         json,
@@ -176,7 +176,7 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
         progress,
     };
     let report = hmmvisor::run(&config, options);
-    // Before anything else is said there.
+    // The terminal is restored before anything else is written to it.
     drop(terminal);
     let report = Arc::new(report?);
     write_report(&report, &signals, output, console_file, json)

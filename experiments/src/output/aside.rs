@@ -58,7 +58,7 @@ impl Spool {
             .open(parent(real));
         match unnamed {
             Ok(file) => Ok(Spool::Unnamed(file)),
-            // Not every file system has such files, and how it says that differs.
+            // Not every file system has files without a name, and their errors differ: any error but a refusal means that.
             Err(error) if is_refusal(&error) => Err(error),
             Err(_) => Spool::named(real),
         }
@@ -241,7 +241,7 @@ fn like(new: &File, old: &File) -> io::Result<bool> {
     Ok(attributes(new)?.is_empty() && attributes(old)?.is_empty())
 }
 
-/// The names of a file's extended attributes, such as access control lists.
+/// Returns the names of a file's extended attributes, such as access control lists.
 fn attributes(file: &File) -> io::Result<Vec<u8>> {
     let mut names = Vec::with_capacity(1 << 16);
     match flistxattr(file, rustix::buffer::spare_capacity(&mut names)) {
@@ -249,7 +249,7 @@ fn attributes(file: &File) -> io::Result<Vec<u8>> {
         Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     }
-    // Those that the system gives each file by where it is.
+    // SELinux's attribute is left out: the system gives it to each file by the folder that the file is in.
     let names = names.split(|byte| *byte == 0);
     let kept = names.filter(|name| !name.is_empty() && !name.starts_with(b"security.selinux"));
     Ok(kept.collect::<Vec<_>>().concat())
@@ -269,7 +269,7 @@ fn rewrite(data: &mut File, real: &Path) -> io::Result<()> {
     }
     if new.len() > 0 {
         match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, new.len()) {
-            // Not every file system can.
+            // Not every file system can reserve room.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
             Err(error) => {
                 // Gives back what was reserved behind the end.

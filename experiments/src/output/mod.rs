@@ -76,7 +76,7 @@ pub enum OutputError {
     },
 }
 
-/// A path as messages show it.
+/// Returns a path as messages show it.
 pub fn shown(path: &Path) -> String {
     match path.as_os_str() == "-" {
         true => "standard output".to_owned(),
@@ -238,7 +238,7 @@ impl Files {
         })
     }
 
-    /// The place of an output, if it is free.
+    /// Returns the place of an output, if it is free.
     fn claim(&self, what: &'static str, path: &Path) -> Result<OutputPlace, OutputError> {
         let owned = || path.to_owned();
         let place = OutputPlace::of(path).map_err(|problem| match problem {
@@ -276,7 +276,7 @@ impl Files {
 }
 
 impl Known {
-    /// The words for a message to the user who named it `path`.
+    /// Returns what the file is, for a message to the user who named it `path`.
     fn described(&self, path: &Path) -> String {
         let what = self.what;
         let named = match self.path == path || self.path.as_os_str().is_empty() {

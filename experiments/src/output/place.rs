@@ -29,7 +29,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// The keys of an open file. Several may write to a character device, and a socket has two directions: nothing is
+    /// Returns the keys of an open file. Several may write to a character device, and a socket has two directions: nothing is
     /// lost there.
     pub(super) fn of_open(file: impl AsFd) -> Vec<Key> {
         let open = file.as_fd().try_clone_to_owned().map(File::from);
@@ -116,7 +116,7 @@ impl OutputPlace {
         })
     }
 
-    /// The keys that all paths to the same file share.
+    /// Returns the keys that all paths to the same file share.
     pub(super) fn keys(&self) -> Vec<Key> {
         let of = |path: &Path| fs::metadata(path).ok().and_then(|it| Key::of(&it));
         match self {
@@ -135,7 +135,7 @@ impl OutputPlace {
     }
 }
 
-/// The place of a file that does not exist, at the end of links that may lead to it.
+/// Returns the place of a file that does not exist, at the end of links that may lead to it.
 fn absent(path: &Path) -> Result<OutputPlace, Problem> {
     if path.as_os_str().as_bytes().ends_with(b"/") {
         return Err(Problem::Unfit("it would be a folder; name a file in it"));
@@ -165,7 +165,7 @@ fn absent(path: &Path) -> Result<OutputPlace, Problem> {
     Err(Problem::Unfit("too many links lead to one another"))
 }
 
-/// The descriptor of this process that a path is another name for, like `/dev/stdout`.
+/// Returns the descriptor of this process that a path is another name for, like `/dev/stdout`.
 fn descriptor(path: &Path) -> Option<i32> {
     let process = Path::new("/proc/self").canonicalize().ok()?;
     let mut path = path.to_owned();

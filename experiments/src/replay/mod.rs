@@ -104,7 +104,7 @@ struct Replay<'c> {
     remote_accesses: u64,
     steps: Steps,
     moves: Vec<Event>,
-    /// By start and end: the same pages may be pinned several times.
+    /// The pins by start and end of their pages. The same pages may be pinned several times.
     pinned: BTreeMap<(Page, Page), Vec<Pinned>>,
     uncharged: Uncharged,
 }
@@ -301,7 +301,7 @@ impl<'c> Replay<'c> {
         }
     }
 
-    /// How many more accesses to all of these pages change nothing: no fault, and no group of pages used in place so often
+    /// Returns how many more accesses to all of these pages change nothing: no fault, and no group of pages used in place so often
     /// that the policy hears of it.
     fn alike(&self, index: usize, range: PageRange, access: Access) -> u32 {
         let pages = &self.devices[index].pages;

@@ -160,7 +160,7 @@ impl Steps {
 fn reserve(list: &mut Vec<u32>, more: usize) -> Result<(), OptimalError> {
     let length = list.len();
     let size = size_of::<u32>();
-    // As a list grows: at least twice what it has.
+    // A list grows to at least twice its length, so that is what was refused.
     list.try_reserve(more)
         .map_err(|_| refused(length.saturating_add(more.max(length)), size))
 }

@@ -68,7 +68,7 @@ pub enum ReplayError {
         /// Why.
         cause: String,
     },
-    /// There is nothing to compare with.
+    /// The optimum to compare with could not be computed.
     #[error(transparent)]
     Optimal(#[from] OptimalError),
 }

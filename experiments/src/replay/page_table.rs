@@ -27,7 +27,7 @@ impl ReplayPageTable {
         }
     }
 
-    /// The counters of accesses in place.
+    /// Returns the counters of accesses in place.
     pub(super) fn remote(&self) -> MutexGuard<'_, RemoteCounters> {
         self.remote.lock()
     }

@@ -100,7 +100,7 @@ impl Sweep {
     }
 }
 
-/// The text of a file, or of what has no length, such as a pipe.
+/// Returns the text of a file, or of what has no length, such as a pipe.
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?

@@ -83,7 +83,7 @@ impl Journal {
         journal.ok_or_else(|| wrong(path, 1, "the file is empty; it is no journal of a sweep"))
     }
 
-    /// The rows in order.
+    /// Returns the rows in order.
     pub fn into_rows(self) -> Vec<Row> {
         self.rows.into_values().collect()
     }
@@ -142,7 +142,7 @@ fn read(path: &Path, file: &mut File) -> Result<(Option<Journal>, u64), SweepErr
     Ok((journal, whole))
 }
 
-/// A run and its number in the sweep.
+/// Returns a run and its number in the sweep.
 fn run(header: &Header, line: &[u8]) -> Result<(usize, Row), String> {
     let row: Row = serde_json::from_slice(line).map_err(|error| {
         let error = shown(&error.to_string());

@@ -106,7 +106,7 @@ fn put(
         // A merge cannot be resumed.
         SweepError::Exists { path, finished, .. } => SweepError::Occupied { path, finished },
         SweepError::Write { .. } if is_new => {
-            // Not even its first line was written: it holds nothing of an earlier merge.
+            // Not even the journal's first line could be written, so the file holds nothing of an earlier merge.
             let _ = fs::remove_file(&path);
             again(error)
         }

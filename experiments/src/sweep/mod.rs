@@ -44,7 +44,7 @@ pub trait Runner: Sync {
     /// What is wrong, and what there is instead.
     fn workload(&self, source: &Source) -> Result<(), String>;
 
-    /// The description in this trace.
+    /// Returns the description in this trace.
     ///
     /// # Errors
     /// It cannot be opened or is damaged.

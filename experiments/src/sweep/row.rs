@@ -55,7 +55,7 @@ macro_rules! columns {
         ];
 
         impl Row {
-            /// This row with the measured results.
+            /// Returns this row with the measured results.
             pub fn with(self, measured: Measured) -> Row {
                 let engine = measured.engine.or(self.engine);
                 Row { engine, $($name: measured.$name,)* ..self }
@@ -151,7 +151,7 @@ columns! {
 }
 
 impl Row {
-    /// Bytes migrated both ways.
+    /// Returns the bytes that migrated in both directions.
     pub fn bytes_moved(&self) -> Option<u64> {
         Some(self.bytes_to_device?.saturating_add(self.bytes_to_system?))
     }

@@ -118,7 +118,7 @@ impl Sweep {
     }
 }
 
-/// The runs that failed, in words.
+/// Returns the runs that failed, in words.
 pub(super) fn failed(rows: &BTreeMap<usize, Row>) -> Vec<String> {
     let failed = |row| Some(failure(row, row.error.as_deref()?));
     rows.values().filter_map(failed).collect()

@@ -15,9 +15,9 @@ use super::row::Measured;
 /// How many runs at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Parallel {
-    /// In all.
+    /// All runs.
     pub jobs: usize,
-    /// Live ones among them. They measure wall-clock time, and each has threads of its own.
+    /// Live runs among them. They measure wall-clock time, and each has threads of its own.
     pub live: usize,
 }
 
@@ -94,7 +94,7 @@ struct Queue<'a> {
 }
 
 impl<'a> Queue<'a> {
-    /// The next run; live ones first, because fewer of them can run at a time.
+    /// Returns the next run; live ones first, because fewer of them can run at a time.
     fn take(&self) -> Option<&'a SweepRun> {
         let mut state = self.state.lock();
         loop {

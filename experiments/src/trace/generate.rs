@@ -28,7 +28,7 @@ pub fn generate(settings: &Settings, output: Output) -> Result<TraceTotals, Gene
         writer: TraceWriter,
         error: Option<TraceError>,
     }
-    // Before the file: what is refused leaves none.
+    // Parameters are checked before the file is made, so that what is refused leaves none.
     let params = hmmvisor_accesses::check(settings)?;
     let meta = TraceMeta {
         kind: TraceKind::Access,

@@ -237,7 +237,7 @@ impl TraceInfo {
         if let Some(accesses) = self.accesses {
             line(f, "accesses", &grouped(accesses))?;
         }
-        // Otherwise times count accesses.
+        // Times of other access traces are numbers of accesses, and are not shown.
         if self.accesses.is_none() || self.totals.own_times {
             let seconds = |ns: u64| ns as f64 / 1e9;
             let (first, last) = (seconds(self.first_ns), seconds(self.last_ns));

@@ -37,7 +37,7 @@ pub fn check(event: &Event, pages: u32) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// The most pages in an event of this kind: a block for events about single pages or folios.
+/// Returns the most pages in an event of this kind: a block for events about single pages or folios.
 fn most(kind: EventKind) -> u32 {
     use EventKind::*;
     match kind {

@@ -20,7 +20,7 @@ pub struct Mistake(pub String);
 /// The exit code for mistakes of the user. It is also clap's.
 const MISTAKE: u8 = 2;
 
-/// The exit code for an error.
+/// Returns the exit code for an error.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     match error.chain().any(is_mistake) {
         true => ExitCode::from(MISTAKE),

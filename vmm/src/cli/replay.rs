@@ -50,7 +50,7 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     files.reads("the trace", trace);
     let reader = TraceReader::open(trace)?;
     let meta = reader.meta().clone();
-    // Without a choice it is the trace that names the policy's files. None of them has been opened yet.
+    // Where the user names no policy, the trace names its files. None of them has been opened yet.
     let of_policy = match &args.policy {
         Some(policy) => policy.files(),
         None => PolicyChoice::named_files(&meta.policy),
@@ -147,7 +147,7 @@ fn settings(
 const SHOWN_POLICY: usize = 400;
 const SHOWN_MISTAKE: usize = 2000;
 
-/// The policy that a trace names. The trace may come from others: of files, only those are opened of which it says what
+/// Loads the policy that a trace names. The trace may come from others: of files, only those are opened of which it says what
 /// was in them, and nothing is run unless that is still so.
 fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
     let policy = &meta.policy;

@@ -150,10 +150,10 @@ struct CommandRunner {
     traces: Traces,
 }
 
-/// The program of this process, also after its file has been replaced or removed: all runs of a sweep are done by the
-/// program that began it.
+/// Returns a command for the program of this process, also after its file has been replaced or removed: all runs of a sweep
+/// are done by the program that began it.
 fn this_program() -> Command {
-    // Looked up by the new process, which is this program until then.
+    // The new process looks the name up, and is this program until then.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("hmmvisor");
     command
@@ -287,8 +287,8 @@ impl Traces {
         made.path.get_or_init(make).clone()
     }
 
-    /// In a process of its own: the guest's sources have state that outlives them, so what one run leaves behind would
-    /// keep others from being made, and only processes can make several at a time.
+    /// Makes a trace in a process of its own: the guest's sources have state that outlives them, so what one run leaves behind
+    /// would keep others from being made, and only processes can make several at a time.
     fn generate(&self, workload: &Workload, seed: u64, path: &Path) -> Result<(), String> {
         let mut command = this_program();
         command
@@ -333,7 +333,7 @@ fn accesses(workload: &Workload, seed: u64) -> Accesses {
     }
 }
 
-/// The policy, its script read if it is one.
+/// Loads a policy; if it is a script, its file is read.
 fn loaded(spec: &str) -> Result<Chosen, String> {
     let choice: PolicyChoice = spec
         .parse()
@@ -355,7 +355,8 @@ fn unchanged(run: &SweepRun, ran: &str) -> Result<(), String> {
     }
 }
 
-/// What there is to say of a run whose script failed, and nothing else: what was measured are the default policy's figures.
+/// Returns the failure of a run's script as its only result, because what was measured are the default policy's figures; none if
+/// the script did not fail.
 fn measured_nothing(script: &ScriptFigures) -> Option<Measured> {
     Some(Measured {
         script_failures: Some(script.failures),
@@ -569,7 +570,7 @@ mod tests {
         assert!(live(1).unwrap_err().contains("while it ran"));
     }
 
-    /// What a sweep reads of a run's report.
+    /// Returns what a sweep reads of a run's report.
     fn report() -> Value {
         json!({
             "policy_exact": "on-demand", "scripts": null, "engine": "move", "cpu_faults": 1, "device_faults": 2,

@@ -54,7 +54,7 @@ pub struct TraceArgs {
 }
 
 impl TraceArgs {
-    /// The trace, and where JSON goes if it is wanted.
+    /// Returns the trace, and where JSON goes if it is wanted.
     pub fn files(&self) -> Result<(&Path, Option<&Path>), Mistake> {
         let stdout = Path::new("-");
         match (self.trace.as_deref(), self.json.as_deref()) {

@@ -461,7 +461,7 @@ mod tests {
         }
     }
 
-    /// The complaint about a change to the default configuration.
+    /// Returns the complaint about a change to the default configuration.
     fn complaint(change: impl FnOnce(&mut Config)) -> String {
         let mut config = Config::default();
         change(&mut config);

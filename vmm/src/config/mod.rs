@@ -133,7 +133,7 @@ pub struct EngineConfig {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyConfig {
-    /// For example `density:threshold=60+lru`; `hmmvisor policies` lists what there is. Or a script's file.
+    /// The policy: a name like `density:threshold=60+lru` (`hmmvisor policies` lists what there is), or a script's file.
     #[serde(deserialize_with = "from_str")]
     pub spec: PolicyChoice,
     /// Parts of managed memory with another policy for faults.
@@ -167,7 +167,7 @@ pub struct HintConfig {
 }
 
 impl HintConfig {
-    /// The pages.
+    /// Returns the pages.
     pub fn pages(&self) -> PageRange {
         let page = |bytes| Page((bytes / PAGE_SIZE) as u32);
         PageRange::new(page(self.start.0), page(self.start.0 + self.bytes.0))
@@ -291,7 +291,7 @@ impl Config {
         })
     }
 
-    /// The balloon that the machine has. An operating system has one in any case, so that the pages it frees are given back.
+    /// Returns the balloon that the machine has. An operating system has one in any case, so that the pages it frees are given back.
     pub fn effective_balloon(&self) -> Option<BalloonConfig> {
         let always = self.boot.kernel.is_some().then(BalloonConfig::default);
         self.balloon.or(always)
@@ -302,7 +302,7 @@ impl Config {
         self.rng || self.boot.kernel.is_some()
     }
 
-    /// The number of virtio devices that the machine has.
+    /// Returns the number of virtio devices that the machine has.
     pub fn virtio_devices(&self) -> usize {
         let balloon = usize::from(self.effective_balloon().is_some());
         self.disk.len() + balloon + usize::from(self.has_entropy())
@@ -319,7 +319,7 @@ where
         .map_err(D::Error::custom)
 }
 
-/// A table of scalars, each as it would be written on the command line.
+/// Reads a table of scalars and returns each as it would be written on the command line.
 fn params<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, String)>, D::Error> {
     let table = BTreeMap::<String, toml::Value>::deserialize(deserializer)?;
     let param = |(name, value)| {

@@ -26,7 +26,7 @@ const LINE_LIMIT: usize = 4096;
 
 /// The register with which the guest says which interrupts it wants.
 const INTERRUPT_ENABLE: u64 = 1;
-/// In that register: an interrupt for input.
+/// The bit of that register that asks for an interrupt for input.
 const INPUT_INTERRUPT: u8 = 1;
 /// The register that the guest reads input from.
 const DATA: u64 = 0;
@@ -47,7 +47,7 @@ pub struct Console {
     outlet: Option<Outlet>,
     /// Accesses by a guest whose output is stalled.
     unheard: AtomicU64,
-    /// By which the run ends when an event cannot be written.
+    /// The end of the run, which comes when an event cannot be written.
     ending: Option<Arc<Ending>>,
 }
 

@@ -111,7 +111,7 @@ fn get() -> io::Result<termios> {
     }
 }
 
-/// With SIGTTOU blocked: if the process has gone to the background a moment ago, it must not be stopped here.
+/// Sets the terminal's mode with SIGTTOU blocked: a process that has gone to the background a moment ago must not be stopped here.
 fn set(mode: &termios) -> io::Result<()> {
     // SAFETY: bitmaps; all zeros is valid, and the signal exists.
     let (mut ttou, mut old): (libc::sigset_t, libc::sigset_t) = unsafe { mem::zeroed() };

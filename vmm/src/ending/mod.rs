@@ -86,7 +86,7 @@ impl Ending {
         self.left_behind.lock().push(thread.to_owned());
     }
 
-    /// The threads that did not end when they were to.
+    /// Returns the threads that did not end when they were to.
     pub fn left_behind(&self) -> Vec<String> {
         self.left_behind.lock().clone()
     }

@@ -116,7 +116,7 @@ impl Drop for Devices {
     }
 }
 
-/// Address of a device's register window.
+/// Returns the address of a device's register window.
 fn window(index: u32) -> u64 {
     map::ACCEL + map::ACCEL_STRIDE * u64::from(index)
 }

@@ -30,7 +30,7 @@ pub struct VcpuContext {
     pub ports: Bus,
     /// Reports of pages that cannot be supplied; none if such a page ends the run.
     pub memory_errors: Option<Arc<MemoryErrors>>,
-    /// By which a vCPU ends the run.
+    /// The end of the run, for a vCPU that must end it.
     pub ending: Arc<Ending>,
     /// Set when no vCPU is to enter the guest again.
     pub stop: AtomicBool,
@@ -145,7 +145,7 @@ enum Problem {
 }
 
 impl Vcpu {
-    /// A vCPU whose registers are set, ready to run the guest.
+    /// Makes a vCPU whose registers are set, ready to run the guest.
     pub fn new(index: u32, fd: VcpuFd, shared: Arc<VcpuContext>) -> Vcpu {
         Vcpu {
             index,

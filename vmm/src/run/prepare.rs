@@ -98,7 +98,7 @@ impl Prepared {
     }
 }
 
-/// The trace's file, opened here unless the caller has opened it; none if the run is not recorded.
+/// Returns the trace's file, opened here unless the caller has opened it; none if the run is not recorded.
 fn open_trace(config: &Config, opened: Option<Output>) -> Result<Option<Output>, RunError> {
     match (opened, &config.record) {
         (None, Some(path)) => {
@@ -110,7 +110,7 @@ fn open_trace(config: &Config, opened: Option<Output>) -> Result<Option<Output>,
     }
 }
 
-/// How managed memory is to be made.
+/// Returns the description of managed memory, for the backend.
 fn memory(config: &Config, guest: &dyn Guest, torture: &Torture) -> BackendConfig {
     let memory = guest.memory(config.machine.memory.0);
     BackendConfig {
@@ -123,7 +123,7 @@ fn memory(config: &Config, guest: &dyn Guest, torture: &Torture) -> BackendConfi
     }
 }
 
-/// Managed memory and what works on it.
+/// Returns the description of managed memory, and of what works on it, for the machine.
 fn managed(
     config: &Config,
     backend: &Arc<Backend>,
@@ -144,7 +144,7 @@ fn managed(
     }
 }
 
-/// The error of a machine that could not be made, with the name of the guest's file where that is what is wrong.
+/// Returns the error of a machine that could not be made, with the name of the guest's file where that is what is wrong.
 fn name_guest(config: &Config, error: VmError) -> RunError {
     match (error, &config.guest) {
         (VmError::Guest(GuestError::Linux(error)), _) => RunError::Linux(error),

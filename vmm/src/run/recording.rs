@@ -172,7 +172,7 @@ impl Recording {
         })
     }
 
-    /// The trace's file.
+    /// Returns the trace's file.
     pub(crate) fn file(&self) -> &RecordingFile {
         &self.file
     }

@@ -134,7 +134,7 @@ impl Signals {
                         (Some(Taken::Ends), None) => state.first = Some((signal, Instant::now())),
                         (Some(Taken::Ends), Some((first, at)))
                             if first == signal && at.elapsed() < SAME => {}
-                        // Before the guest runs, or the second signal.
+                        // No handler is there before the guest runs: the first signal ends the process. So does the second one later.
                         (None, _) | (Some(Taken::Ends), Some(_)) => end(signal),
                     }
                 }

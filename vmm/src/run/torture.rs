@@ -20,7 +20,7 @@ use crate::vm::{Vm, WrapDriver};
 pub(crate) struct Torture(Option<hmmvisor_torture::Torture>);
 
 impl Torture {
-    /// The torture that the configuration asks for.
+    /// Returns the torture that the configuration asks for.
     pub(crate) fn of(config: &Config) -> Torture {
         let workload = config.workload.name.as_deref().map(find);
         let is_torture = matches!(workload, Some(Ok(workload)) if workload.kind == Kind::Torture);
@@ -30,7 +30,7 @@ impl Torture {
         Torture((is_torture && is_embedded).then(new).flatten())
     }
 
-    /// The policy in place of the configuration's, if there is one.
+    /// Returns the policy in place of the configuration's, if there is one.
     pub(crate) fn policy(&self) -> Option<Arc<dyn PolicyFactory>> {
         self.0.as_ref()?.policy()
     }
@@ -40,7 +40,7 @@ impl Torture {
         self.0.as_ref().is_some_and(|it| it.fills_blocks())
     }
 
-    /// What makes the accelerators' drivers fail.
+    /// Returns the wrapper that makes the accelerators' drivers fail, if there is one.
     pub(crate) fn wrap_driver(&self) -> Option<Box<WrapDriver>> {
         self.0.as_ref()?.wrap_driver()
     }
@@ -78,7 +78,7 @@ impl Torture {
         Some(stopped.ok()??.figures())
     }
 
-    /// How to see a failure in this round again; none for a run that is no torture.
+    /// Returns how to see a failure in this round again; none for a run that is no torture.
     pub(crate) fn replay(&self, config: &Config, engine: Engine, round: u64) -> Option<Replay> {
         self.0.as_ref()?;
         Some(Replay {
@@ -88,7 +88,7 @@ impl Torture {
     }
 }
 
-/// Where a torture says what it finds while the guest runs.
+/// Receives what a torture finds while the guest runs.
 struct Findings {
     control: Arc<Control>,
     ending: Arc<Ending>,
@@ -118,7 +118,7 @@ impl RoundListener for State {
     }
 }
 
-/// The command that starts with this round, with the same draws.
+/// Returns the command that starts with this round, with the same draws.
 fn command(config: &Config, engine: Engine, round: u64) -> String {
     let mut words = vec![format!(
         "hmmvisor run --workload torture --seed {} --engine {} --policy {} --vcpus {} --memory {} --devices {} --device-memory {}",

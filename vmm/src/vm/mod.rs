@@ -34,7 +34,7 @@ pub use error::VmError;
 
 /// A virtual machine. Dropping it stops everything it has started.
 pub struct Vm {
-    // In the order in which they are to be dropped: vCPUs first, then what serves them.
+    // The fields are in the order in which they must be dropped: vCPUs first, then what serves them.
     threads: Option<VcpuThreads>,
     waiting: Vec<Vcpu>,
     accelerators: Vec<Arc<Accelerator>>,
@@ -124,7 +124,7 @@ impl Vm {
         Ok(())
     }
 
-    /// How the run ends: an event to wait for and, then, the reason.
+    /// Returns the end of the run: an event to wait for and, then, the reason.
     pub fn ending(&self) -> &Arc<Ending> {
         &self.shared.ending
     }
@@ -147,22 +147,22 @@ impl Vm {
         }
     }
 
-    /// What became of the guest's output; none before [`Self::stop`].
+    /// Returns what became of the guest's output; none before [`Self::stop`].
     pub fn written(&self) -> Option<&OutletFigures> {
         self.written.as_ref()
     }
 
-    /// When the guest first accessed a device, if it has.
+    /// Returns when the guest first accessed a device, if it has.
     pub fn first_exit(&self) -> Option<Instant> {
         self.shared.first_exit.get().copied()
     }
 
-    /// The control device, which has the progress that the guest reports.
+    /// Returns the control device, which has the progress that the guest reports.
     pub fn control(&self) -> &Arc<Control> {
         &self.control
     }
 
-    /// The serial port.
+    /// Returns the serial port.
     pub fn console(&self) -> &Arc<Console> {
         &self.console
     }
@@ -173,17 +173,17 @@ impl Vm {
         all.saturating_sub(self.console.unheard())
     }
 
-    /// The KVM machine, which gives access to boot RAM.
+    /// Returns the KVM machine, which gives access to boot RAM.
     pub fn machine(&self) -> &Machine {
         &self.shared.machine
     }
 
-    /// The accelerators.
+    /// Returns the accelerators.
     pub fn accelerators(&self) -> &[Arc<Accelerator>] {
         &self.accelerators
     }
 
-    /// The threads that run vCPUs.
+    /// Returns the ids of the threads that run vCPUs.
     pub fn thread_ids(&self) -> &ThreadIds {
         &self.ids
     }

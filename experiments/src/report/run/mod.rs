@@ -85,7 +85,7 @@ impl RunReport {
         }
     }
 
-    /// The host's refusal of memory for more, if it came: what is added after that does not count.
+    /// Returns the host's refusal of memory for more events, if there was one. Events that are added after it do not count.
     pub fn refusal(&self) -> Option<&Refusal> {
         self.refusal.as_ref()
     }
@@ -125,7 +125,7 @@ impl RunReport {
             .err();
     }
 
-    /// The page, as HTML.
+    /// Returns the page, as HTML.
     pub fn finish(self) -> String {
         let meta = &self.meta;
         let lead = format!("A run under policy {}, as its events tell it.", meta.policy);

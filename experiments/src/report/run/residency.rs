@@ -27,7 +27,7 @@ const LEVELS: usize = 12;
 struct Area {
     system: u32,
     device: u32,
-    /// Until when this is in the bins.
+    /// The time up to which the area's pages are counted in the bins.
     counted: u64,
     /// Page-nanoseconds in system and device memory.
     bins: Vec<[f64; 2]>,
@@ -78,7 +78,7 @@ impl ResidencyPlot {
         }
     }
 
-    /// The most pages that were in device memory at a time.
+    /// Returns the most pages that were in device memory at a time.
     pub(super) fn peak(&self) -> u64 {
         self.peak
     }
@@ -171,7 +171,7 @@ impl ResidencyPlot {
             return;
         }
         for area in self.areas.iter_mut().flatten() {
-            // With the old width, as far as its bins reach.
+            // Time is counted with the old width as far as its bins reach, and then the bins are folded.
             area.count(time.min(width * BINS as u64), width);
             for _ in 0..folds {
                 area.fold();

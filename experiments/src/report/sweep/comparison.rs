@@ -251,7 +251,7 @@ fn dots(
     );
 }
 
-/// A policy in two lines if there is no room for it in one: broken behind the last part of it that fits.
+/// Returns a policy in two lines if there is no room for it in one: broken behind the last part of it that fits.
 fn in_two(policy: &str, room: f64) -> (&str, &str) {
     if text_width(policy) <= room {
         return (policy, "");
@@ -261,7 +261,7 @@ fn in_two(policy: &str, room: f64) -> (&str, &str) {
     policy.split_at(breaks.rev().find(fits).unwrap_or(0))
 }
 
-/// The text, or as much of its beginning as there is room for.
+/// Returns the text, or as much of its beginning as there is room for.
 fn shortened(text: &str, room: f64) -> String {
     if text_width(text) <= room {
         return text.to_owned();

@@ -144,7 +144,7 @@ fn draw_panel(svg: &mut Svg, frame: PlotFrame, points: &[Point], time_name: &str
     }
 }
 
-/// The points that no other one beats, from the left to the right.
+/// Returns the points that no other one beats, from the left to the right.
 fn front(points: &[Point]) -> Vec<&Point> {
     let mut sorted: Vec<&Point> = points.iter().collect();
     sorted.sort_by(|a, b| {

@@ -185,7 +185,7 @@ impl Export {
     }
 }
 
-/// The label of a slice.
+/// Returns the label of a slice.
 fn name(event: &Event) -> String {
     let what = match event.kind {
         EventKind::CpuFault => "CPU fault",

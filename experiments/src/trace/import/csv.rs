@@ -247,7 +247,7 @@ impl Columns {
     }
 }
 
-/// A mistake, and its column.
+/// Returns the text of a mistake, with its column.
 fn wrong_cell(why: impl std::fmt::Display, column: Option<usize>) -> String {
     match column {
         Some(column) => format!("{why} (column {})", column + 1),
@@ -255,13 +255,13 @@ fn wrong_cell(why: impl std::fmt::Display, column: Option<usize>) -> String {
     }
 }
 
-/// The text in a column, if it is not empty.
+/// Returns the text in a column, if it is not empty.
 fn cell(row: &CsvRow, column: Option<usize>) -> Result<Option<&str>, String> {
     let text = column.map(|column| row.get(column)).transpose()?;
     Ok(text.filter(|text| !text.is_empty()))
 }
 
-/// A number, decimal or hexadecimal with `0x`.
+/// Returns the number in a column, decimal or hexadecimal with `0x`; none if the column is empty.
 fn number(row: &CsvRow, column: Option<usize>, name: &str) -> Result<Option<u64>, String> {
     let Some(text) = cell(row, column)? else {
         return Ok(None);
@@ -279,7 +279,7 @@ fn number(row: &CsvRow, column: Option<usize>, name: &str) -> Result<Option<u64>
         .map_err(|error| wrong_cell(why(error), column))
 }
 
-/// A number less than this.
+/// Returns the number in a column; an error if it is not less than `end`.
 fn below(row: &CsvRow, column: Option<usize>, name: &str, end: u64) -> Result<Option<u64>, String> {
     match number(row, column, name)? {
         Some(number) if number >= end => Err(wrong_cell(
@@ -290,7 +290,7 @@ fn below(row: &CsvRow, column: Option<usize>, name: &str, end: u64) -> Result<Op
     }
 }
 
-/// A field in a message, not all of a long one.
+/// Returns a field as messages show it: not all of a long one.
 fn shown(text: &str) -> String {
     match text.char_indices().nth(40) {
         Some((end, _)) => format!("`{}…`", &text[..end]),

@@ -85,7 +85,7 @@ fn segment(selector: u16, type_: u8, mode: Mode) -> kvm_segment {
     }
 }
 
-/// How a flat segment looks in a descriptor table.
+/// Returns a flat segment's entry in a descriptor table.
 fn descriptor(it: &kvm_segment) -> u64 {
     let attributes = u64::from(it.type_)
         | u64::from(it.s) << 4
@@ -97,7 +97,7 @@ fn descriptor(it: &kvm_segment) -> u64 {
     0xffff | attributes << 40 | 0xf << 48
 }
 
-/// General registers of the first vCPU.
+/// Returns the general registers of the first vCPU.
 pub fn general(kernel: &Loaded) -> kvm_regs {
     let (rsi, rbx) = match kernel.protocol {
         Protocol::Linux(_) => (ZERO_PAGE, 0),
@@ -112,7 +112,7 @@ pub fn general(kernel: &Loaded) -> kvm_regs {
     }
 }
 
-/// Segments, tables and control registers of the first vCPU; the rest stays as it is in `reset`.
+/// Returns the segments, tables and control registers of the first vCPU; the rest stays as it is in `reset`.
 pub fn system(kernel: &Loaded, mut reset: kvm_sregs) -> kvm_sregs {
     let mode = match kernel.protocol {
         Protocol::Linux(_) => Mode::Long,
@@ -144,7 +144,7 @@ pub fn system(kernel: &Loaded, mut reset: kvm_sregs) -> kvm_sregs {
     reset
 }
 
-/// What firmware would have left in model-specific registers of every vCPU.
+/// Returns the model-specific registers that firmware would have set on every vCPU.
 pub fn model_specific() -> Msrs {
     let entry = |index, data| kvm_msr_entry {
         index,

@@ -51,12 +51,12 @@ impl Control {
         }
     }
 
-    /// How much of its work the guest says it has done, in thousandths.
+    /// Returns how much of its work the guest says it has done, in thousandths.
     pub fn progress(&self) -> u32 {
         self.progress.load(Ordering::Relaxed)
     }
 
-    /// How many operations the guest says were checked, and those of [`Self::add_checked`].
+    /// Returns how many operations the guest says were checked, and those of [`Self::add_checked`].
     pub fn checked(&self) -> u64 {
         self.checked.load(Ordering::Relaxed)
     }
@@ -66,12 +66,12 @@ impl Control {
         self.checked.fetch_add(operations, Ordering::Relaxed);
     }
 
-    /// The round that began last, if the guest's work has rounds.
+    /// Returns the round that began last, if the guest's work has rounds.
     pub fn round(&self) -> Option<u64> {
         self.round_plus_1.load(Ordering::Relaxed).checked_sub(1)
     }
 
-    /// How many rounds have begun.
+    /// Returns how many rounds have begun.
     pub fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Relaxed)
     }

@@ -39,7 +39,7 @@ pub struct Program<'a> {
 }
 
 impl<'a> Program<'a> {
-    /// A program in this ELF file, which gets this command line and this seed.
+    /// Makes a program in this ELF file, which gets this command line and this seed.
     pub fn new(
         image: impl Into<Cow<'a, [u8]>>,
         cmdline: impl Into<Cow<'a, str>>,
