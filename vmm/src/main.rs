@@ -92,8 +92,8 @@ fn give(answer: &clap::Error) -> ExitCode {
     }
 }
 
-/// Returns the error with its causes, and with what to do if a limit of the host is behind it. The libraries' messages contain their causes
-/// already; each is said once.
+/// Returns the error with its causes, and with what to do if a limit of the host is behind it. The libraries' messages contain
+/// their causes already; each is said once.
 fn describe(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     let explained = limits::explain(error.as_ref());

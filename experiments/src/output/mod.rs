@@ -70,7 +70,7 @@ pub enum OutputError {
         what: &'static str,
         /// The path that was given.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: io::Error,
     },

@@ -40,7 +40,7 @@ pub enum FileReplayError {
     Replay {
         /// The file.
         file: String,
-        /// Why.
+        /// The cause.
         #[source]
         error: ReplayError,
     },

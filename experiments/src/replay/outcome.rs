@@ -65,7 +65,7 @@ pub enum ReplayError {
         event: u64,
         /// The page.
         page: u32,
-        /// Why.
+        /// The cause.
         cause: String,
     },
     /// The optimum to compare with could not be computed.

@@ -25,7 +25,7 @@ pub enum SweepError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: io::Error,
     },
@@ -60,7 +60,7 @@ pub enum SweepError {
         doing: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         error: io::Error,
     },
@@ -71,7 +71,7 @@ pub enum SweepError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         error: io::Error,
         /// The number of runs whose results are safe.
@@ -85,9 +85,9 @@ pub enum SweepError {
     Exists {
         /// The folder.
         path: PathBuf,
-        /// How many.
+        /// The number of runs that have results.
         finished: usize,
-        /// How many are still to be done, or failed.
+        /// The number of runs that are still to be done, or failed.
         left: usize,
     },
     /// There are results where the whole of a sweep should go.
@@ -95,7 +95,7 @@ pub enum SweepError {
     Occupied {
         /// The folder.
         path: PathBuf,
-        /// How many.
+        /// The number of runs that have results.
         finished: usize,
     },
     /// The journal is of something else.
@@ -177,7 +177,7 @@ pub enum SweepError {
     Table {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         what: String,
     },
 }

@@ -41,9 +41,9 @@ pub struct TraceInfo {
 /// Figures about the events of a kind.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Serialize)]
 pub struct KindInfo {
-    /// How many.
+    /// The number of events.
     pub events: u64,
-    /// Sum of their pages.
+    /// The sum of their pages.
     pub pages: u64,
 }
 

@@ -19,8 +19,9 @@ pub const ACCESSES: u64 = TIME;
 
 /// Pages that a trace's events may name in all, however small its file: 1 GiB.
 pub const NAMED: u64 = 1 << 18;
-/// How many more pages the events may name for each byte of the file. A block of equal events compresses to next to nothing, so their number tells
-/// nothing of the work that went into a file. Recordings, whose events have times, name some tens.
+/// How many more pages the events may name for each byte of the file. A block of equal events compresses to next to
+/// nothing, so their number tells nothing of the work that went into a file. Recordings, whose events have times,
+/// name some tens.
 pub const NAMED_PER_BYTE: u64 = 1 << 7;
 
 /// Checks whether there can be such an event in a machine with this many pages; an error says what is wrong.

@@ -26,14 +26,14 @@ pub enum Tail {
     Truncated {
         /// The offset of that block, in bytes.
         offset: u64,
-        /// How many of its bytes are there.
+        /// The number of its bytes that are there.
         present: u64,
-        /// How many are missing at least; all that is missing if the header of the block is there.
+        /// The least number of bytes that are missing; all of them if the header of the block is there.
         missing: u64,
     },
     /// There are bytes that are no block; reading gives what comes before, and then an error.
     Corrupt {
-        /// Where, in bytes.
+        /// The offset of the damage, in bytes.
         offset: u64,
         /// The damage.
         why: &'static str,

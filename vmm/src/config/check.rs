@@ -307,7 +307,7 @@ impl Config {
     /// Returns the limits of memory. They are for sizes that are multiples of their units.
     fn size_limits(&self, host: &Host) -> [SizeLimit; 4] {
         let memory = self.machine.memory;
-        // It has no gap in it.
+        // Shared memory has no gap in it.
         let (shared_limit_of, shared_limit) = match &self.boot.kernel {
             Some(_) => {
                 let last = Layout::new(memory).last();

@@ -64,7 +64,7 @@ pub enum ConfigError {
         what: &'static str,
         /// The size.
         given: Size,
-        /// What limits it.
+        /// What has the size `limit`.
         limit_of: &'static str,
         /// The limit.
         limit: Size,

@@ -18,7 +18,8 @@ use crate::sweep::journal::{Header, Journal};
 /// Rows of the table of failed runs.
 const MOST_FAILED: usize = 50;
 
-/// Returns the report on a sweep's folder, or on its journal, as HTML. An unfinished sweep has a report, too, which says that it is unfinished.
+/// Returns the report on a sweep's folder, or on its journal, as HTML. An unfinished sweep has a report, too, which
+/// says that it is unfinished.
 ///
 /// # Errors
 /// There is no journal, or it is damaged.

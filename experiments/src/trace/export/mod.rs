@@ -57,7 +57,7 @@ pub enum ExportError {
     Output {
         /// The path of the output.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: io::Error,
     },

@@ -111,8 +111,9 @@ impl Importer {
         }
     }
 
-    /// Imports accesses to pages, `repeats` times each. They are merged with the accesses before if these are by the same CPU or device
-    /// to the same pages, unless they are writes after reads. Without a time, the number of accesses before is the time.
+    /// Imports accesses to pages, `repeats` times each. They are merged with the accesses before if these are by the
+    /// same CPU or device to the same pages, unless they are writes after reads. Without a time, the number of
+    /// accesses before is the time.
     pub(super) fn access(
         &mut self,
         pages: PageRange,

@@ -68,7 +68,7 @@ pub enum ImportError {
     Input {
         /// The input.
         source_name: String,
-        /// Why not.
+        /// The cause.
         #[source]
         error: io::Error,
     },

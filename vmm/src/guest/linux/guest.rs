@@ -48,8 +48,8 @@ impl LinuxGuest {
 }
 
 impl Guest for LinuxGuest {
-    /// Describes memory in which a first touch fills a whole block: Linux uses its memory by and large, in huge pages of its own, and on other hosts finds huge
-    /// pages under them.
+    /// Describes memory in which a first touch fills a whole block: Linux uses its memory by and large, in huge pages of its own,
+    /// and on other hosts finds huge pages under them.
     fn memory(&self, _: u64) -> BackendConfig {
         BackendConfig {
             hole: self.layout.hole(),
