@@ -1,7 +1,7 @@
 //! Figures as people read them: counts with commas, sizes in binary units, one thing and several things. Files for
 //! programs have plain digits.
 
-/// A count with a comma between thousands: `13,363`.
+/// Returns a count with a comma between thousands: `13,363`.
 pub fn grouped(number: u64) -> String {
     group(&number.to_string())
 }
@@ -19,7 +19,7 @@ pub(crate) fn group(digits: &str) -> String {
     text
 }
 
-/// A measured amount of memory, rounded: `4 KiB`, `2.5 MiB`. One that was configured is a [`Size`](crate::size::Size),
+/// Returns a measured amount of memory, rounded: `4 KiB`, `2.5 MiB`. One that was configured is a [`Size`](crate::size::Size),
 /// which is exact.
 pub fn bytes(number: u64) -> String {
     let scaled = |unit: u64| number as f64 / unit as f64;

@@ -11,28 +11,28 @@ pub(crate) struct Returns(u32);
 const AWAY: u32 = 1 << 30;
 
 impl Returns {
-    /// The upper bit is ignored.
+    /// Makes the count that [`Self::bits`] has returned. The upper bit is ignored.
     pub(crate) fn from_bits(bits: u32) -> Returns {
         Returns(bits & (AWAY | (AWAY - 1)))
     }
 
-    /// Less than 2^31.
+    /// Returns the count and the mark as a number less than 2^31.
     pub(crate) fn bits(self) -> u32 {
         self.0
     }
 
-    /// The page has been brought back from a device.
+    /// Returns the count of a page that has now been brought back from a device.
     pub(crate) fn left(self) -> Returns {
         Returns(self.0 | AWAY)
     }
 
-    /// The page comes to a device.
+    /// Returns the count of a page that now comes to a device.
     pub(crate) fn arrived(self) -> Returns {
         let returned = self.is_away() && self.count() < AWAY - 1;
         Returns(self.count() + u32::from(returned))
     }
 
-    /// The page is freed: its next contents have another history.
+    /// Returns the count of a page that is now freed: its next contents have another history.
     pub(crate) fn freed(self) -> Returns {
         Returns(self.count())
     }

@@ -10,13 +10,13 @@ use thiserror::Error;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Size(pub u64);
 
-/// Not a size.
+/// Why a text is no size.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SizeError {
-    /// Not a number, or an unknown unit.
+    /// It is no number, or has an unknown unit.
     #[error("`{0}` is not a size; write a whole number with K, M, G or T, like 64M or 64MiB")]
     Malformed(String),
-    /// Beyond 64 bits.
+    /// It is more than 64 bits can count.
     #[error("`{0}` is more than 64 bits can count")]
     TooLarge(String),
 }

@@ -30,7 +30,7 @@ use cli::output::{READ_WITHIN, STORED_WITHIN, print, say, within};
 use cli::run::RunArgs;
 use cli::{Cli, Command, PoliciesArgs};
 
-/// Before `main`, and before the standard library prepares for it.
+/// Calls [`take_memory_faults`] before `main`, and before the standard library prepares for it.
 #[used]
 // SAFETY: the section holds pointers to functions that the C library calls before `main`, when it is ready itself; the function
 // makes system calls only.
@@ -92,22 +92,22 @@ fn give(answer: &clap::Error) -> ExitCode {
     }
 }
 
-/// The error with its causes, and with what to do if a limit of the host is behind it. The libraries' messages contain their causes
-/// already; each is said once.
+/// Returns the error with its causes, and with what to do if a limit of the host is behind it. The libraries' messages contain
+/// their causes already; each is said once.
 fn describe(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
-    let mut explained = limits::explain(error.as_ref());
-    let advice = explained.split_off(text.len());
+    let explained = limits::explain(error.as_ref());
+    let advice = explained.strip_prefix(&text).unwrap_or_default();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }
-    text + &advice
+    text + advice
 }
 
 fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
-    // Before anything that may take long, and before any other thread.
+    // Signals are taken before anything that may take long, and before any other thread is started.
     let signals = Signals::start()
         .map_err(|error| Refusal::new(Resource::Thread, error))
         .context("starting the thread that takes signals")?;
@@ -120,7 +120,7 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
     if config.boot.kernel.is_some() {
         files.reads_open("the console's input", io::stdin());
     }
-    // Before the run, which may take hours.
+    // Outputs are opened before the run, which may take hours.
     let Outputs {
         console: console_file,
         json,
@@ -152,7 +152,11 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
         is_linux && config.console == ConsoleChoice::Auto && io::stdin().is_terminal();
     let input = match config.console {
         ConsoleChoice::Auto | ConsoleChoice::Stdio if is_linux => {
-            Some(Input::stdin(interactive).context("using standard input")?)
+            let input = match interactive {
+                true => Input::terminal(),
+                false => Input::stdin(),
+            };
+            Some(input.context("using standard input")?)
         }
         _ => None,
     };
@@ -172,7 +176,7 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
         progress,
     };
     let report = hmmvisor::run(&config, options);
-    // Before anything else is said there.
+    // The terminal is restored before anything else is written to it.
     drop(terminal);
     let report = Arc::new(report?);
     write_report(&report, &signals, output, console_file, json)

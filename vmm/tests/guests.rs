@@ -3,6 +3,7 @@
 mod common;
 
 use common::{MOV_EAX_CONTROL, Output, code, machine, run, wait};
+use hmmvisor::ending::failure::Code;
 use hmmvisor::{End, Failure};
 use hmmvisor_abi::map;
 
@@ -16,7 +17,7 @@ fn exception(end: &End) -> (u64, u64, u64, u64) {
             error_code,
             rip,
             cr2,
-            in_firmware: false,
+            code: Code::Guest,
             ..
         }) => (vector, error_code, rip - map::IMAGE_BASE, cr2),
         ref other => panic!("expected an exception, got {other:?}"),

@@ -14,7 +14,7 @@ use super::lock;
 
 /// Random letters in a name beside the output: enough that no user's file has it. It is made as a new file in any case.
 const RANDOM: usize = 12;
-/// As any program makes new files; the process's mask applies.
+/// The mode with which programs usually make new files; the process's mask applies.
 const NEW: u32 = 0o666;
 
 /// Data and where it is to go.
@@ -30,11 +30,11 @@ pub(super) struct Aside {
 /// How the data gets to its place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum End {
-    /// As a new file.
+    /// It becomes a new file.
     Appear,
-    /// As a new file that replaces the existing one.
+    /// It becomes a new file that replaces the existing one.
     Replace,
-    /// Copied into the existing file.
+    /// It is copied into the existing file.
     Rewrite,
 }
 
@@ -48,7 +48,7 @@ pub(super) enum Spool {
 }
 
 impl Spool {
-    /// A file in this folder, if possible without a name.
+    /// Makes a file beside `real`, if possible without a name.
     pub(super) fn unnamed(real: &Path) -> io::Result<Spool> {
         let unnamed = OpenOptions::new()
             .read(true)
@@ -58,13 +58,13 @@ impl Spool {
             .open(parent(real));
         match unnamed {
             Ok(file) => Ok(Spool::Unnamed(file)),
-            // Not every file system has such files, and how it says that differs.
+            // Not every file system has files without a name, and their errors differ: any error but a refusal means that.
             Err(error) if is_refusal(&error) => Err(error),
             Err(_) => Spool::named(real),
         }
     }
 
-    /// A file beside `real`, whose name says what it is a part of.
+    /// Makes a file beside `real`, whose name says what it is a part of.
     pub(super) fn named(real: &Path) -> io::Result<Spool> {
         let mut prefix = real.file_name().unwrap_or(OsStr::new("output")).to_owned();
         if prefix.len() > 200 {
@@ -131,7 +131,7 @@ fn parent(real: &Path) -> &Path {
 }
 
 impl Aside {
-    /// For a file that does not exist yet.
+    /// Makes data for a file that does not exist yet.
     pub(super) fn new(folder: &Path, name: &OsStr) -> io::Result<Aside> {
         let real = folder.join(name);
         Ok(Aside {
@@ -142,12 +142,12 @@ impl Aside {
         })
     }
 
-    /// For an existing file; `spool` makes the file that has the data until then.
+    /// Makes data for an existing file; `spool` makes the file that has the data until then.
     pub(super) fn over(
         real: &Path,
         spool: impl FnOnce(&Path) -> io::Result<Spool>,
     ) -> io::Result<Aside> {
-        // Whether it may be written at all; a new file in its place would not ask.
+        // Opening the file checks that it may be written at all; putting a new file in its place would not check that.
         let old = OpenOptions::new().write(true).open(real)?;
         lock(&old)?;
         let (spool, end) = match spool(real) {
@@ -161,7 +161,7 @@ impl Aside {
                 };
                 (spool, end)
             }
-            // Its folder cannot be written, but it can.
+            // No file can be made beside it, for example because its folder cannot be written. The file itself can.
             Err(_) => (Spool::Unnamed(tempfile::tempfile()?), End::Rewrite),
         };
         Ok(Aside {
@@ -204,7 +204,7 @@ impl Aside {
     fn appear(self) -> io::Result<()> {
         match &self.spool {
             Spool::Unnamed(file) => match link(file, &self.real) {
-                // Made by another process in the meantime.
+                // Another process has made a file of that name in the meantime.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => self.regular()?,
                 linked => return linked,
             },
@@ -214,7 +214,8 @@ impl Aside {
         named.persist(&self.real).map_err(|error| error.error)
     }
 
-    /// Something else may have been put there since it was looked at, and is not this command's to replace.
+    /// Checks that what is in the output's place is a regular file or nothing. Something else may have been put there
+    /// since the output was opened, and must not be replaced.
     fn regular(&self) -> io::Result<()> {
         match fs::symlink_metadata(&self.real) {
             Ok(there) if !there.is_file() => Err(io::Error::other(
@@ -235,12 +236,12 @@ fn like(new: &File, old: &File) -> io::Result<bool> {
     if (is.uid(), is.gid()) != (was.uid(), was.gid()) {
         fchown(new, Some(was.uid()), Some(was.gid()))?;
     }
-    // After the owner, whose change takes some of it away.
+    // The mode is set after the owner, because a change of the owner takes some bits of the mode away.
     new.set_permissions(was.permissions())?;
     Ok(attributes(new)?.is_empty() && attributes(old)?.is_empty())
 }
 
-/// The names of a file's extended attributes, such as access control lists.
+/// Returns the names of a file's extended attributes, such as access control lists.
 fn attributes(file: &File) -> io::Result<Vec<u8>> {
     let mut names = Vec::with_capacity(1 << 16);
     match flistxattr(file, rustix::buffer::spare_capacity(&mut names)) {
@@ -248,7 +249,7 @@ fn attributes(file: &File) -> io::Result<Vec<u8>> {
         Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     }
-    // Those that the system gives each file by where it is.
+    // SELinux's attribute is left out: the system gives it to each file by the folder that the file is in.
     let names = names.split(|byte| *byte == 0);
     let kept = names.filter(|name| !name.is_empty() && !name.starts_with(b"security.selinux"));
     Ok(kept.collect::<Vec<_>>().concat())
@@ -268,7 +269,7 @@ fn rewrite(data: &mut File, real: &Path) -> io::Result<()> {
     }
     if new.len() > 0 {
         match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, new.len()) {
-            // Not every file system can.
+            // Not every file system can reserve room.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
             Err(error) => {
                 // Gives back what was reserved behind the end.

@@ -34,7 +34,7 @@ use rustix::fs::OFlags;
 use thiserror::Error;
 
 use self::aside::{Aside, Spool};
-use self::place::{Key, Place, STDOUT};
+use self::place::{Key, OutputPlace, STDOUT};
 use crate::steady::wait_for_room;
 
 /// Why an output was refused. Nothing has been changed then.
@@ -48,7 +48,7 @@ pub enum OutputError {
     Taken {
         /// What would be written.
         what: &'static str,
-        /// Where to.
+        /// The path that was given.
         path: PathBuf,
         /// The role that the file has already.
         other: String,
@@ -58,7 +58,7 @@ pub enum OutputError {
     Unfit {
         /// What would be written.
         what: &'static str,
-        /// Where to.
+        /// The path that was given.
         path: PathBuf,
         /// What is wrong with the path, and what to do.
         why: &'static str,
@@ -68,15 +68,15 @@ pub enum OutputError {
     System {
         /// What would be written.
         what: &'static str,
-        /// Where to.
+        /// The path that was given.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: io::Error,
     },
 }
 
-/// A path as messages show it.
+/// Returns a path as messages show it.
 pub fn shown(path: &Path) -> String {
     match path.as_os_str() == "-" {
         true => "standard output".to_owned(),
@@ -108,12 +108,12 @@ impl Files {
     /// Registers a file that the command reads, or will read: no output may be the same. It need not exist.
     pub fn reads(&mut self, what: &'static str, path: &Path) {
         // A file that `stat` refuses is refused again, with a message, when it is opened.
-        if let Ok(place) = Place::of(path) {
+        if let Ok(place) = OutputPlace::of(path) {
             self.learn(what, path, place.keys(), Role::Input);
         }
     }
 
-    /// As [`Self::reads`], of a file that is open.
+    /// Registers a file that is open, like [`Self::reads`].
     pub fn reads_open(&mut self, what: &'static str, file: impl AsFd) {
         self.learn(what, Path::new(""), Key::of_open(file), Role::Input);
     }
@@ -125,10 +125,12 @@ impl Files {
     pub fn whole(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
         self.open(what, path, |place| {
             Ok(match place {
-                Place::Absent { folder, name } => Sink::Aside(Aside::new(folder, name)?),
-                Place::Regular { real, .. } => Sink::Aside(Aside::over(real, Spool::unnamed)?),
-                Place::Stream { path } => Sink::Stream(stream(path)?),
-                Place::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
+                OutputPlace::Absent { folder, name } => Sink::Aside(Aside::new(folder, name)?),
+                OutputPlace::Regular { real, .. } => {
+                    Sink::Aside(Aside::over(real, Spool::unnamed)?)
+                }
+                OutputPlace::Stream { path } => Sink::Stream(stream(path)?),
+                OutputPlace::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
             })
         })
     }
@@ -137,15 +139,15 @@ impl Files {
     /// one, its part stays if the process dies or [`Output::commit`] is never called.
     ///
     /// # Errors
-    /// As [`Self::whole`].
+    /// The same as of [`Self::whole`].
     pub fn growing(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
         self.open(what, path, |place| {
             Ok(match place {
-                Place::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
-                Place::Regular { real, bytes: 0 } => Sink::Live(Live::open(real)?),
-                Place::Regular { real, .. } => Sink::Aside(Aside::over(real, Spool::named)?),
-                Place::Stream { path } => Sink::Stream(stream(path)?),
-                Place::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
+                OutputPlace::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
+                OutputPlace::Regular { real, bytes: 0 } => Sink::Live(Live::open(real)?),
+                OutputPlace::Regular { real, .. } => Sink::Aside(Aside::over(real, Spool::named)?),
+                OutputPlace::Stream { path } => Sink::Stream(stream(path)?),
+                OutputPlace::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
             })
         })
     }
@@ -154,14 +156,14 @@ impl Files {
     /// first byte, or when the output is committed.
     ///
     /// # Errors
-    /// As [`Self::whole`].
+    /// The same as of [`Self::whole`].
     pub fn live(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
         self.open(what, path, |place| {
             Ok(match place {
-                Place::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
-                Place::Regular { real, .. } => Sink::Live(Live::open(real)?),
-                Place::Stream { path } => Sink::Stream(stream(path)?),
-                Place::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
+                OutputPlace::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
+                OutputPlace::Regular { real, .. } => Sink::Live(Live::open(real)?),
+                OutputPlace::Stream { path } => Sink::Stream(stream(path)?),
+                OutputPlace::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
             })
         })
     }
@@ -173,11 +175,11 @@ impl Files {
     pub fn appended(&mut self, what: &'static str, path: &Path) -> Result<(), OutputError> {
         let place = self.claim(what, path)?;
         match place {
-            Place::Absent { .. } | Place::Regular { .. } => {
+            OutputPlace::Absent { .. } | OutputPlace::Regular { .. } => {
                 self.learn(what, path, place.keys(), Role::Output);
                 Ok(())
             }
-            Place::Stream { .. } | Place::Descriptor(_) => Err(OutputError::Unfit {
+            OutputPlace::Stream { .. } | OutputPlace::Descriptor(_) => Err(OutputError::Unfit {
                 what,
                 path: path.to_owned(),
                 why: "it is not a regular file",
@@ -188,7 +190,7 @@ impl Files {
     /// Registers that the command prints to standard output: that must not be a file that it reads.
     ///
     /// # Errors
-    /// It is.
+    /// Standard output is a file that the command reads.
     pub fn prints(&self, what: &'static str) -> Result<(), OutputError> {
         let stdout = Key::of_open(io::stdout());
         let input =
@@ -216,7 +218,7 @@ impl Files {
         &mut self,
         what: &'static str,
         path: &Path,
-        sink: impl FnOnce(&Place) -> io::Result<Sink>,
+        sink: impl FnOnce(&OutputPlace) -> io::Result<Sink>,
     ) -> Result<Output, OutputError> {
         let place = self.claim(what, path)?;
         let sink = sink(&place).map_err(|error| OutputError::System {
@@ -236,10 +238,10 @@ impl Files {
         })
     }
 
-    /// The place of an output, if it is free.
-    fn claim(&self, what: &'static str, path: &Path) -> Result<Place, OutputError> {
+    /// Returns the place of an output, if it is free.
+    fn claim(&self, what: &'static str, path: &Path) -> Result<OutputPlace, OutputError> {
         let owned = || path.to_owned();
-        let place = Place::of(path).map_err(|problem| match problem {
+        let place = OutputPlace::of(path).map_err(|problem| match problem {
             place::Problem::Unfit(why) => OutputError::Unfit {
                 what,
                 path: owned(),
@@ -274,7 +276,7 @@ impl Files {
 }
 
 impl Known {
-    /// The words for a message to the user who named it `path`.
+    /// Returns what the file is, for a message to the user who named it `path`.
     fn described(&self, path: &Path) -> String {
         let what = self.what;
         let named = match self.path == path || self.path.as_os_str().is_empty() {
@@ -297,7 +299,7 @@ pub struct Output {
 
 #[derive(Debug)]
 enum Sink {
-    /// Written to as it is.
+    /// A stream, which is written to as it is.
     Stream(File),
     /// A new file under its own name.
     Made(Made),
@@ -308,7 +310,7 @@ enum Sink {
 }
 
 impl Output {
-    /// Its name as the user gave it.
+    /// Returns the output's path as the user gave it.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -343,7 +345,7 @@ impl Output {
     /// Ends an output that could not be finished: what it has is kept where nothing would be lost for it.
     ///
     /// # Errors
-    /// As [`Self::commit`].
+    /// The same as of [`Self::commit`].
     pub fn keep_part(self) -> io::Result<()> {
         match &self.sink {
             Sink::Aside(aside) if aside.replaces() => Ok(()),
@@ -459,7 +461,7 @@ fn lock(file: &File) -> io::Result<()> {
 struct Made {
     file: File,
     real: PathBuf,
-    /// It stays.
+    /// Whether it stays when it is dropped.
     kept: bool,
 }
 
@@ -492,7 +494,7 @@ impl Drop for Made {
 #[derive(Debug)]
 struct Live {
     file: File,
-    /// Its earlier contents are gone.
+    /// Whether its earlier contents are gone.
     emptied: bool,
 }
 

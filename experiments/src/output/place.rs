@@ -29,7 +29,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// The keys of an open file. Several may write to a character device, and a socket has two directions: nothing is
+    /// Returns the keys of an open file. Several may write to a character device, and a socket has two directions: nothing is
     /// lost there.
     pub(super) fn of_open(file: impl AsFd) -> Vec<Key> {
         let open = file.as_fd().try_clone_to_owned().map(File::from);
@@ -50,7 +50,7 @@ impl Key {
 
 /// The destination of a path, all links followed.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum OutputPlace {
     /// Nothing is there.
     Absent { folder: PathBuf, name: OsString },
     /// A regular file.
@@ -76,14 +76,14 @@ impl From<io::Error> for Problem {
     }
 }
 
-impl Place {
+impl OutputPlace {
     /// Looks, and opens nothing.
-    pub(super) fn of(path: &Path) -> Result<Place, Problem> {
+    pub(super) fn of(path: &Path) -> Result<OutputPlace, Problem> {
         if path.as_os_str() == "-" {
-            return Ok(Place::Descriptor(STDOUT));
+            return Ok(OutputPlace::Descriptor(STDOUT));
         }
         if let Some(descriptor) = descriptor(path) {
-            return Ok(Place::Descriptor(descriptor));
+            return Ok(OutputPlace::Descriptor(descriptor));
         }
         let metadata = match fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return absent(path),
@@ -103,30 +103,30 @@ impl Place {
             .into_iter()
             .find(|it| leads(*it, &metadata))
         {
-            return Ok(Place::Descriptor(descriptor));
+            return Ok(OutputPlace::Descriptor(descriptor));
         }
         if !kind.is_file() {
             let path = path.to_owned();
-            return Ok(Place::Stream { path });
+            return Ok(OutputPlace::Stream { path });
         }
         let real = path.canonicalize()?;
-        Ok(Place::Regular {
+        Ok(OutputPlace::Regular {
             real,
             bytes: metadata.len(),
         })
     }
 
-    /// The keys that all paths to the same file share.
+    /// Returns the keys that all paths to the same file share.
     pub(super) fn keys(&self) -> Vec<Key> {
         let of = |path: &Path| fs::metadata(path).ok().and_then(|it| Key::of(&it));
         match self {
-            Place::Absent { folder, name } => match fs::metadata(folder) {
+            OutputPlace::Absent { folder, name } => match fs::metadata(folder) {
                 Ok(folder) => vec![Key::Name(folder.dev(), folder.ino(), name.clone())],
                 Err(_) => Vec::new(),
             },
-            Place::Regular { real, .. } => of(real).into_iter().collect(),
-            Place::Stream { path } => of(path).into_iter().collect(),
-            Place::Descriptor(number) => {
+            OutputPlace::Regular { real, .. } => of(real).into_iter().collect(),
+            OutputPlace::Stream { path } => of(path).into_iter().collect(),
+            OutputPlace::Descriptor(number) => {
                 let mut keys = vec![Key::Descriptor(*number)];
                 keys.extend(duplicate(*number).into_iter().flat_map(Key::of_open));
                 keys
@@ -135,8 +135,8 @@ impl Place {
     }
 }
 
-/// The place of a file that does not exist, at the end of links that may lead to it.
-fn absent(path: &Path) -> Result<Place, Problem> {
+/// Returns the place of a file that does not exist, at the end of links that may lead to it.
+fn absent(path: &Path) -> Result<OutputPlace, Problem> {
     if path.as_os_str().as_bytes().ends_with(b"/") {
         return Err(Problem::Unfit("it would be a folder; name a file in it"));
     }
@@ -158,14 +158,14 @@ fn absent(path: &Path) -> Result<Place, Problem> {
             Ok(target) => path = folder.join(target),
             Err(_) => {
                 let name = name.to_owned();
-                return Ok(Place::Absent { folder, name });
+                return Ok(OutputPlace::Absent { folder, name });
             }
         }
     }
     Err(Problem::Unfit("too many links lead to one another"))
 }
 
-/// The descriptor of this process that a path is another name for, like `/dev/stdout`.
+/// Returns the descriptor of this process that a path is another name for, like `/dev/stdout`.
 fn descriptor(path: &Path) -> Option<i32> {
     let process = Path::new("/proc/self").canonicalize().ok()?;
     let mut path = path.to_owned();

@@ -12,18 +12,18 @@ use crate::trace::limits;
 /// The source of a replay's time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Time {
-    /// From the events: for traces of live runs, whose times hold everything that happened.
+    /// Time comes from the events: for traces of live runs, whose times hold everything that happened.
     Trace,
-    /// From the costs of what happens: for access traces, which know no time.
+    /// Time is the sum of the costs of what happens: for access traces, which know no time.
     Modelled,
 }
 
 /// The costs of accesses and faults, besides the transfers of the link model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Costs {
-    /// Of one access, wherever the page is.
+    /// The cost of one access, wherever the page is.
     pub access: Duration,
-    /// Of one fault, without its transfers.
+    /// The cost of one fault, without its transfers.
     pub fault: Duration,
     /// The additional cost of a device's access to a page of system memory in place.
     pub remote: Duration,

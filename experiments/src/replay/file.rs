@@ -40,14 +40,14 @@ pub enum FileReplayError {
     Replay {
         /// The file.
         file: String,
-        /// Why.
+        /// The cause.
         #[source]
         error: ReplayError,
     },
 }
 
 impl FileReplay {
-    /// With what the trace says about itself.
+    /// Returns the configuration of a replay: these choices, and what the trace says about itself.
     pub fn config(&self, meta: &TraceMeta) -> ReplayConfig {
         let devices = meta.devices.clamp(1, 64) as u8;
         ReplayConfig {
@@ -67,16 +67,16 @@ impl FileReplay {
         }
     }
 
-    /// Whether a trace can be replayed as what it is.
+    /// Checks that a replay of the trace means something.
     ///
     /// # Errors
-    /// Not if it was recorded with coherent device memory.
+    /// The trace was recorded with coherent device memory, which replays do not have.
     pub fn check(reader: &TraceReader) -> Result<(), FileReplayError> {
-        match reader.meta().device_kind.as_str() {
-            "coherent" => Err(FileReplayError::Coherent {
+        match reader.meta().is_coherent() {
+            true => Err(FileReplayError::Coherent {
                 file: reader.path().display().to_string(),
             }),
-            _ => Ok(()),
+            false => Ok(()),
         }
     }
 
@@ -86,7 +86,7 @@ impl FileReplay {
         let config = self.config(reader.meta());
         let bytes = reader.length();
         let (mut named, mut number) = (Named::default(), 0);
-        // What ends the events before the trace does.
+        // Set when events end before the trace does: why.
         let mut broken = None;
         let file = reader.path().display().to_string();
         let refused = |error| FileReplayError::Replay { file, error };

@@ -12,7 +12,7 @@ use hmm_backend::observe::Event;
 /// How many later events an event is compared with: more than there are threads that could overtake each other.
 const WINDOW: usize = 1024;
 
-/// The time at which the access or migration of the event began.
+/// Returns the time at which the access or migration of the event began.
 pub(super) fn began(event: &Event) -> Duration {
     event.time.saturating_sub(event.latency)
 }

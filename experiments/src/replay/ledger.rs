@@ -24,7 +24,7 @@ pub(super) struct Ledger {
     to_device: AtomicU64,
     to_system: AtomicU64,
     unused: AtomicU64,
-    /// Counted as it happens: looking at each page of memory takes as long as there is memory.
+    /// Pages that have thrashed. They are counted when they begin to, because looking at all pages at the end takes long.
     thrashing: AtomicU64,
 }
 
@@ -41,7 +41,7 @@ impl Ledger {
         }
     }
 
-    /// The pages get contents.
+    /// Notes that the pages get contents.
     pub(super) fn touched(&self, range: PageRange) {
         for part in range.split_by_block() {
             let block = part.start.block().0;
@@ -52,7 +52,7 @@ impl Ledger {
         }
     }
 
-    /// The parts of a range, block by block, that may have contents.
+    /// Returns the parts of a range, block by block, that may have contents.
     pub(super) fn with_contents(&self, range: PageRange) -> Vec<PageRange> {
         let mut parts = Vec::new();
         let first = range.start.block().0;
@@ -74,7 +74,7 @@ impl Ledger {
         parts
     }
 
-    /// The page is accessed.
+    /// Notes that the page is accessed.
     #[inline]
     pub(super) fn used(&self, page: Page) {
         let cell = &self.pages[page.0 as usize];
@@ -84,7 +84,7 @@ impl Ledger {
         }
     }
 
-    /// Pages leave where they were: those that were brought there and not accessed since were unused.
+    /// Notes that pages leave where they were. Those that were brought there and not accessed since were unused.
     fn leave(&self, pages: PageRange) {
         for page in pages.pages() {
             if self.pages[page.0 as usize].load(Relaxed) & UNUSED != 0 {
@@ -93,7 +93,7 @@ impl Ledger {
         }
     }
 
-    /// The next contents of these pages have another history. Without pins, all of a block's are gone.
+    /// Notes that pages are freed: their next contents have another history. Without pins, all contents of a whole block are gone.
     pub(super) fn freed(&self, part: PageRange, pins: usize) {
         for page in part.pages() {
             let cell = &self.pages[page.0 as usize];
@@ -106,7 +106,7 @@ impl Ledger {
         }
     }
 
-    /// Pages come somewhere, also those without contents, which left nothing.
+    /// Notes that pages come somewhere, also pages without contents, which have left no place.
     fn arrive(&self, cause: Cause, pages: PageRange, change: fn(Returns) -> Returns) {
         self.touched(pages);
         let unused = match cause {
@@ -125,13 +125,13 @@ impl Ledger {
         }
     }
 
-    /// Transfers so far, and their pages.
+    /// Returns the number of transfers so far, and that of their pages.
     pub(super) fn transferred(&self) -> (u64, u64) {
         let pages = self.to_device.load(Relaxed) + self.to_system.load(Relaxed);
         (self.transfers.load(Relaxed), pages)
     }
 
-    /// Bytes transferred to devices and to the system.
+    /// Returns the bytes transferred to devices and to the system.
     pub(super) fn bytes(&self) -> (u64, u64) {
         let bytes = |pages: &AtomicU64| pages.load(Relaxed) * PAGE_SIZE;
         (bytes(&self.to_device), bytes(&self.to_system))
@@ -146,7 +146,7 @@ impl Ledger {
     }
 }
 
-/// So many zeros, which take no memory until something is written.
+/// Returns this many zeros, which take no memory until something is written.
 pub(super) fn zeroed<T: FromZeros>(length: usize) -> Box<[T]> {
     <[T]>::new_box_zeroed_with_elems(length).expect("sizes have been checked")
 }

@@ -29,13 +29,14 @@ use ledger::Ledger;
 pub use optimal::{Optimal, OptimalError};
 use optimal::{Step, Steps};
 pub use outcome::{ReplayError, Replayed};
-use page_table::PageTable;
+use page_table::ReplayPageTable;
 
 /// Events between two looks at what migrated, if migrations are kept.
 const KEPT: usize = 1 << 16;
 
-/// So many pages are looked at because repeats of one access change something, such as that the policy hears of pages
-/// used in place. The rest is counted as if nothing did any more: a number in a file is not to keep a replay busy.
+/// The most pages that are looked at for the repeats of one event. Repeats are looked at one by one while they change
+/// something, for instance because the policy hears of pages used in place. From this number on, the remaining repeats
+/// are only counted: a large number in a file must not keep a replay busy.
 const MOST_LOOKS: u32 = 1024;
 
 /// Replays these events.
@@ -78,17 +79,17 @@ fn is_input(event: &Event) -> bool {
 }
 
 struct Device {
-    mirror: Mirror<PageTable>,
-    pages: PageTable,
+    mirror: Mirror<ReplayPageTable>,
+    pages: ReplayPageTable,
 }
 
-/// Time that is not in the modelled time yet.
+/// What the modelled time does not contain yet.
 #[derive(Default)]
 struct Uncharged {
-    /// Accesses since, and those in place among them.
+    /// Accesses since the clock was advanced last, and those in place among them.
     accesses: u64,
     remote: u64,
-    /// Transfers and their pages, until then.
+    /// Transfers and their pages up to the last advance of the clock.
     transfers: u64,
     pages: u64,
 }
@@ -103,7 +104,7 @@ struct Replay<'c> {
     remote_accesses: u64,
     steps: Steps,
     moves: Vec<Event>,
-    /// By start and end: the same pages may be pinned several times.
+    /// The pins by start and end of their pages. The same pages may be pinned several times.
     pinned: BTreeMap<(Page, Page), Vec<Pinned>>,
     uncharged: Uncharged,
 }
@@ -127,7 +128,7 @@ impl<'c> Replay<'c> {
             let id = model
                 .backend()
                 .attach(config.device_memory, ledger.clone())?;
-            let pages = PageTable::new(pages);
+            let pages = ReplayPageTable::new(pages);
             let mirror = model.backend().mirror(id, pages.clone())?;
             devices.push(Device { mirror, pages });
         }
@@ -169,7 +170,7 @@ impl<'c> Replay<'c> {
         let access = event.access.unwrap_or(Access::Read);
         match (event.kind, event.device) {
             (EventKind::Freed, _) => {
-                // Elsewhere there is nothing to free.
+                // Where no page has contents, there is nothing to free.
                 for part in self.ledger.with_contents(range) {
                     self.backend().guest_freed(part)?;
                     self.ledger.freed(part, self.pinned.len());
@@ -244,7 +245,7 @@ impl<'c> Replay<'c> {
         Ok(())
     }
 
-    /// So many accesses, and those in place among them.
+    /// Adds this many accesses to all sums; `remote` of them are accesses in place.
     fn count(&mut self, accesses: u64, remote: u64) {
         for (sum, more) in [
             (&mut self.accesses, accesses),
@@ -300,7 +301,7 @@ impl<'c> Replay<'c> {
         }
     }
 
-    /// How many more accesses to all of these pages change nothing: no fault, and no group of pages used in place so often
+    /// Returns how many more accesses to all of these pages change nothing: no fault, and no group of pages used in place so often
     /// that the policy hears of it.
     fn alike(&self, index: usize, range: PageRange, access: Access) -> u32 {
         let pages = &self.devices[index].pages;
@@ -321,7 +322,7 @@ impl<'c> Replay<'c> {
         alike
     }
 
-    /// The device accesses these pages so many more times, and nothing changes on the way.
+    /// Counts `times` further accesses of the device to each of these pages. Nothing changes on the way.
     fn device_again(
         &mut self,
         index: usize,
@@ -494,7 +495,7 @@ impl<'c> Replay<'c> {
     }
 }
 
-/// So often this cost.
+/// Returns `cost` multiplied by `count`.
 fn times(cost: Duration, count: u64) -> Duration {
     // 2^64 times a whole second fits.
     let nanos = cost.as_nanos() * u128::from(count);

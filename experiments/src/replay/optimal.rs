@@ -160,7 +160,7 @@ impl Steps {
 fn reserve(list: &mut Vec<u32>, more: usize) -> Result<(), OptimalError> {
     let length = list.len();
     let size = size_of::<u32>();
-    // As a list grows: at least twice what it has.
+    // A list grows to at least twice its length, so that is what was refused.
     list.try_reserve(more)
         .map_err(|_| refused(length.saturating_add(more.max(length)), size))
 }
@@ -172,7 +172,7 @@ fn filled(value: u32, length: usize) -> Result<Vec<u32>, OptimalError> {
     Ok(list)
 }
 
-/// So many entries of that size.
+/// Returns the error for memory that was refused for this many entries of that size.
 fn refused(entries: usize, size: usize) -> OptimalError {
     OptimalError::Memory(Refusal::of_memory(entries.saturating_mul(size) as u64))
 }

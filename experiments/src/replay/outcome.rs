@@ -65,10 +65,10 @@ pub enum ReplayError {
         event: u64,
         /// The page.
         page: u32,
-        /// Why.
+        /// The cause.
         cause: String,
     },
-    /// There is nothing to compare with.
+    /// The optimum to compare with could not be computed.
     #[error(transparent)]
     Optimal(#[from] OptimalError),
 }

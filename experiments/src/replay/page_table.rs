@@ -1,11 +1,12 @@
 //! The translations of a replay's device: what it may do with each page without a fault. Shared with the replay, which
 //! looks at it for each access.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hmm_backend::mirror::{DeviceMmu, Mapping, RemoteCounters, Target};
 use hmm_backend::pages::{Access, Page, PageRange};
+use parking_lot::{Mutex, MutexGuard};
 
 const READABLE: u8 = 1;
 const WRITABLE: u8 = 2;
@@ -13,22 +14,22 @@ const REMOTE: u8 = 4;
 
 /// One byte for each page, and how often pages of system memory were used in place.
 #[derive(Clone)]
-pub(super) struct PageTable {
+pub(super) struct ReplayPageTable {
     entries: Arc<Box<[AtomicU8]>>,
     remote: Arc<Mutex<RemoteCounters>>,
 }
 
-impl PageTable {
-    pub(super) fn new(pages: u32) -> PageTable {
-        PageTable {
+impl ReplayPageTable {
+    pub(super) fn new(pages: u32) -> ReplayPageTable {
+        ReplayPageTable {
             entries: super::ledger::zeroed(pages as usize).into(),
             remote: Arc::new(Mutex::new(RemoteCounters::new(pages))),
         }
     }
 
-    /// The counters of accesses in place.
+    /// Returns the counters of accesses in place.
     pub(super) fn remote(&self) -> MutexGuard<'_, RemoteCounters> {
-        self.remote.lock().unwrap_or_else(PoisonError::into_inner)
+        self.remote.lock()
     }
 
     /// Whether the page is in system memory, and the device reaches it there.
@@ -60,7 +61,7 @@ impl PageTable {
     }
 }
 
-impl DeviceMmu for PageTable {
+impl DeviceMmu for ReplayPageTable {
     fn invalidate(&mut self, pages: PageRange) {
         self.remote().forget(pages);
         let end = pages.end.0.min(self.entries.len() as u32);

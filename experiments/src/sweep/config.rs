@@ -13,7 +13,7 @@ use toml::Spanned;
 
 use super::Runner;
 use super::error::SweepError;
-use super::plan::{Fnv, Link, Policy, Run, Source, Stamp, Sweep, TraceSource, Workload};
+use super::plan::{Fnv, Link, Policy, Source, Stamp, Sweep, SweepRun, TraceSource, Workload};
 use crate::size::Size;
 
 /// A sweep's file is no larger than this.
@@ -65,7 +65,7 @@ struct WorkloadTable {
     memory: Option<Spanned<Size>>,
     vcpus: Option<u32>,
     devices: Option<u32>,
-    /// Of live runs.
+    /// The engine of live runs.
     engine: Option<Spanned<String>>,
 }
 
@@ -100,7 +100,7 @@ impl Sweep {
     }
 }
 
-/// The text of a file, or of what has no length, such as a pipe.
+/// Returns the text of a file, or of what has no length, such as a pipe.
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?
@@ -188,7 +188,7 @@ impl Reader<'_> {
                                 let at = tables.seeds.as_ref().map_or(0..0, Spanned::span);
                                 return Err(self.wrong(at, what));
                             }
-                            runs.push(Run {
+                            runs.push(SweepRun {
                                 index: runs.len(),
                                 source: source.clone(),
                                 policy: policy.clone(),

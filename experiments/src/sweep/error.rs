@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::Shard;
 use crate::output::OutputError;
 
-/// A number of runs, as people write it.
+/// Returns a number of runs, as people write it.
 pub fn runs(number: usize) -> String {
     match number {
         1 => "1 run".to_owned(),
@@ -25,7 +25,7 @@ pub enum SweepError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: io::Error,
     },
@@ -35,6 +35,7 @@ pub enum SweepError {
         /// The file.
         path: PathBuf,
         /// The mistake and its place.
+        #[source]
         error: Box<toml::de::Error>,
     },
     /// The file names something that does not exist or cannot be.
@@ -42,9 +43,9 @@ pub enum SweepError {
     Value {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// The line, from 1.
         line: usize,
-        /// From 1.
+        /// The column, from 1.
         column: usize,
         /// The mistake, and the valid choices.
         what: String,
@@ -57,23 +58,23 @@ pub enum SweepError {
     File {
         /// The attempted operation.
         doing: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         error: io::Error,
     },
     /// The disk is full, or something else keeps results from being stored.
     #[error(
-        "writing {}: {error}; what is finished, {}, is kept, and `--resume` goes on from there", path.display(), runs(*finished)
+        "writing {}: {error}; the results of {} are kept, and `--resume` goes on from there", path.display(), runs(*finished)
     )]
     Write {
         /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         error: io::Error,
-        /// Runs that are safe.
+        /// The number of runs whose results are safe.
         finished: usize,
     },
     /// There are results already.
@@ -84,9 +85,9 @@ pub enum SweepError {
     Exists {
         /// The folder.
         path: PathBuf,
-        /// How many.
+        /// The number of runs that have results.
         finished: usize,
-        /// How many are still to be done, or failed.
+        /// The number of runs that are still to be done, or failed.
         left: usize,
     },
     /// There are results where the whole of a sweep should go.
@@ -94,7 +95,7 @@ pub enum SweepError {
     Occupied {
         /// The folder.
         path: PathBuf,
-        /// How many.
+        /// The number of runs that have results.
         finished: usize,
     },
     /// The journal is of something else.
@@ -114,7 +115,7 @@ pub enum SweepError {
     Journal {
         /// The journal.
         path: PathBuf,
-        /// From 1.
+        /// The line, from 1.
         line: usize,
         /// The mistake.
         what: String,
@@ -128,11 +129,11 @@ pub enum SweepError {
     /// Two folders have the same shard.
     #[error("shard {shard} is in both {} and {}; name each shard once", first.display(), second.display())]
     Overlap {
-        /// Which.
+        /// The shard that there is twice.
         shard: Shard,
-        /// Where.
+        /// The folder that was named first.
         first: PathBuf,
-        /// And where else.
+        /// The other folder that has the same shard.
         second: PathBuf,
     },
     /// The folders are not of the same sweep.
@@ -148,7 +149,7 @@ pub enum SweepError {
     /// Folders were not named.
     #[error("shards {missing} are missing")]
     Missing {
-        /// Which.
+        /// The numbers of the shards, as a list.
         missing: String,
     },
     /// A shard is not finished.
@@ -176,7 +177,7 @@ pub enum SweepError {
     Table {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         what: String,
     },
 }

@@ -1,6 +1,6 @@
 //! The journal: finished runs, one JSON object a line, each synced to the disk before the next is written.
 //!
-//! The first line says of which sweep and shard. A kill can leave half a line at the end, which is cut off when the
+//! The first line says which sweep and shard the journal is of. A kill can leave half a line at the end, which is cut off when the
 //! journal is opened again; damage elsewhere is an error. A run that failed is written down, too, and done again after
 //! `--resume`; its last line counts.
 
@@ -18,11 +18,11 @@ use super::error::SweepError;
 use super::row::Row;
 use super::shard::Shard;
 
-/// The sweep, and the part of it.
+/// What a journal is of: the sweep, and the part of it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
-    /// Of this file format.
+    /// The number of the file format.
     pub format: u32,
     /// A hash of everything that the results depend on.
     pub sweep: String,
@@ -30,11 +30,11 @@ pub struct Header {
     pub title: String,
     /// The question that it is to answer.
     pub question: String,
-    /// Of Hmmvisor.
+    /// The version of Hmmvisor that began the sweep.
     pub version: String,
     /// Runs of the whole sweep.
     pub runs: usize,
-    /// The part.
+    /// The part that the journal is of.
     pub shard: Shard,
 }
 
@@ -46,7 +46,7 @@ const LONGEST: u64 = 16 << 20;
 /// A journal as it was read.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    /// Of what.
+    /// The sweep and shard that it is of.
     pub header: Header,
     /// The runs, by their number in the sweep.
     pub rows: BTreeMap<usize, Row>,
@@ -83,7 +83,7 @@ impl Journal {
         journal.ok_or_else(|| wrong(path, 1, "the file is empty; it is no journal of a sweep"))
     }
 
-    /// The rows in order.
+    /// Returns the rows in order.
     pub fn into_rows(self) -> Vec<Row> {
         self.rows.into_values().collect()
     }
@@ -142,7 +142,7 @@ fn read(path: &Path, file: &mut File) -> Result<(Option<Journal>, u64), SweepErr
     Ok((journal, whole))
 }
 
-/// A run and its number in the sweep.
+/// Returns a run and its number in the sweep.
 fn run(header: &Header, line: &[u8]) -> Result<(usize, Row), String> {
     let row: Row = serde_json::from_slice(line).map_err(|error| {
         let error = shown(&error.to_string());
@@ -180,8 +180,8 @@ fn header(path: &Path, line: &[u8]) -> Result<Header, SweepError> {
     }
 }
 
-/// Shortens a text of a file, or a name in it, for an error message. The mistake is at the beginning, where at
-/// the end.
+/// Shortens a text of a file, or a name in it, for an error message: keeps the beginning, with the mistake, and the end, with
+/// its place.
 fn shown(text: &str) -> String {
     const SHOWN: usize = 100;
     if text.len() <= 2 * SHOWN {
@@ -190,6 +190,71 @@ fn shown(text: &str) -> String {
     let start = &text[..text.floor_char_boundary(SHOWN)];
     let end = &text[text.ceil_char_boundary(text.len() - SHOWN)..];
     format!("{start}…{end}")
+}
+
+/// What becomes of results that a journal has already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Existing {
+    /// They are kept, and the others are added.
+    Resume,
+    /// They are an error.
+    Refuse,
+}
+
+/// Opens the journal's file, or makes it, and locks it; returns whether it was made.
+fn open_locked(path: &Path) -> Result<(File, bool), SweepError> {
+    let failed = |doing: &'static str| {
+        move |error| SweepError::File {
+            doing,
+            path: path.to_owned(),
+            error,
+        }
+    };
+    // A journal is read and added to; all other outputs are made by `crate::output`.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).truncate(false);
+    let (file, made) = match options.create_new(true).open(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            // At the end of a link there may be none yet.
+            options.create_new(false).create(true);
+            options.open(path).map(|file| (file, false))
+        }
+        opened => opened.map(|file| (file, true)),
+    }
+    .map_err(failed("opening journal"))?;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => SweepError::Busy {
+            path: path.to_owned(),
+        },
+        TryLockError::Error(error) => failed("locking journal")(error),
+    })?;
+    Ok((file, made))
+}
+
+/// An error if a journal is of another sweep than this one, or has results that are not to be kept.
+fn check_resumable(
+    path: &Path,
+    header: &Header,
+    old: &Journal,
+    existing: Existing,
+) -> Result<(), SweepError> {
+    let name = |header: &Header| format!("sweep {}, shard {}", shown(&header.sweep), header.shard);
+    if old.header != *header {
+        return Err(SweepError::Other {
+            path: path.to_owned(),
+            theirs: name(&old.header),
+            ours: name(header),
+        });
+    }
+    if existing == Existing::Refuse && !old.rows.is_empty() {
+        let done = old.rows.values().filter(|row| row.error.is_none()).count();
+        return Err(SweepError::Exists {
+            path: path.parent().unwrap_or(path).to_owned(),
+            finished: old.rows.len(),
+            left: header.shard.share(header.runs).saturating_sub(done),
+        });
+    }
+    Ok(())
 }
 
 /// A journal that is being written. No two processes write one.
@@ -208,37 +273,14 @@ impl Writer {
     /// Opens the journal of exactly this sweep and shard, or makes it, and returns what it has already.
     ///
     /// # Errors
-    /// There are results and `resume` is not set; it is of something else; it is damaged; another process uses it.
+    /// There are results and `existing` refuses them; the journal is of another sweep or shard; it is damaged; another process
+    /// uses it.
     pub fn open(
         path: &Path,
         header: &Header,
-        resume: bool,
+        existing: Existing,
     ) -> Result<(Writer, BTreeMap<usize, Row>), SweepError> {
-        let failed = |doing: &'static str| {
-            move |error| SweepError::File {
-                doing,
-                path: path.to_owned(),
-                error,
-            }
-        };
-        // A journal is read and added to; all other outputs are made by `crate::output`.
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).truncate(false);
-        let (mut file, made) = match options.create_new(true).open(path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                // At the end of a link there may be none yet.
-                options.create_new(false).create(true);
-                options.open(path).map(|file| (file, false))
-            }
-            opened => opened.map(|file| (file, true)),
-        }
-        .map_err(failed("opening journal"))?;
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => SweepError::Busy {
-                path: path.to_owned(),
-            },
-            TryLockError::Error(error) => failed("locking journal")(error),
-        })?;
+        let (mut file, made) = open_locked(path)?;
         let (old, whole) = read(path, &mut file)?;
         let mut writer = Writer {
             path: path.to_owned(),
@@ -252,43 +294,32 @@ impl Writer {
         };
         let rows = match old {
             None => {
-                writer.append_lines([header])?;
-                // The file's name must survive, too.
-                if let Some(folder) = path.parent() {
-                    let folder = if folder.as_os_str().is_empty() {
-                        Path::new(".")
-                    } else {
-                        folder
-                    };
-                    let _ = File::open(folder).and_then(|folder| folder.sync_all());
-                }
+                writer.begin(header)?;
                 BTreeMap::new()
             }
             Some(old) => {
-                let name = |header: &Header| {
-                    format!("sweep {}, shard {}", shown(&header.sweep), header.shard)
-                };
-                if old.header != *header {
-                    return Err(SweepError::Other {
-                        path: path.to_owned(),
-                        theirs: name(&old.header),
-                        ours: name(header),
-                    });
-                }
-                if !resume && !old.rows.is_empty() {
-                    let done = old.rows.values().filter(|row| row.error.is_none()).count();
-                    return Err(SweepError::Exists {
-                        path: path.parent().unwrap_or(path).to_owned(),
-                        finished: old.rows.len(),
-                        left: header.shard.share(header.runs).saturating_sub(done),
-                    });
-                }
+                check_resumable(path, header, &old, existing)?;
                 writer.cut_off()?;
                 writer.finished = old.rows.len();
                 old.rows
             }
         };
         Ok((writer, rows))
+    }
+
+    /// Writes the first line of a new journal.
+    fn begin(&mut self, header: &Header) -> Result<(), SweepError> {
+        self.append_lines([header])?;
+        // The file's name must survive, too.
+        if let Some(folder) = self.path.parent() {
+            let folder = if folder.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                folder
+            };
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
     }
 
     /// Adds a finished run. When this returns, it is on the disk.
@@ -302,7 +333,7 @@ impl Writer {
     /// Adds finished runs, all or none of them.
     ///
     /// # Errors
-    /// As [`Self::append`].
+    /// The same as of [`Self::append`].
     pub fn append_all<'a>(
         &mut self,
         rows: impl IntoIterator<Item = &'a Row>,

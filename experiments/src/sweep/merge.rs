@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use hmm_backend::limits;
 
 use super::error::SweepError;
-use super::journal::{Header, Journal, Writer};
+use super::journal::{Existing, Header, Journal, Writer};
 use super::results::Results;
 use super::row::Row;
 use super::shard::Shard;
@@ -101,12 +101,12 @@ fn put(
     let results = Results::open(out, &mut files)?;
     run::spare_results(&files)?;
     let is_new = !path.exists();
-    let opened = Writer::open(&path, header, false);
+    let opened = Writer::open(&path, header, Existing::Refuse);
     let (mut journal, _) = opened.map_err(|error| match error {
         // A merge cannot be resumed.
         SweepError::Exists { path, finished, .. } => SweepError::Occupied { path, finished },
         SweepError::Write { .. } if is_new => {
-            // Not even its first line was written: it holds nothing of an earlier merge.
+            // Not even the journal's first line could be written, so the file holds nothing of an earlier merge.
             let _ = fs::remove_file(&path);
             again(error)
         }

@@ -1,6 +1,6 @@
 //! Matrices of runs: workloads or traces × policies × device-memory sizes × link models × seeds.
 //!
-//! [`Sweep::read`] turns a TOML file into a list of [`Run`]s, checking every name in it; [`Sweep::start`] does them, in
+//! [`Sweep::read`] turns a TOML file into a list of [`SweepRun`]s, checking every name in it; [`Sweep::start`] does them, in
 //! parallel, each through a [`Runner`]. A finished run is a [`Row`], and its first place is the [`journal`]: it
 //! outlives a kill at any moment. Tables ([`table`]) and a page are made from the journal, by [`Sweep::start`] for one sweep and by
 //! [`merge`] for shards.
@@ -23,7 +23,7 @@ use std::path::Path;
 
 pub use error::{SweepError, runs};
 pub use merge::{Merged, merge};
-pub use plan::{Link, Policy, Run, Source, Stamp, Sweep, TraceFacts, TraceSource, Workload};
+pub use plan::{Link, Policy, Source, Stamp, Sweep, SweepRun, TraceFacts, TraceSource, Workload};
 pub use row::{COLUMNS, Column, Measured, Row};
 pub use run::{Done, Settings};
 pub use schedule::Parallel;
@@ -44,7 +44,7 @@ pub trait Runner: Sync {
     /// What is wrong, and what there is instead.
     fn workload(&self, source: &Source) -> Result<(), String>;
 
-    /// The description in this trace.
+    /// Returns the description in this trace.
     ///
     /// # Errors
     /// It cannot be opened or is damaged.
@@ -54,7 +54,7 @@ pub trait Runner: Sync {
     ///
     /// # Errors
     /// Why it failed; the sweep continues with the other runs.
-    fn run(&self, run: &Run) -> Result<Measured, String>;
+    fn run(&self, run: &SweepRun) -> Result<Measured, String>;
 }
 
 /// The name of the file with the finished runs.

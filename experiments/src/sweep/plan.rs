@@ -12,9 +12,9 @@ use super::shard::Shard;
 /// A workload of the embedded guest.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Workload {
-    /// Its name.
+    /// The name in the catalogue.
     pub name: String,
-    /// Its parameters, as given.
+    /// The parameters that the sweep's file gives.
     pub params: Vec<(String, String)>,
     /// Number of vCPUs.
     pub vcpus: u32,
@@ -29,17 +29,17 @@ pub struct Workload {
 /// A trace file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TraceSource {
-    /// Its name in results.
+    /// The trace's name in results.
     pub name: String,
-    /// As the sweep's file says it.
+    /// The path as the sweep's file gives it.
     pub file: String,
-    /// Its path.
+    /// The path by which it is opened.
     pub path: PathBuf,
     /// Guest memory in bytes.
     pub memory: u64,
-    /// Of the run that it is of.
+    /// The seed of the run that the trace was made from.
     pub seed: u64,
-    /// Stands for its content.
+    /// A hash of the file's content.
     pub digest: u64,
     /// The identity of the file when its content was read.
     pub stamp: Stamp,
@@ -50,10 +50,10 @@ pub struct TraceSource {
 pub struct Stamp(u64, u64, u64, i64, i64);
 
 impl Stamp {
-    /// Of the file as it is now.
+    /// Returns the identity of the file as it is now.
     ///
     /// # Errors
-    /// It cannot be looked at.
+    /// The file cannot be looked at.
     pub fn of(path: &Path) -> io::Result<Stamp> {
         let file = path.metadata()?;
         let (seconds, nanoseconds) = (file.mtime(), file.mtime_nsec());
@@ -68,10 +68,10 @@ impl Stamp {
 }
 
 impl TraceSource {
-    /// Whether the file is still what the sweep was planned with: results are of nothing else.
+    /// Checks that the file is still what the sweep was planned with: results of anything else are worth nothing.
     ///
     /// # Errors
-    /// It is not, in words.
+    /// The file has been changed, or cannot be looked at; the text says so.
     pub fn unchanged(&self) -> Result<(), String> {
         let trace = self.path.display();
         match Stamp::of(&self.path) {
@@ -84,12 +84,12 @@ impl TraceSource {
     }
 }
 
-/// The description in a trace.
+/// What a sweep needs to know of a trace: a part of the description in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TraceFacts {
     /// Guest memory in bytes.
     pub memory: u64,
-    /// Of the run that it is of.
+    /// The seed of the run that the trace was made from.
     pub seed: u64,
 }
 
@@ -105,7 +105,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// `live`, `model` or `trace`.
+    /// Returns `live`, `model` or `trace`.
     pub fn mode(&self) -> &'static str {
         match self {
             Source::Live(_) => "live",
@@ -114,7 +114,7 @@ impl Source {
         }
     }
 
-    /// Guest memory in bytes.
+    /// Returns the size of guest memory in bytes.
     pub fn memory(&self) -> u64 {
         match self {
             Source::Live(workload) | Source::Model(workload) => workload.memory,
@@ -126,16 +126,16 @@ impl Source {
 /// A policy.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Policy {
-    /// As the sweep's file says it.
+    /// The policy, as the sweep's file names it.
     pub spec: String,
-    /// With all defaults.
+    /// The policy's exact name, with all parameters and the checksums of its files.
     pub exact: String,
 }
 
 /// A link model with a name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Link {
-    /// Its name in results.
+    /// The link's name in results.
     pub name: String,
     /// The cost of its transfers.
     pub model: LinkModel,
@@ -143,8 +143,8 @@ pub struct Link {
 
 /// One run of a sweep.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Run {
-    /// Its number, from 0.
+pub struct SweepRun {
+    /// The run's number in the sweep, from 0.
     pub index: usize,
     /// What is run.
     pub source: Source,
@@ -154,7 +154,7 @@ pub struct Run {
     pub device_memory: u64,
     /// The cost of transfers; none in a live run.
     pub link: Option<Link>,
-    /// Of all pseudo-random choices.
+    /// The seed of all pseudo-random choices.
     pub seed: u64,
     /// Whether to compute what Belady's MIN would do, too: takes up to 12 bytes for each access.
     pub optimal: bool,
@@ -163,22 +163,22 @@ pub struct Run {
 /// A sweep, checked: everything that it names exists.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Sweep {
-    /// Its title.
+    /// The sweep's title.
     pub title: String,
     /// The question that it is to answer.
     pub question: String,
     /// How many live runs at a time; by default half of the cores.
     pub live_at_a_time: Option<usize>,
-    /// In order.
-    pub runs: Vec<Run>,
+    /// The runs, in the order of their numbers.
+    pub runs: Vec<SweepRun>,
 }
 
 /// Hmmvisor's version. Results of different versions do not mix.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 impl Sweep {
-    /// Stands for everything that the results depend on: title, all runs, the version. The same wherever the sweep's
-    /// file and its traces are.
+    /// Returns a hash of everything that the results depend on: title, all runs, the version. It is the same wherever
+    /// the sweep's file and its traces are.
     pub fn id(&self) -> String {
         let mut hash = Fnv::new();
         hash.add(VERSION.as_bytes());
@@ -189,12 +189,12 @@ impl Sweep {
         format!("{:016x}", hash.0)
     }
 
-    /// The runs of a part.
-    pub fn part(&self, shard: Shard) -> impl Iterator<Item = &Run> {
+    /// Returns the runs of a part.
+    pub fn part(&self, shard: Shard) -> impl Iterator<Item = &SweepRun> {
         self.runs.iter().filter(move |run| shard.has(run.index))
     }
 
-    /// The traces that are replayed, each once.
+    /// Returns the traces that are replayed, each once.
     pub(super) fn traces(&self) -> impl Iterator<Item = &Path> {
         let mut traces: Vec<_> = self
             .runs
@@ -209,8 +209,8 @@ impl Sweep {
         traces.into_iter()
     }
 
-    /// A row with the configuration of this run.
-    pub(super) fn row(&self, id: &str, run: &Run) -> Row {
+    /// Returns a row with the configuration of this run.
+    pub(super) fn row(&self, id: &str, run: &SweepRun) -> Row {
         let workload = match &run.source {
             Source::Live(workload) | Source::Model(workload) => Some(workload),
             Source::Trace(_) => None,
@@ -256,9 +256,9 @@ impl Sweep {
 
 // Every field is named below, so that a new field does not compile before it says whether results depend on it.
 
-impl Run {
+impl SweepRun {
     fn hash(&self, hash: &mut Fnv) {
-        let Run {
+        let SweepRun {
             index,
             source,
             policy: Policy { spec, exact },

@@ -55,7 +55,7 @@ macro_rules! columns {
         ];
 
         impl Row {
-            /// This row with the measured results.
+            /// Returns this row with the measured results.
             pub fn with(self, measured: Measured) -> Row {
                 let engine = measured.engine.or(self.engine);
                 Row { engine, $($name: measured.$name,)* ..self }
@@ -70,7 +70,7 @@ columns! {
         sweep: String,
         /// The sweep's title.
         title: String,
-        /// Of Hmmvisor.
+        /// The version of Hmmvisor that did the run.
         version: String,
         /// The run's number in the sweep, from 0.
         run: u64,
@@ -88,19 +88,19 @@ columns! {
         devices: u64,
         /// Guest memory whose pages migrate, in bytes.
         memory_bytes: u64,
-        /// As the sweep's file says it.
+        /// The policy, as the sweep's file names it.
         policy: String,
-        /// With all defaults.
+        /// The policy's exact name, with all parameters and the checksums of its files.
         policy_exact: String,
         /// Memory of each device, in bytes.
         device_memory_bytes: u64,
         /// The link model's name.
         link: String,
-        /// Of a transfer, in nanoseconds.
+        /// The latency of a transfer, in nanoseconds.
         link_latency_ns: u64,
-        /// In bytes per second.
+        /// The link's bandwidth, in bytes per second.
         link_bandwidth: u64,
-        /// Of all pseudo-random choices.
+        /// The seed of all pseudo-random choices.
         seed: u64,
     }
     measured {
@@ -151,7 +151,7 @@ columns! {
 }
 
 impl Row {
-    /// Bytes migrated both ways.
+    /// Returns the bytes that migrated in both directions.
     pub fn bytes_moved(&self) -> Option<u64> {
         Some(self.bytes_to_device?.saturating_add(self.bytes_to_system?))
     }

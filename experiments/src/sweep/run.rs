@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::error::SweepError;
-use super::journal::{FORMAT, Header, Writer};
+use super::journal::{Existing, FORMAT, Header, Writer};
 use super::plan::{Sweep, VERSION};
 use super::results::Results;
 use super::row::Row;
@@ -72,7 +72,11 @@ impl Sweep {
         let path = claim_journal(&settings.folder, &mut files)?;
         let results = Results::open(&settings.folder, &mut files)?;
         spare_results(&files)?;
-        let (mut journal, mut rows) = Writer::open(&path, &header, settings.resume)?;
+        let existing = match settings.resume {
+            true => Existing::Resume,
+            false => Existing::Refuse,
+        };
+        let (mut journal, mut rows) = Writer::open(&path, &header, existing)?;
         let finished: Vec<usize> = rows
             .iter()
             .filter(|(_, row)| row.error.is_none())
@@ -114,7 +118,7 @@ impl Sweep {
     }
 }
 
-/// The runs that failed, in words.
+/// Returns the runs that failed, in words.
 pub(super) fn failed(rows: &BTreeMap<usize, Row>) -> Vec<String> {
     let failed = |row| Some(failure(row, row.error.as_deref()?));
     rows.values().filter_map(failed).collect()

@@ -2,35 +2,35 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
 use hmm_backend::limits::{Refusal, Resource};
+use parking_lot::{Condvar, Mutex};
 
 use super::Runner;
 use super::error::SweepError;
-use super::plan::{Run, Source};
+use super::plan::{Source, SweepRun};
 use super::row::Measured;
 
 /// How many runs at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Parallel {
-    /// In all.
+    /// All runs.
     pub jobs: usize,
-    /// Live ones among them. They measure wall-clock time, and each has threads of its own.
+    /// Live runs among them. They measure wall-clock time, and each has threads of its own.
     pub live: usize,
 }
 
 /// A run that is over.
 pub(super) struct Finished<'a> {
-    pub(super) run: &'a Run,
+    pub(super) run: &'a SweepRun,
     pub(super) outcome: Result<Measured, String>,
 }
 
 /// Does all runs, and gives `collect` what comes of them, in the order in which they finish. Stops early, after the
 /// runs that have begun, when it returns an error.
 pub(super) fn run_all<'a>(
-    runs: impl Iterator<Item = &'a Run>,
+    runs: impl Iterator<Item = &'a SweepRun>,
     runner: &dyn Runner,
     parallel: Parallel,
     collect: impl FnOnce(Receiver<Finished<'a>>) -> Result<(), SweepError>,
@@ -82,8 +82,8 @@ pub(super) fn run_all<'a>(
 }
 
 struct State<'a> {
-    live: VecDeque<&'a Run>,
-    replayed: VecDeque<&'a Run>,
+    live: VecDeque<&'a SweepRun>,
+    replayed: VecDeque<&'a SweepRun>,
     live_running: usize,
 }
 
@@ -94,9 +94,9 @@ struct Queue<'a> {
 }
 
 impl<'a> Queue<'a> {
-    /// The next run; live ones first, because fewer of them can run at a time.
-    fn take(&self) -> Option<&'a Run> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns the next run; live ones first, because fewer of them can run at a time.
+    fn take(&self) -> Option<&'a SweepRun> {
+        let mut state = self.state.lock();
         loop {
             if state.live_running < self.live_limit
                 && let Some(run) = state.live.pop_front()
@@ -110,16 +110,13 @@ impl<'a> Queue<'a> {
             if state.live.is_empty() {
                 return None;
             }
-            state = self
-                .freed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.freed.wait(&mut state);
         }
     }
 
-    fn done(&self, run: &Run) {
+    fn done(&self, run: &SweepRun) {
         if matches!(run.source, Source::Live(_)) {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state.lock();
             state.live_running -= 1;
             drop(state);
             self.freed.notify_all();
@@ -127,7 +124,7 @@ impl<'a> Queue<'a> {
     }
 
     fn clear(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.live.clear();
         state.replayed.clear();
         drop(state);

@@ -24,7 +24,7 @@ impl Shard {
         index % self.of == self.number - 1
     }
 
-    /// How many of `runs` runs are in this part.
+    /// Returns how many of `runs` runs are in this part.
     pub fn share(self, runs: usize) -> usize {
         (runs + self.of - self.number) / self.of
     }

@@ -20,7 +20,7 @@ const COLUMNS: usize = 10;
 /// How many there were in version 1; version 2 had one more.
 const COLUMNS_1: usize = 8;
 
-/// The number of a kind in files. Never changes and is never used again for another one.
+/// Returns the number of a kind in files. It never changes and is never used again for another one.
 fn kind_code(kind: EventKind) -> u8 {
     match kind {
         EventKind::CpuFault => 0,
@@ -67,7 +67,7 @@ fn access_code(access: Option<Access>) -> u8 {
     }
 }
 
-/// A hint's number in files, and the number of the device that it names.
+/// Returns a hint's number in files, and the number of the device that it names.
 fn hint_code(hint: Option<Hint>) -> (u8, Option<DeviceId>) {
     match hint {
         None => (0, None),
@@ -81,7 +81,7 @@ fn hint_code(hint: Option<Hint>) -> (u8, Option<DeviceId>) {
     }
 }
 
-/// The reverse, of a column of hints; none if no writer writes this.
+/// Takes the next hint out of a column, the reverse of [`hint_code`]; none if no writer writes this.
 fn take_hint(hints: &mut &[u8]) -> Option<Option<Hint>> {
     let code = take(hints)?;
     Some(match code {
@@ -151,7 +151,7 @@ pub fn encode(events: &[Event], out: &mut Vec<u8>) {
     }
 }
 
-/// The reverse; none if no writer writes this.
+/// Returns the events in a payload; none if no writer writes this.
 pub fn decode(payload: &[u8], count: u32) -> Option<Vec<Event>> {
     let mut rest = payload;
     let mut columns: [&[u8]; COLUMNS] = [&[]; COLUMNS];
@@ -175,7 +175,7 @@ pub fn decode(payload: &[u8], count: u32) -> Option<Vec<Event>> {
         repeats,
     ] = &mut columns;
     let counted = !repeats.is_empty();
-    // Before there is room for as many as the header says.
+    // Checked before room is made for as many events as the header says.
     if kinds.len() != count as usize {
         return None;
     }

@@ -17,7 +17,7 @@ pub enum TraceError {
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: io::Error,
     },
@@ -63,7 +63,7 @@ pub enum TraceError {
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// How many bytes.
+        /// The number of bytes.
         bytes: usize,
     },
     /// Bytes that no writer writes.

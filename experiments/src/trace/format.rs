@@ -49,6 +49,7 @@ impl BlockKind {
 /// A block's header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockHeader {
+    /// What the payload is.
     pub kind: BlockKind,
     /// Number of events.
     pub events: u32,
@@ -61,7 +62,7 @@ pub struct BlockHeader {
 }
 
 impl BlockHeader {
-    /// The header for this payload.
+    /// Makes the header for this payload.
     pub fn new(kind: BlockKind, events: u32, raw: u32, payload: &[u8]) -> BlockHeader {
         let mut header = BlockHeader {
             kind,
@@ -74,12 +75,12 @@ impl BlockHeader {
         header
     }
 
-    /// Bytes of the whole block.
+    /// Returns the length of the whole block.
     pub fn size(&self) -> u64 {
         BLOCK_HEADER as u64 + u64::from(self.stored)
     }
 
-    /// The expected checksum.
+    /// Computes the checksum of the header and this payload.
     pub fn checksum(&self, payload: &[u8]) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&self.encode()[..16]);
@@ -87,6 +88,7 @@ impl BlockHeader {
         hasher.finalize()
     }
 
+    /// Returns the bytes of the header, as they are in the file.
     pub fn encode(&self) -> [u8; BLOCK_HEADER] {
         let mut bytes = [0; BLOCK_HEADER];
         bytes[..4].copy_from_slice(&self.kind.magic());
@@ -100,7 +102,7 @@ impl BlockHeader {
         bytes
     }
 
-    /// The reverse; an error says what no writer writes.
+    /// Reads a header from the bytes in a file. An error says what is in them that no writer writes.
     pub fn decode(bytes: &[u8; BLOCK_HEADER]) -> Result<BlockHeader, &'static str> {
         let kind = [BlockKind::Events, BlockKind::Note, BlockKind::End]
             .into_iter()
@@ -120,7 +122,7 @@ impl BlockHeader {
     }
 }
 
-/// The number at an offset that is inside.
+/// Returns the number at an offset, which must be inside.
 pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut number = [0; 4];
     number.copy_from_slice(&bytes[at..at + 4]);

@@ -1,8 +1,9 @@
 //! Access traces of the built-in workloads.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use hmmvisor_accesses::{AccessError, Settings};
+use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::error::TraceError;
@@ -27,10 +28,7 @@ pub fn generate(settings: &Settings, output: Output) -> Result<TraceTotals, Gene
         writer: TraceWriter,
         error: Option<TraceError>,
     }
-    fn lock(sink: &Mutex<Option<Sink>>) -> MutexGuard<'_, Option<Sink>> {
-        sink.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    // Before the file: what is refused leaves none.
+    // Parameters are checked before the file is made, so that what is refused leaves none.
     let params = hmmvisor_accesses::check(settings)?;
     let meta = TraceMeta {
         kind: TraceKind::Access,
@@ -51,13 +49,13 @@ pub fn generate(settings: &Settings, output: Output) -> Result<TraceTotals, Gene
     })));
     let shared = sink.clone();
     let result = hmmvisor_accesses::generate(settings, move |event| {
-        if let Some(sink) = &mut *lock(&shared)
+        if let Some(sink) = &mut *shared.lock()
             && sink.error.is_none()
         {
             sink.error = sink.writer.write(&[event]).err();
         }
     });
-    let Some(Sink { mut writer, error }) = lock(&sink).take() else {
+    let Some(Sink { mut writer, error }) = sink.lock().take() else {
         unreachable!("taken only here");
     };
     if let Some(error) = error {

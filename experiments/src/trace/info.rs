@@ -41,9 +41,9 @@ pub struct TraceInfo {
 /// Figures about the events of a kind.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Serialize)]
 pub struct KindInfo {
-    /// How many.
+    /// The number of events.
     pub events: u64,
-    /// Sum of their pages.
+    /// The sum of their pages.
     pub pages: u64,
 }
 
@@ -58,7 +58,7 @@ impl TraceInfo {
             problem,
             kinds: BTreeMap::new(),
             distinct_pages: 0,
-            first_ns: 0,
+            first_ns: u64::MAX,
             last_ns: 0,
             accesses: None,
         };
@@ -69,7 +69,7 @@ impl TraceInfo {
         for event in &mut trace {
             match event {
                 Ok(event) => {
-                    info.add(&event, events == 0);
+                    info.add(&event);
                     pages.add(&event);
                     accesses = accesses.saturating_add(event.accesses());
                     events += 1;
@@ -81,19 +81,22 @@ impl TraceInfo {
                 }
             }
         }
+        if events == 0 {
+            info.first_ns = 0;
+        }
         info.totals.events = events;
         info.distinct_pages = pages.count();
         info.accesses = (info.meta.kind == super::TraceKind::Access).then_some(accesses);
         (info, error)
     }
 
-    fn add(&mut self, event: &Event, first: bool) {
+    fn add(&mut self, event: &Event) {
         let kind = self.kinds.entry(event.kind.name()).or_default();
         kind.events += 1;
         kind.pages += u64::from(event.pages);
         let time = u64::try_from(event.time.as_nanos()).unwrap_or(u64::MAX);
         // Threads' events may be a little out of order.
-        self.first_ns = if first { time } else { self.first_ns.min(time) };
+        self.first_ns = self.first_ns.min(time);
         self.last_ns = self.last_ns.max(time);
     }
 }
@@ -161,85 +164,84 @@ impl Pages {
 
 impl fmt::Display for TraceInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let meta = &self.meta;
-        let kind = match meta.kind {
+        let kind = match self.meta.kind {
             super::TraceKind::Live => "live trace",
             super::TraceKind::Access => "access trace",
         };
         writeln!(
             f,
             "{kind} of {}, {}, by hmmvisor {}",
-            printable(meta.name()),
+            printable(self.meta.name()),
             self.state,
-            printable(&meta.hmmvisor)
+            printable(&self.meta.hmmvisor)
         )?;
         if let Some(problem) = &self.problem {
             writeln!(f, "{}", printable(problem))?;
         }
-        let mut line = |name: &str, value: String| match value.is_empty() {
-            true => Ok(()),
-            // Much of it is what the file says.
-            false => writeln!(f, "  {name:<16}{}", printable(&value)),
+        self.origin(f)?;
+        self.contents(f)
+    }
+}
+
+/// Writes a line of the summary, unless it has no value.
+fn line(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
+    match value.is_empty() {
+        true => Ok(()),
+        // Much of it is what the file says.
+        false => writeln!(f, "  {name:<16}{}", printable(value)),
+    }
+}
+
+impl TraceInfo {
+    /// Writes what ran, on which machine.
+    fn origin(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let meta = &self.meta;
+        let params = meta.params.iter();
+        let params: Vec<_> = params.map(|(k, v)| format!("{k}={v}")).collect();
+        line(f, "parameters", &params.join(" "))?;
+        line(f, "source", meta.source.as_deref().unwrap_or_default())?;
+        let device_memory = match (meta.device_memory, meta.device_kind.as_str()) {
+            // Access traces have none.
+            (0, _) => String::new(),
+            (bytes, "") => format!(", {} of device memory each", Size(bytes)),
+            (bytes, kind) => format!(", {} of {kind} device memory each", Size(bytes)),
         };
-        let params: Vec<_> = meta
-            .params
-            .iter()
-            .map(|(k, v)| format!("{k}={v}"))
-            .collect();
-        line("parameters", params.join(" "))?;
-        line("source", meta.source.clone().unwrap_or_default())?;
-        line(
-            "machine",
-            format!(
-                "{}, {}, {} of managed memory{}",
-                count(meta.vcpus.into(), "vCPU"),
-                count(meta.devices.into(), "accelerator"),
-                Size(meta.memory),
-                match (meta.device_memory, meta.device_kind.as_str()) {
-                    // Access traces have none.
-                    (0, _) => String::new(),
-                    (bytes, "") => format!(", {} of device memory each", Size(bytes)),
-                    (bytes, kind) => format!(", {} of {kind} device memory each", Size(bytes)),
-                }
-            ),
-        )?;
-        line("engine", meta.engine.clone())?;
-        line("policy", meta.policy.clone())?;
-        line("seed", meta.seed.to_string())?;
-        line("events", grouped(self.totals.events))?;
+        let machine = format!(
+            "{}, {}, {} of managed memory{device_memory}",
+            count(meta.vcpus.into(), "vCPU"),
+            count(meta.devices.into(), "accelerator"),
+            Size(meta.memory),
+        );
+        line(f, "machine", &machine)?;
+        line(f, "engine", &meta.engine)?;
+        line(f, "policy", &meta.policy)?;
+        line(f, "seed", &meta.seed.to_string())
+    }
+
+    /// Writes how many events there are, of which kinds, from when to when.
+    fn contents(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        line(f, "events", &grouped(self.totals.events))?;
         for (name, kind) in &self.kinds {
-            line(
-                "",
-                format!(
-                    "{name:<16}{:>13}, {:>13} pages",
-                    grouped(kind.events),
-                    grouped(kind.pages)
-                ),
-            )?;
+            let (events, pages) = (grouped(kind.events), grouped(kind.pages));
+            line(f, "", &format!("{name:<16}{events:>13}, {pages:>13} pages"))?;
         }
-        let dropped = self
-            .totals
-            .dropped
-            .iter()
-            .map(|(kind, n)| format!("{kind} {}", grouped(*n)));
-        let dropped = dropped.collect::<Vec<_>>().join(", ");
-        line(
-            "dropped",
-            if dropped.is_empty() {
-                "none".to_owned()
-            } else {
-                dropped
-            },
-        )?;
-        line("distinct pages", grouped(self.distinct_pages))?;
+        let dropped = self.totals.dropped.iter();
+        let dropped: Vec<_> = dropped
+            .map(|(kind, n)| format!("{kind} {}", grouped(*n)))
+            .collect();
+        match dropped.is_empty() {
+            true => line(f, "dropped", "none")?,
+            false => line(f, "dropped", &dropped.join(", "))?,
+        }
+        line(f, "distinct pages", &grouped(self.distinct_pages))?;
         if let Some(accesses) = self.accesses {
-            line("accesses", grouped(accesses))?;
+            line(f, "accesses", &grouped(accesses))?;
         }
-        // Otherwise times count accesses.
+        // Times of other access traces are numbers of accesses, and are not shown.
         if self.accesses.is_none() || self.totals.own_times {
             let seconds = |ns: u64| ns as f64 / 1e9;
             let (first, last) = (seconds(self.first_ns), seconds(self.last_ns));
-            line("time", format!("{first:.6} s to {last:.6} s"))?;
+            line(f, "time", &format!("{first:.6} s to {last:.6} s"))?;
         }
         Ok(())
     }

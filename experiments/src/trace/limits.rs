@@ -19,11 +19,12 @@ pub const ACCESSES: u64 = TIME;
 
 /// Pages that a trace's events may name in all, however small its file: 1 GiB.
 pub const NAMED: u64 = 1 << 18;
-/// How many more for each byte of the file. A block of equal events compresses to next to nothing, so their number tells
-/// nothing of the work that went into a file. Recordings, whose events have times, name some tens.
+/// How many more pages the events may name for each byte of the file. A block of equal events compresses to next to
+/// nothing, so their number tells nothing of the work that went into a file. Recordings, whose events have times,
+/// name some tens.
 pub const NAMED_PER_BYTE: u64 = 1 << 7;
 
-/// Whether there can be such an event, if the machine has so many pages; an error says what is wrong.
+/// Checks whether there can be such an event in a machine with this many pages; an error says what is wrong.
 pub fn check(event: &Event, pages: u32) -> Result<(), &'static str> {
     if u64::from(event.page.0) + u64::from(event.pages) > u64::from(pages) {
         return Err("an event names pages beyond the trace's memory");
@@ -37,7 +38,7 @@ pub fn check(event: &Event, pages: u32) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// The most pages in an event of this kind: a block for events about single pages or folios.
+/// Returns the most pages in an event of this kind: a block for events about single pages or folios.
 fn most(kind: EventKind) -> u32 {
     use EventKind::*;
     match kind {
@@ -47,20 +48,22 @@ fn most(kind: EventKind) -> u32 {
     }
 }
 
-/// How many pages a trace's events have named so far, besides the first of each: a replay looks at each of them.
+/// Counts the pages that a trace's events name, without the first page of each event. A replay looks at each of these pages, so
+/// their number says how long it takes.
 #[derive(Default)]
 pub struct Named {
     pages: u64,
 }
 
 impl Named {
-    /// Counts an event. Of what only says what happened, nothing is replayed.
+    /// Counts an event that is replayed. Events that only report what the recorded run did must be left out by the caller: they
+    /// are not replayed and take no time.
     pub fn add(&mut self, event: &Event) {
         let pages = u64::from(event.pages);
         let looked_at = match event.kind {
-            // Only looked at where something is.
+            // A replay looks at each block, and at pages only in blocks that may have contents.
             EventKind::Freed => pages.div_ceil(BLOCK_PAGES),
-            // Kept for each block.
+            // Policies keep hints for each block, as sets of its pages.
             EventKind::Hint => pages.div_ceil(16),
             _ => pages,
         };
@@ -68,7 +71,7 @@ impl Named {
         self.pages = self.pages.saturating_add(looked_at.saturating_sub(1));
     }
 
-    /// Whether a file of so many bytes may name so many. The error is their number, if not.
+    /// Checks whether a file of this many bytes may name as many pages as were counted. If not, the error is their number.
     pub fn check(&self, bytes: u64) -> Result<(), u64> {
         let most = bytes.saturating_mul(NAMED_PER_BYTE).saturating_add(NAMED);
         match self.pages > most {

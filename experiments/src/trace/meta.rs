@@ -63,11 +63,16 @@ pub struct TraceMeta {
 pub type Dropped = BTreeMap<String, u64>;
 
 impl TraceMeta {
-    /// What ran: the workload, the guest's file or the imported file.
+    /// Returns what ran: the workload, the guest's file or the imported file.
     pub fn name(&self) -> &str {
         let names = [&self.workload, &self.guest, &self.source];
         let mut named = names.into_iter().flatten();
         named.next().map_or("an unknown program", String::as_str)
+    }
+
+    /// Whether the accelerators' memory was coherent: CPUs reached it in place, without faults.
+    pub fn is_coherent(&self) -> bool {
+        self.device_kind == "coherent"
     }
 
     /// Pages that there can be: more than that many need not be kept account of.
@@ -118,19 +123,19 @@ pub struct TraceTotals {
 }
 
 impl TraceTotals {
-    /// Whether there can be so much.
+    /// Whether a trace can have these totals.
     pub(super) fn possible(&self) -> bool {
         let vcpus = self.threads.values().all(|vcpu| *vcpu < THREADS as u32);
         vcpus && self.threads.len() <= THREADS && self.mapping.len() <= BLOCKS
     }
 
-    /// How many events were lost.
+    /// Returns how many events were lost.
     pub fn dropped_events(&self) -> u64 {
         let all = self.dropped.values();
         all.fold(0, |sum: u64, n| sum.saturating_add(*n))
     }
 
-    /// How many events were lost, and of which kinds, if any were.
+    /// Returns how many events were lost, and of which kinds, if any were.
     pub fn lost(&self) -> Option<String> {
         let sum = self.dropped_events();
         let kinds = self.dropped.iter().map(|(kind, n)| format!("{kind} {n}"));

@@ -18,22 +18,22 @@ use super::meta::{TraceKind, TraceMeta, TraceTotals};
 /// How a trace file ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tail {
-    /// As its writer wanted it to.
+    /// It has the end that its writer has written.
     Complete,
-    /// Its writer was stopped; all blocks are complete, but what came after the last one is unknown.
+    /// It has no end, because its writer was stopped. All blocks are complete; what came after the last one is unknown.
     Unfinished,
-    /// In the middle of a block.
+    /// It ends in the middle of a block.
     Truncated {
         /// The offset of that block, in bytes.
         offset: u64,
-        /// How many of its bytes are there.
+        /// The number of its bytes that are there.
         present: u64,
-        /// How many are missing at least; all that is missing if the header of the block is there.
+        /// The least number of bytes that are missing; all of them if the header of the block is there.
         missing: u64,
     },
     /// There are bytes that are no block; reading gives what comes before, and then an error.
     Corrupt {
-        /// Where, in bytes.
+        /// The offset of the damage, in bytes.
         offset: u64,
         /// The damage.
         why: &'static str,
@@ -93,27 +93,27 @@ impl TraceReader {
         Ok(reader)
     }
 
-    /// The description in the trace.
+    /// Returns the description in the trace.
     pub fn meta(&self) -> &TraceMeta {
         &self.meta
     }
 
-    /// Events, drops, threads. Of an unfinished trace what its blocks say.
+    /// Returns events, drops and threads. Of an unfinished trace they are what its blocks say.
     pub fn totals(&self) -> &TraceTotals {
         &self.totals
     }
 
-    /// How it ends.
+    /// Returns how the file ends.
     pub fn tail(&self) -> Tail {
         self.tail
     }
 
-    /// The file.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes of the file when it was opened.
+    /// Returns the file's length when it was opened, in bytes.
     pub(crate) fn length(&self) -> u64 {
         self.length
     }
@@ -166,7 +166,7 @@ impl TraceReader {
         Ok(())
     }
 
-    /// The header of the block here, with `rest` bytes until the file's end, all of the block among them; otherwise
+    /// Returns the header of the block here, with `rest` bytes until the file's end, all of the block among them; otherwise
     /// what that makes of the file.
     fn block_header(&mut self, rest: u64) -> Result<Result<BlockHeader, Tail>, TraceError> {
         let offset = self.offset;
@@ -189,7 +189,7 @@ impl TraceReader {
         })
     }
 
-    /// The payload behind a header, checked and decompressed; or what is wrong with it.
+    /// Returns the payload behind a header, checked and decompressed; or what is wrong with it.
     fn payload(
         &mut self,
         header: &BlockHeader,

@@ -38,7 +38,7 @@ const HINTS: [Hint; 7] = [
     Hint::ReadMostly(false),
 ];
 
-/// An event that differs from its neighbours in everything.
+/// Returns an event that differs from its neighbours in everything.
 fn event(i: u32) -> Event {
     let kind = EventKind::ALL[i as usize % EventKind::ALL.len()];
     Event {
@@ -77,7 +77,7 @@ fn read(reader: TraceReader) -> (Vec<Event>, Option<TraceError>) {
     (events, None)
 }
 
-/// A trace of three blocks with a note; the blocks' ends.
+/// Returns a trace of three blocks with a note; the blocks' ends.
 fn three_blocks(path: &std::path::Path) -> (Vec<Event>, Vec<u64>) {
     let events: Vec<_> = (0..300).map(event).collect();
     let mut writer = TraceWriter::create(path, &meta()).unwrap();

@@ -131,7 +131,7 @@ impl TraceWriter {
     /// Writes what has been added so far. After an error the events that waited count as lost, and the caller may continue.
     pub fn flush(&mut self) -> Result<(), TraceError> {
         let noted = self.flush_note();
-        // Also after a failure to write the note: events must not wait without end when the disk is full.
+        // Events are flushed also after a failure to write the note: they must not wait without end when the disk is full.
         noted.and(self.flush_events())
     }
 
@@ -179,7 +179,7 @@ impl TraceWriter {
         self.output.replaces()
     }
 
-    /// Bytes of the file so far.
+    /// Returns the file's length so far, in bytes.
     pub fn length(&self) -> u64 {
         self.length
     }

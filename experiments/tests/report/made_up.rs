@@ -7,7 +7,7 @@ use hmm_backend::observe::{Cause, Event, EventKind};
 use hmm_backend::pages::{DeviceId, Page, PageRange};
 use hmmvisor_experiments::report::RunMeta;
 use hmmvisor_experiments::sweep::{
-    Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TraceFacts,
+    Measured, Parallel, Runner, Settings, Shard, Source, Sweep, SweepRun, TraceFacts,
 };
 
 /// A small generator with a period that is long enough.
@@ -180,7 +180,7 @@ impl Runner for MadeUp {
             seed: 7,
         })
     }
-    fn run(&self, run: &Run) -> Result<Measured, String> {
+    fn run(&self, run: &SweepRun) -> Result<Measured, String> {
         if run.index == 3 {
             return Err("exit status: 1: the guest exited with code 1: it found wrong data".into());
         }

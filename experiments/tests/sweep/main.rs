@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use hmmvisor_experiments::sweep::{
-    Measured, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TraceFacts,
+    Measured, Parallel, Runner, Settings, Shard, Source, Sweep, SweepRun, TraceFacts,
 };
 use tempfile::TempDir;
 
@@ -64,7 +64,7 @@ impl Runner for Fake {
         })
     }
 
-    fn run(&self, run: &Run) -> Result<Measured, String> {
+    fn run(&self, run: &SweepRun) -> Result<Measured, String> {
         self.asked.lock().unwrap().push(run.index);
         if self.broken.contains(&run.index) {
             return Err("the guest found wrong data".into());
@@ -149,7 +149,7 @@ fn the_matrix_is_complete() {
         assert_eq!(run.link.is_none(), matches!(run.source, Source::Live(_)));
         let others = &sweep.runs[index + 1..];
         assert!(
-            !others.iter().any(|other| Run {
+            !others.iter().any(|other| SweepRun {
                 index,
                 ..other.clone()
             } == *run),

@@ -19,7 +19,7 @@ impl Runner for Crowd {
     fn trace(&self, path: &Path) -> Result<TraceFacts, String> {
         Fake::default().trace(path)
     }
-    fn run(&self, run: &Run) -> Result<Measured, String> {
+    fn run(&self, run: &SweepRun) -> Result<Measured, String> {
         let live = usize::from(matches!(run.source, Source::Live(_)));
         let mut state = self.state.lock().unwrap();
         state.0 += 1;

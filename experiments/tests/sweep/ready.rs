@@ -21,7 +21,7 @@ impl Runner for Names {
             path.display()
         ))
     }
-    fn run(&self, _: &Run) -> Result<Measured, String> {
+    fn run(&self, _: &SweepRun) -> Result<Measured, String> {
         Ok(Measured::default())
     }
 }

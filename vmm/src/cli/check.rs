@@ -62,7 +62,7 @@ pub fn check() -> Vec<Finding> {
     let mut findings = kvm_findings();
     findings.extend(userfaultfd_findings());
     findings.extend(host_findings());
-    // Only worth trying when nothing is known to be wrong.
+    // A guest is tried only when nothing is known to be missing.
     if findings
         .iter()
         .all(|finding| finding.state != State::Missing)
@@ -282,7 +282,7 @@ fn meminfo(key: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The limit, and whether there is none.
+/// Returns the limit, and whether there is none.
 fn address_space_limit() -> (u64, bool) {
     // SAFETY: a structure of integers; all zeros is valid.
     let mut limit: libc::rlimit = unsafe { mem::zeroed() };

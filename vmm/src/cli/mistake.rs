@@ -17,10 +17,10 @@ use hmmvisor_policies::ScriptError;
 #[error("{0}")]
 pub struct Mistake(pub String);
 
-/// As clap's.
+/// The exit code for mistakes of the user. It is also clap's.
 const MISTAKE: u8 = 2;
 
-/// The exit code for an error.
+/// Returns the exit code for an error.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     match error.chain().any(is_mistake) {
         true => ExitCode::from(MISTAKE),
@@ -30,7 +30,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 
 fn is_mistake(error: &(dyn Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<RunError>() {
-        // It says what these say, so they are no links of the chain.
+        // These variants are transparent: the chain goes on with the sources of their errors and leaves the errors out.
         return match error {
             RunError::Config(error) => is_mistake(error),
             RunError::Workload(error) => is_mistake(error),

@@ -33,7 +33,7 @@ pub struct Cli {
     /// What to do; `run` if left out.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// For `run` without saying so.
+    /// The options of `run`, for when the command is left out.
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -77,7 +77,7 @@ pub struct PoliciesArgs {
     pub check: Option<PolicyChoice>,
 }
 
-/// The commands' names.
+/// Returns the commands' names.
 fn commands() -> String {
     let command = Cli::command();
     let names: Vec<_> = command.get_subcommands().map(|c| c.get_name()).collect();

@@ -69,7 +69,7 @@ pub fn put_json(output: Option<Output>, figures: &impl Serialize) -> Result<()> 
     }
 }
 
-/// Writes an output as a whole. Whoever has closed the pipe has read enough.
+/// Writes an output as a whole. A closed pipe is no error: its reader has what it wanted.
 pub fn put(mut output: Output, what: &str, text: &str) -> Result<()> {
     let path = output.path().to_owned();
     let written = output

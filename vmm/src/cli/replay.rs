@@ -50,7 +50,7 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     files.reads("the trace", trace);
     let reader = TraceReader::open(trace)?;
     let meta = reader.meta().clone();
-    // Without a choice it is the trace that names the policy's files. None of them has been opened yet.
+    // Where the user names no policy, the trace names its files. None of them has been opened yet.
     let of_policy = match &args.policy {
         Some(policy) => policy.files(),
         None => PolicyChoice::named_files(&meta.policy),
@@ -91,12 +91,12 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let scripts = scripts.first().map(|script| script.figures());
     put_json(
         json,
-        &Json {
+        &ReplayJson {
             outcome: &outcome,
             scripts,
         },
     )?;
-    let text = Summary {
+    let text = ReplaySummary {
         outcome: &outcome,
         scripts,
         config: &config,
@@ -147,7 +147,7 @@ fn settings(
 const SHOWN_POLICY: usize = 400;
 const SHOWN_MISTAKE: usize = 2000;
 
-/// The policy that a trace names. The trace may come from others: of files, only those are opened of which it says what
+/// Loads the policy that a trace names. The trace may come from others: of files, only those are opened of which it says what
 /// was in them, and nothing is run unless that is still so.
 fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
     let policy = &meta.policy;
@@ -170,55 +170,74 @@ fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
         .with_context(|| format!("it was recorded with policy `{shown}`"))
 }
 
-/// Returns the outcome as JSON.
+/// The outcome, to be written as JSON.
 #[derive(Serialize)]
-struct Json<'a> {
+struct ReplayJson<'a> {
     #[serde(flatten)]
     outcome: &'a Replayed,
-    /// As in the report of a run.
+    /// The scripts' figures, with the names that the report of a run has for them.
     scripts: Option<ScriptFigures>,
 }
 
-/// Returns the outcome as text.
-struct Summary<'a> {
+/// Displays the outcome as text.
+struct ReplaySummary<'a> {
     outcome: &'a Replayed,
     scripts: Option<ScriptFigures>,
     config: &'a ReplayConfig,
     meta: &'a TraceMeta,
 }
 
-impl fmt::Display for Summary<'_> {
+impl fmt::Display for ReplaySummary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Summary {
-            outcome,
-            scripts,
-            config,
-            meta,
-        } = self;
-        let kind = match meta.kind {
+        self.settings(f)?;
+        self.migrations(f)?;
+        self.time(f)?;
+        let outcome = self.outcome;
+        let by_devices = outcome.device_faults + outcome.mapped_in_place + outcome.pages_to_device;
+        if self.meta.kind == TraceKind::Access && by_devices == 0 {
+            writeln!(
+                f,
+                "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl ReplaySummary<'_> {
+    /// Writes what was replayed, and under what.
+    fn settings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.meta.kind {
             TraceKind::Live => {
                 "the faults of a live run: accesses between them are not in the trace"
             }
             TraceKind::Access => "all accesses",
         };
-        writeln!(f, "trace           {}, {kind}", printable(meta.name()))?;
-        let failed = match scripts {
+        let name = printable(self.meta.name());
+        writeln!(f, "trace           {name}, {kind}")?;
+        let failed = match self.scripts {
             Some(figures) if figures.failed() => {
                 " (SCRIPT FAILED: these are the default policy's figures)"
             }
             _ => "",
         };
-        writeln!(f, "policy          {}{failed}", printable(&outcome.policy))?;
-        if let Some(figures) = scripts {
+        let policy = printable(&self.outcome.policy);
+        writeln!(f, "policy          {policy}{failed}")?;
+        if let Some(figures) = &self.scripts {
             writeln!(f, "policy script   {}", of_scripts(figures))?;
         }
         writeln!(
             f,
             "device memory   {}, of {} of managed memory",
-            Size(config.device_memory),
-            Size(config.memory)
+            Size(self.config.device_memory),
+            Size(self.config.memory)
         )?;
-        writeln!(f, "link            {}", config.link)?;
+        writeln!(f, "link            {}", self.config.link)
+    }
+
+    /// Writes how many accesses and faults there were, and what migrated for them.
+    fn migrations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = self.outcome;
         writeln!(f, "accesses        {}", grouped(outcome.accesses))?;
         writeln!(
             f,
@@ -254,7 +273,12 @@ impl fmt::Display for Summary<'_> {
             f,
             "thrashing       {} pages returned to a device three times or more",
             grouped(outcome.thrashing_pages)
-        )?;
+        )
+    }
+
+    /// Writes what the migrations cost, and how that compares with the optimum.
+    fn time(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = self.outcome;
         writeln!(
             f,
             "link traffic    {} to devices, {} back, in {}",
@@ -262,11 +286,8 @@ impl fmt::Display for Summary<'_> {
             bytes(outcome.bytes_to_system),
             count(outcome.transfers, "transfer")
         )?;
-        writeln!(
-            f,
-            "modelled time   {:.3} ms",
-            outcome.modelled_ns as f64 / 1e6
-        )?;
+        let milliseconds = outcome.modelled_ns as f64 / 1e6;
+        writeln!(f, "modelled time   {milliseconds:.3} ms")?;
         if let Some(least) = &outcome.optimal
             && least.pages_to_device > 0
         {
@@ -275,13 +296,6 @@ impl fmt::Display for Summary<'_> {
                 "optimal (MIN)   {} pages to the device; this policy moved {:.2} times as many",
                 grouped(least.pages_to_device),
                 outcome.pages_to_device as f64 / least.pages_to_device as f64
-            )?;
-        }
-        let by_devices = outcome.device_faults + outcome.mapped_in_place + outcome.pages_to_device;
-        if meta.kind == TraceKind::Access && by_devices == 0 {
-            writeln!(
-                f,
-                "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file"
             )?;
         }
         Ok(())

@@ -56,7 +56,7 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
         }
         false => files.reads("the trace", about),
     }
-    // Before the work, which may be long.
+    // Outputs are checked before the work, which may take long.
     files.prints("the report's name")?;
     let page = files.whole("the report", output)?;
     let html = match is_sweep {
@@ -68,7 +68,7 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Folders are sweeps, and so are journals.
+/// Whether the report is about a sweep: a folder or a journal.
 fn is_sweep(path: &Path) -> bool {
     path.is_dir()
         || path

@@ -40,7 +40,7 @@ pub struct RunArgs {
     /// Guest memory, whose pages migrate, like 64M or 1G [default: 256M]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     memory: Option<Size>,
-    /// Of guest memory, this much at its end never migrates, and accelerators reach it in place, like 64M [default: 0]
+    /// How much of guest memory, at its end, never migrates: accelerators reach it in place; like 64M [default: 0]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     shared: Option<Size>,
     /// When a page that a vCPU accesses cannot be supplied: machine-check (the guest is told, and may
@@ -108,12 +108,12 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// The configuration file.
+    /// Returns the path of the configuration file, if one was given.
     pub fn file(&self) -> Option<&Path> {
         self.config.as_deref()
     }
 
-    /// The configuration file, or the defaults, with the options on top.
+    /// Returns the configuration: the file's, or the defaults, changed by the options.
     pub fn config(self) -> Result<Config> {
         let mut config = match &self.config {
             // More likely a mistyped command than a file.
@@ -168,7 +168,7 @@ impl RunArgs {
     }
 }
 
-/// A `NAME=VALUE`.
+/// Parses `NAME=VALUE`.
 pub fn param(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),

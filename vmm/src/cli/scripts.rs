@@ -15,7 +15,7 @@ use hmmvisor_policies::{Limits, Log, PolicyChoice, ScriptFigures};
 use super::mistake::Mistake;
 use super::output::{note, print};
 
-/// Why the figures of a replay or a run are not those of its script; None if they are.
+/// Returns why the figures of a replay or a run are not those of its script; None if they are.
 pub fn script_failure(figures: &ScriptFigures) -> Option<String> {
     if !figures.failed() {
         return None;

@@ -6,7 +6,7 @@ use std::iter;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use anyhow::{Result, bail};
@@ -19,13 +19,14 @@ use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings as Accesses;
 use hmmvisor_experiments::replay::FileReplay;
 use hmmvisor_experiments::sweep::{
-    Measured, PAGE, Parallel, Run, Runner, Settings, Shard, Source, Sweep, TABLES, TraceFacts,
+    Measured, PAGE, Parallel, Runner, Settings, Shard, Source, Sweep, SweepRun, TABLES, TraceFacts,
     Workload, merge, runs,
 };
 use hmmvisor_experiments::trace::{Tail, TraceReader};
 use hmmvisor_guest_images as guest_images;
 use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError, ScriptFigures};
-use serde_json::Value;
+use parking_lot::Mutex;
+use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::mistake::Mistake;
@@ -149,10 +150,10 @@ struct CommandRunner {
     traces: Traces,
 }
 
-/// The program of this process, also after its file has been replaced or removed: all runs of a sweep are done by the
-/// program that began it.
+/// Returns a command for the program of this process, also after its file has been replaced or removed: all runs of a sweep
+/// are done by the program that began it.
 fn this_program() -> Command {
-    // Looked up by the new process, which is this program until then.
+    // The new process looks the name up, and is this program until then.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("hmmvisor");
     command
@@ -209,7 +210,7 @@ impl Runner for CommandRunner {
         }
     }
 
-    fn run(&self, run: &Run) -> Result<Measured, String> {
+    fn run(&self, run: &SweepRun) -> Result<Measured, String> {
         match &run.source {
             Source::Live(workload) => self.live(workload, run),
             Source::Trace(trace) => {
@@ -266,7 +267,7 @@ impl Traces {
     fn of(&self, workload: &Workload, seed: u64) -> Result<PathBuf, String> {
         let key = format!("{workload:?} {seed}");
         let made = {
-            let mut all = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.made.lock();
             let number = all.len();
             let new = || {
                 Arc::new(Made {
@@ -286,8 +287,8 @@ impl Traces {
         made.path.get_or_init(make).clone()
     }
 
-    /// In a process of its own: the guest's sources have state that outlives them, so what one run leaves behind would
-    /// keep others from being made, and only processes can make several at a time.
+    /// Makes a trace in a process of its own: the guest's sources have state that outlives them, so what one run leaves behind
+    /// would keep others from being made, and only processes can make several at a time.
     fn generate(&self, workload: &Workload, seed: u64, path: &Path) -> Result<(), String> {
         let mut command = this_program();
         command
@@ -332,7 +333,7 @@ fn accesses(workload: &Workload, seed: u64) -> Accesses {
     }
 }
 
-/// The policy, its script read if it is one.
+/// Loads a policy; if it is a script, its file is read.
 fn loaded(spec: &str) -> Result<Chosen, String> {
     let choice: PolicyChoice = spec
         .parse()
@@ -344,7 +345,7 @@ fn loaded(spec: &str) -> Result<Chosen, String> {
 }
 
 /// Whether a run was under the policy that the sweep is about; files may have changed since it began.
-fn unchanged(run: &Run, ran: &str) -> Result<(), String> {
+fn unchanged(run: &SweepRun, ran: &str) -> Result<(), String> {
     match ran == run.policy.exact {
         true => Ok(()),
         false => Err(format!(
@@ -354,7 +355,8 @@ fn unchanged(run: &Run, ran: &str) -> Result<(), String> {
     }
 }
 
-/// What there is to say of a run whose script failed, and nothing else: what was measured are the default policy's figures.
+/// Returns the failure of a run's script as its only result, because what was measured are the default policy's figures; none if
+/// the script did not fail.
 fn measured_nothing(script: &ScriptFigures) -> Option<Measured> {
     Some(Measured {
         script_failures: Some(script.failures),
@@ -364,7 +366,7 @@ fn measured_nothing(script: &ScriptFigures) -> Option<Measured> {
 }
 
 /// Replays a trace.
-fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
+fn replayed(path: &Path, run: &SweepRun) -> Result<Measured, String> {
     let reader = TraceReader::open(path).map_err(|error| error.to_string())?;
     let link = run.link.as_ref();
     // Each run has a script of its own, whose figures are of this run alone.
@@ -405,7 +407,7 @@ fn replayed(path: &Path, run: &Run) -> Result<Measured, String> {
 }
 
 impl CommandRunner {
-    fn live(&self, workload: &Workload, run: &Run) -> Result<Measured, String> {
+    fn live(&self, workload: &Workload, run: &SweepRun) -> Result<Measured, String> {
         let mut command = this_program();
         command
             .args(["run", "--json", "-"])
@@ -418,10 +420,10 @@ impl CommandRunner {
             .arg(format!("--device-memory={}", run.device_memory))
             .arg(format!("--seed={}", run.seed));
         let output = output(command, &workload.params)?;
-        let json: Value =
+        let report: RunReport =
             serde_json::from_slice(&output).map_err(|error| format!("its JSON report: {error}"))?;
-        unchanged(run, json["policy_exact"].as_str().unwrap_or_default())?;
-        measured(&json)
+        unchanged(run, &report.policy_exact)?;
+        measured(report)
     }
 }
 
@@ -446,38 +448,68 @@ fn end_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(tied) };
 }
 
-/// The figures of a run's JSON report.
-fn measured(json: &Value) -> Result<Measured, String> {
-    let integer = |path: &str| json.pointer(path).and_then(Value::as_u64);
-    let number = |path: &str| json.pointer(path).and_then(Value::as_f64);
-    // What never happened is left out of the counters.
-    let counter = |name: &str| Some(integer(&format!("/counters/{name}")).unwrap_or(0));
-    let bytes = |pages: Option<u64>| pages.map(|pages| pages * PAGE_SIZE);
-    let (to_device, to_system) = (integer("/pages_to_device"), integer("/pages_to_system"));
-    let script: Option<ScriptFigures> = serde_json::from_value(json["scripts"].clone())
-        .map_err(|error| format!("its JSON report, scripts: {error}"))?;
+/// What a sweep reads of a run's JSON report. A name that the report does not have is an error.
+#[derive(Deserialize)]
+struct RunReport {
+    policy_exact: String,
+    // Null in most reports, but never absent.
+    #[serde(deserialize_with = "Option::deserialize")]
+    scripts: Option<ScriptFigures>,
+    engine: String,
+    cpu_faults: u64,
+    device_faults: u64,
+    pages_to_device: u64,
+    pages_to_system: u64,
+    counters: RunCounters,
+    migrations: RunMigrations,
+    elapsed_s: f64,
+    fault_latency_us: RunLatency,
+}
+
+/// The counters that a sweep reads.
+#[derive(Deserialize)]
+struct RunCounters {
+    mapped_in_place: u64,
+}
+
+/// The pages that migrated, by those causes that a sweep tells apart.
+#[derive(Deserialize)]
+struct RunMigrations {
+    eviction: u64,
+    prefetch: u64,
+}
+
+/// The quantiles of a latency that a sweep reads, in microseconds.
+#[derive(Deserialize)]
+struct RunLatency {
+    p50: f64,
+    p99: f64,
+}
+
+/// Returns the figures of a run, or why they are no result.
+fn measured(report: RunReport) -> Result<Measured, String> {
+    let script = report.scripts.as_ref();
     if script.is_some_and(|figures| figures.reloads > 0) {
         return Err("the policy's script was changed while it ran".to_owned());
     }
-    if let Some(failed) = script.as_ref().and_then(measured_nothing) {
+    if let Some(failed) = script.and_then(measured_nothing) {
         return Ok(failed);
     }
-    let engine = json["engine"].as_str();
     Ok(Measured {
-        engine: engine.map(str::to_owned),
-        cpu_faults: integer("/cpu_faults"),
-        device_faults: integer("/device_faults"),
-        mapped_in_place: counter("mapped_in_place"),
-        pages_to_device: to_device,
-        pages_to_system: to_system,
-        bytes_to_device: bytes(to_device),
-        bytes_to_system: bytes(to_system),
-        evicted: integer("/migrations/eviction"),
-        prefetched: integer("/migrations/prefetch"),
-        elapsed_s: number("/elapsed_s"),
-        fault_p50_us: number("/fault_latency_us/p50"),
-        fault_p99_us: number("/fault_latency_us/p99"),
         script_failures: script.map(|figures| figures.failures),
+        engine: Some(report.engine),
+        cpu_faults: Some(report.cpu_faults),
+        device_faults: Some(report.device_faults),
+        mapped_in_place: Some(report.counters.mapped_in_place),
+        pages_to_device: Some(report.pages_to_device),
+        pages_to_system: Some(report.pages_to_system),
+        bytes_to_device: Some(report.pages_to_device * PAGE_SIZE),
+        bytes_to_system: Some(report.pages_to_system * PAGE_SIZE),
+        evicted: Some(report.migrations.eviction),
+        prefetched: Some(report.migrations.prefetch),
+        elapsed_s: Some(report.elapsed_s),
+        fault_p50_us: Some(report.fault_latency_us.p50),
+        fault_p99_us: Some(report.fault_latency_us.p99),
         ..Measured::default()
     })
 }
@@ -489,7 +521,7 @@ mod tests {
     use hmmvisor_experiments::output::Files;
     use hmmvisor_experiments::sweep::Policy;
     use hmmvisor_experiments::trace::generate;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -511,7 +543,7 @@ mod tests {
         let trace = folder.path().join("t");
         let output = Files::default().whole("the trace", &trace).unwrap();
         generate(&accesses(&workload, 1), output).unwrap();
-        let run = Run {
+        let run = SweepRun {
             index: 0,
             source: Source::Model(workload),
             policy: Policy {
@@ -528,9 +560,43 @@ mod tests {
         let error = replayed(&trace, &run).unwrap_err();
         assert!(error.contains("when the sweep began"), "{error}");
         // And of a live run.
-        let live = |reloads: u64| json!({"scripts": {"decisions": 4, "failures": 3, "reloads": reloads, "instances_off": 0}});
-        assert_eq!(measured(&live(0)).unwrap().script_failures, Some(3));
-        assert!(measured(&live(1)).unwrap_err().contains("while it ran"));
+        let live = |reloads: u64| {
+            let mut report = report();
+            report["scripts"] =
+                json!({"decisions": 4, "failures": 3, "reloads": reloads, "instances_off": 0});
+            measured(serde_json::from_value(report).unwrap())
+        };
+        assert_eq!(live(0).unwrap().script_failures, Some(3));
+        assert!(live(1).unwrap_err().contains("while it ran"));
+    }
+
+    /// Returns what a sweep reads of a run's report.
+    fn report() -> Value {
+        json!({
+            "policy_exact": "on-demand", "scripts": null, "engine": "move", "cpu_faults": 1, "device_faults": 2,
+            "pages_to_device": 3, "pages_to_system": 4, "counters": {"mapped_in_place": 5},
+            "migrations": {"eviction": 6, "prefetch": 7}, "elapsed_s": 0.5, "fault_latency_us": {"p50": 1.0, "p99": 2.0},
+        })
+    }
+
+    #[test]
+    fn a_report_that_lacks_a_figure_is_no_result() {
+        let figures = measured(serde_json::from_value(report()).unwrap()).unwrap();
+        assert_eq!(figures.bytes_to_system, Some(4 * PAGE_SIZE));
+        assert_eq!(
+            (figures.mapped_in_place, figures.prefetched),
+            (Some(5), Some(7))
+        );
+        for path in ["", "/counters", "/migrations", "/fault_latency_us"] {
+            let names = report().pointer(path).unwrap().as_object().unwrap().clone();
+            for name in names.keys() {
+                let mut report = report();
+                let object = report.pointer_mut(path).unwrap().as_object_mut().unwrap();
+                object.remove(name);
+                let error = serde_json::from_value::<RunReport>(report).err().unwrap();
+                assert!(error.to_string().contains(name), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub struct TraceArgs {
 }
 
 impl TraceArgs {
-    /// The trace, and where JSON goes if it is wanted.
+    /// Returns the trace, and where JSON goes if it is wanted.
     pub fn files(&self) -> Result<(&Path, Option<&Path>), Mistake> {
         let stdout = Path::new("-");
         match (self.trace.as_deref(), self.json.as_deref()) {
@@ -117,11 +117,10 @@ pub struct ImportArgs {
     /// lackey (valgrind --tool=lackey --trace-mem=yes) or csv
     #[arg(long, value_name = "FORMAT")]
     format: import::Format,
-    /// Of lackey's trace, leave out what was accessed because it is program text
+    /// Leave out the instruction fetches in a trace of lackey
     #[arg(long)]
     no_instructions: bool,
-    /// Of lackey's trace, let the program's accesses be those of this accelerator; without, they are a CPU's and
-    /// nothing migrates
+    /// Let the accesses in a trace of lackey be those of this accelerator; without, they are a CPU's and nothing migrates
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..64))]
     device: Option<u8>,
     /// Where to; - for standard output
@@ -133,7 +132,10 @@ impl ImportArgs {
     fn run(self) -> Result<ExitCode> {
         let format = match self.format {
             import::Format::Lackey { .. } => import::Format::Lackey {
-                instructions: !self.no_instructions,
+                instructions: match self.no_instructions {
+                    true => import::Instructions::LeftOut,
+                    false => import::Instructions::AreReads,
+                },
                 device: self.device,
             },
             import::Format::Csv if self.no_instructions => {

@@ -31,34 +31,58 @@ const THREADS: u64 = 8;
 /// The longest period, in seconds.
 const DAY: u64 = 24 * 60 * 60;
 
+/// An error if a number is not from 1 to `max`.
+fn in_range(what: &'static str, given: u64, max: u64) -> Result<(), ConfigError> {
+    match (1..=max).contains(&given) {
+        true => Ok(()),
+        false => Err(ConfigError::Range {
+            what,
+            given,
+            min: 1,
+            max,
+        }),
+    }
+}
+
+/// A size, and the most that it may be.
+struct SizeLimit {
+    what: &'static str,
+    given: Size,
+    /// What has the size `limit`.
+    limit_of: &'static str,
+    limit: u64,
+    /// What to do about a size that is larger.
+    remedy: &'static str,
+}
+
 impl Config {
     /// Returns why the host cannot run it, as far as that can be found out without trying.
     pub fn check(&self, host: &Host) -> Result<(), ConfigError> {
-        let range = |what, given: u64, max: u64| match (1..=max).contains(&given) {
-            true => Ok(()),
-            false => Err(ConfigError::Range {
-                what,
-                given,
-                min: 1,
-                max,
-            }),
-        };
-        range(
-            "the number of vCPUs",
-            self.machine.vcpus.into(),
-            map::MAX_VCPUS,
-        )?;
+        let vcpus = self.machine.vcpus.into();
+        in_range("the number of vCPUs", vcpus, map::MAX_VCPUS)?;
         self.check_boot()?;
+        self.check_numbers()?;
+        self.check_lists()?;
+        self.check_sizes(host)?;
+        self.check_room(host)?;
+        self.check_hints()?;
+        self.check_regions()?;
+        self.check_cpus(host)?;
+        self.check_params()
+    }
+
+    /// An error if there are too few or too many of something, or a time is too long.
+    fn check_numbers(&self) -> Result<(), ConfigError> {
         let no_accelerators = self.boot.kernel.is_some() && self.devices.count == 0;
         if !no_accelerators {
-            range(
+            in_range(
                 "the number of accelerators",
                 self.devices.count.into(),
                 map::MAX_ACCELS,
             )?;
         }
         if let Some(seconds) = self.machine.watchdog {
-            range("the watchdog's time in seconds", seconds, DAY)?;
+            in_range("the watchdog's time in seconds", seconds, DAY)?;
         }
         if let Some(balloon) = &self.balloon {
             for (what, seconds) in [
@@ -68,31 +92,30 @@ impl Config {
                     balloon.statistics,
                 ),
             ] {
-                seconds.map_or(Ok(()), |seconds| range(what, seconds, DAY))?;
+                seconds.map_or(Ok(()), |seconds| in_range(what, seconds, DAY))?;
             }
         }
         let virtio = self.virtio_devices();
         if virtio > 0 {
-            range(
+            in_range(
                 "the number of accelerators, disks and other virtio devices together",
                 u64::from(self.devices.count) + virtio as u64,
                 map::MAX_ACCELS,
             )?;
         }
-        range("the number of shards", self.engine.shards as u64, 64)?;
+        in_range("the number of shards", self.engine.shards as u64, 64)?;
         if let Some(threads) = self.service.threads {
-            range(
+            in_range(
                 "the number of service threads",
                 threads as u64,
                 MAX_SERVICE_THREADS as u64,
             )?;
         }
-        self.check_lists()?;
-        self.check_sizes(host)?;
-        self.check_room(host)?;
-        self.check_hints()?;
-        self.check_regions()?;
+        Ok(())
+    }
 
+    /// An error if a list of CPUs is empty, or names one that this process may not use.
+    fn check_cpus(&self, host: &Host) -> Result<(), ConfigError> {
         let lists = [
             ("[service] cpus", &self.service.cpus),
             ("[placement] vcpu_cpus", &self.placement.vcpu_cpus),
@@ -113,7 +136,11 @@ impl Config {
                 });
             }
         }
+        Ok(())
+    }
 
+    /// An error if a parameter would break the guest's command line, or is given twice.
+    fn check_params(&self) -> Result<(), ConfigError> {
         let is_word = |word: &str| {
             !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control())
         };
@@ -233,7 +260,33 @@ impl Config {
         }
     }
 
+    /// An error if a size is no multiple of its unit, or too large.
     fn check_sizes(&self, host: &Host) -> Result<(), ConfigError> {
+        self.check_units()?;
+        let limits = self.size_limits(host).into_iter();
+        match limits
+            .chain(self.balloon_limit())
+            .find(|it| it.given.0 > it.limit)
+        {
+            None => Ok(()),
+            Some(SizeLimit {
+                what,
+                given,
+                limit_of,
+                limit,
+                remedy,
+            }) => Err(ConfigError::TooLarge {
+                what,
+                given,
+                limit_of,
+                limit: Size(limit),
+                remedy,
+            }),
+        }
+    }
+
+    /// An error if a size is no multiple of its unit.
+    fn check_units(&self) -> Result<(), ConfigError> {
         let multiple = |what, given: Size, unit| match given.0 != 0 && given.0.is_multiple_of(unit)
         {
             true => Ok(()),
@@ -243,14 +296,18 @@ impl Config {
                 unit: Size(unit),
             }),
         };
-        let (memory, device) = (self.machine.memory, self.devices.memory);
-        multiple("guest memory", memory, BLOCK)?;
-        multiple("device memory", device, PAGE_SIZE)?;
-        let shared = self.machine.shared;
-        if shared.0 > 0 {
-            multiple("shared memory", shared, BLOCK)?;
+        multiple("guest memory", self.machine.memory, BLOCK)?;
+        multiple("device memory", self.devices.memory, PAGE_SIZE)?;
+        match self.machine.shared {
+            Size(0) => Ok(()),
+            shared => multiple("shared memory", shared, BLOCK),
         }
-        // It has no gap in it.
+    }
+
+    /// Returns the limits of memory. They are for sizes that are multiples of their units.
+    fn size_limits(&self, host: &Host) -> [SizeLimit; 4] {
+        let memory = self.machine.memory;
+        // Shared memory has no gap in it.
         let (shared_limit_of, shared_limit) = match &self.boot.kernel {
             Some(_) => {
                 let last = Layout::new(memory).last();
@@ -262,58 +319,47 @@ impl Config {
             Some(_) => "a kernel can get",
             None => "the guest's page tables can map",
         };
-        let limits = [
-            (
-                "guest memory",
-                memory,
-                map_limit,
-                map::MANAGED_MAX,
-                "use less with --memory",
-            ),
-            (
-                "guest memory",
-                memory,
-                "this host's memory",
-                host.memory,
-                "use less with --memory",
-            ),
-            (
-                "device memory",
-                device,
-                "guest memory",
-                memory.0,
-                "use less with --device-memory, or more with --memory",
-            ),
-            (
-                "shared memory",
-                shared,
-                shared_limit_of,
-                shared_limit,
-                "use less with --shared",
-            ),
-        ];
-        let balloon = self.balloon.map(|balloon| {
-            let remedy = "use less with --balloon";
-            (
-                "the balloon",
-                balloon.size,
-                "guest memory",
-                memory.0,
-                remedy,
-            )
-        });
-        for (what, given, limit_of, limit, remedy) in limits.into_iter().chain(balloon) {
-            if given.0 > limit {
-                return Err(ConfigError::TooLarge {
-                    what,
-                    given,
-                    limit_of,
-                    limit: Size(limit),
-                    remedy,
-                });
-            }
-        }
-        Ok(())
+        [
+            SizeLimit {
+                what: "guest memory",
+                given: memory,
+                limit_of: map_limit,
+                limit: map::MANAGED_MAX,
+                remedy: "use less with --memory",
+            },
+            SizeLimit {
+                what: "guest memory",
+                given: memory,
+                limit_of: "this host's memory",
+                limit: host.memory,
+                remedy: "use less with --memory",
+            },
+            SizeLimit {
+                what: "device memory",
+                given: self.devices.memory,
+                limit_of: "guest memory",
+                limit: memory.0,
+                remedy: "use less with --device-memory, or more with --memory",
+            },
+            SizeLimit {
+                what: "shared memory",
+                given: self.machine.shared,
+                limit_of: shared_limit_of,
+                limit: shared_limit,
+                remedy: "use less with --shared",
+            },
+        ]
+    }
+
+    /// Returns the limit of the balloon, if there is one.
+    fn balloon_limit(&self) -> Option<SizeLimit> {
+        Some(SizeLimit {
+            what: "the balloon",
+            given: self.balloon?.size,
+            limit_of: "guest memory",
+            limit: self.machine.memory.0,
+            remedy: "use less with --balloon",
+        })
     }
 
     fn check_regions(&self) -> Result<(), ConfigError> {
@@ -415,7 +461,7 @@ mod tests {
         }
     }
 
-    /// The complaint about a change to the default configuration.
+    /// Returns the complaint about a change to the default configuration.
     fn complaint(change: impl FnOnce(&mut Config)) -> String {
         let mut config = Config::default();
         change(&mut config);

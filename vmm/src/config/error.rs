@@ -32,6 +32,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// The parser's error, with its place in the file.
+        #[source]
         error: toml::de::Error,
     },
     /// A number out of its range.
@@ -63,7 +64,7 @@ pub enum ConfigError {
         what: &'static str,
         /// The size.
         given: Size,
-        /// What limits it.
+        /// What has the size `limit`.
         limit_of: &'static str,
         /// The limit.
         limit: Size,
@@ -141,9 +142,9 @@ pub enum ConfigError {
         "[[policy.region]] number {first} and number {second} overlap from {start} on; give each part of memory one policy"
     )]
     Overlap {
-        /// Which, from 1.
+        /// The number of one region, from 1.
         first: usize,
-        /// Which, from 1.
+        /// The number of the other region, from 1.
         second: usize,
         /// Where what they share begins.
         start: Size,
@@ -151,9 +152,9 @@ pub enum ConfigError {
     /// A hint that cannot be followed.
     #[error("[[hint]] number {number}, `{hint}`: {why}")]
     Hint {
-        /// Its number, from 1.
+        /// The hint's number, from 1.
         number: usize,
-        /// Its text.
+        /// The hint.
         hint: Hint,
         /// The cause.
         why: String,

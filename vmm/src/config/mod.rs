@@ -67,7 +67,7 @@ pub struct Config {
     pub workload: WorkloadConfig,
     /// Threads that serve CPU faults.
     pub service: ServiceConfig,
-    /// Which host CPUs the threads run on.
+    /// The host CPUs that the threads run on.
     pub placement: PlacementConfig,
 }
 
@@ -94,9 +94,9 @@ pub struct MachineConfig {
 pub struct BootConfig {
     /// The kernel: a bzImage, or a vmlinux with a PVH entry.
     pub kernel: Option<PathBuf>,
-    /// Its initial ramdisk.
+    /// The kernel's initial ramdisk.
     pub initrd: Option<PathBuf>,
-    /// Its command line.
+    /// The kernel's command line.
     pub cmdline: Option<String>,
     /// The processor that it sees: `host` or `baseline`.
     #[serde(deserialize_with = "from_str")]
@@ -125,7 +125,7 @@ pub struct EngineConfig {
     pub kind: EngineChoice,
     /// Number of userfaultfds that managed memory is spread over.
     pub shards: usize,
-    /// Prefetched pages arrive before the vCPU that faulted goes on: for runs that a replay is compared with.
+    /// Whether prefetched pages arrive before the vCPU that faulted goes on. Runs that are compared with a replay need this.
     pub lockstep: bool,
 }
 
@@ -133,7 +133,7 @@ pub struct EngineConfig {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyConfig {
-    /// For example `density:threshold=60+lru`; `hmmvisor policies` lists what there is. Or a script's file.
+    /// The policy: a name like `density:threshold=60+lru` (`hmmvisor policies` lists what there is), or a script's file.
     #[serde(deserialize_with = "from_str")]
     pub spec: PolicyChoice,
     /// Parts of managed memory with another policy for faults.
@@ -144,11 +144,11 @@ pub struct PolicyConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegionConfig {
-    /// Where it begins in managed memory, a multiple of 2 MiB.
+    /// Where the region begins in managed memory, a multiple of 2 MiB.
     pub start: Size,
-    /// Its size, a multiple of 2 MiB.
+    /// The region's size, a multiple of 2 MiB.
     pub size: Size,
-    /// As `[policy] spec`; a policy for evictions in it is ignored.
+    /// The policy for faults on it, written like `[policy] spec`. A policy for evictions in it is ignored.
     #[serde(deserialize_with = "from_str")]
     pub spec: PolicyChoice,
 }
@@ -167,7 +167,7 @@ pub struct HintConfig {
 }
 
 impl HintConfig {
-    /// The pages.
+    /// Returns the pages.
     pub fn pages(&self) -> PageRange {
         let page = |bytes| Page((bytes / PAGE_SIZE) as u32);
         PageRange::new(page(self.start.0), page(self.start.0 + self.bytes.0))
@@ -180,7 +180,7 @@ impl HintConfig {
 pub struct WorkloadConfig {
     /// Name of the workload; `hmmvisor workloads` lists what there is.
     pub name: Option<String>,
-    /// Its parameters, as `(name, value)`.
+    /// The workload's parameters, as `(name, value)`.
     #[serde(deserialize_with = "params")]
     pub params: Vec<(String, String)>,
 }
@@ -291,7 +291,7 @@ impl Config {
         })
     }
 
-    /// The balloon that the machine has. An operating system has one in any case, so that the pages it frees are given back.
+    /// Returns the balloon that the machine has. An operating system has one in any case, so that the pages it frees are given back.
     pub fn effective_balloon(&self) -> Option<BalloonConfig> {
         let always = self.boot.kernel.is_some().then(BalloonConfig::default);
         self.balloon.or(always)
@@ -302,7 +302,7 @@ impl Config {
         self.rng || self.boot.kernel.is_some()
     }
 
-    /// The number of virtio devices that the machine has.
+    /// Returns the number of virtio devices that the machine has.
     pub fn virtio_devices(&self) -> usize {
         let balloon = usize::from(self.effective_balloon().is_some());
         self.disk.len() + balloon + usize::from(self.has_entropy())
@@ -319,7 +319,7 @@ where
         .map_err(D::Error::custom)
 }
 
-/// A table of scalars, each as it would be written on the command line.
+/// Reads a table of scalars and returns each as it would be written on the command line.
 fn params<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, String)>, D::Error> {
     let table = BTreeMap::<String, toml::Value>::deserialize(deserializer)?;
     let param = |(name, value)| {

@@ -7,12 +7,13 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hmmvisor_devices::thread::{self, Thread};
 use hmmvisor_experiments::steady::{wait_for_room, write_all};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The most bytes in the queue.
 const LIMIT: usize = 16 << 10;
@@ -32,7 +33,7 @@ pub struct OutletFigures {
 
 /// The writers' end of the queue. Cheap to clone.
 #[derive(Clone)]
-pub struct Outlet(Arc<Shared>);
+pub struct Outlet(Arc<OutputQueue>);
 
 /// The thread that writes what is in the queue.
 pub struct OutletThread {
@@ -40,7 +41,7 @@ pub struct OutletThread {
     thread: Option<Thread<()>>,
 }
 
-struct Shared {
+struct OutputQueue {
     queue: Mutex<Queue>,
     /// Notified when bytes have come or gone, and when the output is to end.
     changed: Condvar,
@@ -67,7 +68,7 @@ impl Outlet {
         out: Box<dyn Write + Send>,
         on_panic: impl FnOnce(&str) + Send + 'static,
     ) -> io::Result<OutletThread> {
-        let outlet = Outlet(Arc::new(Shared {
+        let outlet = Outlet(Arc::new(OutputQueue {
             queue: Mutex::new(Queue {
                 bytes: VecDeque::new(),
                 in_hand: 0,
@@ -104,7 +105,7 @@ impl Outlet {
             if queue.hurry || self.is_stalled() {
                 break;
             }
-            queue = self.sleep(queue, patience);
+            self.sleep(&mut queue, patience);
         }
         queue.figures.dropped += bytes.len() as u64;
     }
@@ -140,13 +141,11 @@ impl Outlet {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        // The state is consistent also where a thread has panicked: no change leaves it half-done.
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.queue.lock()
     }
 
-    fn sleep<'a>(&self, queue: MutexGuard<'a, Queue>, limit: Duration) -> MutexGuard<'a, Queue> {
-        let woken = self.0.changed.wait_timeout(queue, limit);
-        woken.unwrap_or_else(PoisonError::into_inner).0
+    fn sleep(&self, queue: &mut MutexGuard<'_, Queue>, limit: Duration) {
+        self.0.changed.wait_for(queue, limit);
     }
 
     /// The thread's body.
@@ -158,7 +157,7 @@ impl Outlet {
                 if queue.closed {
                     return;
                 }
-                queue = self.sleep(queue, STALL);
+                self.sleep(&mut queue, STALL);
             }
             let length = queue.bytes.len().min(CHUNK);
             chunk.clear();
@@ -214,7 +213,7 @@ impl OutletThread {
             if self.outlet.is_stalled() || patience <= now {
                 break;
             }
-            queue = self.outlet.sleep(queue, patience - now);
+            self.outlet.sleep(&mut queue, patience - now);
         }
         let left = queue.in_hand + queue.bytes.len();
         queue.bytes.clear();

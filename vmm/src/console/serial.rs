@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hmmvisor_devices::bell;
+use parking_lot::{Mutex, MutexGuard};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -17,7 +18,7 @@ use crate::machine::bus::{Device, Next};
 
 /// Where a PC has its first serial port.
 pub const PORTS: Range<u64> = 0x3f8..0x400;
-/// Which pin of the I/O APIC the port's interrupt is.
+/// The pin of the I/O APIC that is the port's interrupt.
 pub const PIN: u32 = 4;
 
 /// Most bytes held back while waiting for the end of a line.
@@ -25,7 +26,7 @@ const LINE_LIMIT: usize = 4096;
 
 /// The register with which the guest says which interrupts it wants.
 const INTERRUPT_ENABLE: u64 = 1;
-/// In that register: an interrupt for input.
+/// The bit of that register that asks for an interrupt for input.
 const INPUT_INTERRUPT: u8 = 1;
 /// The register that the guest reads input from.
 const DATA: u64 = 0;
@@ -46,7 +47,7 @@ pub struct Console {
     outlet: Option<Outlet>,
     /// Accesses by a guest whose output is stalled.
     unheard: AtomicU64,
-    /// By which the run ends when an event cannot be written.
+    /// The end of the run, which comes when an event cannot be written.
     ending: Option<Arc<Ending>>,
 }
 
@@ -117,7 +118,7 @@ impl Console {
         if self.attended.load(Ordering::Relaxed)
             && let Some(attention) = &self.attention
         {
-            tell(self.ending.as_deref(), bell::ring(attention));
+            report_failure(self.ending.as_deref(), bell::ring(attention));
         }
     }
 
@@ -163,8 +164,7 @@ impl Console {
     }
 
     fn serial(&self) -> MutexGuard<'_, Serial<Pin, NoEvents, Lines>> {
-        // A thread that panicked while holding it has left a serial port that still works.
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+        self.serial.lock()
     }
 }
 
@@ -265,14 +265,14 @@ impl Trigger for Pin {
 
     fn trigger(&self) -> Result<(), Infallible> {
         if let Some((event, ending)) = &self.0 {
-            tell(Some(ending), bell::ring(event));
+            report_failure(Some(ending), bell::ring(event));
         }
         Ok(())
     }
 }
 
-/// The run ends if the system refuses an event at every try.
-fn tell(ending: Option<&Ending>, result: io::Result<()>) {
+/// Ends the run if the system has refused an event at every try.
+fn report_failure(ending: Option<&Ending>, result: io::Result<()>) {
     if let (Some(ending), Err(error)) = (ending, result) {
         ending.event_failed(
             "telling of the serial port's state (writing an eventfd)",
@@ -289,7 +289,7 @@ mod tests {
     struct Seen(Arc<Mutex<Vec<Vec<u8>>>>);
     impl Write for Seen {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().push(bytes.to_vec());
+            self.0.lock().push(bytes.to_vec());
             Ok(bytes.len())
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -316,13 +316,10 @@ mod tests {
         let seen = Seen::default();
         let console = Console::new(Box::new(seen.clone()));
         say(&console, b"one\ntwo");
-        assert_eq!(*seen.0.lock().unwrap(), [b"one\n".to_vec()]);
+        assert_eq!(*seen.0.lock(), [b"one\n".to_vec()]);
         console.finish();
         console.finish();
-        assert_eq!(
-            *seen.0.lock().unwrap(),
-            [b"one\n".to_vec(), b"two\n".to_vec()]
-        );
+        assert_eq!(*seen.0.lock(), [b"one\n".to_vec(), b"two\n".to_vec()]);
     }
 
     #[test]
@@ -336,7 +333,7 @@ mod tests {
         assert!(console.has_rest() && attention.read().is_ok());
         console.rest();
         assert!(!console.has_rest());
-        assert_eq!(seen.0.lock().unwrap().last().unwrap(), b"# ");
+        assert_eq!(seen.0.lock().last().unwrap(), b"# ");
     }
 
     #[test]

@@ -111,7 +111,7 @@ fn get() -> io::Result<termios> {
     }
 }
 
-/// With SIGTTOU blocked: if the process has gone to the background a moment ago, it must not be stopped here.
+/// Sets the terminal's mode with SIGTTOU blocked: a process that has gone to the background a moment ago must not be stopped here.
 fn set(mode: &termios) -> io::Result<()> {
     // SAFETY: bitmaps; all zeros is valid, and the signal exists.
     let (mut ttou, mut old): (libc::sigset_t, libc::sigset_t) = unsafe { mem::zeroed() };
@@ -143,7 +143,7 @@ fn restore_on_panics() {
 }
 
 fn restore_on_signals() {
-    DEADLY.into_iter().for_each(take);
+    DEADLY.into_iter().for_each(on_signal);
 }
 
 /// Takes SIGSEGV and SIGBUS before the standard library does, if called from a constructor of the program.
@@ -152,11 +152,13 @@ fn restore_on_signals() {
 /// starts. Where the host has no memory for it, the thread panics before its first line, which aborts the process. A handler
 /// that is there already keeps it from that, so that a thread starts or is refused with an error.
 pub extern "C" fn take_memory_faults() {
-    [libc::SIGSEGV, libc::SIGBUS].into_iter().for_each(take);
+    [libc::SIGSEGV, libc::SIGBUS]
+        .into_iter()
+        .for_each(on_signal);
 }
 
 /// Has the terminal restored before a signal kills the process.
-fn take(signal: libc::c_int) {
+fn on_signal(signal: libc::c_int) {
     extern "C" fn handler(signal: libc::c_int) {
         restore();
         // The handler is gone by now (SA_RESETHAND): this is what the signal does by default.

@@ -37,16 +37,22 @@ pub struct Input {
 }
 
 impl Input {
-    /// Standard input, whatever it is. With `interactive`, Ctrl-A and then x quit, Ctrl-A twice is one for the guest.
-    pub fn stdin(interactive: bool) -> io::Result<Input> {
-        let source = io::stdin().as_fd().try_clone_to_owned()?.into();
+    /// Takes standard input, whatever it is. All of its bytes go to the guest.
+    pub fn stdin() -> io::Result<Input> {
+        let source = io::stdin().as_fd().try_clone_to_owned()?;
+        Ok(Input::of(source.into()))
+    }
+
+    /// Takes standard input, where a person types: Ctrl-A and then x quit, Ctrl-A twice is one for the guest.
+    pub fn terminal() -> io::Result<Input> {
+        let stdin = Input::stdin()?;
         Ok(Input {
-            source,
-            interactive,
+            interactive: true,
+            ..stdin
         })
     }
 
-    /// A file, a pipe or the like, whose bytes all go to the guest.
+    /// Takes a file, a pipe or the like. All of its bytes go to the guest.
     pub fn of(source: File) -> Input {
         Input {
             source,
@@ -130,7 +136,8 @@ fn serve(console: &Console, mut input: Option<Input>, ending: &Ending, stop: &Ev
             Ok(Some([true, ..])) => return,
             Ok(Some([_, attend, readable])) => {
                 failures = 0;
-                // Only to make it unreadable until there is more. Should that fail at every try, not at full speed.
+                // Reading the event makes it unreadable until there is more to do. The pause avoids a busy loop should reading fail
+                // again and again.
                 if attend && bell::read(attention).is_err() {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -150,7 +157,7 @@ fn serve(console: &Console, mut input: Option<Input>, ending: &Ending, stop: &Ev
                 };
                 waiting.drain(..taken);
             }
-            // Interrupted; should that happen at every try, neither at full speed nor without end.
+            // Interrupted. The pause avoids a busy loop should that repeat, and the limit an endless one.
             Err(error) => {
                 failures += 1;
                 if failures > FAILURES {
@@ -169,7 +176,7 @@ fn read(source: &mut File) -> Option<Vec<u8>> {
         Ok(0) => None,
         Ok(len) => Some(bytes[..len].to_vec()),
         Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
-            // Should that happen at every try, not at full speed.
+            // The pause avoids a busy loop should that repeat.
             std::thread::sleep(Duration::from_millis(1));
             Some(Vec::new())
         }

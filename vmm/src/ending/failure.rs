@@ -2,11 +2,20 @@
 
 use thiserror::Error;
 
+/// Whose code a vCPU executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The guest's, in ring 3.
+    Guest,
+    /// The firmware's, in ring 0.
+    Firmware,
+}
+
 /// Why a run failed, for a reason other than the guest's own verdict.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Failure {
     /// A CPU exception; guests have no handlers for them.
-    #[error("vCPU {vcpu} took {} at rip {rip:#x}{}{}", exception_name(*vector), exception_detail(*vector, *error_code, *cr2), exception_cause(*vector, *rip, *in_firmware))]
+    #[error("vCPU {vcpu} took {} at rip {rip:#x}{}{}", exception_name(*vector), exception_detail(*vector, *error_code, *cr2), exception_cause(*vector, *rip, *code))]
     Exception {
         /// The vCPU.
         vcpu: u32,
@@ -18,8 +27,8 @@ pub enum Failure {
         rip: u64,
         /// For page faults: the address that was accessed.
         cr2: u64,
-        /// Whether it was the firmware's code, not the guest's.
-        in_firmware: bool,
+        /// Whose code that instruction is.
+        code: Code,
     },
     /// The vCPU could not even start the exception handler.
     #[error(
@@ -71,6 +80,7 @@ pub enum Failure {
         /// The guest's instruction pointer.
         rip: u64,
         /// The kernel's answer.
+        #[source]
         error: kvm_ioctls::Error,
     },
     /// An exit that no guest should cause.
@@ -211,13 +221,13 @@ fn exception_detail(vector: u64, error_code: u64, cr2: u64) -> String {
     }
 }
 
-/// The likely cause of an exception, and what to do about it; empty if none is known.
-fn exception_cause(vector: u64, rip: u64, in_firmware: bool) -> &'static str {
-    match (vector, rip, in_firmware) {
-        (_, _, true) => {
+/// Returns the likely cause of an exception, and what to do about it; nothing if none is known.
+fn exception_cause(vector: u64, rip: u64, code: Code) -> &'static str {
+    match (vector, rip, code) {
+        (_, _, Code::Firmware) => {
             "; it happened in the firmware: a bug in Hmmvisor, or the guest damaged its vCPU's state"
         }
-        (14, 0, false) => {
+        (14, 0, Code::Guest) => {
             "; the guest called a null pointer. A program that is linked with a C library does this, because there is no operating system below a guest: build it with `-ffreestanding -nostdlib`, as docs/guest-abi.md says"
         }
         _ => "",
@@ -246,7 +256,7 @@ mod tests {
             error_code: 6,
             rip: 0x20_1234,
             cr2: 8,
-            in_firmware: false,
+            code: Code::Guest,
         };
         assert_eq!(
             page_fault.to_string(),
@@ -258,7 +268,7 @@ mod tests {
             error_code: 0x14,
             rip: 0,
             cr2: 0,
-            in_firmware: false,
+            code: Code::Guest,
         };
         let text = null.to_string();
         assert!(text.contains("at rip 0x0, executing address 0x0"), "{text}");

@@ -4,10 +4,11 @@ pub mod failure;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hmmvisor_devices::{DeviceFailure, bell};
+use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use failure::Failure;
@@ -82,17 +83,12 @@ impl Ending {
 
     /// Notes that this thread does not end and is no longer waited for.
     pub fn leave_behind(&self, thread: &str) {
-        let mut left = self
-            .left_behind
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        left.push(thread.to_owned());
+        self.left_behind.lock().push(thread.to_owned());
     }
 
-    /// The threads that did not end when they were to.
+    /// Returns the threads that did not end when they were to.
     pub fn left_behind(&self) -> Vec<String> {
-        let left = self.left_behind.lock();
-        left.unwrap_or_else(PoisonError::into_inner).clone()
+        self.left_behind.lock().clone()
     }
 
     /// Waits for the run's end, at most this long.
@@ -113,7 +109,7 @@ impl Ending {
             // SAFETY: one valid structure, as the count says; the descriptor is ours.
             let ready = unsafe { libc::poll(&mut ended, 1, milliseconds) };
             if ready < 0 {
-                // Interrupted: repeated, but should that happen at every try, not at full speed.
+                // Interrupted. The pause avoids a busy loop should that repeat.
                 std::thread::sleep(Duration::from_millis(1));
             }
         }

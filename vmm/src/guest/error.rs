@@ -40,7 +40,7 @@ pub enum GuestError {
 }
 
 impl GuestError {
-    /// The system's answer to a request for an event.
+    /// Returns a function that makes an error of the system's answer to a request for an event.
     pub(crate) fn event(what: &'static str) -> impl FnOnce(io::Error) -> GuestError {
         move |error| GuestError::Event {
             what,

@@ -53,7 +53,7 @@ pub struct BoardParts<'a> {
     pub(crate) output: Outlet,
     /// The control device, for guests that know it.
     pub(crate) control: &'a Arc<Control>,
-    /// By which devices end the run.
+    /// The end of the run, for devices that must end it.
     pub(crate) ending: &'a Arc<Ending>,
 }
 

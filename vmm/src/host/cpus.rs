@@ -3,7 +3,7 @@
 use std::io;
 use std::mem;
 
-/// The host CPUs that this process may run on, ascending, beginning with the one it is running on now
+/// Returns the host CPUs that this process may run on, ascending, beginning with the one it is running on now
 /// and continuing cyclically: so several virtual machines on one host spread over its CPUs.
 pub fn allowed() -> Vec<usize> {
     let mut cpus = allowed_set().unwrap_or_default();

@@ -13,7 +13,7 @@ pub struct ExceptionFrame {
     pub rax: u64,
     /// The exception's number.
     pub vector: u64,
-    /// Its error code, 0 for those without.
+    /// The exception's error code; 0 for exceptions that have none.
     pub error_code: u64,
     /// Address of the instruction.
     pub rip: u64,

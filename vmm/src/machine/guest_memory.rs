@@ -28,6 +28,7 @@ pub enum GuestMemoryPartError {
         /// Its size.
         size: u64,
         /// The cause.
+        #[source]
         error: MmapRegionError,
     },
     /// One part reaches beyond the end of the address space.

@@ -4,7 +4,7 @@
 //! system gets them through the pins of the I/O APIC, edge-triggered, and chooses the vCPU there.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use hmmvisor_abi::map;
 use hmmvisor_devices::{DeviceFailure, bell};
@@ -12,6 +12,7 @@ use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
 };
 use kvm_ioctls::VmFd;
+use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::ending::Ending;
@@ -91,7 +92,7 @@ impl InterruptLines {
             // The guest routes its pins itself.
             return true;
         };
-        let mut routes = routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = routes.lock();
         let mut changed = *routes;
         changed[line as usize] = Some(vcpu);
         let applied = self.apply(&changed);

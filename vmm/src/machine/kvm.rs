@@ -62,7 +62,7 @@ pub enum KvmError {
 }
 
 impl From<kvm_ioctls::Error> for KvmError {
-    /// Why opening the device failed.
+    /// Returns why opening the device failed.
     fn from(error: kvm_ioctls::Error) -> KvmError {
         match error.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing,
@@ -100,7 +100,7 @@ pub fn version(kvm: &Kvm) -> Result<i32, KvmError> {
     }
 }
 
-/// An answer of KVM. To be called right after it: a negative answer leaves its reason in `errno`.
+/// Returns an answer of KVM, or the error that it stands for. Call it right after KVM: a negative answer leaves its reason in `errno`.
 fn answer(value: i32, what: &str) -> Result<i32, KvmError> {
     if value < 0 {
         let source = io::Error::last_os_error();

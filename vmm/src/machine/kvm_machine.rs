@@ -134,7 +134,8 @@ impl Machine {
         vm.enable_cap(&no_halt_exits)
             .map_err(refused("halting without exits"))?;
 
-        // After the memory: a change of memory waits for what this one starts, some milliseconds.
+        // The interrupt controller is made after the memory is set: it starts something in KVM that a change of memory would
+        // wait for, some milliseconds.
         vm.create_irq_chip()
             .map_err(refused("an interrupt controller"))?;
         Ok(Machine {
@@ -148,7 +149,7 @@ impl Machine {
         })
     }
 
-    /// The KVM virtual machine, for devices' events and interrupts.
+    /// Returns the KVM virtual machine, for devices' events and interrupts.
     pub fn vm(&self) -> &Arc<VmFd> {
         &self.vm
     }
@@ -160,7 +161,7 @@ impl Machine {
         }
     }
 
-    /// Number of vCPUs.
+    /// Returns the number of vCPUs.
     pub fn vcpus(&self) -> u32 {
         self.vcpus
     }
@@ -194,7 +195,7 @@ impl Machine {
             .map_err(refusal("to make", index))
     }
 
-    /// What KVM can offer this vCPU of the host's processor.
+    /// Returns what KVM can offer this vCPU of the host's processor.
     pub(crate) fn supported_cpuid(&self, index: u32) -> Result<CpuId, MachineError> {
         self.kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -207,7 +208,7 @@ impl Machine {
     }
 }
 
-/// The error of a step in making a vCPU: KVM refused `what`.
+/// Returns the error of a step in making a vCPU: KVM refused `what`.
 pub(crate) fn refusal(
     what: &str,
     vcpu: u32,

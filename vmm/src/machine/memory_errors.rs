@@ -8,13 +8,14 @@
 use std::fmt;
 use std::io;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hmm_backend::Backend;
 use hmm_backend::service::{FatalCause, FatalFault};
 use hmmvisor_devices::thread::{self, STOP_WITHIN, Thread};
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::ending::failure::Failure;
@@ -72,7 +73,7 @@ pub fn failure(fault: &FatalFault, vcpu: Option<u32>, base: u64) -> Failure {
 }
 
 /// A fault that its vCPU has not been told of.
-struct Report {
+struct PendingReport {
     fault: FatalFault,
     /// Kicks since the vCPU last took a report.
     kicks: u32,
@@ -84,7 +85,7 @@ pub struct MemoryErrors {
     /// Guest-physical address of page 0.
     base: u64,
     /// One for each vCPU.
-    reports: Box<[Mutex<Option<Report>>]>,
+    reports: Box<[Mutex<Option<PendingReport>>]>,
 }
 
 impl MemoryErrors {
@@ -97,10 +98,8 @@ impl MemoryErrors {
         }
     }
 
-    fn report(&self, vcpu: u32) -> MutexGuard<'_, Option<Report>> {
-        // Replaced as a whole: there is nothing half-done that a panic could leave.
-        let report = &self.reports[vcpu as usize];
-        report.lock().unwrap_or_else(PoisonError::into_inner)
+    fn report(&self, vcpu: u32) -> MutexGuard<'_, Option<PendingReport>> {
+        self.reports[vcpu as usize].lock()
     }
 
     /// Notes that a fault of this vCPU cannot be resolved, in place of an older report: the newest one is about what the vCPU does
@@ -109,21 +108,25 @@ impl MemoryErrors {
         let mut report = self.report(vcpu);
         let missed = report.take().map_or(0, |old| old.kicks);
         let kicks = missed.saturating_add(1);
-        *report = Some(Report { fault, kicks });
+        *report = Some(PendingReport { fault, kicks });
     }
 
-    /// Returns the time on the clock that [`Self::take`] compares with.
+    /// Returns the time on the clock that [`Self::take_report`] compares with.
     pub fn now(&self) -> Duration {
         self.backend.now()
     }
 
-    /// Takes the fault of which this vCPU must be told before it enters the guest again. Call it after *each* `KVM_RUN`: `entered`
-    /// is when that began, `interrupted` whether a signal ended it. If none did, the vCPU has executed the access after all, and
-    /// the report is dropped.
-    pub fn take(&self, vcpu: u32, entered: Duration, interrupted: bool) -> Option<FatalFault> {
-        let Report { fault, .. } = self.report(vcpu).take()?;
-        let is_now = interrupted && fault.since >= entered && self.backend.is_current(&fault);
+    /// Takes the fault of which this vCPU must be told before it enters the guest again. Call it after each `KVM_RUN` that a signal
+    /// has ended; `entered` is when that began. After any other `KVM_RUN`, call [`Self::drop_report`].
+    pub fn take_report(&self, vcpu: u32, entered: Duration) -> Option<FatalFault> {
+        let PendingReport { fault, .. } = self.report(vcpu).take()?;
+        let is_now = fault.since >= entered && self.backend.is_current(&fault);
         is_now.then_some(fault)
+    }
+
+    /// Drops the report to this vCPU, which has executed the access after all.
+    pub fn drop_report(&self, vcpu: u32) {
+        *self.report(vcpu) = None;
     }
 }
 

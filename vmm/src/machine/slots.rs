@@ -28,6 +28,7 @@ pub struct SlotInfo {
 pub struct Slots<'a> {
     machine: &'a Machine,
     ending: Arc<Ending>,
+    /// The devices that have been plugged in.
     pub devices: Devices,
 }
 
@@ -103,6 +104,7 @@ impl Devices {
         }
     }
 
+    /// Stops all devices. Idempotent, as [`MmioDevice::stop`] is.
     pub fn stop(&self) {
         self.0.iter().for_each(|device| device.stop());
     }
@@ -114,7 +116,7 @@ impl Drop for Devices {
     }
 }
 
-/// Address of a device's register window.
+/// Returns the address of a device's register window.
 fn window(index: u32) -> u64 {
     map::ACCEL + map::ACCEL_STRIDE * u64::from(index)
 }

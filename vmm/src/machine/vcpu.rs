@@ -11,7 +11,7 @@ use kvm_bindings::KVM_EXIT_MEMORY_FAULT;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::ending::failure::Failure;
+use crate::ending::failure::{Code, Failure};
 use crate::ending::{End, Ending};
 use crate::machine::bus::{Bus, Next};
 use crate::machine::exception::{ExceptionFrame, MACHINE_CHECK};
@@ -20,7 +20,7 @@ use crate::machine::machine_check;
 use crate::machine::memory_errors::{self, MemoryErrors};
 
 /// What all vCPUs of a machine share.
-pub struct Shared {
+pub struct VcpuContext {
     /// The machine. A vCPU can write guest memory for as long as it exists, so its thread keeps that
     /// memory from being unmapped.
     pub machine: Machine,
@@ -30,7 +30,7 @@ pub struct Shared {
     pub ports: Bus,
     /// Reports of pages that cannot be supplied; none if such a page ends the run.
     pub memory_errors: Option<Arc<MemoryErrors>>,
-    /// By which a vCPU ends the run.
+    /// The end of the run, for a vCPU that must end it.
     pub ending: Arc<Ending>,
     /// Set when no vCPU is to enter the guest again.
     pub stop: AtomicBool,
@@ -40,7 +40,7 @@ pub struct Shared {
     pub accesses: AtomicU64,
 }
 
-impl Shared {
+impl VcpuContext {
     /// Makes what the vCPUs of this machine share, before any of them runs.
     pub(crate) fn new(
         machine: Machine,
@@ -48,8 +48,8 @@ impl Shared {
         ports: Bus,
         memory_errors: Option<Arc<MemoryErrors>>,
         ending: Arc<Ending>,
-    ) -> Arc<Shared> {
-        Arc::new(Shared {
+    ) -> Arc<VcpuContext> {
+        Arc::new(VcpuContext {
             machine,
             mmio,
             ports,
@@ -66,7 +66,7 @@ impl Shared {
 pub struct Vcpu {
     index: u32,
     fd: VcpuFd,
-    shared: Arc<Shared>,
+    shared: Arc<VcpuContext>,
     /// The memory error that the guest was told of last.
     memory_error: Option<FatalFault>,
     put_off: PutOff,
@@ -145,8 +145,8 @@ enum Problem {
 }
 
 impl Vcpu {
-    /// A vCPU whose registers are set, ready to run the guest.
-    pub fn new(index: u32, fd: VcpuFd, shared: Arc<Shared>) -> Vcpu {
+    /// Makes a vCPU whose registers are set, ready to run the guest.
+    pub fn new(index: u32, fd: VcpuFd, shared: Arc<VcpuContext>) -> Vcpu {
         Vcpu {
             index,
             fd,
@@ -162,8 +162,14 @@ impl Vcpu {
             let errors = self.shared.memory_errors.as_ref();
             let entered = errors.map(|errors| errors.now());
             let exit = self.enter();
-            let interrupted = matches!(exit, Ok(Exit::Interrupted));
-            if let Some(fault) = entered.and_then(|at| self.untold_error(at, interrupted))
+            let error = match exit {
+                Ok(Exit::Interrupted) => entered.and_then(|at| self.undelivered_error(at)),
+                _ => {
+                    self.drop_report();
+                    None
+                }
+            };
+            if let Some(fault) = error
                 && let Err(failure) = self.machine_check(fault)
             {
                 return self.shared.ending.set(End::Failed(failure));
@@ -186,10 +192,17 @@ impl Vcpu {
         }
     }
 
-    /// Takes the memory error that this vCPU must be told of now, having entered the guest at this time.
-    fn untold_error(&self, entered: Duration, interrupted: bool) -> Option<FatalFault> {
+    /// Takes the memory error that this vCPU must be told of now. A signal has interrupted `KVM_RUN`, which began at this time.
+    fn undelivered_error(&self, entered: Duration) -> Option<FatalFault> {
         let errors = self.shared.memory_errors.as_ref()?;
-        errors.take(self.index, entered, interrupted)
+        errors.take_report(self.index, entered)
+    }
+
+    /// Drops this vCPU's report: no signal has interrupted `KVM_RUN`, so the vCPU has executed the access after all.
+    fn drop_report(&self) {
+        if let Some(errors) = &self.shared.memory_errors {
+            errors.drop_report(self.index);
+        }
     }
 
     /// Makes the guest take a machine check. Where KVM refuses, the error ends the run.
@@ -325,7 +338,10 @@ impl Vcpu {
             error_code: frame.error_code,
             rip: frame.rip,
             cr2: system.cr2,
-            in_firmware: frame.cs & 3 == 0,
+            code: match frame.cs & 3 {
+                0 => Code::Firmware,
+                _ => Code::Guest,
+            },
         })
     }
 }

@@ -10,7 +10,7 @@ use hmmvisor_devices::thread::{self, Thread};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::host::cpus;
-use crate::machine::vcpu::{Shared, Vcpu};
+use crate::machine::vcpu::{Vcpu, VcpuContext};
 
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
@@ -65,7 +65,7 @@ impl ThreadIds {
 pub struct VcpuThreads {
     /// The threads that have not ended yet.
     threads: Vec<Thread<()>>,
-    shared: Arc<Shared>,
+    shared: Arc<VcpuContext>,
 }
 
 impl VcpuThreads {
@@ -75,7 +75,7 @@ impl VcpuThreads {
         vcpus: Vec<Vcpu>,
         cpus: &[usize],
         ids: &ThreadIds,
-        shared: &Arc<Shared>,
+        shared: &Arc<VcpuContext>,
     ) -> io::Result<VcpuThreads> {
         install_kick_handler()?;
         // From here on a failure drops, and thereby stops, what has been started.

@@ -29,7 +29,7 @@ pub enum RunError {
     GuestFile {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: FileError,
     },
@@ -38,7 +38,7 @@ pub enum RunError {
     Guest {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: ImageError,
     },

@@ -42,7 +42,7 @@ impl<'a> Periodic<'a> {
 
 /// Ends the run when there has been no sign of life of the guest for `limit` seconds. `signs` counts them.
 pub fn watchdog<'a>(limit: u64, signs: impl Fn() -> u64 + 'a, ending: &'a Ending) -> Periodic<'a> {
-    let mut watchdog = Watchdog::new(limit, signs);
+    let mut watchdog = GuestWatchdog::new(limit, signs);
     Periodic::new(Duration::from_secs(1), move || {
         if watchdog.tick() {
             ending.set(End::Failed(Failure::Hang(limit)));
@@ -50,7 +50,7 @@ pub fn watchdog<'a>(limit: u64, signs: impl Fn() -> u64 + 'a, ending: &'a Ending
     })
 }
 
-struct Watchdog<'a> {
+struct GuestWatchdog<'a> {
     /// How long the guest may be quiet, in seconds.
     limit: u64,
     /// Counts the guest's signs of life.
@@ -61,9 +61,9 @@ struct Watchdog<'a> {
     quiet: u64,
 }
 
-impl<'a> Watchdog<'a> {
-    fn new(limit: u64, signs: impl Fn() -> u64 + 'a) -> Watchdog<'a> {
-        Watchdog {
+impl<'a> GuestWatchdog<'a> {
+    fn new(limit: u64, signs: impl Fn() -> u64 + 'a) -> GuestWatchdog<'a> {
+        GuestWatchdog {
             limit,
             before: signs(),
             signs: Box::new(signs),
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn the_watchdog_waits_for_that_many_quiet_seconds_in_a_row() {
         let signs = Cell::new(0);
-        let mut watchdog = Watchdog::new(3, || signs.get());
+        let mut watchdog = GuestWatchdog::new(3, || signs.get());
         let mut ticks = |lives: &[bool]| {
             let tick = |lives: &bool| {
                 signs.set(signs.get() + u64::from(*lives));

@@ -7,9 +7,10 @@
 //! | `policy_scripts` | scripts among the policies, reloaded when they change |
 //! | `virtio`, `balloon` | the virtio devices of a configuration; what one of them is asked, and was good for |
 //! | `torture` | what the host does to a guest that runs `torture` |
-//! | `outputs` | the files that a run is made of, and those that it writes |
-//! | `recording` | events into a trace |
-//! | `helpers`, `event_loop`, `signals`, `progress` | what waits for the end, and what goes on meanwhile |
+//! | `outputs` | the files that a run reads and writes |
+//! | `recording` | the thread that writes events into a trace |
+//! | `event_loop`, `signals` | the main thread's wait for the end; the thread that takes signals |
+//! | `helpers`, `progress` | the threads that accompany a running machine; one of them shows the progress |
 //! | `stop` | stopping everything |
 //! | `report`, `summary` | the figures, for programs and for people |
 //! | `error` | why a run could not start |

@@ -2,11 +2,13 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::Arc;
+
+use hmmvisor_experiments::output::{Files, Output, OutputError};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::Config;
 use crate::config::console_choice::ConsoleChoice;
-use hmmvisor_experiments::output::{Files, Output, OutputError};
 
 /// The outputs of a run, opened before it begins.
 #[derive(Debug)]
@@ -78,15 +80,14 @@ impl ConsoleFile {
     /// The file cannot be emptied.
     pub fn end(&self) -> io::Result<()> {
         match self.0.try_lock() {
-            Ok(mut output) => output.begin(),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().begin(),
+            Some(mut output) => output.begin(),
             // The output's thread is writing just now, so the file has been emptied.
-            Err(TryLockError::WouldBlock) => Ok(()),
+            None => Ok(()),
         }
     }
 
-    fn output(&self) -> std::sync::MutexGuard<'_, Output> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn output(&self) -> MutexGuard<'_, Output> {
+        self.0.lock()
     }
 }
 

@@ -7,18 +7,18 @@ use crate::config::Config;
 
 /// Host CPUs of all threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placement {
-    /// Of each vCPU, cyclically; empty: not pinned.
+pub struct CpuPlacement {
+    /// The CPUs that vCPUs are pinned to, cyclically; empty if vCPUs are not pinned.
     pub vcpus: Vec<usize>,
-    /// Of each service thread.
+    /// The CPU of each service thread; none if the thread is not pinned.
     pub service: Vec<Option<usize>>,
-    /// Of each accelerator's thread.
+    /// The CPU of each accelerator's thread; none if the thread is not pinned.
     pub devices: Vec<Option<usize>>,
 }
 
-impl Placement {
-    /// For a checked configuration on a host where this process may use `allowed` CPUs.
-    pub fn new(config: &Config, allowed: &[usize]) -> Placement {
+impl CpuPlacement {
+    /// Places the threads of a checked configuration on a host where this process may use `allowed` CPUs.
+    pub fn new(config: &Config, allowed: &[usize]) -> CpuPlacement {
         let placement = &config.placement;
         let vcpus = match &placement.vcpu_cpus {
             Some(cpus) => cpus.clone(),
@@ -48,7 +48,7 @@ impl Placement {
         let threads = config.service.threads.unwrap_or(default);
 
         let device_cpus = placement.device_cpus.as_deref().unwrap_or_default();
-        Placement {
+        CpuPlacement {
             vcpus,
             service: cyclic(service_cpus, threads),
             devices: cyclic(device_cpus, config.devices.count as usize),
@@ -66,11 +66,11 @@ fn cyclic(cpus: &[usize], count: usize) -> Vec<Option<usize>> {
 mod tests {
     use super::*;
 
-    fn place(vcpus: u32, change: impl FnOnce(&mut Config)) -> Placement {
+    fn place(vcpus: u32, change: impl FnOnce(&mut Config)) -> CpuPlacement {
         let mut config = Config::default();
         config.machine.vcpus = vcpus;
         change(&mut config);
-        Placement::new(&config, &[3, 5])
+        CpuPlacement::new(&config, &[3, 5])
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hmm_backend::pages::Page;
@@ -11,6 +11,7 @@ use hmmvisor_devices::thread;
 use hmmvisor_policies::{
     FileWatch, Limits, Log, Region, Regions, ScriptError, ScriptFigures, Scripts,
 };
+use parking_lot::Mutex;
 
 use crate::config::PolicyConfig;
 use crate::console::outlet::{MayClose, Outlet, OutletThread};
@@ -63,9 +64,7 @@ impl Messages {
     /// Waits until the last messages are written. Later messages are dropped.
     fn finish(&self) {
         if let Some(Some(speaker)) = self.0.get() {
-            let thread = speaker.thread.lock();
-            let mut thread = thread.unwrap_or_else(PoisonError::into_inner);
-            thread.finish(LAST_MESSAGES);
+            speaker.thread.lock().finish(LAST_MESSAGES);
         }
     }
 }

@@ -11,7 +11,7 @@ use hmmvisor_experiments::output::{Files, Output};
 
 use super::error::RunError;
 use super::guest::ChosenGuest;
-use super::placement::Placement;
+use super::placement::CpuPlacement;
 use super::policy_scripts::Policies;
 use super::recording::{self, Recording};
 use super::torture::Torture;
@@ -61,7 +61,7 @@ impl Prepared {
             events: trace.as_ref().map_or(0, |_| recording::RING),
             ..memory(config, &*guest, &torture)
         })?;
-        let placement = Placement::new(config, &host.cpus);
+        let placement = CpuPlacement::new(config, &host.cpus);
         let vm = Vm::new(VmConfig {
             vcpus: config.machine.vcpus,
             vcpu_cpus: placement.vcpus.clone(),
@@ -74,14 +74,14 @@ impl Prepared {
             },
         });
         let vm = vm.map_err(|error| name_guest(config, error))?;
-        // Not before: a run that cannot start leaves no trace.
+        // The recording starts only when the machine has been made: a run that cannot start leaves no trace.
         let recording = trace.map(|output| {
             let files = policy.files();
             let meta = recording::meta(config, &backend, &cmdline, workload.clone(), files);
             Recording::start(output, meta, &backend, vm.thread_ids(), vm.ending())
         });
         let recording = recording.transpose()?;
-        // Before the guest touches anything, and with the devices there.
+        // Hints are given before the guest touches anything, and after the devices, which hints can name, have been attached.
         for hint in &config.hint {
             backend.hint(hint.pages(), hint.hint)?;
         }
@@ -98,7 +98,7 @@ impl Prepared {
     }
 }
 
-/// The trace's file, opened here unless the caller has opened it; none if the run is not recorded.
+/// Returns the trace's file, opened here unless the caller has opened it; none if the run is not recorded.
 fn open_trace(config: &Config, opened: Option<Output>) -> Result<Option<Output>, RunError> {
     match (opened, &config.record) {
         (None, Some(path)) => {
@@ -110,7 +110,7 @@ fn open_trace(config: &Config, opened: Option<Output>) -> Result<Option<Output>,
     }
 }
 
-/// How managed memory is to be made.
+/// Returns the description of managed memory, for the backend.
 fn memory(config: &Config, guest: &dyn Guest, torture: &Torture) -> BackendConfig {
     let memory = guest.memory(config.machine.memory.0);
     BackendConfig {
@@ -123,11 +123,11 @@ fn memory(config: &Config, guest: &dyn Guest, torture: &Torture) -> BackendConfi
     }
 }
 
-/// Managed memory and what works on it.
+/// Returns the description of managed memory, and of what works on it, for the machine.
 fn managed(
     config: &Config,
     backend: &Arc<Backend>,
-    placement: Placement,
+    placement: CpuPlacement,
     foreign: Vec<NewDevice>,
 ) -> Managed {
     let device = |cpu| DeviceConfig {
@@ -144,7 +144,7 @@ fn managed(
     }
 }
 
-/// The error of a machine that could not be made, with the name of the guest's file where that is what is wrong.
+/// Returns the error of a machine that could not be made, with the name of the guest's file where that is what is wrong.
 fn name_guest(config: &Config, error: VmError) -> RunError {
     match (error, &config.guest) {
         (VmError::Guest(GuestError::Linux(error)), _) => RunError::Linux(error),

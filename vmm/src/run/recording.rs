@@ -64,13 +64,13 @@ pub struct Recording {
     /// Dropping it ends the thread.
     stop: Sender<()>,
     thread: Thread<RecordingFigures>,
-    progress: Arc<Progress>,
-    place: Place,
+    progress: Arc<RecordingProgress>,
+    file: RecordingFile,
 }
 
 /// The progress of the thread that writes.
 #[derive(Default)]
-struct Progress {
+struct RecordingProgress {
     /// Pieces of events that have been written.
     pieces: AtomicU64,
     /// Everything is written, and the file is taking its place.
@@ -79,13 +79,13 @@ struct Progress {
 
 /// The file of a trace.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct RecordingFile {
     path: PathBuf,
     /// Whether an earlier file is there, which is replaced when the trace is complete.
     replaces: bool,
 }
 
-impl Place {
+impl RecordingFile {
     /// Says what an error that ended the writing leaves behind.
     fn left(&self) -> &'static str {
         match self.replaces {
@@ -117,14 +117,14 @@ impl Recording {
         threads: &ThreadIds,
         ending: &Arc<Ending>,
     ) -> Result<Recording, TraceError> {
-        let place = Place {
+        let file = RecordingFile {
             path: output.path().to_owned(),
             replaces: output.replaces(),
         };
         let (stop, stopped) = mpsc::channel();
         let (begin, begun) = mpsc::channel();
-        let progress = Arc::<Progress>::default();
-        let (its, its_progress) = (place.clone(), progress.clone());
+        let progress = Arc::<RecordingProgress>::default();
+        let (its, its_progress) = (file.clone(), progress.clone());
         let (backend, threads) = (backend.clone(), threads.clone());
         // Sending fails only where the receiver is gone because the run has ended.
         let body = move || match TraceWriter::new(output, &meta) {
@@ -147,7 +147,7 @@ impl Recording {
         let thread = thread::spawn("recorder", ending.on_panic(), body);
         let failed = |what, error| TraceError::Io {
             what,
-            path: place.path.clone(),
+            path: file.path.clone(),
             error,
         };
         let thread = thread.map_err(|error| failed("starting a thread that writes", error))?;
@@ -168,13 +168,13 @@ impl Recording {
             stop,
             thread,
             progress,
-            place,
+            file,
         })
     }
 
-    /// The trace's file.
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
+    /// Returns the trace's file.
+    pub(crate) fn file(&self) -> &RecordingFile {
+        &self.file
     }
 
     /// Takes the last events and closes the trace. Call it when everything that makes events has stopped.
@@ -196,8 +196,8 @@ impl Recording {
         });
         match self.thread.join_within(Duration::ZERO) {
             Joined::Ended(figures) => figures,
-            Joined::Panicked => self.place.unfinished("the thread that writes it panicked"),
-            Joined::Running => self.place.unfinished("what is written is not taken"),
+            Joined::Panicked => self.file.unfinished("the thread that writes it panicked"),
+            Joined::Running => self.file.unfinished("what is written is not taken"),
         }
     }
 }
@@ -206,13 +206,13 @@ struct Recorder {
     writer: TraceWriter,
     backend: Arc<Backend>,
     threads: ThreadIds,
-    progress: Arc<Progress>,
+    progress: Arc<RecordingProgress>,
     /// The first failure.
     error: Option<TraceError>,
 }
 
 impl Recorder {
-    fn run(mut self, place: Place, stopped: &Receiver<()>) -> RecordingFigures {
+    fn run(mut self, file: RecordingFile, stopped: &Receiver<()>) -> RecordingFigures {
         let mut flushed = Instant::now();
         while stopped.recv_timeout(DRAIN) == Err(RecvTimeoutError::Timeout) {
             self.drain();
@@ -239,15 +239,15 @@ impl Recorder {
         };
         let failed = |error: TraceError| {
             let error = limits::explain(&error);
-            Some(format!("{error}; the run went on, and {}", place.left()))
+            Some(format!("{error}; the run went on, and {}", file.left()))
         };
         let (events, bytes, error) = match result {
             Ok(()) => (totals.events, bytes, None),
-            Err(error) if place.replaces => (0, 0, failed(error)),
+            Err(error) if file.replaces => (0, 0, failed(error)),
             Err(error) => (totals.events, bytes, failed(error)),
         };
         RecordingFigures {
-            path: place.path,
+            path: file.path,
             events,
             bytes,
             dropped: totals.dropped,

@@ -193,8 +193,8 @@ impl Report {
         self.end == End::Exit(0)
     }
 
-    /// The exit code for a process that did nothing but this run: 0 only if everything was verified, or an operating system ended
-    /// the run in good order, and everything was written that was to be.
+    /// Returns the exit code for a process that did nothing but this run: 0 only if everything was verified, or an operating
+    /// system ended the run in good order, and everything was written that was to be.
     pub fn exit_code(&self) -> u8 {
         match self.end {
             End::Exit(0) | End::PowerOff | End::Reboot | End::Quit => {
@@ -271,7 +271,7 @@ impl Report {
         }
     }
 
-    /// The JSON object, in one line.
+    /// Returns the JSON object, in one line.
     pub fn to_json(&self) -> String {
         let pages = |counts: &[&BTreeMap<Cause, u64>]| {
             let sum = |cause: Cause| counts.iter().filter_map(|counts| counts.get(&cause)).sum();

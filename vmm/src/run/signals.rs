@@ -9,10 +9,11 @@
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hmmvisor_devices::thread;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::console::terminal;
 use crate::ending::LOOK_AGAIN;
@@ -44,15 +45,15 @@ const ENDING: [(libc::c_int, &str); 11] = [
     (libc::SIGPWR, "SIGPWR"),
 ];
 
-/// Signals of job control, which change what a terminal has to be.
+/// Signals of job control. The terminal is restored while the process is stopped.
 const JOB_CONTROL: [libc::c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
 
 /// What a handler has done with a signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Taken {
-    /// The run is ending.
+    /// It has begun to end the run.
     Ends,
-    /// The run goes on.
+    /// It has done something else, and the run goes on.
     GoesOn,
 }
 
@@ -86,7 +87,7 @@ impl Signals {
         mask(libc::SIG_BLOCK, &set)?;
         let signals = Signals(Arc::default());
         let (its, taken) = (signals.clone(), set);
-        let started = thread::spawn("signals", |_| fail(), move || its.take(&taken));
+        let started = thread::spawn("signals", |_| fail(), move || its.wait_and_handle(&taken));
         match started {
             Ok(_) => Ok(signals),
             Err(error) => {
@@ -108,11 +109,11 @@ impl Signals {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
-    /// The thread's body.
-    fn take(&self, set: &libc::sigset_t) {
+    /// Waits for signals and handles each, for as long as the process lives: the thread's body.
+    fn wait_and_handle(&self, set: &libc::sigset_t) {
         loop {
             let deadline = self.deadline();
             let limit = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -133,7 +134,7 @@ impl Signals {
                         (Some(Taken::Ends), None) => state.first = Some((signal, Instant::now())),
                         (Some(Taken::Ends), Some((first, at)))
                             if first == signal && at.elapsed() < SAME => {}
-                        // Before the guest runs, or the second signal.
+                        // No handler is there before the guest runs: the first signal ends the process. So does the second one later.
                         (None, _) | (Some(Taken::Ends), Some(_)) => end(signal),
                     }
                 }

@@ -20,7 +20,7 @@ use crate::vm::Vm;
 /// How long the machine may take to stop. Milliseconds are usual; its threads have bounds of their own, which add up to less
 /// unless several of them hang.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
-/// After a signal: what the report and its writing get of the time until the process is to be gone.
+/// How much of the time between a signal and the end of the process is left for making and writing the report.
 const REPORT_WITHIN: Duration = Duration::from_millis(250);
 
 /// The parts of a run that are stopped at its end.
@@ -75,7 +75,7 @@ impl Stopper {
         let Stopper { give, mut thread } = self;
         let end = stopping.end.clone();
         let recording = stopping.recording.as_ref();
-        let trace = recording.map(|recording| recording.place().clone());
+        let trace = recording.map(|recording| recording.file().clone());
         let failure = match give.send(stopping) {
             Ok(()) => Failure::NotStopped(STOP_WITHIN.as_secs()),
             Err(_) => Failure::Panicked {

@@ -39,12 +39,12 @@ impl fmt::Display for Summary<'_> {
     }
 }
 
-/// One line of the summary's first table.
+/// Writes a line of the summary's first table.
 fn line(f: &mut fmt::Formatter<'_>, what: &str, value: impl fmt::Display) -> fmt::Result {
     writeln!(f, "  {what:<16}{value}")
 }
 
-/// What ran, with what outcome, on which machine.
+/// Writes what ran, with what outcome, on which machine.
 fn headline(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let name = report
         .workload
@@ -65,7 +65,7 @@ fn headline(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     )
 }
 
-/// How long the run took, and what policy scripts did in it.
+/// Writes how long the run took, and what policy scripts did in it.
 fn time(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let elapsed = report.elapsed.as_secs_f64();
     let first = report.first_instruction.map_or(String::new(), |time| {
@@ -79,7 +79,7 @@ fn time(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     }
 }
 
-/// How scripts did, in a line.
+/// Returns a line about what scripts did.
 pub fn of_scripts(scripts: &ScriptFigures) -> String {
     let off = match scripts.off {
         0 => String::new(),
@@ -93,7 +93,7 @@ pub fn of_scripts(scripts: &ScriptFigures) -> String {
     )
 }
 
-/// How many faults there were, and how long they took.
+/// Writes how many faults there were, and how long they took.
 fn faults(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
     let [all, first] = [stats.cpu_faults, stats.first_touch_faults].map(grouped);
     line(
@@ -106,7 +106,7 @@ fn faults(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
     line(f, "  latency", latency(&stats.device_fault_latency))
 }
 
-/// Which memory was in use, and which was given back.
+/// Writes how much device memory was in use, and how many pages were freed or given back by the balloon.
 fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let stats = &report.stats;
     let [peak, all] = [stats.device_pages_peak, stats.device_pages_capacity].map(grouped);
@@ -125,7 +125,7 @@ fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     }
 }
 
-/// What came of advice, where it was worth a line.
+/// Writes how many pages were duplicated, and how much advice was cut, late or dropped. Counters of 0 get no line.
 fn policy(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
     let counters = &stats.counters;
     if counters.duplicated > 0 {
@@ -146,7 +146,7 @@ fn policy(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
     Ok(())
 }
 
-/// What was checked, and amid what.
+/// Writes how many operations were checked, and what the host did to the guest meanwhile, if it tortured it.
 fn checks(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     if report.operations_checked > 0 {
         let checked = grouped(report.operations_checked);
@@ -178,7 +178,7 @@ fn checks(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     line(f, "", text)
 }
 
-/// Pages and bytes by cause and direction, and the bandwidth that this makes.
+/// Writes the pages and bytes that migrated, by cause and direction, and the mean bandwidth.
 fn migrations(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let stats = &report.stats;
     let total = [stats.pages_to_device(), stats.pages_to_system()];

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use hmm_backend::Backend;
 use hmm_backend::engine::Engine;
 use hmm_backend::policy::PolicyFactory;
+use hmmvisor_guest_images::{Kind, find};
 use hmmvisor_torture::{Figures, Listener, State};
 
 use crate::config::Config;
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
-use crate::guest::program::control::{Control, Watch};
+use crate::guest::program::control::{Control, RoundListener};
 use crate::run::report::Replay;
 use crate::vm::{Vm, WrapDriver};
 
@@ -19,16 +20,17 @@ use crate::vm::{Vm, WrapDriver};
 pub(crate) struct Torture(Option<hmmvisor_torture::Torture>);
 
 impl Torture {
-    /// The torture that the configuration asks for.
+    /// Returns the torture that the configuration asks for.
     pub(crate) fn of(config: &Config) -> Torture {
-        let is_torture = config.workload.name.as_deref() == Some("torture");
+        let workload = config.workload.name.as_deref().map(find);
+        let is_torture = matches!(workload, Some(Ok(workload)) if workload.kind == Kind::Torture);
         let is_embedded = config.guest.is_none() && config.boot.kernel.is_none();
         let params = &config.workload.params;
         let new = || hmmvisor_torture::Torture::new(params, config.seed);
         Torture((is_torture && is_embedded).then(new).flatten())
     }
 
-    /// The policy in place of the configuration's, if there is one.
+    /// Returns the policy in place of the configuration's, if there is one.
     pub(crate) fn policy(&self) -> Option<Arc<dyn PolicyFactory>> {
         self.0.as_ref()?.policy()
     }
@@ -38,7 +40,7 @@ impl Torture {
         self.0.as_ref().is_some_and(|it| it.fills_blocks())
     }
 
-    /// What makes the accelerators' drivers fail.
+    /// Returns the wrapper that makes the accelerators' drivers fail, if there is one.
     pub(crate) fn wrap_driver(&self) -> Option<Box<WrapDriver>> {
         self.0.as_ref()?.wrap_driver()
     }
@@ -54,7 +56,7 @@ impl Torture {
         });
         let on_panic = vm.ending().on_panic();
         let state = torture.start(backend, vm.accelerators(), findings, on_panic)?;
-        vm.control().watch(state);
+        vm.control().set_listener(state);
         Ok(())
     }
 
@@ -76,7 +78,7 @@ impl Torture {
         Some(stopped.ok()??.figures())
     }
 
-    /// How to see a failure in this round again; none for a run that is no torture.
+    /// Returns how to see a failure in this round again; none for a run that is no torture.
     pub(crate) fn replay(&self, config: &Config, engine: Engine, round: u64) -> Option<Replay> {
         self.0.as_ref()?;
         Some(Replay {
@@ -86,7 +88,7 @@ impl Torture {
     }
 }
 
-/// Where a torture says what it finds while the guest runs.
+/// Receives what a torture finds while the guest runs.
 struct Findings {
     control: Arc<Control>,
     ending: Arc<Ending>,
@@ -102,7 +104,7 @@ impl Listener for Findings {
     }
 }
 
-impl Watch for State {
+impl RoundListener for State {
     fn round(&self, round: u64) {
         State::round(self, round);
     }
@@ -116,7 +118,7 @@ impl Watch for State {
     }
 }
 
-/// The command that starts with this round, with the same draws.
+/// Returns the command that starts with this round, with the same draws.
 fn command(config: &Config, engine: Engine, round: u64) -> String {
     let mut words = vec![format!(
         "hmmvisor run --workload torture --seed {} --engine {} --policy {} --vcpus {} --memory {} --devices {} --device-memory {}",

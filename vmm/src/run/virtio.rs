@@ -37,7 +37,7 @@ pub fn devices(config: &Config) -> Result<VirtioDevices, DiskError> {
             let (ram, irq) = connect(slot);
             let balloon = Balloon::new(size.0, ram, irq)?;
             let device = balloon.device().clone();
-            // There is one balloon.
+            // Setting it cannot fail, because there is one balloon only.
             let _ = made.set(balloon);
             Ok(device)
         }));

@@ -33,7 +33,7 @@ pub struct VmConfig<'a> {
 }
 
 impl<'a> VmConfig<'a> {
-    /// A machine of one vCPU that runs this ELF file in boot RAM, whose output is dropped.
+    /// Describes a machine of one vCPU that runs this ELF file in boot RAM, whose output is dropped.
     pub fn new(guest: &'a [u8]) -> VmConfig<'a> {
         VmConfig {
             vcpus: 1,
@@ -74,7 +74,7 @@ pub struct Managed {
 }
 
 impl Managed {
-    /// This memory, with one thread that serves faults and no devices.
+    /// Describes this memory, with one thread that serves faults and no devices.
     pub fn new(backend: Arc<Backend>) -> Managed {
         Managed {
             backend,

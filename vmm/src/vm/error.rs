@@ -49,7 +49,7 @@ pub enum VmError {
 }
 
 impl VmError {
-    /// The system's answer to a request for an event or a thread.
+    /// Returns a function that makes an error of the system's answer to a request for an event or a thread.
     pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
         move |error| VmError::System {
             what,

@@ -11,8 +11,8 @@ use crate::machine::kvm_machine::Machine;
 use crate::machine::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError};
 use crate::machine::vcpu_threads::ThreadIds;
 
-/// The running threads. Dropping it stops them.
-pub(crate) struct Faults {
+/// The running threads that serve CPU faults, and the one that kicks vCPUs. Dropping it stops them.
+pub(crate) struct FaultServing {
     // Dropped in this order: the service reports to the kicker.
     _service: FaultService,
     _kicker: Option<Kicker>,
@@ -20,14 +20,14 @@ pub(crate) struct Faults {
     pub(crate) errors: Option<Arc<MemoryErrors>>,
 }
 
-impl Faults {
+impl FaultServing {
     /// Starts the threads. `ids` says which vCPU a thread that faults runs.
     pub(crate) fn start(
         managed: &Managed,
         machine: &Machine,
         ids: &ThreadIds,
         ending: &Arc<Ending>,
-    ) -> Result<Faults, VmError> {
+    ) -> Result<FaultServing, VmError> {
         let (backend, base) = (&managed.backend, machine.managed_base());
         let (mut errors, mut kicker, mut reporter) = (None, None, None);
         if managed.on_memory_error == OnMemoryError::MachineCheck {
@@ -46,7 +46,7 @@ impl Faults {
             ..ServiceConfig::default()
         };
         let service = backend.start_service(config, Box::new(on_fatal));
-        Ok(Faults {
+        Ok(FaultServing {
             _service: service.map_err(VmError::Service)?,
             _kicker: kicker,
             errors,

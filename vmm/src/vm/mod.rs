@@ -25,22 +25,22 @@ use crate::guest::program::control::Control;
 use crate::guest::{BoardParts, Guest};
 use crate::machine::kvm_machine::Machine;
 use crate::machine::slots::{Devices, Slots};
-use crate::machine::vcpu::{Shared, Vcpu};
+use crate::machine::vcpu::{Vcpu, VcpuContext};
 use crate::machine::vcpu_threads::{ThreadIds, VcpuThreads};
-use faults::Faults;
+use faults::FaultServing;
 
 pub use config::{DeviceConfig, Hooks, Managed, VmConfig, WrapDriver};
 pub use error::VmError;
 
 /// A virtual machine. Dropping it stops everything it has started.
 pub struct Vm {
-    // In the order in which they are to be dropped: vCPUs first, then what serves them.
+    // The fields are in the order in which they must be dropped: vCPUs first, then what serves them.
     threads: Option<VcpuThreads>,
     waiting: Vec<Vcpu>,
     accelerators: Vec<Arc<Accelerator>>,
     devices: Devices,
-    faults: Option<Faults>,
-    shared: Arc<Shared>,
+    faults: Option<FaultServing>,
+    shared: Arc<VcpuContext>,
     vcpu_cpus: Vec<usize>,
     ids: ThreadIds,
     control: Arc<Control>,
@@ -70,7 +70,7 @@ impl Vm {
         let ending = Arc::new(Ending::new().map_err(VmError::system("an event"))?);
         let ids = ThreadIds::new(vcpus);
         let faults = managed.as_ref();
-        let faults = faults.map(|managed| Faults::start(managed, &machine, &ids, &ending));
+        let faults = faults.map(|managed| FaultServing::start(managed, &machine, &ids, &ending));
         let faults = faults.transpose()?;
         let mut slots = Slots::new(&machine, &ending);
         let accelerators = match managed {
@@ -96,7 +96,7 @@ impl Vm {
         }
 
         let errors = faults.as_ref().and_then(|faults| faults.errors.clone());
-        let shared = Shared::new(machine, board.mmio, board.ports, errors, ending);
+        let shared = VcpuContext::new(machine, board.mmio, board.ports, errors, ending);
         let (waiting, tsc_khz) = make_vcpus(&*guest, &shared)?;
         guest.describe(&shared.machine, accelerators.len() as u32, tsc_khz)?;
         Ok(Vm {
@@ -124,7 +124,7 @@ impl Vm {
         Ok(())
     }
 
-    /// How the run ends: an event to wait for and, then, the reason.
+    /// Returns the end of the run: an event to wait for and, then, the reason.
     pub fn ending(&self) -> &Arc<Ending> {
         &self.shared.ending
     }
@@ -147,22 +147,22 @@ impl Vm {
         }
     }
 
-    /// What became of the guest's output; none before [`Self::stop`].
+    /// Returns what became of the guest's output; none before [`Self::stop`].
     pub fn written(&self) -> Option<&OutletFigures> {
         self.written.as_ref()
     }
 
-    /// When the guest first accessed a device, if it has.
+    /// Returns when the guest first accessed a device, if it has.
     pub fn first_exit(&self) -> Option<Instant> {
         self.shared.first_exit.get().copied()
     }
 
-    /// The control device, which has the progress that the guest reports.
+    /// Returns the control device, which has the progress that the guest reports.
     pub fn control(&self) -> &Arc<Control> {
         &self.control
     }
 
-    /// The serial port.
+    /// Returns the serial port.
     pub fn console(&self) -> &Arc<Console> {
         &self.console
     }
@@ -173,17 +173,17 @@ impl Vm {
         all.saturating_sub(self.console.unheard())
     }
 
-    /// The KVM machine, which gives access to boot RAM.
+    /// Returns the KVM machine, which gives access to boot RAM.
     pub fn machine(&self) -> &Machine {
         &self.shared.machine
     }
 
-    /// The accelerators.
+    /// Returns the accelerators.
     pub fn accelerators(&self) -> &[Arc<Accelerator>] {
         &self.accelerators
     }
 
-    /// The threads that run vCPUs.
+    /// Returns the ids of the threads that run vCPUs.
     pub fn thread_ids(&self) -> &ThreadIds {
         &self.ids
     }
@@ -196,7 +196,7 @@ impl Drop for Vm {
 }
 
 /// Makes all vCPUs. Returns them with the frequency of their time-stamp counters in kHz, 0 if that is unknown.
-fn make_vcpus(guest: &dyn Guest, shared: &Arc<Shared>) -> Result<(Vec<Vcpu>, u32), VmError> {
+fn make_vcpus(guest: &dyn Guest, shared: &Arc<VcpuContext>) -> Result<(Vec<Vcpu>, u32), VmError> {
     let mut tsc_khz = 0;
     let mut vcpus = Vec::new();
     for index in 0..shared.machine.vcpus() {

@@ -12,7 +12,7 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
-    /// From values `low..high` to positions `start..end`.
+    /// Makes a scale from values `low..high` to positions `start..end`.
     pub(crate) fn linear(low: f64, high: f64, start: f64, end: f64) -> Scale {
         let high = if high > low { high } else { low + 1.0 };
         Scale {
@@ -22,7 +22,7 @@ impl Scale {
         }
     }
 
-    /// The same with a logarithmic scale; `low` is more than 0.
+    /// Makes the same scale, but logarithmic; `low` is more than 0.
     pub(crate) fn log(low: f64, high: f64, start: f64, end: f64) -> Scale {
         let high = if high > low { high } else { low * 10.0 };
         Scale {
@@ -32,7 +32,7 @@ impl Scale {
         }
     }
 
-    /// From 0 to a round number of units, or logarithmic where values lie too far apart for that.
+    /// Makes a scale from 0 to a round number of units, or a logarithmic one where values lie too far apart for that.
     pub(crate) fn fitting(values: &[f64], unit: Unit, start: f64, end: f64) -> Scale {
         let high = values.iter().copied().fold(0.0, f64::max);
         let low = values.iter().copied().fold(f64::INFINITY, f64::min);
@@ -46,7 +46,7 @@ impl Scale {
         self.log
     }
 
-    /// The position of a value; values beyond the ends are at the end.
+    /// Returns the position of a value; values beyond the ends are at the end.
     pub(crate) fn at(&self, value: f64) -> f64 {
         let value = match self.log {
             true if value > 0.0 => value.log10(),
@@ -57,7 +57,7 @@ impl Scale {
         self.to.0 + share.clamp(0.0, 1.0) * (self.to.1 - self.to.0)
     }
 
-    /// Round numbers of units within the scale, about `wanted` of them.
+    /// Returns round numbers of units within the scale, about `wanted` of them.
     pub(crate) fn ticks(&self, unit: Unit, wanted: usize) -> Vec<f64> {
         let ticks = self.round_numbers(unit.factor, wanted);
         ticks.into_iter().map(|tick| tick * unit.factor).collect()
@@ -98,7 +98,7 @@ fn nice_step(rough: f64) -> f64 {
     nice.unwrap_or(10.0) * power
 }
 
-/// A round number that is at least this.
+/// Returns a round number that is at least this.
 fn nice_end(high: f64) -> f64 {
     if high <= 0.0 || !high.is_finite() {
         return 1.0;
@@ -124,13 +124,13 @@ fn fitting(units: &[(&'static str, f64)], largest: f64) -> Unit {
 }
 
 impl Unit {
-    /// Of nanoseconds.
+    /// Returns a unit for times of up to `largest` nanoseconds.
     pub(crate) fn time(largest: f64) -> Unit {
         let units = [("ns", 1.0), ("µs", 1e3), ("ms", 1e6), ("s", 1e9)];
         fitting(&units, largest)
     }
 
-    /// Of bytes.
+    /// Returns a unit for amounts of up to `largest` bytes.
     pub(crate) fn bytes(largest: f64) -> Unit {
         let step = 1024.0;
         let units = [
@@ -142,7 +142,7 @@ impl Unit {
         fitting(&units, largest)
     }
 
-    /// Of numbers.
+    /// Returns the unit of plain numbers, which has no name.
     pub(crate) fn count() -> Unit {
         Unit {
             name: "",
@@ -150,7 +150,7 @@ impl Unit {
         }
     }
 
-    /// A value with its unit.
+    /// Returns a value with its unit.
     pub(crate) fn show(self, value: f64) -> String {
         format!("{} {}", number(value / self.factor), self.name)
             .trim_end()
@@ -158,7 +158,7 @@ impl Unit {
     }
 }
 
-/// A number, as short as three digits allow; thousands in groups.
+/// Returns a number, as short as three digits allow; thousands in groups.
 pub(crate) fn number(value: f64) -> String {
     let text = match value.abs() {
         0.0 => "0".to_owned(),
@@ -179,14 +179,14 @@ fn trim(text: String) -> String {
 
 /// The place of a plot in its drawing, with room for axes around it.
 #[derive(Clone, Copy)]
-pub(crate) struct Frame {
+pub(crate) struct PlotFrame {
     pub(crate) left: f64,
     pub(crate) top: f64,
     pub(crate) right: f64,
     pub(crate) bottom: f64,
 }
 
-impl Frame {
+impl PlotFrame {
     pub(crate) fn width(&self) -> f64 {
         self.right - self.left
     }

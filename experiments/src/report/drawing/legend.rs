@@ -2,7 +2,7 @@
 
 use super::svg::{Anchor, Svg, text_width};
 
-/// The names of policies in a legend: of a script or a placement in a folder, the file's name is enough, unless two policies
+/// Returns the names of policies in a legend: of a script or a placement in a folder, the file's name is enough, unless two policies
 /// would have the same name then.
 pub(crate) fn names(policies: &[&str]) -> Vec<String> {
     let short: Vec<String> = policies
@@ -19,7 +19,7 @@ pub(crate) fn names(policies: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// The policy, of each path in it only what comes after the last `/`.
+/// Returns the policy, of each path in it only what comes after the last `/`.
 fn without_folders(policy: &str) -> String {
     let is_separator = |c: char| matches!(c, '+' | ':' | ',' | '=');
     let words = policy.split_inclusive(is_separator);

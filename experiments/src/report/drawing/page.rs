@@ -27,15 +27,15 @@ h2,h3{break-after:avoid}thead{display:table-header-group}tr{break-inside:avoid}.
 ";
 
 /// A page that is being put together.
-pub(crate) struct Page {
+pub(crate) struct HtmlPage {
     title: String,
     body: String,
 }
 
-impl Page {
-    pub(crate) fn new(title: &str, lead: &str) -> Page {
+impl HtmlPage {
+    pub(crate) fn new(title: &str, lead: &str) -> HtmlPage {
         let (title, lead) = (escape(title), escape(lead));
-        Page {
+        HtmlPage {
             body: format!("<h1>{title}</h1>\n<p class=\"lead\">{lead}</p>\n"),
             title,
         }
@@ -64,7 +64,7 @@ impl Page {
     }
 
     pub(crate) fn finish(self) -> String {
-        let Page { title, body } = self;
+        let HtmlPage { title, body } = self;
         let definitions = Fill::definitions();
         let version = env!("CARGO_PKG_VERSION");
         format!(
@@ -83,8 +83,9 @@ pub(crate) struct Table {
 }
 
 enum Line {
-    /// Its cells, and whether it stands out.
-    Cells(Vec<String>, bool),
+    Cells(Vec<String>),
+    /// The cells of a row that stands out.
+    Best(Vec<String>),
     /// A heading for the following rows.
     Part(String),
 }
@@ -114,8 +115,13 @@ impl Table {
         }
     }
 
-    pub(crate) fn row(&mut self, cells: &[String], best: bool) {
-        self.rows.push(Line::Cells(cells.to_vec(), best));
+    pub(crate) fn row(&mut self, cells: &[String]) {
+        self.rows.push(Line::Cells(cells.to_vec()));
+    }
+
+    /// Adds a row that stands out.
+    pub(crate) fn best_row(&mut self, cells: &[String]) {
+        self.rows.push(Line::Best(cells.to_vec()));
     }
 
     pub(crate) fn part(&mut self, title: &str) {
@@ -125,7 +131,7 @@ impl Table {
     fn finish(self) -> String {
         let has_values = |column: &usize| {
             self.rows.iter().any(|line| match line {
-                Line::Cells(cells, _) => cells[*column] != NOTHING,
+                Line::Cells(cells) | Line::Best(cells) => cells[*column] != NOTHING,
                 Line::Part(_) => false,
             })
         };
@@ -133,14 +139,15 @@ impl Table {
         let head = self.cells("th", &shown, |column| {
             self.columns[column].trim_start_matches('<')
         });
+        let row = |cells: &[String], class: &str| {
+            let cells = self.cells("td", &shown, |column| &cells[column]);
+            format!("<tr{class}>{cells}</tr>\n")
+        };
         let mut rows = String::new();
         for line in &self.rows {
             rows += &match line {
-                Line::Cells(cells, best) => format!(
-                    "<tr{}>{}</tr>\n",
-                    if *best { " class=\"best\"" } else { "" },
-                    self.cells("td", &shown, |column| &cells[column])
-                ),
+                Line::Cells(cells) => row(cells, ""),
+                Line::Best(cells) => row(cells, " class=\"best\""),
                 Line::Part(title) => format!(
                     "<tr class=\"part\"><td colspan=\"{}\">{}</td></tr>\n",
                     shown.len(),

@@ -88,7 +88,7 @@ impl Fill {
         )
     }
 
-    /// The definitions of all, once a page.
+    /// Returns the definitions of all fills, which a page needs once.
     pub(crate) fn definitions() -> String {
         let inks = [
             // Lighter and darker in turn, so that neighbours differ in grey, too.
@@ -124,7 +124,7 @@ impl Fill {
     }
 }
 
-/// A colour of the viridis scale, whose lightness grows evenly from 0 to 1.
+/// Returns a colour of the viridis scale, whose lightness grows evenly from 0 to 1.
 pub(crate) fn viridis(share: f64) -> String {
     const STOPS: [(f64, f64, f64); 9] = [
         (68.0, 1.0, 84.0),

@@ -11,7 +11,7 @@ pub(crate) fn escape(text: &str) -> String {
             '<' => escaped += "&lt;",
             '>' => escaped += "&gt;",
             '"' => escaped += "&quot;",
-            // Not allowed in either, whatever a file's name has.
+            // Neither HTML nor SVG allows control characters, which names of files can have.
             c if c.is_control() => escaped.push('\u{fffd}'),
             c => escaped.push(c),
         }
@@ -19,7 +19,7 @@ pub(crate) fn escape(text: &str) -> String {
     escaped
 }
 
-/// The width of text at the plots' size, about: for room and for cutting, not for placing.
+/// Returns the width of text at the plots' size, about: for room and for cutting, not for placing.
 pub(crate) fn text_width(text: &str) -> f64 {
     text.chars().count() as f64 * 7.3
 }
@@ -125,7 +125,7 @@ impl Svg {
         );
     }
 
-    /// The element; `title` is read aloud to those who cannot see it.
+    /// Returns the element; `title` is read aloud to those who cannot see it.
     pub(crate) fn finish(self, title: &str) -> String {
         let Svg {
             width,

@@ -5,10 +5,10 @@ use std::ops::AddAssign;
 use hmm_backend::observe::{Cause, Event, EventKind};
 use hmm_backend::pages::PAGE_SIZE;
 
-use super::timeline::{BINS, Clock, fold};
-use crate::report::drawing::axis::{Frame, Scale, Unit};
+use super::timeline::{BINS, Bins, fold};
+use crate::report::drawing::axis::{PlotFrame, Scale, Unit};
 use crate::report::drawing::legend::legend;
-use crate::report::drawing::page::Page;
+use crate::report::drawing::page::HtmlPage;
 use crate::report::drawing::style::{Fill, Look};
 use crate::report::drawing::svg::Svg;
 
@@ -17,9 +17,9 @@ const CAUSES: usize = Cause::ALL.len() + 1;
 
 #[derive(Clone, Copy, Default)]
 struct Bin {
-    /// Of CPUs and of devices.
+    /// Faults of CPUs and of devices.
     faults: [f64; 2],
-    /// To devices and to system memory, by cause.
+    /// Bytes to devices and to system memory, by cause.
     bytes: [[f64; CAUSES]; 2],
 }
 
@@ -41,7 +41,7 @@ impl AddAssign for Bin {
 
 /// Sums in bins of time.
 pub(super) struct Activity {
-    clock: Clock,
+    clock: Bins,
     bins: Vec<Bin>,
     now: u64,
 }
@@ -49,7 +49,7 @@ pub(super) struct Activity {
 impl Activity {
     pub(super) fn new() -> Activity {
         Activity {
-            clock: Clock::new(),
+            clock: Bins::new(),
             bins: vec![Bin::default(); BINS],
             now: 0,
         }
@@ -87,19 +87,19 @@ impl Activity {
         (bins, width as f64)
     }
 
-    pub(super) fn draw(&self, page: &mut Page) {
+    pub(super) fn draw(&self, page: &mut HtmlPage) {
         let (bins, width) = self.plotted();
         self.draw_faults(page, &bins, width);
         self.draw_bytes(page, &bins, width);
     }
 
-    fn time(&self, frame: Frame, bins: &[Bin], width: f64) -> Scale {
+    fn time(&self, frame: PlotFrame, bins: &[Bin], width: f64) -> Scale {
         Scale::linear(0.0, bins.len() as f64 * width, frame.left, frame.right)
     }
 
-    fn draw_faults(&self, page: &mut Page, bins: &[Bin], width: f64) {
+    fn draw_faults(&self, page: &mut HtmlPage, bins: &[Bin], width: f64) {
         let mut svg = Svg::new(900.0, 290.0);
-        let frame = Frame {
+        let frame = PlotFrame {
             left: 90.0,
             top: 10.0,
             right: 885.0,
@@ -148,7 +148,7 @@ impl Activity {
         );
     }
 
-    fn draw_bytes(&self, page: &mut Page, bins: &[Bin], width: f64) {
+    fn draw_bytes(&self, page: &mut HtmlPage, bins: &[Bin], width: f64) {
         let total = |bin: &Bin, way: usize| bin.bytes[way].iter().sum::<f64>();
         let highest =
             |way| bins.iter().map(|bin| total(bin, way)).fold(0.0, f64::max) / (width / 1e9);
@@ -158,7 +158,7 @@ impl Activity {
             return;
         }
         let mut svg = Svg::new(900.0, 350.0);
-        let frame = Frame {
+        let frame = PlotFrame {
             left: 90.0,
             top: 10.0,
             right: 885.0,

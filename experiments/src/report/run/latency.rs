@@ -5,8 +5,8 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use hmm_backend::observe::{Event, EventKind};
 
-use crate::report::drawing::axis::{Frame, Scale, Unit};
-use crate::report::drawing::page::{Page, Table};
+use crate::report::drawing::axis::{PlotFrame, Scale, Unit};
+use crate::report::drawing::page::{HtmlPage, Table};
 use crate::report::drawing::style::Fill;
 use crate::report::drawing::svg::{Anchor, Svg};
 
@@ -52,18 +52,29 @@ impl Latencies {
         (first, bars)
     }
 
-    pub(super) fn draw(&self, page: &mut Page) {
+    pub(super) fn draw(&self, page: &mut HtmlPage) {
         let used: Vec<usize> = (0..2).filter(|who| !self.0[*who].is_empty()).collect();
         if used.is_empty() {
             page.paragraph("No fault has a latency, so there is no histogram of them. Faults of replays have none.");
             return;
         }
+        // The unit suits the medians, not the few slowest faults.
+        let medians = used.iter().map(|who| self.0[*who].value_at_quantile(0.5));
+        let unit = Unit::time(medians.max().unwrap_or(0) as f64);
+        page.figure(
+            "How long faults took",
+            self.plot(&used, unit),
+            "Both axes are logarithmic, so that a few very slow faults show beside many quick ones: the same step is the same factor. \
+             Half of the faults are left of the median's line, all but one of a hundred left of the other one.",
+        );
+        page.table(self.table(&used));
+    }
+
+    /// Draws the histograms of these sides one below the other, with one axis.
+    fn plot(&self, used: &[usize], unit: Unit) -> Svg {
         let (panel, gap) = (150.0, 40.0);
         let count = used.len() as f64;
         let mut svg = Svg::new(900.0, 14.0 + count * (panel + gap) + 16.0);
-        // As the table's medians, not as the few slowest.
-        let medians = used.iter().map(|who| self.0[*who].value_at_quantile(0.5));
-        let unit = Unit::time(medians.max().unwrap_or(0) as f64);
         let edge = |bar: i32| 2f64.powf(f64::from(bar) / PARTS);
         let bars: Vec<(i32, Vec<f64>)> = used.iter().map(|who| Self::bars(&self.0[*who])).collect();
         let low = bars.iter().map(|(first, _)| *first).min().unwrap_or(0) - 2;
@@ -75,7 +86,7 @@ impl Latencies {
             + 2;
         for (index, who) in used.iter().enumerate() {
             let top = 24.0 + index as f64 * (panel + gap);
-            let frame = Frame {
+            let frame = PlotFrame {
                 left: 90.0,
                 top,
                 right: 885.0,
@@ -111,28 +122,24 @@ impl Latencies {
             let label = format!("latency ({}, log)", unit.name);
             frame.x_axis(&mut svg, x, unit, if last { &label } else { "" });
         }
-        page.figure(
-            "How long faults took",
-            svg,
-            "Both axes are logarithmic, so that a few very slow faults show beside many quick ones: the same step is the same factor. \
-             Half of the faults are left of the median's line, all but one of a hundred left of the other one.",
-        );
+        svg
+    }
+
+    /// Makes a table of the latencies of these sides.
+    fn table(&self, used: &[usize]) -> Table {
         let mut table = Table::new(&["<", "faults", "median", "99 %", "99.9 %", "slowest"]);
         for who in used {
-            let histogram = &self.0[who];
+            let histogram = &self.0[*who];
             let show = |ns: u64| Unit::time(ns as f64).show(ns as f64);
-            table.row(
-                &[
-                    NAMES[who].to_owned(),
-                    crate::report::drawing::axis::number(histogram.len() as f64),
-                    show(histogram.value_at_quantile(0.5)),
-                    show(histogram.value_at_quantile(0.99)),
-                    show(histogram.value_at_quantile(0.999)),
-                    show(histogram.max()),
-                ],
-                false,
-            );
+            table.row(&[
+                NAMES[*who].to_owned(),
+                crate::report::drawing::axis::number(histogram.len() as f64),
+                show(histogram.value_at_quantile(0.5)),
+                show(histogram.value_at_quantile(0.99)),
+                show(histogram.value_at_quantile(0.999)),
+                show(histogram.max()),
+            ]);
         }
-        page.table(table);
+        table
     }
 }

@@ -15,10 +15,10 @@ use hmm_backend::pages::PAGE_SIZE;
 
 use self::activity::Activity;
 use self::latency::Latencies;
-use self::residency::Residency;
+use self::residency::ResidencyPlot;
 use self::thrashing::Thrashing;
 use crate::report::drawing::axis::{Unit, number};
-use crate::report::drawing::page::{Page, Table};
+use crate::report::drawing::page::{HtmlPage, Table};
 use crate::size::Size;
 
 /// More memory than any guest can have; metadata that says more are damaged.
@@ -48,7 +48,7 @@ pub struct RunReport {
     meta: RunMeta,
     begin: Option<Duration>,
     now: u64,
-    residency: Residency,
+    residency: ResidencyPlot,
     activity: Activity,
     latencies: Latencies,
     thrashing: Thrashing,
@@ -75,7 +75,7 @@ impl RunReport {
         RunReport {
             begin: None,
             now: 0,
-            residency: Residency::new(pages),
+            residency: ResidencyPlot::new(pages),
             activity: Activity::new(),
             latencies: Latencies::new(),
             thrashing: Thrashing::new(pages),
@@ -85,7 +85,7 @@ impl RunReport {
         }
     }
 
-    /// The host's refusal of memory for more, if it came: what is added after that does not count.
+    /// Returns the host's refusal of memory for more events, if there was one. Events that are added after it do not count.
     pub fn refusal(&self) -> Option<&Refusal> {
         self.refusal.as_ref()
     }
@@ -125,11 +125,11 @@ impl RunReport {
             .err();
     }
 
-    /// The page, as HTML.
+    /// Returns the page, as HTML.
     pub fn finish(self) -> String {
         let meta = &self.meta;
         let lead = format!("A run under policy {}, as its events tell it.", meta.policy);
-        let mut page = Page::new(&meta.title, &lead);
+        let mut page = HtmlPage::new(&meta.title, &lead);
         self.facts(&mut page);
         page.heading("Residency");
         self.residency.draw(&mut page, meta.base);
@@ -144,7 +144,7 @@ impl RunReport {
         page.finish()
     }
 
-    fn facts(&self, page: &mut Page) {
+    fn facts(&self, page: &mut HtmlPage) {
         let (meta, totals) = (&self.meta, &self.totals);
         let bytes = |pages: u64| {
             let bytes = (pages * PAGE_SIZE) as f64;
@@ -203,7 +203,7 @@ impl RunReport {
         }
         let mut table = Table::new(&["<", "<"]);
         for (name, value) in facts {
-            table.row(&[name, value], false);
+            table.row(&[name, value]);
         }
         page.table(table);
     }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use hmm_backend::limits::Refusal;
 use hmm_backend::observe::{Event, EventKind};
-use hmm_backend::pages::{BLOCK_PAGES, Block, Page as GuestPage, PageRange};
+use hmm_backend::pages::{BLOCK_PAGES, Block, Page, PageRange};
 
 use super::room::Room;
-use super::timeline::{BINS, Clock, fold};
-use crate::report::drawing::axis::{Frame, Scale, Unit};
-use crate::report::drawing::page::Page;
+use super::timeline::{BINS, Bins, fold};
+use crate::report::drawing::axis::{PlotFrame, Scale, Unit};
+use crate::report::drawing::page::HtmlPage;
 use crate::report::drawing::style::viridis;
 use crate::report::drawing::svg::{Anchor, Svg};
 
@@ -27,7 +27,7 @@ const LEVELS: usize = 12;
 struct Area {
     system: u32,
     device: u32,
-    /// Until when this is in the bins.
+    /// The time up to which the area's pages are counted in the bins.
     counted: u64,
     /// Page-nanoseconds in system and device memory.
     bins: Vec<[f64; 2]>,
@@ -50,27 +50,27 @@ const BLOCK_BYTES: u64 = BLOCK_PAGES + 48;
 type Places = [u8; BLOCK_PAGES as usize];
 
 /// Follows every page. Takes a byte for each of the blocks of which any is in use, and a bounded rest.
-pub(super) struct Residency {
+pub(super) struct ResidencyPlot {
     blocks: BTreeMap<Block, Box<Places>>,
     pages: u32,
     pages_per_area: usize,
     areas: Vec<Option<Area>>,
-    clock: Clock,
+    clock: Bins,
     now: u64,
     peak: u64,
     in_device: u64,
     room: Room,
 }
 
-impl Residency {
-    pub(super) fn new(pages: usize) -> Residency {
+impl ResidencyPlot {
+    pub(super) fn new(pages: usize) -> ResidencyPlot {
         let pages_per_area = pages.div_ceil(AREAS).max(1);
-        Residency {
+        ResidencyPlot {
             blocks: BTreeMap::new(),
             pages: u32::try_from(pages).unwrap_or(u32::MAX),
             pages_per_area,
             areas: vec![None; pages.div_ceil(pages_per_area)],
-            clock: Clock::new(),
+            clock: Bins::new(),
             now: 0,
             peak: 0,
             in_device: 0,
@@ -78,7 +78,7 @@ impl Residency {
         }
     }
 
-    /// The most pages that were in device memory at a time.
+    /// Returns the most pages that were in device memory at a time.
     pub(super) fn peak(&self) -> u64 {
         self.peak
     }
@@ -118,7 +118,7 @@ impl Residency {
         if range.is_empty() {
             return;
         }
-        let blocks = range.start.block()..=GuestPage(range.end.0 - 1).block();
+        let blocks = range.start.block()..=Page(range.end.0 - 1).block();
         let used: Vec<Block> = self.blocks.range(blocks).map(|(block, _)| *block).collect();
         for block in used {
             let all = PageRange::with_len(block.first_page(), BLOCK_PAGES as u32);
@@ -171,7 +171,7 @@ impl Residency {
             return;
         }
         for area in self.areas.iter_mut().flatten() {
-            // With the old width, as far as its bins reach.
+            // Time is counted with the old width as far as its bins reach, and then the bins are folded.
             area.count(time.min(width * BINS as u64), width);
             for _ in 0..folds {
                 area.fold();
@@ -211,7 +211,7 @@ impl Residency {
         }
     }
 
-    pub(super) fn draw(&self, page: &mut Page, base: u64) {
+    pub(super) fn draw(&self, page: &mut HtmlPage, base: u64) {
         if self.areas.iter().all(Option::is_none) {
             page.paragraph("No page was ever used, so there is no map of residency.");
             return;
@@ -220,7 +220,7 @@ impl Residency {
         let count = rows.cells.len();
         let row_height = (380.0 / count as f64).clamp(5.0, 24.0);
         let mut svg = Svg::new(900.0, row_height * count as f64 + 66.0);
-        let frame = Frame {
+        let frame = PlotFrame {
             left: 130.0,
             top: 12.0,
             right: 775.0,
@@ -278,7 +278,7 @@ struct Rows {
 
 impl Rows {
     /// One path for each colour: a tenth of the size of rectangles.
-    fn draw_cells(&self, svg: &mut Svg, frame: Frame, height: f64, time: Scale, width: u64) {
+    fn draw_cells(&self, svg: &mut Svg, frame: PlotFrame, height: f64, time: Scale, width: u64) {
         let mut paths = vec![String::new(); LEVELS];
         for (row, cells) in self.cells.iter().enumerate() {
             let level = |cell: &Option<f64>| {
@@ -313,7 +313,7 @@ impl Rows {
         }
     }
 
-    fn draw_addresses(&self, svg: &mut Svg, frame: Frame, height: f64, base: u64) {
+    fn draw_addresses(&self, svg: &mut Svg, frame: PlotFrame, height: f64, base: u64) {
         let count = self.cells.len();
         let every = ((28.0 / height).ceil() as usize).max(1);
         for row in (0..=count).step_by(every) {
@@ -335,7 +335,7 @@ impl Rows {
     }
 }
 
-fn draw_colours(svg: &mut Svg, frame: Frame) {
+fn draw_colours(svg: &mut Svg, frame: PlotFrame) {
     let height = frame.height().min(170.0);
     let step = height / LEVELS as f64;
     let left = frame.right + 22.0;
@@ -376,16 +376,12 @@ mod tests {
     use std::time::Duration;
 
     fn event(kind: EventKind, page: u32, pages: u32) -> Event {
-        Event::new(
-            Duration::ZERO,
-            kind,
-            PageRange::with_len(GuestPage(page), pages),
-        )
+        Event::new(Duration::ZERO, kind, PageRange::with_len(Page(page), pages))
     }
 
     #[test]
     fn shares_are_weighted_by_time() {
-        let mut map = Residency::new(2048);
+        let mut map = ResidencyPlot::new(2048);
         // Two pages in one area of two: both in system memory, then one of them in the device's.
         map.add(&event(EventKind::CpuFault, 0, 2), 0).unwrap();
         map.add(&event(EventKind::ToDevice, 1, 1), 64 * 200)
@@ -409,7 +405,7 @@ mod tests {
 
     #[test]
     fn duplicates_take_up_device_memory() {
-        let mut map = Residency::new(8);
+        let mut map = ResidencyPlot::new(8);
         map.add(&event(EventKind::ToDevice, 0, 4), 0).unwrap();
         map.add(&event(EventKind::Duplicated, 0, 4), 1).unwrap();
         // A CPU's fault on what is there changes nothing.
@@ -427,7 +423,7 @@ mod tests {
 
     #[test]
     fn pages_beyond_memory_are_left_out() {
-        let mut map = Residency::new(4);
+        let mut map = ResidencyPlot::new(4);
         map.add(&event(EventKind::ToDevice, 2, 100), 0).unwrap();
         map.add(&event(EventKind::ToDevice, u32::MAX, u32::MAX), 1)
             .unwrap();

@@ -2,14 +2,14 @@
 
 use hmm_backend::limits::{Refusal, room_for};
 
-/// Fewer entries are not worth asking for.
+/// The number of entries for which memory is asked first: fewer are not worth it.
 const FEW: usize = 1 << 12;
 
-/// Asks before an account doubles: a tree whose memory the host refuses ends the process.
+/// Asks the host for memory before an account doubles, because a tree whose memory the host refuses ends the process.
 pub(super) struct Room {
     /// Bytes of an entry.
     each: u64,
-    /// As many entries as are asked for next.
+    /// The number of entries at which memory is asked for next.
     next: usize,
 }
 
@@ -18,7 +18,7 @@ impl Room {
         Room { each, next: FEW }
     }
 
-    /// There are so many entries.
+    /// Asks for memory if this many entries are more than were asked for. An error if the host has none.
     pub(super) fn check(&mut self, entries: usize) -> Result<(), Refusal> {
         if entries < self.next {
             return Ok(());

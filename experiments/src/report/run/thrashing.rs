@@ -5,19 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hmm_backend::limits::Refusal;
 use hmm_backend::observe::{Event, EventKind};
-use hmm_backend::pages::{PAGE_SIZE, Page as GuestPage, PageRange};
+use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 
 use super::room::Room;
 use crate::report::drawing::axis::{Unit, number};
-use crate::report::drawing::page::{Page, Table};
+use crate::report::drawing::page::{HtmlPage, Table};
 use crate::returns::{Returns, THRASHING};
 
 /// Rows of the table.
 const MOST: usize = 20;
-/// Runs of pages of which account is kept: as many pages may each have a history of their own.
-const MOST_RUNS: usize = 1 << 21;
-/// Bytes for each run, with what trees leave empty.
-const RUN_BYTES: u64 = 112;
+/// The most groups of pages of which account is kept. As many pages may each have a history of their own.
+const MOST_GROUPS: usize = 1 << 21;
+/// Bytes for each group, with what trees leave empty.
+const GROUP_BYTES: u64 = 112;
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct History {
@@ -30,35 +30,35 @@ struct History {
     returns: Returns,
 }
 
-/// Neighbouring pages with the same history; the map's key is the first one.
+/// Neighbouring pages with the same history. The first of them is the key in [`Thrashing::groups`].
 #[derive(Clone, Copy)]
-struct Run {
-    end: GuestPage,
+struct PageGroup {
+    end: Page,
     history: History,
 }
 
 /// The histories of all pages that migrated. An event about many pages costs as much as one about a page.
 pub(super) struct Thrashing {
-    runs: BTreeMap<GuestPage, Run>,
-    /// The first pages of the runs that are away from their device.
-    away: BTreeSet<GuestPage>,
+    groups: BTreeMap<Page, PageGroup>,
+    /// The first pages of the groups that are away from their device.
+    away: BTreeSet<Page>,
     limit: u32,
     most: usize,
-    /// There were too many.
+    /// Whether there were too many groups, so that no account is kept any more.
     given_up: bool,
     room: Room,
 }
 
 impl Thrashing {
-    /// Of this many pages.
+    /// Makes empty histories of this many pages.
     pub(super) fn new(pages: usize) -> Thrashing {
         Thrashing {
-            runs: BTreeMap::new(),
+            groups: BTreeMap::new(),
             away: BTreeSet::new(),
             limit: u32::try_from(pages).unwrap_or(u32::MAX),
-            most: MOST_RUNS,
+            most: MOST_GROUPS,
             given_up: false,
-            room: Room::for_entries_of(RUN_BYTES),
+            room: Room::for_entries_of(GROUP_BYTES),
         }
     }
 
@@ -73,12 +73,12 @@ impl Thrashing {
             EventKind::Freed => self.freed(range),
             _ => return Ok(()),
         }
-        if self.runs.len() > self.most {
-            self.runs.clear();
+        if self.groups.len() > self.most {
+            self.groups.clear();
             self.away.clear();
             self.given_up = true;
         }
-        self.room.check(self.runs.len())
+        self.room.check(self.groups.len())
     }
 
     fn migrated(&mut self, range: PageRange, change: impl Fn(&mut History)) {
@@ -86,11 +86,11 @@ impl Thrashing {
         self.cut(range.end);
         let mut at = range.start;
         while at < range.end {
-            let next = self.runs.range_mut(at..range.end).next();
+            let next = self.groups.range_mut(at..range.end).next();
             let new_until = match next {
-                Some((start, run)) if *start == at => {
-                    change(&mut run.history);
-                    let (end, is_away) = (run.end, run.history.returns.is_away());
+                Some((start, group)) if *start == at => {
+                    change(&mut group.history);
+                    let (end, is_away) = (group.end, group.history.returns.is_away());
                     match is_away {
                         true => self.away.insert(at),
                         false => self.away.remove(&at),
@@ -101,26 +101,26 @@ impl Thrashing {
                 Some((start, _)) => *start,
                 None => range.end,
             };
-            let new = Run {
+            let new = PageGroup {
                 end: new_until,
                 history: History::default(),
             };
-            self.runs.insert(at, new);
+            self.groups.insert(at, new);
         }
     }
 
-    /// Makes a run end at this page, if one goes beyond it.
-    fn cut(&mut self, at: GuestPage) {
-        let Some((start, run)) = self.runs.range_mut(..at).next_back() else {
+    /// Makes a group end at this page, if one goes beyond it.
+    fn cut(&mut self, at: Page) {
+        let Some((start, group)) = self.groups.range_mut(..at).next_back() else {
             return;
         };
-        if run.end > at {
-            let rest = *run;
-            run.end = at;
+        if group.end > at {
+            let rest = *group;
+            group.end = at;
             if self.away.contains(start) {
                 self.away.insert(at);
             }
-            self.runs.insert(at, rest);
+            self.groups.insert(at, rest);
         }
     }
 
@@ -130,48 +130,49 @@ impl Thrashing {
         self.cut(range.end);
         while let Some(start) = self.away.range(range.start..range.end).next().copied() {
             self.away.remove(&start);
-            if let Some(run) = self.runs.get_mut(&start) {
-                run.history.returns = run.history.returns.freed();
+            if let Some(group) = self.groups.get_mut(&start) {
+                group.history.returns = group.history.returns.freed();
             }
         }
     }
 
-    /// The runs that returned often, in order.
+    /// Returns the groups that returned often, in order.
     fn thrashing(&self) -> impl Iterator<Item = (PageRange, &History)> {
-        let runs = self.runs.iter();
-        let ranges = runs.map(|(start, run)| (PageRange::new(*start, run.end), &run.history));
+        let groups = self.groups.iter();
+        let ranges =
+            groups.map(|(start, group)| (PageRange::new(*start, group.end), &group.history));
         ranges.filter(|(_, history)| history.returns.is_thrashing())
     }
 
-    /// Pages that returned often, unless that is not known.
+    /// Returns how many pages returned often; none if that is not known.
     pub(super) fn count(&self) -> Option<u64> {
         let pages = self.thrashing().map(|(range, _)| u64::from(range.len()));
         let count = pages.sum();
         (!self.given_up).then_some(count)
     }
 
-    /// Runs of neighbours with about the same history, the worst first.
+    /// Returns the groups that returned often, the worst first. Neighbours that returned equally often are put together.
     fn ranges(&self) -> Vec<(PageRange, History)> {
         let mut ranges: Vec<(PageRange, History)> = Vec::new();
-        for (run, history) in self.thrashing() {
+        for (pages, history) in self.thrashing() {
             match ranges.last_mut() {
                 Some((range, first))
-                    if range.end == run.start
+                    if range.end == pages.start
                         && first.returns.count() == history.returns.count() =>
                 {
-                    range.end = run.end;
+                    range.end = pages.end;
                     first.to_device = first.to_device.max(history.to_device);
                     first.to_system = first.to_system.max(history.to_system);
                     first.shortest = first.shortest.min(history.shortest);
                 }
-                _ => ranges.push((run, *history)),
+                _ => ranges.push((pages, *history)),
             }
         }
         ranges.sort_by_key(|(range, history)| (Reverse(history.returns.count()), range.start));
         ranges
     }
 
-    pub(super) fn draw(&self, page: &mut Page, base: u64) {
+    pub(super) fn draw(&self, page: &mut HtmlPage, base: u64) {
         page.heading("Thrashing pages");
         let Some(count) = self.count() else {
             page.paragraph(&format!(
@@ -202,19 +203,16 @@ impl Thrashing {
             "shortest time away",
         ]);
         for (range, history) in ranges.iter().take(MOST) {
-            let address = |page: GuestPage| base.saturating_add(u64::from(page.0) * PAGE_SIZE);
+            let address = |page: Page| base.saturating_add(u64::from(page.0) * PAGE_SIZE);
             let shortest = history.shortest as f64;
-            table.row(
-                &[
-                    format!("{:#x}–{:#x}", address(range.start), address(range.end) - 1),
-                    number(f64::from(range.len())),
-                    number(history.returns.count().into()),
-                    number(history.to_device.into()),
-                    number(history.to_system.into()),
-                    Unit::time(shortest).show(shortest),
-                ],
-                false,
-            );
+            table.row(&[
+                format!("{:#x}–{:#x}", address(range.start), address(range.end) - 1),
+                number(f64::from(range.len())),
+                number(history.returns.count().into()),
+                number(history.to_device.into()),
+                number(history.to_system.into()),
+                Unit::time(shortest).show(shortest),
+            ]);
         }
         page.table(table);
         if ranges.len() > MOST {
@@ -255,40 +253,35 @@ mod tests {
     fn what_is_alike_is_one_run_and_too_many_are_none() {
         let mut pages = Thrashing::new(1 << 28);
         let add = |pages: &mut Thrashing, kind, page, n| {
-            let range = PageRange::with_len(GuestPage(page), n);
+            let range = PageRange::with_len(Page(page), n);
             pages
                 .add(&Event::new(Duration::ZERO, kind, range), 0)
                 .unwrap();
         };
-        // All memory, block by block: it takes a run each, not 16 KiB.
+        // All memory, block by block: it takes a group each, not 16 KiB.
         for block in 0..1000 {
             add(&mut pages, EventKind::ToDevice, block * 512, 512);
             add(&mut pages, EventKind::ToSystem, block * 512, 512);
         }
-        assert_eq!((pages.runs.len(), pages.away.len()), (1000, 1000));
+        assert_eq!((pages.groups.len(), pages.away.len()), (1000, 1000));
         // A part of one is another two, and what is freed is freed once.
         add(&mut pages, EventKind::Freed, 100, 10);
-        assert_eq!((pages.runs.len(), pages.away.len()), (1002, 1001));
+        assert_eq!((pages.groups.len(), pages.away.len()), (1002, 1001));
         add(&mut pages, EventKind::Freed, 0, 1 << 28);
-        assert_eq!((pages.runs.len(), pages.away.len()), (1002, 0));
+        assert_eq!((pages.groups.len(), pages.away.len()), (1002, 0));
         assert_eq!(pages.count(), Some(0));
         pages.most = 1003;
         add(&mut pages, EventKind::ToDevice, 200, 10);
-        assert_eq!((pages.runs.len(), pages.count()), (0, None));
+        assert_eq!((pages.groups.len(), pages.count()), (0, None));
         add(&mut pages, EventKind::ToDevice, 0, 1);
-        assert_eq!(pages.runs.len(), 0);
+        assert_eq!(pages.groups.len(), 0);
     }
 
     #[test]
     fn returns_are_counted_and_neighbours_share_a_row() {
         let mut pages = Thrashing::new(100);
-        let event = |kind, page, n| {
-            Event::new(
-                Duration::ZERO,
-                kind,
-                PageRange::with_len(GuestPage(page), n),
-            )
-        };
+        let event =
+            |kind, page, n| Event::new(Duration::ZERO, kind, PageRange::with_len(Page(page), n));
         for round in 0..4 {
             pages
                 .add(&event(EventKind::ToDevice, 10, 4), round * 100)

@@ -2,22 +2,22 @@
 
 use std::ops::AddAssign;
 
-/// At most this many bins.
+/// The most bins.
 pub(super) const BINS: usize = 256;
 
-/// When there are too many bins, neighbours are added up and each is twice as long.
+/// The width of bins. When there are too many bins, the width doubles and the caller adds up neighbours with [`fold`].
 #[derive(Clone)]
-pub(super) struct Clock {
-    /// Of a bin, in nanoseconds.
+pub(super) struct Bins {
+    /// The time that a bin stands for, in nanoseconds.
     pub(super) width: u64,
 }
 
-impl Clock {
-    pub(super) fn new() -> Clock {
-        Clock { width: 64 }
+impl Bins {
+    pub(super) fn new() -> Bins {
+        Bins { width: 64 }
     }
 
-    /// How many times bins must be folded so that this time has one.
+    /// Doubles the width until this time has a bin; returns how many times, and so how often the caller must fold its bins.
     pub(super) fn reach(&mut self, time: u64) -> u32 {
         let mut folds = 0;
         while time / self.width >= BINS as u64 {
@@ -52,7 +52,7 @@ mod tests {
         let mut bins = [1, 2, 3, 4, 5];
         fold(&mut bins);
         assert_eq!(bins, [3, 7, 5, 0, 0]);
-        let mut clock = Clock::new();
+        let mut clock = Bins::new();
         assert_eq!(clock.reach(64 * 256 - 1), 0);
         assert_eq!(clock.reach(64 * 256), 1);
         assert_eq!((clock.bin(64 * 256), clock.width), (128, 128));

@@ -2,9 +2,9 @@
 
 use super::results::{Group, Metric};
 use super::statistics::Estimate;
-use crate::report::drawing::axis::{Frame, Scale, Unit, number};
+use crate::report::drawing::axis::{PlotFrame, Scale, Unit, number};
 use crate::report::drawing::legend::{legend, names};
-use crate::report::drawing::page::Page;
+use crate::report::drawing::page::HtmlPage;
 use crate::report::drawing::style::Look;
 use crate::report::drawing::svg::{Anchor, Svg, text_width};
 use crate::size::Size;
@@ -20,7 +20,13 @@ struct Series {
     estimates: Vec<Option<Estimate>>,
 }
 
-pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str], metric: Metric, title: &str) {
+pub(super) fn draw(
+    page: &mut HtmlPage,
+    group: &Group,
+    policies: &[&str],
+    metric: Metric,
+    title: &str,
+) {
     let series: Vec<Series> = policies
         .iter()
         .zip(names(policies))
@@ -44,52 +50,69 @@ pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str], metric: Me
     if values.is_empty() {
         return;
     }
-    let unit = metric.unit(values.iter().copied().fold(0.0, f64::max));
-    let name = match metric {
-        Metric::Time if group.live => "elapsed time",
-        Metric::Time => "modelled time",
-        Metric::Bytes => "data moved",
-        Metric::Faults => "faults",
+    let quantity = Quantity {
+        metric,
+        name: match metric {
+            Metric::Time if group.live => "elapsed time",
+            Metric::Time => "modelled time",
+            Metric::Bytes => "data moved",
+            Metric::Faults => "faults",
+        },
+        unit: metric.unit(values.iter().copied().fold(0.0, f64::max)),
     };
     match group.sizes.len() {
-        1 => dots(page, title, &series, &values, (name, unit), group.sizes[0]),
-        _ => lines(page, title, &series, &values, (name, unit), &group.sizes),
+        1 => dots(page, title, &series, &values, &quantity, group.sizes[0]),
+        _ => lines(page, title, &series, &values, &quantity, &group.sizes),
     }
 }
 
-fn whiskers((name, _): (&str, Unit)) -> &'static str {
-    if name.ends_with("time") { WHISKERS } else { "" }
+/// What an axis shows.
+struct Quantity {
+    metric: Metric,
+    name: &'static str,
+    unit: Unit,
 }
 
-/// `name (unit)`, and whether the axis is logarithmic.
-fn axis_label((name, unit): (&str, Unit), scale: Scale) -> String {
-    let parts: Vec<&str> = [unit.name, if scale.is_log() { "log" } else { "" }]
-        .into_iter()
-        .filter(|part| !part.is_empty())
-        .collect();
-    match parts.is_empty() {
-        true => name.to_owned(),
-        false => format!("{name} ({})", parts.join(", ")),
+impl Quantity {
+    /// Returns the explanation of the whiskers for the first plot of a group, which is that of the time.
+    fn whiskers(&self) -> &'static str {
+        match self.metric {
+            Metric::Time => WHISKERS,
+            Metric::Bytes | Metric::Faults => "",
+        }
+    }
+
+    /// Returns `name (unit)`, and whether the axis is logarithmic.
+    fn axis_label(&self, scale: Scale) -> String {
+        let log = if scale.is_log() { "log" } else { "" };
+        let parts: Vec<&str> = [self.unit.name, log]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect();
+        match parts.is_empty() {
+            true => self.name.to_owned(),
+            false => format!("{} ({})", self.name, parts.join(", ")),
+        }
     }
 }
 
 fn lines(
-    page: &mut Page,
+    page: &mut HtmlPage,
     title: &str,
     series: &[Series],
     values: &[f64],
-    quantity: (&str, Unit),
+    quantity: &Quantity,
     sizes: &[u64],
 ) {
     let mut svg = Svg::new(900.0, 400.0);
-    let frame = Frame {
+    let frame = PlotFrame {
         left: 90.0,
         top: 10.0,
         right: 885.0,
         bottom: 340.0,
     };
-    let y = Scale::fitting(values, quantity.1, frame.bottom, frame.top);
-    frame.y_axis(&mut svg, y, quantity.1, &axis_label(quantity, y));
+    let y = Scale::fitting(values, quantity.unit, frame.bottom, frame.top);
+    frame.y_axis(&mut svg, y, quantity.unit, &quantity.axis_label(y));
     let step = frame.width() / sizes.len() as f64;
     for (index, size) in sizes.iter().enumerate() {
         let x = frame.left + (index as f64 + 0.5) * step;
@@ -145,7 +168,7 @@ fn lines(
         svg,
         &format!(
             "Lower is better.{} Markers of one size stand side by side for legibility.",
-            whiskers(quantity)
+            quantity.whiskers()
         ),
     );
 }
@@ -162,11 +185,11 @@ fn upright_whisker(svg: &mut Svg, x: f64, y: Scale, estimate: &Estimate, look: L
 }
 
 fn dots(
-    page: &mut Page,
+    page: &mut HtmlPage,
     title: &str,
     series: &[Series],
     values: &[f64],
-    quantity: (&str, Unit),
+    quantity: &Quantity,
     size: u64,
 ) {
     const ROW: f64 = 30.0;
@@ -177,13 +200,13 @@ fn dots(
     let left = (widest + 24.0).clamp(90.0, 380.0);
     let bottom = 10.0 + ROW * series.len() as f64;
     let mut svg = Svg::new(900.0, bottom + 48.0);
-    let frame = Frame {
+    let frame = PlotFrame {
         left,
         top: 10.0,
         right: 800.0,
         bottom,
     };
-    let x = Scale::fitting(values, quantity.1, frame.left, frame.right);
+    let x = Scale::fitting(values, quantity.unit, frame.left, frame.right);
     for (index, series) in series.iter().enumerate() {
         let y = frame.top + (index as f64 + 0.5) * ROW;
         svg.line((frame.left, y), (frame.right, y), r#"class="grid""#);
@@ -207,28 +230,28 @@ fn dots(
             }
         }
         series.look.marker(&mut svg, (x.at(estimate.mean), y));
-        let text = number(estimate.mean / quantity.1.factor);
+        let text = number(estimate.mean / quantity.unit.factor);
         svg.text(
             (frame.right + 8.0, y + 4.0),
             Anchor::Start,
             "number",
-            &format!("{text} {}", quantity.1.name),
+            &format!("{text} {}", quantity.unit.name),
         );
     }
     frame.outline(&mut svg);
-    frame.x_axis(&mut svg, x, quantity.1, &axis_label(quantity, x));
+    frame.x_axis(&mut svg, x, quantity.unit, &quantity.axis_label(x));
     page.figure(
         title,
         svg,
         &format!(
             "With {} of device memory. Further left is better.{}",
             Size(size),
-            whiskers(quantity)
+            quantity.whiskers()
         ),
     );
 }
 
-/// A policy in two lines if there is no room for it in one: broken behind the last part of it that fits.
+/// Returns a policy in two lines if there is no room for it in one: broken behind the last part of it that fits.
 fn in_two(policy: &str, room: f64) -> (&str, &str) {
     if text_width(policy) <= room {
         return (policy, "");
@@ -238,7 +261,7 @@ fn in_two(policy: &str, room: f64) -> (&str, &str) {
     policy.split_at(breaks.rev().find(fits).unwrap_or(0))
 }
 
-/// The text, or as much of its beginning as there is room for.
+/// Returns the text, or as much of its beginning as there is room for.
 fn shortened(text: &str, room: f64) -> String {
     if text_width(text) <= room {
         return text.to_owned();

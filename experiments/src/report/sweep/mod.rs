@@ -10,7 +10,7 @@ use std::path::Path;
 use self::results::{Group, Metric, Results};
 use self::statistics::Estimate;
 use crate::report::drawing::axis::number;
-use crate::report::drawing::page::{NOTHING, Page, Table};
+use crate::report::drawing::page::{HtmlPage, NOTHING, Table};
 use crate::size::Size;
 use crate::sweep::SweepError;
 use crate::sweep::journal::{Header, Journal};
@@ -18,7 +18,8 @@ use crate::sweep::journal::{Header, Journal};
 /// Rows of the table of failed runs.
 const MOST_FAILED: usize = 50;
 
-/// The report on a sweep's folder, or on its journal, as HTML. An unfinished sweep has a report, too, which says that it is unfinished.
+/// Returns the report on a sweep's folder, or on its journal, as HTML. An unfinished sweep has a report, too, which
+/// says that it is unfinished.
 ///
 /// # Errors
 /// There is no journal, or it is damaged.
@@ -30,7 +31,7 @@ fn render(journal: &Journal) -> String {
     let header = &journal.header;
     let rows: Vec<_> = journal.rows.values().cloned().collect();
     let results = Results::of(&rows);
-    let mut page = Page::new(&header.title, &header.question);
+    let mut page = HtmlPage::new(&header.title, &header.question);
     facts(&mut page, header, &results, rows.len());
     for group in &results.groups {
         page.heading(&group.name);
@@ -61,7 +62,7 @@ fn render(journal: &Journal) -> String {
     page.finish()
 }
 
-fn facts(page: &mut Page, header: &Header, results: &Results, rows: usize) {
+fn facts(page: &mut HtmlPage, header: &Header, results: &Results, rows: usize) {
     let share = header.shard.share(header.runs);
     let mut facts = vec![
         ("runs", number(rows as f64)),
@@ -97,7 +98,7 @@ fn facts(page: &mut Page, header: &Header, results: &Results, rows: usize) {
     }
     let mut table = Table::new(&["<", "<"]);
     for (name, value) in facts {
-        table.row(&[name.to_owned(), value], false);
+        table.row(&[name.to_owned(), value]);
     }
     page.table(table);
 }
@@ -115,7 +116,7 @@ fn with_error(estimate: Option<Estimate>, metric: Metric) -> String {
     format!("{mean}{error} {}", unit.name).trim_end().to_owned()
 }
 
-fn table(page: &mut Page, group: &Group, policies: &[&str]) {
+fn table(page: &mut HtmlPage, group: &Group, policies: &[&str]) {
     page.paragraph(
         "Means over the seeds ± 95 % confidence intervals. The fastest policy of each size is bold; times are compared with it. \
          Unused: prefetched pages that moved on before they were accessed. × optimal: pages brought to the device, \
@@ -167,30 +168,31 @@ fn table(page: &mut Page, group: &Group, policies: &[&str]) {
                 0 => (*policy).to_owned(),
                 events => format!("{policy} (script failed {}×)", number(events as f64)),
             };
-            table.row(
-                &[
-                    policy,
-                    count.to_string(),
-                    with_error(time, Metric::Time),
-                    ratio
-                        .filter(|it| it.is_finite())
-                        .map_or(NOTHING.to_owned(), |ratio| format!("{ratio:.2}")),
-                    with_error(cell.estimate(Metric::Bytes), Metric::Bytes),
-                    with_error(cell.estimate(Metric::Faults), Metric::Faults),
-                    mean(cell.mean(|row| row.evicted.map(|n| n as f64))),
-                    mean(cell.mean(|row| row.prefetched.map(|n| n as f64))),
-                    mean(cell.mean(|row| row.unused.map(|n| n as f64))),
-                    mean(cell.mean(|row| row.thrashing_pages.map(|n| n as f64))),
-                    over.map_or(NOTHING.to_owned(), |it| format!("{:.2}", it.mean)),
-                ],
-                ratio == Some(1.0),
-            );
+            let cells = [
+                policy,
+                count.to_string(),
+                with_error(time, Metric::Time),
+                ratio
+                    .filter(|it| it.is_finite())
+                    .map_or(NOTHING.to_owned(), |ratio| format!("{ratio:.2}")),
+                with_error(cell.estimate(Metric::Bytes), Metric::Bytes),
+                with_error(cell.estimate(Metric::Faults), Metric::Faults),
+                mean(cell.mean(|row| row.evicted.map(|n| n as f64))),
+                mean(cell.mean(|row| row.prefetched.map(|n| n as f64))),
+                mean(cell.mean(|row| row.unused.map(|n| n as f64))),
+                mean(cell.mean(|row| row.thrashing_pages.map(|n| n as f64))),
+                over.map_or(NOTHING.to_owned(), |it| format!("{:.2}", it.mean)),
+            ];
+            match ratio == Some(1.0) {
+                true => table.best_row(&cells),
+                false => table.row(&cells),
+            }
         }
     }
     page.table(table);
 }
 
-fn failed(page: &mut Page, results: &Results) {
+fn failed(page: &mut HtmlPage, results: &Results) {
     if results.failed.is_empty() {
         return;
     }
@@ -199,17 +201,14 @@ fn failed(page: &mut Page, results: &Results) {
     let mut table = Table::new(&["run", "<source", "<policy", "device memory", "seed", "<why"]);
     for row in results.failed.iter().take(MOST_FAILED) {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        table.row(
-            &[
-                row.run.unwrap_or_default().to_string(),
-                text(&row.source),
-                text(&row.policy),
-                Size(row.device_memory_bytes.unwrap_or_default()).to_string(),
-                row.seed.unwrap_or_default().to_string(),
-                text(&row.error),
-            ],
-            false,
-        );
+        table.row(&[
+            row.run.unwrap_or_default().to_string(),
+            text(&row.source),
+            text(&row.policy),
+            Size(row.device_memory_bytes.unwrap_or_default()).to_string(),
+            row.seed.unwrap_or_default().to_string(),
+            text(&row.error),
+        ]);
     }
     page.table(table);
     if results.failed.len() > MOST_FAILED {

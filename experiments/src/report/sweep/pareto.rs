@@ -2,9 +2,9 @@
 
 use super::results::{Group, Metric};
 use super::statistics::Estimate;
-use crate::report::drawing::axis::{Frame, Scale, Unit};
+use crate::report::drawing::axis::{PlotFrame, Scale, Unit};
 use crate::report::drawing::legend::{legend, names};
-use crate::report::drawing::page::Page;
+use crate::report::drawing::page::HtmlPage;
 use crate::report::drawing::style::Look;
 use crate::report::drawing::svg::{Anchor, Svg};
 use crate::size::Size;
@@ -15,7 +15,7 @@ struct Point {
     time: Estimate,
 }
 
-pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str]) {
+pub(super) fn draw(page: &mut HtmlPage, group: &Group, policies: &[&str]) {
     let panels: Vec<(u64, Vec<Point>)> = group
         .sizes
         .iter()
@@ -37,7 +37,7 @@ pub(super) fn draw(page: &mut Page, group: &Group, policies: &[&str]) {
     for (index, (size, points)) in panels.iter().enumerate() {
         let left = 90.0 + (index % columns) as f64 * column;
         let top = 26.0 + (index / columns) as f64 * row;
-        let frame = Frame {
+        let frame = PlotFrame {
             left,
             top,
             right: left + width,
@@ -90,7 +90,7 @@ fn around(values: impl Iterator<Item = f64>, start: f64, end: f64) -> Scale {
     Scale::linear((low - room).max(0.0), high + room, start, end)
 }
 
-fn draw_panel(svg: &mut Svg, frame: Frame, points: &[Point], time_name: &str) {
+fn draw_panel(svg: &mut Svg, frame: PlotFrame, points: &[Point], time_name: &str) {
     let ends = |estimate: &Estimate| [estimate.low(), estimate.high()];
     let x = around(
         points.iter().flat_map(|point| ends(&point.bytes)),
@@ -144,7 +144,7 @@ fn draw_panel(svg: &mut Svg, frame: Frame, points: &[Point], time_name: &str) {
     }
 }
 
-/// The points that no other one beats, from the left to the right.
+/// Returns the points that no other one beats, from the left to the right.
 fn front(points: &[Point]) -> Vec<&Point> {
     let mut sorted: Vec<&Point> = points.iter().collect();
     sorted.sort_by(|a, b| {

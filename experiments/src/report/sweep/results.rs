@@ -115,7 +115,7 @@ pub(super) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// The runs of a policy with this much device memory.
+    /// Returns the runs of a policy with this much device memory.
     pub(super) fn cell(&self, size: u64, policy: &'a str) -> Option<&Cell<'a>> {
         self.cells.get(&(size, policy))
     }
@@ -123,7 +123,7 @@ impl<'a> Group<'a> {
 
 /// All runs.
 pub(super) struct Results<'a> {
-    /// In the order of the sweep.
+    /// The policies, in the order of the sweep.
     pub(super) policies: Vec<&'a str>,
     pub(super) groups: Vec<Group<'a>>,
     pub(super) failed: Vec<&'a Row>,
@@ -226,7 +226,7 @@ mod tests {
         }
     }
 
-    /// The names of the groups, and how many runs share their only cell.
+    /// Returns the names of the groups, and how many runs share their only cell.
     fn groups(rows: &[Row]) -> Vec<(String, usize)> {
         let results = Results::of(rows);
         let mut groups: Vec<_> = results

@@ -11,7 +11,7 @@ pub(super) struct Estimate {
 }
 
 impl Estimate {
-    /// By Student's t distribution; `None` without values.
+    /// Estimates the mean and its error by Student's t distribution; `None` without values.
     pub(super) fn of(values: &[f64]) -> Option<Estimate> {
         let count = values.len();
         if count == 0 {
@@ -36,7 +36,7 @@ impl Estimate {
     }
 }
 
-/// The 97.5 % quantile of the t distribution.
+/// Returns the 97.5 % quantile of the t distribution.
 fn t_quantile(freedom: usize) -> f64 {
     const TABLE: [f64; 30] = [
         12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,

@@ -3,16 +3,17 @@
 use std::io::{self, BufWriter};
 
 use super::events::{Written, each_event};
-use super::row::{COLUMNS, Row};
+use super::row::{COLUMNS, ExportRow};
 use crate::output::Output;
 use crate::trace::TraceReader;
 
+/// Writes the columns' names and a line for each event.
 pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let threads = trace.totals().threads.clone();
     let mut out = csv::Writer::from_writer(BufWriter::with_capacity(1 << 18, file));
     out.write_record(COLUMNS).map_err(failed)?;
     let written = each_event(trace, |event| {
-        let row = Row::new(event, &threads);
+        let row = ExportRow::new(event, &threads);
         out.serialize((
             row.time,
             row.kind,
@@ -34,7 +35,7 @@ pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     Ok(written)
 }
 
-/// The system's own error, which says what kind it is.
+/// Returns the system's own error, whose kind and number say what was wrong.
 fn failed(error: csv::Error) -> io::Error {
     match error.into_kind() {
         csv::ErrorKind::Io(error) => error,

@@ -55,9 +55,9 @@ pub enum ExportError {
     /// The output; what was there before still is.
     #[error("writing {}: {error}", shown(path))]
     Output {
-        /// Where to.
+        /// The path of the output.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: io::Error,
     },

@@ -13,14 +13,14 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
 use super::events::{Written, each_event};
-use super::row::Row;
+use super::row::ExportRow;
 use crate::output::Output;
 use crate::trace::TraceReader;
 
-/// Rows in a group: what is held in memory.
+/// The number of rows in a group. One group is held in memory.
 const GROUP: usize = 1 << 17;
 
-/// In the order of [`super::COLUMNS`].
+/// The columns' types, in the order of [`super::COLUMNS`].
 const SCHEMA: &str = "message event {
     REQUIRED INT64 time_ns;
     REQUIRED BYTE_ARRAY kind (STRING);
@@ -37,6 +37,7 @@ const SCHEMA: &str = "message event {
     REQUIRED INT64 repeats;
 }";
 
+/// Writes a row for each event, in groups.
 pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let threads = trace.totals().threads.clone();
     let meta = serde_json::to_string(trace.meta())?;
@@ -49,7 +50,7 @@ pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let mut out = SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(failed)?;
     let mut rows = Vec::new();
     let written = each_event(trace, |event| {
-        rows.push(Row::new(event, &threads));
+        rows.push(ExportRow::new(event, &threads));
         if rows.len() == GROUP {
             write_group(&mut out, &rows).map_err(failed)?;
             rows.clear();
@@ -65,7 +66,7 @@ pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
 
 fn write_group(
     out: &mut SerializedFileWriter<&mut Output>,
-    rows: &[Row],
+    rows: &[ExportRow],
 ) -> Result<(), ParquetError> {
     let mut group = out.next_row_group()?;
     let mut index = 0;
@@ -105,8 +106,8 @@ type Writer<'a, T> = parquet::column::writer::ColumnWriterImpl<'a, T>;
 
 fn required<T: parquet::data_type::DataType>(
     writer: &mut Writer<'_, T>,
-    rows: &[Row],
-    value: impl Fn(&Row) -> T::T,
+    rows: &[ExportRow],
+    value: impl Fn(&ExportRow) -> T::T,
 ) -> Result<(), ParquetError> {
     let values: Vec<T::T> = rows.iter().map(value).collect();
     writer.write_batch(&values, None, None).map(drop)
@@ -114,8 +115,8 @@ fn required<T: parquet::data_type::DataType>(
 
 fn optional<T: parquet::data_type::DataType>(
     writer: &mut Writer<'_, T>,
-    rows: &[Row],
-    value: impl Fn(&Row) -> Option<T::T>,
+    rows: &[ExportRow],
+    value: impl Fn(&ExportRow) -> Option<T::T>,
 ) -> Result<(), ParquetError> {
     let values: Vec<Option<T::T>> = rows.iter().map(value).collect();
     let present: Vec<i16> = values

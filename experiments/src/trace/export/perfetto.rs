@@ -13,19 +13,20 @@ use prost::Message;
 use self::messages::{DebugAnnotation, Trace, TracePacket, TrackEvent, event_type};
 use self::tracks::{Track, Tracks};
 use super::events::{Written, each_event};
-use super::residency::Residency;
+use super::residency::ResidencyTracker;
 use super::row::access_name;
 use crate::output::Output;
 use crate::trace::TraceReader;
 
-/// Bandwidth is what was moved in each of these, in nanoseconds.
+/// The length of the windows, in nanoseconds. Bandwidth is what was moved in a window.
 const WINDOW: u64 = 1_000_000;
 
+/// Writes a slice for each fault, an instant for each other event, and counters of residency and bandwidth.
 pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
     let mut export = Export {
         tracks: Tracks::default(),
         threads: trace.totals().threads.clone(),
-        residency: Residency::new(trace.meta().pages()),
+        residency: ResidencyTracker::new(trace.meta().pages()),
         busy_until: BTreeMap::new(),
         shown: BTreeMap::new(),
         moved: [0; 2],
@@ -57,7 +58,7 @@ struct Export {
     tracks: Tracks,
     /// Threads' numbers to vCPUs'.
     threads: BTreeMap<u32, u32>,
-    residency: Residency,
+    residency: ResidencyTracker,
     /// The end of a track's last slice.
     busy_until: BTreeMap<Track, u64>,
     /// The last value of a counter.
@@ -184,7 +185,7 @@ impl Export {
     }
 }
 
-/// The label of a slice.
+/// Returns the label of a slice.
 fn name(event: &Event) -> String {
     let what = match event.kind {
         EventKind::CpuFault => "CPU fault",

@@ -6,21 +6,21 @@ use std::ops::Range;
 use hmm_backend::observe::{Event, EventKind};
 use hmm_backend::pages::{BLOCK_PAGES, Block, DeviceId, Page, PageRange};
 
-/// In no device's memory.
+/// Marks a page that is in no device's memory.
 const SYSTEM: u16 = u16::MAX;
 
 /// The places of pages. Memory grows with the blocks of 2 MiB that were ever on a device.
-pub struct Residency {
+pub struct ResidencyTracker {
     /// Pages of the machine: an event that says it has more cannot make this grow without bounds.
     limit: u32,
     blocks: BTreeMap<Block, Box<[u16; BLOCK_PAGES as usize]>>,
     pages: BTreeMap<DeviceId, u64>,
 }
 
-impl Residency {
-    /// Nothing is on a device yet, of so many pages.
-    pub fn new(pages: u32) -> Residency {
-        Residency {
+impl ResidencyTracker {
+    /// Makes a tracker of this many pages, none of which is on a device.
+    pub fn new(pages: u32) -> ResidencyTracker {
+        ResidencyTracker {
             limit: pages,
             blocks: BTreeMap::new(),
             pages: BTreeMap::new(),
@@ -83,13 +83,13 @@ impl Residency {
         }
     }
 
-    /// Pages on each device that ever held any.
+    /// Returns the number of pages on each device that ever held any.
     pub fn pages(&self) -> &BTreeMap<DeviceId, u64> {
         &self.pages
     }
 }
 
-/// The cells of pages of one block.
+/// Returns the cells of pages of one block.
 fn within(part: PageRange) -> Range<usize> {
     let start = part.start.index_in_block();
     start..start + part.len() as usize

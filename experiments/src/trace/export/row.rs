@@ -23,27 +23,38 @@ pub const COLUMNS: [&str; 13] = [
 ];
 
 /// An event's columns; those that do not apply are none.
-pub struct Row {
+pub struct ExportRow {
+    /// The event's time, in nanoseconds.
     pub time: i64,
+    /// The name of the event's kind.
     pub kind: &'static str,
+    /// The first page's number in managed memory.
     pub page: i64,
+    /// The number of pages.
     pub pages: i64,
+    /// The device's number.
     pub device: Option<i32>,
+    /// The name of a migration's cause.
     pub cause: Option<&'static str>,
+    /// `read` or `write`.
     pub access: Option<&'static str>,
+    /// The thread's number.
     pub thread: Option<i64>,
+    /// The vCPU that the thread runs.
     pub vcpu: Option<i32>,
-    /// How long a fault was served.
+    /// How long a fault was served, in nanoseconds.
     pub latency: Option<i64>,
-    /// How long advice has pages stay where they go.
+    /// How long advice has pages stay where they go, in nanoseconds.
     pub hold: Option<i64>,
+    /// The text of a hint.
     pub hint: Option<String>,
+    /// How many accesses the event stands for.
     pub repeats: i64,
 }
 
-impl Row {
-    /// With the trace's threads and their vCPUs.
-    pub fn new(event: &Event, threads: &BTreeMap<u32, u32>) -> Row {
+impl ExportRow {
+    /// Makes the row of an event. `threads` has the trace's threads and their vCPUs.
+    pub fn new(event: &Event, threads: &BTreeMap<u32, u32>) -> ExportRow {
         // Tables have signed numbers; the largest is 292 years.
         let nanos = |time: std::time::Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
         let duration = |kinds: &[EventKind]| {
@@ -51,7 +62,7 @@ impl Row {
             applies.then(|| nanos(event.latency))
         };
         let vcpu = threads.get(&event.thread);
-        Row {
+        ExportRow {
             time: nanos(event.time),
             kind: event.kind.name(),
             page: event.page.0.into(),
@@ -69,7 +80,7 @@ impl Row {
     }
 }
 
-/// The name in tables.
+/// Returns the name of an access in tables.
 pub fn access_name(access: Access) -> &'static str {
     match access {
         Access::Read => "read",
@@ -94,7 +105,7 @@ mod tests {
                 latency: Duration::from_nanos(latency),
                 ..Event::new(Duration::ZERO, kind, page)
             };
-            let row = Row::new(&event, &threads);
+            let row = ExportRow::new(&event, &threads);
             (row.thread, row.vcpu, row.latency, row.hold)
         };
         let fault = row(EventKind::CpuFault, 7, 5);

@@ -21,7 +21,7 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// The pages that an access of `size` bytes touches, each by itself: they may lie in different blocks.
+    /// Returns the pages that an access of `size` bytes touches, each by itself: they may lie in different blocks.
     pub fn pages(&mut self, address: u64, size: u64) -> Result<[Option<PageRange>; 2], String> {
         // No instruction accesses more than a page; two at most are touched.
         if size == 0 || size > PAGE_SIZE {
@@ -75,7 +75,7 @@ impl Addresses {
     }
 }
 
-/// Bytes of so many pages, in whole blocks.
+/// Returns the bytes of this many pages, rounded up to whole blocks.
 pub fn whole_blocks(pages: u64) -> u64 {
     pages.div_ceil(BLOCK_PAGES) * BLOCK_SIZE
 }

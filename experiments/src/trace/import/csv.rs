@@ -30,9 +30,10 @@ struct Columns {
     repeats: Option<usize>,
 }
 
+/// Reads a table and gives the importer what its lines say.
 pub fn read(input: impl BufRead, importer: &mut Importer) -> Result<(), Failure> {
     let mut lines = Lines::new(input, LONGEST);
-    let mut row = Row::new();
+    let mut row = CsvRow::new();
     let mut columns = None;
     while let Some((number, line)) = lines.next()? {
         if line.is_empty() {
@@ -60,16 +61,16 @@ const NO_COLUMNS: &str =
     "the first line must name the columns, and `page` or `address` must be one of them";
 
 /// The fields of a line.
-struct Row {
+struct CsvRow {
     parser: csv_core::Reader,
     text: Vec<u8>,
-    /// The end of each.
+    /// The end of each field in `text`.
     ends: Vec<usize>,
 }
 
-impl Row {
-    fn new() -> Row {
-        Row {
+impl CsvRow {
+    fn new() -> CsvRow {
+        CsvRow {
             parser: csv_core::Reader::new(),
             text: Vec::new(),
             ends: Vec::new(),
@@ -106,7 +107,7 @@ impl Row {
         self.ends.len()
     }
 
-    /// A field, without spaces around it.
+    /// Returns a field, without spaces around it.
     fn get(&self, column: usize) -> Result<&str, String> {
         let start = column.checked_sub(1).map_or(0, |before| self.ends[before]);
         let field = &self.text[start..self.ends[column]];
@@ -117,8 +118,8 @@ impl Row {
 }
 
 impl Columns {
-    /// From the first line.
-    fn new(row: &Row, line: u64) -> Result<Columns, Failure> {
+    /// Finds the columns by the names in the first line.
+    fn new(row: &CsvRow, line: u64) -> Result<Columns, Failure> {
         let wrong = |why| Failure::Line(line, why);
         let mut names = Vec::new();
         for column in 0..row.len() {
@@ -161,7 +162,7 @@ impl Columns {
         }
     }
 
-    fn row(&self, row: &Row, importer: &mut Importer) -> Result<(), Refused> {
+    fn row(&self, row: &CsvRow, importer: &mut Importer) -> Result<(), Refused> {
         let device = below(row, self.device, "device", limits::DEVICES.into())?;
         let device = device.map(|device| device as u8);
         let vcpu = below(row, self.vcpu, "vcpu", limits::THREADS as u64)?;
@@ -215,7 +216,11 @@ impl Columns {
         Ok(())
     }
 
-    fn ranges(&self, row: &Row, importer: &mut Importer) -> Result<[Option<PageRange>; 2], String> {
+    fn ranges(
+        &self,
+        row: &CsvRow,
+        importer: &mut Importer,
+    ) -> Result<[Option<PageRange>; 2], String> {
         if let Some(address) = number(row, self.address, "address")? {
             let size = number(row, self.size, "size")?.unwrap_or(1);
             let pages = importer.addresses.pages(address, size);
@@ -242,7 +247,7 @@ impl Columns {
     }
 }
 
-/// A mistake, and its column.
+/// Returns the text of a mistake, with its column.
 fn wrong_cell(why: impl std::fmt::Display, column: Option<usize>) -> String {
     match column {
         Some(column) => format!("{why} (column {})", column + 1),
@@ -250,14 +255,14 @@ fn wrong_cell(why: impl std::fmt::Display, column: Option<usize>) -> String {
     }
 }
 
-/// The text in a column, if it is not empty.
-fn cell(row: &Row, column: Option<usize>) -> Result<Option<&str>, String> {
+/// Returns the text in a column, if it is not empty.
+fn cell(row: &CsvRow, column: Option<usize>) -> Result<Option<&str>, String> {
     let text = column.map(|column| row.get(column)).transpose()?;
     Ok(text.filter(|text| !text.is_empty()))
 }
 
-/// A number, decimal or hexadecimal with `0x`.
-fn number(row: &Row, column: Option<usize>, name: &str) -> Result<Option<u64>, String> {
+/// Returns the number in a column, decimal or hexadecimal with `0x`; none if the column is empty.
+fn number(row: &CsvRow, column: Option<usize>, name: &str) -> Result<Option<u64>, String> {
     let Some(text) = cell(row, column)? else {
         return Ok(None);
     };
@@ -274,8 +279,8 @@ fn number(row: &Row, column: Option<usize>, name: &str) -> Result<Option<u64>, S
         .map_err(|error| wrong_cell(why(error), column))
 }
 
-/// A number less than this.
-fn below(row: &Row, column: Option<usize>, name: &str, end: u64) -> Result<Option<u64>, String> {
+/// Returns the number in a column; an error if it is not less than `end`.
+fn below(row: &CsvRow, column: Option<usize>, name: &str, end: u64) -> Result<Option<u64>, String> {
     match number(row, column, name)? {
         Some(number) if number >= end => Err(wrong_cell(
             format!("{name} {number} is beyond {}", end - 1),
@@ -285,7 +290,7 @@ fn below(row: &Row, column: Option<usize>, name: &str, end: u64) -> Result<Optio
     }
 }
 
-/// A field in a message, not all of a long one.
+/// Returns a field as messages show it: not all of a long one.
 fn shown(text: &str) -> String {
     match text.char_indices().nth(40) {
         Some((end, _)) => format!("`{}…`", &text[..end]),

@@ -34,7 +34,7 @@ pub(super) enum Refused {
 }
 
 impl Refused {
-    /// In this line of the input.
+    /// Adds the line of the input to the reason.
     pub(super) fn at(self, line: u64) -> Failure {
         match self {
             Refused::Why(why) => Failure::Line(line, why),
@@ -72,12 +72,12 @@ pub(super) struct Importer {
     devices: u32,
     /// One more than the highest page.
     pages: u32,
-    /// Whether the input says when.
+    /// Whether the input has times of its own.
     own_times: bool,
 }
 
 impl Importer {
-    /// Nothing imported yet.
+    /// Makes an importer that has imported nothing yet.
     pub(super) fn new(writer: TraceWriter) -> Importer {
         Importer {
             writer,
@@ -93,7 +93,7 @@ impl Importer {
         }
     }
 
-    /// The thread runs on this vCPU.
+    /// Notes that the thread runs on this vCPU; an error if it is known to run on another one.
     pub(super) fn thread(&mut self, thread: u32, vcpu: u32) -> Result<(), String> {
         match self.threads.get(&thread) {
             Some(known) if *known == vcpu => Ok(()),
@@ -111,8 +111,9 @@ impl Importer {
         }
     }
 
-    /// Accesses to pages, so many times each. Merged with those before if they are by the same one to the same pages,
-    /// unless they are writes after reads. Without a time they are as late as there were accesses before.
+    /// Imports accesses to pages, `repeats` times each. They are merged with the accesses before if these are by the
+    /// same CPU or device to the same pages, unless they are writes after reads. Without a time, the number of
+    /// accesses before is the time.
     pub(super) fn access(
         &mut self,
         pages: PageRange,
@@ -151,12 +152,12 @@ impl Importer {
             return Ok(());
         }
         self.flush()?;
-        self.take(&event);
+        self.push(&event);
         self.pending = Some(event);
         Ok(())
     }
 
-    /// Pages are freed.
+    /// Imports that pages are freed.
     pub(super) fn freed(
         &mut self,
         pages: PageRange,
@@ -176,7 +177,7 @@ impl Importer {
         })
     }
 
-    /// Something is said about pages.
+    /// Imports a hint about pages.
     pub(super) fn hint(
         &mut self,
         pages: PageRange,
@@ -193,7 +194,7 @@ impl Importer {
 
     pub(super) fn put(&mut self, event: Event) -> Result<(), Refused> {
         self.flush()?;
-        self.take(&event);
+        self.push(&event);
         Ok(self.writer.write(&[event])?)
     }
 
@@ -205,8 +206,8 @@ impl Importer {
         }
     }
 
-    /// Takes account of a new event.
-    pub(super) fn take(&mut self, event: &Event) {
+    /// Counts a new event, and the pages and devices that it names.
+    pub(super) fn push(&mut self, event: &Event) {
         self.named.add(event);
         self.events += 1;
         self.pages = self.pages.max(event.page.0 + event.pages);

@@ -5,12 +5,14 @@ use std::io::BufRead;
 
 use hmm_backend::pages::Access;
 
+use super::Instructions;
 use super::importer::{Failure, Importer};
 use super::lines::Lines;
 
+/// Reads all lines and gives the importer their accesses, as those of this device or, without one, of a CPU.
 pub fn read(
     input: impl BufRead,
-    instructions: bool,
+    instructions: Instructions,
     device: Option<u8>,
     importer: &mut Importer,
 ) -> Result<(), Failure> {
@@ -30,7 +32,7 @@ pub fn read(
                 )));
             }
         };
-        if access.fetch && !instructions {
+        if access.fetch && instructions == Instructions::LeftOut {
             continue;
         }
         let pages = importer
@@ -57,7 +59,7 @@ enum Line {
 }
 
 struct Fetched {
-    /// Of an instruction.
+    /// Whether it fetched an instruction.
     fetch: bool,
     access: Access,
     address: u64,

@@ -23,7 +23,7 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// The next line's number, from 1, and the line without its end; none at the end.
+    /// Returns the next line's number, from 1, and the line without its end; none at the end.
     pub fn next(&mut self) -> Result<Option<(u64, &[u8])>, Failure> {
         self.line.clear();
         self.number += 1;

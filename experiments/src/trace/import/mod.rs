@@ -18,13 +18,22 @@ use super::meta::{TraceKind, TraceMeta, TraceTotals};
 use super::writer::TraceWriter;
 use crate::output::Output;
 
+/// What instruction fetches count as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Instructions {
+    /// They are reads.
+    AreReads,
+    /// They are left out.
+    LeftOut,
+}
+
 /// The formats of other programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
     /// `valgrind --tool=lackey --trace-mem=yes`.
     Lackey {
-        /// Whether instruction fetches count as reads.
-        instructions: bool,
+        /// What instruction fetches count as.
+        instructions: Instructions,
         /// The device that the program's accesses count as; without one, a CPU.
         device: Option<u8>,
     },
@@ -38,7 +47,7 @@ impl FromStr for Format {
     fn from_str(text: &str) -> Result<Format, String> {
         match text {
             "lackey" => Ok(Format::Lackey {
-                instructions: true,
+                instructions: Instructions::AreReads,
                 device: None,
             }),
             "csv" => Ok(Format::Csv),
@@ -59,7 +68,7 @@ pub enum ImportError {
     Input {
         /// The input.
         source_name: String,
-        /// Why not.
+        /// The cause.
         #[source]
         error: io::Error,
     },
@@ -82,9 +91,9 @@ pub enum ImportError {
     TooManyPages {
         /// The input.
         source_name: String,
-        /// How many.
+        /// The number of pages, without the first of each access.
         pages: u64,
-        /// Of the trace.
+        /// The length of the trace.
         bytes: u64,
     },
     /// There are no accesses in the input.

@@ -298,7 +298,7 @@ fn traced(
     backend.pin(pages(range))
 }
 
-/// The pages of a range of memory.
+/// Returns the pages of a range of memory.
 fn pages(range: &Range<u64>) -> PageRange {
     let page = |number: u64| Page(number as u32);
     PageRange::new(

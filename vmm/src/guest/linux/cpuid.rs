@@ -59,7 +59,7 @@ use Register::{Eax, Ebx, Ecx, Edx};
 /// Bits of one register of one leaf that are hidden.
 struct Hidden {
     leaf: u32,
-    /// Of leaves that have them; `None` means all.
+    /// The subleaf, for leaves that have some; `None` means all.
     subleaf: Option<u32>,
     register: Register,
     bits: u32,
@@ -207,7 +207,7 @@ fn register(entry: &mut kvm_cpuid_entry2, register: Register) -> &mut u32 {
 
 /// The leaf in which processors of all vendors describe their topology, if they have it.
 const EXTENDED_TOPOLOGY: u32 = 0xb;
-/// Its successor, with the same contents here.
+/// The successor of leaf [`EXTENDED_TOPOLOGY`], with the same contents here.
 const EXTENDED_TOPOLOGY_2: u32 = 0x1f;
 
 /// One thread in each core, all cores in one package, said in every way that processors have.

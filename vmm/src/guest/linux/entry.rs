@@ -37,8 +37,8 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 /// Writes the tables that [`system`] points to.
 pub fn install(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     let put = |address: u64, value: u64| memory.write_obj(value.to_le(), GuestAddress(address));
-    let code = descriptor(&segment(CODE, 11, true));
-    let data = descriptor(&segment(DATA, 3, false));
+    let code = descriptor(&segment(CODE, 11, Mode::Long));
+    let data = descriptor(&segment(DATA, 3, Mode::Protected));
     for (index, entry) in [0, 0, code, data].into_iter().enumerate() {
         put(GDT + 8 * index as u64, entry)?;
     }
@@ -59,8 +59,18 @@ pub fn install(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     Ok(())
 }
 
-/// A flat segment.
-fn segment(selector: u16, type_: u8, long: bool) -> kvm_segment {
+/// The mode in which a vCPU begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// 64 bits.
+    Long,
+    /// 32 bits; also what a data segment says in either mode.
+    Protected,
+}
+
+/// Makes a flat segment.
+fn segment(selector: u16, type_: u8, mode: Mode) -> kvm_segment {
+    let long = mode == Mode::Long;
     kvm_segment {
         base: 0,
         limit: 0xffff_ffff,
@@ -75,7 +85,7 @@ fn segment(selector: u16, type_: u8, long: bool) -> kvm_segment {
     }
 }
 
-/// How a flat segment looks in a descriptor table.
+/// Returns a flat segment's entry in a descriptor table.
 fn descriptor(it: &kvm_segment) -> u64 {
     let attributes = u64::from(it.type_)
         | u64::from(it.s) << 4
@@ -87,7 +97,7 @@ fn descriptor(it: &kvm_segment) -> u64 {
     0xffff | attributes << 40 | 0xf << 48
 }
 
-/// General registers of the first vCPU.
+/// Returns the general registers of the first vCPU.
 pub fn general(kernel: &Loaded) -> kvm_regs {
     let (rsi, rbx) = match kernel.protocol {
         Protocol::Linux(_) => (ZERO_PAGE, 0),
@@ -102,11 +112,14 @@ pub fn general(kernel: &Loaded) -> kvm_regs {
     }
 }
 
-/// Segments, tables and control registers of the first vCPU; the rest stays as it is in `reset`.
+/// Returns the segments, tables and control registers of the first vCPU; the rest stays as it is in `reset`.
 pub fn system(kernel: &Loaded, mut reset: kvm_sregs) -> kvm_sregs {
-    let long = matches!(kernel.protocol, Protocol::Linux(_));
-    let data = segment(DATA, 3, false);
-    reset.cs = segment(CODE, 11, long);
+    let mode = match kernel.protocol {
+        Protocol::Linux(_) => Mode::Long,
+        Protocol::Pvh => Mode::Protected,
+    };
+    let data = segment(DATA, 3, Mode::Protected);
+    reset.cs = segment(CODE, 11, mode);
     (reset.ds, reset.es, reset.ss) = (data, data, data);
     (reset.fs, reset.gs) = (data, data);
     reset.tr = kvm_segment {
@@ -122,7 +135,7 @@ pub fn system(kernel: &Loaded, mut reset: kvm_sregs) -> kvm_sregs {
     reset.idt.base = 0;
     reset.idt.limit = 0;
     reset.cr0 = CR0_PROTECTED | CR0_EXTENSION_TYPE;
-    if long {
+    if mode == Mode::Long {
         reset.cr0 |= CR0_PAGING;
         reset.cr3 = PML4;
         reset.cr4 = CR4_PHYSICAL_ADDRESS_EXTENSION;
@@ -131,7 +144,7 @@ pub fn system(kernel: &Loaded, mut reset: kvm_sregs) -> kvm_sregs {
     reset
 }
 
-/// What firmware would have left in model-specific registers of every vCPU.
+/// Returns the model-specific registers that firmware would have set on every vCPU.
 pub fn model_specific() -> Msrs {
     let entry = |index, data| kvm_msr_entry {
         index,

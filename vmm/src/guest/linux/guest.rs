@@ -41,15 +41,15 @@ impl LinuxGuest {
         })
     }
 
-    /// The kernel's command line.
+    /// Returns the kernel's command line.
     pub fn cmdline(&self) -> &str {
         &self.linux.cmdline
     }
 }
 
 impl Guest for LinuxGuest {
-    /// A first touch fills a whole block: Linux uses its memory by and large, in huge pages of its own, and on other hosts finds huge
-    /// pages under them.
+    /// Describes memory in which a first touch fills a whole block: Linux uses its memory by and large, in huge pages of its own,
+    /// and on other hosts finds huge pages under them.
     fn memory(&self, _: u64) -> BackendConfig {
         BackendConfig {
             hole: self.layout.hole(),
@@ -106,7 +106,7 @@ impl Guest for LinuxGuest {
         })
     }
 
-    /// The first is ready to enter the kernel, the others wait for start-up interrupts.
+    /// Makes a vCPU. The first one is ready to enter the kernel, the others wait for start-up interrupts.
     fn vcpu(&self, machine: &Machine, index: u32) -> Result<VcpuFd, MachineError> {
         let refused = |what: &str| refusal(what, index);
         let vcpu = machine.new_vcpu(index)?;
@@ -140,7 +140,7 @@ impl Guest for LinuxGuest {
         Ok(vcpu)
     }
 
-    /// The kernel finds everything in the tables that [`Self::load`] has written.
+    /// Does nothing: the kernel finds everything in the tables that [`Self::load`] has written.
     fn describe(&self, _: &Machine, _: u32, _: u32) -> Result<(), GuestError> {
         Ok(())
     }

@@ -83,12 +83,12 @@ impl Initrd {
         })
     }
 
-    /// The file.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its contents, from the beginning.
+    /// Returns the file, to be read from its beginning.
     pub fn contents(&mut self) -> io::Result<&mut File> {
         self.file.rewind()?;
         Ok(&mut self.file)

@@ -135,12 +135,12 @@ impl Kernel {
         })
     }
 
-    /// The file.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The longest command line it takes, in bytes.
+    /// Returns the length of the longest command line that the kernel takes, in bytes.
     pub fn cmdline_limit(&self) -> u64 {
         let limit = match &self.format {
             Format::BzImage(header) if header.cmdline_size != 0 => header.cmdline_size.into(),
@@ -149,7 +149,7 @@ impl Kernel {
         limit.min(CMDLINE_ROOM - 1)
     }
 
-    /// The last byte that an initial ramdisk may have.
+    /// Returns the last byte that an initial ramdisk may have.
     pub fn initrd_limit(&self) -> u64 {
         match &self.format {
             Format::BzImage(header) if header.initrd_addr_max != 0 => header.initrd_addr_max.into(),
@@ -184,7 +184,7 @@ impl Kernel {
         Ok(place)
     }
 
-    /// The part of its place that [`Self::load`] writes.
+    /// Returns the part of its place that [`Self::load`] writes.
     pub fn loaded(&self, place: &Range<u64>) -> Range<u64> {
         match &self.format {
             Format::BzImage(header) => place.start..place.start + u64::from(header.syssize) * 16,
@@ -402,7 +402,7 @@ fn elf(file: &mut File, len: u64) -> Result<Format, KernelError> {
     let (Some(start), Some(end)) = (start, end) else {
         return Err(KernelError::Damaged("it has nothing to load".into()));
     };
-    // Without two that overlap, no more is copied than there is memory.
+    // Segments that overlap are refused. So no more is copied than there is memory, however many a file lists.
     if let Some((first, second)) = overlap(places) {
         return Err(KernelError::Damaged(format!(
             "its segments at {:#x}..{:#x} and {:#x}..{:#x} overlap",

@@ -44,6 +44,7 @@ pub enum MeasureError {
         /// The step.
         what: &'static str,
         /// The kernel's answer.
+        #[source]
         error: kvm_ioctls::Error,
     },
     /// There is no memory for the guest.
@@ -54,7 +55,7 @@ pub enum MeasureError {
     Stopped(String),
 }
 
-/// Instructions per second that a guest executes in ring 0.
+/// Measures how many instructions per second a guest executes in ring 0.
 pub fn instructions_per_second() -> Result<f64, MeasureError> {
     let refused = |what| move |error| MeasureError::Refused { what, error };
     let memory = |error: &dyn ToString| MeasureError::Memory(error.to_string());
@@ -98,7 +99,7 @@ pub fn instructions_per_second() -> Result<f64, MeasureError> {
     }
 }
 
-/// Turns the loop this often.
+/// Has the guest turn its loop this often; returns how long that took.
 fn run(vcpu: &mut VcpuFd, start: &Loaded, turns: u32) -> Result<Duration, MeasureError> {
     let registers = kvm_regs {
         rcx: turns.into(),
@@ -115,7 +116,7 @@ fn run(vcpu: &mut VcpuFd, start: &Loaded, turns: u32) -> Result<Duration, Measur
             Ok(VcpuExit::IoOut(..)) => return Ok(begin.elapsed()),
             Ok(VcpuExit::Intr) if begin.elapsed() < PATIENCE => {}
             Ok(other) => return Err(MeasureError::Stopped(format!("{other:?}"))),
-            // Without end where KVM gets no helper thread.
+            // Repeated, but not without end: where KVM gets no helper thread, each try fails.
             Err(error)
                 if matches!(error.errno(), libc::EINTR | libc::EAGAIN)
                     && begin.elapsed() < PATIENCE => {}

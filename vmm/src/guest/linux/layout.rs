@@ -40,9 +40,9 @@ const _: () = assert!(PAGE_TABLES_END <= CMDLINE && CMDLINE + CMDLINE_ROOM <= LO
 /// The type of a range of addresses, numbered as in e820 and PVH memory maps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// The kernel's to use.
+    /// Memory that the kernel may use.
     Ram = 1,
-    /// Not to be touched.
+    /// Addresses that the kernel must not touch.
     Reserved = 2,
 }
 
@@ -53,39 +53,39 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of this much memory, which must be whole pages and more than [`HIGH_START`].
+    /// Makes the layout of this much memory, which must be whole pages and more than [`HIGH_START`].
     pub fn new(memory: Size) -> Layout {
         assert!(memory.0 > HIGH_START && memory.0.is_multiple_of(4096));
         Layout { bytes: memory.0 }
     }
 
-    /// The memory below 4 GiB.
+    /// Returns the memory below 4 GiB.
     pub fn low(&self) -> Range<u64> {
         0..self.bytes.min(MMIO_GAP.start)
     }
 
-    /// The memory from 4 GiB on; none if all of it fits below.
+    /// Returns the memory from 4 GiB on; none if all of it fits below.
     pub fn high(&self) -> Option<Range<u64>> {
         let rest = self.bytes.checked_sub(MMIO_GAP.start)?;
         (rest > 0).then(|| MMIO_GAP.end..MMIO_GAP.end + rest)
     }
 
-    /// The parts, in ascending order.
+    /// Returns the pieces of memory, in ascending order.
     pub fn parts(&self) -> impl Iterator<Item = Range<u64>> {
         [Some(self.low()), self.high()].into_iter().flatten()
     }
 
-    /// The last of them.
+    /// Returns the last piece of memory.
     pub fn last(&self) -> Range<u64> {
         self.high().unwrap_or(self.low())
     }
 
-    /// One past the last byte of memory: how much managed memory is to be made, the part without memory included.
+    /// Returns the address behind the last byte of memory: how much managed memory is to be made, the part without memory included.
     pub fn end(&self) -> u64 {
         self.last().end
     }
 
-    /// The pages below [`Self::end`] that do not exist.
+    /// Returns the pages below [`Self::end`] that do not exist.
     pub fn hole(&self) -> PageRange {
         let page = |address: u64| Page((address / PAGE_SIZE) as u32);
         match self.high() {
@@ -94,7 +94,7 @@ impl Layout {
         }
     }
 
-    /// The memory map that the kernel gets.
+    /// Returns the memory map that the kernel gets.
     pub fn map(&self) -> Vec<(Range<u64>, Kind)> {
         let mut map = vec![
             (0..LOW_END, Kind::Ram),

@@ -78,7 +78,7 @@ impl Device for Power {
 mod tests {
     use super::*;
 
-    /// How the run ends after these writes.
+    /// Returns how the run ends after these writes.
     fn end(output: &[u8], writes: &[(u64, &[u8])]) -> Option<End> {
         let ending = Arc::new(Ending::new().unwrap());
         let console = Arc::new(Console::new(Box::new(std::io::sink())));

@@ -12,7 +12,7 @@ use crate::ending::{End, Ending};
 use crate::machine::bus::{Device, Next};
 
 /// Receives what a guest says about its rounds. The vCPU that says it makes the call, and waits for it.
-pub trait Watch: Send + Sync {
+pub trait RoundListener: Send + Sync {
     /// This round begins.
     fn round(&self, round: u64);
     /// What was written to [`control::CHAOS_BASE`].
@@ -32,7 +32,7 @@ pub struct Control {
     /// The last round that began, plus 1; 0 for none.
     round_plus_1: AtomicU64,
     rounds: AtomicU64,
-    watch: OnceLock<Arc<dyn Watch>>,
+    listener: OnceLock<Arc<dyn RoundListener>>,
     since: Instant,
 }
 
@@ -46,17 +46,17 @@ impl Control {
             checked: AtomicU64::new(0),
             round_plus_1: AtomicU64::new(0),
             rounds: AtomicU64::new(0),
-            watch: OnceLock::new(),
+            listener: OnceLock::new(),
             since: Instant::now(),
         }
     }
 
-    /// How much of its work the guest says it has done, in thousandths.
+    /// Returns how much of its work the guest says it has done, in thousandths.
     pub fn progress(&self) -> u32 {
         self.progress.load(Ordering::Relaxed)
     }
 
-    /// How many operations the guest says were checked, and those of [`Self::add_checked`].
+    /// Returns how many operations the guest says were checked, and those of [`Self::add_checked`].
     pub fn checked(&self) -> u64 {
         self.checked.load(Ordering::Relaxed)
     }
@@ -66,24 +66,24 @@ impl Control {
         self.checked.fetch_add(operations, Ordering::Relaxed);
     }
 
-    /// The round that began last, if the guest's work has rounds.
+    /// Returns the round that began last, if the guest's work has rounds.
     pub fn round(&self) -> Option<u64> {
         self.round_plus_1.load(Ordering::Relaxed).checked_sub(1)
     }
 
-    /// How many rounds have begun.
+    /// Returns how many rounds have begun.
     pub fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Relaxed)
     }
 
-    /// Passes on to `watch` what the guest says about rounds. The first watch that is set stays.
-    pub fn watch(&self, watch: Arc<dyn Watch>) {
-        let _ = self.watch.set(watch);
+    /// Passes on to `listener` what the guest says about rounds. The first listener that is set stays.
+    pub fn set_listener(&self, listener: Arc<dyn RoundListener>) {
+        let _ = self.listener.set(listener);
     }
 
-    fn tell(&self, what: impl FnOnce(&dyn Watch)) {
-        if let Some(watch) = self.watch.get() {
-            what(&**watch);
+    fn notify(&self, what: impl FnOnce(&dyn RoundListener)) {
+        if let Some(listener) = self.listener.get() {
+            what(&**listener);
         }
     }
 }
@@ -120,10 +120,10 @@ impl Device for Control {
                 self.round_plus_1
                     .store(value.saturating_add(1), Ordering::Relaxed);
                 self.rounds.fetch_add(1, Ordering::Relaxed);
-                self.tell(|watch| watch.round(value));
+                self.notify(|listener| listener.round(value));
             }
-            control::CHAOS_BASE => self.tell(|watch| watch.chaos_base(value)),
-            control::CHAOS_SHARED => self.tell(|watch| watch.chaos_shared(value)),
+            control::CHAOS_BASE => self.notify(|listener| listener.chaos_base(value)),
+            control::CHAOS_SHARED => self.notify(|listener| listener.chaos_shared(value)),
             control::YIELD => thread::yield_now(),
             control::PARK => {
                 // After the last one has parked, no vCPU could end the run.

@@ -66,7 +66,7 @@ const USER: u64 = 1 << 2;
 const WRITE_THROUGH: u64 = 1 << 3;
 const CACHE_DISABLE: u64 = 1 << 4;
 const LARGE: u64 = 1 << 7;
-// Set from the start, so that the processor need not write the tables.
+// These bits are set from the start, so that the processor need not write the tables.
 const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
 
 const KERNEL_PAGE: u64 = PRESENT | WRITABLE | ACCESSED_DIRTY;
@@ -87,7 +87,7 @@ pub fn tss_selector(vcpu: u32) -> u16 {
     FIRST_TSS + 16 * vcpu as u16
 }
 
-/// Address of a vCPU's task state segment.
+/// Returns the address of a vCPU's task state segment.
 pub fn tss(vcpu: u32) -> u64 {
     TSS + TSS_STRIDE * u64::from(vcpu)
 }

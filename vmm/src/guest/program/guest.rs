@@ -30,16 +30,16 @@ const WINDOW: u64 = 0x1000;
 
 /// A program in ring 3 that knows its machine (docs/guest-abi.md).
 pub struct Program<'a> {
-    /// Its ELF file.
+    /// The program's ELF file.
     image: Cow<'a, [u8]>,
     cmdline: Cow<'a, str>,
     seed: u64,
-    /// Its entry point, once it has been loaded.
+    /// The program's entry point, once it has been loaded.
     entry: u64,
 }
 
 impl<'a> Program<'a> {
-    /// A program in this ELF file, which gets this command line and this seed.
+    /// Makes a program in this ELF file, which gets this command line and this seed.
     pub fn new(
         image: impl Into<Cow<'a, [u8]>>,
         cmdline: impl Into<Cow<'a, str>>,

@@ -192,7 +192,7 @@ pub fn overlap(mut places: Vec<Range<u64>>) -> Option<(Range<u64>, Range<u64>)> 
     Some((pair[0].clone(), pair[1].clone()))
 }
 
-/// The addresses of a segment, if it may be there.
+/// Returns the addresses of a segment, if it may be there.
 fn place(address: u64, size: u64, managed: u64) -> Result<Range<u64>, ImageError> {
     let place = address..address.saturating_add(size);
     let within = |area: Range<u64>| area.start <= place.start && place.end <= area.end;
@@ -244,12 +244,12 @@ mod tests {
     const MANAGED: u64 = 64 << 20;
     const HEADERS: usize = size_of::<Elf64_Ehdr>() + 2 * size_of::<Elf64_Phdr>();
 
-    /// A file with one segment of four bytes in the file and a page in memory.
+    /// Returns a file with one segment of four bytes in the file and a page in memory.
     fn elf(change: impl FnOnce(&mut Elf64_Ehdr, &mut Elf64_Phdr)) -> Vec<u8> {
         with_another(change, |_| {})
     }
 
-    /// The same with a second segment behind it, without contents; `other` says which.
+    /// Returns the same with a second segment behind it, without contents; `other` says which.
     fn two(other: impl FnOnce(&mut Elf64_Phdr)) -> Vec<u8> {
         with_another(
             |_, _| {},

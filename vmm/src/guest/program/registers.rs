@@ -23,12 +23,12 @@ const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
 const RFLAGS_FIXED: u64 = 1 << 1;
 const RFLAGS_INTERRUPTS: u64 = 1 << 9;
 
-/// General registers at the guest's entry point.
+/// Returns the general registers at the guest's entry point.
 pub fn general(vcpu: u32, entry: u64) -> kvm_regs {
     let stack_top = map::STACKS + map::STACK_SIZE * (u64::from(vcpu) + 1);
     kvm_regs {
         rip: entry,
-        // As after a call: the stack pointer is 8 off a multiple of 16, and what is there is zero.
+        // The stack is as after a call: the pointer is 8 off a multiple of 16, and the return address is zero.
         rsp: stack_top - 8,
         rdi: map::BOOT_INFO,
         rsi: u64::from(vcpu),
@@ -37,7 +37,7 @@ pub fn general(vcpu: u32, entry: u64) -> kvm_regs {
     }
 }
 
-/// Segments, tables and control registers; what is not about the mode (the local APIC's base) stays
+/// Returns the segments, tables and control registers; what is not about the mode (the local APIC's base) stays
 /// as it is in `reset`.
 pub fn system(vcpu: u32, reset: kvm_sregs) -> kvm_sregs {
     // Flat, and marked as accessed; hardware checks each of these attributes when it enters the guest.
@@ -108,7 +108,7 @@ pub fn floating_point() -> kvm_fpu {
 
 /// The spurious-interrupt vector register that switches a local APIC on.
 pub const APIC_SPURIOUS_OFFSET: usize = 0xf0;
-/// Its value: enabled, and the vector of spurious interrupts.
+/// The value of that register: enabled, and the vector of spurious interrupts.
 pub const APIC_SPURIOUS_VALUE: u32 = 1 << 8 | ring0::SPURIOUS_VECTOR as u32;
 
 /// Changes the host's processor description to this vCPU's: puts its number wherever there is a processor's number.

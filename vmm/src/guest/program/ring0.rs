@@ -143,7 +143,7 @@ unsafe extern "C" {
     static hmmvisor_ring0_end: u8;
 }
 
-/// The code's bytes.
+/// Returns the code's bytes.
 pub fn code() -> &'static [u8] {
     let begin = &raw const hmmvisor_ring0_begin;
     let end = &raw const hmmvisor_ring0_end;
@@ -152,7 +152,7 @@ pub fn code() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(begin, end as usize - begin as usize) }
 }
 
-/// Offset within [`code`] of the handler of a vector, if it has one.
+/// Returns the offset within [`code`] of the handler of a vector, if it has one.
 pub fn entry_offset(vector: u8) -> Option<u64> {
     let v = u64::from(vector);
     let first_line = u64::from(map::IRQ_VECTOR_BASE);

@@ -34,7 +34,7 @@ pub enum Track {
 pub struct Tracks(BTreeSet<Track>);
 
 impl Tracks {
-    /// The number of a track; adds its description to `packets` if there is none yet.
+    /// Returns the number of a track; adds its description to `packets` if there is none yet.
     pub fn uuid(&mut self, track: Track, packets: &mut Vec<TracePacket>) -> u64 {
         if self.0.insert(track) {
             let parent = (track != Track::Run).then(|| self.uuid(Track::Run, packets));
@@ -52,7 +52,7 @@ impl Tracks {
     }
 }
 
-/// The kind in the upper half, so that no two are the same; never 0.
+/// Returns a track's number: the kind in the upper half, so that no two are the same; never 0.
 fn number(track: Track) -> u64 {
     let (kind, index) = match track {
         Track::Run => (1, 0),
