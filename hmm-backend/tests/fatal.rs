@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::pages::{PAGE_SIZE, Page, PageRange, Permission};
-use hmm_backend::service::{FatalCause, ServiceConfig};
+use hmm_backend::service::{Fatal, FatalCause, FatalFault, ServiceConfig};
 use hmm_backend::{Backend, BackendConfig};
 
 /// Longer than any report takes, even on a busy host.
@@ -52,6 +52,14 @@ fn until_in_faults<'a>(threads: impl IntoIterator<Item = &'a u32> + Clone) {
     }
 }
 
+/// The fault of a report; the service itself does not fail in these tests.
+fn fault(fatal: Fatal) -> FatalFault {
+    fatal
+        .fault()
+        .cloned()
+        .unwrap_or_else(|| panic!("{fatal:?}"))
+}
+
 #[test]
 fn threads_that_touch_a_lost_page_at_once_are_all_named() {
     for engine in [Engine::Remap, Engine::Copy] {
@@ -66,8 +74,8 @@ fn threads_that_touch_a_lost_page_at_once_are_all_named() {
             until_in_faults(&threads);
             // Start the service only now, so that it reads both messages at once.
             let (send, reports) = mpsc::channel();
-            let service = backend.start_service(ServiceConfig::default(), move |fault| {
-                send.send(fault).unwrap();
+            let service = backend.start_service(ServiceConfig::default(), move |fatal| {
+                send.send(fault(fatal)).unwrap();
             });
             let service = service.unwrap();
             // If a report is missing, its sleeping thread must be woken before an assertion can fail.
@@ -108,8 +116,8 @@ fn a_reader_beside_a_writer_of_a_read_only_page_just_reads() {
             let reads = started.recv().unwrap();
             until_in_faults(&[writes, reads]);
             let (send, reports) = mpsc::channel();
-            let service = backend.start_service(ServiceConfig::default(), move |fault| {
-                send.send(fault).unwrap();
+            let service = backend.start_service(ServiceConfig::default(), move |fatal| {
+                send.send(fault(fatal)).unwrap();
             });
             let service = service.unwrap();
             let report = reports.recv_timeout(PATIENCE);

@@ -10,7 +10,7 @@ use common::{Rig, both_engines};
 use hmm_backend::engine::Engine;
 use hmm_backend::pages::{Page, PageRange};
 use hmm_backend::residency::Residency;
-use hmm_backend::service::FatalCause;
+use hmm_backend::service::{Fatal, FatalCause, ServiceFailure};
 use hmm_backend::testing::{KernelAnswers, KernelCall, MadeUpAnswer};
 
 /// An answer to a call of one kind that includes one page: the pages before that page are really done.
@@ -239,7 +239,10 @@ fn a_vanished_page_is_noticed() {
             let sleeper = scope.spawn(|| rig.cpu(3, 0).fetch_add(1, SeqCst));
             let fatal = rig.first_fatal();
             assert_eq!(
-                (fatal[0].page, &fatal[0].cause),
+                {
+                    let fault = fatal[0].fault().unwrap();
+                    (fault.page, &fault.cause)
+                },
                 (Page(3), &FatalCause::Vanished)
             );
             drop(fatal);
@@ -279,9 +282,11 @@ fn a_free_that_the_host_refuses_frees_nothing() {
 /// Waits until the service has reported that the host has refused a call.
 fn refused(rig: &Rig, call: &str) {
     let fatal = rig.first_fatal();
-    let cause = &fatal[0].cause;
-    let said = matches!(cause, FatalCause::HostFailed(what) if what.contains(call));
-    assert!(said, "{cause:?}");
+    let said = matches!(
+        &fatal[0],
+        Fatal::Service(ServiceFailure::HostFailed(what)) if what.contains(call)
+    );
+    assert!(said, "{:?}", fatal[0]);
     assert_eq!(fatal.len(), 1);
 }
 
@@ -394,8 +399,9 @@ fn answers_that_the_protocol_rules_out_are_fatal_for_their_page_alone() {
             std::thread::scope(|scope| {
                 let sleeper = scope.spawn(|| rig.cpu(5, 0).load(SeqCst));
                 let fatal = rig.first_fatal();
-                assert_eq!(fatal[0].page, Page(5));
-                let cause = &fatal[0].cause;
+                let fault = fatal[0].fault().unwrap();
+                assert_eq!(fault.page, Page(5));
+                let cause = &fault.cause;
                 assert!(
                     matches!(cause, FatalCause::DriverFailed(_) | FatalCause::Host(_)),
                     "{cause:?}"

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub use config::BackendConfig;
 pub use model::ModelBackend;
 
-use crate::fault::{DeviceMmu, FatalFault, FaultConfig, Faults, Mirror};
+use crate::fault::{DeviceMmu, Fatal, FatalFault, FaultConfig, Faults, Mirror};
 use crate::memory::{Engine, GuestConfig, GuestMemory};
 use crate::migrate::{Core, Driver, first_outside};
 use crate::observe::{Events, Recorder, Stats};
@@ -157,11 +157,11 @@ impl Backend {
     }
 
     /// Starts the threads that serve CPU faults. A service thread calls `on_fatal` for each fault that cannot
-    /// be resolved.
+    /// be resolved, and if the service itself cannot go on.
     pub fn start_service(
         &self,
         config: ServiceConfig,
-        on_fatal: impl Fn(FatalFault) + Send + Sync + 'static,
+        on_fatal: impl Fn(Fatal) + Send + Sync + 'static,
     ) -> Result<FaultService, Error> {
         FaultService::start(self.faults.clone(), config, Arc::new(on_fatal))
     }

@@ -1,8 +1,27 @@
-//! The report of a fault that cannot be resolved.
+//! Reports of the fault service: of a fault that cannot be resolved, and of its own failure.
 
 use std::time::Duration;
 
-use crate::pages::{FatalCause, Page};
+use crate::pages::{FatalCause, Page, ServiceFailure};
+
+/// What the fault service cannot mend by itself, and so reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fatal {
+    /// One fault cannot be resolved.
+    Fault(FatalFault),
+    /// No fault can be relied on to be resolved any more.
+    Service(ServiceFailure),
+}
+
+impl Fatal {
+    /// The fault, if it is one fault that cannot be resolved.
+    pub fn fault(&self) -> Option<&FatalFault> {
+        match self {
+            Fatal::Fault(fault) => Some(fault),
+            Fatal::Service(_) => None,
+        }
+    }
+}
 
 /// A report of a fault that cannot be resolved. The CPU stays asleep in the access, where a signal can
 /// interrupt it, and never sees wrong data.

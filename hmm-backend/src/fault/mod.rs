@@ -15,7 +15,7 @@ mod stale;
 pub(crate) use advice::Prefetch;
 pub(crate) use cpu::CpuFaults;
 pub(crate) use evict::BATCH as EVICTION_BATCH;
-pub use fatal::FatalFault;
+pub use fatal::{Fatal, FatalFault};
 pub(crate) use faults::{FaultConfig, Faults};
 pub use mirror::{
     DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, PageTable, RemoteCounters, Target,

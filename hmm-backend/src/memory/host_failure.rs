@@ -21,7 +21,7 @@ impl fmt::Display for HostFailure {
 }
 
 /// Keeps the first failure. A thread that needs the failed call may wait for ever, so the fault service reports the
-/// failure ([`crate::FatalCause::HostFailed`]) and the user ends the run.
+/// failure ([`crate::service::ServiceFailure::HostFailed`]) and the user ends the run.
 #[derive(Debug, Default)]
 pub(crate) struct HostFailures {
     first: OnceLock<HostFailure>,

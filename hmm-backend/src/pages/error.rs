@@ -40,14 +40,17 @@ pub enum FatalCause {
     /// The contents were in system memory, and the host's kernel no longer has the page.
     #[error("its contents were lost: the host's kernel has no page where they were")]
     Vanished,
-    /// The host refused a call without which CPUs or devices may wait for ever. The page reported with this cause has
-    /// no meaning.
+}
+
+/// Why the fault service as a whole cannot do its work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServiceFailure {
+    /// The host refused a call without which CPUs or devices may wait for ever.
     #[error("the host refused a call: {0}")]
     HostFailed(String),
-    /// The fault service has ended unexpectedly: no thread serves faults any more. The page reported with this cause
-    /// has no meaning.
+    /// The fault service has ended unexpectedly: no thread serves faults any more.
     #[error("{0}")]
-    ServiceDied(String),
+    Died(String),
 }
 
 /// Why a call of the backend failed.

@@ -7,7 +7,7 @@ mod page;
 pub(crate) mod time;
 
 pub use access::{Access, Hint, Permission, Place};
-pub(crate) use error::{Error, FatalCause, FaultError, MigrateError, MirrorError};
+pub(crate) use error::{Error, FatalCause, FaultError, MigrateError, MirrorError, ServiceFailure};
 pub(crate) use ids::DeviceFolio;
 pub use ids::{DeviceId, Frame};
 pub use page::{BLOCK_PAGES, Block, MAX_ORDER, PAGE_SIZE, Page, PageRange, PageSet};

@@ -6,7 +6,7 @@ mod fault_service;
 mod watchdog;
 mod worker;
 
-pub use crate::fault::FatalFault;
-pub use crate::pages::error::FatalCause;
+pub use crate::fault::{Fatal, FatalFault};
+pub use crate::pages::error::{FatalCause, ServiceFailure};
 pub(crate) use by_call::serve_by_call;
 pub use fault_service::{FaultService, ServiceConfig};

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::fault::{
-    CpuFaults, Deferred, FatalFault, Fault, Faults, History, Prefetch, Unresolved,
+    CpuFaults, Deferred, Fatal, FatalFault, Fault, Faults, History, Prefetch, Unresolved,
     sort_and_deduplicate,
 };
 use crate::host::doorbell::Doorbell;
@@ -22,9 +22,9 @@ use crate::host::limits::{Refusal, Resource};
 use crate::host::patience::Patience;
 use crate::memory::{BATCH, FaultMessage, Uffd};
 use crate::observe::{Counter, Event, EventKind, Toucher};
-use crate::pages::{Access, Error, FatalCause, Page, PageRange, PageSet, Place};
+use crate::pages::{Access, Error, FatalCause, PageRange, PageSet, Place, ServiceFailure};
 
-pub(crate) type OnFatal = dyn Fn(FatalFault) + Send + Sync;
+pub(crate) type OnFatal = dyn Fn(Fatal) + Send + Sync;
 
 /// Starts service threads, and has what they share.
 pub(crate) struct WorkerSpawner {
@@ -38,15 +38,15 @@ impl WorkerSpawner {
     /// ever.
     pub(crate) fn report_host_failure(&self) {
         if let Some(failure) = self.faults.core.guest.host_failures().unreported() {
-            let cause = FatalCause::HostFailed(failure.to_string());
-            (self.on_fatal)(about_no_page(&self.faults, cause));
+            let failure = ServiceFailure::HostFailed(failure.to_string());
+            (self.on_fatal)(Fatal::Service(failure));
         }
     }
 
     /// Reports to the service's user that the watching thread has panicked.
     pub(crate) fn report_panic(&self) {
-        let cause = FatalCause::ServiceDied("the thread hmm-watch panicked".into());
-        (self.on_fatal)(about_no_page(&self.faults, cause));
+        let failure = ServiceFailure::Died("the thread hmm-watch panicked".into());
+        (self.on_fatal)(Fatal::Service(failure));
     }
 
     /// Starts a service thread, bound to a CPU if one is given. The thread calls `ended` when it has ended.
@@ -131,8 +131,7 @@ impl Worker {
             Ok(Err(error)) => format!("the fault service cannot read faults: {error}"),
             Err(_) => "a fault service thread panicked".to_string(),
         };
-        let cause = FatalCause::ServiceDied(cause);
-        (self.on_fatal)(about_no_page(&self.faults, cause));
+        (self.on_fatal)(Fatal::Service(ServiceFailure::Died(cause)));
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -306,13 +305,13 @@ impl Worker {
                 self.faults
                     .core
                     .page_event(EventKind::Fatal, fault.page, None, now - fault.since);
-                (self.on_fatal)(FatalFault {
+                (self.on_fatal)(Fatal::Fault(FatalFault {
                     page: fault.page,
                     thread: fault.thread,
                     cause,
                     since: fault.before(),
                     generation: fault.generation,
-                });
+                }));
                 return;
             }
         };
@@ -362,17 +361,6 @@ impl Worker {
                 ..fault
             });
         }
-    }
-}
-
-/// Returns a report of a failure that ends the whole service, not one page.
-fn about_no_page(faults: &Faults, cause: FatalCause) -> FatalFault {
-    FatalFault {
-        page: Page(0),
-        thread: 0,
-        cause,
-        since: faults.core.clock.now(),
-        generation: 0,
     }
 }
 

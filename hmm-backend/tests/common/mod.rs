@@ -10,7 +10,7 @@ use hmm_backend::driver::{Driver, FaultError};
 use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::mirror::{Mirror, MirrorError, PageTable, TranslationTable};
 use hmm_backend::pages::{Access, DeviceId, Page, PageRange};
-use hmm_backend::service::{FatalFault, FaultService, ServiceConfig};
+use hmm_backend::service::{Fatal, FaultService, ServiceConfig};
 use hmm_backend::testing::{CheckedDriver, Failing};
 use hmm_backend::{Backend, BackendConfig};
 
@@ -113,7 +113,7 @@ pub struct Rig {
     // Dropped first: the service must not outlive the backend that it serves.
     service: Option<FaultService>,
     pub backend: Arc<Backend>,
-    pub fatal: Arc<Mutex<Vec<FatalFault>>>,
+    pub fatal: Arc<Mutex<Vec<Fatal>>>,
     pub fatal_seen: Arc<std::sync::Condvar>,
 }
 
@@ -147,8 +147,8 @@ impl Rig {
                     threads: vec![None; threads],
                     ..ServiceConfig::default()
                 },
-                move |fault| {
-                    list.lock().unwrap().push(fault);
+                move |fatal| {
+                    list.lock().unwrap().push(fatal);
                     seen.notify_all();
                 },
             )
@@ -163,7 +163,7 @@ impl Rig {
 
     /// Waits for a fatal fault and returns the list of them. If none is reported within a minute, abandons all
     /// faults, so that the test ends, and panics.
-    pub fn first_fatal(&self) -> MutexGuard<'_, Vec<FatalFault>> {
+    pub fn first_fatal(&self) -> MutexGuard<'_, Vec<Fatal>> {
         let fatal = self.fatal.lock().unwrap();
         let minute = std::time::Duration::from_secs(60);
         let seen = self

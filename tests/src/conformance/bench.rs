@@ -9,7 +9,7 @@ use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange};
 use hmm_backend::policy::PolicySpec;
 use hmm_backend::residency::{Placed, Residency};
-use hmm_backend::service::{FatalFault, FaultService, ServiceConfig};
+use hmm_backend::service::{Fatal, FaultService, ServiceConfig};
 use hmm_backend::{Backend, BackendConfig, Error};
 use parking_lot::Mutex;
 
@@ -37,7 +37,7 @@ pub struct Bench {
     _service: FaultService,
     pub backend: Arc<Backend>,
     obstacles: Arc<Obstacles>,
-    fatal: Arc<Mutex<Vec<FatalFault>>>,
+    fatal: Arc<Mutex<Vec<Fatal>>>,
     pub patience: Duration,
 }
 
@@ -69,8 +69,8 @@ impl Bench {
                 threads,
                 ..ServiceConfig::default()
             },
-            move |fault| {
-                list.lock().push(fault);
+            move |fatal| {
+                list.lock().push(fatal);
                 // The rule is broken; the threads that sleep in the fault must wake and report it.
                 released.abandon_faults();
             },
@@ -271,7 +271,7 @@ impl Bench {
         }
         let fatal = self.fatal.lock();
         match fatal.first() {
-            Some(fault) => {
+            Some(Fatal::Fault(fault)) => {
                 let evidence = Evidence::new(
                     "an access by a CPU",
                     "contents",
@@ -279,6 +279,11 @@ impl Bench {
                 );
                 Err(evidence.at(fault.page))
             }
+            Some(Fatal::Service(failure)) => Err(Evidence::new(
+                "the fault service",
+                "faults served",
+                format!("`{failure}`"),
+            )),
             None => Ok(()),
         }
     }

@@ -53,8 +53,6 @@ fn reason(cause: &FatalCause) -> u64 {
         FatalCause::OutOfMemory { .. } => memory_error::REASON_OUT_OF_MEMORY,
         FatalCause::Busy { .. } => memory_error::REASON_BUSY,
         FatalCause::ReadOnly => memory_error::REASON_READ_ONLY,
-        FatalCause::Host(_) | FatalCause::HostFailed(_) | FatalCause::ServiceDied(_) => {
-            memory_error::REASON_HOST
-        }
+        FatalCause::Host(_) => memory_error::REASON_HOST,
     }
 }

@@ -13,7 +13,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use hmm_backend::Backend;
-use hmm_backend::service::{FatalCause, FatalFault};
+use hmm_backend::service::FatalFault;
 use hmmvisor_devices::thread::{self, STOP_WITHIN, Thread};
 use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::signal::SIGRTMIN;
@@ -61,9 +61,6 @@ impl fmt::Display for OnMemoryError {
 
 /// Returns the failure with which a fault ends the run if no vCPU can recover from it. Managed memory begins at `base`.
 pub fn failure(fault: &FatalFault, vcpu: Option<u32>, base: u64) -> Failure {
-    if let FatalCause::HostFailed(_) | FatalCause::ServiceDied(_) = fault.cause {
-        return Failure::Service(fault.cause.to_string());
-    }
     Failure::Page {
         page: fault.page.0,
         address: base + fault.page.offset(),

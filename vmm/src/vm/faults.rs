@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use hmm_backend::service::{FatalFault, FaultService, ServiceConfig};
+use hmm_backend::service::{Fatal, FaultService, ServiceConfig};
 
 use super::config::Managed;
 use super::error::VmError;
+use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
 use crate::machine::kvm_machine::Machine;
 use crate::machine::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError};
@@ -37,9 +38,14 @@ impl FaultServing {
             errors = Some(new);
         }
         let (ids, ending) = (ids.clone(), ending.clone());
-        let on_fatal = move |fault: FatalFault| match (ids.vcpu(fault.thread), &reporter) {
-            (Some(vcpu), Some(reporter)) => reporter.put(vcpu, fault),
-            (vcpu, _) => ending.set(End::Failed(memory_errors::failure(&fault, vcpu, base))),
+        let on_fatal = move |fatal| match fatal {
+            Fatal::Service(failure) => {
+                ending.set(End::Failed(Failure::Service(failure.to_string())))
+            }
+            Fatal::Fault(fault) => match (ids.vcpu(fault.thread), &reporter) {
+                (Some(vcpu), Some(reporter)) => reporter.put(vcpu, fault),
+                (vcpu, _) => ending.set(End::Failed(memory_errors::failure(&fault, vcpu, base))),
+            },
         };
         let config = ServiceConfig {
             threads: managed.service.clone(),
