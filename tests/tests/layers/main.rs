@@ -62,6 +62,11 @@ const HOUSES: &[House] = &[
         circles: &[],
     },
     House {
+        package: "experiments/accesses",
+        layers: &[],
+        circles: &[],
+    },
+    House {
         package: "torture",
         layers: &[],
         circles: &[],

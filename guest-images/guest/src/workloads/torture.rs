@@ -8,7 +8,7 @@
 //! The number of *checked* operations is exact: each word that was read and compared counts, and each single write or
 //! addition, because its word is compared at the end. A sum that an accelerator made counts one.
 
-// Said because `guest-images/accesses` compiles this file from elsewhere.
+// Said because `experiments/accesses` compiles this file from elsewhere.
 #[path = "torture/host_pages.rs"]
 mod host_pages;
 #[path = "torture/rounds.rs"]

@@ -7,48 +7,48 @@
 //!
 //! One vCPU runs at a time, until it waits for another one: the same parameters always give the same trace.
 
-#[path = "../../guest/src/accel.rs"]
+#[path = "../../../guest-images/guest/src/accel.rs"]
 #[allow(dead_code, reason = "some workloads do not run here")]
 mod accel;
-#[path = "../../src/catalog.rs"]
+#[path = "../../../guest-images/src/catalog.rs"]
 #[allow(dead_code, reason = "some workloads do not run here")]
 mod catalog;
-#[path = "../../guest/src/cmdline.rs"]
+#[path = "../../../guest-images/guest/src/cmdline.rs"]
 mod cmdline;
-#[path = "../../guest/src/command.rs"]
+#[path = "../../../guest-images/guest/src/command.rs"]
 #[allow(dead_code, reason = "some workloads do not run here")]
 mod command;
-#[path = "../../guest/src/console.rs"]
+#[path = "../../../guest-images/guest/src/console.rs"]
 #[allow(dead_code, reason = "failures are reported otherwise here")]
 mod console;
-#[path = "../../guest/src/control.rs"]
+#[path = "../../../guest-images/guest/src/control.rs"]
 #[allow(dead_code, reason = "some workloads do not run here")]
 mod control;
-#[path = "../../guest/src/cpu.rs"]
+#[path = "../../../guest-images/guest/src/cpu.rs"]
 mod cpu;
-#[path = "../../guest/src/csr.rs"]
+#[path = "../../../guest-images/guest/src/csr.rs"]
 mod csr;
-#[path = "../../guest/src/devices.rs"]
+#[path = "../../../guest-images/guest/src/devices.rs"]
 #[allow(dead_code, reason = "some workloads do not run here")]
 mod devices;
 mod exit;
 mod machine;
-#[path = "../../guest/src/memory.rs"]
+#[path = "../../../guest-images/guest/src/memory.rs"]
 #[allow(dead_code, reason = "some workloads do not run here")]
 mod memory;
 mod mmio;
-#[path = "../../guest/src/pages.rs"]
+#[path = "../../../guest-images/guest/src/pages.rs"]
 mod pages;
-#[path = "../../guest/src/pattern.rs"]
+#[path = "../../../guest-images/guest/src/pattern.rs"]
 mod pattern;
-#[path = "../../guest/src/random.rs"]
+#[path = "../../../guest-images/guest/src/random.rs"]
 mod random;
 mod run;
-#[path = "../../guest/src/sync.rs"]
+#[path = "../../../guest-images/guest/src/sync.rs"]
 #[allow(dead_code, reason = "some workloads do not run here")]
 mod sync;
 mod turns;
-#[path = "../../guest/src/verify.rs"]
+#[path = "../../../guest-images/guest/src/verify.rs"]
 mod verify;
 mod word;
 mod workloads;

@@ -1,24 +1,24 @@
 //! The guest's programs, without those that need a virtual machine to make sense.
 
-#[path = "../../guest/src/workloads/bfs.rs"]
+#[path = "../../../guest-images/guest/src/workloads/bfs.rs"]
 mod bfs;
-#[path = "../../guest/src/workloads/chase.rs"]
+#[path = "../../../guest-images/guest/src/workloads/chase.rs"]
 mod chase;
-#[path = "../../guest/src/workloads/churn.rs"]
+#[path = "../../../guest-images/guest/src/workloads/churn.rs"]
 mod churn;
-#[path = "../../guest/src/workloads/gather.rs"]
+#[path = "../../../guest-images/guest/src/workloads/gather.rs"]
 mod gather;
-#[path = "../../guest/src/workloads/matmul.rs"]
+#[path = "../../../guest-images/guest/src/workloads/matmul.rs"]
 mod matmul;
-#[path = "../../guest/src/workloads/pingpong.rs"]
+#[path = "../../../guest-images/guest/src/workloads/pingpong.rs"]
 mod pingpong;
-#[path = "../../guest/src/workloads/spmv.rs"]
+#[path = "../../../guest-images/guest/src/workloads/spmv.rs"]
 mod spmv;
-#[path = "../../guest/src/workloads/stream.rs"]
+#[path = "../../../guest-images/guest/src/workloads/stream.rs"]
 mod stream;
-#[path = "../../guest/src/workloads/torture.rs"]
+#[path = "../../../guest-images/guest/src/workloads/torture.rs"]
 mod torture;
-#[path = "../../guest/src/workloads/vecadd.rs"]
+#[path = "../../../guest-images/guest/src/workloads/vecadd.rs"]
 mod vecadd;
 
 use crate::catalog::Kind;
