@@ -74,6 +74,8 @@ fn main() -> ExitCode {
         Command::Check => print_check(),
         Command::Sweep(args) => cli::sweep::sweep(args),
         Command::Report(args) => cli::report::report(&args),
+        Command::Completions(args) => args.print(),
+        Command::Man(args) => args.print(),
     };
     result.unwrap_or_else(|error| {
         say(None, format!("error: {}", describe(&error)));

@@ -147,6 +147,32 @@ fn a_refused_run_leaves_no_report() {
     assert!(!Path::new(&report).exists());
 }
 
+#[test]
+fn the_manual_and_the_completions_know_all_commands() {
+    let text = |args: &[&str]| {
+        let output = hmmvisor(args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let manual = text(&["man"]);
+    let completions =
+        ["bash", "elvish", "fish", "powershell", "zsh"].map(|shell| text(&["completions", shell]));
+    for command in ["run", "workloads", "policies", "replay", "trace", "check"] {
+        assert!(
+            manual.contains(&format!("hmmvisor\\-{command}")),
+            "{command}"
+        );
+        assert!(text(&["man", command]).contains(&format!(".TH hmmvisor-{command} 1")));
+        for script in &completions {
+            assert!(script.contains(command), "{command}");
+        }
+    }
+    let import = text(&["man", "trace", "import"]);
+    assert!(import.contains(".TH hmmvisor-trace-import 1"), "{import}");
+    refusal(&["man", "nosuch"]);
+    refusal(&["completions", "nosuch"]);
+}
+
 /// `--json` without a file is standard output, wherever it stands; with one it writes there.
 #[test]
 fn json_needs_no_file() {

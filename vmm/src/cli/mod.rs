@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod check;
+mod manual;
 pub mod mistake;
 pub mod output;
 pub mod replay;
@@ -13,6 +14,7 @@ mod trace;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use hmmvisor_policies::PolicyChoice;
 
+use manual::{CompletionsArgs, ManArgs};
 use replay::ReplayArgs;
 use report::ReportArgs;
 use run::RunArgs;
@@ -66,6 +68,14 @@ pub enum Command {
     Sweep(SweepArgs),
     /// Make a page with plots about a run or a sweep
     Report(ReportArgs),
+    /// Print what a shell needs to complete this command line
+    ///
+    /// For example: hmmvisor completions bash > /usr/share/bash-completion/completions/hmmvisor
+    Completions(CompletionsArgs),
+    /// Print the manual page, or that of a command
+    ///
+    /// For example: hmmvisor man run | man --local-file -
+    Man(ManArgs),
 }
 
 /// Options of `policies`.
