@@ -259,18 +259,31 @@ fn nothing_that_comes_from_outside_forges_a_message() {
     check("replay t --policy ./q.luau");
     check("run --workload pingpong --policy ./q.luau");
     // Names of files are from outside as well.
-    let name = "x\u{1b}[2J.luau";
-    fs::write(here.join(name), "return 5").unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
-        .args(["replay", "t", "--policy", name])
-        .current_dir(here)
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        text.contains("\\u{1b}[2J") && !text.contains('\u{1b}'),
-        "{text:?}"
-    );
+    let script = "x\u{1b}[2J.luau";
+    fs::write(here.join(script), "return 5").unwrap();
+    // Of a trace that is cut off, a note says so, and names it.
+    let (whole, cut) = (fs::read(here.join("t")).unwrap(), "y\u{1b}[2J");
+    fs::write(here.join(cut), &whole[..whole.len() - 8]).unwrap();
+    let replayed = [
+        "replay",
+        cut,
+        "--policy",
+        "density",
+        "--device-memory",
+        "1M",
+    ];
+    for args in [&["replay", "t", "--policy", script][..], &replayed] {
+        let output = Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
+            .args(args)
+            .current_dir(here)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            text.contains("\\u{1b}[2J") && !text.contains('\u{1b}'),
+            "{args:?}: {text:?}"
+        );
+    }
 }
 
 #[test]
