@@ -74,7 +74,7 @@ pub fn check() -> Vec<Finding> {
 }
 
 fn kvm_findings() -> Vec<Finding> {
-    match kvm_ioctls::Kvm::new() {
+    match kvm::device() {
         Err(error) => vec![Finding::new(
             "KVM",
             State::Missing,

@@ -75,9 +75,19 @@ impl From<kvm_ioctls::Error> for KvmError {
     }
 }
 
+/// Opens `/dev/kvm` as it is. If a signal interrupts that, tries again, a bounded number of times.
+pub fn device() -> Result<Kvm, kvm_ioctls::Error> {
+    const AGAIN: usize = 100;
+    let interrupted = |opened: &Result<Kvm, kvm_ioctls::Error>| matches!(opened, Err(error) if error.errno() == libc::EINTR);
+    let mut tries = (0..AGAIN).map(|_| Kvm::new());
+    tries
+        .find(|opened| !interrupted(opened))
+        .unwrap_or_else(Kvm::new)
+}
+
 /// Opens `/dev/kvm`; an error if it lacks a capability that Hmmvisor needs.
 pub fn open() -> Result<Kvm, KvmError> {
-    let kvm = Kvm::new()?;
+    let kvm = device()?;
     version(&kvm)?;
     for Capability {
         name,

@@ -154,7 +154,7 @@ impl Row {
             Errno(EINTR) | Part | Short => true,
             Errno(EAGAIN) => puts_off.iter().any(|about| self.about.starts_with(about)),
             _ => false,
-        } && matches!(self.pattern, Pattern::Once(_));
+        } && matches!(self.pattern, Pattern::Once(_) | Pattern::Each);
         self.scene != Endless && (moved || again)
     }
 
