@@ -205,7 +205,7 @@ impl Guest {
                     opcode: u32::from(opcode) % (accel::OP_HINT + 2),
                     // Most often physical, or in one of the spaces that are open at first.
                     flags: u32::from(flags % 4)
-                        | u32::from(flags >> 2) % 8 % 5 << accel::FLAG_SPACE_SHIFT,
+                        | (u32::from(flags >> 2) % 8 % 5) << accel::FLAG_SPACE_SHIFT,
                     tag: 0,
                     args: args.map(Number::value),
                 }),
