@@ -96,7 +96,7 @@ impl Scripts {
             reloads: AtomicU64::new(0),
             off: AtomicU32::new(0),
         });
-        let script = shared.load(&version).map_err(ScriptError::Script)?;
+        let script = shared.check(&version).map_err(ScriptError::Script)?;
         let beside = spec.beside(script.eviction.as_deref())?;
         Ok(Arc::new(Scripts {
             spec,
@@ -115,7 +115,7 @@ impl Scripts {
     /// state. On an error the old version stays.
     pub fn reload(&self) -> Result<(), ScriptError> {
         let version = Arc::new(read(&self.spec)?);
-        self.shared.load(&version).map_err(ScriptError::Script)?;
+        self.shared.check(&version).map_err(ScriptError::Script)?;
         *self.shared.current.lock() = version;
         self.shared.version.fetch_add(1, Ordering::Release);
         self.shared.reloads.fetch_add(1, Ordering::Relaxed);

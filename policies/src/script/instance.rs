@@ -60,6 +60,12 @@ impl CurrentScript {
         self.current.lock().clone()
     }
 
+    /// Loads a version that has not been in use, with the parameters that the user gives it.
+    pub(crate) fn check(self: &Arc<Self>, version: &Version) -> Result<Script, Failure> {
+        version.source.check_params()?;
+        self.load(version)
+    }
+
     pub(crate) fn load(self: &Arc<Self>, version: &Version) -> Result<Script, Failure> {
         let shared = self.clone();
         let name = version.source.name.clone();

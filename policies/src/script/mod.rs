@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `instance` | the script's current version, in an interpreter for one backend |
 //! | `text` | the script's text; what is shown of what it says |
+//! | `params` | the parameters that it reads, by its text |
 //! | `calls`, `results`, `answer` | a call, the values it left behind, the advice they make |
 
 pub(crate) mod answer;
 pub(crate) mod calls;
 pub(crate) mod instance;
+mod params;
 pub(crate) mod results;
 pub(crate) mod text;
 

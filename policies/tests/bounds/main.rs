@@ -2,6 +2,7 @@
 
 mod events;
 mod library;
+mod parameters;
 mod rig;
 #[path = "../views/mod.rs"]
 mod views;
