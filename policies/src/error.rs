@@ -27,7 +27,8 @@ pub enum ScriptError {
         /// The most bytes that a script may have.
         limit: u64,
     },
-    /// The script cannot be compiled, its top level fails, or what it returns is no policy. The text begins with file and line.
+    /// The script cannot be compiled, its top level fails, what it returns is no policy, or it does not read a parameter. The text
+    /// begins with the file, and with the line if there is one.
     #[error("policy script {0}")]
     Script(String),
     /// Another file names this file as its policy's, without saying what was in it.

@@ -15,9 +15,9 @@ use crate::error::ScriptError;
 use crate::eviction::ScriptEviction;
 use crate::policy::ScriptPolicy;
 use crate::sandbox::limits::Limits;
-use crate::script::Source;
 use crate::script::instance::{CurrentScript, Log, SharedInstance, Version};
 use crate::script::text;
+use crate::script::{Source, Untried};
 use crate::spec::ScriptSpec;
 
 /// A script is no larger than this: compiling it cannot be interrupted, nor what it does between two loops or calls.
@@ -41,6 +41,22 @@ impl ScriptFigures {
     /// script failed in more events than it decided.
     pub fn failed(&self) -> bool {
         self.off > 0 || self.failures > self.decisions
+    }
+
+    /// Returns why the figures of a replay or a run are not those of its script; none if they are.
+    pub fn failure(&self) -> Option<String> {
+        if !self.failed() {
+            return None;
+        }
+        let given_up = match self.off {
+            0 => "",
+            _ => " and was given up",
+        };
+        let (failures, decisions) = (self.failures, self.decisions);
+        Some(format!(
+            "the policy script failed in {failures} of the {} events that it was asked about{given_up}; the default policy decided in its place",
+            failures.saturating_add(decisions)
+        ))
     }
 }
 
@@ -95,8 +111,9 @@ impl Scripts {
             failures: AtomicU64::new(0),
             reloads: AtomicU64::new(0),
             off: AtomicU32::new(0),
+            untried: Untried::default(),
         });
-        let script = shared.load(&version).map_err(ScriptError::Script)?;
+        let script = shared.check(&version).map_err(ScriptError::Script)?;
         let beside = spec.beside(script.eviction.as_deref())?;
         Ok(Arc::new(Scripts {
             spec,
@@ -115,7 +132,7 @@ impl Scripts {
     /// state. On an error the old version stays.
     pub fn reload(&self) -> Result<(), ScriptError> {
         let version = Arc::new(read(&self.spec)?);
-        self.shared.load(&version).map_err(ScriptError::Script)?;
+        self.shared.check(&version).map_err(ScriptError::Script)?;
         *self.shared.current.lock() = version;
         self.shared.version.fetch_add(1, Ordering::Release);
         self.shared.reloads.fetch_add(1, Ordering::Relaxed);
@@ -136,6 +153,11 @@ impl Scripts {
                 (self.shared.log)(&format!("{error}; the version before stays in use"));
             }
         }
+    }
+
+    /// The functions of the script that have not been called since it was loaded.
+    pub fn untried(&self) -> Vec<&'static str> {
+        self.shared.untried.names()
     }
 
     /// How the script has been doing.

@@ -299,6 +299,7 @@ fn a_script_can_be_checked_without_a_run() {
         let (done, text) = says(here, &format!("policies --check {}", path.display()));
         assert!(done && text.contains(": it loads, and made "), "{text}");
         assert!(!text.contains(" made 0 decisions"), "{text}");
+        assert!(!text.contains("not tried"), "{text}");
     }
     for (script, code, expected) in [
         (
@@ -315,6 +316,16 @@ fn a_script_can_be_checked_without_a_run() {
             "return { victims = function() return { first = 1 } end }",
             1,
             "victims returned a table with the key `first`",
+        ),
+        (
+            "return { on_remote_accesses = function() error('x') end, remote_access_threshold = 1 }",
+            1,
+            "x (in on_remote_accesses)",
+        ),
+        (
+            "return { on_fault = function(page) return page, 1, 0, 0, false, 6 end }",
+            1,
+            "on_fault returned the number 6 as a sixth value",
         ),
         (
             "return { on_free = function(first) return first.x end }",
@@ -339,6 +350,103 @@ fn a_script_can_be_checked_without_a_run() {
         assert!(text.contains(expected), "{text}");
         assert!(text.contains("p.luau:1: "), "{text}");
     }
-    let (done, text) = says(here, "policies --check density");
-    assert!(!done && text.contains("is no policy script"), "{text}");
+    for (spec, tried, expected) in [
+        // Without an interval there are no ticks.
+        (
+            "return { on_fault = function() end, on_tick = function() end }",
+            "p.luau",
+            "without a failure; not tried: on_tick\n",
+        ),
+        (
+            "return { on_remote_accesses = function() return true end }",
+            "p.luau+hints",
+            "without a failure\n",
+        ),
+        (
+            "return { on_remote_accesses = function() end, remote_access_threshold = 1e9, on_hint = print }",
+            "p.luau+lru",
+            "without a failure; not tried: on_remote_accesses\n",
+        ),
+    ] {
+        fs::write(here.join("p.luau"), spec).unwrap();
+        let (done, text) = says(here, &format!("policies --check {tried}"));
+        assert!(done && text.contains(expected), "{spec}: {text}");
+    }
+    for spec in ["density", "lru+thrash"] {
+        let (done, text) = says(here, &format!("policies --check {spec}"));
+        let expected = format!("error: {spec} is no policy script: ");
+        assert!(!done && text.contains(&expected), "{text}");
+    }
+}
+
+/// Otherwise the default's figures would stand under the name of another value.
+#[test]
+fn a_misspelt_parameter_is_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    recorded_with(here, "density", &[]);
+    let text =
+        "local n = hmm.params.window or 8 return { on_fault = function(page) return page, n end }";
+    fs::write(here.join("p.luau"), text).unwrap();
+    let expected = "policy script p.luau has no parameter `widnow`; it reads window\n";
+    for command in [
+        "run --workload pingpong --policy",
+        "replay t --policy",
+        "policies --check",
+    ] {
+        let output = hmmvisor(here, &format!("{command} p.luau:widnow=4+lru"));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{command}: {text}");
+        assert!(text.ends_with(expected), "{command}: {text}");
+        let output = hmmvisor(here, &format!("{command} p.luau:window=4+lru"));
+        assert_eq!(output.status.code(), Some(0), "{command}: {output:?}");
+    }
+}
+
+/// What a run of a script has measured is the default policy's if that has decided in its place.
+#[test]
+fn a_run_whose_script_failed_ends_with_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let mark = "(SCRIPT FAILED: these are the default policy's figures), seed 1";
+    let run = |body: &str, params: &str| {
+        let text = format!("return {{ on_fault = function(page) {body} end }}");
+        fs::write(here.join("p.luau"), text).unwrap();
+        let run = "run --workload pingpong --memory 16M --policy p.luau --json j";
+        let output = hmmvisor(here, &format!("{run} {params}"));
+        let json = fs::read(here.join("j")).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        let out = String::from_utf8(output.stdout).unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), out, error, json)
+    };
+    let (code, out, error, json) = run("return page, 1", "");
+    assert_eq!(code, Some(0), "{error}");
+    assert!(!out.contains("FAILED"), "{out}");
+    assert_eq!(json["error"], serde_json::Value::Null);
+
+    // A failure now and then leaves the figures the script's.
+    let once = "state.n = (state.n or 0) + 1 return if state.n == 2 then 'x' else page";
+    let (code, out, error, json) = run(once, "");
+    assert_eq!(code, Some(0), "{error}");
+    assert!(!out.contains("FAILED"), "{out}");
+    assert_eq!(json["scripts"]["failures"], 1);
+
+    let failure = "error: the policy script failed in ";
+    let (code, out, error, json) = run("error('broken')", "");
+    assert_eq!(code, Some(1), "{error}");
+    assert!(out.contains(mark), "{out}");
+    assert!(error.contains(failure), "{error}");
+    assert_eq!(json["verified"], true);
+    assert_eq!(json["scripts"]["decisions"], 0);
+    let said = json["error"].as_str().unwrap();
+    assert!(said.starts_with("the policy script failed in "), "{said}");
+
+    // The guest's own code comes first.
+    let (code, out, error, json) = run("error('broken')", "--param pages=60000");
+    assert_eq!(code, Some(3), "{error}");
+    assert_eq!(json["guest_exit"], 3);
+    assert!(error.contains("the guest exited with code 3"), "{error}");
+    assert!(out.contains(mark), "{out}");
+    assert!(error.contains("the policy script failed in "), "{error}");
 }

@@ -211,6 +211,9 @@ fn scripts_are_swept_beside_built_in_policies() {
     fs::write(path.join("next.luau"), SCRIPT.replace("end,", "")).unwrap();
     is_mistaken(path, "sweep s.toml -o three", "next.luau");
     assert!(!path.join("three/results.csv").exists());
+    fs::write(path.join("next.luau"), SCRIPT.replace("window", "windw")).unwrap();
+    let misspelt = "next.luau has no parameter `window`; it reads windw";
+    is_mistaken(path, "sweep s.toml -o three", misspelt);
     fs::remove_file(path.join("next.luau")).unwrap();
     is_mistaken(path, "sweep s.toml -o three", "s.toml:3:26: ");
 }

@@ -1,12 +1,13 @@
 //! Converts the values that a script returned into advice. Values of a wrong type are an error; numbers out of range are cut, here or
 //! by the backend.
 
+use std::ffi::c_int;
 use std::time::Duration;
 
 use hmm_backend::pages::{BLOCK_PAGES, DeviceId, Page, PageRange, PageSet, Place};
 use hmm_backend::policy::{Advice, BlockFault, Wish};
 
-use super::results::{Item, Key, Results, Table};
+use super::results::{Item, Key, RESULTS, Results, Table};
 use crate::sandbox::page_sets;
 
 /// The keys of an advice that is a table.
@@ -42,7 +43,13 @@ fn pages(first: &Item, count: &Item) -> Result<Pages, String> {
         item => number(item).ok_or_else(|| format!("{} as the number of pages", item.kind()))?,
     };
     match first {
-        Item::Nil | Item::Flag(false) => Ok(Pages::None),
+        Item::Nil | Item::Flag(false) => match count {
+            Item::Nil => Ok(Pages::None),
+            count => Err(format!(
+                "{} as the number of pages, but no page",
+                count.kind()
+            )),
+        },
         Item::Flag(true) => Ok(Pages::Default),
         Item::Set(bytes) => Ok(Pages::Set(page_sets::from_bytes(bytes))),
         item => match number(item) {
@@ -108,6 +115,15 @@ fn only_places(table: &Table, len: usize, most: usize, expected: &str) -> Result
     }
 }
 
+/// Refuses a value from this place on.
+fn nothing_from(place: c_int, results: &Results<'_>, why: &str) -> Result<(), String> {
+    let mut items = (place..RESULTS).map(|i| results.get(i));
+    match items.find(|item| !matches!(item, Item::Nil)) {
+        Some(item) => Err(format!("{} {why}", item.kind())),
+        None => Ok(()),
+    }
+}
+
 /// What a script says about a fault.
 struct Said {
     pages: Pages,
@@ -129,6 +145,11 @@ pub(crate) fn advice(
 ) -> Result<bool, String> {
     let said = match results.get(0) {
         Item::Table(table) => {
+            nothing_from(
+                1,
+                results,
+                "after a table, which has to be the whole advice",
+            )?;
             only_keys(&table, &KEYS)?;
             Said {
                 pages: table.field(keys, |first| {
@@ -141,14 +162,21 @@ pub(crate) fn advice(
                 duplicate: table.field(keys + 6, |it| duplicates(&it))?,
             }
         }
-        first => Said {
-            pages: pages(&first, &results.get(1))?,
-            hold: time(&results.get(2), "hold")?,
-            throttle: time(&results.get(3), "throttle")?,
-            stay: flag(&results.get(4), "stay")?,
-            migrate: Vec::new(),
-            duplicate: PageSet::EMPTY,
-        },
+        first => {
+            nothing_from(
+                5,
+                results,
+                "as a sixth value; there are five: pages, count, hold, throttle, stay",
+            )?;
+            Said {
+                pages: pages(&first, &results.get(1))?,
+                hold: time(&results.get(2), "hold")?,
+                throttle: time(&results.get(3), "throttle")?,
+                stay: flag(&results.get(4), "stay")?,
+                migrate: Vec::new(),
+                duplicate: PageSet::EMPTY,
+            }
+        }
     };
     advice.stay |= said.stay;
     advice.hold = advice.hold.max(said.hold);

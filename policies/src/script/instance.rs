@@ -8,7 +8,7 @@ use hmm_backend::policy::PolicyFile;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::text;
-use super::{Failure, Script, Source};
+use super::{Failure, Script, Source, Untried};
 use crate::sandbox::Print;
 use crate::sandbox::limits::Limits;
 
@@ -49,6 +49,7 @@ pub(crate) struct CurrentScript {
     pub(crate) failures: AtomicU64,
     pub(crate) reloads: AtomicU64,
     pub(crate) off: AtomicU32,
+    pub(crate) untried: Untried,
 }
 
 impl CurrentScript {
@@ -58,6 +59,14 @@ impl CurrentScript {
 
     pub(crate) fn current(&self) -> Arc<Version> {
         self.current.lock().clone()
+    }
+
+    /// Loads a version that has not been in use, with the parameters that the user gives it.
+    pub(crate) fn check(self: &Arc<Self>, version: &Version) -> Result<Script, Failure> {
+        version.source.check_params()?;
+        let script = self.load(version)?;
+        self.untried.begin(&script);
+        Ok(script)
     }
 
     pub(crate) fn load(self: &Arc<Self>, version: &Version) -> Result<Script, Failure> {
@@ -73,7 +82,9 @@ impl CurrentScript {
                     }
                 },
             );
-        Script::load(&version.source, &self.limits, print).map_err(|failure| text::shown(&failure))
+        let untried = self.untried.clone();
+        Script::load(&version.source, &self.limits, print, untried)
+            .map_err(|failure| text::shown(&failure))
     }
 }
 

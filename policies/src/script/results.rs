@@ -10,8 +10,8 @@ use mlua::ffi::{self, lua_State};
 use super::text;
 use crate::sandbox::page_sets;
 
-/// Values a function returns, those that mean something.
-pub(crate) const RESULTS: c_int = 5;
+/// Values of a function's that are looked at: those that mean something, and one more, which is a mistake.
+pub(crate) const RESULTS: c_int = 6;
 /// Values that are on the stack beside the results while they are read: a list, a table in it, and an element of that, or
 /// a key with its value.
 pub(crate) const DEEPEST: c_int = 8;

@@ -2,6 +2,7 @@
 
 mod events;
 mod library;
+mod parameters;
 mod rig;
 #[path = "../views/mod.rs"]
 mod views;
@@ -208,6 +209,27 @@ fn failures_fall_back_to_the_default_policy() {
             "a boolean as the time to throttle",
         ),
         ("return page, 1, 0, 0, 1", "the number 1 for `stay`"),
+        (
+            "return page, 1, 0, 0, true, 7",
+            "bad.luau:1: on_fault returned the number 7 as a sixth value; there are five: pages, count",
+        ),
+        (
+            "return { prefetch = page }, 7, 8",
+            "on_fault returned the number 7 after a table, which has to be the whole advice",
+        ),
+        (
+            "return {}, nil, nil, nil, nil, 'x'",
+            "a string after a table",
+        ),
+        (
+            "return nil, 3",
+            "on_fault returned the number 3 as the number of pages, but no page",
+        ),
+        ("return false, 3", "as the number of pages, but no page"),
+        (
+            "return { count = 3 }",
+            "on_fault returned the number 3 as the number of pages, but no page",
+        ),
         (
             "return buffer.create(8)",
             "a buffer where a page, a page set",

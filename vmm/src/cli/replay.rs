@@ -10,7 +10,7 @@ use clap::Args;
 use hmm_backend::limits;
 use hmm_backend::policy::{LinkModel, PolicyFile};
 use hmm_backend::text::printable;
-use hmmvisor::run::summary::of_scripts;
+use hmmvisor::run::summary::{mark_of_scripts, of_scripts};
 use hmmvisor::size::Size;
 use hmmvisor_experiments::figures::{bytes, count, grouped};
 use hmmvisor_experiments::output::Files;
@@ -215,12 +215,7 @@ impl ReplaySummary<'_> {
         };
         let name = printable(self.meta.name());
         writeln!(f, "trace           {name}, {kind}")?;
-        let failed = match self.scripts {
-            Some(figures) if figures.failed() => {
-                " (SCRIPT FAILED: these are the default policy's figures)"
-            }
-            _ => "",
-        };
+        let failed = mark_of_scripts(self.scripts.as_ref());
         let policy = printable(&self.outcome.policy);
         writeln!(f, "policy          {policy}{failed}")?;
         if let Some(figures) = &self.scripts {

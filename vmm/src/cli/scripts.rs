@@ -1,6 +1,7 @@
 //! What commands say about policy scripts, and `hmmvisor policies --check`.
 
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,41 +11,55 @@ use hmm_backend::pages::{Access, DeviceId, Hint, Page, PageRange, Place};
 use hmm_backend::policy::LinkModel;
 use hmmvisor_experiments::figures::count;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
-use hmmvisor_policies::{Limits, Log, PolicyChoice, ScriptFigures};
+use hmmvisor_policies::{Limits, Log, PolicyChoice, ScriptError, ScriptFigures};
 
 use super::mistake::Mistake;
 use super::output::{note, print};
 
 /// Returns why the figures of a replay or a run are not those of its script; None if they are.
 pub fn script_failure(figures: &ScriptFigures) -> Option<String> {
-    if !figures.failed() {
-        return None;
+    figures.failure()
+}
+
+/// A policy, and the words in which the user named it.
+#[derive(Clone)]
+pub struct Typed {
+    text: String,
+    choice: PolicyChoice,
+}
+
+impl FromStr for Typed {
+    type Err = ScriptError;
+
+    fn from_str(text: &str) -> Result<Typed, ScriptError> {
+        Ok(Typed {
+            text: text.to_owned(),
+            choice: text.parse()?,
+        })
     }
-    let ScriptFigures {
-        decisions,
-        failures,
-        off,
-        ..
-    } = *figures;
-    let given_up = match off {
-        0 => "",
-        _ => " and was given up",
-    };
-    Some(format!(
-        "the policy script failed in {failures} of the {} events that it was asked about{given_up}; the default policy decided in its place",
-        failures.saturating_add(decisions)
-    ))
+}
+
+impl Typed {
+    /// The policy beside which hints are followed: pages that are to stay in system memory are used there, in place.
+    fn with_hints(&self) -> Result<PolicyChoice, ScriptError> {
+        let name = |part: &str| part.split(':').next().unwrap_or(part).trim() == "hints";
+        match self.text.split('+').any(name) {
+            true => Ok(self.choice.clone()),
+            false => format!("{}+hints", self.text).parse(),
+        }
+    }
 }
 
 /// Loads a script and lets it decide in a short replay. What it does wrong is an error.
-pub fn check(choice: &PolicyChoice) -> Result<ExitCode> {
-    if !matches!(choice, PolicyChoice::Script(_)) {
+pub fn check(script: &Typed) -> Result<ExitCode> {
+    if !matches!(script.choice, PolicyChoice::Script(_)) {
         bail!(Mistake(format!(
-            "{choice} is no policy script: name a file whose name ends in .luau"
+            "{} is no policy script: name a file whose name ends in .luau",
+            script.text
         )));
     }
     let log: Log = Arc::new(|line: &str| note(&format!("policy script {line}")));
-    let chosen = choice.load(Limits::default(), log)?;
+    let chosen = script.with_hints()?.load(Limits::default(), log)?;
     let config = ReplayConfig {
         policy: chosen.factory,
         memory: 8 << 20,
@@ -75,8 +90,12 @@ pub fn check(choice: &PolicyChoice) -> Result<ExitCode> {
             0 => String::new(),
             times => format!("; its advice had to be cut {}", count(times, "time")),
         };
+        let untried = match script.untried()[..] {
+            [] => String::new(),
+            ref names => format!("; not tried: {}", names.join(", ")),
+        };
         print(&format!(
-            "{name}: it loads, and made {} in a dry run without a failure{cut}\n",
+            "{name}: it loads, and made {} in a dry run without a failure{cut}{untried}\n",
             count(figures.decisions, "decision")
         ))?;
     }
@@ -94,7 +113,7 @@ fn dry_run() -> Vec<Event> {
         ..event(EventKind::Access, PageRange::single(Page(page)))
     };
     let mut events = Vec::new();
-    // Pages that stay in system memory are used in place, so that the policy hears of that.
+    // Pages that stay in system memory, as the modifier `hints` has it, are used in place, so that the policy hears of that.
     let in_place = PageRange::with_len(Page(1536), 64);
     events.push(Event {
         hint: Some(Hint::PreferredLocation(Some(Place::System))),

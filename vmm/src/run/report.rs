@@ -194,7 +194,7 @@ impl Report {
     }
 
     /// Returns the exit code for a process that did nothing but this run: 0 only if everything was verified, or an operating
-    /// system ended the run in good order, and everything was written that was to be.
+    /// system ended the run in good order, everything was written that was to be, and the figures are those of the policy's scripts.
     pub fn exit_code(&self) -> u8 {
         match self.end {
             End::Exit(0) | End::PowerOff | End::Reboot | End::Quit => {
@@ -207,7 +207,7 @@ impl Report {
         }
     }
 
-    /// Says what went wrong; none if everything was verified and recorded.
+    /// Says what went wrong; none if everything was verified and recorded, under the policy that was to be.
     pub fn error(&self) -> Option<String> {
         let lost = self.lost();
         let Some(error) = self.end_error() else {
@@ -226,7 +226,8 @@ impl Report {
         })
     }
 
-    /// Says which outputs of the run were lost, and which threads did not end.
+    /// Says which outputs of the run were lost, which threads did not end, and whether the figures are not those of the policy's
+    /// scripts.
     fn lost(&self) -> Option<String> {
         let recording = self.recording.as_ref().and_then(|it| it.error.as_deref());
         let recording = recording.map(str::to_owned);
@@ -237,7 +238,8 @@ impl Report {
                 self.left_behind.join(", ")
             )),
         };
-        let all: Vec<_> = [recording, self.output.problem(), left]
+        let script = self.scripts.as_ref().and_then(ScriptFigures::failure);
+        let all: Vec<_> = [recording, self.output.problem(), left, script]
             .into_iter()
             .flatten()
             .collect();

@@ -55,12 +55,13 @@ fn headline(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     writeln!(f, "{}: {}", printable(name), verdict(report))?;
     writeln!(
         f,
-        "{}, {}, {} of managed memory, engine {}, policy {}, seed {}",
+        "{}, {}, {} of managed memory, engine {}, policy {}{}, seed {}",
         count(report.vcpus.into(), "vCPU"),
         count(report.devices.into(), "accelerator"),
         report.memory,
         report.engine,
         printable(&report.policy),
+        mark_of_scripts(report.scripts.as_ref()),
         report.seed
     )
 }
@@ -76,6 +77,16 @@ fn time(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     match &report.scripts {
         Some(scripts) => line(f, "policy scripts", of_scripts(scripts)),
         None => Ok(()),
+    }
+}
+
+/// Returns what is to stand beside the policy's name if the figures are not those of its scripts.
+pub fn mark_of_scripts(scripts: Option<&ScriptFigures>) -> &'static str {
+    match scripts {
+        Some(figures) if figures.failed() => {
+            " (SCRIPT FAILED: these are the default policy's figures)"
+        }
+        _ => "",
     }
 }
 
