@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use hmm_backend::limits::{self, Refusal, Resource};
 use hmm_backend::policy::policies;
 use hmmvisor::config::console_choice::ConsoleChoice;
@@ -74,8 +74,8 @@ fn main() -> ExitCode {
         Command::Check => print_check(),
         Command::Sweep(args) => cli::sweep::sweep(args),
         Command::Report(args) => cli::report::report(&args),
-        Command::Completions(args) => args.print(),
-        Command::Man(args) => args.print(),
+        Command::Completions(args) => args.print(Cli::command()),
+        Command::Man(args) => args.print(Cli::command()),
     };
     result.unwrap_or_else(|error| {
         say(None, format!("error: {}", describe(&error)));

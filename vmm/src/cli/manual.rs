@@ -3,10 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::Cli;
 use super::mistake::Mistake;
 use super::output::print;
 
@@ -20,10 +19,10 @@ pub struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    /// Prints the shell's script.
-    pub fn print(self) -> Result<ExitCode> {
+    /// Prints the shell's script for the program's command line.
+    pub fn print(self, mut program: Command) -> Result<ExitCode> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), PROGRAM, &mut script);
+        clap_complete::generate(self.shell, &mut program, PROGRAM, &mut script);
         print(&String::from_utf8(script)?).map(|()| ExitCode::SUCCESS)
     }
 }
@@ -37,9 +36,9 @@ pub struct ManArgs {
 }
 
 impl ManArgs {
-    /// Prints the page in the format of man(7).
-    pub fn print(self) -> Result<ExitCode> {
-        let mut command = Cli::command();
+    /// Prints the page in the format of man(7), of the program or of one of its commands.
+    pub fn print(self, program: Command) -> Result<ExitCode> {
+        let mut command = program;
         // Gives each subcommand the whole of its name, as in `hmmvisor trace import`.
         command.build();
         for name in &self.command {
