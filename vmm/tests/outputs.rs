@@ -132,7 +132,10 @@ fn no_output_replaces_a_configuration_or_a_script() {
     for (name, kind) in [
         ("c.toml", "a configuration or sweep file"),
         ("./p.luau", "a policy script"),
-        ("c.json", "c.toml; an output does not replace a configuration"),
+        (
+            "c.json",
+            "c.toml; an output does not replace a configuration",
+        ),
     ] {
         for command in [
             // The file is that of the option: `run` itself has none.
