@@ -31,6 +31,43 @@ pub fn bytes(number: u64) -> String {
     }
 }
 
+/// Units of time, in nanoseconds.
+pub(crate) const TIMES: [(&str, f64); 4] = [("ns", 1.0), ("µs", 1e3), ("ms", 1e6), ("s", 1e9)];
+
+/// Returns a measured time: `850 ns`, `7.7 ms`. Each time has the unit that suits it.
+pub fn time(nanoseconds: f64) -> String {
+    let (name, factor) = fitting(&TIMES, nanoseconds);
+    format!("{} {name}", number(nanoseconds / factor))
+}
+
+/// Returns the unit that suits values of up to `largest`, with its factor.
+pub(crate) fn fitting(units: &[(&'static str, f64)], largest: f64) -> (&'static str, f64) {
+    let fits = units
+        .iter()
+        .rev()
+        .find(|(_, factor)| largest >= *factor * 2.0);
+    *fits.unwrap_or(&units[0])
+}
+
+/// Returns a number, as short as three digits allow; thousands in groups.
+pub(crate) fn number(value: f64) -> String {
+    let text = match value.abs() {
+        0.0 => "0".to_owned(),
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => trim(format!("{value:.1}")),
+        size if size >= 0.01 => trim(format!("{value:.2}")),
+        _ => return format!("{value:.1e}"),
+    };
+    match text.contains('.') {
+        true => text,
+        false => group(&text),
+    }
+}
+
+fn trim(text: String) -> String {
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// `1 vCPU`, `2 vCPUs`.
 pub fn count(number: u64, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
@@ -50,6 +87,13 @@ mod tests {
         assert_eq!(["-123", "-1,234"], ["-123", "-1234"].map(group));
         assert_eq!(bytes(4096), "4 KiB");
         assert_eq!(bytes(5 << 19), "2.5 MiB");
+        let times = [0.0, 850.0, 1_999.0, 12_340.0, 7_700_500.0, 14e6, 5e6, 61e9];
+        assert_eq!(
+            [
+                "0 ns", "850 ns", "1,999 ns", "12.3 µs", "7.7 ms", "14 ms", "5 ms", "61 s"
+            ],
+            times.map(time)
+        );
         assert_eq!(count(1, "vCPU"), "1 vCPU");
         assert_eq!(count(2000, "vCPU"), "2,000 vCPUs");
     }

@@ -355,3 +355,30 @@ fn a_report_is_written_as_a_whole_or_not_at_all() {
     assert!(message.contains("is an access trace"), "{message}");
     assert_eq!(fs::read_to_string(page).unwrap(), whole);
 }
+
+#[test]
+fn a_guest_that_cannot_start_has_no_figures() {
+    let output = hmmvisor(&["run", "--memory", "4M", "--device-memory", "1M"]);
+    assert_eq!(output.status.code(), Some(3));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("not enough memory for"), "{said}");
+    assert!(said.contains("vecadd: NOT verified"), "{said}");
+    assert!(said.contains("4 MiB of managed memory, engine"), "{said}");
+    for figure in ["CPU faults", "device faults", "VMM overhead", "migrated"] {
+        assert!(!said.contains(figure), "{said}");
+    }
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("it could not start"), "{message}");
+}
+
+#[test]
+fn hints_that_are_not_heard_are_refused() {
+    let hint = ["run", "--param", "n=4K", "--param", "hint=preferred:system"];
+    let message = refusal(&hint);
+    assert!(
+        message.contains("parameter `hint=preferred:system`: policy density+lru+timeslice does not listen to hints; add `+hints`"),
+        "{message}"
+    );
+    let heard = [&hint[..], &["--policy", "density+hints"]].concat();
+    assert!(hmmvisor(&heard).status.success());
+}

@@ -340,10 +340,10 @@ fn tables_are_read() {
         ("\"page\n1\n", 1, "column 1 begins with a quote"),
         ("page\n1\n2\0\n", 3, "its byte 2 is 0"),
         ("page\r1\r2", 1, "a carriage return is at its byte"),
-        ("page,kind\n1,cpu-fault\n", 2, "no accesses"),
+        ("page,kind\n1,cpu-fault\n", 2, "those of a live run"),
         ("page,kind,hint\n1,hint,\n", 2, "unknown hint ''"),
         ("page,kind,hint\n1,hint,gpu\n", 2, "unknown hint 'gpu'"),
-        ("page,access\n1\n", 2, "1 columns"),
+        ("page,access\n1\n", 2, "it has 1 column,"),
         ("page,access\n,r\n", 2, "neither a page nor an address"),
     ] {
         let message = files.refusal("csv", text);
@@ -723,6 +723,56 @@ fn a_program_can_be_imported_as_if_it_ran_on_an_accelerator() {
     let message = String::from_utf8(refused.stderr).unwrap();
     assert!(
         message.contains("name devices in the column `device`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_export_of_a_live_trace_is_called_what_it_is() {
+    let files = Files::new();
+    let (live, table) = (files.path("live"), files.path("table.csv"));
+    let run = |args: &[&str], paths: [&Path; 2]| {
+        let (first, second) = (&args[..args.len() - 1], args[args.len() - 1]);
+        let mut command = Command::new(HMMVISOR);
+        command.args(first).arg(second).arg(paths[0]);
+        if paths[1] != Path::new("") {
+            command.arg(paths[1]);
+        }
+        let output = command.output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{message}");
+    };
+    let nothing = Path::new("");
+    run(
+        &[
+            "run",
+            "--workload",
+            "pingpong",
+            "--param",
+            "rounds=2",
+            "--record",
+        ],
+        [&live, nothing],
+    );
+    run(
+        &["trace", "export", "--format", "csv", "-o"],
+        [&table, &live],
+    );
+    let message = files.refusal("csv", &fs::read_to_string(&table).unwrap());
+    assert!(
+        message.contains("those of a live run: an exported live trace cannot be imported"),
+        "{message}"
+    );
+    let message = files.refusal("csv", "page,kind\n3,acces\n");
+    assert!(
+        message.contains("line 2: events of kind `acces` are no accesses; there are access"),
+        "{message}"
+    );
+    let message = files.refusal("csv", "page,pages\n268435456,1\n");
+    assert!(message.contains("line 2: 1 page from page"), "{message}");
+    let message = files.refusal("csv", "page,pages\n1\n");
+    assert!(
+        message.contains("it has 1 column, the first line names 2"),
         "{message}"
     );
 }

@@ -121,6 +121,52 @@ fn what_a_run_uses_is_not_written_over() {
     assert!(folder.path("soft").is_symlink());
 }
 
+#[test]
+fn no_output_replaces_a_configuration_or_a_script() {
+    let folder = Folder::with_trace();
+    folder.file("log", LACKEY);
+    folder.file("c.toml", "seed = 5\n");
+    folder.file("p.luau", SCRIPT);
+    symlink("c.toml", folder.path("c.json")).unwrap();
+    fs::create_dir(folder.path("swept")).unwrap();
+    for (name, kind) in [
+        ("c.toml", "a configuration or sweep file"),
+        ("./p.luau", "a policy script"),
+        (
+            "c.json",
+            "c.toml; an output does not replace a configuration",
+        ),
+    ] {
+        for command in [
+            // The file is that of the option: `run` itself has none.
+            format!("run --json {name}"),
+            format!("--json {name}"),
+            format!("{RUN} --record {name}"),
+            format!("{RUN} --console {name}"),
+            format!("replay t.trace --json {name}"),
+            format!("trace info t.trace --json {name}"),
+            format!("trace generate pingpong -o {name}"),
+            format!("trace import log --format lackey -o {name}"),
+            format!("trace export t.trace --format csv -o {name}"),
+            format!("report t.trace -o {name}"),
+        ] {
+            let message = folder.fails(&command);
+            assert!(message.contains(kind), "{command}: {message}");
+        }
+        let table = folder.path("swept/results.csv");
+        symlink(folder.path(name), &table).unwrap();
+        folder.file("s.toml", SWEEP.replace(", \"next.luau\"", ""));
+        let message = folder.fails("sweep s.toml -o swept");
+        assert!(message.contains(kind), "{message}");
+        fs::remove_file(&table).unwrap();
+    }
+    assert_eq!(text(&folder.path("c.toml")), "seed = 5\n");
+    assert_eq!(text(&folder.path("p.luau")), SCRIPT);
+    assert!(folder.path("c.json").is_symlink());
+    // A name that is not there is free.
+    folder.succeeds("report t.trace -o new.toml");
+}
+
 const PLACEMENT: &str = "0 64 system\n64 128 device\n";
 
 #[test]

@@ -474,3 +474,77 @@ files = ["1.trace", "2.trace"]
     assert!(!path.join("no.html").exists());
     fails(path, "report merged -o /nosuch/x.html", "/nosuch/x.html");
 }
+
+#[test]
+fn a_trace_without_a_device_and_a_copy_of_a_trace_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let sweep = |files: &str| {
+        let sweep = format!(
+            "title = 'Traces'\npolicies = ['on-demand', 'density']\ndevice_memory = ['1M', '2M']\n\
+             [[trace]]\nname = 't'\nfiles = [{files}]\n"
+        );
+        fs::write(path.join("s.toml"), sweep).unwrap();
+    };
+    for (name, device) in [("cpu", ""), ("device", ",0")] {
+        let rows: String = (0..8).map(|page| format!("{page}{device}\n")).collect();
+        let names = if device.is_empty() {
+            "page"
+        } else {
+            "page,device"
+        };
+        fs::write(path.join("t.csv"), format!("{names}\n{rows}")).unwrap();
+        let import = format!("trace import t.csv --format csv -o {name}.hmmtrace");
+        succeeds(path, &import);
+    }
+    sweep("'cpu.hmmtrace', 'device.hmmtrace'");
+    let output = hmmvisor(path, "sweep s.toml");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(
+        said,
+        "hmmvisor: cpu.hmmtrace: no access is a device's, so nothing migrates: \
+         import the trace with --device, or name devices in the CSV file\n"
+    );
+    fs::copy(path.join("device.hmmtrace"), path.join("copy.trace")).unwrap();
+    sweep("'device.hmmtrace', 'copy.trace'");
+    is_mistaken(
+        path,
+        "sweep s.toml -o copies",
+        "s.toml:6:29: trace copy.trace has the same content as device.hmmtrace; name it once",
+    );
+    assert!(!path.join("copies").exists());
+}
+
+/// A sweep may compare a policy with `hints` to one without.
+#[test]
+fn a_live_sweep_may_give_hints_that_are_not_heard() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let sweep = "title = 'Hints'\npolicies = ['on-demand', 'on-demand+hints']\ndevice_memory = ['1M']\n\
+                 [[workload]]\nname = 'vecadd'\nmode = 'live'\nmemory = '16M'\n\
+                 params = { n = '4K', hint = 'preferred:system' }\n";
+    fs::write(path.join("s.toml"), sweep).unwrap();
+    succeeds(path, "sweep s.toml");
+}
+
+#[test]
+fn a_file_is_no_folder_for_results() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("s.toml"), LIVE).unwrap();
+    for args in ["sweep s.toml -o s.toml", "sweep merge s -o s.toml"] {
+        let output = hmmvisor(path, args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        if args.starts_with("sweep s") {
+            assert!(
+                message.contains(
+                    "writing the results to s.toml: it is a file; name a folder for them"
+                ),
+                "{message}"
+            );
+        }
+    }
+    assert_eq!(fs::read_to_string(path.join("s.toml")).unwrap(), LIVE);
+}

@@ -16,6 +16,8 @@
 //! - **A pipe, a terminal or another character device** is written to as it is. So is an open descriptor: `-`,
 //!   `/dev/stdout`, `/proc/self/fd/N`, links to these, and any name of the file that standard output leads to.
 //! - **A folder or a block device** is refused.
+//! - **A file that users write by hand**, by its name or the name of the file that a link leads to, is refused: a
+//!   configuration, a sweep's file, a policy script. A name that is not there yet is free.
 //!
 //! A file that another process is writing is refused: a file that is there, or grows, is locked while it is an output.
 //!
@@ -63,6 +65,22 @@ pub enum OutputError {
         /// What is wrong with the path, and what to do.
         why: &'static str,
     },
+    /// A file is there that users write by hand, and no command does.
+    #[error(
+        "writing {what} to {}: {}an output does not replace a {kind}; give another name",
+        shown(path),
+        leading(path, real)
+    )]
+    WrittenByHand {
+        /// What would be written.
+        what: &'static str,
+        /// The path that was given.
+        path: PathBuf,
+        /// The file at the end of links that the path may be.
+        real: PathBuf,
+        /// The kind of file that it is by its name.
+        kind: &'static str,
+    },
     /// The system refused.
     #[error("writing {what} to {}: {error}", shown(path))]
     System {
@@ -81,6 +99,27 @@ pub fn shown(path: &Path) -> String {
     match path.as_os_str() == "-" {
         true => "standard output".to_owned(),
         false => path.display().to_string(),
+    }
+}
+
+/// Returns where a link leads, for a message, if the file has another name than the link.
+fn leading(path: &Path, real: &Path) -> String {
+    match path.file_name() == real.file_name() {
+        true => String::new(),
+        false => format!("it leads to {}; ", real.display()),
+    }
+}
+
+/// Returns the kind of a file that by its name is written by users, and by no command.
+fn written_by_hand(path: &Path) -> Option<&'static str> {
+    let is = |extension: &str| {
+        path.extension()
+            .is_some_and(|it| it.eq_ignore_ascii_case(extension))
+    };
+    match () {
+        () if is("toml") => Some("configuration or sweep file"),
+        () if is("luau") => Some("policy script"),
+        () => None,
     }
 }
 
@@ -255,14 +294,24 @@ impl Files {
         })?;
         let keys = place.keys();
         let same = |it: &&Known| it.keys.iter().any(|key| keys.contains(key));
-        match self.known.iter().find(same) {
-            None => Ok(place),
-            Some(known) => Err(OutputError::Taken {
+        if let Some(known) = self.known.iter().find(same) {
+            return Err(OutputError::Taken {
                 what,
                 path: owned(),
                 other: known.described(path),
-            }),
+            });
         }
+        if let OutputPlace::Regular { real, .. } = &place
+            && let Some(kind) = written_by_hand(path).or(written_by_hand(real))
+        {
+            return Err(OutputError::WrittenByHand {
+                what,
+                path: owned(),
+                real: real.clone(),
+                kind,
+            });
+        }
+        Ok(place)
     }
 
     fn learn(&mut self, what: &'static str, path: &Path, keys: Vec<Key>, role: Role) {

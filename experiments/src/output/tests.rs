@@ -470,3 +470,38 @@ fn a_file_that_another_process_writes_is_refused() {
         assert_eq!((text(&path).as_str(), folder.names().len()), ("one", 1));
     }
 }
+
+#[test]
+fn what_users_write_by_hand_is_not_replaced() {
+    let folder = Folder::new();
+    for (name, kind) in [
+        ("c.toml", "a configuration or sweep file"),
+        ("p.luau", "a policy script"),
+        ("P.LUAU", "a policy script"),
+    ] {
+        let path = folder.file(name, "mine");
+        let link = folder.path(&format!("{name}.json"));
+        symlink(&path, &link).unwrap();
+        let named = folder.path(&format!("link-{name}"));
+        symlink(folder.file("data", "mine"), &named).unwrap();
+        let expected = format!("an output does not replace {kind}; give another name");
+        for open in ALL {
+            for path in [&path, &link, &named] {
+                let message = refusal(&mut Files::default(), open, path);
+                assert!(message.ends_with(&expected), "{message}");
+                assert_eq!(text(path), "mine");
+            }
+        }
+        let message = refusal(&mut Files::default(), whole, &link);
+        let leads = format!("it leads to {}; an output", path.display());
+        assert!(message.contains(&leads), "{message}");
+        let appended = Files::default().appended("the journal", &path);
+        assert!(appended.unwrap_err().to_string().ends_with(&expected));
+    }
+    // A new file may have any name, and others than these are replaced.
+    let new = folder.path("new.toml");
+    for (open, path) in [(whole as Open, new), (growing, folder.file("p.csv", "old"))] {
+        write(open, &path, "data");
+        assert_eq!(text(&path), "data");
+    }
+}

@@ -284,20 +284,29 @@ impl Reader<'_> {
     }
 
     fn links(&self, tables: &BTreeMap<String, Spanned<String>>) -> Result<Vec<Link>, SweepError> {
-        let link = |(name, spec): (&String, &Spanned<String>)| {
-            let model = spec.get_ref().parse();
-            Ok(Link {
-                name: name.clone(),
-                model: model.map_err(|what: String| self.wrong(spec.span(), what))?,
-            })
-        };
-        match tables.is_empty() {
-            true => Ok(vec![Link {
+        if tables.is_empty() {
+            return Ok(vec![Link {
                 name: "default".to_owned(),
                 model: LinkModel::default(),
-            }]),
-            false => tables.iter().map(link).collect(),
+            }]);
         }
+        let mut links: Vec<Link> = Vec::new();
+        for (name, spec) in tables {
+            let model = spec.get_ref().parse();
+            let model: LinkModel = model.map_err(|what: String| self.wrong(spec.span(), what))?;
+            if let Some(same) = links.iter().find(|link| link.model == model) {
+                let what = format!(
+                    "link `{name}` is the same as `{}`, which is {model}; name it once",
+                    same.name
+                );
+                return Err(self.wrong(spec.span(), what));
+            }
+            links.push(Link {
+                name: name.clone(),
+                model,
+            });
+        }
+        Ok(links)
     }
 
     fn sources(&self, tables: &Tables) -> Result<Vec<Source>, SweepError> {
@@ -305,6 +314,16 @@ impl Reader<'_> {
         let mut add = |source: Source, at: Range<usize>| {
             if sources.contains(&source) {
                 return Err(self.wrong(at, "the same is in the sweep already; name it once"));
+            }
+            // Traces of one name count as runs with several seeds, and a copy of a trace is no other run.
+            if let Source::Trace(trace) = &source
+                && let Some(same) = same_content(&sources, trace)
+            {
+                let what = format!(
+                    "trace {} has the same content as {}; name it once",
+                    trace.file, same.file
+                );
+                return Err(self.wrong(at, what));
             }
             sources.push(source);
             Ok(())
@@ -413,6 +432,14 @@ impl Reader<'_> {
             None => Ok(list),
         }
     }
+}
+
+/// Returns the trace among these sources that has the same content.
+fn same_content<'s>(sources: &'s [Source], trace: &TraceSource) -> Option<&'s TraceSource> {
+    sources.iter().find_map(|source| match source {
+        Source::Trace(other) if other.digest == trace.digest => Some(other),
+        Source::Trace(_) | Source::Live(_) | Source::Model(_) => None,
+    })
 }
 
 fn digest(path: &Path) -> std::io::Result<u64> {

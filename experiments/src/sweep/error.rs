@@ -17,6 +17,15 @@ pub fn runs(number: usize) -> String {
     }
 }
 
+/// Returns what is wrong in a file, and where, without the parser's claim that it is no TOML: most values that are wrong parse.
+pub fn wrong_toml(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    match text.strip_prefix("TOML parse error ") {
+        Some(place) => place.to_owned(),
+        None => text,
+    }
+}
+
 /// Why a sweep or a merge was not done, or not finished. Whatever was finished before is kept.
 #[derive(Debug, Error)]
 pub enum SweepError {
@@ -30,12 +39,11 @@ pub enum SweepError {
         error: io::Error,
     },
     /// The file is not TOML or has something unknown in it; the error shows where.
-    #[error("in sweep file {}: {error}", path.display())]
+    #[error("in sweep file {}: {}", path.display(), wrong_toml(error))]
     Toml {
         /// The file.
         path: PathBuf,
-        /// The mistake and its place.
-        #[source]
+        /// The mistake and its place. No source of this error, because the message has its text.
         error: Box<toml::de::Error>,
     },
     /// The file names something that does not exist or cannot be.

@@ -153,6 +153,14 @@ pub(super) fn spare_results(files: &Files) -> Result<(), OutputError> {
 
 /// Makes a sweep's folder, and sees that the journal in it is nothing else. Returns where it is.
 pub(super) fn claim_journal(folder: &Path, files: &mut Files) -> Result<PathBuf, SweepError> {
+    // The folder may not be there yet, but nothing else may be in its place.
+    if folder.metadata().is_ok_and(|there| !there.is_dir()) {
+        Err(OutputError::Unfit {
+            what: "the results",
+            path: folder.to_owned(),
+            why: "it is a file; name a folder for them",
+        })?;
+    }
     let made = match folder.as_os_str() == "-" {
         true => Err(io::Error::other(
             "results are several files and do not go to standard output; name a folder",

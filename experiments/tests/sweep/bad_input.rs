@@ -131,3 +131,47 @@ fn lists_and_the_file_itself_have_limits() {
     let message = folder.sweep(&large).unwrap_err();
     assert!(message.contains("it is larger than 1 MiB"), "{message}");
 }
+
+#[test]
+fn copies_of_a_trace_are_no_other_seeds() {
+    let folder = Folder::new();
+    for (name, text) in [("a.trace", "one"), ("b.trace", "one"), ("c.trace", "two")] {
+        std::fs::write(folder.path(name), text).unwrap();
+    }
+    let sweep =
+        |traces: &str| folder.sweep(&SWEEP.replace("[links]", &format!("{traces}\n[links]")));
+    let table =
+        |name: &str, files: &str| format!("[[trace]]\nname = \"{name}\"\nfiles = [{files}]\n");
+    let same = "trace b.trace has the same content as a.trace; name it once";
+    for (traces, expected) in [
+        (table("t", "\"a.trace\", \"b.trace\""), same),
+        (
+            table("t", "\"a.trace\"") + &table("u", "\"c.trace\", \"b.trace\""),
+            same,
+        ),
+        (
+            table("t", "\"a.trace\"") + &table("u", "\"a.trace\""),
+            "trace a.trace has the same content as a.trace",
+        ),
+        (
+            table("t", "\"a.trace\", \"a.trace\""),
+            "in the sweep already",
+        ),
+    ] {
+        let message = sweep(&traces).unwrap_err();
+        assert!(message.contains(expected), "{message}");
+    }
+    sweep(&table("t", "\"a.trace\", \"c.trace\"")).unwrap();
+}
+
+#[test]
+fn two_names_do_not_make_two_links() {
+    let folder = Folder::new();
+    let with = |link: &str| folder.sweep(&SWEEP.replace("[links]", &format!("[links]\n{link}")));
+    let message = with("again = \"bandwidth=25000M,latency=10000ns\"").unwrap_err();
+    assert!(
+        message.contains("link `pcie` is the same as `again`, which is latency=10us"),
+        "{message}"
+    );
+    with("slow = \"latency=11us,bandwidth=25G\"").unwrap();
+}

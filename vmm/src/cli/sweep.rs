@@ -22,7 +22,7 @@ use hmmvisor_experiments::sweep::{
     Measured, PAGE, Parallel, Runner, Settings, Shard, Source, Sweep, SweepRun, TABLES, TraceFacts,
     Workload, merge, runs,
 };
-use hmmvisor_experiments::trace::{Tail, TraceReader};
+use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
 use hmmvisor_guest_images as guest_images;
 use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError, ScriptFigures};
 use parking_lot::Mutex;
@@ -82,9 +82,7 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     };
     let folder = args.output.unwrap_or_else(|| file.with_extension(""));
     is_folder(&folder)?;
-    let runner = CommandRunner {
-        traces: Traces::beside(&folder),
-    };
+    let runner = CommandRunner::new(&folder);
     let sweep = Sweep::read(&file, &runner)?;
     let policies: BTreeSet<&str> = sweep.runs.iter().map(|run| &*run.policy.spec).collect();
     let policies = policies.into_iter().flat_map(PolicyChoice::named_files);
@@ -103,6 +101,9 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         progress: true,
     };
     let done = sweep.start(&settings, &runner)?;
+    for trace in runner.idle.lock().iter() {
+        note(&format!("{}: {NO_DEVICE}", trace.display()));
+    }
     let failed = done.failed.len();
     let mut text = format!("{} done", runs(done.runs - failed));
     if failed > 0 {
@@ -148,7 +149,12 @@ fn results(folder: &Path) -> String {
 /// other with it.
 struct CommandRunner {
     traces: Traces,
+    /// Traces in which no device accesses anything, as their replays have shown.
+    idle: Mutex<BTreeSet<PathBuf>>,
 }
+
+/// What there is to say about a trace without an access by a device.
+const NO_DEVICE: &str = "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file";
 
 /// Returns a command for the program of this process, also after its file has been replaced or removed: all runs of a sweep
 /// are done by the program that began it.
@@ -215,11 +221,17 @@ impl Runner for CommandRunner {
             Source::Live(workload) => self.live(workload, run),
             Source::Trace(trace) => {
                 trace.unchanged()?;
-                let measured = replayed(&trace.path, run)?;
+                let (measured, idle) = replayed(&trace.path, run)?;
+                if idle {
+                    self.idle.lock().insert(trace.path.clone());
+                }
                 // It may have been changed while it was read.
                 trace.unchanged().map(|()| measured)
             }
-            Source::Model(workload) => replayed(&self.traces.of(workload, run.seed)?, run),
+            Source::Model(workload) => {
+                let trace = self.traces.of(workload, run.seed)?;
+                replayed(&trace, run).map(|(measured, _)| measured)
+            }
         }
     }
 }
@@ -365,9 +377,10 @@ fn measured_nothing(script: &ScriptFigures) -> Option<Measured> {
     })
 }
 
-/// Replays a trace.
-fn replayed(path: &Path, run: &SweepRun) -> Result<Measured, String> {
+/// Replays a trace. The flag says that it is an access trace in which no device accesses anything.
+fn replayed(path: &Path, run: &SweepRun) -> Result<(Measured, bool), String> {
     let reader = TraceReader::open(path).map_err(|error| error.to_string())?;
+    let is_access = reader.meta().kind == TraceKind::Access;
     let link = run.link.as_ref();
     // Each run has a script of its own, whose figures are of this run alone.
     let Chosen { factory, scripts } = loaded(&run.policy.spec)?;
@@ -379,12 +392,14 @@ fn replayed(path: &Path, run: &SweepRun) -> Result<Measured, String> {
         optimal: run.optimal,
     };
     let outcome = settings.run(reader).map_err(|error| error.to_string())?;
+    let by_devices = outcome.device_faults + outcome.mapped_in_place + outcome.pages_to_device;
+    let idle = is_access && by_devices == 0;
     let script = scripts.first().map(|script| script.figures());
     if let Some(failed) = script.as_ref().and_then(measured_nothing) {
-        return Ok(failed);
+        return Ok((failed, idle));
     }
     let optimal = outcome.optimal.as_ref();
-    Ok(Measured {
+    let measured = Measured {
         accesses: Some(outcome.accesses),
         cpu_faults: Some(outcome.cpu_faults),
         device_faults: Some(outcome.device_faults),
@@ -403,14 +418,24 @@ fn replayed(path: &Path, run: &SweepRun) -> Result<Measured, String> {
         optimal_pages_to_device: optimal.map(|least| least.pages_to_device),
         script_failures: script.map(|figures| figures.failures),
         ..Measured::default()
-    })
+    };
+    Ok((measured, idle))
 }
 
 impl CommandRunner {
+    /// Makes a runner for a sweep whose results go to this folder.
+    fn new(folder: &Path) -> CommandRunner {
+        CommandRunner {
+            traces: Traces::beside(folder),
+            idle: Mutex::default(),
+        }
+    }
+
     fn live(&self, workload: &Workload, run: &SweepRun) -> Result<Measured, String> {
         let mut command = this_program();
         command
-            .args(["run", "--json", "-"])
+            // One workload is compared under policies with and without hints.
+            .args(["run", "--json", "-", "--unheard-hints"])
             .args(["--workload", &workload.name])
             .args(["--policy", &run.policy.spec])
             .args(["--engine", &workload.engine])
@@ -555,7 +580,8 @@ mod tests {
             seed: 1,
             optimal: false,
         };
-        assert_eq!(replayed(&trace, &run).unwrap().script_failures, Some(0));
+        let (figures, idle) = replayed(&trace, &run).unwrap();
+        assert_eq!((figures.script_failures, idle), (Some(0), false));
         write("return { on_fault = function(page) return page + 1, 8 end }");
         let error = replayed(&trace, &run).unwrap_err();
         assert!(error.contains("when the sweep began"), "{error}");
@@ -620,9 +646,7 @@ mod tests {
         let sweep = "title = 't'\npolicies = ['on-demand']\ndevice_memory = ['1M']\n\
                      [[trace]]\nname = 't'\nfiles = ['t']\n";
         fs::write(&file, sweep).unwrap();
-        let runner = CommandRunner {
-            traces: Traces::beside(folder.path()),
-        };
+        let runner = CommandRunner::new(folder.path());
         let sweep = Sweep::read(&file, &runner).unwrap();
         runner.run(&sweep.runs[0]).unwrap();
         // The same text under the same name is another file.

@@ -5,7 +5,7 @@ use hmm_backend::pages::{DeviceId, Hint, PAGE_SIZE, Place};
 use hmmvisor_abi::map;
 use hmmvisor_policies::PolicyChoice;
 
-use super::{Config, ConfigError, RegionConfig};
+use super::{Config, ConfigError, HintConfig, RegionConfig};
 use crate::guest::linux::cpuid::Template;
 use crate::guest::linux::layout::Layout;
 use crate::host::Host;
@@ -433,9 +433,7 @@ impl Config {
         }
         let spec = &self.policy.spec;
         if let Some(first) = self.hint.first()
-            && let PolicyChoice::BuiltIn(parts) = spec
-            && !parts.has("hints")
-            && !parts.has("thrash")
+            && !self.listens_to_hints()
         {
             return Err(ConfigError::Hint {
                 number: 1,
@@ -443,14 +441,78 @@ impl Config {
                 why: format!("policy {spec} does not listen to hints; add `+hints`"),
             });
         }
+        if let Some(hint) = self.hint_of_workload()
+            && !self.unheard_hints
+            && !self.listens_to_hints()
+        {
+            let (hint, policy) = (hint.to_owned(), spec.to_string());
+            return Err(ConfigError::UnheardHint { hint, policy });
+        }
+        self.check_contradictions()
+    }
+
+    /// Whether the policy of some part of memory listens to hints. A script may, whatever it says.
+    fn listens_to_hints(&self) -> bool {
+        let regions = self.policy.region.iter().map(|region| &region.spec);
+        let mut specs = regions.chain([&self.policy.spec]);
+        specs.any(|spec| match spec {
+            PolicyChoice::BuiltIn(parts) => parts.has("hints") || parts.has("thrash"),
+            PolicyChoice::Script(_) => true,
+        })
+    }
+
+    /// Returns the hint that the embedded guest is to give, if its parameter names one.
+    fn hint_of_workload(&self) -> Option<&str> {
+        if self.guest.is_some() || self.boot.kernel.is_some() {
+            return None;
+        }
+        let workload = match &self.workload.name {
+            // An unknown name is refused when the guest is chosen, as are values that the parameter does not have.
+            Some(name) => hmmvisor_guest_images::find(name).ok()?,
+            None => hmmvisor_guest_images::workloads().first()?,
+        };
+        let param = workload.params.iter().find(|it| it.name == "hint")?;
+        let given = self.workload.params.iter();
+        let (_, value) = given.into_iter().find(|(name, _)| name == param.name)?;
+        let number = param.parse(value).ok()?;
+        (number != param.default).then_some(value)
+    }
+
+    /// An error if two hints about the same pages say different things. One that takes back an earlier one is no contradiction.
+    fn check_contradictions(&self) -> Result<(), ConfigError> {
+        for (i, second) in self.hint.iter().enumerate() {
+            for (j, first) in self.hint[..i].iter().enumerate() {
+                let start = first.start.0.max(second.start.0);
+                let end = |hint: &HintConfig| hint.start.0 + hint.bytes.0;
+                let overlap = start < end(first).min(end(second));
+                if overlap && contradict(first.hint, second.hint) {
+                    return Err(ConfigError::Contradiction {
+                        first: j + 1,
+                        one: first.hint,
+                        second: i + 1,
+                        other: second.hint,
+                        start: Size(start),
+                    });
+                }
+            }
+        }
         Ok(())
+    }
+}
+
+/// Whether a hint says something else about pages than an earlier one, which it does not take back.
+fn contradict(earlier: Hint, later: Hint) -> bool {
+    match (earlier, later) {
+        (Hint::PreferredLocation(one), Hint::PreferredLocation(other @ Some(_))) => one != other,
+        (Hint::AccessedBy(one, false), Hint::AccessedBy(other, true)) => one == other,
+        (Hint::ReadMostly(false), Hint::ReadMostly(true)) => true,
+        _ => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HintConfig;
 
     fn host() -> Host {
         Host {
@@ -699,6 +761,95 @@ mod tests {
                 complaint(|config| config.workload.params = vec![param])
                     .contains("must not be empty")
             );
+        }
+    }
+
+    #[test]
+    fn hints_that_no_policy_hears_are_refused() {
+        let with = |workload: Option<&str>, value: &str, policy: &str| {
+            let mut config = Config::default();
+            config.workload.name = workload.map(str::to_owned);
+            config.workload.params = vec![("hint".into(), value.into())];
+            config.policy.spec = policy.parse().unwrap();
+            config
+        };
+        let check = |config: &Config| config.check(&host()).map_err(|error| error.to_string());
+        let refused = with(None, "preferred:system", "density");
+        assert_eq!(
+            check(&refused).unwrap_err(),
+            "parameter `hint=preferred:system`: policy density+lru+timeslice does not listen to hints; add `+hints`"
+        );
+        let bfs = with(Some("bfs"), "4", "density");
+        assert!(check(&bfs).unwrap_err().contains("`hint=4`"));
+        for (workload, value, policy) in [
+            (None, "none", "density"),
+            (None, "0", "density"),
+            (None, "read-mostly", "density+hints"),
+            (None, "preferred:device", "density+thrash"),
+            // These are wrong for another reason, which is found later.
+            (None, "nonsense", "density"),
+            (Some("chase"), "read-mostly", "density"),
+            (Some("nosuch"), "read-mostly", "density"),
+        ] {
+            check(&with(workload, value, policy)).unwrap();
+        }
+        let mut sweep = refused.clone();
+        sweep.unheard_hints = true;
+        check(&sweep).unwrap();
+        let mut guest = refused.clone();
+        guest.guest = Some("g".into());
+        check(&guest).unwrap();
+        let mut region = refused;
+        region.policy.region = vec![RegionConfig {
+            start: Size(0),
+            size: Size(BLOCK),
+            spec: "density+hints".parse().unwrap(),
+        }];
+        check(&region).unwrap();
+    }
+
+    #[test]
+    fn hints_do_not_contradict_each_other() {
+        let check = |hints: &[(u64, u64, &str)]| {
+            let mut config = Config::default();
+            config.policy.spec = "density+hints".parse().unwrap();
+            config.devices.count = 2;
+            let hint = |(start, pages, hint): &(u64, u64, &str)| HintConfig {
+                start: Size(start * PAGE_SIZE),
+                bytes: Size(pages * PAGE_SIZE),
+                hint: hint.parse().unwrap(),
+            };
+            config.hint = hints.iter().map(hint).collect();
+            config.check(&host()).map_err(|error| error.to_string())
+        };
+        let (system, device) = ("preferred:system", "preferred:device0");
+        assert_eq!(
+            check(&[(0, 1, device), (0, 256, system), (255, 2, device)]).unwrap_err(),
+            "[[hint]] number 1, `preferred:device0`, and number 2, `preferred:system`, contradict each other from 0 bytes on; give one of them"
+        );
+        assert!(
+            check(&[(0, 256, system), (255, 2, device)])
+                .unwrap_err()
+                .contains("from 1020 KiB on")
+        );
+        for (one, other) in [
+            ("preferred:none", system),
+            (device, "preferred:device1"),
+            ("not-read-mostly", "read-mostly"),
+            ("not-accessed-by:device1", "accessed-by:device1"),
+        ] {
+            assert!(check(&[(0, 2, one), (1, 2, other)]).is_err(), "{one}");
+            check(&[(0, 2, one), (2, 2, other)]).unwrap();
+        }
+        for (one, other) in [
+            (system, system),
+            (system, "preferred:none"),
+            (system, "read-mostly"),
+            ("accessed-by:device0", "accessed-by:device1"),
+            ("not-accessed-by:device0", "accessed-by:device1"),
+            ("read-mostly", "not-read-mostly"),
+        ] {
+            check(&[(0, 2, one), (1, 2, other)]).unwrap();
         }
     }
 }

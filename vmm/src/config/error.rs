@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::host::file::FileError;
 use hmmvisor_experiments::size::Size;
+use hmmvisor_experiments::sweep::wrong_toml;
 
 /// What is wrong with a configuration.
 #[derive(Debug, Error)]
@@ -27,12 +28,11 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// The file is not TOML or has something unknown in it; the error shows where.
-    #[error("in configuration file {}: {error}", path.display())]
+    #[error("in configuration file {}: {}", path.display(), wrong_toml(error))]
     Toml {
         /// The file.
         path: PathBuf,
-        /// The parser's error, with its place in the file.
-        #[source]
+        /// The parser's error, with its place in the file. No source of this error, because the message has its text.
         error: toml::de::Error,
     },
     /// A number out of its range.
@@ -147,6 +147,30 @@ pub enum ConfigError {
         /// The number of the other region, from 1.
         second: usize,
         /// Where what they share begins.
+        start: Size,
+    },
+    /// A workload's parameter that would have no effect.
+    #[error("parameter `hint={hint}`: policy {policy} does not listen to hints; add `+hints`")]
+    UnheardHint {
+        /// The parameter's value.
+        hint: String,
+        /// The policy.
+        policy: String,
+    },
+    /// Two hints that cannot both be followed.
+    #[error(
+        "[[hint]] number {first}, `{one}`, and number {second}, `{other}`, contradict each other from {start} on; give one of them"
+    )]
+    Contradiction {
+        /// The number of one hint, from 1.
+        first: usize,
+        /// That hint.
+        one: Hint,
+        /// The number of the other hint, from 1.
+        second: usize,
+        /// The other hint.
+        other: Hint,
+        /// The begin of the memory that both are about.
         start: Size,
     },
     /// A hint that cannot be followed.

@@ -16,6 +16,7 @@ use crate::host::file;
 use crate::machine::memory_errors::OnMemoryError;
 use hmm_backend::engine::EngineChoice;
 use hmm_backend::pages::{Hint, PAGE_SIZE, Page, PageRange};
+use hmm_backend::policy::policies;
 use hmmvisor_experiments::size::Size;
 use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;
@@ -65,6 +66,9 @@ pub struct Config {
     pub hint: Vec<HintConfig>,
     /// The program in the guest.
     pub workload: WorkloadConfig,
+    /// Whether the workload may give hints that the policy does not listen to: a sweep compares policies with and without.
+    #[serde(skip)]
+    pub unheard_hints: bool,
     /// Threads that serve CPU faults.
     pub service: ServiceConfig,
     /// The host CPUs that the threads run on.
@@ -148,8 +152,8 @@ pub struct RegionConfig {
     pub start: Size,
     /// The region's size, a multiple of 2 MiB.
     pub size: Size,
-    /// The policy for faults on it, written like `[policy] spec`. A policy for evictions in it is ignored.
-    #[serde(deserialize_with = "from_str")]
+    /// The policy for faults on it, written like `[policy] spec`, without a component that decides about evictions.
+    #[serde(deserialize_with = "region_spec")]
     pub spec: PolicyChoice,
 }
 
@@ -226,6 +230,7 @@ impl Default for Config {
             policy: PolicyConfig::default(),
             hint: Vec::new(),
             workload: WorkloadConfig::default(),
+            unheard_hints: false,
             service: ServiceConfig::default(),
             placement: PlacementConfig::default(),
         }
@@ -317,6 +322,25 @@ where
     String::deserialize(deserializer)?
         .parse()
         .map_err(D::Error::custom)
+}
+
+/// Reads a region's policy. Device memory belongs to no region, so that a policy for evictions would have no effect.
+fn region_spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PolicyChoice, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let names = text
+        .split('+')
+        .map(|part| part.split(':').next().unwrap_or(part).trim());
+    let is_eviction = |name: &str| {
+        policies()
+            .iter()
+            .any(|it| it.name == name && it.kind == "eviction")
+    };
+    if let Some(name) = names.into_iter().find(|name| is_eviction(name)) {
+        return Err(D::Error::custom(format!(
+            "`{name}` decides about evictions, which have no region; name it in [policy] spec"
+        )));
+    }
+    text.parse().map_err(D::Error::custom)
 }
 
 /// Reads a table of scalars and returns each as it would be written on the command line.
@@ -496,6 +520,35 @@ mod tests {
                 "{error}"
             );
             assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_region_has_no_policy_for_evictions() {
+        let region = |spec: &str| {
+            let text =
+                format!("[[policy.region]]\nstart = \"2M\"\nsize = \"2M\"\nspec = \"{spec}\"\n");
+            parse(&text).map_err(|error| error.to_string())
+        };
+        for (spec, name) in [
+            ("on-demand+lfu", "lfu"),
+            ("lru", "lru"),
+            ("markov.luau: n=1 + s3-fifo:small=10", "s3-fifo"),
+        ] {
+            let message = region(spec).unwrap_err();
+            let expected = format!(
+                "`{name}` decides about evictions, which have no region; name it in [policy] spec"
+            );
+            assert!(message.contains(&expected), "{message}");
+            // What parses as TOML is not called an error of TOML.
+            assert!(
+                message.contains("config.toml: at line 4, column 8"),
+                "{message}"
+            );
+            assert!(!message.contains("TOML parse"), "{message}");
+        }
+        for spec in ["on-demand", "density:threshold=60+hints+timeslice:min=1ms"] {
+            region(spec).unwrap();
         }
     }
 }

@@ -27,6 +27,11 @@ impl FromStr for DiskConfig {
             Some(file) => (file, true),
             None => (text, false),
         };
+        if text.ends_with(",rw") {
+            return Err(
+                "there is no `,rw`: a disk is writable without `,ro`, the only flag".to_owned(),
+            );
+        }
         if file.is_empty() {
             return Err("write it as FILE or FILE,ro".to_owned());
         }
@@ -95,7 +100,11 @@ mod tests {
         };
         assert_eq!(disk("a.img"), Ok(config("a.img", false)));
         assert_eq!(disk("a,b.img,ro"), Ok(config("a,b.img", true)));
-        assert_eq!(disk("a.img,rw"), Ok(config("a.img,rw", false)));
+        assert!(
+            disk("a.img,rw")
+                .unwrap_err()
+                .contains("`,ro`, the only flag")
+        );
         assert!(disk(",ro").unwrap_err().contains("FILE,ro"));
         assert!(disk("").is_err());
     }

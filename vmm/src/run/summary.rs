@@ -6,7 +6,8 @@ use std::fmt;
 use hmm_backend::observe::{Cause, Latency, Stats};
 use hmm_backend::pages::PAGE_SIZE;
 use hmm_backend::text::printable;
-use hmmvisor_experiments::figures::{bytes, count, grouped};
+use hmmvisor_abi::control::EXIT_USAGE;
+use hmmvisor_experiments::figures::{self, bytes, count, grouped};
 use hmmvisor_policies::ScriptFigures;
 
 use crate::ending::End;
@@ -21,6 +22,12 @@ impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.0;
         headline(f, report)?;
+        if could_not_start(report) {
+            return match &report.recording {
+                Some(recording) => line(f, "trace", trace(recording)),
+                None => Ok(()),
+            };
+        }
         writeln!(f)?;
         time(f, report)?;
         faults(f, &report.stats)?;
@@ -37,6 +44,12 @@ impl fmt::Display for Summary<'_> {
         writeln!(f)?;
         migrations(f, report)
     }
+}
+
+/// Whether the embedded guest has said that it cannot start: then nothing has happened that figures could be about. The exit codes of
+/// a guest of the user's mean what its author says.
+fn could_not_start(report: &Report) -> bool {
+    report.guest.is_none() && report.end == End::Exit(EXIT_USAGE)
 }
 
 /// Writes a line of the summary's first table.
@@ -97,9 +110,9 @@ pub fn of_scripts(scripts: &ScriptFigures) -> String {
         n => format!("; {} given up", count(n.into(), "instance")),
     };
     format!(
-        "{} decisions, {} failures (the default policy decided), {}{off}",
-        grouped(scripts.decisions),
-        grouped(scripts.failures),
+        "{}, {} (the default policy decided), {}{off}",
+        count(scripts.decisions, "decision"),
+        count(scripts.failures, "failure"),
         count(scripts.reloads, "reload"),
     )
 }
@@ -127,8 +140,9 @@ fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         "device memory",
         format!("peak {peak} of {all} pages ({size})"),
     )?;
-    let [freed, calls] = [stats.pages_freed, stats.page_free_calls].map(grouped);
-    let frees = format!("{freed} pages with contents, {calls} page_free calls to drivers");
+    let freed = count(stats.pages_freed, "page");
+    let calls = count(stats.page_free_calls, "page_free call");
+    let frees = format!("{freed} with contents, {calls} to drivers");
     line(f, "frees", frees)?;
     match &report.balloon {
         Some(balloon) => line(f, "balloon", given_back(balloon)),
@@ -140,8 +154,9 @@ fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 fn policy(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
     let counters = &stats.counters;
     if counters.duplicated > 0 {
-        let [duplicated, collapsed] = [counters.duplicated, counters.collapsed].map(grouped);
-        let copies = format!("{duplicated} pages duplicated, {collapsed} of the duplicates ended");
+        let (duplicated, collapsed) = (counters.duplicated, grouped(counters.collapsed));
+        let duplicated = count(duplicated, "page");
+        let copies = format!("{duplicated} duplicated, {collapsed} of the duplicates ended");
         line(f, "read copies", copies)?;
     }
     let counts = [
@@ -150,8 +165,9 @@ fn policy(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
         counters.wishes_dropped,
     ];
     if counts != [0; 3] {
-        let [cut, late, dropped] = counts.map(grouped);
-        let text = format!("advice cut {cut} times, late {late} times; {dropped} wishes dropped");
+        let [cut, late, _] = counts.map(|times| count(times, "time"));
+        let dropped = grouped(counters.wishes_dropped);
+        let text = format!("advice cut {cut}, late {late}; wishes dropped: {dropped}");
         line(f, "policy", text)?;
     }
     Ok(())
@@ -165,26 +181,35 @@ fn checks(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
             0 => String::new(),
             rounds => format!(", in {}", count(rounds, "round")),
         };
-        line(f, "checked", format!("{checked} operations{rounds}"))?;
+        // The guest prints its own count; what chaos has checked is added here.
+        let checkers = match report.chaos {
+            Some(_) => " by the guest and by chaos together",
+            None => "",
+        };
+        line(
+            f,
+            "checked",
+            format!("{checked} operations{checkers}{rounds}"),
+        )?;
     }
     let Some(chaos) = &report.chaos else {
         return Ok(());
     };
     let text = format!(
-        "{} calls, {} of {} devices detached, {} failures of drivers, {} folios declined",
-        grouped(chaos.calls),
-        chaos.detached,
-        chaos.attached,
-        grouped(chaos.failures_injected),
-        grouped(chaos.folios_declined)
+        "{}, {} of {} detached, {} of drivers, {} declined",
+        count(chaos.calls, "call"),
+        grouped(chaos.detached),
+        count(chaos.attached, "device"),
+        count(chaos.failures_injected, "failure"),
+        count(chaos.folios_declined, "folio")
     );
     line(f, "chaos", text)?;
     let text = format!(
-        "{} pages pinned, {} read-only for a while, {} freed, {} exclusive additions",
-        grouped(chaos.pinned),
+        "{} pinned, {} read-only for a while, {} freed, {}",
+        count(chaos.pinned, "page"),
         grouped(chaos.protected),
         grouped(chaos.freed),
-        grouped(chaos.exclusive_adds)
+        count(chaos.exclusive_adds, "exclusive addition")
     );
     line(f, "", text)
 }
@@ -271,8 +296,8 @@ fn trace(recording: &RecordingFigures) -> String {
         }
     };
     format!(
-        "{} events, {dropped}, {} in {}{}",
-        grouped(recording.events),
+        "{}, {dropped}, {} in {}{}",
+        count(recording.events, "event"),
         bytes(recording.bytes),
         printable(&recording.path.display().to_string()),
         if recording.error.is_some() {
@@ -287,10 +312,8 @@ fn latency(latency: &Latency) -> String {
     if latency.count == 0 {
         return "none measured".to_owned();
     }
-    let [p50, p99, max] = [latency.p50, latency.p99, latency.max].map(|us| match us {
-        ..10_000.0 => format!("{us:.1} µs"),
-        us => format!("{:.1} ms", us / 1e3),
-    });
+    let times = [latency.p50, latency.p99, latency.max];
+    let [p50, p99, max] = times.map(|us| figures::time(us * 1e3));
     format!("p50 {p50}, p99 {p99}, max {max}")
 }
 
@@ -302,10 +325,10 @@ mod tests {
     fn latencies_are_readable() {
         let measured = Latency {
             p50: 12.34,
-            p99: 99.0,
-            max: 12_345.0,
+            p99: 7_700.5,
+            max: 14_000.0,
             count: 3,
         };
-        assert_eq!(latency(&measured), "p50 12.3 µs, p99 99.0 µs, max 12.3 ms");
+        assert_eq!(latency(&measured), "p50 12.3 µs, p99 7.7 ms, max 14 ms");
     }
 }

@@ -1,7 +1,8 @@
 //! Axes: scales, ticks, units.
 
 use super::svg::{Anchor, Svg};
-use crate::figures::group;
+pub(crate) use crate::figures::number;
+use crate::figures::{TIMES, fitting};
 
 /// From values to positions.
 #[derive(Clone, Copy)]
@@ -114,20 +115,11 @@ pub(crate) struct Unit {
     pub(crate) factor: f64,
 }
 
-fn fitting(units: &[(&'static str, f64)], largest: f64) -> Unit {
-    let fits = units
-        .iter()
-        .rev()
-        .find(|(_, factor)| largest >= *factor * 2.0);
-    let (name, factor) = *fits.unwrap_or(&units[0]);
-    Unit { name, factor }
-}
-
 impl Unit {
     /// Returns a unit for times of up to `largest` nanoseconds.
     pub(crate) fn time(largest: f64) -> Unit {
-        let units = [("ns", 1.0), ("µs", 1e3), ("ms", 1e6), ("s", 1e9)];
-        fitting(&units, largest)
+        let (name, factor) = fitting(&TIMES, largest);
+        Unit { name, factor }
     }
 
     /// Returns a unit for amounts of up to `largest` bytes.
@@ -139,7 +131,8 @@ impl Unit {
             ("MiB", step * step),
             ("GiB", step * step * step),
         ];
-        fitting(&units, largest)
+        let (name, factor) = fitting(&units, largest);
+        Unit { name, factor }
     }
 
     /// Returns the unit of plain numbers, which has no name.
@@ -156,25 +149,6 @@ impl Unit {
             .trim_end()
             .to_owned()
     }
-}
-
-/// Returns a number, as short as three digits allow; thousands in groups.
-pub(crate) fn number(value: f64) -> String {
-    let text = match value.abs() {
-        0.0 => "0".to_owned(),
-        size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => trim(format!("{value:.1}")),
-        size if size >= 0.01 => trim(format!("{value:.2}")),
-        _ => return format!("{value:.1e}"),
-    };
-    match text.contains('.') {
-        true => text,
-        false => group(&text),
-    }
-}
-
-fn trim(text: String) -> String {
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// The place of a plot in its drawing, with room for axes around it.
@@ -280,6 +254,5 @@ mod tests {
             assert_eq!(number(value), text);
         }
         assert_eq!(Unit::bytes(3e6).show(f64::from(3 << 20)), "3 MiB");
-        assert_eq!(Unit::time(5e6).show(5e6), "5 ms");
     }
 }

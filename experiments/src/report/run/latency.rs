@@ -5,6 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use hmm_backend::observe::{Event, EventKind};
 
+use crate::figures::time;
 use crate::report::drawing::axis::{PlotFrame, Scale, Unit};
 use crate::report::drawing::page::{HtmlPage, Table};
 use crate::report::drawing::style::Fill;
@@ -130,7 +131,7 @@ impl Latencies {
         let mut table = Table::new(&["<", "faults", "median", "99 %", "99.9 %", "slowest"]);
         for who in used {
             let histogram = &self.0[*who];
-            let show = |ns: u64| Unit::time(ns as f64).show(ns as f64);
+            let show = |ns: u64| time(ns as f64);
             table.row(&[
                 NAMES[*who].to_owned(),
                 crate::report::drawing::axis::number(histogram.len() as f64),

@@ -17,6 +17,7 @@ use self::activity::Activity;
 use self::latency::Latencies;
 use self::residency::ResidencyPlot;
 use self::thrashing::Thrashing;
+use crate::figures::time;
 use crate::report::drawing::axis::{Unit, number};
 use crate::report::drawing::page::{HtmlPage, Table};
 use crate::size::Size;
@@ -165,7 +166,7 @@ impl RunReport {
             ("guest memory".to_owned(), Size(meta.memory).to_string()),
             ("device memory".to_owned(), devices.join(", ")),
             ("most of it in use".to_owned(), bytes(self.residency.peak())),
-            ("duration".to_owned(), Unit::time(duration).show(duration)),
+            ("duration".to_owned(), time(duration)),
             (
                 "faults of CPUs".to_owned(),
                 number(totals.cpu_faults as f64),

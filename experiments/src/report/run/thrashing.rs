@@ -8,7 +8,8 @@ use hmm_backend::observe::{Event, EventKind};
 use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 
 use super::room::Room;
-use crate::report::drawing::axis::{Unit, number};
+use crate::figures::time;
+use crate::report::drawing::axis::number;
 use crate::report::drawing::page::{HtmlPage, Table};
 use crate::returns::{Returns, THRASHING};
 
@@ -211,7 +212,7 @@ impl Thrashing {
                 number(history.returns.count().into()),
                 number(history.to_device.into()),
                 number(history.to_system.into()),
-                Unit::time(shortest).show(shortest),
+                time(shortest),
             ]);
         }
         page.table(table);

@@ -5,10 +5,12 @@ use std::io::BufRead;
 use std::num::IntErrorKind;
 
 use csv_core::ReadRecordResult;
+use hmm_backend::observe::EventKind;
 use hmm_backend::pages::{Access, Hint, Page, PageRange};
 
 use super::importer::{Failure, Importer, Refused};
 use super::lines::Lines;
+use crate::figures::count;
 use crate::trace::limits;
 
 /// The most bytes of a line, and so of a field.
@@ -45,7 +47,8 @@ pub fn read(input: impl BufRead, importer: &mut Importer) -> Result<(), Failure>
             continue;
         };
         if row.len() != *names {
-            let why = format!("it has {} columns, the first line names {names}", row.len());
+            let columns = count(row.len() as u64, "column");
+            let why = format!("it has {columns}, the first line names {names}");
             return Err(Failure::Line(number, why));
         }
         let result = columns.row(&row, importer);
@@ -184,6 +187,10 @@ impl Columns {
         }
         let time = below(row, self.time, "time_ns", limits::TIME + 1)?;
         let kind = cell(row, self.kind)?.unwrap_or("access");
+        // Whatever else such a row has says nothing about accesses.
+        if !["access", "freed", "hint"].contains(&kind) {
+            return Err(wrong_cell(no_access(kind), self.kind).into());
+        }
         let repeats = below(row, self.repeats, "repeats", 1 << 32)?.unwrap_or(1);
         if repeats == 0 {
             return Err(wrong_cell("repeats 0: there is at least one", self.repeats).into());
@@ -205,12 +212,7 @@ impl Columns {
                     let hint = hint.map_err(|why| wrong_cell(why, self.hint))?;
                     importer.hint(range, hint, time)?;
                 }
-                other => {
-                    let why = format!(
-                        "events of kind `{other}` are no accesses; there are access, freed and hint"
-                    );
-                    return Err(wrong_cell(why, self.kind).into());
-                }
+                other => return Err(wrong_cell(no_access(other), self.kind).into()),
             }
         }
         Ok(())
@@ -238,11 +240,26 @@ impl Columns {
             }
             None => Err(wrong_cell(
                 format!(
-                    "{pages} pages from page {page}: there is at least one, and pages are 0 to {}; a column `address` takes any address",
+                    "{} from page {page}: there is at least one, and pages are 0 to {}; a column `address` takes any address",
+                    count(pages, "page"),
                     limits::PAGES - 1
                 ),
                 self.page,
             )),
+        }
+    }
+}
+
+/// Returns the text of the mistake that is a row of such a kind.
+fn no_access(kind: &str) -> String {
+    let is_recorded = EventKind::ALL.iter().any(|it| it.name() == kind);
+    let shown = shown(kind);
+    match is_recorded {
+        true => format!(
+            "events of kind {shown} are those of a live run: an exported live trace cannot be imported, because the accesses between its faults are not in it"
+        ),
+        false => {
+            format!("events of kind {shown} are no accesses; there are access, freed and hint")
         }
     }
 }
