@@ -21,7 +21,6 @@ use serde::Serialize;
 
 use super::mistake::Mistake;
 use super::output::{json_output, note, put_json, summary};
-use super::scripts::script_failure;
 use super::trace::TraceArgs;
 
 /// Options of `replay`.
@@ -103,7 +102,7 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
         meta: &meta,
     };
     summary(&files, &text.to_string())?;
-    match scripts.and_then(|figures| script_failure(&figures)) {
+    match scripts.and_then(|figures| figures.failure()) {
         Some(failure) => bail!(failure),
         None => Ok(ExitCode::SUCCESS),
     }

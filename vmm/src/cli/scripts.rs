@@ -11,15 +11,10 @@ use hmm_backend::pages::{Access, DeviceId, Hint, Page, PageRange, Place};
 use hmm_backend::policy::LinkModel;
 use hmmvisor_experiments::figures::count;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
-use hmmvisor_policies::{Limits, Log, PolicyChoice, ScriptError, ScriptFigures};
+use hmmvisor_policies::{Limits, Log, PolicyChoice, ScriptError};
 
 use super::mistake::Mistake;
 use super::output::{note, print};
-
-/// Returns why the figures of a replay or a run are not those of its script; None if they are.
-pub fn script_failure(figures: &ScriptFigures) -> Option<String> {
-    figures.failure()
-}
 
 /// A policy, and the words in which the user named it.
 #[derive(Clone)]

@@ -5,7 +5,7 @@ use std::io;
 use std::iter;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Output, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
@@ -31,7 +31,6 @@ use tempfile::TempDir;
 
 use super::mistake::Mistake;
 use super::output::{note, print};
-use super::scripts::script_failure;
 
 /// Options of `sweep`.
 #[derive(Args)]
@@ -310,28 +309,32 @@ impl Traces {
             .arg(format!("--devices={}", workload.devices))
             .arg(format!("--memory={}", workload.memory))
             .arg(format!("--seed={seed}"));
-        output(command, &workload.params).map(drop)
+        output(command, &workload.params).and_then(|output| succeeded(&output))
     }
 }
 
 /// Runs this program with a workload's parameters and returns what it prints.
-fn output(mut command: Command, params: &[(String, String)]) -> Result<Vec<u8>, String> {
+fn output(mut command: Command, params: &[(String, String)]) -> Result<Output, String> {
     for (name, value) in params {
         command.arg(format!("--param={name}={value}"));
     }
     end_with_parent(&mut command);
-    let output = command
+    command
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| format!("starting this program in another process: {error}"))?;
-    if !output.status.success() {
-        // Before its error, a run says what the guest has said.
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let error = errors.rsplit("hmmvisor: error: ").next();
-        let error = error.unwrap_or_default().trim();
-        return Err(format!("{}: {error}", output.status));
+        .map_err(|error| format!("starting this program in another process: {error}"))
+}
+
+/// Returns the error of a command that has failed.
+fn succeeded(output: &Output) -> Result<(), String> {
+    if output.status.success() {
+        return Ok(());
     }
-    Ok(output.stdout)
+    // Before its error, a run says what the guest has said.
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let error = errors.rsplit("hmmvisor: error: ").next();
+    let error = error.unwrap_or_default().trim();
+    Err(format!("{}: {error}", output.status))
 }
 
 fn accesses(workload: &Workload, seed: u64) -> Accesses {
@@ -372,7 +375,7 @@ fn unchanged(run: &SweepRun, ran: &str) -> Result<(), String> {
 fn measured_nothing(script: &ScriptFigures) -> Option<Measured> {
     Some(Measured {
         script_failures: Some(script.failures),
-        error: Some(script_failure(script)?),
+        error: Some(script.failure()?),
         ..Measured::default()
     })
 }
@@ -445,8 +448,13 @@ impl CommandRunner {
             .arg(format!("--device-memory={}", run.device_memory))
             .arg(format!("--seed={}", run.seed));
         let output = output(command, &workload.params)?;
-        let report: RunReport =
-            serde_json::from_slice(&output).map_err(|error| format!("its JSON report: {error}"))?;
+        let report: Result<RunReport, _> = serde_json::from_slice(&output.stdout);
+        // A run whose script failed ends with an error, too, but has a report that says so.
+        let script = report.as_ref().ok().and_then(|it| it.scripts.as_ref());
+        if script.is_none_or(|script| !script.failed()) {
+            succeeded(&output)?;
+        }
+        let report = report.map_err(|error| format!("its JSON report: {error}"))?;
         unchanged(run, &report.policy_exact)?;
         measured(report)
     }
