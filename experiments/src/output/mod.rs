@@ -112,14 +112,10 @@ fn leading(path: &Path, real: &Path) -> String {
 
 /// Returns the kind of a file that by its name is written by users, and by no command.
 fn written_by_hand(path: &Path) -> Option<&'static str> {
-    let is = |extension: &str| {
-        path.extension()
-            .is_some_and(|it| it.eq_ignore_ascii_case(extension))
-    };
-    match () {
-        () if is("toml") => Some("configuration or sweep file"),
-        () if is("luau") => Some("policy script"),
-        () => None,
+    match path.extension()?.to_ascii_lowercase().to_str()? {
+        "toml" => Some("configuration or sweep file"),
+        "luau" => Some("policy script"),
+        _ => None,
     }
 }
 

@@ -23,6 +23,9 @@ use super::mistake::Mistake;
 use super::output::{json_output, note, put_json, summary};
 use super::trace::TraceArgs;
 
+/// What there is to say about a trace without an access by a device.
+pub const NO_DEVICE: &str = "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file";
+
 /// Options of `replay`.
 #[derive(Args)]
 pub struct ReplayArgs {
@@ -194,10 +197,7 @@ impl fmt::Display for ReplaySummary<'_> {
         let outcome = self.outcome;
         let by_devices = outcome.device_faults + outcome.mapped_in_place + outcome.pages_to_device;
         if self.meta.kind == TraceKind::Access && by_devices == 0 {
-            writeln!(
-                f,
-                "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file"
-            )?;
+            writeln!(f, "{NO_DEVICE}")?;
         }
         Ok(())
     }

@@ -31,6 +31,7 @@ use tempfile::TempDir;
 
 use super::mistake::Mistake;
 use super::output::{note, print};
+use super::replay::NO_DEVICE;
 
 /// Options of `sweep`.
 #[derive(Args)]
@@ -151,9 +152,6 @@ struct CommandRunner {
     /// Traces in which no device accesses anything, as their replays have shown.
     idle: Mutex<BTreeSet<PathBuf>>,
 }
-
-/// What there is to say about a trace without an access by a device.
-const NO_DEVICE: &str = "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file";
 
 /// Returns a command for the program of this process, also after its file has been replaced or removed: all runs of a sweep
 /// are done by the program that began it.
