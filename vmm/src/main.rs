@@ -26,7 +26,7 @@ use hmmvisor_policies::EXAMPLES;
 
 use cli::check::{State, check};
 use cli::mistake::exit_code;
-use cli::output::{READ_WITHIN, STORED_WITHIN, print, say, within};
+use cli::output::{READ_WITHIN, STORED_WITHIN, note, print, say, within};
 use cli::run::RunArgs;
 use cli::{Cli, Command, PoliciesArgs};
 
@@ -118,6 +118,9 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
         files.reads("the configuration file", file);
     }
     let config = args.config()?;
+    if let Some(hint) = config.unheard_hint() {
+        note(&hint);
+    }
     outputs::inputs(&config, &mut files);
     if config.boot.kernel.is_some() {
         files.reads_open("the console's input", io::stdin());

@@ -101,9 +101,6 @@ pub struct RunArgs {
     /// error. A file that is there is replaced at the end of the run
     #[arg(long, value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
-    /// Accept the workload's parameter `hint` under a policy that does not listen to hints
-    #[arg(long, hide = true)]
-    unheard_hints: bool,
     /// Write a trace of all faults, migrations and frees; `hmmvisor trace` reads it. A trace that is there is replaced when the
     /// new one is whole
     #[arg(long, value_name = "FILE|-")]
@@ -167,7 +164,6 @@ impl RunArgs {
         }
         config.balloon = self.balloon.or(config.balloon);
         config.rng |= self.rng;
-        config.unheard_hints = self.unheard_hints;
         Ok(config)
     }
 }

@@ -435,8 +435,7 @@ impl CommandRunner {
     fn live(&self, workload: &Workload, run: &SweepRun) -> Result<Measured, String> {
         let mut command = this_program();
         command
-            // One workload is compared under policies with and without hints.
-            .args(["run", "--json", "-", "--unheard-hints"])
+            .args(["run", "--json", "-"])
             .args(["--workload", &workload.name])
             .args(["--policy", &run.policy.spec])
             .args(["--engine", &workload.engine])

@@ -149,14 +149,6 @@ pub enum ConfigError {
         /// Where what they share begins.
         start: Size,
     },
-    /// A workload's parameter that would have no effect.
-    #[error("parameter `hint={hint}`: policy {policy} does not listen to hints; add `+hints`")]
-    UnheardHint {
-        /// The parameter's value.
-        hint: String,
-        /// The policy.
-        policy: String,
-    },
     /// Two hints that cannot both be followed.
     #[error(
         "[[hint]] number {first}, `{one}`, and number {second}, `{other}`, contradict each other from {start} on; give one of them"

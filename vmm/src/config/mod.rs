@@ -66,9 +66,6 @@ pub struct Config {
     pub hint: Vec<HintConfig>,
     /// The program in the guest.
     pub workload: WorkloadConfig,
-    /// Whether the workload may give hints that the policy does not listen to: a sweep compares policies with and without.
-    #[serde(skip)]
-    pub unheard_hints: bool,
     /// Threads that serve CPU faults.
     pub service: ServiceConfig,
     /// The host CPUs that the threads run on.
@@ -230,7 +227,6 @@ impl Default for Config {
             policy: PolicyConfig::default(),
             hint: Vec::new(),
             workload: WorkloadConfig::default(),
-            unheard_hints: false,
             service: ServiceConfig::default(),
             placement: PlacementConfig::default(),
         }
