@@ -112,9 +112,27 @@ fn fifo(folder: &TempDir, name: &str) -> PathBuf {
 /// A pipe that is full soon, since it is not read.
 fn unread() -> (io::PipeReader, io::PipeWriter) {
     let (reader, writer) = io::pipe().unwrap();
-    // SAFETY: takes numbers; a pipe of another size is as good.
-    unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    make_small(&writer);
     (reader, writer)
+}
+
+/// Leaves a pipe room for a page.
+fn make_small(pipe: &impl AsRawFd) {
+    // SAFETY: takes numbers; a pipe of another size is as good.
+    unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+}
+
+/// Waits until the writer of a small pipe has to wait for its reader: for `poll`, its one page is full with its first byte.
+fn wait_until_full(reader: &impl AsRawFd) {
+    let begin = Instant::now();
+    let mut waiting: libc::c_int = 0;
+    while waiting == 0 {
+        assert!(begin.elapsed() < PATIENCE, "nothing comes into the pipe");
+        thread::sleep(Duration::from_millis(1));
+        // SAFETY: writes one int, to `waiting`.
+        let done = unsafe { libc::ioctl(reader.as_raw_fd(), libc::FIONREAD, &mut waiting) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    }
 }
 
 /// Writes 4 KiB to the serial port, `times` times if there is a number, then exits with 0.
@@ -438,11 +456,13 @@ fn a_trace_that_is_not_read_delays_neither_signals_nor_the_end() {
         let folder = folder();
         let path = fifo(&folder, "trace");
         // A reader that does not read.
-        let _reader = OpenOptions::new()
+        let reader = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(&path)
             .unwrap();
+        // So small that the shortest trace fills it.
+        make_small(&reader);
         let seconds = if signal.is_some() {
             "seconds=1000"
         } else {
@@ -453,7 +473,7 @@ fn a_trace_that_is_not_read_delays_neither_signals_nor_the_end() {
         let mut run = Run::start(&mut hmmvisor(&folder, &args));
         if let Some(signal) = signal {
             run.wait_for_thread("vcpu0");
-            thread::sleep(Duration::from_millis(300));
+            wait_until_full(&reader);
             run.signal(signal);
         }
         let status = run.end("a run whose trace is not read");
