@@ -20,7 +20,7 @@ pub mod bell;
 pub mod commands;
 mod interrupt;
 mod mmio;
-mod retry;
+pub mod retry;
 pub mod thread;
 pub mod virtio;
 

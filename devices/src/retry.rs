@@ -11,7 +11,7 @@ const AT_ONCE: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Makes a call again as long as it is interrupted, for at least a second and with pauses.
-pub(crate) fn interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub fn interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for failures in 1..MOST {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

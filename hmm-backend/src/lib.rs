@@ -113,8 +113,8 @@ pub mod mirror {
     //! * A fault needs the mirror mutably, so the device cannot take one while it holds a guard, which would deadlock against
     //!   the migration that the fault may cause.
     //!
-    //! [`DeviceMmu::invalidate`] runs on the threads of others, with pages locked: it changes the table and returns, without
-    //! waiting and without calling the backend. A fault sleeps while its page is in motion, held or throttled; detaching the
+    //! [`DeviceMmu::invalidate`] runs on any thread, also on the device's own during a fault, with pages locked: it changes
+    //! the table and returns, without waiting and without calling the backend. A fault sleeps while its page is in motion, held or throttled; detaching the
     //! device ends it.
 
     pub use crate::fault::{

@@ -160,6 +160,8 @@ impl State {
 
     /// Tells the thread to end.
     fn stop(&self) {
+        // Under the lock, so that the thread is not between its look at `stop` and its sleep, where no call wakes it.
+        let _layout = self.layout.lock();
         self.stop.store(true, Ordering::SeqCst);
         self.has_layout.notify_all();
     }

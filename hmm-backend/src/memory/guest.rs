@@ -207,14 +207,7 @@ impl GuestMemory {
 
     /// Lets CPUs write again, unless the pages are read-only, and wakes the writers.
     pub(crate) fn lift_protection(&self, run: Run) {
-        if run.permission == Permission::Writable
-            && self
-                .set_permission(run.range(), Permission::Writable)
-                .is_err()
-        {
-            // The writers fault again, and the fault service finds the protection in their way (`stale.rs`).
-            self.wake_range(run.range());
-        }
+        self.mover.lift_protection(&self.pages, run);
     }
 
     /// Protects pages of one block against writes by CPUs, or lifts the protection and wakes the writers. The pages

@@ -1,5 +1,7 @@
 //! Kernel calls on ranges of pages, which may handle only a part of the range.
 
+use std::io;
+
 use crate::memory::uffd::Progress;
 use crate::pages::PAGE_SIZE;
 
@@ -30,6 +32,16 @@ impl From<i32> for EngineError {
             libc::ENOMEM => EngineError::NoMemory,
             libc::EEXIST => EngineError::InTheWay,
             other => EngineError::Unexpected(other),
+        }
+    }
+}
+
+impl From<EngineError> for io::Error {
+    fn from(error: EngineError) -> io::Error {
+        match error {
+            EngineError::NoMemory => io::Error::from_raw_os_error(libc::ENOMEM),
+            EngineError::Unexpected(errno) => io::Error::from_raw_os_error(errno),
+            error => io::Error::other(error),
         }
     }
 }

@@ -17,8 +17,8 @@ use crate::residency::{FolioLock, MemoryKind, Residency, TryLock, Word};
 
 /// A destination folio with the locks of the pages that go there.
 struct DestinationFolio<'b> {
-    // Declared, and so dropped, before the allocation: the driver's `page_free` may be called only when no page
-    // is locked.
+    // Declared, and so dropped, before the allocation: the driver's `page_free` may be called only when none
+    // of the folio's pages is locked.
     locks: Vec<FolioLock<'b>>,
     allocation: Allocation<'b>,
 }
@@ -436,8 +436,8 @@ pub(crate) fn to_device(
     };
     let first = migration.folios().next().map_or(Page(0), |f| f.page);
     let now = core.clock.now();
-    // An error counts as no page moved: before the commit it has rolled everything back, and later errors change
-    // nothing that a caller relies on, because callers look at the words.
+    // Before the commit, an error has rolled everything back. Pages that were committed before a later error have
+    // moved, but are not counted.
     core.driver_calls
         .call(device, first, now, |driver| {
             driver.migrate_to_device(migration)

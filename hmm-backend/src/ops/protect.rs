@@ -1,7 +1,5 @@
 //! Makes pages read-only for CPUs and devices, or writable again.
 
-use std::io;
-
 use crate::migrate::Core;
 use crate::pages::{Error, PageRange, Permission};
 use crate::residency::{FolioLock, Residency};
@@ -24,7 +22,7 @@ pub(crate) fn set_permission(
             if matches!(lock.word().residency(), Residency::Exclusive(_)) {
                 core.revoke(lock).map_err(|error| Error::Protect {
                     page,
-                    error: io::Error::other(error),
+                    error: error.into(),
                 })?;
                 continue;
             }

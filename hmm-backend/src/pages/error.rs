@@ -231,8 +231,8 @@ pub enum FaultError {
     Fatal(String),
 }
 
-/// Why pages could not be migrated to a device. The fault or request continues with the pages in system memory; nothing
-/// else is done with the text.
+/// Why pages could not be migrated to a device. The fault or request continues with the pages where they are: in system
+/// memory if the error came before the commit. Nothing else is done with the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MigrateError {
     /// The driver reported an error in one of the steps of the migration.

@@ -3,6 +3,7 @@
 use std::io;
 
 use hmm_backend::limits::{self, Refusal, Resource};
+use hmmvisor_devices::retry;
 use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
 
@@ -77,12 +78,8 @@ impl From<kvm_ioctls::Error> for KvmError {
 
 /// Opens `/dev/kvm` as it is. If a signal interrupts that, tries again, a bounded number of times.
 pub fn device() -> Result<Kvm, kvm_ioctls::Error> {
-    const AGAIN: usize = 100;
-    let interrupted = |opened: &Result<Kvm, kvm_ioctls::Error>| matches!(opened, Err(error) if error.errno() == libc::EINTR);
-    let mut tries = (0..AGAIN).map(|_| Kvm::new());
-    tries
-        .find(|opened| !interrupted(opened))
-        .unwrap_or_else(Kvm::new)
+    let opened = retry::interrupted(|| Kvm::new().map_err(io::Error::from));
+    opened.map_err(|error| kvm_ioctls::Error::new(error.raw_os_error().unwrap_or_default()))
 }
 
 /// Opens `/dev/kvm`; an error if it lacks a capability that Hmmvisor needs.

@@ -121,7 +121,7 @@ impl MemoryErrors {
         is_now.then_some(fault)
     }
 
-    /// Drops the report to this vCPU, which has executed the access after all.
+    /// Drops the report to this vCPU, which has executed the access after all, or will fault again.
     pub fn drop_report(&self, vcpu: u32) {
         *self.report(vcpu) = None;
     }

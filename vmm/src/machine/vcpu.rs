@@ -198,7 +198,8 @@ impl Vcpu {
         errors.take_report(self.index, entered)
     }
 
-    /// Drops this vCPU's report: no signal has interrupted `KVM_RUN`, so the vCPU has executed the access after all.
+    /// Drops this vCPU's report: no signal has interrupted `KVM_RUN`, so the vCPU has executed the access after all, or faults
+    /// again when it executes it.
     fn drop_report(&self) {
         if let Some(errors) = &self.shared.memory_errors {
             errors.drop_report(self.index);

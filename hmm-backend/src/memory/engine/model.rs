@@ -23,6 +23,8 @@ impl Mover for Model {
         Ok(())
     }
 
+    fn lift_protection(&self, _: &GuestPages, _: Run) {}
+
     fn discard(&self, _: &GuestPages, _: PageRange) -> io::Result<()> {
         Ok(())
     }

@@ -40,6 +40,11 @@ pub(in crate::memory) trait Mover: Send + Sync {
         guest.set_permission(range, permission)
     }
 
+    /// Lets CPUs write again, unless the pages are read-only, and wakes the writers.
+    fn lift_protection(&self, guest: &GuestPages, run: Run) {
+        guest.lift_protection(run);
+    }
+
     /// Gives the memory of system pages back to the host. Their contents must be dead or copied to a frame.
     fn discard(&self, guest: &GuestPages, range: PageRange) -> io::Result<()> {
         guest.discard(range)

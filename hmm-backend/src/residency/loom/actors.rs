@@ -1,5 +1,5 @@
 //! The steps of CPUs, the service, pins, frees and devices, as in `fault/cpu.rs`, `ops/pin.rs`, `ops/free.rs` and
-//! `fault/mirror.rs`.
+//! `fault/mirror/mod.rs`.
 
 use super::*;
 
@@ -151,7 +151,7 @@ impl World {
         }
     }
 
-    // --- the device (`fault/mirror.rs`)
+    // --- the device (`fault/mirror/mod.rs`)
 
     /// A device increments the page's number through its mirror.
     pub(super) fn device(&self, page: u32) {

@@ -4,7 +4,7 @@
 //!     RUSTFLAGS="--cfg loom" cargo test -p hmm-backend --release --lib residency::loom
 //!
 //! The words, locks and waits are the real ones. The steps around them follow `fault/cpu.rs`, `ops/free.rs`,
-//! `fault/evict.rs`, `ops/pin.rs`, `fault/mirror.rs` and `migrate/`, with one number as the contents of a page.
+//! `fault/evict.rs`, `ops/pin.rs`, `fault/mirror/mod.rs` and `migrate/`, with one number as the contents of a page.
 //! System pages are behind a mutex, which models what is atomic in hardware: an access against the page's removal.
 //! Frames are unprotected cells: `loom` reports every access that the protocol does not order. The kernel's part is
 //! modelled as the kernel does it: a faulting CPU is queued before a service thread can read its message, then checks
