@@ -17,7 +17,7 @@ use crate::policy::ScriptPolicy;
 use crate::sandbox::limits::Limits;
 use crate::script::instance::{CurrentScript, Log, SharedInstance, Version};
 use crate::script::text;
-use crate::script::{Source, Untried};
+use crate::script::{Source, names_of};
 use crate::spec::ScriptSpec;
 
 /// A script is no larger than this: compiling it cannot be interrupted, nor what it does between two loops or calls.
@@ -37,8 +37,8 @@ pub struct ScriptFigures {
 }
 
 impl ScriptFigures {
-    /// Whether the default policy has decided in the script's place throughout or mostly: an instance was given up, or the
-    /// script failed in more events than it decided.
+    /// Whether the default policy has decided in the script's place so often that the figures are not the script's: an
+    /// instance was given up, or the script failed in more events than it decided.
     pub fn failed(&self) -> bool {
         self.off > 0 || self.failures > self.decisions
     }
@@ -66,6 +66,8 @@ pub struct Scripts {
     /// What is beside the script: it decides about faults in its place.
     beside: PolicySpec,
     decides_victims: bool,
+    /// The functions that it has: a bit for each.
+    functions: u32,
     shared: Arc<CurrentScript>,
 }
 
@@ -111,7 +113,7 @@ impl Scripts {
             failures: AtomicU64::new(0),
             reloads: AtomicU64::new(0),
             off: AtomicU32::new(0),
-            untried: Untried::default(),
+            called: AtomicU32::new(0),
         });
         let script = shared.check(&version).map_err(ScriptError::Script)?;
         let beside = spec.beside(script.eviction.as_deref())?;
@@ -119,6 +121,7 @@ impl Scripts {
             spec,
             beside,
             decides_victims: script.decides_victims(),
+            functions: script.handlers(),
             shared,
         }))
     }
@@ -155,9 +158,9 @@ impl Scripts {
         }
     }
 
-    /// The functions of the script that have not been called since it was loaded.
+    /// Returns the functions of the script that no instance has called which is gone.
     pub fn untried(&self) -> Vec<&'static str> {
-        self.shared.untried.names()
+        names_of(self.functions & !self.shared.called.load(Ordering::Relaxed))
     }
 
     /// How the script has been doing.

@@ -208,7 +208,7 @@ fn a_replay_says_how_its_script_did() {
     // For people, the figures are marked as not the script's.
     let text = String::from_utf8(output(path, &[]).stdout).unwrap();
     assert!(
-        text.contains("policy.luau (SCRIPT FAILED: these are the default policy's figures)"),
+        text.contains("policy.luau (SCRIPT FAILED: the default policy decided in its place)"),
         "{text}"
     );
 

@@ -147,6 +147,26 @@ fn a_refused_run_leaves_no_report() {
     assert!(!Path::new(&report).exists());
 }
 
+/// In `run --json my.toml` the only file is the configuration, which the option takes for its own.
+#[test]
+fn a_configuration_is_no_place_for_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let (there, missing) = (folder.path().join("a.toml"), folder.path().join("b.toml"));
+    fs::write(&there, "seed = 5\n").unwrap();
+    for file in [&there, &missing] {
+        let name = file.to_str().unwrap();
+        for args in [&["run", "--json", name][..], &["--json", name]] {
+            let message = refusal(args);
+            assert!(
+                message.contains(&format!("write `run {name} --json`")),
+                "{message}"
+            );
+        }
+    }
+    assert_eq!(fs::read_to_string(&there).unwrap(), "seed = 5\n");
+    assert!(!missing.exists());
+}
+
 #[test]
 fn the_manual_and_the_completions_know_all_commands() {
     let text = |args: &[&str]| {
@@ -157,14 +177,33 @@ fn the_manual_and_the_completions_know_all_commands() {
     let manual = text(&["man"]);
     let completions =
         ["bash", "elvish", "fish", "powershell", "zsh"].map(|shell| text(&["completions", shell]));
-    for command in ["run", "workloads", "policies", "replay", "trace", "check"] {
+    let help = text(&["--help"]);
+    let (_, commands) = help.split_once("\nCommands:\n").unwrap();
+    let lines = commands.lines().take_while(|line| !line.is_empty());
+    // Lines that go on are further in.
+    let names = lines.filter_map(|line| line.strip_prefix("  ")?.split_once(' '));
+    let names: Vec<_> = names
+        .map(|(name, _)| name)
+        .filter(|name| !name.is_empty())
+        .collect();
+    assert_eq!(names.len(), 10, "{names:?}");
+    for command in names {
         assert!(
             manual.contains(&format!("hmmvisor\\-{command}")),
             "{command}"
         );
-        assert!(text(&["man", command]).contains(&format!(".TH hmmvisor-{command} 1")));
-        for script in &completions {
-            assert!(script.contains(command), "{command}");
+        let page = text(&["man", command]);
+        assert!(page.contains(&format!(".TH hmmvisor-{command} 1")));
+        // In each shell's own form, because `run` or `check` occurs for other reasons as well.
+        let forms = [
+            format!("hmmvisor__subcmd__{command})"),
+            format!("'hmmvisor;{command}'="),
+            format!("__fish_hmmvisor_needs_command\" -a \"{command}\""),
+            format!("'hmmvisor;{command}' {{"),
+            format!("'{command}:"),
+        ];
+        for (script, form) in completions.iter().zip(&forms) {
+            assert!(script.contains(form), "{form}");
         }
     }
     let import = text(&["man", "trace", "import"]);

@@ -124,15 +124,14 @@ fn make_small(pipe: &impl AsRawFd) {
 
 /// Waits until the writer of a small pipe has to wait for its reader: for `poll`, its one page is full with its first byte.
 fn wait_until_full(reader: &impl AsRawFd) {
-    let begin = Instant::now();
-    let mut waiting: libc::c_int = 0;
-    while waiting == 0 {
-        assert!(begin.elapsed() < PATIENCE, "nothing comes into the pipe");
-        thread::sleep(Duration::from_millis(1));
-        // SAFETY: writes one int, to `waiting`.
-        let done = unsafe { libc::ioctl(reader.as_raw_fd(), libc::FIONREAD, &mut waiting) };
-        assert_eq!(done, 0, "{}", io::Error::last_os_error());
-    }
+    let mut readable = libc::pollfd {
+        fd: reader.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry, which lives until the call returns.
+    let ready = unsafe { libc::poll(&mut readable, 1, PATIENCE.as_millis() as libc::c_int) };
+    assert_eq!(ready, 1, "nothing comes into the pipe");
 }
 
 /// Writes 4 KiB to the serial port, `times` times if there is a number, then exits with 0.

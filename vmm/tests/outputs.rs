@@ -126,6 +126,7 @@ fn no_output_replaces_a_configuration_or_a_script() {
     let folder = Folder::with_trace();
     folder.file("log", LACKEY);
     folder.file("c.toml", "seed = 5\n");
+    folder.file("own.toml", "seed = 6\n");
     folder.file("p.luau", SCRIPT);
     symlink("c.toml", folder.path("c.json")).unwrap();
     fs::create_dir(folder.path("swept")).unwrap();
@@ -138,9 +139,9 @@ fn no_output_replaces_a_configuration_or_a_script() {
         ),
     ] {
         for command in [
-            // The file is that of the option: `run` itself has none.
-            format!("run --json {name}"),
-            format!("--json {name}"),
+            // With a configuration of its own: without one, `--json c.toml` is refused before (`cli.rs`).
+            format!("run own.toml --json {name}"),
+            format!("own.toml --json {name}"),
             format!("{RUN} --record {name}"),
             format!("{RUN} --console {name}"),
             format!("replay t.trace --json {name}"),

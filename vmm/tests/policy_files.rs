@@ -408,7 +408,7 @@ fn a_misspelt_parameter_is_a_mistake() {
 fn a_run_whose_script_failed_ends_with_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
-    let mark = "(SCRIPT FAILED: these are the default policy's figures), seed 1";
+    let mark = "(SCRIPT FAILED: the default policy decided in its place), seed 1";
     let run = |body: &str, params: &str| {
         let text = format!("return {{ on_fault = function(page) {body} end }}");
         fs::write(here.join("p.luau"), text).unwrap();

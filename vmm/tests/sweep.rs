@@ -533,18 +533,15 @@ fn a_file_is_no_folder_for_results() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     fs::write(path.join("s.toml"), LIVE).unwrap();
+    assert!(hmmvisor(path, "sweep s.toml -o s").status.success());
     for args in ["sweep s.toml -o s.toml", "sweep merge s -o s.toml"] {
         let output = hmmvisor(path, args);
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{message}");
-        if args.starts_with("sweep s") {
-            assert!(
-                message.contains(
-                    "writing the results to s.toml: it is a file; name a folder for them"
-                ),
-                "{message}"
-            );
-        }
+        assert!(
+            message.contains("writing the results to s.toml: it is a file; name a folder for them"),
+            "{args}: {message}"
+        );
     }
     assert_eq!(fs::read_to_string(path.join("s.toml")).unwrap(), LIVE);
 }

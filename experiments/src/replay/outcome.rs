@@ -120,3 +120,10 @@ pub struct Replayed {
     #[serde(skip)]
     pub moves: Vec<Event>,
 }
+
+impl Replayed {
+    /// Whether a device has accessed a page.
+    pub fn has_device_accesses(&self) -> bool {
+        self.device_faults + self.mapped_in_place + self.pages_to_device > 0
+    }
+}

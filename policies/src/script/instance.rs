@@ -8,7 +8,7 @@ use hmm_backend::policy::PolicyFile;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::text;
-use super::{Failure, Script, Source, Untried};
+use super::{Failure, Script, Source};
 use crate::sandbox::Print;
 use crate::sandbox::limits::Limits;
 
@@ -49,7 +49,8 @@ pub(crate) struct CurrentScript {
     pub(crate) failures: AtomicU64,
     pub(crate) reloads: AtomicU64,
     pub(crate) off: AtomicU32,
-    pub(crate) untried: Untried,
+    /// The handlers that instances called which are gone: a bit for each.
+    pub(crate) called: AtomicU32,
 }
 
 impl CurrentScript {
@@ -64,9 +65,7 @@ impl CurrentScript {
     /// Loads a version that has not been in use, with the parameters that the user gives it.
     pub(crate) fn check(self: &Arc<Self>, version: &Version) -> Result<Script, Failure> {
         version.source.check_params()?;
-        let script = self.load(version)?;
-        self.untried.begin(&script);
-        Ok(script)
+        self.load(version)
     }
 
     pub(crate) fn load(self: &Arc<Self>, version: &Version) -> Result<Script, Failure> {
@@ -82,9 +81,7 @@ impl CurrentScript {
                     }
                 },
             );
-        let untried = self.untried.clone();
-        Script::load(&version.source, &self.limits, print, untried)
-            .map_err(|failure| text::shown(&failure))
+        Script::load(&version.source, &self.limits, print).map_err(|failure| text::shown(&failure))
     }
 }
 
@@ -97,6 +94,16 @@ pub(crate) struct Instance {
     in_a_row: u32,
     off: bool,
     next_tick: Duration,
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if let Some(script) = &self.script {
+            self.shared
+                .called
+                .fetch_or(script.called(), Ordering::Relaxed);
+        }
+    }
 }
 
 /// An instance that several policies of one backend ask in turns: what one of them taught it, the others know. Asked with

@@ -15,8 +15,6 @@ pub(crate) mod results;
 pub(crate) mod text;
 
 use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hmm_backend::pages::{Hint, PageRange, PageSet, Place};
@@ -82,34 +80,13 @@ const COLLECTING: Duration = Duration::from_millis(1);
 const KEYS: usize = HANDLERS.len() + HINTS.len();
 const BUFFERS: usize = KEYS + answer::KEYS.len();
 
-/// The functions of a script that have not been called in any of its instances: a bit for each.
-#[derive(Clone, Default)]
-pub(crate) struct Untried(Arc<AtomicU32>);
-
-impl Untried {
-    /// Forgets the calls that there were.
-    pub(crate) fn begin(&self, script: &Script) {
-        let bit = |(i, handler): (usize, &Option<Handler>)| u32::from(handler.is_some()) << i;
-        let bits = script.handlers.iter().enumerate().map(bit).sum();
-        self.0.store(bits, Ordering::Relaxed);
-    }
-
-    /// Their names.
-    pub(crate) fn names(&self) -> Vec<&'static str> {
-        let bits = self.0.load(Ordering::Relaxed);
-        let names = HANDLERS.iter().enumerate();
-        names
-            .filter(|(i, _)| bits & (1 << i) != 0)
-            .map(|(_, name)| *name)
-            .collect()
-    }
-
-    fn called(&self, which: usize) {
-        // Instances are asked at the same time: writing once keeps them from waiting for each other's writes.
-        if self.0.load(Ordering::Relaxed) & (1 << which) != 0 {
-            self.0.fetch_and(!(1 << which), Ordering::Relaxed);
-        }
-    }
+/// Returns the names of handlers, of which each has a bit.
+pub(crate) fn names_of(handlers: u32) -> Vec<&'static str> {
+    let names = HANDLERS.iter().enumerate();
+    names
+        .filter(|(i, _)| handlers & (1 << i) != 0)
+        .map(|(_, name)| *name)
+        .collect()
 }
 
 /// A loaded script.
@@ -118,7 +95,8 @@ pub(crate) struct Script {
     file: String,
     limits: Limits,
     handlers: [Option<Handler>; HANDLERS.len()],
-    untried: Untried,
+    /// The handlers that have been called: a bit for each.
+    called: Cell<u32>,
     /// Has the handlers in their order, the names of hints, the keys of advice, then the buffers.
     calls: Calls,
     attention: Cell<Attention>,
@@ -144,12 +122,7 @@ enum Returned<T> {
 
 impl Script {
     /// Compiles the script and runs its top level, which must return a table of functions.
-    pub(crate) fn load(
-        source: &Source,
-        limits: &Limits,
-        print: Print,
-        untried: Untried,
-    ) -> Result<Script, Failure> {
+    pub(crate) fn load(source: &Source, limits: &Limits, print: Print) -> Result<Script, Failure> {
         let file = &source.name;
         let whole = |error: mlua::Error| describe(file, 1, &error);
         let (lua, surroundings) = sandbox::new(&source.params, limits, print).map_err(whole)?;
@@ -191,7 +164,7 @@ impl Script {
             limits: *limits,
             attention: Cell::new(Attention::Steps),
             handlers: [const { None }; HANDLERS.len()],
-            untried,
+            called: Cell::new(0),
             needs,
             remote_access_threshold: REMOTE_ACCESSES,
             tick_interval: None,
@@ -317,7 +290,7 @@ impl Script {
         let Some(handler) = &self.handlers[which] else {
             return Ok(None);
         };
-        self.untried.called(which);
+        self.called.set(self.called.get() | 1 << which);
         let budget = Budget {
             steps: self.limits.steps,
             time: self.limits.time,
@@ -359,6 +332,17 @@ impl Script {
                 Err(format!("{message} (in {name})"))
             }
         }
+    }
+
+    /// The handlers that the script has: a bit for each.
+    pub(crate) fn handlers(&self) -> u32 {
+        let bit = |(i, handler): (usize, &Option<Handler>)| u32::from(handler.is_some()) << i;
+        self.handlers.iter().enumerate().map(bit).sum()
+    }
+
+    /// The handlers that have been called: a bit for each.
+    pub(crate) fn called(&self) -> u32 {
+        self.called.get()
     }
 
     /// Lets the collector work for a while, not until it is done: there may be a lot to look at.

@@ -194,9 +194,7 @@ impl fmt::Display for ReplaySummary<'_> {
         self.settings(f)?;
         self.migrations(f)?;
         self.time(f)?;
-        let outcome = self.outcome;
-        let by_devices = outcome.device_faults + outcome.mapped_in_place + outcome.pages_to_device;
-        if self.meta.kind == TraceKind::Access && by_devices == 0 {
+        if self.meta.kind == TraceKind::Access && !self.outcome.has_device_accesses() {
             writeln!(f, "{NO_DEVICE}")?;
         }
         Ok(())

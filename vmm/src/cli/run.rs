@@ -123,7 +123,16 @@ impl RunArgs {
                 commands()
             ))),
             Some(path) => Config::read(path)?,
-            None => Config::default(),
+            None => match &self.json {
+                // The only file of the command line: it is meant to be read.
+                Some(file) if file.extension().is_some_and(|it| it == "toml") => {
+                    bail!(Mistake(format!(
+                        "--json takes {0} as the file to write; for the configuration {0}, write `run {0} --json`",
+                        file.display()
+                    )))
+                }
+                _ => Config::default(),
+            },
         };
         fn set<T>(place: &mut T, option: Option<T>) {
             if let Some(value) = option {

@@ -393,8 +393,7 @@ fn replayed(path: &Path, run: &SweepRun) -> Result<(Measured, bool), String> {
         optimal: run.optimal,
     };
     let outcome = settings.run(reader).map_err(|error| error.to_string())?;
-    let by_devices = outcome.device_faults + outcome.mapped_in_place + outcome.pages_to_device;
-    let idle = is_access && by_devices == 0;
+    let idle = is_access && !outcome.has_device_accesses();
     let script = scripts.first().map(|script| script.figures());
     if let Some(failed) = script.as_ref().and_then(measured_nothing) {
         return Ok((failed, idle));

@@ -46,10 +46,11 @@ impl fmt::Display for Summary<'_> {
     }
 }
 
-/// Whether the embedded guest has said that it cannot start: then nothing has happened that figures could be about. The exit codes of
-/// a guest of the user's mean what its author says.
+/// Whether the embedded guest has said that it cannot start, before any page was accessed that figures could be about. The exit
+/// codes of a guest of the user's mean what its author says.
 fn could_not_start(report: &Report) -> bool {
-    report.guest.is_none() && report.end == End::Exit(EXIT_USAGE)
+    let faults = report.stats.cpu_faults + report.stats.device_faults;
+    report.guest.is_none() && report.end == End::Exit(EXIT_USAGE) && faults == 0
 }
 
 /// Writes a line of the summary's first table.
@@ -97,7 +98,7 @@ fn time(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 pub fn mark_of_scripts(scripts: Option<&ScriptFigures>) -> &'static str {
     match scripts {
         Some(figures) if figures.failed() => {
-            " (SCRIPT FAILED: these are the default policy's figures)"
+            " (SCRIPT FAILED: the default policy decided in its place)"
         }
         _ => "",
     }
