@@ -328,6 +328,21 @@ fn a_script_can_be_checked_without_a_run() {
             "on_fault returned the number 6 as a sixth value",
         ),
         (
+            "return { on_tick = function() return {}, 5 end, tick_interval = 1000 }",
+            1,
+            "on_tick returned the number 5 after the list of wishes",
+        ),
+        (
+            "return { victims = function() return { 1 }, 2 end }",
+            1,
+            "victims returned the number 2 after the list of indices",
+        ),
+        (
+            "return { on_remote_accesses = function(first) return first, 1, 7 end, remote_access_threshold = 1 }",
+            1,
+            "on_remote_accesses returned the number 7 as a third value",
+        ),
+        (
             "return { on_free = function(first) return first.x end }",
             1,
             "(in on_free)",

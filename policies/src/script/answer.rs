@@ -228,6 +228,7 @@ fn duplicates(item: &Item) -> Result<PageSet, String> {
 
 /// Reads the answer of `on_remote_accesses`: `true` for all the pages, or some of them.
 pub(crate) fn remote(results: &Results<'_>, seen: &BlockFault) -> Result<PageSet, String> {
+    nothing_from(2, results, "as a third value; there are two: pages, count")?;
     Ok(match pages(&results.get(0), &results.get(1))? {
         Pages::None => PageSet::EMPTY,
         Pages::Default => seen.pages,
@@ -242,6 +243,7 @@ pub(crate) fn remote(results: &Results<'_>, seen: &BlockFault) -> Result<PageSet
 
 /// Reads the answer of `on_tick`: a list of wishes.
 pub(crate) fn wishes(results: &Results<'_>) -> Result<Vec<Wish>, String> {
+    nothing_from(1, results, "after the list of wishes")?;
     wish_list(&results.get(0))
 }
 
@@ -289,6 +291,7 @@ fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
 /// Reads the answer of `victims`: a list of indices of candidates, which the script counts from 1.
 pub(crate) fn indices(results: &Results<'_>, candidates: usize) -> Result<Vec<usize>, String> {
     const INDICES: &str = "a list of candidates' indices";
+    nothing_from(1, results, "after the list of indices")?;
     let first = results.get(0);
     let list = match &first {
         Item::Table(list) => list,

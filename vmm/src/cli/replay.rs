@@ -28,6 +28,7 @@ pub const NO_DEVICE: &str = "no access is a device's, so nothing migrates: impor
 
 /// Options of `replay`.
 #[derive(Args)]
+#[command(override_usage = "hmmvisor replay [OPTIONS] <TRACE>")]
 pub struct ReplayArgs {
     #[command(flatten)]
     trace: TraceArgs,

@@ -22,6 +22,7 @@ use super::output::{json_output, put_json, status, summary};
 #[derive(Subcommand)]
 pub enum TraceCommand {
     /// Say what is in a trace
+    #[command(override_usage = "hmmvisor trace info [OPTIONS] <TRACE>")]
     Info(TraceArgs),
     /// Write every access of a built-in workload to a page, without a virtual machine
     Generate(GenerateArgs),
