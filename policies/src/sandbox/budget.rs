@@ -29,7 +29,7 @@ const LONG_STEP: u64 = 4096;
 /// Two texts of this size are compared within a fraction of a microsecond, so that a file full of comparisons is within
 /// the time.
 const LARGE_TEXT: usize = 4096;
-/// What is left of memory when an event has to end: enough for an error's message.
+/// Bytes that an event may still allocate when it has to end: enough for an error's message.
 const LAST_MEMORY: usize = 128 << 10;
 
 /// Bounds of one event.
@@ -84,8 +84,17 @@ struct Event {
     until: Option<Duration>,
     cpu_until: Duration,
     overrun: Option<Overrun>,
-    /// The limit on memory that there was before it was lowered by [`Event::stop`].
-    memory: Option<usize>,
+    /// Set by [`Event::stop`].
+    last: Option<Last>,
+}
+
+/// What an event that has to end may still allocate.
+#[derive(Clone, Copy)]
+struct Last {
+    /// The limit on memory that there was before.
+    limit: usize,
+    /// Bytes left.
+    bytes: usize,
 }
 
 impl Event {
@@ -120,11 +129,28 @@ impl Event {
         STEPS_LEFT.set(0);
         self.overrun.get_or_insert(overrun);
         // Running out of steps happens at a step, where an error can be raised.
-        if !matches!(overrun, Overrun::Steps(_)) && self.memory.is_none() {
-            // SAFETY: the interpreter outlives the event, whose `within` borrows it; this thread has it to itself.
-            let lua = unsafe { &*self.lua };
-            self.memory = lua.set_memory_limit(lua.used_memory() + LAST_MEMORY).ok();
+        if !matches!(overrun, Overrun::Steps(_)) && self.last.is_none() {
+            let bytes = LAST_MEMORY;
+            self.last = self.leave(bytes).map(|limit| Last { limit, bytes });
         }
+    }
+
+    /// Counts an allocation. After [`Event::stop`] the limit follows: the collector may free texts as fast as the
+    /// script makes them, and a limit on what is in use would not be reached.
+    fn allocated(&mut self, bytes: usize) {
+        let Some(last) = self.last else {
+            return;
+        };
+        let bytes = last.bytes.saturating_sub(bytes);
+        self.leave(bytes);
+        self.last = Some(Last { bytes, ..last });
+    }
+
+    /// Lets the interpreter allocate `bytes` more; returns its limit until now.
+    fn leave(&self, bytes: usize) -> Option<usize> {
+        // SAFETY: the interpreter outlives the event, whose `within` borrows it; this thread has it to itself.
+        let lua = unsafe { &*self.lua };
+        lua.set_memory_limit(lua.used_memory() + bytes).ok()
     }
 }
 
@@ -150,7 +176,7 @@ pub(crate) fn within<T>(
         until: None,
         cpu_until: Duration::MAX,
         overrun: None,
-        memory: None,
+        last: None,
     };
     let is_closely_watched = attention == Attention::Instructions;
     if is_closely_watched {
@@ -165,8 +191,8 @@ pub(crate) fn within<T>(
     let end = End;
     let result = event();
     drop(end);
-    if let Some(memory) = it.memory {
-        let _ = lua.set_memory_limit(memory);
+    if let Some(last) = it.last {
+        let _ = lua.set_memory_limit(last.limit);
     }
     Outcome {
         result,
@@ -307,6 +333,9 @@ pub(crate) unsafe extern "C-unwind" fn allocated(
     kind: c_int,
     _: c_int,
 ) {
+    if STEPS_LEFT.get() == 0 {
+        of_event((), |event| event.allocated(bytes));
+    }
     if kind == ffi::LUA_TSTRING && bytes > LARGE_TEXT {
         LARGE.set(true);
         of_event((), |event| {
