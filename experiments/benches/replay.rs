@@ -63,6 +63,8 @@ fn main() {
                     }
                 });
                 let config = ReplayConfig {
+                    fidelity: hmm_backend::pages::Fidelity::default(),
+                    eviction_batch: hmm_backend::EVICTION_BATCH,
                     policy: Arc::new(policy.parse::<PolicySpec>().expect("a policy there is")),
                     memory: u64::from(PAGES) * 4096,
                     device_memory: device_memory << 20,

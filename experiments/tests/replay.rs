@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::observe::{Cause, Event, EventKind};
-use hmm_backend::pages::{Access, Block, DeviceId, Page, PageRange};
+use hmm_backend::pages::{Access, Block, DeviceId, Fidelity, Page, PageRange};
 use hmm_backend::policy::{LinkModel, PolicyFactory, PolicySpec};
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, ReplayError, Replayed, Time, replay};
 use hmmvisor_policies::{Chosen, Limits, PolicyChoice, Region, Regions};
@@ -17,6 +17,8 @@ const CPU: Option<DeviceId> = None;
 
 fn config(policy: &str, device_pages: u64) -> ReplayConfig {
     ReplayConfig {
+        fidelity: Fidelity::Faults,
+        eviction_batch: 64,
         policy: Arc::new(policy.parse::<PolicySpec>().unwrap()),
         memory: 4 << 20,
         device_memory: device_pages * 4096,
@@ -29,6 +31,7 @@ fn config(policy: &str, device_pages: u64) -> ReplayConfig {
             access: Duration::from_nanos(10),
             fault: Duration::from_micros(100),
             remote: Duration::from_micros(5),
+            ..Costs::default()
         },
         time: Time::Modelled,
         optimal: true,

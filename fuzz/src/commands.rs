@@ -113,6 +113,7 @@ impl Guest {
         let policy = ["density+hints+timeslice:min=0us", "on-demand"][usize::from(input.policy)];
         let (backend, service) = crate::managed::memory(MEMORY, policy);
         let config = AcceleratorConfig {
+            fidelity: hmm_backend::pages::Fidelity::default(),
             coherent: false,
             memory: (u64::from(input.device_pages) + 1) * PAGE_SIZE,
             managed_base: MANAGED,

@@ -51,6 +51,8 @@ pub fn run(bytes: &[u8]) {
             let is_text = std::str::from_utf8(&script).is_ok() && !script.contains(&0);
             assert!(is_text, "what is no text was loaded");
             let config = ReplayConfig {
+                fidelity: hmm_backend::pages::Fidelity::default(),
+                eviction_batch: hmm_backend::EVICTION_BATCH,
                 policy: chosen.factory,
                 memory: 4 << 20,
                 device_memory: 64 << 10,

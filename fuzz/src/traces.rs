@@ -83,6 +83,8 @@ fn check(path: &Path) {
     }
     let policy = "density+thrash+hints+lru".parse::<PolicySpec>();
     let replay = FileReplay {
+        fidelity: hmm_backend::pages::Fidelity::default(),
+        eviction_batch: hmm_backend::EVICTION_BATCH,
         policy: Arc::new(policy.expect("it is one")),
         device_memory: meta.device_memory.min(MEMORY),
         link: LinkModel::default(),

@@ -59,7 +59,7 @@ pub mod service;
 #[cfg(feature = "measure")]
 #[doc(hidden)]
 pub use backend::measure;
-pub use backend::{Backend, BackendConfig, ModelBackend};
+pub use backend::{Backend, BackendConfig, EVICTION_BATCH, ModelBackend};
 pub use host::limits;
 pub use ops::{Pinned, snapshot};
 pub use pages::error::Error;
@@ -113,7 +113,11 @@ pub mod mirror {
     //! * A fault needs the mirror mutably, so the device cannot take one while it holds a guard, which would deadlock against
     //!   the migration that the fault may cause.
     //!
-    //! [`DeviceMmu::invalidate`] runs on any thread, also on the device's own during a fault, with pages locked: it changes
+    //! A device can tell more of its accesses than its faults ([`DeviceMmu::fidelity`]): the eviction policy of its memory decides by
+    //! what it is told. With [`Fidelity::Bits`](crate::pages::Fidelity) the MMU keeps accessed and dirty bits, which the backend tests
+    //! and clears; with `All` it keeps a list of its visits.
+    //!
+    //! [`DeviceMmu::invalidate`] and the two methods that take bits and visits run on any thread, also on the device's own during a fault, with pages locked: it changes
     //! the table and returns, without waiting and without calling the backend. A fault sleeps while its page is in motion, held or throttled; detaching the
     //! device ends it.
 

@@ -13,7 +13,7 @@ use hmm_backend::mirror::MirrorError;
 use hmm_backend::observe::{Cause, EventKind};
 use hmm_backend::pages::{Frame, Page, PageSet, Place};
 use hmm_backend::policy::{
-    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Lru, PolicyFactory,
+    AccessedBits, Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, Lru, PolicyFactory,
 };
 
 /// A factory of policies that call the given functions.
@@ -36,8 +36,8 @@ impl EvictionPolicy for Victims {
     fn allocated(&mut self, head: Frame, order: u8, page: Page) {
         self.0.allocated(head, order, page);
     }
-    fn touched(&mut self, head: Frame) {
-        self.0.touched(head);
+    fn touched(&mut self, head: Frame, times: u32) {
+        self.0.touched(head, times);
     }
     fn split(&mut self, head: Frame, upper: Frame, order: u8) {
         self.0.split(head, upper, order);
@@ -45,8 +45,8 @@ impl EvictionPolicy for Victims {
     fn freed(&mut self, head: Frame) {
         self.0.freed(head);
     }
-    fn victims(&mut self, frames: u32) -> Vec<Frame> {
-        (self.2)(self.1).unwrap_or_else(|| self.0.victims(frames))
+    fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
+        (self.2)(self.1).unwrap_or_else(|| self.0.victims(frames, bits))
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use hmm_backend::pages::{Frame, Page};
-use hmm_backend::policy::EvictionPolicy;
+use hmm_backend::pages::{Access, Frame, Page};
+use hmm_backend::policy::{AccessedBits, EvictionPolicy};
 
 use crate::sandbox::candidates::{Candidate, MOST};
 use crate::script::instance::SharedInstance;
@@ -59,6 +59,28 @@ impl ScriptEviction {
     }
 }
 
+/// Accessed bits that count as uses of the script's folios when the built-in policy looks at them.
+struct Noting<'a> {
+    bits: &'a mut dyn AccessedBits,
+    folios: &'a mut HashMap<u32, Folio>,
+    now: u64,
+}
+
+impl AccessedBits for Noting<'_> {
+    fn there(&self) -> bool {
+        self.bits.there()
+    }
+
+    fn take(&mut self, head: Frame) -> Option<Access> {
+        let access = self.bits.take(head)?;
+        if let Some(folio) = self.folios.get_mut(&head.0) {
+            folio.uses = folio.uses.saturating_add(1);
+            folio.last = self.now;
+        }
+        Some(access)
+    }
+}
+
 impl EvictionPolicy for ScriptEviction {
     fn allocated(&mut self, head: Frame, order: u8, page: Page) {
         self.now += 1;
@@ -80,13 +102,13 @@ impl EvictionPolicy for ScriptEviction {
         self.inner.allocated(head, order, page);
     }
 
-    fn touched(&mut self, head: Frame) {
+    fn touched(&mut self, head: Frame, times: u32) {
         self.now += 1;
         if let Some(folio) = self.folios.get_mut(&head.0) {
-            folio.uses = folio.uses.saturating_add(1);
+            folio.uses = folio.uses.saturating_add(times);
             folio.last = self.now;
         }
-        self.inner.touched(head);
+        self.inner.touched(head, times);
     }
 
     fn refused(&mut self, head: Frame) {
@@ -118,8 +140,13 @@ impl EvictionPolicy for ScriptEviction {
         self.inner.freed(head);
     }
 
-    fn victims(&mut self, frames: u32) -> Vec<Frame> {
-        let proposed = self.inner.victims(frames.saturating_mul(CHOICE));
+    fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
+        let mut bits = Noting {
+            bits,
+            folios: &mut self.folios,
+            now: self.now,
+        };
+        let proposed = self.inner.victims(frames.saturating_mul(CHOICE), &mut bits);
         // A script that insists on a folio that cannot go would keep the others from being tried.
         let refused = |frame: &Frame| self.folios.get(&frame.0).is_none_or(|folio| folio.refused);
         let (refused, possible): (Vec<Frame>, Vec<Frame>) = proposed.into_iter().partition(refused);

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use hmm_backend::pages::{DeviceId, Frame, Page, PageRange, Place};
 use hmm_backend::policy::{
-    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec, Seen,
+    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, NoBits, PolicyFactory, PolicySpec,
+    Seen,
 };
 use hmmvisor_policies::{EXAMPLES, Limits, PolicyChoice, ScriptError, ScriptSpec, Scripts};
 use views::{Random, each_view};
@@ -99,7 +100,7 @@ fn printed(text: &str) -> (Vec<String>, Result<Arc<Scripts>, ScriptError>) {
     let scripts = scripts.inspect(|scripts| {
         let mut eviction = scripts.eviction_policy(8);
         eviction.allocated(Frame(0), 0, Page(0));
-        eviction.victims(1);
+        eviction.victims(1, &mut NoBits);
     });
     let mut lines: Vec<String> = heard
         .try_iter()
@@ -386,18 +387,21 @@ fn hot_cold_fetches_hot_blocks_and_evicts_the_least_used() {
         eviction.allocated(Frame(frame), 0, Page(frame));
     }
     for frame in [0, 1, 2, 3] {
-        eviction.touched(Frame(frame));
+        eviction.touched(Frame(frame), 1);
     }
     // Those in use are the newest for LRU, too: 4 of 16 candidates, in order.
-    assert_eq!(eviction.victims(2), [Frame(4), Frame(5)]);
+    assert_eq!(eviction.victims(2, &mut NoBits), [Frame(4), Frame(5)]);
     for frame in 4..15 {
-        eviction.touched(Frame(frame));
-        eviction.touched(Frame(frame));
+        eviction.touched(Frame(frame), 1);
+        eviction.touched(Frame(frame), 1);
     }
     // LRU would begin with 15 and 0; of the candidates (15, 0, 1, 2, 3, 4, 5, 6) the least used come first.
-    assert_eq!(eviction.victims(3), [Frame(15), Frame(0), Frame(1)]);
+    assert_eq!(
+        eviction.victims(3, &mut NoBits),
+        [Frame(15), Frame(0), Frame(1)]
+    );
     eviction.freed(Frame(15));
-    assert_eq!(eviction.victims(1), [Frame(0)]);
+    assert_eq!(eviction.victims(1, &mut NoBits), [Frame(0)]);
     assert_eq!(scripts.figures().failures, 0);
 }
 
@@ -407,7 +411,7 @@ fn keep_evicts_neither_its_range_nor_what_comes_back() {
     let come = |eviction: &mut dyn EvictionPolicy, group: u32| {
         eviction.allocated(Frame(group * 16), 4, Page(group * 16));
     };
-    let first = |eviction: &mut dyn EvictionPolicy| eviction.victims(16)[0].0 / 16;
+    let first = |eviction: &mut dyn EvictionPolicy| eviction.victims(16, &mut NoBits)[0].0 / 16;
 
     let scripts = load("keep.luau");
     let mut eviction = scripts.eviction_policy(1024);

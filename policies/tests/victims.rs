@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use hmm_backend::pages::{Frame, Page};
-use hmm_backend::policy::{EvictionPolicy, PolicyFactory};
+use hmm_backend::policy::{EvictionPolicy, NoBits, PolicyFactory};
 use hmmvisor_policies::{Limits, PolicyChoice, Scripts};
 
 type Lines = Arc<Mutex<Vec<String>>>;
@@ -46,13 +46,13 @@ fn candidates_come_in_the_order_of_the_policy_beside_with_all_that_is_known() {
     eviction.allocated(Frame(0), 2, Page(512));
     eviction.allocated(Frame(8), 0, Page(7));
     eviction.allocated(Frame(9), 0, Page(3000));
-    eviction.touched(Frame(0));
+    eviction.touched(Frame(0), 1);
     eviction.split(Frame(0), Frame(2), 1);
-    eviction.touched(Frame(8));
-    eviction.touched(Frame(8));
+    eviction.touched(Frame(8), 1);
+    eviction.touched(Frame(8), 1);
     eviction.freed(Frame(9));
     // A script that returns nothing evicts in the proposed order.
-    assert_eq!(eviction.victims(2), frames(&[0]));
+    assert_eq!(eviction.victims(2, &mut NoBits), frames(&[0]));
     assert_eq!(
         *lines.lock().unwrap(),
         [
@@ -70,7 +70,7 @@ fn a_list_with_another_key_than_places_is_an_error_of_the_script() {
     let (mut eviction, scripts, lines) = eviction("return { first = 2 }", "");
     eviction.allocated(Frame(0), 0, Page(512));
     eviction.allocated(Frame(8), 0, Page(7));
-    assert_eq!(eviction.victims(1), frames(&[0]));
+    assert_eq!(eviction.victims(1, &mut NoBits), frames(&[0]));
     assert_eq!(scripts.figures().failures, 1);
     let said = lines.lock().unwrap();
     let expected = "victims.luau:1: victims returned a table with the key `first` where a list of candidates' indices is expected";
@@ -90,10 +90,14 @@ fn a_scripts_order_counts() {
         for (frame, page) in (0..8).zip([100, 700, 800, 900, 5, 4, 3, 2]) {
             eviction.allocated(Frame(frame), 0, Page(page));
         }
-        eviction.touched(Frame(0));
-        eviction.touched(Frame(0));
-        eviction.touched(Frame(7));
-        assert_eq!(eviction.victims(2), frames(&expected), "by {field}");
+        eviction.touched(Frame(0), 1);
+        eviction.touched(Frame(0), 1);
+        eviction.touched(Frame(7), 1);
+        assert_eq!(
+            eviction.victims(2, &mut NoBits),
+            frames(&expected),
+            "by {field}"
+        );
         assert_eq!(scripts.figures().failures, 0);
     }
 }
@@ -106,19 +110,31 @@ fn what_cannot_go_is_not_proposed_again_at_once() {
         for frame in 0..8 {
             eviction.allocated(Frame(frame), 0, Page(frame));
         }
-        assert_eq!(eviction.victims(2), frames(&[7, 6]), "{beside}");
+        assert_eq!(
+            eviction.victims(2, &mut NoBits),
+            frames(&[7, 6]),
+            "{beside}"
+        );
         eviction.refused(Frame(7));
         eviction.refused(Frame(6));
-        assert_eq!(eviction.victims(2), frames(&[5, 4]), "{beside}");
+        assert_eq!(
+            eviction.victims(2, &mut NoBits),
+            frames(&[5, 4]),
+            "{beside}"
+        );
         for frame in 0..6 {
             eviction.refused(Frame(frame));
         }
         // There is nothing else.
-        let mut all = eviction.victims(8);
+        let mut all = eviction.victims(8, &mut NoBits);
         all.sort();
         assert_eq!(all, frames(&[0, 1, 2, 3, 4, 5, 6, 7]), "{beside}");
         eviction.allocated(Frame(8), 0, Page(8));
-        assert_eq!(eviction.victims(3), frames(&[8, 7, 6]), "{beside}");
+        assert_eq!(
+            eviction.victims(3, &mut NoBits),
+            frames(&[8, 7, 6]),
+            "{beside}"
+        );
     }
 }
 
@@ -129,9 +145,9 @@ fn what_cannot_go_makes_way_in_the_proposals() {
     for frame in [0, 1, 2, 3, 512] {
         eviction.allocated(Frame(frame), 0, Page(frame));
     }
-    assert_eq!(eviction.victims(1), frames(&[3]));
+    assert_eq!(eviction.victims(1, &mut NoBits), frames(&[3]));
     (0..4).for_each(|frame| eviction.refused(Frame(frame)));
-    assert_eq!(eviction.victims(1), frames(&[512]));
+    assert_eq!(eviction.victims(1, &mut NoBits), frames(&[512]));
 }
 
 /// A refusal is no use.
@@ -142,7 +158,7 @@ fn refusals_do_not_count_as_uses() {
     eviction.refused(Frame(0));
     eviction.allocated(Frame(1), 0, Page(1));
     eviction.refused(Frame(1));
-    eviction.victims(1);
+    eviction.victims(1, &mut NoBits);
     assert_eq!(*lines.lock().unwrap(), ["victims.luau: 0 1"]);
 }
 
@@ -152,10 +168,10 @@ fn a_script_looks_at_few() {
     for frame in 0..1000 {
         eviction.allocated(Frame(frame), 0, Page(frame));
     }
-    assert_eq!(eviction.victims(10).len(), 10);
+    assert_eq!(eviction.victims(10, &mut NoBits).len(), 10);
     // More are wanted than it can choose from: the proposal's order goes on.
     let many: Vec<u32> = (0..400).collect();
-    assert_eq!(eviction.victims(400), frames(&many));
+    assert_eq!(eviction.victims(400, &mut NoBits), frames(&many));
     assert_eq!(
         *lines.lock().unwrap(),
         ["victims.luau: 10 40", "victims.luau: 400 256"]
@@ -170,7 +186,7 @@ fn the_most_candidates_there_are_fit_into_the_bounds() {
     for frame in 0..1000 {
         eviction.allocated(Frame(frame), 0, Page(7 * frame % 1000));
     }
-    let last = eviction.victims(200).last().copied();
+    let last = eviction.victims(200, &mut NoBits).last().copied();
     // Of the pages 7 * n % 1000, n below 256, the 200 highest.
     let mut pages: Vec<u32> = (0..256).map(|n| 7 * n % 1000).collect();
     pages.sort_by(|a, b| b.cmp(a));

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use hmm_backend::engine::{Engine, EngineChoice};
-use hmm_backend::pages::{DeviceId, PAGE_SIZE};
+use hmm_backend::pages::{DeviceId, Fidelity, PAGE_SIZE};
 use hmm_backend::policy::PolicySpec;
 use hmm_backend::service::{FaultService, ServiceConfig};
 use hmm_backend::{Backend, BackendConfig};
@@ -77,6 +77,7 @@ impl Rig {
         let interrupts = Arc::new(AtomicU64::new(0));
         let config = AcceleratorConfig {
             coherent: false,
+            fidelity: Fidelity::default(),
             memory: device_pages * PAGE_SIZE,
             managed_base: MANAGED,
             vcpus: 2,

@@ -183,6 +183,7 @@ impl Builder {
         };
         let output = Output::default();
         let device = |(_, pages): &(usize, u32)| DeviceConfig {
+            fidelity: hmm_backend::pages::Fidelity::default(),
             coherent: false,
             memory: u64::from(*pages) * PAGE_SIZE,
             cpu: None,

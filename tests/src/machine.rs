@@ -140,6 +140,7 @@ impl Setup {
         config.policy = Arc::new(self.policy.parse::<PolicySpec>().expect("a known policy"));
         let backend = Backend::new(config).expect("managed memory");
         let device = DeviceConfig {
+            fidelity: hmm_backend::pages::Fidelity::default(),
             coherent: false,
             memory: u64::from(self.device_pages) * PAGE_SIZE,
             cpu: None,

@@ -82,6 +82,7 @@ fn with_driver(at: At) -> Vm {
     Vm::new(VmConfig {
         managed: Some(Managed {
             devices: vec![DeviceConfig {
+                fidelity: hmm_backend::pages::Fidelity::default(),
                 coherent: false,
                 memory: 1 << 20,
                 cpu: None,

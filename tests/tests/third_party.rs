@@ -74,6 +74,7 @@ fn machine(foreign: Vec<NewDevice>) -> Result<Vm, VmError> {
     Vm::new(VmConfig {
         managed: Some(Managed {
             devices: vec![DeviceConfig {
+                fidelity: hmm_backend::pages::Fidelity::default(),
                 coherent: false,
                 memory: 1 << 20,
                 cpu: None,

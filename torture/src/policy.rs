@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use hmm_backend::pages::{Frame, Page, PageRange, PageSet, Place};
 use hmm_backend::policy::{
-    Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory, PolicySpec, Wish,
+    AccessedBits, Advice, BlockFault, BlockView, EvictionPolicy, FaultPolicy, PolicyFactory,
+    PolicySpec, Wish,
 };
 
 use super::random::Random;
@@ -124,8 +125,8 @@ impl EvictionPolicy for ChaoticEviction {
         self.inner.allocated(head, order, page);
     }
 
-    fn touched(&mut self, head: Frame) {
-        self.inner.touched(head);
+    fn touched(&mut self, head: Frame, times: u32) {
+        self.inner.touched(head, times);
     }
 
     fn refused(&mut self, head: Frame) {
@@ -141,8 +142,8 @@ impl EvictionPolicy for ChaoticEviction {
     }
 
     /// Sometimes with frames that hold no folio, or that do not exist.
-    fn victims(&mut self, frames: u32) -> Vec<Frame> {
-        let mut victims = self.inner.victims(frames);
+    fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
+        let mut victims = self.inner.victims(frames, bits);
         if self.random.one_in(4) {
             let any = || Frame(self.random.below(u64::from(self.frames) + 2) as u32);
             victims.extend([any(), any()]);

@@ -38,6 +38,7 @@ fn agrees(
     device_memory: &str,
     engine: &str,
     policy: &str,
+    accesses: &str,
 ) -> BTreeMap<u32, Vec<EventKind>> {
     let folder = tempfile::tempdir().unwrap();
     let (config, trace) = (folder.path().join("run.toml"), folder.path().join("trace"));
@@ -50,6 +51,7 @@ fn agrees(
         .arg("run")
         .arg(&config)
         .args(["--workload", workload, "--param", param, "--policy", policy])
+        .args(["--accesses", accesses])
         .args([
             "--memory",
             "64M",
@@ -80,6 +82,8 @@ fn agrees(
         devices: meta.devices as u8,
         link: LinkModel::default(),
         costs: Costs::default(),
+        fidelity: meta.fidelity.parse().unwrap(),
+        eviction_batch: meta.eviction_batch.unwrap(),
         time: Time::Trace,
         optimal: false,
         moves: true,
@@ -127,7 +131,7 @@ fn gather_with_hints() {
                 "on-demand+lru+hints+timeslice:min=0us",
                 "density+lru+hints+timeslice:min=0us",
             ] {
-                agrees("gather", hint, "4M", engine, policy);
+                agrees("gather", hint, "4M", engine, policy, "faults");
             }
         }
     }
@@ -136,7 +140,7 @@ fn gather_with_hints() {
 fn agrees_everywhere(workload: &str, param: &str, device_memory: &str) {
     for engine in ["remap", "copy"] {
         for policy in POLICIES {
-            agrees(workload, param, device_memory, engine, policy);
+            agrees(workload, param, device_memory, engine, policy, "faults");
         }
     }
 }
@@ -156,6 +160,21 @@ fn pingpong() {
     agrees_everywhere("pingpong", "rounds=20", "4M");
 }
 
+/// The accelerator tells of more than its faults, and evictions are decided by that.
+#[test]
+fn with_bits_and_with_all_accesses() {
+    for accesses in ["bits", "all"] {
+        for (workload, param) in [("bfs", "vertices=32K"), ("spmv", "rows=32K")] {
+            for eviction in ["lru", "clock", "lfu", "s3-fifo"] {
+                for faults in ["on-demand", "density"] {
+                    let policy = format!("{faults}+{eviction}+timeslice:min=0us");
+                    agrees(workload, param, "2M", "remap", &policy, accesses);
+                }
+            }
+        }
+    }
+}
+
 /// What vCPUs read stays on the device, too.
 #[test]
 fn duplicates() {
@@ -165,7 +184,7 @@ fn duplicates() {
     fs::write(&script, text).unwrap();
     let policy = format!("{}+lru+timeslice:min=0us", script.display());
     for engine in ["remap", "copy"] {
-        let ways = agrees("vecadd", "n=262144", "4M", engine, &policy);
+        let ways = agrees("vecadd", "n=262144", "4M", engine, &policy, "faults");
         let times = |kind| ways.values().flatten().filter(|way| **way == kind).count();
         assert!(times(EventKind::Duplicated) > 500, "{engine}");
         assert!(times(EventKind::Collapsed) > 500, "{engine}");

@@ -135,7 +135,11 @@ impl MirroredMemory {
         counters.tlb_hits.set(guard.tlb_hits);
         counters.tlb_misses.set(guard.tlb_misses);
         let hot = guard.remote.take_hot();
+        let tell = guard.is_full_of_visits();
         drop(guard);
+        if tell {
+            self.mirror.tell_visits();
+        }
         if let Some((groups, count)) = hot {
             for group in groups {
                 // The pages exist: they had translations.

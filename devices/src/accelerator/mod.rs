@@ -34,7 +34,7 @@ use std::sync::Arc;
 use hmm_backend::Backend;
 use hmm_backend::driver::Driver;
 use hmm_backend::limits::{Refusal, Resource};
-use hmm_backend::pages::{DeviceId, PAGE_SIZE};
+use hmm_backend::pages::{DeviceId, Fidelity, PAGE_SIZE};
 use hmmvisor_abi::accel::{self, queue_bytes};
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
@@ -58,6 +58,8 @@ pub struct AcceleratorConfig {
     pub memory: u64,
     /// Whether CPUs reach it in place.
     pub coherent: bool,
+    /// How much it tells of its accesses.
+    pub fidelity: Fidelity,
     /// Guest-physical base of managed memory.
     pub managed_base: u64,
     /// Number of vCPUs that can get its interrupt.
@@ -179,7 +181,7 @@ impl Accelerator {
         ));
 
         let mirror = backend
-            .mirror(device, Mmu::new(backend.pages()))
+            .mirror(device, Mmu::new(backend.pages(), config.fidelity))
             .map_err(|error| AcceleratorError::Attach { index, error })?;
         let memory = MirroredMemory {
             backend: backend.clone(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hmm_backend::pages::Fidelity;
 use hmm_backend::policy::{LinkModel, PolicyFactory};
 
 use super::{Costs, ReplayConfig, ReplayError, Replayed, Time, is_input, replay};
@@ -17,6 +18,10 @@ pub struct FileReplay {
     pub device_memory: u64,
     /// The cost of transfers.
     pub link: LinkModel,
+    /// How much devices tell of their accesses.
+    pub fidelity: Fidelity,
+    /// The least number of frames that are evicted at a time.
+    pub eviction_batch: u32,
     /// Whether to compare with the optimum, for traces where that is possible.
     pub optimal: bool,
 }
@@ -57,6 +62,8 @@ impl FileReplay {
             devices,
             link: self.link,
             costs: Costs::default(),
+            fidelity: self.fidelity,
+            eviction_batch: self.eviction_batch,
             time: match meta.kind {
                 TraceKind::Live => Time::Trace,
                 TraceKind::Access => Time::Modelled,

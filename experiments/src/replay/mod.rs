@@ -107,6 +107,8 @@ struct Replay<'c> {
     /// The pins by start and end of their pages. The same pages may be pinned several times.
     pinned: BTreeMap<(Page, Page), Vec<Pinned>>,
     uncharged: Uncharged,
+    /// Time of looking at accessed bits.
+    looks: Duration,
 }
 
 impl<'c> Replay<'c> {
@@ -119,6 +121,7 @@ impl<'c> Replay<'c> {
         let mut backend = BackendConfig::new(memory);
         backend.policy = config.policy.clone();
         backend.link = config.link;
+        backend.eviction_batch = config.eviction_batch;
         backend.events = if config.moves { KEPT } else { 0 };
         let model = ModelBackend::new(backend)?;
         let pages = model.backend().pages();
@@ -128,7 +131,7 @@ impl<'c> Replay<'c> {
             let id = model
                 .backend()
                 .attach(config.device_memory, ledger.clone())?;
-            let pages = ReplayPageTable::new(pages);
+            let pages = ReplayPageTable::new(pages, config.fidelity);
             let mirror = model.backend().mirror(id, pages.clone())?;
             devices.push(Device { mirror, pages });
         }
@@ -144,6 +147,7 @@ impl<'c> Replay<'c> {
             moves: Vec::new(),
             pinned: BTreeMap::new(),
             uncharged: Uncharged::default(),
+            looks: Duration::ZERO,
         })
     }
 
@@ -293,7 +297,7 @@ impl<'c> Replay<'c> {
                 true => self.alike(index, range, access).min(left),
                 false => left,
             };
-            self.device_again(index, range, alike)?;
+            self.device_again(index, range, access, alike)?;
             left -= alike;
             if left == 0 {
                 return Ok(());
@@ -327,17 +331,29 @@ impl<'c> Replay<'c> {
         &mut self,
         index: usize,
         range: PageRange,
+        access: Access,
         times: u32,
     ) -> Result<(), ReplayError> {
         if times == 0 {
             return Ok(());
         }
+        self.visits(index, range, access, times);
         let remote = self.count_in_place(index, range, times);
         let times = u64::from(times);
         self.count(u64::from(range.len()) * times, remote * times);
         match remote {
             0 => Ok(()),
             _ => self.report_remote_accesses(index),
+        }
+    }
+
+    /// The device accesses pages that it reaches, each `times` times.
+    fn visits(&mut self, index: usize, range: PageRange, access: Access, times: u32) {
+        let Device { mirror, pages } = &mut self.devices[index];
+        for page in range.pages() {
+            if pages.visit(page, access, times) {
+                mirror.tell_visits();
+            }
         }
     }
 
@@ -361,7 +377,9 @@ impl<'c> Replay<'c> {
     ) -> Result<(), ReplayError> {
         self.count(range.len().into(), 0);
         let device = &self.devices[index];
-        if !range.pages().all(|page| device.pages.permits(page, access)) {
+        if range.pages().all(|page| device.pages.permits(page, access)) {
+            self.visits(index, range, access, 1);
+        } else {
             self.pass_accesses();
             let Device { mirror, pages } = &mut self.devices[index];
             let threshold = mirror.remote_access_threshold();
@@ -420,6 +438,8 @@ impl<'c> Replay<'c> {
         if self.config.moves {
             self.keep_moves();
         }
+        let looks = self.look_time();
+        self.looks += looks;
         if self.config.time == Time::Modelled {
             let (transfers, pages) = self.ledger.transferred();
             let link = self.link_time(
@@ -427,8 +447,17 @@ impl<'c> Replay<'c> {
                 pages - self.uncharged.pages,
             );
             (self.uncharged.transfers, self.uncharged.pages) = (transfers, pages);
-            self.model.advance_to(self.backend().now() + time + link);
+            self.model
+                .advance_to(self.backend().now() + time + looks + link);
         }
+    }
+
+    /// Returns the time of the looks at accessed bits since the last call: each bit, and a flush for each device.
+    fn look_time(&self) -> Duration {
+        let Costs { bit, flush, .. } = self.config.costs;
+        let read = self.devices.iter().map(|it| it.pages.take_bits_read());
+        let time = read.filter(|n| *n > 0).map(|n| times(bit, n) + flush);
+        time.sum()
     }
 
     fn link_time(&self, transfers: u64, pages: u64) -> Duration {
@@ -461,7 +490,8 @@ impl<'c> Replay<'c> {
         let faults = stats.cpu_faults + stats.device_faults;
         let accesses =
             times(costs.access, self.accesses) + times(costs.remote, self.remote_accesses);
-        let all = accesses + times(costs.fault, faults) + self.link_time(transfers, pages);
+        let all =
+            accesses + times(costs.fault, faults) + self.looks + self.link_time(transfers, pages);
         let frames = self.config.device_memory / PAGE_SIZE;
         let optimal = match self.config.optimal {
             true => Some(self.steps.optimal(frames, self.config.devices)?),
@@ -481,6 +511,7 @@ impl<'c> Replay<'c> {
             evicted: of(&stats.to_system, Cause::Eviction),
             prefetched: of(&stats.to_device, Cause::Prefetch)
                 + of(&stats.to_system, Cause::Prefetch),
+            bits_read: stats.counters.bits_read,
             unused: (self.config.time == Time::Modelled).then(|| self.ledger.unused()),
             thrashing_pages: self.ledger.thrashing(),
             advice_cut: stats.counters.advice_cut,

@@ -100,7 +100,9 @@ pub struct Replayed {
     pub evicted: u64,
     /// Pages that migrated because the policy prefetched them.
     pub prefetched: u64,
-    /// Those among them that moved on before they were accessed. Only known of access traces:
+    /// Accessed bits that the eviction policy looked at.
+    pub bits_read: u64,
+    /// Those of the prefetched pages that moved on before they were accessed. Only known of access traces:
     /// those of live runs do not hold accesses that needed no service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unused: Option<u64>,

@@ -6,8 +6,9 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
-use hmm_backend::pages::PAGE_SIZE;
+use hmm_backend::pages::{Fidelity, PAGE_SIZE};
 use hmm_backend::policy::LinkModel;
+use itertools::iproduct;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -35,6 +36,7 @@ struct Tables {
     seeds: Option<Spanned<Seeds>>,
     policies: Spanned<Vec<Spanned<String>>>,
     device_memory: Spanned<Vec<Spanned<Size>>>,
+    accesses: Option<Spanned<Vec<Spanned<String>>>>,
     #[serde(default)]
     links: BTreeMap<String, Spanned<String>>,
     #[serde(default)]
@@ -146,6 +148,7 @@ impl Reader<'_> {
         let policies = self.policies(&tables.policies)?;
         let memories = self.device_memories(&tables.device_memory)?;
         let links = self.links(&tables.links)?;
+        let fidelities = self.fidelities(tables.accesses.as_ref())?;
         let sources = self.sources(&tables)?;
         let seeds = match &tables.seeds {
             Some(seeds) => self.seeds(seeds)?,
@@ -178,27 +181,26 @@ impl Reader<'_> {
                     );
                     return Err(self.wrong(device_memory.span(), what));
                 }
-                for link in &links {
-                    for policy in &policies {
-                        for seed in &seeds {
-                            if runs.len() == MOST_RUNS {
-                                let what = format!(
-                                    "sources, device_memory, links, policies and seeds together are more than {MOST_RUNS} runs; leave some out"
-                                );
-                                let at = tables.seeds.as_ref().map_or(0..0, Spanned::span);
-                                return Err(self.wrong(at, what));
-                            }
-                            runs.push(SweepRun {
-                                index: runs.len(),
-                                source: source.clone(),
-                                policy: policy.clone(),
-                                device_memory: device_memory.get_ref().0,
-                                link: link.clone(),
-                                seed: *seed,
-                                optimal: tables.optimal,
-                            });
-                        }
+                for (link, fidelity, policy, seed) in
+                    iproduct!(&links, &fidelities, &policies, &seeds)
+                {
+                    if runs.len() == MOST_RUNS {
+                        let what = format!(
+                            "sources, device_memory, links, accesses, policies and seeds together are more than {MOST_RUNS} runs; leave some out"
+                        );
+                        let at = tables.seeds.as_ref().map_or(0..0, Spanned::span);
+                        return Err(self.wrong(at, what));
                     }
+                    runs.push(SweepRun {
+                        index: runs.len(),
+                        source: source.clone(),
+                        policy: policy.clone(),
+                        device_memory: device_memory.get_ref().0,
+                        fidelity: *fidelity,
+                        link: link.clone(),
+                        seed: *seed,
+                        optimal: tables.optimal,
+                    });
                 }
             }
         }
@@ -208,6 +210,27 @@ impl Reader<'_> {
             live_at_a_time: tables.live_at_a_time.map(Spanned::into_inner),
             runs,
         })
+    }
+
+    /// Reads how much devices tell of their accesses.
+    fn fidelities(
+        &self,
+        list: Option<&Spanned<Vec<Spanned<String>>>>,
+    ) -> Result<Vec<Fidelity>, SweepError> {
+        let Some(list) = list else {
+            return Ok(vec![Fidelity::default()]);
+        };
+        self.not_empty(list, "accesses")?;
+        let mut fidelities = Vec::new();
+        for name in list.get_ref() {
+            let wrong = |what: String| self.wrong(name.span(), what);
+            let fidelity: Fidelity = name.get_ref().parse().map_err(wrong)?;
+            if fidelities.contains(&fidelity) {
+                return Err(wrong(format!("`{fidelity}` is named twice")));
+            }
+            fidelities.push(fidelity);
+        }
+        Ok(fidelities)
     }
 
     fn policies(&self, list: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<Policy>, SweepError> {

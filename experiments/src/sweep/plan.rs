@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use hmm_backend::pages::Fidelity;
 use hmm_backend::policy::LinkModel;
 
 use super::row::Row;
@@ -152,6 +153,8 @@ pub struct SweepRun {
     pub policy: Policy,
     /// Memory of each device, in bytes.
     pub device_memory: u64,
+    /// How much devices tell of their accesses.
+    pub fidelity: Fidelity,
     /// The cost of transfers; none in a live run.
     pub link: Option<Link>,
     /// The seed of all pseudo-random choices.
@@ -245,6 +248,7 @@ impl Sweep {
             policy: Some(run.policy.spec.clone()),
             policy_exact: Some(run.policy.exact.clone()),
             device_memory_bytes: Some(run.device_memory),
+            fidelity: Some(run.fidelity.to_string()),
             link: link.map(|it| it.name.clone()),
             link_latency_ns: link.map(|it| it.model.latency.as_nanos() as u64),
             link_bandwidth: link.map(|it| it.model.bandwidth),
@@ -263,6 +267,7 @@ impl SweepRun {
             source,
             policy: Policy { spec, exact },
             device_memory,
+            fidelity,
             link,
             seed,
             optimal,
@@ -276,6 +281,7 @@ impl SweepRun {
         hash.add(spec.as_bytes());
         hash.add(exact.as_bytes());
         hash.add_number(*device_memory);
+        hash.add(fidelity.name().as_bytes());
         if let Some(Link { name, model }) = link {
             let LinkModel { latency, bandwidth } = model;
             hash.add(name.as_bytes());

@@ -94,6 +94,8 @@ columns! {
         policy_exact: String,
         /// Memory of each device, in bytes.
         device_memory_bytes: u64,
+        /// How much devices told of accesses that did not fault: `faults`, `bits` or `all`.
+        fidelity: String,
         /// The link model's name.
         link: String,
         /// The latency of a transfer, in nanoseconds.
@@ -126,6 +128,8 @@ columns! {
         evicted: u64,
         /// Pages prefetched by the policy.
         prefetched: u64,
+        /// Accessed bits that the eviction policy looked at.
+        bits_read: u64,
         /// Prefetched pages that moved on before they were accessed.
         unused: u64,
         /// Pages that went to a device three times or more.

@@ -55,6 +55,12 @@ pub struct TraceMeta {
     pub device_memory: u64,
     /// `private` or `coherent`; empty for access traces.
     pub device_kind: String,
+    /// How much the accelerators told of their accesses: `faults`, `bits` or `all`; empty for access traces.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fidelity: String,
+    /// The least number of pages that were evicted at a time; absent for access traces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eviction_batch: Option<u32>,
     /// The origin of an imported trace: the format, and the name of the input.
     pub source: Option<String>,
 }

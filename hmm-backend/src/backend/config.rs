@@ -44,6 +44,9 @@ pub struct BackendConfig {
     pub policy: Arc<dyn PolicyFactory>,
     /// The costs of a migration on the modelled hardware, for policies.
     pub link: LinkModel,
+    /// The least number of frames that are evicted at a time. Neighbours move together, and the next faults find room; with 1,
+    /// device memory is as full as it can be.
+    pub eviction_batch: u32,
     /// How many events are kept for each thread until they are drained; 0 for none.
     pub events: usize,
 }
@@ -64,10 +67,14 @@ impl BackendConfig {
             kernel: None,
             policy: Arc::new(PolicySpec::default()),
             link: LinkModel::default(),
+            eviction_batch: EVICTION_BATCH,
             events: 0,
         }
     }
 }
+
+/// The default of [`BackendConfig::eviction_batch`].
+pub const EVICTION_BATCH: u32 = 64;
 
 /// One block: enough for the folios of a fault, and small beside the VMM's other memory.
 const DEFAULT_RECYCLED: u64 = BLOCK_PAGES * PAGE_SIZE;

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use config::BackendConfig;
+pub use config::{BackendConfig, EVICTION_BATCH};
 pub use model::ModelBackend;
 
 use crate::fault::{DeviceMmu, Fatal, FatalFault, FaultConfig, Faults, Mirror};
@@ -80,6 +80,7 @@ impl Backend {
             link: config.link,
             lockstep: config.lockstep,
             fill_blocks: config.fill_blocks,
+            eviction_batch: config.eviction_batch,
         };
         let faults = Arc::new(Faults::new(core, policies, faults)?);
         Ok(Arc::new(Backend { faults, policy }))

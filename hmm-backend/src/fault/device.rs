@@ -102,27 +102,12 @@ impl<M: DeviceMmu> Mirror<M> {
         if let Some(first) = self.faults.core.first_outside(range) {
             return Err(MirrorError::OutOfRange(first));
         }
+        self.tell_visits();
         let started = self.faults.core.clock.now();
-        let mut serviced = false;
-        let mut rounds = 0;
-        loop {
-            self.shared.tables().in_flight = InFlight::default();
-            let mut mappings = Vec::with_capacity(range.len() as usize);
-            for page in range.pages() {
-                let aim = match rounds {
-                    ..MIGRATION_ATTEMPTS => Aim::OwnMemory,
-                    _ => Aim::InPlace,
-                };
-                mappings.push(self.make_accessible(page, want, aim, &mut serviced)?);
-            }
-            let mut guard = self.lock();
-            if !guard.tables.in_flight.stale {
-                program(&mut guard, &mappings);
-                break;
-            }
-            drop(guard);
-            rounds += 1;
-        }
+        self.device.set_fault_began(Some(started));
+        let serviced = self.resolve(range, want, &mut program);
+        self.device.set_fault_began(None);
+        let serviced = serviced?;
         let latency = self.faults.core.clock.now().saturating_sub(started);
         if serviced {
             self.faults.core.recorder.add(Counter::DeviceFaults, 1);
@@ -142,6 +127,35 @@ impl<M: DeviceMmu> Mirror<M> {
             )
         });
         Ok(())
+    }
+
+    /// Makes the pages accessible and enters their translations. Returns whether anything had to be done for that.
+    fn resolve(
+        &mut self,
+        range: PageRange,
+        want: Want,
+        program: &mut impl FnMut(&mut M, &[Mapping]),
+    ) -> Result<bool, MirrorError> {
+        let mut serviced = false;
+        let mut rounds = 0;
+        loop {
+            self.shared.tables().in_flight = InFlight::default();
+            let mut mappings = Vec::with_capacity(range.len() as usize);
+            for page in range.pages() {
+                let aim = match rounds {
+                    ..MIGRATION_ATTEMPTS => Aim::OwnMemory,
+                    _ => Aim::InPlace,
+                };
+                mappings.push(self.make_accessible(page, want, aim, &mut serviced)?);
+            }
+            let mut guard = self.lock();
+            if !guard.tables.in_flight.stale {
+                program(&mut guard, &mappings);
+                return Ok(serviced);
+            }
+            drop(guard);
+            rounds += 1;
+        }
     }
 
     /// Notes that the page's place was found: if the page is invalidated from now on, the fault starts again.
@@ -188,6 +202,9 @@ impl<M: DeviceMmu> Mirror<M> {
                 // from the word that has the flag.
                 match faults.core.table.mark_mirrored(page) {
                     Some(marked) if marked.generation() == word.generation() => {
+                        if attempts == 0 {
+                            self.used(page, marked);
+                        }
                         return Ok(self.translation(page, marked, serviced));
                     }
                     _ => continue,
@@ -280,6 +297,15 @@ impl<M: DeviceMmu> Mirror<M> {
         taken.map_err(Unresolved::from)
     }
 
+    /// Notes the access of a fault that found its page in the device's own memory, for instance prefetched. A page that the
+    /// fault has brought is new there.
+    fn used(&self, page: Page, word: Word) {
+        let own = word.residency().placed();
+        if let Some(place) = own.filter(|place| place.device == self.device.id) {
+            self.device.eviction().touched(place.folio_frame(page), 1);
+        }
+    }
+
     fn translation(&self, page: Page, word: Word, serviced: &mut bool) -> Mapping {
         let faults = &*self.faults;
         let in_place = || faults.core.guest.mapping().address(page.offset());
@@ -287,7 +313,6 @@ impl<M: DeviceMmu> Mirror<M> {
         let own = own.filter(|place| place.device == self.device.id);
         let (target, host) = match (own, word.residency()) {
             (Some(place), _) => {
-                self.device.eviction().touched(place.folio_frame(page));
                 let memory = self.device.memory.as_ref();
                 let host = memory.map_or_else(in_place, |memory| memory.address(place.frame));
                 (Target::Device(place.frame), host)

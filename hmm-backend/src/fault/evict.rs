@@ -9,9 +9,6 @@ use crate::migrate::{Device, Reason, to_system};
 use crate::observe::{Cause, Counter};
 use crate::pages::Frame;
 
-/// The least number of frames evicted at a time: neighbours move together, and the next faults find room.
-pub(crate) const BATCH: u32 = 64;
-
 impl Faults {
     /// Evicts until `want` frames of the device are free or nothing more can be evicted. Returns the number of
     /// free frames; other threads may allocate them at any time.
@@ -27,8 +24,8 @@ impl Faults {
                 self.core.recorder.add(Counter::DeviceMemoryFull, 1);
                 return free;
             }
-            let batch = (want - free).max(BATCH.min(device.capacity() / 8));
-            let mut victims = device.eviction().victims(batch);
+            let batch = (want - free).max(self.eviction_batch.min(device.capacity() / 8));
+            let mut victims = self.victims(device, batch);
             victims.retain(|frame| frame.0 < device.capacity());
             if victims.is_empty() {
                 self.core.recorder.add(Counter::DeviceMemoryFull, 1);

@@ -25,6 +25,8 @@ pub(crate) struct Faults {
     pub(super) link: LinkModel,
     pub(crate) lockstep: bool,
     pub(super) fill_blocks: bool,
+    /// The least number of frames that are evicted at a time.
+    pub(super) eviction_batch: u32,
     pub(crate) pauses: Pauses,
 }
 
@@ -36,6 +38,8 @@ pub(crate) struct FaultConfig {
     pub(crate) lockstep: bool,
     /// Whether a CPU's first touch of a blank block fills the whole block.
     pub(crate) fill_blocks: bool,
+    /// The least number of frames that are evicted at a time.
+    pub(crate) eviction_batch: u32,
 }
 
 impl Faults {
@@ -58,6 +62,7 @@ impl Faults {
             link: config.link,
             lockstep: config.lockstep,
             fill_blocks: config.fill_blocks,
+            eviction_batch: config.eviction_batch,
             pauses: Pauses::default(),
             core,
         })

@@ -1,5 +1,6 @@
 //! Serves faults of CPUs and devices, as the policy decides.
 
+mod accesses;
 mod advice;
 mod cpu;
 mod device;
@@ -14,7 +15,6 @@ mod stale;
 
 pub(crate) use advice::Prefetch;
 pub(crate) use cpu::CpuFaults;
-pub(crate) use evict::BATCH as EVICTION_BATCH;
 pub use fatal::{Fatal, FatalFault};
 pub(crate) use faults::{FaultConfig, Faults};
 pub use mirror::{

@@ -80,6 +80,8 @@ pub(crate) struct Device {
     pub(crate) eviction: Mutex<Box<dyn EvictionPolicy>>,
     occupancy: Arc<Occupancy>,
     detaching: AtomicBool,
+    /// Nanoseconds of the backend's clock at which the device's present fault began; 0 if there is none.
+    fault_began: AtomicU64,
 }
 
 impl Device {
@@ -107,6 +109,7 @@ impl Device {
             eviction: Mutex::new(eviction),
             occupancy,
             detaching: AtomicBool::new(false),
+            fault_began: AtomicU64::new(0),
         }
     }
 
@@ -125,6 +128,20 @@ impl Device {
 
     pub(crate) fn detaching(&self) -> bool {
         self.detaching.load(Ordering::SeqCst)
+    }
+
+    /// Notes the beginning of a fault, or its end.
+    pub(crate) fn set_fault_began(&self, began: Option<Duration>) {
+        let nanos = began.map_or(0, |began| began.as_nanos() as u64);
+        self.fault_began.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Returns when the device's present fault began.
+    pub(crate) fn fault_began(&self) -> Option<Duration> {
+        match self.fault_began.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
     }
 
     fn pool(&self) -> MutexGuard<'_, Pool> {

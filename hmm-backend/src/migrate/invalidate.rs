@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use crate::pages::{DeviceId, PageRange};
+use crate::pages::{Access, DeviceId, Fidelity, Page, PageRange, Visit};
 use crate::residency::{FolioLock, Placed, Residency};
 
 /// The part of a mirror that migrations use.
@@ -13,6 +13,12 @@ pub(crate) trait Invalidate: Send + Sync {
     fn device(&self) -> DeviceId;
     /// Removes the translations of these pages; returns when the device uses none of them.
     fn invalidate(&self, pages: PageRange);
+    /// How much the device tells of its accesses.
+    fn fidelity(&self) -> Fidelity;
+    /// Tests and clears the accessed bits of these pages.
+    fn take_bits(&self, pages: PageRange, each: &mut dyn FnMut(Page, Access));
+    /// Takes the visits that the device has made since the last call, in order.
+    fn take_visits(&self, each: &mut dyn FnMut(Visit));
 }
 
 /// The mirrors of all devices.
@@ -28,6 +34,15 @@ impl Mirrors {
     pub(crate) fn remove(&self, mirror: &Arc<dyn Invalidate>) {
         let mut mirrors = self.0.write();
         mirrors.retain(|other| !Arc::ptr_eq(other, mirror));
+    }
+
+    /// The mirrors of a device that tell at least this much of their accesses.
+    pub(crate) fn telling(&self, device: DeviceId, least: Fidelity) -> Vec<Arc<dyn Invalidate>> {
+        let mirrors = self.0.read();
+        let telling = mirrors
+            .iter()
+            .filter(|mirror| mirror.device() == device && mirror.fidelity() >= least);
+        telling.cloned().collect()
     }
 
     /// Removes all translations of these pages from one device.

@@ -81,6 +81,12 @@ counters! {
     ExclusiveRevocations = exclusive_revocations,
     /// Pages of system memory that the host's kernel no longer had: their contents were lost.
     PagesVanished = pages_vanished,
+    /// Accessed bits of folios that eviction policies have looked at.
+    BitsRead = bits_read,
+    /// Visits of pages that devices told of.
+    Visits = visits,
+    /// Visits that devices told of and that could not be: the pages do not exist.
+    VisitsCut = visits_cut,
     /// Driver calls that took longer than the service's limit.
     SlowDriverCalls = slow_driver_calls,
 }

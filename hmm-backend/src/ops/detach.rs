@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use crate::fault::{Attempts, EVICTION_BATCH, Faults, Unresolved};
+use crate::fault::{Attempts, Faults, Unresolved};
 use crate::observe::Cause;
 use crate::pages::{DeviceId, Error, Page, PageRange};
+
+/// Folios that are sent back at a time: neighbours move together.
+const BATCH: usize = 64;
 
 /// See [`crate::Backend::detach`].
 pub(crate) fn detach(faults: &Faults, id: DeviceId) -> Result<(), Error> {
@@ -20,7 +23,7 @@ pub(crate) fn detach(faults: &Faults, id: DeviceId) -> Result<(), Error> {
     let mut used = device.used_frames();
     while used > 0 {
         let mut unresolved = Unresolved::Retry;
-        for victims in device.folios().chunks(EVICTION_BATCH as usize) {
+        for victims in device.folios().chunks(BATCH) {
             if let Err(error) = faults.evict(device, victims, Cause::Detach) {
                 unresolved = error;
             }

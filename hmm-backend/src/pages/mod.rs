@@ -6,7 +6,7 @@ pub(crate) mod ids;
 mod page;
 pub(crate) mod time;
 
-pub use access::{Access, Hint, Permission, Place};
+pub use access::{Access, Fidelity, Hint, Permission, Place, Visit};
 pub(crate) use error::{Error, FatalCause, FaultError, MigrateError, MirrorError, ServiceFailure};
 pub(crate) use ids::DeviceFolio;
 pub use ids::{DeviceId, Frame};

@@ -106,7 +106,7 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
     PolicyInfo {
         name: "lru",
         kind: EVICTION,
-        summary: "evict the folio that was migrated or faulted on by the device longest ago",
+        summary: "evict the folio that the device used longest ago",
         params: &[],
     },
     PolicyInfo {
@@ -124,14 +124,19 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
     PolicyInfo {
         name: "lfu",
         kind: EVICTION,
-        summary: "evict the folio that the device faulted on least often",
+        summary: "evict the folio that the device used least often",
         params: &[],
     },
     PolicyInfo {
         name: "s3-fifo",
         kind: EVICTION,
         summary: "small, main and ghost queue: pages that are used once leave first (SOSP 2023)",
-        params: &[],
+        params: &[PolicyParam {
+            name: "fill",
+            summary: "queue of new folios while there is room: main, as in libCacheSim, or small, as in the paper",
+            default: "main",
+            accepts: Accepts::Word(&["main", "small"]),
+        }],
     },
     PolicyInfo {
         name: "by-migration",

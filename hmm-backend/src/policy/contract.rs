@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::advice::{Advice, Wish};
 use super::file::PolicyFile;
 use super::view::{BlockFault, BlockView, Seen};
-use crate::pages::{BLOCK_PAGES, Frame, Hint, Page, PageRange, PageSet};
+use crate::pages::{Access, BLOCK_PAGES, Frame, Hint, Page, PageRange, PageSet};
 
 const _: () = assert!(BLOCK_PAGES == 512, "page sets and views cover one block");
 
@@ -55,19 +55,44 @@ pub trait FaultPolicy: Send {
 pub trait EvictionPolicy: Send {
     /// A new folio of `1 << order` frames from `head` on holds the pages from `page` on.
     fn allocated(&mut self, head: Frame, order: u8, page: Page);
-    /// The device used the folio. The notice may be late: the folio may be gone already.
-    fn touched(&mut self, head: Frame);
+    /// The device used the folio this many times since it was allocated, or since the last notice. The access that the folio was
+    /// allocated for does not count. The notice may be late: the folio may be gone already.
+    fn touched(&mut self, head: Frame, times: u32);
     /// The folio was proposed and could not be evicted; other folios should be proposed next. The folio may be gone
     /// already.
     fn refused(&mut self, head: Frame) {
-        self.touched(head);
+        self.touched(head, 1);
     }
     /// A folio was cut into halves of this order; the upper half starts at `upper`.
     fn split(&mut self, head: Frame, upper: Frame, order: u8);
     /// The folio was freed.
     fn freed(&mut self, head: Frame);
-    /// Returns the folios to evict first, with at least `frames` frames in total if there are as many.
-    fn victims(&mut self, frames: u32) -> Vec<Frame>;
+    /// Returns the folios to evict first, with at least `frames` frames in total if there are as many. If the device has
+    /// accessed bits, the policy may look at them in `bits`.
+    fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame>;
+}
+
+/// The accessed and dirty bits in a device's page table ([`crate::pages::Fidelity::Bits`]).
+pub trait AccessedBits {
+    /// Whether the device has such bits.
+    fn there(&self) -> bool;
+    /// Tests and clears the bits of the folio that starts at `head`. Returns how the device has accessed it since the bits were
+    /// cleared last, or since the folio was allocated; `None` if not at all, or if there are no bits.
+    fn take(&mut self, head: Frame) -> Option<Access>;
+}
+
+/// The bits of a device that has none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoBits;
+
+impl AccessedBits for NoBits {
+    fn there(&self) -> bool {
+        false
+    }
+
+    fn take(&mut self, _: Frame) -> Option<Access> {
+        None
+    }
 }
 
 /// Creates the policies of a backend.

@@ -53,6 +53,8 @@ pub enum Accepts {
         /// The longest.
         max: Duration,
     },
+    /// One of these words.
+    Word(&'static [&'static str]),
     /// The path of a placement file.
     Placement,
 }
@@ -62,6 +64,7 @@ pub enum Accepts {
 pub(super) enum Value {
     Integer(u32),
     Time(Duration),
+    Word(&'static str),
     Placement(Arc<Placement>),
 }
 
@@ -71,6 +74,7 @@ impl fmt::Display for Value {
             Value::Integer(n) => n.fmt(f),
             Value::Time(Duration::ZERO) => f.write_str("0us"),
             Value::Time(time) => f.write_str(&short(*time)),
+            Value::Word(word) => f.write_str(word),
             Value::Placement(placement) => placement.file().path.display().fmt(f),
         }
     }
@@ -124,6 +128,13 @@ impl Component {
     pub(super) fn integer(&self, name: &str) -> u32 {
         match self.value(name) {
             Value::Integer(n) => *n,
+            other => unreachable!("{name} is {other:?}"),
+        }
+    }
+
+    pub(super) fn word(&self, name: &str) -> &'static str {
+        match self.value(name) {
+            Value::Word(word) => word,
             other => unreachable!("{name} is {other:?}"),
         }
     }
@@ -218,6 +229,11 @@ fn parse_value(
                 let (min, max) = (short(min), short(max));
                 bad(format!("a time from {min} to {max}, such as 100us or 2ms"))
             })
+        }
+        Accepts::Word(words) => {
+            let word = words.iter().find(|word| **word == text);
+            word.map(|word| Value::Word(word))
+                .ok_or_else(|| bad(format!("one of {}", names(words.iter().copied()))))
         }
         Accepts::Placement if text.is_empty() => Err(PolicyError::Missing {
             policy: policy.name,

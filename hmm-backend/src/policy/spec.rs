@@ -11,7 +11,7 @@ use std::str::FromStr;
 use super::catalogue::{EVICTION, FAULTS, MODIFIER, POLICIES};
 use super::contract::{EvictionPolicy, FaultPolicy, PolicyFactory};
 use super::error::PolicyError;
-use super::eviction::{ByMigration, Clock, Fifo, Lfu, Lru, S3Fifo};
+use super::eviction::{ByMigration, Clock, Fifo, Fill, Lfu, Lru, S3Fifo};
 use super::fault::{AccessCounter, Density, FirstTouch, OnDemand, Sequential, Static};
 use super::file::PolicyFile;
 use super::modifier::{Hints, Modified, Thrash, ThrashParams, Timeslice};
@@ -155,11 +155,18 @@ impl PolicyFactory for PolicySpec {
     }
 
     fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy> {
-        match self.of_kind(EVICTION).info.name {
+        let eviction = self.of_kind(EVICTION);
+        match eviction.info.name {
             "fifo" => Box::new(Fifo::new(frames)),
             "clock" => Box::new(Clock::new(frames)),
             "lfu" => Box::new(Lfu::new(frames)),
-            "s3-fifo" => Box::new(S3Fifo::new(frames)),
+            "s3-fifo" => {
+                let fill = match eviction.word("fill") {
+                    "small" => Fill::Small,
+                    _ => Fill::Main,
+                };
+                Box::new(S3Fifo::new(frames, fill))
+            }
             "by-migration" => Box::new(ByMigration::new(frames)),
             _ => Box::new(Lru::new(frames)),
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use hmm_backend::Backend;
 use hmm_backend::driver::Driver;
-use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page};
+use hmm_backend::pages::{DeviceId, Fidelity, PAGE_SIZE, Page};
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, AcceleratorDriver, Interrupt};
@@ -44,6 +44,7 @@ impl Subject for Accelerated {
     ) -> Option<Box<dyn DeviceAccess>> {
         let config = AcceleratorConfig {
             coherent: false,
+            fidelity: Fidelity::default(),
             memory: MEMORY,
             managed_base: MANAGED,
             vcpus: 1,

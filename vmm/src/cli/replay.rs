@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use clap::Args;
-use hmm_backend::limits;
+use hmm_backend::pages::Fidelity;
 use hmm_backend::policy::{LinkModel, PolicyFile};
 use hmm_backend::text::printable;
+use hmm_backend::{EVICTION_BATCH, limits};
 use hmmvisor::run::summary::{mark_of_scripts, of_scripts};
 use hmmvisor::size::Size;
 use hmmvisor_experiments::figures::{bytes, count, grouped};
@@ -38,6 +39,13 @@ pub struct ReplayArgs {
     /// Memory of each accelerator [default: as in the trace]
     #[arg(long, value_name = "SIZE")]
     device_memory: Option<Size>,
+    /// How much devices tell of accesses that do not fault: faults (nothing), bits (accessed bits) or all [default: as in the
+    /// trace]
+    #[arg(long, value_name = "faults|bits|all")]
+    accesses: Option<Fidelity>,
+    /// The least number of pages that are evicted at a time [default: as in the trace, or 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    eviction_batch: Option<u32>,
     /// What a transfer costs, like latency=10us,bandwidth=25G (a PCIe 4.0 link of 16 lanes)
     #[arg(long, value_name = "LINK", default_value_t = LinkModel::default())]
     link: LinkModel,
@@ -137,7 +145,18 @@ fn settings(
         None => recorded(meta, log)
             .with_context(|| format!("{}: give a policy with --policy", trace.display()))?,
     };
+    let fidelity = match args.accesses {
+        Some(fidelity) => fidelity,
+        None if meta.fidelity.is_empty() => Fidelity::default(),
+        None => meta.fidelity.parse().map_err(|error: String| {
+            let error = excerpt(&error, SHOWN_POLICY);
+            anyhow!("{}: {error}; or give --accesses", trace.display())
+        })?,
+    };
+    let batch = args.eviction_batch.or(meta.eviction_batch);
     let settings = FileReplay {
+        fidelity,
+        eviction_batch: batch.unwrap_or(EVICTION_BATCH),
         policy: chosen.factory,
         device_memory,
         link: args.link,

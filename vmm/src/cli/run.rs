@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 use hmm_backend::engine::EngineChoice;
+use hmm_backend::pages::Fidelity;
 use hmmvisor::OnMemoryError;
 use hmmvisor::config::console_choice::ConsoleChoice;
 use hmmvisor::config::virtio::{BalloonConfig, DiskConfig};
@@ -54,6 +55,10 @@ pub struct RunArgs {
     /// place, pages move only when the guest asks for it) [default: private]
     #[arg(long, value_name = "KIND")]
     device_kind: Option<DeviceKind>,
+    /// How much the accelerators tell of accesses that do not fault, for policies that evict by use: faults (nothing), bits
+    /// (accessed bits of their page tables) or all [default: faults]
+    #[arg(long, value_name = "faults|bits|all")]
+    accesses: Option<Fidelity>,
     /// Number of accelerators, 1 to 16; 0 is possible with --kernel [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     devices: Option<u32>,
@@ -160,6 +165,7 @@ impl RunArgs {
         set(&mut config.machine.on_memory_error, self.on_memory_error);
         set(&mut config.devices.memory, self.device_memory);
         set(&mut config.devices.kind, self.device_kind);
+        set(&mut config.devices.accesses, self.accesses);
         set(&mut config.devices.count, self.devices);
         set(&mut config.seed, self.seed);
         config.boot.kernel = self.kernel.or(config.boot.kernel);

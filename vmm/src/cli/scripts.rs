@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use hmm_backend::EVICTION_BATCH;
 use hmm_backend::observe::{Event, EventKind};
-use hmm_backend::pages::{Access, DeviceId, Hint, Page, PageRange, Place};
+use hmm_backend::pages::{Access, DeviceId, Fidelity, Hint, Page, PageRange, Place};
 use hmm_backend::policy::LinkModel;
 use hmmvisor_experiments::figures::count;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
@@ -66,6 +67,8 @@ pub fn check(script: &Typed) -> Result<ExitCode> {
             fault: Duration::from_millis(1),
             ..Costs::default()
         },
+        fidelity: Fidelity::default(),
+        eviction_batch: EVICTION_BATCH,
         time: Time::Modelled,
         optimal: false,
         moves: false,

@@ -11,6 +11,7 @@ use std::thread;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
+use hmm_backend::EVICTION_BATCH;
 use hmm_backend::pages::PAGE_SIZE;
 use hmm_backend::policy::LinkModel;
 use hmmvisor::config::Config;
@@ -387,6 +388,8 @@ fn replayed(path: &Path, run: &SweepRun) -> Result<(Measured, bool), String> {
     let Chosen { factory, scripts } = loaded(&run.policy.spec)?;
     unchanged(run, &factory.exact())?;
     let settings = FileReplay {
+        fidelity: run.fidelity,
+        eviction_batch: EVICTION_BATCH,
         policy: factory,
         device_memory: run.device_memory,
         link: link.map_or_else(LinkModel::default, |link| link.model),
@@ -411,6 +414,7 @@ fn replayed(path: &Path, run: &SweepRun) -> Result<(Measured, bool), String> {
         bytes_to_system: Some(outcome.bytes_to_system),
         evicted: Some(outcome.evicted),
         prefetched: Some(outcome.prefetched),
+        bits_read: Some(outcome.bits_read),
         unused: outcome.unused,
         thrashing_pages: Some(outcome.thrashing_pages),
         transfers: Some(outcome.transfers),
@@ -442,6 +446,7 @@ impl CommandRunner {
             .arg(format!("--devices={}", workload.devices))
             .arg(format!("--memory={}", workload.memory))
             .arg(format!("--device-memory={}", run.device_memory))
+            .arg(format!("--accesses={}", run.fidelity))
             .arg(format!("--seed={}", run.seed));
         let output = output(command, &workload.params)?;
         let report: Result<RunReport, _> = serde_json::from_slice(&output.stdout);
@@ -545,6 +550,7 @@ fn measured(report: RunReport) -> Result<Measured, String> {
 
 #[cfg(test)]
 mod tests {
+    use hmm_backend::pages::Fidelity;
     use std::fs;
 
     use hmmvisor_experiments::output::Files;
@@ -580,6 +586,7 @@ mod tests {
                 spec,
             },
             device_memory: 1 << 20,
+            fidelity: Fidelity::default(),
             link: None,
             seed: 1,
             optimal: false,

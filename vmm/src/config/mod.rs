@@ -14,8 +14,9 @@ use std::str::FromStr;
 use crate::guest::linux::cpuid::Template;
 use crate::host::file;
 use crate::machine::memory_errors::OnMemoryError;
+use hmm_backend::EVICTION_BATCH;
 use hmm_backend::engine::EngineChoice;
-use hmm_backend::pages::{Hint, PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{Fidelity, Hint, PAGE_SIZE, Page, PageRange};
 use hmm_backend::policy::policies;
 use hmmvisor_experiments::size::Size;
 use hmmvisor_policies::PolicyChoice;
@@ -115,6 +116,11 @@ pub struct DevicesConfig {
     /// What that memory is: `private` or `coherent`.
     #[serde(deserialize_with = "from_str")]
     pub kind: DeviceKind,
+    /// How much the accelerators tell of accesses that do not fault: `faults` (nothing), `bits` or `all`.
+    #[serde(deserialize_with = "from_str")]
+    pub accesses: Fidelity,
+    /// The least number of pages that are evicted at a time, from 1.
+    pub eviction_batch: u32,
 }
 
 /// `[engine]`
@@ -251,6 +257,8 @@ impl Default for DevicesConfig {
             count: 1,
             memory: Size(16 << 20),
             kind: DeviceKind::default(),
+            accesses: Fidelity::default(),
+            eviction_batch: EVICTION_BATCH,
         }
     }
 }

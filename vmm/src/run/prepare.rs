@@ -117,6 +117,7 @@ fn memory(config: &Config, guest: &dyn Guest, torture: &Torture) -> BackendConfi
         engine: config.engine.kind,
         shards: config.engine.shards,
         lockstep: config.engine.lockstep,
+        eviction_batch: config.devices.eviction_batch,
         fill_blocks: memory.fill_blocks || torture.fills_blocks(),
         shared: config.machine.shared.0,
         ..memory
@@ -133,6 +134,7 @@ fn managed(
     let device = |cpu| DeviceConfig {
         memory: config.devices.memory.0,
         coherent: config.devices.kind == DeviceKind::Coherent,
+        fidelity: config.devices.accesses,
         cpu,
     };
     Managed {

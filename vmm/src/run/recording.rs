@@ -314,6 +314,8 @@ pub(super) fn meta(
         base: config.boot.kernel.as_ref().map(|_| 0),
         device_memory: config.devices.memory.0,
         device_kind: config.devices.kind.to_string(),
+        fidelity: config.devices.accesses.to_string(),
+        eviction_batch: Some(config.devices.eviction_batch),
         source: None,
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hmm_backend::Backend;
 use hmm_backend::driver::Driver;
+use hmm_backend::pages::Fidelity;
 use hmmvisor_abi::map;
 use hmmvisor_devices::{Accelerator, AcceleratorConfig, NewDevice, Slot};
 
@@ -117,6 +118,8 @@ pub struct DeviceConfig {
     pub memory: u64,
     /// Whether CPUs reach it in place; otherwise pages migrate on faults.
     pub coherent: bool,
+    /// How much it tells of its accesses.
+    pub fidelity: Fidelity,
     /// Host CPU to pin its thread to.
     pub cpu: Option<usize>,
 }
@@ -131,6 +134,7 @@ impl DeviceConfig {
         let config = AcceleratorConfig {
             memory: self.memory,
             coherent: self.coherent,
+            fidelity: self.fidelity,
             managed_base: slot.managed_base,
             vcpus: slot.vcpus,
             cpu: self.cpu,

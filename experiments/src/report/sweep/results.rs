@@ -73,6 +73,7 @@ struct Key<'a> {
     devices: Option<u64>,
     memory: Option<u64>,
     engine: Option<&'a str>,
+    fidelity: Option<&'a str>,
     link: Option<&'a str>,
     link_model: Option<LinkModel>,
 }
@@ -91,6 +92,7 @@ impl<'a> Key<'a> {
             devices: row.devices,
             memory: row.memory_bytes.filter(|_| workload),
             engine: row.engine.as_deref(),
+            fidelity: row.fidelity.as_deref(),
             link: row.link.as_deref(),
             link_model: row
                 .link_latency_ns
@@ -195,6 +197,10 @@ impl fmt::Display for Key<'_> {
         }
         if let Some(engine) = self.engine {
             write!(f, ", engine {engine}")?;
+        }
+        match self.fidelity {
+            None | Some("faults") => {}
+            Some(told) => write!(f, ", accesses: {told}")?,
         }
         match (self.link, self.link_model) {
             (Some(name), Some(model)) => write!(f, ", link {name} ({model})"),

@@ -14,13 +14,32 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::faults::Faults;
 use crate::migrate::{Device, Invalidate};
-use crate::pages::{DeviceId, Error, Frame, Page, PageRange};
+use crate::pages::{Access, DeviceId, Error, Fidelity, Frame, Page, PageRange, Visit};
 
 /// A device's translation table with its TLB.
 pub trait DeviceMmu: Send + 'static {
     /// Removes all translations of these pages. The device cannot be using one, because the mirror's lock is
     /// held.
     fn invalidate(&mut self, pages: PageRange);
+
+    /// How much the device tells of its accesses to pages that it reaches without a fault. It stays the same. The access for
+    /// which a fault was made is told of by the fault: it sets no bit and is no visit.
+    fn fidelity(&self) -> Fidelity {
+        Fidelity::Faults
+    }
+
+    /// Tests and clears the accessed and dirty bits of these pages. Calls `each` with those that were accessed since their bits
+    /// were last cleared, or since their translations were entered: [`Access::Write`] if the dirty bit was set. The TLB must not
+    /// keep what would hide the next access. Called only with [`Fidelity::Bits`].
+    fn take_bits(&mut self, pages: PageRange, each: &mut dyn FnMut(Page, Access)) {
+        let _ = (pages, each);
+    }
+
+    /// Calls `each` with the visits since the last call, in order, and forgets them. Called only with [`Fidelity::All`], at every
+    /// fault and every eviction; a device that keeps few of them also calls [`Mirror::tell_visits`].
+    fn take_visits(&mut self, each: &mut dyn FnMut(Visit)) {
+        let _ = each;
+    }
 }
 
 /// The place that a translation leads to.
@@ -80,6 +99,7 @@ pub(super) struct Tables<M> {
 
 pub(super) struct MirrorState<M> {
     device: DeviceId,
+    fidelity: Fidelity,
     tables: Mutex<Tables<M>>,
     /// The number of invalidations that want the mutex.
     wanted: AtomicU32,
@@ -92,25 +112,47 @@ impl<M> MirrorState<M> {
     }
 }
 
-impl<M: DeviceMmu> Invalidate for MirrorState<M> {
-    fn device(&self) -> DeviceId {
-        self.device
-    }
-
-    fn invalidate(&self, pages: PageRange) {
+impl<M> MirrorState<M> {
+    /// Calls `act` with the tables between two of the device's guards; the device does not take the next one before.
+    fn interrupt<R>(&self, act: impl FnOnce(&mut Tables<M>) -> R) -> R {
         self.wanted.fetch_add(1, Ordering::SeqCst);
         let mut tables = self.tables();
-        let in_flight = &mut tables.in_flight;
-        in_flight.stale |= in_flight
-            .found
-            .is_some_and(|found| found.overlap(pages) > 0);
-        tables.mmu.invalidate(pages);
+        let result = act(&mut tables);
         self.wanted.fetch_sub(1, Ordering::SeqCst);
         let waiting = tables.waiting;
         drop(tables);
         if waiting {
             self.no_longer_wanted.notify_all();
         }
+        result
+    }
+}
+
+impl<M: DeviceMmu> Invalidate for MirrorState<M> {
+    fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    fn invalidate(&self, pages: PageRange) {
+        self.interrupt(|tables| {
+            let in_flight = &mut tables.in_flight;
+            in_flight.stale |= in_flight
+                .found
+                .is_some_and(|found| found.overlap(pages) > 0);
+            tables.mmu.invalidate(pages);
+        });
+    }
+
+    fn fidelity(&self) -> Fidelity {
+        self.fidelity
+    }
+
+    fn take_bits(&self, pages: PageRange, each: &mut dyn FnMut(Page, Access)) {
+        self.interrupt(|tables| tables.mmu.take_bits(pages, each));
+    }
+
+    fn take_visits(&self, each: &mut dyn FnMut(Visit)) {
+        self.interrupt(|tables| tables.mmu.take_visits(each));
     }
 }
 
@@ -154,6 +196,7 @@ impl<M: DeviceMmu> Mirror<M> {
         let device = faults.core.device(device)?.clone();
         let shared = Arc::new(MirrorState {
             device: device.id,
+            fidelity: mmu.fidelity(),
             tables: Mutex::new(Tables {
                 mmu,
                 in_flight: InFlight::default(),
@@ -187,6 +230,14 @@ impl<M: DeviceMmu> Mirror<M> {
         self.faults.core.check_range(pages)?;
         self.faults.used_in_place(&self.device, pages, count);
         Ok(())
+    }
+
+    /// Tells the eviction policy of the visits that the MMU has kept. For a device that runs long without a fault: every fault does it,
+    /// too.
+    pub fn tell_visits(&mut self) {
+        if self.shared.fidelity == Fidelity::All {
+            self.faults.tell_visits(&self.device);
+        }
     }
 
     /// Locks and returns the device's translations. Invalidations that wait go first. While the guard is held,

@@ -4,7 +4,7 @@
 
 use super::lists::Lists;
 use crate::pages::{BLOCK_PAGES, Frame, Page};
-use crate::policy::EvictionPolicy;
+use crate::policy::{AccessedBits, EvictionPolicy};
 
 /// Frames in a chunk.
 const CHUNK: u32 = BLOCK_PAGES as u32;
@@ -12,7 +12,7 @@ const CHUNK: u32 = BLOCK_PAGES as u32;
 /// The by-migration policy. Its one list contains chunks as if each were a folio of one frame.
 #[derive(Debug)]
 pub struct ByMigration {
-    chunks: Lists<1>,
+    chunks: Lists,
     /// Frames of the folio that starts at each frame, 0 if none does.
     folios: Box<[u16]>,
     /// Frames in use in each chunk.
@@ -24,7 +24,7 @@ impl ByMigration {
     pub fn new(frames: u32) -> ByMigration {
         let chunks = frames.div_ceil(CHUNK);
         ByMigration {
-            chunks: Lists::new(chunks),
+            chunks: Lists::new(chunks, 1),
             // Zeroed memory costs nothing until it is written.
             folios: vec![0; frames as usize].into_boxed_slice(),
             used: vec![0; chunks as usize].into_boxed_slice(),
@@ -48,7 +48,7 @@ impl EvictionPolicy for ByMigration {
         }
     }
 
-    fn touched(&mut self, _: Frame) {}
+    fn touched(&mut self, _: Frame, _: u32) {}
 
     fn refused(&mut self, head: Frame) {
         let chunk = Self::chunk(head);
@@ -71,7 +71,7 @@ impl EvictionPolicy for ByMigration {
         }
     }
 
-    fn victims(&mut self, frames: u32) -> Vec<Frame> {
+    fn victims(&mut self, frames: u32, _: &mut dyn AccessedBits) -> Vec<Frame> {
         let mut victims = Vec::new();
         let mut sum = 0;
         let mut at = self.chunks.oldest(0);
@@ -94,6 +94,7 @@ impl EvictionPolicy for ByMigration {
 mod tests {
     use super::super::model::{Folio, Model, check, ops};
     use super::*;
+    use crate::policy::NoBits;
     use proptest::prelude::*;
 
     /// Runs the policy on a device that is `STRETCH` times as large as the one of the test's operations, so that a
@@ -111,8 +112,8 @@ mod tests {
             self.0
                 .allocated(stretched(head), order + STRETCH.ilog2() as u8, page);
         }
-        fn touched(&mut self, head: Frame) {
-            self.0.touched(stretched(head));
+        fn touched(&mut self, head: Frame, times: u32) {
+            self.0.touched(stretched(head), times);
         }
         fn refused(&mut self, head: Frame) {
             self.0.refused(stretched(head));
@@ -127,8 +128,8 @@ mod tests {
         fn freed(&mut self, head: Frame) {
             self.0.freed(stretched(head));
         }
-        fn victims(&mut self, frames: u32) -> Vec<Frame> {
-            let victims = self.0.victims(frames * STRETCH);
+        fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
+            let victims = self.0.victims(frames * STRETCH, bits);
             victims.into_iter().map(|f| Frame(f.0 / STRETCH)).collect()
         }
     }
@@ -201,10 +202,17 @@ mod tests {
         let mut policy = ByMigration::new(2 * CHUNK);
         policy.allocated(Frame(0), 0, Page(0));
         policy.allocated(Frame(CHUNK), 0, Page(1));
-        policy.touched(Frame(0));
-        assert_eq!(policy.victims(1), [Frame(0)], "accesses do not count");
+        policy.touched(Frame(0), 1);
+        assert_eq!(
+            policy.victims(1, &mut NoBits),
+            [Frame(0)],
+            "accesses do not count"
+        );
         policy.allocated(Frame(1), 0, Page(2));
-        assert_eq!(policy.victims(1), [Frame(CHUNK)]);
-        assert_eq!(policy.victims(2), [Frame(CHUNK), Frame(0), Frame(1)]);
+        assert_eq!(policy.victims(1, &mut NoBits), [Frame(CHUNK)]);
+        assert_eq!(
+            policy.victims(2, &mut NoBits),
+            [Frame(CHUNK), Frame(0), Frame(1)]
+        );
     }
 }

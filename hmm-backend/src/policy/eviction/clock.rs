@@ -1,9 +1,10 @@
 //! Clock, or second chance: first in, first out, but a folio that was used since the hand last passed it is spared
-//! once. Nearly as good as `lru` at a fraction of the work, which is why kernels and databases use it.
+//! once. Nearly as good as `lru` at a fraction of the work, which is why kernels and databases use it. Accessed bits are all
+//! that it needs: it looks at a folio's when the hand gets there.
 
 use super::lists::Lists;
 use crate::pages::{Frame, Page};
-use crate::policy::EvictionPolicy;
+use crate::policy::{AccessedBits, EvictionPolicy};
 
 /// The note of a folio that was used since the hand last passed it.
 const USED: u8 = 1;
@@ -12,12 +13,12 @@ const PROPOSED: u8 = 2;
 
 /// The clock policy. The list is the clock's face, and its first folio is where the hand points.
 #[derive(Debug)]
-pub struct Clock(Lists<1>);
+pub struct Clock(Lists);
 
 impl Clock {
     /// For a device with this many frames.
     pub fn new(frames: u32) -> Clock {
-        Clock(Lists::new(frames))
+        Clock(Lists::new(frames, 1))
     }
 }
 
@@ -26,7 +27,7 @@ impl EvictionPolicy for Clock {
         self.0.push(0, head, order);
     }
 
-    fn touched(&mut self, head: Frame) {
+    fn touched(&mut self, head: Frame, _: u32) {
         if self.0.contains(head) {
             self.0.set_note(head, USED);
         }
@@ -40,7 +41,7 @@ impl EvictionPolicy for Clock {
         self.0.remove(head);
     }
 
-    fn victims(&mut self, frames: u32) -> Vec<Frame> {
+    fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
         let wanted = frames.min(self.0.frames_in(0));
         let mut victims = Vec::new();
         let mut sum = 0;
@@ -48,8 +49,12 @@ impl EvictionPolicy for Clock {
             && let Some(head) = self.0.oldest(0)
         {
             match self.0.note(head) {
-                USED => self.0.set_note(head, 0),
                 PROPOSED => {}
+                USED => {
+                    self.0.set_note(head, 0);
+                    bits.take(head);
+                }
+                _ if bits.take(head).is_some() => {}
                 _ => {
                     self.0.set_note(head, PROPOSED);
                     sum += self.0.frames(head);
@@ -70,6 +75,7 @@ impl EvictionPolicy for Clock {
 mod tests {
     use super::super::model::{Folio, Model, check, ops};
     use super::*;
+    use crate::policy::NoBits;
     use proptest::prelude::*;
 
     /// A ring of folios and the position of the hand. Note 1 marks a used folio.
@@ -153,8 +159,8 @@ mod tests {
         for frame in 0..3 {
             clock.allocated(Frame(frame), 0, Page(frame));
         }
-        clock.touched(Frame(0));
-        assert_eq!(clock.victims(1), [Frame(1)]);
-        assert_eq!(clock.victims(2), [Frame(2), Frame(0)]);
+        clock.touched(Frame(0), 1);
+        assert_eq!(clock.victims(1, &mut NoBits), [Frame(1)]);
+        assert_eq!(clock.victims(2, &mut NoBits), [Frame(2), Frame(0)]);
     }
 }

@@ -2,16 +2,16 @@
 
 use super::lists::Lists;
 use crate::pages::{Frame, Page};
-use crate::policy::EvictionPolicy;
+use crate::policy::{AccessedBits, EvictionPolicy};
 
 /// The first-in-first-out policy.
 #[derive(Debug)]
-pub struct Fifo(Lists<1>);
+pub struct Fifo(Lists);
 
 impl Fifo {
     /// For a device with this many frames.
     pub fn new(frames: u32) -> Fifo {
-        Fifo(Lists::new(frames))
+        Fifo(Lists::new(frames, 1))
     }
 }
 
@@ -20,7 +20,7 @@ impl EvictionPolicy for Fifo {
         self.0.push(0, head, order);
     }
 
-    fn touched(&mut self, _: Frame) {}
+    fn touched(&mut self, _: Frame, _: u32) {}
 
     fn refused(&mut self, head: Frame) {
         if self.0.contains(head) {
@@ -36,7 +36,7 @@ impl EvictionPolicy for Fifo {
         self.0.remove(head);
     }
 
-    fn victims(&mut self, frames: u32) -> Vec<Frame> {
+    fn victims(&mut self, frames: u32, _: &mut dyn AccessedBits) -> Vec<Frame> {
         self.0.first(0, frames)
     }
 }

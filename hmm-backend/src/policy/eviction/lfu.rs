@@ -1,67 +1,117 @@
-//! Least frequently used: evicts the folio with the fewest device faults, and among equals the one that has had that
-//! count for the longest time. Good if the same pages stay hot for a long time; bad if the hot pages change, because
-//! no use is ever forgotten.
+//! Least frequently used: evicts the folio with the fewest uses, and among equals the one that has had that count for the
+//! longest time. Good if the same pages stay hot for a long time; bad if the hot pages change, because no use is ever
+//! forgotten. With accessed bits, the count is of looks ([`super::aging`]) that found a use.
 
+use std::collections::BTreeMap;
+
+use super::aging::Aging;
 use super::lists::Lists;
 use crate::pages::{Frame, Page};
-use crate::policy::EvictionPolicy;
+use crate::policy::{AccessedBits, EvictionPolicy};
 
-/// Uses are counted up to this number.
-const MOST: usize = 63;
-/// The list of folios that could not be evicted lately; their note is their count.
-const ASIDE: usize = MOST + 1;
+/// The list of folios that could not be evicted lately.
+const ASIDE: usize = 0;
 
-/// The least-frequently-used policy: one list for each number of uses.
+/// The least-frequently-used policy: one list for each number of uses that a folio has.
 #[derive(Debug)]
-pub struct Lfu(Lists<{ ASIDE + 1 }>);
+pub struct Lfu {
+    folios: Lists,
+    /// The uses of the folio that starts at each frame.
+    uses: Box<[u32]>,
+    /// The list of each number of uses. As many lists as folios are enough.
+    lists: BTreeMap<u32, usize>,
+    /// Lists that are not needed at the moment.
+    spare: Vec<usize>,
+    aging: Aging,
+}
 
 impl Lfu {
     /// For a device with this many frames.
     pub fn new(frames: u32) -> Lfu {
-        Lfu(Lists::new(frames))
+        Lfu {
+            folios: Lists::new(frames, 1),
+            uses: vec![0; frames as usize].into_boxed_slice(),
+            lists: BTreeMap::new(),
+            spare: Vec::new(),
+            aging: Aging::new(frames),
+        }
+    }
+
+    fn list(&mut self, uses: u32) -> usize {
+        let (folios, spare) = (&mut self.folios, &mut self.spare);
+        let list = self.lists.entry(uses);
+        *list.or_insert_with(|| spare.pop().unwrap_or_else(|| folios.add()))
+    }
+
+    /// Makes the folio the last of those with this many uses.
+    fn move_to(&mut self, uses: u32, head: Frame) {
+        let list = self.list(uses);
+        self.folios.move_to(list, head);
+    }
+
+    /// Takes back the list of this many uses if no folio is in it any more.
+    fn tidy(&mut self, uses: u32) {
+        if let Some(list) = self.lists.get(&uses)
+            && self.folios.frames_in(*list) == 0
+        {
+            self.spare.push(*list);
+            self.lists.remove(&uses);
+        }
     }
 }
 
 impl EvictionPolicy for Lfu {
     fn allocated(&mut self, head: Frame, order: u8, _: Page) {
         // The evicting thread has found room. Folios that could not be evicted before may be evictable now.
-        while let Some(aside) = self.0.oldest(ASIDE) {
-            self.0.move_to(self.0.note(aside).into(), aside);
+        while let Some(aside) = self.folios.oldest(ASIDE) {
+            self.move_to(self.uses[aside.0 as usize], aside);
         }
-        self.0.push(0, head, order);
+        self.uses[head.0 as usize] = 0;
+        let list = self.list(0);
+        self.folios.push(list, head, order);
+        self.aging.allocated(order);
     }
 
-    fn touched(&mut self, head: Frame) {
-        if self.0.contains(head) {
-            let uses = (self.0.note(head) + 1).min(MOST as u8);
-            self.0.set_note(head, uses);
-            self.0.move_to(uses.into(), head);
+    fn touched(&mut self, head: Frame, times: u32) {
+        if self.folios.contains(head) {
+            let before = self.uses[head.0 as usize];
+            let uses = before.saturating_add(times);
+            self.uses[head.0 as usize] = uses;
+            self.move_to(uses, head);
+            self.tidy(before);
         }
     }
 
     fn refused(&mut self, head: Frame) {
-        if self.0.contains(head) {
-            self.0.move_to(ASIDE, head);
+        if self.folios.contains(head) {
+            self.folios.move_to(ASIDE, head);
+            self.tidy(self.uses[head.0 as usize]);
         }
     }
 
     fn split(&mut self, head: Frame, upper: Frame, order: u8) {
-        self.0.split(head, upper, order);
+        self.uses[upper.0 as usize] = self.uses[head.0 as usize];
+        self.folios.split(head, upper, order);
     }
 
     fn freed(&mut self, head: Frame) {
-        self.0.remove(head);
+        self.folios.remove(head);
+        self.tidy(self.uses[head.0 as usize]);
     }
 
-    fn victims(&mut self, frames: u32) -> Vec<Frame> {
+    fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
+        let lists: Vec<usize> = self.lists.values().copied().collect();
+        for head in self.aging.used(bits, &self.folios, lists) {
+            self.touched(head, 1);
+        }
         let mut victims = Vec::new();
         let mut left = frames;
-        for list in 0..=ASIDE {
+        for list in self.lists.values().copied().chain([ASIDE]) {
             if left == 0 {
                 break;
             }
-            victims.extend(self.0.first(list, left));
-            left = left.saturating_sub(self.0.frames_in(list));
+            victims.extend(self.folios.first(list, left));
+            left = left.saturating_sub(self.folios.frames_in(list));
         }
         victims
     }
@@ -71,6 +121,7 @@ impl EvictionPolicy for Lfu {
 mod tests {
     use super::super::model::{Folio, Model, check, ops, until};
     use super::*;
+    use crate::policy::NoBits;
     use proptest::prelude::*;
 
     #[derive(Clone, Copy)]
@@ -130,9 +181,8 @@ mod tests {
             });
         }
         fn touched(&mut self, head: u32) {
-            // Folios with the highest count also move behind their equals when they are used.
             self.change(head, |e| {
-                (e.uses, e.aside) = ((e.uses + 1).min(MOST as u32), false);
+                (e.uses, e.aside) = (e.uses + 1, false);
             });
         }
         fn refused(&mut self, head: u32) {
@@ -173,8 +223,8 @@ mod tests {
             lfu.allocated(Frame(frame), 0, Page(frame));
         }
         for frame in [0, 0, 0, 2] {
-            lfu.touched(Frame(frame));
+            lfu.touched(Frame(frame), 1);
         }
-        assert_eq!(lfu.victims(3), [Frame(1), Frame(2), Frame(0)]);
+        assert_eq!(lfu.victims(3, &mut NoBits), [Frame(1), Frame(2), Frame(0)]);
     }
 }

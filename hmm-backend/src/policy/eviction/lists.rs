@@ -10,10 +10,10 @@ const NIL: u32 = 0;
 struct Slot {
     prev: u32,
     next: u32,
+    /// The list that the folio is in.
+    list: u32,
     /// Order of the folio that starts here, plus one; 0 if no folio starts here.
     order_plus_1: u8,
-    /// The list that the folio is in.
-    list: u8,
     /// A value for the policy's own use.
     note: u8,
 }
@@ -21,8 +21,8 @@ struct Slot {
 const FREE: Slot = Slot {
     prev: NIL,
     next: NIL,
-    order_plus_1: 0,
     list: 0,
+    order_plus_1: 0,
     note: 0,
 };
 
@@ -34,27 +34,34 @@ struct Ends {
     frames: u32,
 }
 
-/// `N` lists; each folio is in one of them.
+const EMPTY: Ends = Ends {
+    oldest: NIL,
+    newest: NIL,
+    frames: 0,
+};
+
+/// Lists, numbered from 0; each folio is in one of them.
 #[derive(Debug)]
-pub(super) struct Lists<const N: usize> {
+pub(super) struct Lists {
     slots: Box<[Slot]>,
-    ends: [Ends; N],
+    ends: Vec<Ends>,
 }
 
-impl<const N: usize> Lists<N> {
-    /// For a device with this many frames.
-    pub(super) fn new(frames: u32) -> Lists<N> {
+impl Lists {
+    /// `lists` empty lists for a device with this many frames.
+    pub(super) fn new(frames: u32, lists: usize) -> Lists {
         // SAFETY: all fields are integers, for which zero is a valid value; it means a free frame.
         let slots = unsafe { Box::<[Slot]>::new_zeroed_slice(frames as usize).assume_init() };
-        let empty = Ends {
-            oldest: NIL,
-            newest: NIL,
-            frames: 0,
-        };
         Lists {
             slots,
-            ends: [empty; N],
+            ends: vec![EMPTY; lists],
         }
+    }
+
+    /// Adds an empty list and returns its number.
+    pub(super) fn add(&mut self) -> usize {
+        self.ends.push(EMPTY);
+        self.ends.len() - 1
     }
 
     fn slot(&mut self, at: u32) -> &mut Slot {
@@ -80,7 +87,7 @@ impl<const N: usize> Lists<N> {
 
     /// The list that the folio is in.
     pub(super) fn list_of(&self, head: Frame) -> usize {
-        self.get(head).list.into()
+        self.get(head).list as usize
     }
 
     /// Number of frames of all folios in a list.
@@ -156,7 +163,7 @@ impl<const N: usize> Lists<N> {
             prev => self.slot(prev).next,
         };
         let slot = self.slot(at);
-        (slot.prev, slot.next, slot.list) = (prev, next, list as u8);
+        (slot.prev, slot.next, slot.list) = (prev, next, list as u32);
         match prev {
             NIL => self.ends[list].oldest = at,
             prev => self.slot(prev).next = at,
@@ -172,7 +179,7 @@ impl<const N: usize> Lists<N> {
         let Slot {
             prev, next, list, ..
         } = *self.slot(at);
-        let list = usize::from(list);
+        let list = list as usize;
         match prev {
             NIL => self.ends[list].oldest = next,
             prev => self.slot(prev).next = next,

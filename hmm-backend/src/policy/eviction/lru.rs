@@ -1,41 +1,53 @@
-//! Least recently used: evicts the folio whose last migration or device fault is longest ago.
+//! Least recently used: evicts the folio whose last use is longest ago. A use is what the device tells of: an access, a device
+//! fault, or an accessed bit ([`super::aging`]), where the folios that were used since the last look keep their order.
 
+use super::aging::Aging;
 use super::lists::Lists;
 use crate::pages::{Frame, Page};
-use crate::policy::EvictionPolicy;
+use crate::policy::{AccessedBits, EvictionPolicy};
 
 /// The least-recently-used policy.
 #[derive(Debug)]
-pub struct Lru(Lists<1>);
+pub struct Lru {
+    folios: Lists,
+    aging: Aging,
+}
 
 impl Lru {
     /// For a device with this many frames.
     pub fn new(frames: u32) -> Lru {
-        Lru(Lists::new(frames))
+        Lru {
+            folios: Lists::new(frames, 1),
+            aging: Aging::new(frames),
+        }
     }
 }
 
 impl EvictionPolicy for Lru {
     fn allocated(&mut self, head: Frame, order: u8, _: Page) {
-        self.0.push(0, head, order);
+        self.aging.allocated(order);
+        self.folios.push(0, head, order);
     }
 
-    fn touched(&mut self, head: Frame) {
-        if self.0.contains(head) {
-            self.0.move_to(0, head);
+    fn touched(&mut self, head: Frame, _: u32) {
+        if self.folios.contains(head) {
+            self.folios.move_to(0, head);
         }
     }
 
     fn split(&mut self, head: Frame, upper: Frame, order: u8) {
-        self.0.split(head, upper, order);
+        self.folios.split(head, upper, order);
     }
 
     fn freed(&mut self, head: Frame) {
-        self.0.remove(head);
+        self.folios.remove(head);
     }
 
-    fn victims(&mut self, frames: u32) -> Vec<Frame> {
-        self.0.first(0, frames)
+    fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
+        for head in self.aging.used(bits, &self.folios, [0]) {
+            self.folios.move_to(0, head);
+        }
+        self.folios.first(0, frames)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Eviction policies: which folios leave a device's memory first.
 
+mod aging;
 mod by_migration;
 mod clock;
 mod fifo;
@@ -18,4 +19,4 @@ pub use clock::Clock;
 pub use fifo::Fifo;
 pub use lfu::Lfu;
 pub use lru::Lru;
-pub use s3_fifo::S3Fifo;
+pub use s3_fifo::{Fill, S3Fifo};

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::pages::{Frame, Page};
-use crate::policy::EvictionPolicy;
+use crate::policy::{EvictionPolicy, NoBits};
 
 /// A folio as the models keep it.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -95,7 +95,7 @@ pub(super) fn check(
                 } else {
                     head
                 };
-                policy.touched(Frame(head));
+                policy.touched(Frame(head), 1);
                 model.touched(head);
             }
             (4, Some(i)) => {
@@ -128,7 +128,11 @@ pub(super) fn check(
             _ => {
                 let frames = u32::from(pick % 70);
                 proposed = model.victims(frames);
-                let victims: Vec<u32> = policy.victims(frames).iter().map(|f| f.0).collect();
+                let victims: Vec<u32> = policy
+                    .victims(frames, &mut NoBits)
+                    .iter()
+                    .map(|f| f.0)
+                    .collect();
                 prop_assert_eq!(&victims, &proposed);
                 let all: u32 = there.iter().map(Folio::frames).sum();
                 let found = there.iter().filter(|f| victims.contains(&f.head));

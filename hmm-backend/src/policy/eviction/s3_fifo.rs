@@ -3,10 +3,11 @@
 //! small queue. Pages that are used once, as in a scan, leave quickly and do not push out pages that are used
 //! repeatedly.
 
+use super::aging::Aging;
 use super::ghost::Ghost;
 use super::lists::Lists;
 use crate::pages::{Frame, Page};
-use crate::policy::EvictionPolicy;
+use crate::policy::{AccessedBits, EvictionPolicy};
 
 const SMALL: usize = 0;
 const MAIN: usize = 1;
@@ -28,28 +29,52 @@ const ENOUGH: u8 = 1;
 /// The S3-FIFO policy.
 #[derive(Debug)]
 pub struct S3Fifo {
-    queues: Lists<4>,
+    queues: Lists,
     /// The first page of the folio that starts at each frame.
     pages: Box<[u32]>,
     ghost: Ghost,
     /// The small queue is evicted from while it has at least this many frames: a tenth of the device's.
     small: u32,
+    /// Where folios go until the first eviction, if the small queue has its tenth.
+    fill: Fill,
+    aging: Aging,
+}
+
+/// The queue of the folios that arrive when the small queue has its tenth, but the device has room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fill {
+    /// The main queue, as in the authors' simulator, libCacheSim. Later folios need not wait until the many first ones have left
+    /// the small queue.
+    Main,
+    /// The small queue, as in the paper.
+    Small,
 }
 
 impl S3Fifo {
     /// For a device with this many frames.
-    pub fn new(frames: u32) -> S3Fifo {
+    pub fn new(frames: u32, fill: Fill) -> S3Fifo {
         let small = (frames / 10).max(1);
         S3Fifo {
-            queues: Lists::new(frames),
+            queues: Lists::new(frames, 4),
             pages: vec![0; frames as usize].into_boxed_slice(),
-            ghost: Ghost::new(frames - small.min(frames)),
+            ghost: Ghost::new((u64::from(frames) * 9 / 10) as u32),
             small,
+            fill,
+            aging: Aging::new(frames),
         }
     }
 
     fn uses(&self, head: Frame) -> u8 {
         self.queues.note(head) & MOST
+    }
+
+    /// Returns the queue that the next victim is from.
+    fn queue(&self) -> usize {
+        let small = self.queues.frames_in(SMALL);
+        match small >= self.small || self.queues.frames_in(MAIN) == 0 {
+            true => SMALL,
+            false => MAIN,
+        }
     }
 
     /// Moves refused folios back to their queues.
@@ -71,14 +96,20 @@ impl EvictionPolicy for S3Fifo {
         self.forgive();
         let pages = page.0..page.0 + (1 << order);
         let known = pages.filter(|page| self.ghost.take(*page)).count() > 0;
-        let queue = if known { MAIN } else { SMALL };
+        // Only now: the folios that made room for this page do not push it out of the ghost queue.
+        self.ghost.trim();
+        let overflows = self.fill == Fill::Main && self.queues.frames_in(SMALL) >= self.small;
+        let queue = if known || overflows { MAIN } else { SMALL };
+        self.aging.allocated(order);
         self.pages[head.0 as usize] = page.0;
         self.queues.push(queue, head, order);
     }
 
-    fn touched(&mut self, head: Frame) {
+    fn touched(&mut self, head: Frame, times: u32) {
         if self.queues.contains(head) {
-            let uses = (self.uses(head) + 1).min(MOST);
+            let uses = times
+                .saturating_add(self.uses(head).into())
+                .min(MOST.into()) as u8;
             self.queues
                 .set_note(head, self.queues.note(head) & OF_MAIN | uses);
         }
@@ -111,18 +142,23 @@ impl EvictionPolicy for S3Fifo {
         self.queues.remove(head);
     }
 
-    fn victims(&mut self, frames: u32) -> Vec<Frame> {
+    fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
+        for head in self.aging.used(bits, &self.queues, [SMALL, MAIN]) {
+            self.touched(head, 1);
+        }
+        if frames > 0 {
+            self.fill = Fill::Small;
+        }
         let mut victims = Vec::new();
         let mut sum = 0;
+        let mut queue = self.queue();
         while sum < frames {
-            let small = self.queues.frames_in(SMALL);
-            let queue = if small >= self.small || self.queues.frames_in(MAIN) == 0 {
-                SMALL
-            } else {
-                MAIN
-            };
             let Some(head) = self.queues.oldest(queue) else {
-                break;
+                queue = self.queue();
+                match self.queues.oldest(queue) {
+                    Some(_) => continue,
+                    None => break,
+                }
             };
             let uses = self.uses(head);
             let (to, note) = match queue {
@@ -136,6 +172,7 @@ impl EvictionPolicy for S3Fifo {
             if to == ASIDE {
                 sum += self.queues.frames(head);
                 victims.push((head, queue));
+                queue = self.queue();
             }
         }
         // Until they are evicted, the victims are the last of their queues.
@@ -158,6 +195,7 @@ impl EvictionPolicy for S3Fifo {
 mod tests {
     use super::super::model::{Folio, Model, check, ops};
     use super::*;
+    use crate::policy::NoBits;
     use proptest::prelude::*;
 
     const FRAMES: u32 = 64;
@@ -177,8 +215,9 @@ mod tests {
         small: Vec<Entry>,
         main: Vec<Entry>,
         refused: Vec<Entry>,
-        /// The last evicted pages, the oldest first; a page that was taken out stays as `None`.
-        ghost: Vec<Option<u32>>,
+        /// The last evicted pages, the oldest first.
+        ghost: Vec<u32>,
+        evicted: bool,
     }
 
     fn frames(entries: &[Entry]) -> u32 {
@@ -196,10 +235,8 @@ mod tests {
         }
 
         fn take_ghost(&mut self, page: u32) -> bool {
-            match self.ghost.iter_mut().find(|p| **p == Some(page)) {
-                Some(ghost) => ghost.take().is_some(),
-                None => false,
-            }
+            let at = self.ghost.iter().position(|p| *p == page);
+            at.map(|at| self.ghost.remove(at)).is_some()
         }
     }
 
@@ -220,13 +257,15 @@ mod tests {
             for page in pages {
                 known |= self.take_ghost(page);
             }
+            let surplus = self.ghost.len().saturating_sub(FRAMES as usize * 9 / 10);
+            self.ghost.drain(..surplus);
             let entry = Entry {
                 folio,
                 uses: 0,
                 proposed: false,
                 of_main: false,
             };
-            if known {
+            if known || !self.evicted && frames(&self.small) >= FRAMES / 10 {
                 &mut self.main
             } else {
                 &mut self.small
@@ -266,25 +305,34 @@ mod tests {
             if proposed {
                 for page in folio.page..folio.page + folio.frames() {
                     self.take_ghost(page);
-                    self.ghost.push(Some(page));
-                    if self.ghost.len() as u32 > FRAMES - FRAMES / 10 {
-                        self.ghost.remove(0);
-                    }
+                    self.ghost.push(page);
                 }
             }
         }
         fn victims(&mut self, wanted: u32) -> Vec<u32> {
             let (mut from_small, mut from_main) = (Vec::new(), Vec::new());
             let mut victims: Vec<Folio> = Vec::new();
+            self.evicted |= wanted > 0;
+            // A queue is stayed with until it has given a victim or is empty.
+            let mut of_small = None;
             while victims.iter().map(Folio::frames).sum::<u32>() < wanted {
                 if self.small.is_empty() && self.main.is_empty() {
                     break;
                 }
-                if frames(&self.small) >= FRAMES / 10 || self.main.is_empty() {
+                let staying = match of_small {
+                    Some(true) => !self.small.is_empty(),
+                    Some(false) => !self.main.is_empty(),
+                    None => false,
+                };
+                if !staying {
+                    of_small = Some(frames(&self.small) >= FRAMES / 10 || self.main.is_empty());
+                }
+                if of_small == Some(true) {
                     let entry = self.small.remove(0);
                     if entry.uses > 1 {
                         self.main.push(Entry { uses: 0, ..entry });
                     } else {
+                        of_small = None;
                         victims.push(entry.folio);
                         from_small.push(Entry {
                             proposed: true,
@@ -299,6 +347,7 @@ mod tests {
                             ..entry
                         });
                     } else {
+                        of_small = None;
                         victims.push(entry.folio);
                         from_main.push(entry);
                     }
@@ -319,26 +368,29 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_queues_in_vectors(ops in ops()) {
-            check(S3Fifo::new(FRAMES), Naive::default(), ops)?;
+            check(S3Fifo::new(FRAMES, Fill::Main), Naive::default(), ops)?;
         }
     }
 
     #[test]
     fn a_scan_does_not_push_out_what_is_used_again() {
-        let mut policy = S3Fifo::new(20);
+        let mut policy = S3Fifo::new(20, Fill::Main);
         policy.allocated(Frame(0), 0, Page(0));
-        policy.touched(Frame(0));
-        policy.touched(Frame(0));
+        policy.touched(Frame(0), 1);
+        policy.touched(Frame(0), 1);
         policy.allocated(Frame(1), 0, Page(1));
         // Pages that are used once, one after the other in two frames.
         for page in 2..100 {
             let (new, old) = (Frame(1 + (page + 1) % 2), Frame(1 + page % 2));
             policy.allocated(new, 0, Page(page));
-            assert_eq!(policy.victims(1), [old], "page {page}");
+            assert_eq!(policy.victims(1, &mut NoBits), [old], "page {page}");
             policy.freed(old);
         }
         // A page that returns soon goes to the main queue at once, behind the other one there.
         policy.allocated(Frame(3), 0, Page(98));
-        assert_eq!(policy.victims(3), [Frame(0), Frame(3), Frame(1)]);
+        assert_eq!(
+            policy.victims(3, &mut NoBits),
+            [Frame(0), Frame(3), Frame(1)]
+        );
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::pages::{Frame, Page};
 use crate::policy::catalogue::{EVICTION, POLICIES};
-use crate::policy::{EvictionPolicy, PolicyFactory, PolicySpec};
+use crate::policy::{EvictionPolicy, NoBits, PolicyFactory, PolicySpec};
 
 const FRAMES: u32 = 64;
 
@@ -19,13 +19,13 @@ fn lived_in(policy: &mut dyn EvictionPolicy, past: &[(u8, u16)]) {
         let pick = u32::from(*pick);
         match op {
             0 => {
-                let victims = policy.victims(pick % 8);
+                let victims = policy.victims(pick % 8, &mut NoBits);
                 for (n, head) in (0..).zip(victims) {
                     policy.freed(head);
                     policy.allocated(head, 0, Page((pick / 8 + n) % 96));
                 }
             }
-            _ => policy.touched(Frame(pick % FRAMES)),
+            _ => policy.touched(Frame(pick % FRAMES), 1),
         }
     }
 }
@@ -45,7 +45,7 @@ proptest! {
             let mut proposed = BTreeSet::new();
             let mut tried = 0;
             while tried < FRAMES as usize {
-                let victims = policy.victims(batch);
+                let victims = policy.victims(batch, &mut NoBits);
                 tried += victims.len();
                 for head in victims {
                     policy.refused(head);

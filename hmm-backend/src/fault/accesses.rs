@@ -1,0 +1,129 @@
+//! Accesses that a device tells of, on their way to its eviction policy.
+//!
+//! Locks: the eviction policy's first, then the mirror's. A thread that holds a mirror's guard calls nothing of the backend.
+
+use std::sync::Arc;
+
+use super::faults::Faults;
+use crate::migrate::{Core, Device, Invalidate};
+use crate::observe::{Counter, Event, EventKind};
+use crate::pages::{Access, Fidelity, Frame, PageRange, Visit};
+use crate::policy::{AccessedBits, EvictionPolicy};
+use crate::residency::Residency;
+
+impl Faults {
+    /// Tells the device's eviction policy of the visits that the device has made since the last call.
+    pub(crate) fn tell_visits(&self, device: &Device) {
+        let mirrors = self.core.mirrors.telling(device.id, Fidelity::All);
+        if !mirrors.is_empty() {
+            self.pass_on(device, &mirrors, &mut **device.eviction());
+        }
+    }
+
+    fn pass_on(
+        &self,
+        device: &Device,
+        mirrors: &[Arc<dyn Invalidate>],
+        eviction: &mut dyn EvictionPolicy,
+    ) {
+        let core = &self.core;
+        for mirror in mirrors {
+            mirror.take_visits(&mut |visit| {
+                if visit.page.0 >= core.pages() {
+                    core.recorder.add(Counter::VisitsCut, 1);
+                    return;
+                }
+                core.recorder.add(Counter::Visits, visit.times.into());
+                record(core, device, visit);
+                // The page may have moved since; then there is nothing to say about it.
+                if let Residency::Device(place) = core.table.word(visit.page).residency()
+                    && place.device == device.id
+                {
+                    eviction.touched(place.folio_frame(visit.page), visit.times);
+                }
+            });
+        }
+    }
+
+    /// Asks the device's eviction policy for victims, after telling it of all visits.
+    pub(super) fn victims(&self, device: &Device, frames: u32) -> Vec<Frame> {
+        let core = &self.core;
+        let mut mirrors = core.mirrors.telling(device.id, Fidelity::Bits);
+        let mut eviction = device.eviction();
+        let all = |mirror: &Arc<dyn Invalidate>| mirror.fidelity() == Fidelity::All;
+        let visits: Vec<_> = mirrors.extract_if(.., |mirror| all(mirror)).collect();
+        self.pass_on(device, &visits, &mut **eviction);
+        let mut bits = Bits {
+            core,
+            device,
+            mirrors,
+            read: 0,
+        };
+        let victims = eviction.victims(frames, &mut bits);
+        if bits.read > 0 {
+            core.recorder.add(Counter::BitsRead, bits.read);
+        }
+        victims
+    }
+}
+
+/// Records a visit, so that a replay of the run sees it, too. A replay takes events in the order in which they began, and the
+/// visits before a fault must come before it.
+fn record(core: &Core, device: &Device, visit: Visit) {
+    core.recorder.event(|| Event {
+        device: Some(device.id),
+        access: Some(visit.access),
+        repeats: visit.times,
+        ..Event::new(
+            device.fault_began().unwrap_or_else(|| core.clock.now()),
+            EventKind::Access,
+            PageRange::single(visit.page),
+        )
+    });
+}
+
+/// The accessed bits of a device's mirrors.
+struct Bits<'a> {
+    core: &'a Core,
+    device: &'a Device,
+    mirrors: Vec<Arc<dyn Invalidate>>,
+    read: u64,
+}
+
+impl AccessedBits for Bits<'_> {
+    fn there(&self) -> bool {
+        !self.mirrors.is_empty()
+    }
+
+    fn take(&mut self, head: Frame) -> Option<Access> {
+        if self.mirrors.is_empty() || head.0 >= self.device.capacity() {
+            return None;
+        }
+        let page = self.device.page_of(head)?;
+        let Residency::Device(place) = self.core.table.word(page).residency() else {
+            return None;
+        };
+        let range = PageRange::with_len(page, 1 << place.order);
+        self.read += u64::from(range.len());
+        let mut strongest = None;
+        for mirror in &self.mirrors {
+            mirror.take_bits(range, &mut |page, access| {
+                // Bits of other pages than those that were asked for say nothing.
+                if range.contains(page) {
+                    strongest = strongest.max(Some(access));
+                    let times = 1;
+                    record(
+                        self.core,
+                        self.device,
+                        Visit {
+                            page,
+                            access,
+                            times,
+                        },
+                    );
+                }
+            });
+        }
+        strongest
+    }
+}
