@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Prints how often each eviction algorithm of libCacheSim misses, as JSON.
+"""Prints how often each eviction algorithm of libCacheSim misses, and the seconds that it takes, as JSON.
 
 Usage: misses.py CACHE < REQUESTS    CACHE: objects that fit; REQUESTS: 32-bit little-endian numbers of objects
 """
 
 import array
 import json
+import struct
 import sys
+import tempfile
 import time
 
 import libcachesim as lcs
@@ -19,37 +21,41 @@ ALGORITHMS = {
     "s3-fifo": lcs.S3FIFO,
     "belady": lcs.Belady,
 }
+# Of the format oracleGeneral: time, object, size, number of the next request for the object or -1.
+REQUEST = struct.Struct("<IQIq")
 
 
-def misses(algorithm, size, pages, later):
-    cache = algorithm(size)
-    request = lcs.Request()
-    request.obj_size = 1
-    missed = 0
-    for time, page in enumerate(pages):
-        request.obj_id = page
-        request.clock_time = time
-        request.next_access_vtime = later[time]
-        missed += not cache.get(request)
-    return missed
+def write(file, pages):
+    """Writes a trace that libCacheSim reads by itself: a loop in Python would take longer than what it measures."""
+    requests, next_use = [b""] * len(pages), {}
+    for number in range(len(pages) - 1, -1, -1):
+        page = pages[number]
+        # Object 0 is none.
+        requests[number] = REQUEST.pack(number, page + 1, 1, next_use.get(page, -1))
+        next_use[page] = number
+    file.write(b"".join(requests))
+    file.flush()
 
 
-def next_uses(pages):
-    """For each request, the number of the next one for the same object; the largest number if there is none."""
-    never = (1 << 63) - 1
-    later, next_use = [0] * len(pages), {}
-    for time in range(len(pages) - 1, -1, -1):
-        later[time] = next_use.get(pages[time], never)
-        next_use[pages[time]] = time
-    return later
+def measured(algorithm, size, name, requests):
+    """Misses, and the shortest time of three."""
+    shortest = float("inf")
+    for _ in range(3):
+        cache = algorithm(size)
+        reader = lcs.TraceReader(name, lcs.TraceType.ORACLE_GENERAL_TRACE, lcs.ReaderInitParam(ignore_obj_size=True))
+        began = time.perf_counter()
+        ratio, _ = cache.process_trace(reader)
+        shortest = min(shortest, time.perf_counter() - began)
+    return round(ratio * requests), shortest
 
 
 def main():
     pages = array.array("I")
     pages.frombytes(sys.stdin.buffer.read())
-    later = next_uses(pages)
     size = int(sys.argv[1])
-    json.dump({name: misses(a, size, pages, later) for name, a in ALGORITHMS.items()}, sys.stdout)
+    with tempfile.NamedTemporaryFile() as file:
+        write(file, pages)
+        json.dump({name: measured(a, size, file.name, len(pages)) for name, a in ALGORITHMS.items()}, sys.stdout)
 
 
 main()
