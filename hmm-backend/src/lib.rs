@@ -37,6 +37,7 @@
 //! | [`residency`] | where a page is |
 //! | [`observe`] | counters, latencies, events |
 //! | [`engine`] | how contents move, and what the kernel can do for that |
+//! | [`links`] | what transfers cost and whether they take that time; what has crossed the links |
 //! | [`snapshot`] | where pages are, one byte each |
 //! | [`limits`], [`text`] | limits of the host; text from outside on its way to a terminal |
 //! | [`testing`] | way-points of migrations, and injected answers of the kernel |
@@ -133,6 +134,13 @@ pub mod engine {
     pub use crate::memory::{
         Engine, EngineChoice, MoveProbe, UffdSupport, probe_moves, probe_userfaultfd,
     };
+}
+
+/// The links between system memory and devices: what transfers cost, and what has crossed them.
+pub mod links {
+    pub use crate::migrate::{LinkTraffic, Pacing};
+    pub use crate::observe::Direction;
+    pub use crate::policy::LinkModel;
 }
 
 /// For tests: a driver that checks the contract, looking at migrations between their phases, and answers that a kernel

@@ -66,6 +66,8 @@ fn loader(engine: Engine) -> (Machine, Arc<CheckedDriver>) {
 /// The report that `hmmvisor` would make of this end.
 fn report(end: End) -> Report {
     Report {
+        fidelity: hmm_backend::pages::Fidelity::default(),
+        links: Vec::new(),
         end,
         workload: None,
         kernel: None,

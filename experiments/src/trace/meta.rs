@@ -61,6 +61,9 @@ pub struct TraceMeta {
     /// The least number of pages that were evicted at a time; absent for access traces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eviction_batch: Option<u32>,
+    /// The accelerators' links to system memory, if all have the same: `latency=10us,bandwidth=25G`; empty otherwise.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub link: String,
     /// The origin of an imported trace: the format, and the name of the input.
     pub source: Option<String>,
 }

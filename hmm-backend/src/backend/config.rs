@@ -1,9 +1,11 @@
 //! The configuration of a backend.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::memory::{EngineChoice, KernelAnswers};
-use crate::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
+use crate::migrate::Pacing;
+use crate::pages::{BLOCK_PAGES, DeviceId, PAGE_SIZE, Page, PageRange};
 use crate::policy::{LinkModel, PolicyFactory, PolicySpec};
 
 /// The configuration for [`crate::Backend::new`].
@@ -42,8 +44,12 @@ pub struct BackendConfig {
     pub kernel: Option<Arc<dyn KernelAnswers>>,
     /// The policy that decides what to migrate and to evict.
     pub policy: Arc<dyn PolicyFactory>,
-    /// The costs of a migration on the modelled hardware, for policies.
+    /// The costs of transfers between system memory and a device, for policies and accounts.
     pub link: LinkModel,
+    /// The devices with another link, by their numbers.
+    pub other_links: BTreeMap<DeviceId, LinkModel>,
+    /// Whether transfers take that time.
+    pub pacing: Pacing,
     /// The least number of frames that are evicted at a time. Neighbours move together, and the next faults find room; with 1,
     /// device memory is as full as it can be.
     pub eviction_batch: u32,
@@ -67,6 +73,8 @@ impl BackendConfig {
             kernel: None,
             policy: Arc::new(PolicySpec::default()),
             link: LinkModel::default(),
+            other_links: BTreeMap::new(),
+            pacing: Pacing::default(),
             eviction_batch: EVICTION_BATCH,
             events: 0,
         }

@@ -16,7 +16,7 @@ pub use model::ModelBackend;
 
 use crate::fault::{DeviceMmu, Fatal, FatalFault, FaultConfig, Faults, Mirror};
 use crate::memory::{Engine, GuestConfig, GuestMemory};
-use crate::migrate::{Core, Driver, first_outside};
+use crate::migrate::{Core, Driver, LinkTraffic, Links, MAX_DEVICES, first_outside};
 use crate::observe::{Events, Recorder, Stats};
 use crate::ops::{self, Pinned};
 use crate::pages::time::{Clock, Tick};
@@ -73,7 +73,8 @@ impl Backend {
             _ => Clock::Real(Instant::now()),
         };
         let recorder = Recorder::new(config.events);
-        let core = Core::new(guest, table, config.hole, clock, recorder)?;
+        let links = Links::new(MAX_DEVICES, config.link, config.other_links, config.pacing);
+        let core = Core::new(guest, table, config.hole, clock, recorder, links)?;
         let policy = config.policy.for_backend().unwrap_or(config.policy);
         let policies = (0..config.shards).map(|_| policy.fault_policy());
         let faults = FaultConfig {
@@ -259,6 +260,12 @@ impl Backend {
     /// Returns the statistics so far.
     pub fn stats(&self) -> Stats {
         self.core().stats()
+    }
+
+    /// Returns what has crossed the devices' links so far, in each direction.
+    pub fn link_traffic(&self) -> Vec<LinkTraffic> {
+        let core = self.core();
+        core.links.traffic(core.devices().count())
     }
 
     /// Removes and returns the events recorded since the last call.

@@ -11,6 +11,7 @@ use super::device::{Device, Occupancy};
 use super::driver::Driver;
 use super::driver_calls::DriverCalls;
 use super::invalidate::Mirrors;
+use super::links::Links;
 use crate::memory::{DeviceMemory, GuestMemory};
 use crate::observe::{Counter, Event, EventKind, Recorder, Stats};
 use crate::pages::time::Clock;
@@ -19,7 +20,7 @@ use crate::policy::EvictionPolicy;
 use crate::residency::{AUX_MAX, FolioLock, Residency, ResidencyTable, TryLock, Word};
 
 /// The most devices that a backend can attach in its life; a detached device still counts.
-const MAX_DEVICES: usize = AUX_MAX as usize + 1;
+pub(crate) const MAX_DEVICES: usize = AUX_MAX as usize + 1;
 
 /// Managed memory with its devices, without policies for faults.
 pub(crate) struct Core {
@@ -38,6 +39,7 @@ pub(crate) struct Core {
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
     pub(crate) driver_calls: DriverCalls,
+    pub(crate) links: Links,
 }
 
 impl Core {
@@ -49,6 +51,7 @@ impl Core {
         hole: PageRange,
         clock: Clock,
         recorder: Recorder,
+        links: Links,
     ) -> Result<Core, Error> {
         Ok(Core {
             exclusive: guest.device_memory(guest.mapping().len())?,
@@ -63,6 +66,7 @@ impl Core {
             hole,
             clock,
             recorder,
+            links,
         })
     }
 

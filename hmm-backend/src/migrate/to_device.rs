@@ -197,6 +197,10 @@ impl<'b> ToDevice<'b> {
         self.notify(Step::BeforeCopy)?;
         let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
         self.core.invalidate_mirrors(locks);
+        let pages = self.contents().map(|range| range.len()).sum();
+        self.core
+            .links
+            .transfer(&self.core.clock, self.device.id, Direction::ToDevice, pages);
         let mut failed = Vec::new();
         let guest = &self.core.guest;
         let mut fail = |run: Run, at| failed.push(run.page.plus(at));

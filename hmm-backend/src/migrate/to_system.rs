@@ -245,6 +245,10 @@ impl<'b> CopiedToSystem<'b> {
     /// if no page could move.
     pub fn commit(self) -> Result<CommittedToSystem<'b>, FaultError> {
         let mut this = self.0;
+        let pages = this.contents().map(|range| range.len()).sum();
+        this.core
+            .links
+            .transfer(&this.core.clock, this.device.id, Direction::ToSystem, pages);
         let mut failed: Vec<(Page, EngineError)> = Vec::new();
         let reach = this.core.guest.reach();
         let those = |wanted: fn(&&Source<'_>) -> bool| {

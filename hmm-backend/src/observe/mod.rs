@@ -6,5 +6,5 @@ mod stats;
 
 pub use cause::Cause;
 pub use events::{Event, EventKind, Events};
-pub(crate) use stats::{Counter, Direction, Recorder, Toucher};
-pub use stats::{Counters, Latency, Stats};
+pub(crate) use stats::{Counter, Recorder, Toucher};
+pub use stats::{Counters, Direction, Latency, Stats};

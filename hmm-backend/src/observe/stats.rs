@@ -154,8 +154,10 @@ impl Stats {
 
 /// The direction of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Direction {
+pub enum Direction {
+    /// From system memory to a device's.
     ToDevice,
+    /// From a device's memory to system memory.
     ToSystem,
 }
 

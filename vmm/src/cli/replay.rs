@@ -46,9 +46,9 @@ pub struct ReplayArgs {
     /// The least number of pages that are evicted at a time [default: as in the trace, or 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     eviction_batch: Option<u32>,
-    /// What a transfer costs, like latency=10us,bandwidth=25G (a PCIe 4.0 link of 16 lanes)
-    #[arg(long, value_name = "LINK", default_value_t = LinkModel::default())]
-    link: LinkModel,
+    /// What a transfer costs, like latency=10us,bandwidth=25G (a PCIe 4.0 link of 16 lanes) [default: as in the trace, or that]
+    #[arg(long, value_name = "LINK")]
+    link: Option<LinkModel>,
     /// Do not compute the least that was possible (Belady's MIN): saves up to 12 bytes an access
     #[arg(long)]
     no_optimal: bool,
@@ -150,7 +150,15 @@ fn settings(
         None if meta.fidelity.is_empty() => Fidelity::default(),
         None => meta.fidelity.parse().map_err(|error: String| {
             let error = excerpt(&error, SHOWN_POLICY);
-            anyhow!("{}: {error}; or give --accesses", trace.display())
+            anyhow!("{}: {error}; give it with --accesses", trace.display())
+        })?,
+    };
+    let link = match args.link {
+        Some(link) => link,
+        None if meta.link.is_empty() => LinkModel::default(),
+        None => meta.link.parse().map_err(|error: String| {
+            let error = excerpt(&error, SHOWN_POLICY);
+            anyhow!("{}: {error}; give one with --link", trace.display())
         })?,
     };
     let batch = args.eviction_batch.or(meta.eviction_batch);
@@ -159,7 +167,7 @@ fn settings(
         eviction_batch: batch.unwrap_or(EVICTION_BATCH),
         policy: chosen.factory,
         device_memory,
-        link: args.link,
+        link,
         optimal: !args.no_optimal,
     };
     Ok((settings, chosen.scripts))
@@ -244,6 +252,9 @@ impl ReplaySummary<'_> {
             Size(self.config.device_memory),
             Size(self.config.memory)
         )?;
+        if self.config.fidelity != Fidelity::default() {
+            writeln!(f, "accesses told   {}", self.config.fidelity)?;
+        }
         writeln!(f, "link            {}", self.config.link)
     }
 

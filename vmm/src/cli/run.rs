@@ -1,5 +1,6 @@
 //! Options of `run`, over the configuration file.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -8,6 +9,7 @@ use hmm_backend::engine::EngineChoice;
 use hmm_backend::pages::Fidelity;
 use hmmvisor::OnMemoryError;
 use hmmvisor::config::console_choice::ConsoleChoice;
+use hmmvisor::config::links::{LinkOption, LinksConfig};
 use hmmvisor::config::virtio::{BalloonConfig, DiskConfig};
 use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::guest::linux::cpuid::Template;
@@ -59,6 +61,10 @@ pub struct RunArgs {
     /// (accessed bits of their page tables) or all [default: faults]
     #[arg(long, value_name = "faults|bits|all")]
     accesses: Option<Fidelity>,
+    /// What a transfer between system memory and an accelerator costs, like latency=10us,bandwidth=25G; it is added up. With
+    /// `,enforce` transfers take that time [default: latency=10us,bandwidth=25G]
+    #[arg(long, value_name = "LINK[,enforce]")]
+    link: Option<LinkOption>,
     /// Number of accelerators, 1 to 16; 0 is possible with --kernel [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     devices: Option<u32>,
@@ -167,6 +173,13 @@ impl RunArgs {
         set(&mut config.devices.kind, self.device_kind);
         set(&mut config.devices.accesses, self.accesses);
         set(&mut config.devices.count, self.devices);
+        if let Some(LinkOption { model, pacing }) = self.link {
+            config.links = LinksConfig {
+                default: model,
+                others: BTreeMap::new(),
+                pacing,
+            };
+        }
         set(&mut config.seed, self.seed);
         config.boot.kernel = self.kernel.or(config.boot.kernel);
         config.boot.initrd = self.initrd.or(config.boot.initrd);

@@ -103,6 +103,20 @@ impl Config {
                 map::MAX_ACCELS,
             )?;
         }
+        let count = self.devices.count;
+        if let Some((DeviceId(device), _)) = self.links.others.last_key_value()
+            && u32::from(*device) >= count
+        {
+            return Err(ConfigError::LinkOfNone {
+                device: *device,
+                count,
+            });
+        }
+        in_range(
+            "the number of pages that are evicted at a time",
+            self.devices.eviction_batch.into(),
+            1 << 20,
+        )?;
         in_range("the number of shards", self.engine.shards as u64, 64)?;
         if let Some(threads) = self.service.threads {
             in_range(

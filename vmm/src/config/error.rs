@@ -165,6 +165,16 @@ pub enum ConfigError {
         /// The begin of the memory that both are about.
         start: Size,
     },
+    /// A link of an accelerator that the machine does not have.
+    #[error(
+        "[links] device{device}: there is no such accelerator; the machine has {count}, from device0"
+    )]
+    LinkOfNone {
+        /// The accelerator's number.
+        device: u8,
+        /// How many there are.
+        count: u32,
+    },
     /// A hint that cannot be followed.
     #[error("[[hint]] number {number}, `{hint}`: {why}")]
     Hint {

@@ -4,6 +4,7 @@ mod check;
 pub mod console_choice;
 mod device_kind;
 mod error;
+pub mod links;
 pub mod virtio;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ pub use device_kind::DeviceKind;
 pub use error::ConfigError;
 
 use console_choice::ConsoleChoice;
+use links::LinksConfig;
 use virtio::{BalloonConfig, DiskConfig};
 
 /// A configuration file is no larger than this.
@@ -53,6 +55,8 @@ pub struct Config {
     pub machine: MachineConfig,
     /// Accelerators.
     pub devices: DevicesConfig,
+    /// What transfers to and from accelerators cost.
+    pub links: LinksConfig,
     /// Virtio disks.
     pub disk: Vec<DiskConfig>,
     /// A virtio balloon. Without, an operating system has an empty one and other guests have none.
@@ -226,6 +230,7 @@ impl Default for Config {
             record: None,
             machine: MachineConfig::default(),
             devices: DevicesConfig::default(),
+            links: LinksConfig::default(),
             disk: Vec::new(),
             balloon: None,
             rng: false,

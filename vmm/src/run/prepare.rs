@@ -118,6 +118,9 @@ fn memory(config: &Config, guest: &dyn Guest, torture: &Torture) -> BackendConfi
         shards: config.engine.shards,
         lockstep: config.engine.lockstep,
         eviction_batch: config.devices.eviction_batch,
+        link: config.links.default,
+        other_links: config.links.others.clone(),
+        pacing: config.links.pacing,
         fill_blocks: memory.fill_blocks || torture.fills_blocks(),
         shared: config.machine.shared.0,
         ..memory

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use hmm_backend::Backend;
 use hmm_backend::engine::Engine;
+use hmm_backend::links::{Direction, LinkTraffic};
 use hmm_backend::observe::{Cause, Latency, Stats};
+use hmm_backend::pages::Fidelity;
 use hmmvisor_abi::control;
 use hmmvisor_devices::Accelerator;
 use hmmvisor_policies::ScriptFigures;
@@ -47,12 +49,16 @@ pub struct Report {
     pub vcpus: u32,
     /// Number of accelerators.
     pub devices: u32,
+    /// How much the accelerators told of their accesses.
+    pub fidelity: Fidelity,
     /// Managed memory.
     pub memory: Size,
     /// The run's seed.
     pub seed: u64,
     /// The backend's figures.
     pub stats: Stats,
+    /// What crossed the accelerators' links.
+    pub links: Vec<LinkTraffic>,
     /// From the vCPUs' start to the end.
     pub elapsed: Duration,
     /// From the process's start to the first sign of life of the guest.
@@ -170,9 +176,11 @@ impl Report {
             scripts: None,
             vcpus: config.machine.vcpus,
             devices: config.devices.count,
+            fidelity: config.devices.accesses,
             memory: config.machine.memory,
             seed: config.seed,
             stats: backend.stats(),
+            links: backend.link_traffic(),
             elapsed: Duration::ZERO,
             first_instruction: None,
             overhead: None,
@@ -301,6 +309,7 @@ impl Report {
             scripts: self.scripts,
             vcpus: self.vcpus,
             devices: self.devices,
+            fidelity: self.fidelity.name(),
             memory_bytes: self.memory.0,
             seed: self.seed,
             verified: self.verified(),
@@ -329,6 +338,7 @@ impl Report {
             chaos: self.chaos.as_ref(),
             recording: self.recording.as_ref(),
             balloon: self.balloon.as_ref(),
+            links: self.links.iter().map(JsonLink::from).collect(),
             drivers: self.drivers,
             output: &self.output,
             elapsed_s: self.elapsed.as_secs_f64(),
@@ -352,6 +362,7 @@ struct Json<'a> {
     scripts: Option<ScriptFigures>,
     vcpus: u32,
     devices: u32,
+    fidelity: &'static str,
     memory_bytes: u64,
     seed: u64,
     verified: bool,
@@ -377,11 +388,41 @@ struct Json<'a> {
     chaos: Option<&'a Figures>,
     recording: Option<&'a RecordingFigures>,
     balloon: Option<&'a BalloonReport>,
+    links: Vec<JsonLink>,
     drivers: DriverReport,
     output: &'a OutputReport,
     elapsed_s: f64,
     first_instruction_ms: Option<f64>,
     vmm_overhead_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct JsonLink {
+    from: String,
+    to: String,
+    link: String,
+    transfers: u64,
+    bytes: u64,
+    time_s: f64,
+}
+
+impl From<&LinkTraffic> for JsonLink {
+    fn from(traffic: &LinkTraffic) -> JsonLink {
+        let system = "system".to_owned();
+        let device = format!("device{}", traffic.device.0);
+        let (from, to) = match traffic.direction {
+            Direction::ToDevice => (system, device),
+            Direction::ToSystem => (device, system),
+        };
+        JsonLink {
+            from,
+            to,
+            link: traffic.model.to_string(),
+            transfers: traffic.transfers,
+            bytes: traffic.bytes,
+            time_s: traffic.time.as_secs_f64(),
+        }
+    }
 }
 
 #[derive(Serialize)]

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
+use hmm_backend::links::Direction;
 use hmm_backend::observe::{Cause, Latency, Stats};
 use hmm_backend::pages::PAGE_SIZE;
 use hmm_backend::text::printable;
@@ -32,6 +34,7 @@ impl fmt::Display for Summary<'_> {
         time(f, report)?;
         faults(f, &report.stats)?;
         memory(f, report)?;
+        links(f, report)?;
         policy(f, &report.stats)?;
         checks(f, report)?;
         if let Some(recording) = &report.recording {
@@ -149,6 +152,30 @@ fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         Some(balloon) => line(f, "balloon", given_back(balloon)),
         None => Ok(()),
     }
+}
+
+/// Writes what crossed the accelerators' links, and the time that the links take for it.
+fn links(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let of = |direction| {
+        let those = report.links.iter();
+        those.filter(move |it| it.direction == direction)
+    };
+    let sum = |direction| of(direction).map(|it| it.bytes).sum();
+    let transfers = report.links.iter().map(|it| it.transfers).sum();
+    if transfers == 0 {
+        return Ok(());
+    }
+    let time: Duration = report.links.iter().map(|it| it.time).sum();
+    let (there, back) = (
+        bytes(sum(Direction::ToDevice)),
+        bytes(sum(Direction::ToSystem)),
+    );
+    let text = format!(
+        "{there} to devices, {back} back, in {}, {} on the links",
+        count(transfers, "transfer"),
+        figures::time(time.as_nanos() as f64)
+    );
+    line(f, "link traffic", text)
 }
 
 /// Writes how many pages were duplicated, and how much advice was cut, late or dropped. Counters of 0 get no line.
