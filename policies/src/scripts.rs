@@ -66,6 +66,7 @@ pub struct Scripts {
     /// What is beside the script: it decides about faults in its place.
     beside: PolicySpec,
     decides_victims: bool,
+    decides_only_evictions: bool,
     /// The functions that it has: a bit for each.
     functions: u32,
     shared: Arc<CurrentScript>,
@@ -121,6 +122,7 @@ impl Scripts {
             spec,
             beside,
             decides_victims: script.decides_victims(),
+            decides_only_evictions: script.decides_only_evictions(),
             functions: script.handlers(),
             shared,
         }))
@@ -129,6 +131,11 @@ impl Scripts {
     /// The script's file.
     pub fn path(&self) -> &Path {
         &self.spec.path
+    }
+
+    /// Whether the script decided about nothing but evictions when it was first loaded.
+    pub(crate) fn decides_only_evictions(&self) -> bool {
+        self.decides_only_evictions
     }
 
     /// Reads the file again. All instances use the new version from their next event on, each beginning with an empty

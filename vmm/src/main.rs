@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         }
         Command::Policies(PoliciesArgs {
             check: Some(script),
-        }) => cli::scripts::check(&script),
+        }) => cli::scripts::check(script),
         Command::Replay(args) => cli::replay::replay(args),
         Command::Trace(command) => command.run(),
         Command::Check => print_check(),

@@ -280,6 +280,11 @@ impl Script {
         self.handlers[VICTIMS].is_some()
     }
 
+    /// Whether the script decides about nothing but evictions.
+    pub(crate) fn decides_only_evictions(&self) -> bool {
+        self.handlers[..VICTIMS].iter().all(Option::is_none)
+    }
+
     /// Calls a function within its bounds, if the script has it, and converts what it returns.
     fn call<T>(
         &self,

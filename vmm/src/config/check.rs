@@ -456,14 +456,11 @@ impl Config {
         })
     }
 
-    /// Whether the policy of some part of memory listens to hints. A script may, whatever it says.
+    /// Whether the policy of some part of memory listens to hints.
     fn listens_to_hints(&self) -> bool {
         let regions = self.policy.region.iter().map(|region| &region.spec);
         let mut specs = regions.chain([&self.policy.spec]);
-        specs.any(|spec| match spec {
-            PolicyChoice::BuiltIn(parts) => parts.has("hints") || parts.has("thrash"),
-            PolicyChoice::Script(_) => true,
-        })
+        specs.any(PolicyChoice::listens_to_hints)
     }
 
     /// Returns the hint that the embedded guest is to give, if its parameter names one.

@@ -17,7 +17,6 @@ use crate::machine::memory_errors::OnMemoryError;
 use hmm_backend::EVICTION_BATCH;
 use hmm_backend::engine::EngineChoice;
 use hmm_backend::pages::{Fidelity, Hint, PAGE_SIZE, Page, PageRange};
-use hmm_backend::policy::policies;
 use hmmvisor_experiments::size::Size;
 use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;
@@ -328,23 +327,9 @@ where
         .map_err(D::Error::custom)
 }
 
-/// Reads a region's policy. Device memory belongs to no region, so that a policy for evictions would have no effect.
+/// Reads a region's policy.
 fn region_spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PolicyChoice, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let names = text
-        .split('+')
-        .map(|part| part.split(':').next().unwrap_or(part).trim());
-    let is_eviction = |name: &str| {
-        policies()
-            .iter()
-            .any(|it| it.name == name && it.kind == "eviction")
-    };
-    if let Some(name) = names.into_iter().find(|name| is_eviction(name)) {
-        return Err(D::Error::custom(format!(
-            "`{name}` decides about evictions, which have no region; name it in [policy] spec"
-        )));
-    }
-    text.parse().map_err(D::Error::custom)
+    PolicyChoice::of_region(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 /// Reads a table of scalars and returns each as it would be written on the command line.
