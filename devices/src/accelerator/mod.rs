@@ -47,7 +47,7 @@ use self::registers::{RegisterEffect, Registers};
 use self::shared::{ControlBlock, State};
 use self::spaces::BadTranslation;
 use crate::bell::Bell;
-use crate::commands::managed::Managed;
+use crate::commands::managed::Addresses;
 use crate::interrupt::Interrupt;
 use crate::thread::{self, STOP_WITHIN, Thread};
 
@@ -119,7 +119,7 @@ pub struct Accelerator {
     shared: Arc<ControlBlock>,
     backend: Arc<Backend>,
     device: DeviceId,
-    managed: Managed,
+    managed: Addresses,
     thread: Mutex<Option<Thread<()>>>,
 }
 
@@ -166,7 +166,7 @@ impl Accelerator {
         driver: &AcceleratorDriver,
         irq: Box<dyn Interrupt>,
     ) -> Result<Accelerator, AcceleratorError> {
-        let managed = Managed {
+        let managed = Addresses {
             base: config.managed_base,
             bytes: u64::from(backend.pages()) * PAGE_SIZE,
         };

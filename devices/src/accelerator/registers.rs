@@ -5,7 +5,7 @@ use hmm_backend::pages::PAGE_SIZE;
 use hmmvisor_abi::accel::{self, queue_bytes};
 
 use super::space_registers::SpaceRegisters;
-use crate::commands::managed::Managed;
+use crate::commands::managed::Addresses;
 
 /// The effect of a register write on the accelerator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,7 +51,7 @@ enum State {
 #[derive(Debug)]
 pub struct Registers {
     memory_size: u64,
-    managed: Managed,
+    managed: Addresses,
     vcpus: u32,
     queue_base: u64,
     queue_entries: u64,
@@ -67,7 +67,7 @@ pub struct Registers {
 
 impl Registers {
     /// The state at power-on.
-    pub fn new(memory_size: u64, managed: Managed, vcpus: u32) -> Registers {
+    pub fn new(memory_size: u64, managed: Addresses, vcpus: u32) -> Registers {
         Registers {
             memory_size,
             managed,
@@ -250,7 +250,7 @@ mod tests {
     const MEMORY: u64 = 32 * PAGE_SIZE;
 
     fn registers() -> Registers {
-        let managed = Managed {
+        let managed = Addresses {
             base: BASE,
             bytes: MEMORY,
         };

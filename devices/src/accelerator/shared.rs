@@ -16,7 +16,7 @@ use super::spaces::Spaces;
 use super::stats::AcceleratorCounters;
 use crate::bell::Bell;
 use crate::commands::error::CommandError;
-use crate::commands::managed::Managed;
+use crate::commands::managed::Addresses;
 use crate::interrupt::{DeviceFailure, Interrupt};
 
 /// How long a vCPU sleeps at most in one register write. It cannot take interrupts meanwhile.
@@ -53,7 +53,7 @@ impl ControlBlock {
     /// The state of a device that has just been made: disabled, with all address spaces closed.
     pub fn new(
         registers: Registers,
-        managed: Managed,
+        managed: Addresses,
         doorbell: Bell,
         irq: Box<dyn Interrupt>,
         counters: Arc<AcceleratorCounters>,

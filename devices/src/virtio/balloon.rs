@@ -14,12 +14,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::device::{DeviceError, Model, Parts, Port, Reply, VirtioDevice};
-use super::guest_bytes::GuestBytes;
 use super::queue::{Chain, Malformed};
 use super::ram::GuestRam;
 use super::registers::Profile;
 use super::statistics::{self, Statistics};
 use crate::Interrupt;
+use crate::guest_bytes::GuestBytes;
 
 const F_STATISTICS: u32 = 1;
 const F_DEFLATE_ON_OOM: u32 = 2;

@@ -4,6 +4,7 @@
 
 use std::io;
 
+use hmm_backend::pages::Access;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -12,7 +13,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use super::device::{Model, Parts, Port, Reply};
 use super::disk::{Disk, SECTOR, Space};
 use super::queue::{Chain, Malformed};
-use super::ram::{RamError, Use};
+use super::ram::RamError;
 use super::registers::Profile;
 
 /// Slots of the queue.
@@ -170,13 +171,13 @@ impl Block {
         match kind {
             VIRTIO_BLK_T_IN => {
                 let offset = self.range(sector, room)?;
-                self.transfer(port, chain, offset, Use::Write, room)?;
+                self.transfer(port, chain, offset, Access::Write, room)?;
                 Ok(room)
             }
             VIRTIO_BLK_T_OUT => {
                 self.check_writable()?;
                 let offset = self.range(sector, data)?;
-                self.transfer(port, chain, offset, Use::Read, data)?;
+                self.transfer(port, chain, offset, Access::Read, data)?;
                 self.written()?;
                 Ok(0)
             }
@@ -233,12 +234,12 @@ impl Block {
         port: &Port,
         chain: &Chain,
         offset: u64,
-        to: Use,
+        to: Access,
         bytes: u64,
     ) -> Result<(), Failure> {
         let (spans, skip) = match to {
-            Use::Write => (&chain.writable, 0),
-            Use::Read => (&chain.readable, RECORD as u64),
+            Access::Write => (&chain.writable, 0),
+            Access::Read => (&chain.readable, RECORD as u64),
         };
         let data = spans.part(skip, bytes);
         let mut done = 0;
@@ -246,8 +247,8 @@ impl Block {
             let portion = data.portion(done, PINNED_PAGES, PINNED_PAGES as usize);
             let pinned = port.ram().pin(portion.0.iter().copied(), to)?;
             match to {
-                Use::Write => self.disk.read(&pinned, &portion, offset + done)?,
-                Use::Read => self.disk.write(&pinned, &portion, offset + done)?,
+                Access::Write => self.disk.read(&pinned, &portion, offset + done)?,
+                Access::Read => self.disk.write(&pinned, &portion, offset + done)?,
             }
             done += portion.bytes();
         }

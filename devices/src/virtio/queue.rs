@@ -6,13 +6,14 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use hmm_backend::pages::Access;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::guest_memory::{Error as MemoryError, GuestMemorySliceIterator};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
-use super::guest_bytes::{GuestBuffer, GuestBytes};
-use super::ram::{GuestRam, PinnedRam, RamError, Use};
+use super::ram::{GuestRam, PinnedRam, RamError};
+use crate::guest_bytes::{GuestBuffer, GuestBytes};
 
 /// Pages of indirect descriptor tables that one chain may be spread over.
 const MOST_TABLE_PAGES: usize = 512;
@@ -95,7 +96,7 @@ impl VirtQueue {
                 len: 6 + 8 * size,
             },
         ];
-        let rings = ram.pin(rings, Use::Write)?;
+        let rings = ram.pin(rings, Access::Write)?;
         let memory = RingMemory {
             ram: ram.clone(),
             rings,
@@ -231,7 +232,7 @@ impl RingMemory {
         if tables.len() == MOST_TABLE_PAGES {
             return Err(MemoryError::HostAddressNotAvailable);
         }
-        let page = self.ram.pin([GuestBytes { addr, len: 1 }], Use::Read);
+        let page = self.ram.pin([GuestBytes { addr, len: 1 }], Access::Read);
         let page = page.map_err(|error| MemoryError::IOError(std::io::Error::other(error)))?;
         let found = page.at(addr);
         tables.push(page);

@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{Access, PAGE_SIZE, Page, PageRange};
 use hmm_backend::{Backend, Pinned};
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
 };
 
-use super::guest_bytes::{GuestBuffer, GuestBytes, merged};
+use crate::guest_bytes::{GuestBuffer, GuestBytes, merged};
 
 /// Why guest memory could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -40,15 +40,6 @@ pub enum RamError {
         /// The page's address.
         addr: u64,
     },
-}
-
-/// The access that the device is about to make.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Use {
-    /// The device only reads.
-    Read,
-    /// The device writes.
-    Write,
 }
 
 /// The guest's memory: managed memory, and memory that never migrates.
@@ -165,7 +156,7 @@ impl GuestRam {
     pub fn pin(
         self: &Arc<Self>,
         spans: impl IntoIterator<Item = GuestBytes>,
-        to: Use,
+        to: Access,
     ) -> Result<PinnedRam, RamError> {
         let whole = |span: GuestBytes| {
             span.touched_pages().ok_or(RamError::OutOfRange {
@@ -186,7 +177,7 @@ impl GuestRam {
         Ok(pinned)
     }
 
-    fn pin_part(&self, region: &Region, part: GuestBytes, to: Use) -> Result<Piece, RamError> {
+    fn pin_part(&self, region: &Region, part: GuestBytes, to: Access) -> Result<Piece, RamError> {
         let unavailable = |error| RamError::Unavailable {
             addr: part.addr,
             error,
@@ -204,7 +195,7 @@ impl GuestRam {
             });
         };
         let pin = self.backend.pin(pages).map_err(unavailable)?;
-        if to == Use::Write {
+        if to == Access::Write {
             // A read-only page is refused: the kernel, which writes for this thread, would take a fault that cannot be resolved.
             for (index, page) in (0..).zip(pages.pages()) {
                 if self.backend.word(page).map_err(unavailable)?.read_only() {
@@ -233,7 +224,7 @@ impl GuestRam {
             into.len() as u64,
             "the caller has counted them"
         );
-        let pinned = self.pin(part.0.iter().copied(), Use::Read)?;
+        let pinned = self.pin(part.0.iter().copied(), Access::Read)?;
         let mut done = 0;
         for slice in part.0.iter().flat_map(|span| pinned.slices(*span)) {
             done += slice.copy_to(&mut into[done..]);
@@ -254,7 +245,7 @@ impl GuestRam {
             from.len() as u64,
             "the caller has counted them"
         );
-        let pinned = self.pin(part.0.iter().copied(), Use::Write)?;
+        let pinned = self.pin(part.0.iter().copied(), Access::Write)?;
         let mut done = 0;
         for slice in part.0.iter().flat_map(|span| pinned.slices(*span)) {
             let end = done + slice.len();
@@ -393,7 +384,7 @@ mod tests {
             span(u64::MAX, u64::MAX),
         ] {
             assert!(!ram.contains(outside), "{outside:?}");
-            assert!(ram.pin([outside], Use::Read).is_err(), "{outside:?}");
+            assert!(ram.pin([outside], Access::Read).is_err(), "{outside:?}");
         }
         assert!(ram.free([span((2 << 20) - 4096, 8192)]).is_err());
     }
@@ -431,7 +422,7 @@ mod tests {
         // A page is pinned once, however often it is named; after an error no page stays pinned.
         let same = [span(8, 8), span(16, 8), span(0, 4096)];
         let pins = |page| ram.backend.word(Page(page)).expect("a page").pins();
-        let pinned = ram.pin(same, Use::Write).expect("it is memory");
+        let pinned = ram.pin(same, Access::Write).expect("it is memory");
         assert_eq!(
             (pins(256), pinned.at(4095).map(|(_, left)| left)),
             (1, Some(1))

@@ -9,8 +9,9 @@ use hmmvisor_devices::commands::command::{Direction, decode};
 use hmmvisor_devices::commands::error::CommandError;
 use hmmvisor_devices::commands::guest_hint::GuestHint;
 use hmmvisor_devices::commands::kernels;
-use hmmvisor_devices::commands::managed::{Addresses, CommandBytes, Managed, Words};
+use hmmvisor_devices::commands::managed::{Addresses, Words};
 use hmmvisor_devices::commands::memory::Memory;
+use hmmvisor_devices::guest_bytes::GuestBytes;
 
 use super::{Who, tell, words};
 
@@ -77,7 +78,7 @@ impl Accelerator {
             };
             let mut memory = DeviceMemory {
                 index,
-                managed: Managed {
+                managed: Addresses {
                     base: map::MANAGED,
                     bytes: words().len() as u64 * 8,
                 },
@@ -102,12 +103,12 @@ impl Accelerator {
 /// Guest memory as the kernels see it.
 struct DeviceMemory {
     index: u8,
-    managed: Managed,
+    managed: Addresses,
 }
 
 impl Memory for DeviceMemory {
     fn addresses(&self) -> Addresses {
-        self.managed.addresses()
+        self.managed
     }
 
     fn visit(
@@ -136,17 +137,17 @@ impl Memory for DeviceMemory {
     }
 
     /// Moves nothing, because pages have no places here.
-    fn migrate(&mut self, _: CommandBytes, _: Direction) -> Result<u64, CommandError> {
+    fn migrate(&mut self, _: GuestBytes, _: Direction) -> Result<u64, CommandError> {
         Ok(0)
     }
 
-    fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError> {
-        let pages = self.managed.pages(span.addr, span.bytes)?;
+    fn free(&mut self, span: GuestBytes) -> Result<u64, CommandError> {
+        let pages = self.managed.pages(span.addr, span.len)?;
         Ok(super::free(self.index, pages))
     }
 
-    fn hint(&mut self, span: CommandBytes, hint: GuestHint) -> Result<(), CommandError> {
-        let pages = self.managed.pages(span.addr, span.bytes)?;
+    fn hint(&mut self, span: GuestBytes, hint: GuestHint) -> Result<(), CommandError> {
+        let pages = self.managed.pages(span.addr, span.len)?;
         super::hint(pages, hint.by(DeviceId(self.index)));
         Ok(())
     }

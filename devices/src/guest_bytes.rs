@@ -1,11 +1,11 @@
-//! Guest-physical memory that requests name.
+//! Guest memory that commands and requests name.
 
 use hmm_backend::pages::PAGE_SIZE;
 
-/// Bytes of guest-physical memory: `len` of them from `addr`. There need not be memory at all of these addresses.
+/// Bytes at a guest's addresses: `len` of them from `addr`. There need not be memory at all of these addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct GuestBytes {
-    /// Guest-physical address of the first one.
+    /// The address of the first one.
     pub addr: u64,
     /// How many there are.
     pub len: u64,
