@@ -12,7 +12,7 @@ use hmmvisor_abi::accel::{self, Command};
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::commands::command::{decode, space};
 use hmmvisor_devices::commands::managed::{Addresses, WORD};
-use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt};
+use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt, MmioDevice};
 
 /// One block.
 const PAGES: u64 = 512;

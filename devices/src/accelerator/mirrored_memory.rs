@@ -195,6 +195,14 @@ impl MirroredMemory {
         Ok(sum)
     }
 
+    /// The pages of a command that virtual addresses are not allowed in.
+    fn physical_pages(&self, span: GuestBytes) -> Result<PageRange, CommandError> {
+        match self.space {
+            PHYSICAL => self.managed.pages(span.addr, span.len),
+            _ => Err(CommandError::Argument),
+        }
+    }
+
     fn migrate_pages(&self, pages: PageRange, direction: Direction) -> Result<u64, CommandError> {
         self.each_block(pages, |part| match direction {
             Direction::ToDevice => self.backend.migrate_to_device(self.device, part),
@@ -316,10 +324,7 @@ impl Memory for MirroredMemory {
 
     fn migrate(&mut self, span: GuestBytes, direction: Direction) -> Result<u64, CommandError> {
         match self.space {
-            PHYSICAL => {
-                let pages = self.managed.pages(span.addr, span.len)?;
-                self.migrate_pages(pages, direction)
-            }
+            PHYSICAL => self.migrate_pages(self.physical_pages(span)?, direction),
             _ => self.migrate_virtual(span, direction),
         }
     }
@@ -327,19 +332,13 @@ impl Memory for MirroredMemory {
     fn free(&mut self, span: GuestBytes) -> Result<u64, CommandError> {
         // The page behind a virtual address may be another process's by the time that it is freed, and only the guest's
         // kernel knows.
-        if self.space != PHYSICAL {
-            return Err(CommandError::Argument);
-        }
-        let pages = self.managed.pages(span.addr, span.len)?;
+        let pages = self.physical_pages(span)?;
         self.each_block(pages, |part| self.backend.guest_freed(part))
     }
 
     fn hint(&mut self, span: GuestBytes, hint: GuestHint) -> Result<(), CommandError> {
         // What is behind a virtual address may change; hints are about pages of memory.
-        if self.space != PHYSICAL {
-            return Err(CommandError::Argument);
-        }
-        let pages = self.managed.pages(span.addr, span.len)?;
+        let pages = self.physical_pages(span)?;
         let hint = hint.by(self.device);
         let no_result = |()| 0;
         self.each_block(pages, |part| self.backend.hint(part, hint).map(no_result))

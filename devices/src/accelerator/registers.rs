@@ -119,7 +119,7 @@ impl Registers {
             accel::REG_QUEUE_BASE => {
                 self.require_disabled()?;
                 // Whether the whole queue fits is checked when the device is enabled, because then both numbers are known.
-                if !value.is_multiple_of(PAGE_SIZE) || !self.managed.contains(value, PAGE_SIZE) {
+                if !self.is_page(value) {
                     return Err(accel::ERR_QUEUE_BASE);
                 }
                 self.queue_base = value;
@@ -148,10 +148,7 @@ impl Registers {
             accel::REG_WAIT => Ok(RegisterEffect::Wait { seen: value }),
             accel::REG_TRANSLATIONS => {
                 self.require_disabled()?;
-                if value != 0
-                    && (!value.is_multiple_of(PAGE_SIZE)
-                        || !self.managed.contains(value, PAGE_SIZE))
-                {
+                if value != 0 && !self.is_page(value) {
                     return Err(accel::ERR_TRANSLATION);
                 }
                 self.translations = value;
@@ -159,6 +156,11 @@ impl Registers {
             }
             _ => self.spaces.write(offset, value),
         }
+    }
+
+    /// Whether a page of managed memory begins at this address.
+    fn is_page(&self, addr: u64) -> bool {
+        addr.is_multiple_of(PAGE_SIZE) && self.managed.contains(addr, PAGE_SIZE)
     }
 
     fn check_enable(&mut self, value: u64) -> Result<RegisterEffect, u64> {

@@ -160,15 +160,15 @@ mod tests {
         assert!(!MANAGED.contains(MANAGED.base, u64::MAX));
         assert!(!MANAGED.contains(u64::MAX, u64::MAX));
         assert_eq!(
-            MANAGED.addresses().words(MANAGED.base, u64::MAX),
+            MANAGED.words(MANAGED.base, u64::MAX),
             Err(CommandError::Address(end))
         );
         assert_eq!(
-            MANAGED.addresses().words(8, 1),
+            MANAGED.words(8, 1),
             Err(CommandError::Address(8))
         );
         assert_eq!(
-            MANAGED.addresses().words(MANAGED.base + 4, 1),
+            MANAGED.words(MANAGED.base + 4, 1),
             Err(CommandError::Argument)
         );
     }

@@ -359,7 +359,7 @@ mod tests {
         let writer = Disk::open(file.path(), Writable).unwrap();
         assert_eq!((writer.bytes(), writer.read_only()), (1024, false));
         for access in [Writable, ReadOnly] {
-            assert!(refusal(file.path(), permission).contains("another disk has it open"));
+            assert!(refusal(file.path(), access).contains("another disk has it open"));
         }
         drop(writer);
         let readers = [(); 2].map(|()| Disk::open(file.path(), ReadOnly).unwrap());

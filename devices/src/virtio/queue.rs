@@ -83,18 +83,9 @@ impl VirtQueue {
         let size = u64::from(queue.size());
         // The flags, the index and what is in the place of an event index are 6 bytes together.
         let rings = [
-            GuestBytes {
-                addr: queue.desc_table(),
-                len: 16 * size,
-            },
-            GuestBytes {
-                addr: queue.avail_ring(),
-                len: 6 + 2 * size,
-            },
-            GuestBytes {
-                addr: queue.used_ring(),
-                len: 6 + 8 * size,
-            },
+            GuestBytes::new(queue.desc_table(), 16 * size),
+            GuestBytes::new(queue.avail_ring(), 6 + 2 * size),
+            GuestBytes::new(queue.used_ring(), 6 + 8 * size),
         ];
         let rings = ram.pin(rings, Access::Write)?;
         let memory = RingMemory {
@@ -131,8 +122,7 @@ impl VirtQueue {
         let chain = chain?;
         for span in chain.readable.0.iter().chain(&chain.writable.0) {
             if !self.memory.ram.contains(*span) {
-                let GuestBytes { addr, len } = *span;
-                return Err(RamError::OutOfRange { addr, len }.into());
+                return Err(RamError::OutOfRange(*span).into());
             }
         }
         Ok(Some(chain))
@@ -191,10 +181,7 @@ fn read_chain(
         if count == most {
             return Err(Malformed::Chain(head));
         }
-        let span = GuestBytes {
-            addr: descriptor.addr().0,
-            len: descriptor.len().into(),
-        };
+        let span = GuestBytes::new(descriptor.addr().0, descriptor.len().into());
         let misplaced = !descriptor.is_write_only() && !chain.writable.0.is_empty();
         if span.len == 0 || misplaced {
             return Err(Malformed::Buffer(head));
@@ -245,10 +232,7 @@ impl GuestMemory for RingMemory {
     type Bitmap = ();
 
     fn check_range(&self, addr: GuestAddress, count: usize, _: Permissions) -> bool {
-        self.ram.contains(GuestBytes {
-            addr: addr.0,
-            len: count as u64,
-        })
+        self.ram.contains(GuestBytes::new(addr.0, count as u64))
     }
 
     fn get_slices<'a>(
