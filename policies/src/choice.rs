@@ -31,18 +31,6 @@ pub struct NamedFile {
     pub path: PathBuf,
 }
 
-impl NamedFile {
-    fn script(path: PathBuf) -> NamedFile {
-        let what = "the policy script";
-        NamedFile { what, path }
-    }
-
-    fn placement(path: PathBuf) -> NamedFile {
-        let what = "the policy's placement file";
-        NamedFile { what, path }
-    }
-}
-
 /// A policy ready to be used.
 pub struct Chosen {
     /// Makes the policies of the backend.
@@ -119,24 +107,18 @@ impl PolicyChoice {
 
     /// The files that this is read from, none of which an output may overwrite.
     pub fn files(&self) -> Vec<NamedFile> {
-        match self {
-            PolicyChoice::BuiltIn(spec) => PolicyChoice::named_files(&spec.to_string()),
-            PolicyChoice::Script(spec) => {
-                let mut files = vec![NamedFile::script(spec.path.clone())];
-                files.extend(PolicyChoice::named_files(&spec.rest));
-                files
-            }
-        }
+        PolicyChoice::named_files(&self.to_string())
     }
 
     /// The files that a specification names. Opens none of them, and leaves mistakes to parsing.
     pub fn named_files(spec: &str) -> Vec<NamedFile> {
         let (scripts, others): (Vec<_>, Vec<_>) = spec.split('+').partition(|part| is_script(part));
+        let named = |what| move |path| NamedFile { what, path };
         let scripts = scripts.into_iter().map(name).map(PathBuf::from);
-        let scripts = scripts.map(NamedFile::script);
         let placements = PolicySpec::named_files(&others.join("+")).into_iter();
         scripts
-            .chain(placements.map(NamedFile::placement))
+            .map(named("the policy script"))
+            .chain(placements.map(named("the policy's placement file")))
             .collect()
     }
 

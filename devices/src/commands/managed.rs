@@ -163,10 +163,7 @@ mod tests {
             MANAGED.words(MANAGED.base, u64::MAX),
             Err(CommandError::Address(end))
         );
-        assert_eq!(
-            MANAGED.words(8, 1),
-            Err(CommandError::Address(8))
-        );
+        assert_eq!(MANAGED.words(8, 1), Err(CommandError::Address(8)));
         assert_eq!(
             MANAGED.words(MANAGED.base + 4, 1),
             Err(CommandError::Argument)
