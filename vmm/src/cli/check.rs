@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hmm_backend::engine::MoveProbe;
 use hmm_backend::limits;
-use hmmvisor_experiments::figures::bytes;
+use hmmvisor_experiments::figures::{bytes, time};
 use hmmvisor_guest_images as guest_images;
 
 use hmmvisor::ending::End;
@@ -344,8 +344,8 @@ fn trial() -> Finding {
     };
     match vm.ending().wait(TRIAL) {
         Some(End::Exit(_)) => {
-            let milliseconds = begin.elapsed().as_secs_f64() * 1e3;
-            let detail = format!("ran in ring 3 and exited, {milliseconds:.1} ms in all");
+            let all = time(begin.elapsed().as_nanos() as f64);
+            let detail = format!("ran in ring 3 and exited, {all} in all");
             Finding::new(what, State::Ok, detail)
         }
         Some(End::Failed(failure)) => Finding::new(what, State::Missing, failure.to_string()),

@@ -13,7 +13,7 @@ use hmm_backend::text::printable;
 use hmm_backend::{EVICTION_BATCH, limits};
 use hmmvisor::run::summary::{mark_of_scripts, of_scripts};
 use hmmvisor::size::Size;
-use hmmvisor_experiments::figures::{bytes, count, grouped};
+use hmmvisor_experiments::figures::{bytes, count, grouped, time};
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
@@ -25,7 +25,7 @@ use super::output::{json_output, note, put_json, summary};
 use super::trace::TraceArgs;
 
 /// What there is to say about a trace without an access by a device.
-pub const NO_DEVICE: &str = "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file";
+pub const NO_DEVICE: &str = "no access is a device's, so nothing migrates; an import has devices by --device (lackey), or by the column `device` (CSV)";
 
 /// Options of `replay`.
 #[derive(Args)]
@@ -298,8 +298,7 @@ impl ReplaySummary<'_> {
             bytes(outcome.bytes_to_system),
             count(outcome.transfers, "transfer")
         )?;
-        let milliseconds = outcome.modelled_ns as f64 / 1e6;
-        writeln!(f, "modelled time   {milliseconds:.3} ms")?;
+        writeln!(f, "modelled time   {}", time(outcome.modelled_ns as f64))?;
         if let Some(least) = &outcome.optimal
             && least.pages_to_device > 0
         {

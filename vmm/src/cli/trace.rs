@@ -17,6 +17,7 @@ use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
 
 use super::mistake::Mistake;
 use super::output::{json_output, put_json, status, summary};
+use super::replay::NO_DEVICE;
 
 /// What can be done with traces.
 #[derive(Subcommand)]
@@ -167,13 +168,10 @@ impl ImportArgs {
         let input = BufReader::with_capacity(1 << 18, input);
         let totals = import::import(input, &name, format, output)?;
         let note = match totals.machine.is_some_and(|machine| machine.devices > 0) {
-            true => "",
-            false => {
-                "; no access is an accelerator's, so nothing migrates in a replay: \
-                 with --format lackey give --device, in CSV name devices in the column `device`"
-            }
+            true => String::new(),
+            false => format!("; {NO_DEVICE}"),
         };
-        written(&files, totals.events, &self.output, note)
+        written(&files, totals.events, &self.output, &note)
     }
 }
 

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::host::file::FileError;
 use hmmvisor_experiments::size::Size;
-use hmmvisor_experiments::sweep::wrong_toml;
+use hmmvisor_experiments::toml_files;
 
 /// What is wrong with a configuration.
 #[derive(Debug, Error)]
@@ -28,7 +28,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// The file is not TOML or has something unknown in it; the error shows where.
-    #[error("in configuration file {}: {}", path.display(), wrong_toml(error))]
+    #[error("in configuration file {}: {}", path.display(), toml_files::wrong(error))]
     Toml {
         /// The file.
         path: PathBuf,

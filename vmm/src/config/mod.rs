@@ -18,6 +18,7 @@ use hmm_backend::EVICTION_BATCH;
 use hmm_backend::engine::EngineChoice;
 use hmm_backend::pages::{Fidelity, Hint, PAGE_SIZE, Page, PageRange};
 use hmmvisor_experiments::size::Size;
+use hmmvisor_experiments::toml_files;
 use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -335,16 +336,8 @@ fn region_spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PolicyChoic
 /// Reads a table of scalars and returns each as it would be written on the command line.
 fn params<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, String)>, D::Error> {
     let table = BTreeMap::<String, toml::Value>::deserialize(deserializer)?;
-    let param = |(name, value)| {
-        let value = match value {
-            toml::Value::String(text) => text,
-            toml::Value::Table(_) | toml::Value::Array(_) => {
-                return Err(D::Error::custom(format!(
-                    "parameter `{name}` must be a number or a word"
-                )));
-            }
-            scalar => scalar.to_string(),
-        };
+    let param = |(name, value): (String, toml::Value)| {
+        let value = toml_files::param(&name, &value).map_err(D::Error::custom)?;
         Ok((name, value))
     };
     table.into_iter().map(param).collect()
