@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod check;
+pub mod failed;
 mod manual;
 pub mod mistake;
 pub mod output;

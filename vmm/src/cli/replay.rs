@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Error, Result, anyhow, bail};
 use clap::Args;
 use hmm_backend::pages::Fidelity;
 use hmm_backend::policy::{LinkModel, PolicyFile};
@@ -20,6 +20,7 @@ use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
 use hmmvisor_policies::{Chosen, Limits, Log, PART, PolicyChoice, ScriptFigures, Scripts, excerpt};
 use serde::Serialize;
 
+use super::failed::failed;
 use super::mistake::Mistake;
 use super::output::{json_output, note, put_json, summary};
 use super::trace::TraceArgs;
@@ -142,8 +143,10 @@ fn settings(
     let chosen = match &args.policy {
         Some(policy) => policy.load(Limits::default(), log)?,
         None if meta.policy.is_empty() => return Err(missing("--policy", "policy")),
-        None => recorded(meta, log)
-            .with_context(|| format!("{}: give a policy with --policy", trace.display()))?,
+        None => recorded(meta, log).map_err(failed(format!(
+            "{}: give a policy with --policy",
+            trace.display()
+        )))?,
     };
     let fidelity = match args.accesses {
         Some(fidelity) => fidelity,
@@ -189,7 +192,7 @@ fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
     let mistake = |error| anyhow!(excerpt(&limits::explain(&error), SHOWN_MISTAKE));
     chosen
         .map_err(mistake)
-        .with_context(|| format!("it was recorded with policy `{shown}`"))
+        .map_err(failed(format!("it was recorded with policy `{shown}`")))
 }
 
 /// The outcome, to be written as JSON.

@@ -5,7 +5,7 @@ use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings;
@@ -15,6 +15,7 @@ use hmmvisor_experiments::trace::export::{ExportError, Format, export};
 use hmmvisor_experiments::trace::import;
 use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
 
+use super::failed::failed;
 use super::mistake::Mistake;
 use super::output::{json_output, put_json, status, summary};
 use super::replay::NO_DEVICE;
@@ -158,7 +159,7 @@ impl ImportArgs {
                 Box::new(io::stdin())
             }
             _ => {
-                let file = File::open(&self.input).with_context(|| format!("opening {name}"))?;
+                let file = File::open(&self.input).map_err(failed(format!("opening {name}")))?;
                 files.reads_open("the input", &file);
                 Box::new(file)
             }
