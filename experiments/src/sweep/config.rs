@@ -59,7 +59,7 @@ enum Seeds {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[workload]]")]
 struct WorkloadTable {
     name: String,
     #[serde(default)]
@@ -73,7 +73,7 @@ struct WorkloadTable {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[trace]]")]
 struct TraceTable {
     name: String,
     /// Several differ in the seed only.

@@ -75,7 +75,7 @@ pub struct Config {
 
 /// `[machine]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [machine]")]
 pub struct MachineConfig {
     /// Number of vCPUs, 1 to 64.
     pub vcpus: u32,
@@ -92,7 +92,7 @@ pub struct MachineConfig {
 
 /// `[boot]`
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [boot]")]
 pub struct BootConfig {
     /// The kernel: a bzImage, or a vmlinux with a PVH entry.
     pub kernel: Option<PathBuf>,
@@ -107,7 +107,7 @@ pub struct BootConfig {
 
 /// `[devices]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [devices]")]
 pub struct DevicesConfig {
     /// Number of accelerators, 1 to 16; an operating system may have none.
     pub count: u32,
@@ -125,7 +125,7 @@ pub struct DevicesConfig {
 
 /// `[engine]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [engine]")]
 pub struct EngineConfig {
     /// `auto`, `remap` or `copy`.
     #[serde(deserialize_with = "from_str")]
@@ -138,7 +138,7 @@ pub struct EngineConfig {
 
 /// `[policy]`
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [policy]")]
 pub struct PolicyConfig {
     /// The policy: a name like `density:threshold=60+lru` (`hmmvisor policies` lists what there is), or a script's file.
     #[serde(deserialize_with = "from_str")]
@@ -149,7 +149,7 @@ pub struct PolicyConfig {
 
 /// `[[policy.region]]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[policy.region]]")]
 pub struct RegionConfig {
     /// Where the region begins in managed memory, a multiple of 2 MiB.
     pub start: Size,
@@ -162,7 +162,7 @@ pub struct RegionConfig {
 
 /// `[[hint]]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[hint]]")]
 pub struct HintConfig {
     /// Where the pages start, from the start of managed memory.
     pub start: Size,
@@ -183,7 +183,7 @@ impl HintConfig {
 
 /// `[workload]`
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [workload]")]
 pub struct WorkloadConfig {
     /// Name of the workload; `hmmvisor workloads` lists what there is.
     pub name: Option<String>,
@@ -194,7 +194,7 @@ pub struct WorkloadConfig {
 
 /// `[service]`
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [service]")]
 pub struct ServiceConfig {
     /// Number of threads; by default one for each host CPU that runs vCPUs.
     pub threads: Option<usize>,
@@ -204,7 +204,7 @@ pub struct ServiceConfig {
 
 /// `[placement]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [placement]")]
 pub struct PlacementConfig {
     /// Pin vCPUs and service threads where nothing else is said. Serving a fault on the CPU that
     /// took it saves waking another one, which costs several times the fault.
@@ -488,6 +488,12 @@ mod tests {
             ),
             ("[[hint]]\nstart = 0\n", 1, "missing field `bytes`"),
             ("seed = -1", 1, "expected u64"),
+            (
+                "workload = \"bfs\"",
+                1,
+                "invalid type: string \"bfs\", expected the table [workload]",
+            ),
+            ("hint = [1]", 1, "expected a table [[hint]]"),
             ("[machine", 1, "unclosed table"),
             (
                 "[workload]\nparams = { n = [1] }",
