@@ -1,6 +1,7 @@
 //! What a device tells its machine.
 
 use std::io;
+use std::sync::Arc;
 
 /// Why a device does not work any more.
 #[derive(Debug, thiserror::Error)]
@@ -31,4 +32,22 @@ pub trait Interrupt: Send + Sync {
     /// Tells the machine that the device does not work any more, so that the run ends with an error instead of leaving the
     /// guest to wait for the device. Does nothing by default.
     fn device_failed(&self, _failure: DeviceFailure) {}
+}
+
+impl dyn Interrupt {
+    /// Returns what a thread of the device calls when it panics: it tells the machine.
+    pub(crate) fn on_panic(self: &Arc<Self>) -> impl FnOnce(&str) + Send + use<> {
+        let irq = self.clone();
+        move |thread| {
+            let thread = thread.to_owned();
+            irq.device_failed(DeviceFailure::Panicked { thread });
+        }
+    }
+
+    /// Tells the machine if waking a thread or sleeping has failed, which ends the run.
+    pub(crate) fn report_failure(&self, what: &'static str, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.device_failed(DeviceFailure::Event { what, error });
+        }
+    }
 }

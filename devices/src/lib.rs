@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `accelerator` | the emulated accelerator: registers, queue, MMU, and the thread that executes commands |
 //! | `commands` | what it can be told and what that computes, over any `memory::Memory`: pure |
+//! | `guest_bytes` | bytes of guest memory that commands and requests name |
 //! | `virtio` | virtio-mmio devices: balloon, block, entropy |
 //! | `mmio`, `interrupt` | the trait by which a machine uses a device; also for your own devices |
 //! | `thread`, `bell`, `retry` | threads that report their panics, events that threads sleep on, calls that signals interrupt |
@@ -18,6 +19,7 @@
 mod accelerator;
 pub mod bell;
 pub mod commands;
+pub mod guest_bytes;
 mod interrupt;
 mod mmio;
 pub mod retry;

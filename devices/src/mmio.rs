@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hmm_backend::Backend;
 pub use vmm_sys_util::eventfd::EventFd;
 
-use crate::{Accelerator, Interrupt};
+use crate::Interrupt;
 
 /// The kind of a device: how the machine describes the device's slot to a guest's operating system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,28 +65,3 @@ pub type NewDevice = Box<dyn FnOnce(Slot<'_>) -> Result<Arc<dyn MmioDevice>, New
 
 /// Why a device could not be made.
 pub type NewDeviceError = Box<dyn Error + Send + Sync>;
-
-impl MmioDevice for Accelerator {
-    fn kind(&self) -> SlotKind {
-        SlotKind::Accelerator
-    }
-
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        Accelerator::read(self, offset, data);
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        Accelerator::write(self, offset, data);
-    }
-
-    fn doorbell(&self) -> Option<(u64, &EventFd)> {
-        Some((
-            hmmvisor_abi::accel::REG_DOORBELL,
-            Accelerator::doorbell(self),
-        ))
-    }
-
-    fn stop(&self) {
-        Accelerator::stop(self);
-    }
-}

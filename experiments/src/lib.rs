@@ -11,4 +11,5 @@ mod returns;
 pub mod size;
 pub mod steady;
 pub mod sweep;
+pub mod toml_files;
 pub mod trace;

@@ -11,8 +11,8 @@ use hmm_backend::residency::Residency;
 use hmmvisor_abi::accel::{self, Command};
 use hmmvisor_abi::map::MANAGED;
 use hmmvisor_devices::commands::command::{decode, space};
-use hmmvisor_devices::commands::managed::{Addresses, Managed, WORD};
-use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt};
+use hmmvisor_devices::commands::managed::{Addresses, WORD};
+use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt, MmioDevice};
 
 /// One block.
 const PAGES: u64 = 512;
@@ -279,12 +279,12 @@ fn all() -> PageRange {
 
 /// What decoding lets through is in managed memory, or in the address space.
 fn check_decode(command: &Command) {
-    let managed = Managed {
+    let managed = Addresses {
         base: MANAGED,
         bytes: MEMORY,
     };
     let addresses = match space(command) {
-        Ok(accel::PHYSICAL) => managed.addresses(),
+        Ok(accel::PHYSICAL) => managed,
         Ok(_) => Addresses {
             base: 0,
             bytes: accel::SPACE_END,
@@ -302,6 +302,6 @@ fn check_decode(command: &Command) {
         );
     }
     if let Some(span) = operation.span() {
-        assert!(addresses.contains(span.addr, span.bytes), "{operation:?}");
+        assert!(addresses.contains(span.addr, span.len), "{operation:?}");
     }
 }

@@ -11,10 +11,10 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use arbitrary::{Arbitrary, Unstructured};
 use hmm_backend::Backend;
 use hmm_backend::driver::DefaultDriver;
-use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{DeviceId, PAGE_SIZE, Page, PageRange, Permission};
 use hmm_backend::residency::Residency;
 use hmmvisor_abi::map::MANAGED;
-use hmmvisor_devices::virtio::{Balloon, Disk, DiskAccess, GuestRam, VirtioDevice, block, rng};
+use hmmvisor_devices::virtio::{Balloon, Disk, GuestRam, VirtioDevice, block, rng};
 use hmmvisor_devices::{Interrupt, MmioDevice};
 
 /// One block.
@@ -168,8 +168,8 @@ impl Guest {
                     _ => {
                         let path = format!("/proc/self/fd/{}", image.as_raw_fd());
                         let access = match read_only {
-                            true => DiskAccess::ReadOnly,
-                            false => DiskAccess::ReadWrite,
+                            true => Permission::ReadOnly,
+                            false => Permission::Writable,
                         };
                         let disk = Disk::open(Path::new(&path), access);
                         block(0, disk.expect("it is an image"))

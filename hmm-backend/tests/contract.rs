@@ -231,7 +231,7 @@ fn a_fatal_fault_is_reported_and_the_page_keeps_its_contents() {
                 (id, rig.cpu(9, 0).load(SeqCst))
             });
             let fatal = rig.first_fatal();
-            let fault = fatal[0].fault().unwrap().clone();
+            let fault = common::fault(&fatal[0]).unwrap().clone();
             drop(fatal);
             let cause = FatalCause::DriverFailed("link down".into());
             assert_eq!((fault.page, &fault.cause), (Page(9), &cause));

@@ -54,10 +54,10 @@ fn until_in_faults<'a>(threads: impl IntoIterator<Item = &'a u32> + Clone) {
 
 /// The fault of a report; the service itself does not fail in these tests.
 fn fault(fatal: Fatal) -> FatalFault {
-    fatal
-        .fault()
-        .cloned()
-        .unwrap_or_else(|| panic!("{fatal:?}"))
+    match fatal {
+        Fatal::Fault(fault) => fault,
+        Fatal::Service(failure) => panic!("{failure}"),
+    }
 }
 
 #[test]

@@ -238,13 +238,9 @@ fn a_vanished_page_is_noticed() {
         std::thread::scope(|scope| {
             let sleeper = scope.spawn(|| rig.cpu(3, 0).fetch_add(1, SeqCst));
             let fatal = rig.first_fatal();
-            assert_eq!(
-                {
-                    let fault = fatal[0].fault().unwrap();
-                    (fault.page, &fault.cause)
-                },
-                (Page(3), &FatalCause::Vanished)
-            );
+            let fault = common::fault(&fatal[0]).unwrap();
+            let seen = (fault.page, &fault.cause);
+            assert_eq!(seen, (Page(3), &FatalCause::Vanished));
             drop(fatal);
             let word = rig.backend.word(Page(3)).unwrap();
             assert_eq!(word.residency(), Residency::Poisoned);
@@ -399,7 +395,7 @@ fn answers_that_the_protocol_rules_out_are_fatal_for_their_page_alone() {
             std::thread::scope(|scope| {
                 let sleeper = scope.spawn(|| rig.cpu(5, 0).load(SeqCst));
                 let fatal = rig.first_fatal();
-                let fault = fatal[0].fault().unwrap();
+                let fault = common::fault(&fatal[0]).unwrap();
                 assert_eq!(fault.page, Page(5));
                 let cause = &fault.cause;
                 assert!(

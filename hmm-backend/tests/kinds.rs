@@ -13,7 +13,6 @@ use hmm_backend::mirror::{MirrorError, Target};
 use hmm_backend::observe::EventKind;
 use hmm_backend::pages::{Page, Permission};
 use hmm_backend::residency::Residency;
-use hmm_backend::service::Fatal;
 use hmm_backend::{BackendConfig, Error, snapshot};
 
 /// Longer than any step of these tests takes.
@@ -31,7 +30,7 @@ fn forbidden_write(rig: &Rig, page: u32, value: u64) {
             .fatal_seen
             .wait_timeout_while(fatal, PATIENCE, |fatal| fatal.len() == seen)
             .unwrap();
-        let fault = fatal.get(seen).and_then(Fatal::fault).cloned();
+        let fault = fatal.get(seen).and_then(common::fault).cloned();
         drop(fatal);
         let fault = fault.unwrap_or_else(|| {
             // Wake a thread that may still sleep in a fault, so that the test ends.

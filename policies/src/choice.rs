@@ -11,7 +11,7 @@ use crate::error::ScriptError;
 use crate::sandbox::limits::Limits;
 use crate::script::instance::Log;
 use crate::scripts::Scripts;
-use crate::spec::{ScriptSpec, kind};
+use crate::spec::{ScriptSpec, kind, name};
 
 /// `density+lru`, or `file.luau:param=value+lru+timeslice:min=1ms`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,18 +29,6 @@ pub struct NamedFile {
     pub what: &'static str,
     /// The path, as the specification gives it.
     pub path: PathBuf,
-}
-
-impl NamedFile {
-    fn script(path: PathBuf) -> NamedFile {
-        let what = "the policy script";
-        NamedFile { what, path }
-    }
-
-    fn placement(path: PathBuf) -> NamedFile {
-        let what = "the policy's placement file";
-        NamedFile { what, path }
-    }
 }
 
 /// A policy ready to be used.
@@ -65,7 +53,7 @@ const RECORDED_LIMIT: u64 = 16 << 20;
 
 /// Whether a component names a script.
 fn is_script(component: &str) -> bool {
-    let name = component.split(':').next().unwrap_or_default().trim();
+    let name = name(component);
     name.ends_with(".luau") || name.contains('/')
 }
 
@@ -81,26 +69,56 @@ impl PolicyChoice {
         })
     }
 
+    /// Parses the policy of a region. Devices belong to no region, so it must not decide about evictions.
+    pub fn of_region(text: &str) -> Result<PolicyChoice, ScriptError> {
+        let components = text.split('+');
+        match components.map(name).find(|it| kind(it) == Some("eviction")) {
+            Some(name) => Err(ScriptError::Eviction(format!("`{name}` decides"))),
+            None => text.parse(),
+        }
+    }
+
+    /// Loads the policy of a region. A script must decide about something else than evictions.
+    pub fn load_of_region(&self, limits: Limits, log: Log) -> Result<Chosen, ScriptError> {
+        let chosen = self.load(limits, log)?;
+        match chosen.scripts.iter().find(|it| it.decides_only_evictions()) {
+            Some(it) => {
+                let path = it.path().display();
+                let who = format!("policy script {path} decides only");
+                Err(ScriptError::Eviction(who))
+            }
+            None => Ok(chosen),
+        }
+    }
+
+    /// Whether the specification has a built-in component of this name.
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            PolicyChoice::BuiltIn(spec) => spec.has(name),
+            PolicyChoice::Script(spec) => spec.components().any(|part| self::name(part) == name),
+        }
+    }
+
+    /// Whether the policy listens to hints. A script may, whatever is beside it.
+    pub fn listens_to_hints(&self) -> bool {
+        let is_script = matches!(self, PolicyChoice::Script(_));
+        is_script || self.has("hints") || self.has("thrash")
+    }
+
     /// The files that this is read from, none of which an output may overwrite.
     pub fn files(&self) -> Vec<NamedFile> {
-        match self {
-            PolicyChoice::BuiltIn(spec) => PolicyChoice::named_files(&spec.to_string()),
-            PolicyChoice::Script(spec) => {
-                let mut files = vec![NamedFile::script(spec.path.clone())];
-                files.extend(PolicyChoice::named_files(&spec.rest));
-                files
-            }
-        }
+        PolicyChoice::named_files(&self.to_string())
     }
 
     /// The files that a specification names. Opens none of them, and leaves mistakes to parsing.
     pub fn named_files(spec: &str) -> Vec<NamedFile> {
         let (scripts, others): (Vec<_>, Vec<_>) = spec.split('+').partition(|part| is_script(part));
-        let path = |script: &str| PathBuf::from(script.split(':').next().unwrap_or(script).trim());
-        let scripts = scripts.into_iter().map(path).map(NamedFile::script);
+        let named = |what| move |path| NamedFile { what, path };
+        let scripts = scripts.into_iter().map(name).map(PathBuf::from);
         let placements = PolicySpec::named_files(&others.join("+")).into_iter();
         scripts
-            .chain(placements.map(NamedFile::placement))
+            .map(named("the policy script"))
+            .chain(placements.map(named("the policy's placement file")))
             .collect()
     }
 
@@ -228,6 +246,17 @@ mod tests {
             let script = matches!(choice, PolicyChoice::Script(_));
             assert_eq!(script, text != "density+lru+timeslice", "{text}");
         }
+    }
+
+    #[test]
+    fn components_are_found_by_name() {
+        let choice = |text: &str| text.parse::<PolicyChoice>().unwrap();
+        for text in ["density + hints", "a.luau:hints=1+lru + hints"] {
+            assert!(choice(text).has("hints") && choice(text).listens_to_hints());
+        }
+        assert!(!choice("a.luau:x=hints+lru").has("hints"));
+        assert!(choice("a.luau").listens_to_hints() && choice("thrash").listens_to_hints());
+        assert!(!choice("density+lru").listens_to_hints());
     }
 
     #[test]

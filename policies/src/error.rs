@@ -61,6 +61,9 @@ pub enum ScriptError {
         /// What is wrong.
         why: String,
     },
+    /// A region's policy decides about evictions, and devices belong to no region. The text says which part, and that it decides.
+    #[error("{0} about evictions, which have no region; name it in [policy] spec")]
+    Eviction(String),
     /// A part of the specification that is no script is wrong.
     #[error("{0}{hint}", hint = or_a_script(.0))]
     Policy(#[from] PolicyError),

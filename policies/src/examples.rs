@@ -16,38 +16,18 @@ impl Example {
     }
 }
 
+const fn example(name: &'static str, text: &'static str) -> Example {
+    Example { name, text }
+}
+
 /// All of them, the simplest first.
 pub const EXAMPLES: [Example; 8] = [
-    Example {
-        name: "on_demand.luau",
-        text: include_str!("../on_demand.luau"),
-    },
-    Example {
-        name: "stride.luau",
-        text: include_str!("../stride.luau"),
-    },
-    Example {
-        name: "density.luau",
-        text: include_str!("../density.luau"),
-    },
-    Example {
-        name: "thrash_guard.luau",
-        text: include_str!("../thrash_guard.luau"),
-    },
-    Example {
-        name: "hot_cold.luau",
-        text: include_str!("../hot_cold.luau"),
-    },
-    Example {
-        name: "markov.luau",
-        text: include_str!("../markov.luau"),
-    },
-    Example {
-        name: "learned.luau",
-        text: include_str!("../learned.luau"),
-    },
-    Example {
-        name: "keep.luau",
-        text: include_str!("../keep.luau"),
-    },
+    example("on_demand.luau", include_str!("../on_demand.luau")),
+    example("stride.luau", include_str!("../stride.luau")),
+    example("density.luau", include_str!("../density.luau")),
+    example("thrash_guard.luau", include_str!("../thrash_guard.luau")),
+    example("hot_cold.luau", include_str!("../hot_cold.luau")),
+    example("markov.luau", include_str!("../markov.luau")),
+    example("learned.luau", include_str!("../learned.luau")),
+    example("keep.luau", include_str!("../keep.luau")),
 ];

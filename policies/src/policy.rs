@@ -58,11 +58,9 @@ impl FaultPolicy for ScriptPolicy {
     }
 
     fn remote_access_threshold(&self) -> Option<u32> {
-        let beside = self.beside.remote_access_threshold();
-        [beside, self.instance.lock().remote_access_threshold()]
-            .into_iter()
-            .flatten()
-            .min()
+        let own = self.instance.lock().remote_access_threshold();
+        let both = [self.beside.remote_access_threshold(), own];
+        both.into_iter().flatten().min()
     }
 
     fn remote_accesses(&mut self, seen: &BlockFault, count: u32, view: &BlockView<'_>) -> PageSet {
@@ -89,11 +87,9 @@ impl FaultPolicy for ScriptPolicy {
     }
 
     fn tick_interval(&self) -> Option<Duration> {
-        let beside = self.beside.tick_interval();
-        [beside, self.instance.lock().tick_interval()]
-            .into_iter()
-            .flatten()
-            .min()
+        let own = self.instance.lock().tick_interval();
+        let both = [self.beside.tick_interval(), own];
+        both.into_iter().flatten().min()
     }
 
     fn tick(&mut self, now: Duration, seen: Seen) -> Vec<Wish> {

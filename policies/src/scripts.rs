@@ -17,7 +17,7 @@ use crate::policy::ScriptPolicy;
 use crate::sandbox::limits::Limits;
 use crate::script::instance::{CurrentScript, Log, SharedInstance, Version};
 use crate::script::text;
-use crate::script::{Source, names_of};
+use crate::script::{Source, VICTIMS, names_of};
 use crate::spec::ScriptSpec;
 
 /// A script is no larger than this: compiling it cannot be interrupted, nor what it does between two loops or calls.
@@ -65,7 +65,6 @@ pub struct Scripts {
     spec: ScriptSpec,
     /// What is beside the script: it decides about faults in its place.
     beside: PolicySpec,
-    decides_victims: bool,
     /// The functions that it has: a bit for each.
     functions: u32,
     shared: Arc<CurrentScript>,
@@ -120,7 +119,6 @@ impl Scripts {
         Ok(Arc::new(Scripts {
             spec,
             beside,
-            decides_victims: script.decides_victims(),
             functions: script.handlers(),
             shared,
         }))
@@ -129,6 +127,11 @@ impl Scripts {
     /// The script's file.
     pub fn path(&self) -> &Path {
         &self.spec.path
+    }
+
+    /// Whether the script decided about nothing but evictions when it was first loaded.
+    pub(crate) fn decides_only_evictions(&self) -> bool {
+        self.functions & !(1 << VICTIMS) == 0
     }
 
     /// Reads the file again. All instances use the new version from their next event on, each beginning with an empty
@@ -187,7 +190,7 @@ impl Scripts {
         InBackend {
             spec: self.spec.clone(),
             beside: self.beside.clone(),
-            decides_victims: self.decides_victims,
+            decides_victims: self.functions & 1 << VICTIMS != 0,
             instance: SharedInstance::new(&self.shared),
         }
     }

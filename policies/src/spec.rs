@@ -39,6 +39,11 @@ impl ScriptSpec {
         text
     }
 
+    /// The built-in components beside the script.
+    pub(crate) fn components(&self) -> impl Iterator<Item = &str> {
+        self.rest.split('+')
+    }
+
     /// What is beside the script, `eviction` being what the script asks for.
     pub(crate) fn beside(&self, eviction: Option<&str>) -> Result<PolicySpec, ScriptError> {
         let mut text = "on-demand".to_owned();
@@ -47,10 +52,7 @@ impl ScriptSpec {
         }
         // What the user says counts more than what the script says.
         if let Some(eviction) = eviction
-            && !self
-                .rest
-                .split('+')
-                .any(|part| kind(part) == Some("eviction"))
+            && !self.components().any(|it| kind(it) == Some("eviction"))
         {
             if kind(eviction) != Some("eviction") {
                 return Err(ScriptError::Script(format!(
@@ -65,9 +67,14 @@ impl ScriptSpec {
     }
 }
 
+/// A component without its parameters.
+pub(crate) fn name(component: &str) -> &str {
+    component.split(':').next().unwrap_or_default().trim()
+}
+
 /// What a built-in component decides.
 pub(crate) fn kind(component: &str) -> Option<&'static str> {
-    let name = component.split(':').next().unwrap_or_default().trim();
+    let name = name(component);
     policies()
         .iter()
         .find(|policy| policy.name == name)

@@ -11,7 +11,7 @@ use hmm_backend::service::{FaultService, ServiceConfig};
 use hmm_backend::{Backend, BackendConfig};
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map::MANAGED;
-use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt};
+use hmmvisor_devices::{Accelerator, AcceleratorConfig, Interrupt, MmioDevice};
 
 use crate::{CheckedDriver, Random, pages, word};
 

@@ -6,7 +6,7 @@ use hmm_backend::driver::FaultError;
 use hmm_backend::pages::{DeviceId, Page};
 use hmm_backend::residency::{Placed, Residency};
 use hmm_backend::{Backend, Error};
-use hmmvisor_devices::Accelerator;
+use hmmvisor_devices::{Accelerator, MmioDevice};
 use parking_lot::Mutex;
 
 use crate::conformance::{AccessRefused, DeviceAccess, MirrorDevice};

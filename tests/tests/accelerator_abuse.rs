@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use hmm_backend::pages::PAGE_SIZE;
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map::MANAGED;
+use hmmvisor_devices::MmioDevice;
 use hmmvisor_testkit::Random;
 use hmmvisor_testkit::accelerator::{FIRST, PAGES, Rig, SLOTS, at, command};
 use hmmvisor_testkit::machine::both_engines;

@@ -11,6 +11,7 @@ use hmm_backend::engine::Engine;
 use hmm_backend::pages::{PAGE_SIZE, Page};
 use hmm_backend::residency::Residency;
 use hmmvisor_abi::accel::*;
+use hmmvisor_devices::MmioDevice;
 use hmmvisor_testkit::Random;
 use hmmvisor_testkit::accelerator::{PAGES, Rig, at, command};
 use hmmvisor_testkit::machine::both_engines;

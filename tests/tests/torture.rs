@@ -49,7 +49,10 @@ fn guests_verify_amid_chaos() {
 
             // The guest says how many it has counted; the host adds its own.
             let said = output.split(' ').rev().nth(2).unwrap();
-            let said: u64 = said.parse().unwrap_or_else(|_| panic!("{what}"));
+            let said: u64 = said
+                .replace(',', "")
+                .parse()
+                .unwrap_or_else(|_| panic!("{what}"));
             assert!(said > 0 && report.operations_checked >= said, "{what}");
 
             let chaos = report.chaos.as_ref().unwrap();

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{CommandFactory, Parser};
 use hmm_backend::limits::{self, Refusal, Resource};
 use hmm_backend::policy::policies;
@@ -19,14 +19,15 @@ use hmmvisor::run::progress::Progress;
 use hmmvisor::run::signals::Signals;
 use hmmvisor::run::summary::Summary;
 use hmmvisor::{Input, Options, Report};
-use hmmvisor_experiments::output::{Files, Output, shown};
+use hmmvisor_experiments::output::{Files, Output};
 use hmmvisor_experiments::steady::write_all;
 use hmmvisor_guest_images::{Param, workloads};
 use hmmvisor_policies::EXAMPLES;
 
-use cli::check::{State, check};
+use cli::check::{State, can_run, check};
+use cli::failed::failed;
 use cli::mistake::exit_code;
-use cli::output::{READ_WITHIN, STORED_WITHIN, note, print, say, within};
+use cli::output::{READ_WITHIN, STORED_WITHIN, note, print, put, say, within};
 use cli::run::RunArgs;
 use cli::{Cli, Command, PoliciesArgs};
 
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
         }
         Command::Policies(PoliciesArgs {
             check: Some(script),
-        }) => cli::scripts::check(&script),
+        }) => cli::scripts::check(script),
         Command::Replay(args) => cli::replay::replay(args),
         Command::Trace(command) => command.run(),
         Command::Check => print_check(),
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
         Command::Man(args) => args.print(Cli::command()),
     };
     result.unwrap_or_else(|error| {
-        say(None, format!("error: {}", describe(&error)));
+        say(None, format!("error: {}", limits::explain(error.as_ref())));
         exit_code(&error)
     })
 }
@@ -94,25 +95,11 @@ fn give(answer: &clap::Error) -> ExitCode {
     }
 }
 
-/// Returns the error with its causes, and with what to do if a limit of the host is behind it. The libraries' messages contain
-/// their causes already; each is said once.
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    let explained = limits::explain(error.as_ref());
-    let advice = explained.strip_prefix(&text).unwrap_or_default();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text + advice
-}
-
 fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
     // Signals are taken before anything that may take long, and before any other thread is started.
     let signals = Signals::start()
         .map_err(|error| Refusal::new(Resource::Thread, error))
-        .context("starting the thread that takes signals")?;
+        .map_err(failed("starting the thread that takes signals"))?;
     let mut files = Files::default();
     if let Some(file) = args.file() {
         files.reads("the configuration file", file);
@@ -161,14 +148,14 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
                 true => Input::terminal(),
                 false => Input::stdin(),
             };
-            Some(input.context("using standard input")?)
+            Some(input.map_err(failed("using standard input"))?)
         }
         _ => None,
     };
     let terminal = match interactive {
         true => {
             let _ = writeln!(io::stderr(), "hmmvisor: to quit, type Ctrl-A and then x\r");
-            Some(RawTerminal::enter().context("switching the terminal to raw mode")?)
+            Some(RawTerminal::enter().map_err(failed("switching the terminal to raw mode"))?)
         }
         false => None,
     };
@@ -202,7 +189,9 @@ fn write_report(
         _ => READ_WITHIN,
     };
     let json = within(Some(signals), limit, "writing the JSON report", move || {
-        json.map_or(Ok(()), |json| write_json(json, &its))
+        json.map_or(Ok(()), |json| {
+            put(json, "the JSON report", &(its.to_json() + "\n"))
+        })
     });
     let its = report.clone();
     let summary = within(
@@ -211,34 +200,26 @@ fn write_report(
         "writing the summary",
         move || {
             let text = format!("\n{}", Summary(&its));
-            write_all(&mut *output(), text.as_bytes()).context("writing the summary")
+            write_all(&mut *output(), text.as_bytes()).map_err(failed("writing the summary"))
         },
     );
     if let Some(error) = report.error() {
         say(Some(signals), format!("error: {error}"));
     }
     let console = console.map_or(Ok(()), |console| {
-        console.end().context("emptying the console's file")
+        console.end().map_err(failed("emptying the console's file"))
     });
     match (report.exit_code(), json.and(summary).and(console)) {
         (0, written) => written.map(|()| ExitCode::SUCCESS),
         (code, Ok(())) => Ok(ExitCode::from(code)),
         // The code says why the run ended.
         (code, Err(error)) => {
-            say(Some(signals), format!("error: {}", describe(&error)));
+            say(
+                Some(signals),
+                format!("error: {}", limits::explain(error.as_ref())),
+            );
             Ok(ExitCode::from(code))
         }
-    }
-}
-
-fn write_json(mut output: Output, report: &Report) -> Result<()> {
-    let line = report.to_json() + "\n";
-    let path = output.path().to_owned();
-    let written = write_all(&mut output, line.as_bytes()).and_then(|()| output.commit());
-    match written {
-        // A reader that has closed the pipe has read enough.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.with_context(|| format!("writing the JSON report to {}", shown(&path))),
     }
 }
 
@@ -295,9 +276,7 @@ fn list_of_policies() -> String {
 
 fn print_check() -> Result<ExitCode> {
     let findings = check();
-    let can_run = findings
-        .iter()
-        .all(|finding| finding.state != State::Missing);
+    let can_run = can_run(&findings);
     let mut text = String::new();
     for finding in findings {
         let state = match finding.state {

@@ -492,7 +492,7 @@ fn a_trace_in_which_nothing_can_migrate_says_so() {
     let said = String::from_utf8(imported.stdout).unwrap();
     assert!(said.starts_with("3 events written to "), "{said}");
     assert!(
-        said.contains("; no access is an accelerator's, so nothing migrates"),
+        said.contains("; no access is a device's, so nothing migrates"),
         "{said}"
     );
     let info = files.info();

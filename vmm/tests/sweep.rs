@@ -503,9 +503,14 @@ fn a_trace_without_a_device_and_a_copy_of_a_trace_are_named() {
     assert!(output.status.success(), "{said}");
     assert_eq!(
         said,
-        "hmmvisor: cpu.hmmtrace: no access is a device's, so nothing migrates: \
-         import the trace with --device, or name devices in the CSV file\n"
+        "hmmvisor: cpu.hmmtrace: no access is a device's, so nothing migrates; \
+         an import has devices by --device (lackey), or by the column `device` (CSV)\n"
     );
+    // What is done already says so again, and so does what is put together.
+    for again in ["sweep s.toml --resume", "sweep merge s -o merged"] {
+        let output = hmmvisor(path, again);
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), said, "{again}");
+    }
     fs::copy(path.join("device.hmmtrace"), path.join("copy.trace")).unwrap();
     sweep("'device.hmmtrace', 'copy.trace'");
     is_mistaken(

@@ -1,5 +1,6 @@
 //! The fault registers: how the device asks the guest for a translation. Pure.
 
+use hmm_backend::pages::Access;
 use hmmvisor_abi::accel::{
     FAULT_WRITE, STATUS_ABORTED, STATUS_ADDRESS, STATUS_FAULT, STATUS_PERMISSION,
 };
@@ -13,8 +14,8 @@ pub struct GuestFault {
     pub space: u16,
     /// The page's virtual address.
     pub addr: u64,
-    /// Whether the access is a write.
-    pub write: bool,
+    /// What the access does.
+    pub access: Access,
 }
 
 /// The guest answered a fault with a value that means nothing.
@@ -65,7 +66,10 @@ impl FaultRegisters {
     pub fn describe(&self) -> u64 {
         match self.fault {
             Some(fault) if self.is_waiting() => {
-                let write = if fault.write { FAULT_WRITE } else { 0 };
+                let write = match fault.access {
+                    Access::Read => 0,
+                    Access::Write => FAULT_WRITE,
+                };
                 u64::from(self.number) << 32 | write | u64::from(fault.space)
             }
             _ => 0,
@@ -111,7 +115,7 @@ mod tests {
     const FAULT: GuestFault = GuestFault {
         space: 7,
         addr: 0x7000_1000,
-        write: true,
+        access: Access::Write,
     };
 
     #[test]

@@ -16,8 +16,9 @@ use super::spaces::{Lookup, SpacesGuard, VIRTUAL};
 use crate::commands::command::Direction;
 use crate::commands::error::CommandError;
 use crate::commands::guest_hint::GuestHint;
-use crate::commands::managed::{Addresses, CommandBytes, Managed, WORD, Words};
+use crate::commands::managed::{Addresses, WORD, Words};
 use crate::commands::memory::Memory;
+use crate::guest_bytes::GuestBytes;
 
 /// The most visits under one guard. Then the guard is dropped even if no invalidation waits for it, to check whether the
 /// device is to stop.
@@ -36,7 +37,7 @@ pub struct MirroredMemory {
     /// The device's number in the backend.
     pub device: DeviceId,
     /// The place of managed memory.
-    pub managed: Managed,
+    pub managed: Addresses,
     /// The address space of the current command, or [`PHYSICAL`].
     pub space: u16,
     /// The mirror of managed memory, with the device's page table and TLB.
@@ -57,7 +58,7 @@ enum Missing {
 
 /// Returns the page of an address. If the address is in a space, the page is right for as long as the space's guard lives.
 fn page_of(
-    managed: &Managed,
+    managed: &Addresses,
     space: Option<(u16, &SpacesGuard<'_>)>,
     addr: u64,
     access: Access,
@@ -87,7 +88,7 @@ impl MirroredMemory {
             Missing::Guest(addr) => self.shared.guest_fault(GuestFault {
                 space: self.space,
                 addr: addr - addr % PAGE_SIZE,
-                write: access == Access::Write,
+                access,
             }),
             Missing::Closed => Err(CommandError::Aborted),
         }
@@ -194,6 +195,14 @@ impl MirroredMemory {
         Ok(sum)
     }
 
+    /// The pages of a command that virtual addresses are not allowed in.
+    fn physical_pages(&self, span: GuestBytes) -> Result<PageRange, CommandError> {
+        match self.space {
+            PHYSICAL => self.managed.pages(span.addr, span.len),
+            _ => Err(CommandError::Argument),
+        }
+    }
+
     fn migrate_pages(&self, pages: PageRange, direction: Direction) -> Result<u64, CommandError> {
         self.each_block(pages, |part| match direction {
             Direction::ToDevice => self.backend.migrate_to_device(self.device, part),
@@ -224,15 +233,15 @@ impl MirroredMemory {
     /// page may move than the guest means, which changes no contents.
     fn migrate_virtual(
         &mut self,
-        span: CommandBytes,
+        span: GuestBytes,
         direction: Direction,
     ) -> Result<u64, CommandError> {
         let mut moved = 0;
         let mut run: Option<PageRange> = None;
         let first = span.addr - span.addr % PAGE_SIZE;
-        let end = span.addr + span.bytes;
+        let end = span.addr + span.len;
         let mut addr = first;
-        while span.bytes > 0 && addr < end {
+        while span.len > 0 && addr < end {
             let page = self.find_page(addr)?;
             run = match run {
                 Some(run) if run.end == page && !addr.is_multiple_of(SPACE_BLOCK) => {
@@ -267,7 +276,7 @@ fn refused(addr: u64, error: MirrorError) -> CommandError {
 impl Memory for MirroredMemory {
     fn addresses(&self) -> Addresses {
         match self.space {
-            PHYSICAL => self.managed.addresses(),
+            PHYSICAL => self.managed,
             _ => VIRTUAL,
         }
     }
@@ -313,32 +322,23 @@ impl Memory for MirroredMemory {
         }
     }
 
-    fn migrate(&mut self, span: CommandBytes, direction: Direction) -> Result<u64, CommandError> {
+    fn migrate(&mut self, span: GuestBytes, direction: Direction) -> Result<u64, CommandError> {
         match self.space {
-            PHYSICAL => {
-                let pages = self.managed.pages(span.addr, span.bytes)?;
-                self.migrate_pages(pages, direction)
-            }
+            PHYSICAL => self.migrate_pages(self.physical_pages(span)?, direction),
             _ => self.migrate_virtual(span, direction),
         }
     }
 
-    fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError> {
+    fn free(&mut self, span: GuestBytes) -> Result<u64, CommandError> {
         // The page behind a virtual address may be another process's by the time that it is freed, and only the guest's
         // kernel knows.
-        if self.space != PHYSICAL {
-            return Err(CommandError::Argument);
-        }
-        let pages = self.managed.pages(span.addr, span.bytes)?;
+        let pages = self.physical_pages(span)?;
         self.each_block(pages, |part| self.backend.guest_freed(part))
     }
 
-    fn hint(&mut self, span: CommandBytes, hint: GuestHint) -> Result<(), CommandError> {
+    fn hint(&mut self, span: GuestBytes, hint: GuestHint) -> Result<(), CommandError> {
         // What is behind a virtual address may change; hints are about pages of memory.
-        if self.space != PHYSICAL {
-            return Err(CommandError::Argument);
-        }
-        let pages = self.managed.pages(span.addr, span.bytes)?;
+        let pages = self.physical_pages(span)?;
         let hint = hint.by(self.device);
         let no_result = |()| 0;
         self.each_block(pages, |part| self.backend.hint(part, hint).map(no_result))

@@ -16,8 +16,8 @@ mod driver;
 mod guest_fault;
 mod mirrored_memory;
 mod mmu;
+mod pinned_words;
 mod processor;
-mod queue;
 mod registers;
 mod shared;
 mod space_registers;
@@ -37,18 +37,19 @@ use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::pages::{DeviceId, Fidelity, PAGE_SIZE};
 use hmmvisor_abi::accel::{self, queue_bytes};
 use parking_lot::Mutex;
-use vmm_sys_util::eventfd::EventFd;
 
 use self::mirrored_memory::MirroredMemory;
 use self::mmu::Mmu;
+use self::pinned_words::PinnedWords;
 use self::processor::Processor;
-use self::queue::{PinnedWords, Queue};
 use self::registers::{RegisterEffect, Registers};
 use self::shared::{ControlBlock, State};
 use self::spaces::BadTranslation;
 use crate::bell::Bell;
-use crate::commands::managed::Managed;
+use crate::commands::managed::Addresses;
+use crate::commands::queue::Queue;
 use crate::interrupt::Interrupt;
+use crate::mmio::{EventFd, MmioDevice, SlotKind};
 use crate::thread::{self, STOP_WITHIN, Thread};
 
 /// The configuration of an accelerator.
@@ -119,7 +120,7 @@ pub struct Accelerator {
     shared: Arc<ControlBlock>,
     backend: Arc<Backend>,
     device: DeviceId,
-    managed: Managed,
+    managed: Addresses,
     thread: Mutex<Option<Thread<()>>>,
 }
 
@@ -166,7 +167,7 @@ impl Accelerator {
         driver: &AcceleratorDriver,
         irq: Box<dyn Interrupt>,
     ) -> Result<Accelerator, AcceleratorError> {
-        let managed = Managed {
+        let managed = Addresses {
             base: config.managed_base,
             bytes: u64::from(backend.pages()) * PAGE_SIZE,
         };
@@ -193,7 +194,7 @@ impl Accelerator {
         };
         let processor = Processor::new(shared.clone(), memory);
         let name = format!("accelerator{index}");
-        let thread = thread::spawn(&name, shared.on_panic(), move || processor.run());
+        let thread = thread::spawn(&name, shared.irq().on_panic(), move || processor.run());
         let thread = thread.map_err(|error| AcceleratorError::Thread {
             index,
             error: Refusal::new(Resource::Thread, error),
@@ -213,11 +214,6 @@ impl Accelerator {
         Ok(accelerator)
     }
 
-    /// The eventfd behind the doorbell register.
-    pub fn doorbell(&self) -> &EventFd {
-        self.shared.doorbell()
-    }
-
     /// The device's number in the backend.
     pub fn device_id(&self) -> DeviceId {
         self.device
@@ -228,8 +224,55 @@ impl Accelerator {
         self.shared.counters().stats()
     }
 
-    /// Reads from the register window, for a vCPU.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
+    fn enable(&self, state: &mut State, base: u64, entries: u64, translations: Option<u64>) {
+        let pin = |base, bytes| {
+            let pages = self
+                .managed
+                .pages(base, bytes)
+                .expect("the registers have checked the addresses");
+            // The device is disabled, so its thread holds nothing that the pin could wait for.
+            self.backend.pin(pages).map(PinnedWords)
+        };
+        let translations = translations.map(|page| pin(page, PAGE_SIZE)).transpose();
+        match (pin(base, queue_bytes(entries)), translations) {
+            (Ok(queue), Ok(translations)) if !self.shared.stopping() => {
+                state.new_queue = Some(Queue::new(queue, entries));
+                state.translations = translations;
+                state.registers.enable();
+                self.shared.ring_doorbell();
+            }
+            _ => state.registers.refuse(accel::ERR_PIN),
+        }
+    }
+
+    fn pin_thread(&self, cpu: usize) -> io::Result<()> {
+        if cpu >= libc::CPU_SETSIZE as usize {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let thread = self.thread.lock();
+        let Some(thread) = thread.as_ref() else {
+            return Ok(());
+        };
+        // SAFETY: all zeros is an empty set, `cpu` is one of its bits, and the thread's id is valid
+        // because it has not been joined.
+        let error = unsafe {
+            let mut cpus: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut cpus);
+            libc::pthread_setaffinity_np(thread.handle().as_pthread_t(), size_of_val(&cpus), &cpus)
+        };
+        match error {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+impl MmioDevice for Accelerator {
+    fn kind(&self) -> SlotKind {
+        SlotKind::Accelerator
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         // A 4-byte access reaches the lower half; nothing else but 8 bytes is an access.
         if matches!(data.len(), 4 | 8) {
@@ -238,8 +281,8 @@ impl Accelerator {
         }
     }
 
-    /// Writes to the register window, for a vCPU. Sleeps for up to a few milliseconds in registers that wait.
-    pub fn write(&self, offset: u64, data: &[u8]) {
+    /// Sleeps for up to a few milliseconds in registers that wait.
+    fn write(&self, offset: u64, data: &[u8]) {
         let value = match data.len() {
             4 | 8 => {
                 let mut bytes = [0; 8];
@@ -267,7 +310,7 @@ impl Accelerator {
             RegisterEffect::Wait { seen } => self
                 .shared
                 .sleep_until(state, |registers| registers.wait_is_over(seen)),
-            RegisterEffect::RouteInterrupt { vcpu } => match self.shared.route_interrupt(vcpu) {
+            RegisterEffect::RouteInterrupt { vcpu } => match self.shared.irq().route(vcpu) {
                 true => state.registers.interrupt_routed(vcpu),
                 false => state.registers.refuse(accel::ERR_IRQ),
             },
@@ -297,57 +340,19 @@ impl Accelerator {
         }
     }
 
-    fn enable(&self, state: &mut State, base: u64, entries: u64, translations: Option<u64>) {
-        let pin = |base, bytes| {
-            let pages = self
-                .managed
-                .pages(base, bytes)
-                .expect("the registers have checked the addresses");
-            // The device is disabled, so its thread holds nothing that the pin could wait for.
-            self.backend.pin(pages).map(PinnedWords)
-        };
-        let translations = translations.map(|page| pin(page, PAGE_SIZE)).transpose();
-        match (pin(base, queue_bytes(entries)), translations) {
-            (Ok(queue), Ok(translations)) if !self.shared.stopping() => {
-                state.new_queue = Some(Queue::new(queue, entries));
-                state.translations = translations;
-                state.registers.enable();
-                self.shared.ring_doorbell();
-            }
-            _ => state.registers.refuse(accel::ERR_PIN),
-        }
+    fn doorbell(&self) -> Option<(u64, &EventFd)> {
+        Some((accel::REG_DOORBELL, self.shared.doorbell()))
     }
 
     /// Stops the device: aborts the current command, wakes vCPUs that sleep in a register and returns
     /// when its thread has ended. A thread that does not end within [`STOP_WITHIN`] is left behind; it owns what it uses.
-    pub fn stop(&self) {
+    fn stop(&self) {
         // The lock is held until the thread has ended, so that a second caller returns no earlier.
         let mut thread = self.thread.lock();
         self.shared.stop();
         if let Some(thread) = thread.take() {
             // A thread that panicked has reported that; there is nothing left to stop.
             let _ = thread.join_within(STOP_WITHIN);
-        }
-    }
-
-    fn pin_thread(&self, cpu: usize) -> io::Result<()> {
-        if cpu >= libc::CPU_SETSIZE as usize {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
-        let thread = self.thread.lock();
-        let Some(thread) = thread.as_ref() else {
-            return Ok(());
-        };
-        // SAFETY: all zeros is an empty set, `cpu` is one of its bits, and the thread's id is valid
-        // because it has not been joined.
-        let error = unsafe {
-            let mut cpus: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(cpu, &mut cpus);
-            libc::pthread_setaffinity_np(thread.handle().as_pthread_t(), size_of_val(&cpus), &cpus)
-        };
-        match error {
-            0 => Ok(()),
-            error => Err(io::Error::from_raw_os_error(error)),
         }
     }
 }

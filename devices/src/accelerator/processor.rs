@@ -6,11 +6,12 @@ use std::sync::Arc;
 use hmmvisor_abi::accel::{self, Command, Completion};
 
 use super::mirrored_memory::MirroredMemory;
-use super::queue::{Overrun, PinnedWords, Queue};
+use super::pinned_words::PinnedWords;
 use super::shared::ControlBlock;
 use crate::commands::command::{decode, space};
 use crate::commands::kernels;
 use crate::commands::memory::Memory;
+use crate::commands::queue::{Overrun, Queue, completion};
 
 /// Executes commands until the accelerator stops.
 pub struct Processor {
@@ -91,20 +92,5 @@ fn complete(command: &Command, memory: &mut MirroredMemory) -> Completion {
         let operation = decode(command, &memory.addresses())?;
         kernels::execute(operation, memory)
     });
-    match result {
-        Ok(result) => Completion {
-            tag: command.tag,
-            status: accel::STATUS_OK,
-            reserved: 0,
-            result,
-            address: 0,
-        },
-        Err(error) => Completion {
-            tag: command.tag,
-            status: error.status(),
-            reserved: 0,
-            result: 0,
-            address: error.address(),
-        },
-    }
+    completion(command, result)
 }

@@ -5,7 +5,7 @@ use hmm_backend::pages::PAGE_SIZE;
 use hmmvisor_abi::accel::{self, queue_bytes};
 
 use super::space_registers::SpaceRegisters;
-use crate::commands::managed::Managed;
+use crate::commands::managed::Addresses;
 
 /// The effect of a register write on the accelerator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,7 +51,7 @@ enum State {
 #[derive(Debug)]
 pub struct Registers {
     memory_size: u64,
-    managed: Managed,
+    managed: Addresses,
     vcpus: u32,
     queue_base: u64,
     queue_entries: u64,
@@ -67,7 +67,7 @@ pub struct Registers {
 
 impl Registers {
     /// The state at power-on.
-    pub fn new(memory_size: u64, managed: Managed, vcpus: u32) -> Registers {
+    pub fn new(memory_size: u64, managed: Addresses, vcpus: u32) -> Registers {
         Registers {
             memory_size,
             managed,
@@ -119,7 +119,7 @@ impl Registers {
             accel::REG_QUEUE_BASE => {
                 self.require_disabled()?;
                 // Whether the whole queue fits is checked when the device is enabled, because then both numbers are known.
-                if !value.is_multiple_of(PAGE_SIZE) || !self.managed.contains(value, PAGE_SIZE) {
+                if !self.is_page(value) {
                     return Err(accel::ERR_QUEUE_BASE);
                 }
                 self.queue_base = value;
@@ -148,10 +148,7 @@ impl Registers {
             accel::REG_WAIT => Ok(RegisterEffect::Wait { seen: value }),
             accel::REG_TRANSLATIONS => {
                 self.require_disabled()?;
-                if value != 0
-                    && (!value.is_multiple_of(PAGE_SIZE)
-                        || !self.managed.contains(value, PAGE_SIZE))
-                {
+                if value != 0 && !self.is_page(value) {
                     return Err(accel::ERR_TRANSLATION);
                 }
                 self.translations = value;
@@ -159,6 +156,11 @@ impl Registers {
             }
             _ => self.spaces.write(offset, value),
         }
+    }
+
+    /// Whether a page of managed memory begins at this address.
+    fn is_page(&self, addr: u64) -> bool {
+        addr.is_multiple_of(PAGE_SIZE) && self.managed.contains(addr, PAGE_SIZE)
     }
 
     fn check_enable(&mut self, value: u64) -> Result<RegisterEffect, u64> {
@@ -250,7 +252,7 @@ mod tests {
     const MEMORY: u64 = 32 * PAGE_SIZE;
 
     fn registers() -> Registers {
-        let managed = Managed {
+        let managed = Addresses {
             base: BASE,
             bytes: MEMORY,
         };

@@ -1,6 +1,5 @@
 //! The state that the vCPUs' side of an accelerator and its thread share: registers, and ways to wake each other.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,14 +9,15 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::guest_fault::GuestFault;
-use super::queue::{PinnedWords, Queue};
+use super::pinned_words::PinnedWords;
 use super::registers::Registers;
 use super::spaces::Spaces;
 use super::stats::AcceleratorCounters;
 use crate::bell::Bell;
 use crate::commands::error::CommandError;
-use crate::commands::managed::Managed;
-use crate::interrupt::{DeviceFailure, Interrupt};
+use crate::commands::managed::Addresses;
+use crate::commands::queue::Queue;
+use crate::interrupt::Interrupt;
 
 /// How long a vCPU sleeps at most in one register write. It cannot take interrupts meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_millis(5);
@@ -53,7 +53,7 @@ impl ControlBlock {
     /// The state of a device that has just been made: disabled, with all address spaces closed.
     pub fn new(
         registers: Registers,
-        managed: Managed,
+        managed: Addresses,
         doorbell: Bell,
         irq: Box<dyn Interrupt>,
         counters: Arc<AcceleratorCounters>,
@@ -90,19 +90,9 @@ impl ControlBlock {
         self.doorbell.event()
     }
 
-    /// Returns what the device's thread calls when it panics: it tells the machine.
-    pub fn on_panic(&self) -> impl FnOnce(&str) + Send + use<> {
-        let irq = self.irq.clone();
-        move |name| {
-            irq.device_failed(DeviceFailure::Panicked {
-                thread: name.to_owned(),
-            });
-        }
-    }
-
-    /// Routes the interrupt to a vCPU; returns false if that is impossible.
-    pub fn route_interrupt(&self, vcpu: u32) -> bool {
-        self.irq.route(vcpu)
+    /// The interrupt line.
+    pub fn irq(&self) -> &Arc<dyn Interrupt> {
+        &self.irq
     }
 
     /// Whether the device is to stop for ever.
@@ -125,20 +115,13 @@ impl ControlBlock {
     /// Sleeps until the doorbell has been rung since the last call. May return early.
     pub fn wait_for_doorbell(&self) {
         let what = "waiting for an accelerator's doorbell (reading an eventfd)";
-        self.report_failure(what, self.doorbell.wait());
+        self.irq.report_failure(what, self.doorbell.wait());
     }
 
     /// Wakes the device's thread if it sleeps, or keeps it from sleeping the next time.
     pub fn ring_doorbell(&self) {
         let what = "ringing an accelerator's doorbell (writing an eventfd)";
-        self.report_failure(what, self.doorbell.ring());
-    }
-
-    /// Tells the machine if waking a thread or sleeping has failed, which ends the run.
-    fn report_failure(&self, what: &'static str, result: io::Result<()>) {
-        if let Err(error) = result {
-            self.irq.device_failed(DeviceFailure::Event { what, error });
-        }
+        self.irq.report_failure(what, self.doorbell.ring());
     }
 
     /// Wakes the device's thread because its fault has been answered, or needs no answer any more. The caller holds the

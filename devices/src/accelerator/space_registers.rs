@@ -76,6 +76,8 @@ fn space(number: u64) -> Result<u16, u64> {
 
 #[cfg(test)]
 mod tests {
+    use hmm_backend::pages::Access;
+
     use super::*;
     use crate::accelerator::guest_fault::GuestFault;
     use crate::commands::error::CommandError;
@@ -86,7 +88,7 @@ mod tests {
         let fault = GuestFault {
             space: 9,
             addr: PAGE_SIZE,
-            write: false,
+            access: Access::Read,
         };
         it.fault.raise(fault);
         assert_eq!(it.read(accel::REG_FAULT), 1 << 32 | 9);

@@ -14,7 +14,7 @@ use hmmvisor_abi::accel::{
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::commands::managed::{Addresses, Managed};
+use crate::commands::managed::Addresses;
 
 /// The addresses of every space.
 pub const VIRTUAL: Addresses = Addresses {
@@ -33,7 +33,7 @@ impl GuestEntry {
     const SHIFT: u32 = 2;
 
     /// A translation as the guest writes it; `None` if it is not one.
-    fn from_guest(word: u64, managed: &Managed) -> Option<GuestEntry> {
+    fn from_guest(word: u64, managed: &Addresses) -> Option<GuestEntry> {
         let bits = word % PAGE_SIZE;
         let addr = word - bits;
         let known = TRANSLATION_VALID | TRANSLATION_WRITABLE;
@@ -78,7 +78,7 @@ pub struct BadTranslation;
 
 /// All translations of all address spaces.
 pub struct Tables {
-    managed: Managed,
+    managed: Addresses,
     open: Box<[bool]>,
     blocks: BTreeMap<Key, Block>,
     /// The most blocks to keep.
@@ -90,7 +90,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    fn new(managed: Managed) -> Tables {
+    fn new(managed: Addresses) -> Tables {
         // All of managed memory twice, and some for scattered pages.
         let limit = 1024 + 2 * managed.bytes.div_ceil(SPACE_BLOCK) as usize;
         Tables {
@@ -230,7 +230,7 @@ impl SpacesGuard<'_> {
 
 impl Spaces {
     /// Address spaces that are all closed.
-    pub fn new(managed: Managed) -> Spaces {
+    pub fn new(managed: Addresses) -> Spaces {
         Spaces {
             tables: Mutex::new(Tables::new(managed)),
             wanted: AtomicU32::new(0),
@@ -314,7 +314,7 @@ mod tests {
     const RW: u64 = TRANSLATION_VALID | TRANSLATION_WRITABLE;
 
     fn spaces() -> Spaces {
-        let spaces = Spaces::new(Managed {
+        let spaces = Spaces::new(Addresses {
             base: BASE,
             bytes: 64 * PAGE_SIZE,
         });

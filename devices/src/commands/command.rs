@@ -6,7 +6,8 @@ use hmmvisor_abi::accel::{self, Command};
 
 use super::error::CommandError;
 use super::guest_hint::GuestHint;
-use super::managed::{Addresses, CommandBytes, WORD, Words};
+use super::managed::{Addresses, WORD, Words};
+use crate::guest_bytes::GuestBytes;
 
 /// The destination of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,15 +95,15 @@ pub enum Operation {
         steps: u64,
     },
     Migrate {
-        span: CommandBytes,
+        span: GuestBytes,
         direction: Direction,
     },
     /// The span is made of whole pages.
     Free {
-        span: CommandBytes,
+        span: GuestBytes,
     },
     Hint {
-        span: CommandBytes,
+        span: GuestBytes,
         hint: GuestHint,
     },
 }
@@ -141,7 +142,7 @@ impl Operation {
     }
 
     /// The bytes that the operation does not compute with, but migrates, frees or gives a hint about.
-    pub fn span(&self) -> Option<CommandBytes> {
+    pub fn span(&self) -> Option<GuestBytes> {
         match *self {
             Operation::Migrate { span, .. }
             | Operation::Free { span }
@@ -442,7 +443,7 @@ mod tests {
                 );
             }
             if let Some(span) = operation.span() {
-                assert!(MANAGED.contains(span.addr, span.bytes), "{operation:?}");
+                assert!(MANAGED.contains(span.addr, span.len), "{operation:?}");
             }
         }
         assert!(accepted[..17].iter().all(|n| *n > 0), "{accepted:?}");

@@ -3,11 +3,12 @@
 use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
 
 use super::error::CommandError;
+use crate::guest_bytes::GuestBytes;
 
 /// Bytes in a word: the unit of everything the accelerator computes with.
 pub const WORD: u64 = 8;
 
-/// The addresses that a command may name: managed memory, or an address space.
+/// The addresses that a command may name: managed memory, or an address space. Pages are numbered from the first one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Addresses {
     /// First address, page-aligned.
@@ -35,9 +36,9 @@ impl Addresses {
     }
 
     /// The bytes `addr[0..bytes]`, if all of them are among these addresses.
-    pub fn span(&self, addr: u64, bytes: u64) -> Result<CommandBytes, CommandError> {
+    pub fn span(&self, addr: u64, bytes: u64) -> Result<GuestBytes, CommandError> {
         match self.first_outside(addr, bytes) {
-            None => Ok(CommandBytes { addr, bytes }),
+            None => Ok(GuestBytes { addr, len: bytes }),
             Some(outside) => Err(CommandError::Address(outside)),
         }
     }
@@ -50,35 +51,10 @@ impl Addresses {
             _ => Some(addr),
         }
     }
-}
-
-/// The place of managed memory in the guest-physical address space.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Managed {
-    /// First address, page-aligned.
-    pub base: u64,
-    /// Size in bytes, whole pages.
-    pub bytes: u64,
-}
-
-impl Managed {
-    /// The addresses of managed memory.
-    pub fn addresses(&self) -> Addresses {
-        Addresses {
-            base: self.base,
-            bytes: self.bytes,
-        }
-    }
-
-    /// Whether the whole range is in managed memory. An empty range must be in it, too, or touch its
-    /// end.
-    pub fn contains(&self, addr: u64, bytes: u64) -> bool {
-        self.addresses().contains(addr, bytes)
-    }
 
     /// The pages that lie wholly or partly in the range.
     pub fn pages(&self, addr: u64, bytes: u64) -> Result<PageRange, CommandError> {
-        self.addresses().span(addr, bytes)?;
+        self.span(addr, bytes)?;
         let start = addr - self.base;
         let end = start + bytes;
         if bytes == 0 {
@@ -90,25 +66,16 @@ impl Managed {
         ))
     }
 
-    /// The page that holds this address, which must be in managed memory.
+    /// The page that holds this address, which must be among these.
     pub fn page(&self, addr: u64) -> Page {
         debug_assert!(self.contains(addr, 1));
         page_at(addr.wrapping_sub(self.base))
     }
 
-    /// Guest-physical address of a page.
+    /// The address of a page.
     pub fn addr(&self, page: Page) -> u64 {
         self.base + page.offset()
     }
-}
-
-/// Bytes that a command names without computing with them: `bytes` of them from `addr`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct CommandBytes {
-    /// Address of the first one.
-    pub addr: u64,
-    /// How many there are.
-    pub bytes: u64,
 }
 
 fn page_at(offset: u64) -> Page {
@@ -178,7 +145,7 @@ impl Words {
 mod tests {
     use super::*;
 
-    const MANAGED: Managed = Managed {
+    const MANAGED: Addresses = Addresses {
         base: 0x1_0000_0000,
         bytes: 16 * PAGE_SIZE,
     };
@@ -193,15 +160,12 @@ mod tests {
         assert!(!MANAGED.contains(MANAGED.base, u64::MAX));
         assert!(!MANAGED.contains(u64::MAX, u64::MAX));
         assert_eq!(
-            MANAGED.addresses().words(MANAGED.base, u64::MAX),
+            MANAGED.words(MANAGED.base, u64::MAX),
             Err(CommandError::Address(end))
         );
+        assert_eq!(MANAGED.words(8, 1), Err(CommandError::Address(8)));
         assert_eq!(
-            MANAGED.addresses().words(8, 1),
-            Err(CommandError::Address(8))
-        );
-        assert_eq!(
-            MANAGED.addresses().words(MANAGED.base + 4, 1),
+            MANAGED.words(MANAGED.base + 4, 1),
             Err(CommandError::Argument)
         );
     }

@@ -7,7 +7,8 @@ use hmm_backend::pages::Access;
 use super::command::Direction;
 use super::error::CommandError;
 use super::guest_hint::GuestHint;
-use super::managed::{Addresses, CommandBytes, Words};
+use super::managed::{Addresses, Words};
+use crate::guest_bytes::GuestBytes;
 
 /// Words that a kernel moves at a time through a local buffer: small enough for the first-level cache,
 /// large enough to make the cost of an access small.
@@ -35,13 +36,13 @@ pub trait Memory {
     fn add_exclusively(&mut self, addr: u64, n: u64, value: u64) -> Result<u64, CommandError>;
 
     /// Migrates the pages that lie wholly or partly in the span, as a hint of the guest; returns how many moved.
-    fn migrate(&mut self, span: CommandBytes, direction: Direction) -> Result<u64, CommandError>;
+    fn migrate(&mut self, span: GuestBytes, direction: Direction) -> Result<u64, CommandError>;
 
     /// Forgets the contents of whole pages; returns how many had any.
-    fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError>;
+    fn free(&mut self, span: GuestBytes) -> Result<u64, CommandError>;
 
     /// Passes on what the guest says about pages.
-    fn hint(&mut self, span: CommandBytes, hint: GuestHint) -> Result<(), CommandError>;
+    fn hint(&mut self, span: GuestBytes, hint: GuestHint) -> Result<(), CommandError>;
 
     /// Reads the elements from `addr` on.
     fn read<T: Element>(&mut self, addr: u64, out: &mut [T]) -> Result<(), CommandError> {
@@ -120,12 +121,12 @@ pub(crate) mod testing {
     //! Plain memory for the kernels' tests.
 
     use super::*;
-    use crate::commands::managed::Managed;
+    use crate::commands::managed::Addresses;
     use hmm_backend::pages::PAGE_SIZE;
 
-    /// Managed memory in a vector.
+    /// Addresses memory in a vector.
     pub struct PlainMemory {
-        managed: Managed,
+        managed: Addresses,
         words: Vec<AtomicU64>,
         allocated: u64,
         /// Aborts the command after this many visits.
@@ -134,7 +135,7 @@ pub(crate) mod testing {
 
     impl PlainMemory {
         pub fn new(pages: u64) -> PlainMemory {
-            let managed = Managed {
+            let managed = Addresses {
                 base: 0x1_0000_0000,
                 bytes: pages * PAGE_SIZE,
             };
@@ -151,7 +152,7 @@ pub(crate) mod testing {
         pub fn alloc(&mut self, len: u64) -> Words {
             let addr = self.managed.base + self.allocated * 8;
             self.allocated += len + 3;
-            self.managed.addresses().words(addr, len).unwrap()
+            self.managed.words(addr, len).unwrap()
         }
 
         /// Room with these contents.
@@ -171,7 +172,7 @@ pub(crate) mod testing {
 
     impl Memory for PlainMemory {
         fn addresses(&self) -> Addresses {
-            self.managed.addresses()
+            self.managed
         }
 
         fn visit(
@@ -202,13 +203,13 @@ pub(crate) mod testing {
             Ok(word.fetch_add(sum, Ordering::Relaxed))
         }
 
-        fn migrate(&mut self, span: CommandBytes, _: Direction) -> Result<u64, CommandError> {
-            let pages = self.managed.pages(span.addr, span.bytes)?;
+        fn migrate(&mut self, span: GuestBytes, _: Direction) -> Result<u64, CommandError> {
+            let pages = self.managed.pages(span.addr, span.len)?;
             Ok(u64::from(pages.len()))
         }
 
-        fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError> {
-            let pages = self.managed.pages(span.addr, span.bytes)?;
+        fn free(&mut self, span: GuestBytes) -> Result<u64, CommandError> {
+            let pages = self.managed.pages(span.addr, span.len)?;
             let start = (pages.start.offset() / 8) as usize;
             let end = (pages.end.offset() / 8) as usize;
             for word in &self.words[start..end] {
@@ -217,7 +218,7 @@ pub(crate) mod testing {
             Ok(u64::from(pages.len()))
         }
 
-        fn hint(&mut self, _: CommandBytes, _: GuestHint) -> Result<(), CommandError> {
+        fn hint(&mut self, _: GuestBytes, _: GuestHint) -> Result<(), CommandError> {
             Ok(())
         }
     }

@@ -6,6 +6,7 @@
 //! | `kernels` | what the commands compute |
 //! | `managed` | the addresses that commands may name |
 //! | `memory` | what kernels read and write |
+//! | `queue` | the ring that commands come by |
 //! | `guest_hint` | hints of guests |
 //! | `error` | why a command fails |
 
@@ -15,3 +16,4 @@ pub mod guest_hint;
 pub mod kernels;
 pub mod managed;
 pub mod memory;
+pub mod queue;

@@ -14,12 +14,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::device::{DeviceError, Model, Parts, Port, Reply, VirtioDevice};
-use super::guest_bytes::GuestBytes;
 use super::queue::{Chain, Malformed};
 use super::ram::GuestRam;
-use super::registers::Profile;
+use super::registers::{Profile, feature_bits};
 use super::statistics::{self, Statistics};
 use crate::Interrupt;
+use crate::guest_bytes::GuestBytes;
 
 const F_STATISTICS: u32 = 1;
 const F_DEFLATE_ON_OOM: u32 = 2;
@@ -141,7 +141,7 @@ impl Balloon {
             name: "virtio-balloon".to_owned(),
             profile: Profile {
                 id: VIRTIO_ID_BALLOON,
-                features: features.iter().fold(0, |all, bit| all | 1 << bit),
+                features: feature_bits(&features),
                 queues: vec![SLOTS; QUEUES],
                 config,
                 writable: vec![ACTUAL..ACTUAL + 4, POISON..POISON + 4],
@@ -175,8 +175,7 @@ impl Balloon {
             let most = self.most;
             return Err(BalloonError { bytes, most });
         }
-        let change = |config: &mut [u8]| set_field(config, TARGET, pages(bytes));
-        self.device.port().change_config(change);
+        self.set(TARGET, pages(bytes));
         Ok(())
     }
 
@@ -194,6 +193,11 @@ impl Balloon {
     /// back before that. Operating systems reset their devices before they switch the machine off.
     pub fn last_actual(&self) -> u64 {
         self.actual().max(self.books.lock().at_reset)
+    }
+
+    fn set(&self, at: usize, value: u32) {
+        let port = self.device.port();
+        port.change_config(|config| set_field(config, at, value));
     }
 
     fn bytes(&self, at: usize) -> u64 {
@@ -222,15 +226,13 @@ impl Balloon {
             books.last_round = books.last_round.wrapping_add(1).max(FIRST_ROUND);
             books.last_round
         };
-        let change = |config: &mut [u8]| set_field(config, COMMAND, round);
-        self.device.port().change_config(change);
+        self.set(COMMAND, round);
     }
 
     /// Asks the guest to stop hinting before it has named all of its unused pages.
     pub fn stop_hinting(&self) {
         self.books.lock().hinting = Hinting::Off;
-        let change = |config: &mut [u8]| set_field(config, COMMAND, STOP);
-        self.device.port().change_config(change);
+        self.set(COMMAND, STOP);
     }
 
     /// How far hinting is.
@@ -393,9 +395,6 @@ fn numbered_pages(port: &Port, chain: &Chain) -> Result<Vec<GuestBytes>, Malform
     }
     let mut numbers = vec![0; len as usize];
     port.ram().read(&chain.readable, 0, &mut numbers)?;
-    let page = |number: &[u8]| GuestBytes {
-        addr: u64::from(field(number, 0)) * PAGE_SIZE,
-        len: PAGE_SIZE,
-    };
+    let page = |number: &[u8]| GuestBytes::new(u64::from(field(number, 0)) * PAGE_SIZE, PAGE_SIZE);
     Ok(numbers.chunks_exact(4).map(page).collect())
 }

@@ -4,6 +4,7 @@
 
 use std::io;
 
+use hmm_backend::pages::Access;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -12,8 +13,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use super::device::{Model, Parts, Port, Reply};
 use super::disk::{Disk, SECTOR, Space};
 use super::queue::{Chain, Malformed};
-use super::ram::{RamError, Use};
-use super::registers::Profile;
+use super::ram::RamError;
+use super::registers::{Profile, feature_bits};
 
 /// Slots of the queue.
 const SLOTS: u16 = 256;
@@ -57,10 +58,7 @@ pub fn block(number: usize, disk: Disk) -> Parts {
         name: format!("virtio-blk{number}"),
         profile: Profile {
             id: VIRTIO_ID_BLOCK,
-            features: features
-                .iter()
-                .chain(more)
-                .fold(0, |all, bit| all | 1 << bit),
+            features: feature_bits(&features) | feature_bits(more),
             queues: vec![SLOTS],
             config: config(&disk),
             writable: Vec::new(),
@@ -170,20 +168,16 @@ impl Block {
         match kind {
             VIRTIO_BLK_T_IN => {
                 let offset = self.range(sector, room)?;
-                self.transfer(port, chain, offset, Use::Write, room)?;
-                Ok(room)
+                self.transfer(port, chain, offset, Access::Write, room)?;
+                return Ok(room);
             }
             VIRTIO_BLK_T_OUT => {
                 self.check_writable()?;
                 let offset = self.range(sector, data)?;
-                self.transfer(port, chain, offset, Use::Read, data)?;
+                self.transfer(port, chain, offset, Access::Read, data)?;
                 self.written()?;
-                Ok(0)
             }
-            VIRTIO_BLK_T_FLUSH => {
-                self.disk.flush()?;
-                Ok(0)
-            }
+            VIRTIO_BLK_T_FLUSH => self.disk.flush()?,
             VIRTIO_BLK_T_GET_ID => {
                 let mut identity = [0; VIRTIO_BLK_ID_BYTES as usize];
                 let len = self.identity.len().min(identity.len());
@@ -191,18 +185,17 @@ impl Block {
                 let len = room.min(identity.len() as u64);
                 port.ram()
                     .write(&chain.writable, 0, &identity[..len as usize])?;
-                Ok(len)
+                return Ok(len);
             }
             VIRTIO_BLK_T_DISCARD if self.has(VIRTIO_BLK_F_DISCARD) => {
                 self.discard(port, chain, data)?;
-                Ok(0)
             }
             VIRTIO_BLK_T_WRITE_ZEROES if self.has(VIRTIO_BLK_F_WRITE_ZEROES) => {
                 self.write_zeroes(port, chain, data)?;
-                Ok(0)
             }
-            _ => Err(Failure::Unsupported),
+            _ => return Err(Failure::Unsupported),
         }
+        Ok(0)
     }
 
     fn has(&self, feature: u32) -> bool {
@@ -218,10 +211,17 @@ impl Block {
 
     /// Returns the byte of the disk at which a transfer of whole sectors begins.
     fn range(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
+        match bytes.is_multiple_of(SECTOR) && bytes <= MOST_BYTES {
+            true => self.offset(sector, bytes),
+            false => Err(Failure::Io),
+        }
+    }
+
+    /// Returns the byte of the disk at which a range begins that is all on it.
+    fn offset(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
         let offset = sector.checked_mul(SECTOR).ok_or(Failure::Io)?;
         let end = offset.checked_add(bytes).ok_or(Failure::Io)?;
-        let whole = bytes.is_multiple_of(SECTOR) && bytes <= MOST_BYTES;
-        match whole && end <= self.disk.bytes() {
+        match end <= self.disk.bytes() {
             true => Ok(offset),
             false => Err(Failure::Io),
         }
@@ -233,12 +233,12 @@ impl Block {
         port: &Port,
         chain: &Chain,
         offset: u64,
-        to: Use,
+        to: Access,
         bytes: u64,
     ) -> Result<(), Failure> {
         let (spans, skip) = match to {
-            Use::Write => (&chain.writable, 0),
-            Use::Read => (&chain.readable, RECORD as u64),
+            Access::Write => (&chain.writable, 0),
+            Access::Read => (&chain.readable, RECORD as u64),
         };
         let data = spans.part(skip, bytes);
         let mut done = 0;
@@ -246,8 +246,8 @@ impl Block {
             let portion = data.portion(done, PINNED_PAGES, PINNED_PAGES as usize);
             let pinned = port.ram().pin(portion.0.iter().copied(), to)?;
             match to {
-                Use::Write => self.disk.read(&pinned, &portion, offset + done)?,
-                Use::Read => self.disk.write(&pinned, &portion, offset + done)?,
+                Access::Write => self.disk.read(&pinned, &portion, offset + done)?,
+                Access::Read => self.disk.write(&pinned, &portion, offset + done)?,
             }
             done += portion.bytes();
         }
@@ -316,12 +316,8 @@ impl Block {
                 return Err(Failure::Io);
             }
             let len = u64::from(sectors) * SECTOR;
-            let offset = sector.checked_mul(SECTOR).ok_or(Failure::Io)?;
-            let end = offset.checked_add(len).ok_or(Failure::Io)?;
-            match end <= self.disk.bytes() {
-                true => Ok(Range { offset, len, flags }),
-                false => Err(Failure::Io),
-            }
+            let offset = self.offset(sector, len)?;
+            Ok(Range { offset, len, flags })
         };
         records.chunks_exact(RECORD).map(range).collect()
     }

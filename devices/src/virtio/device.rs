@@ -4,7 +4,6 @@
 //! resets the device or stops a queue sleeps until a pass has begun and ended after its write, so that when the write is
 //! over, the device no longer touches the queue's memory.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,7 +18,7 @@ use super::registers::{Active, Profile, Registers, TransportEffect};
 use super::worker::Worker;
 use crate::bell::Bell;
 use crate::thread::{self, STOP_WITHIN, Thread};
-use crate::{DeviceFailure, Interrupt, MmioDevice, SlotKind};
+use crate::{Interrupt, MmioDevice, SlotKind};
 
 /// The result of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,12 +113,7 @@ impl VirtioDevice {
             ram: Arc::new(ram),
         };
         let worker = Worker::new(port.clone(), model, immediate);
-        let irq = port.shared.irq.clone();
-        let on_panic = move |name: &str| {
-            irq.device_failed(DeviceFailure::Panicked {
-                thread: name.to_owned(),
-            });
-        };
+        let on_panic = port.shared.irq.on_panic();
         let thread = thread::spawn(&name, on_panic, move || worker.run())
             .map_err(|error| failed(Resource::Thread, error))?;
         Ok(VirtioDevice {
@@ -243,14 +237,7 @@ impl Transport {
 
     fn ring(&self) {
         let what = "ringing a virtio device's doorbell (writing an eventfd)";
-        self.report_failure(what, self.doorbell.ring());
-    }
-
-    /// Tells the machine if waking a thread or sleeping has failed, which ends the run.
-    fn report_failure(&self, what: &'static str, result: io::Result<()>) {
-        if let Err(error) = result {
-            self.irq.device_failed(DeviceFailure::Event { what, error });
-        }
+        self.irq.report_failure(what, self.doorbell.ring());
     }
 
     /// Sleeps until a pass that begins from now on is over, or the device stops.
@@ -340,7 +327,7 @@ impl Port {
         shared.passed.notify_all();
         if next == Next::Doorbell && !self.interrupted() {
             let what = "waiting for a virtio device's doorbell (reading an eventfd)";
-            shared.report_failure(what, shared.doorbell.wait());
+            shared.irq.report_failure(what, shared.doorbell.wait());
         }
     }
 

@@ -6,8 +6,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::guest_bytes::GuestBuffer;
+use hmm_backend::pages::Permission;
+
 use super::ram::PinnedRam;
+use crate::guest_bytes::GuestBuffer;
 use crate::retry;
 
 /// Bytes of a sector: the unit of everything that a driver asks for.
@@ -15,30 +17,19 @@ pub const SECTOR: u64 = 512;
 /// Zeros that are written at once where the file system cannot make them.
 const ZEROS: usize = 64 << 10;
 
-/// What a disk does with its image.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DiskAccess {
-    /// It only reads.
-    ReadOnly,
-    /// It reads and writes.
-    ReadWrite,
+/// Returns what an image is opened for, in the words of messages.
+fn purpose(permission: Permission) -> &'static str {
+    match permission {
+        Permission::ReadOnly => "for reading",
+        Permission::Writable => "for writing",
+    }
 }
 
-impl DiskAccess {
-    /// Returns what the image is opened for, in the words of messages.
-    fn purpose(self) -> &'static str {
-        match self {
-            DiskAccess::ReadOnly => "for reading",
-            DiskAccess::ReadWrite => "for writing",
-        }
-    }
-
-    /// Returns which other disk keeps the image from being opened so, in the words of messages.
-    fn rival(self) -> &'static str {
-        match self {
-            DiskAccess::ReadOnly => "another disk has it open for writing",
-            DiskAccess::ReadWrite => "another disk has it open",
-        }
+/// Returns which other disk keeps an image from being opened so, in the words of messages.
+fn rival(permission: Permission) -> &'static str {
+    match permission {
+        Permission::ReadOnly => "another disk has it open for writing",
+        Permission::Writable => "another disk has it open",
     }
 }
 
@@ -55,12 +46,12 @@ pub enum Space {
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The system refused to open the image.
-    #[error("opening disk {} {}: {error}{}", path.display(), access.purpose(), hint(error, *access))]
+    #[error("opening disk {} {}: {error}{}", path.display(), purpose(*permission), hint(error, *permission))]
     Open {
         /// The file.
         path: PathBuf,
         /// How it was to be opened.
-        access: DiskAccess,
+        permission: Permission,
         /// The system's answer.
         #[source]
         error: io::Error,
@@ -83,12 +74,12 @@ pub enum DiskError {
         bytes: u64,
     },
     /// Another disk, of this process or another one, has the image open.
-    #[error("opening disk {} {}: {}; end the other one, give each its own copy, or open it read-only in both (`,ro`)", path.display(), access.purpose(), access.rival())]
+    #[error("opening disk {} {}: {}; end the other one, give each its own copy, or open it read-only in both (`,ro`)", path.display(), purpose(*permission), rival(*permission))]
     InUse {
         /// The file.
         path: PathBuf,
         /// How it was to be opened.
-        access: DiskAccess,
+        permission: Permission,
     },
     /// The file system cannot tell whether another disk has it open.
     #[error("locking disk {}: {error}; use a file system with file locks", path.display())]
@@ -102,12 +93,12 @@ pub enum DiskError {
 }
 
 /// What a message advises when the system refused to open the image.
-fn hint(error: &io::Error, access: DiskAccess) -> &'static str {
+fn hint(error: &io::Error, permission: Permission) -> &'static str {
     let refused = matches!(
         error.kind(),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
     );
-    match refused && access == DiskAccess::ReadWrite {
+    match refused && permission == Permission::Writable {
         true => "; to open it read-only, append `,ro`",
         false => "",
     }
@@ -118,15 +109,15 @@ fn hint(error: &io::Error, access: DiskAccess) -> &'static str {
 pub struct Disk {
     file: File,
     bytes: u64,
-    access: DiskAccess,
+    permission: Permission,
 }
 
 impl Disk {
     /// Opens and locks an image.
-    pub fn open(path: &Path, access: DiskAccess) -> Result<Disk, DiskError> {
+    pub fn open(path: &Path, permission: Permission) -> Result<Disk, DiskError> {
         let open_error = |error| DiskError::Open {
             path: path.to_owned(),
-            access,
+            permission,
             error,
         };
         if path.metadata().map_err(open_error)?.is_dir() {
@@ -134,7 +125,7 @@ impl Disk {
         }
         let file = OpenOptions::new()
             .read(true)
-            .write(access == DiskAccess::ReadWrite)
+            .write(permission == Permission::Writable)
             // Opening a pipe would wait for a writer. Regular files do not care.
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
@@ -143,10 +134,10 @@ impl Disk {
         if !metadata.is_file() {
             return Err(DiskError::NotRegular(path.to_owned()));
         }
-        lock(&file, access).map_err(|error| match error.raw_os_error() {
+        lock(&file, permission).map_err(|error| match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse {
                 path: path.to_owned(),
-                access,
+                permission,
             },
             _ => DiskError::Lock {
                 path: path.to_owned(),
@@ -167,7 +158,7 @@ impl Disk {
         Ok(Disk {
             file,
             bytes,
-            access,
+            permission,
         })
     }
 
@@ -178,7 +169,7 @@ impl Disk {
 
     /// Whether it must not be written.
     pub fn read_only(&self) -> bool {
-        self.access == DiskAccess::ReadOnly
+        self.permission == Permission::ReadOnly
     }
 
     /// Reads `spans` of pinned guest memory from `offset` on.
@@ -298,10 +289,10 @@ fn unsupported(error: &io::Error) -> bool {
 
 /// Locks the open file description. Such a lock ends when the file is closed, but not when another descriptor of the same
 /// file is closed, and it keeps out other disks of this process, too.
-fn lock(file: &File, access: DiskAccess) -> io::Result<()> {
-    let kind = match access {
-        DiskAccess::ReadOnly => libc::F_RDLCK,
-        DiskAccess::ReadWrite => libc::F_WRLCK,
+fn lock(file: &File, permission: Permission) -> io::Result<()> {
+    let kind = match permission {
+        Permission::ReadOnly => libc::F_RDLCK,
+        Permission::Writable => libc::F_WRLCK,
     };
     let whole = libc::flock {
         l_type: kind as _,
@@ -333,8 +324,8 @@ fn advance(mut parts: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec]
 
 #[cfg(test)]
 mod tests {
-    use super::DiskAccess::{ReadOnly, ReadWrite};
     use super::*;
+    use Permission::{ReadOnly, Writable};
 
     fn image(bytes: usize) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -342,18 +333,18 @@ mod tests {
         file
     }
 
-    fn refusal(path: &Path, access: DiskAccess) -> String {
-        Disk::open(path, access).unwrap_err().to_string()
+    fn refusal(path: &Path, permission: Permission) -> String {
+        Disk::open(path, permission).unwrap_err().to_string()
     }
 
     #[test]
     fn what_is_no_image_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
-        assert!(refusal(&missing, ReadWrite).contains("No such file"));
-        assert!(refusal(folder.path(), ReadWrite).contains("it is a folder"));
+        assert!(refusal(&missing, Writable).contains("No such file"));
+        assert!(refusal(folder.path(), Writable).contains("it is a folder"));
         assert!(refusal(Path::new("/dev/zero"), ReadOnly).contains("not a regular file"));
-        assert!(refusal(image(0).path(), ReadWrite).contains("it is empty"));
+        assert!(refusal(image(0).path(), Writable).contains("it is empty"));
         assert!(refusal(image(1000).path(), ReadOnly).contains("1000 bytes"));
         let pipe = folder.path().join("pipe");
         let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
@@ -365,22 +356,22 @@ mod tests {
     #[test]
     fn an_image_has_one_writer_or_readers() {
         let file = image(1024);
-        let writer = Disk::open(file.path(), ReadWrite).unwrap();
+        let writer = Disk::open(file.path(), Writable).unwrap();
         assert_eq!((writer.bytes(), writer.read_only()), (1024, false));
-        for access in [ReadWrite, ReadOnly] {
+        for access in [Writable, ReadOnly] {
             assert!(refusal(file.path(), access).contains("another disk has it open"));
         }
         drop(writer);
         let readers = [(); 2].map(|()| Disk::open(file.path(), ReadOnly).unwrap());
-        assert!(refusal(file.path(), ReadWrite).contains("for writing"));
+        assert!(refusal(file.path(), Writable).contains("for writing"));
         drop(readers);
-        Disk::open(file.path(), ReadWrite).unwrap();
+        Disk::open(file.path(), Writable).unwrap();
     }
 
     #[test]
     fn zeros_and_holes() {
         let file = image(4 << 20);
-        let disk = Disk::open(file.path(), ReadWrite).unwrap();
+        let disk = Disk::open(file.path(), Writable).unwrap();
         disk.zero(512, 512, Space::Keep).unwrap();
         disk.zero(4096, 1 << 20, Space::Release).unwrap();
         disk.discard(2 << 20, 1 << 20).unwrap();

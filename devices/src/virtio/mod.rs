@@ -6,7 +6,7 @@
 //! | `device` | a device put together, and what vCPUs see of it |
 //! | `worker` | its thread |
 //! | `queue` | the device's end of a virtqueue |
-//! | `guest_bytes`, `ram` | guest-physical memory, pinned while it is in use |
+//! | `ram` | guest-physical memory, pinned while it is in use |
 //! | `balloon`, `statistics` | memory that the guest gives back |
 //! | `block`, `disk` | a disk, and the file behind it |
 //! | `rng` | random bytes |
@@ -15,7 +15,6 @@ mod balloon;
 mod block;
 mod device;
 mod disk;
-mod guest_bytes;
 mod queue;
 mod ram;
 mod registers;
@@ -23,11 +22,11 @@ mod rng;
 mod statistics;
 mod worker;
 
+pub use crate::guest_bytes::{GuestBuffer, GuestBytes};
 pub use balloon::{Balloon, BalloonError, BalloonFigures, Hinting};
 pub use block::block;
 pub use device::{DeviceError, Model, Parts, Port, Reply, VirtioDevice};
-pub use disk::{Disk, DiskAccess, DiskError};
-pub use guest_bytes::{GuestBuffer, GuestBytes};
+pub use disk::{Disk, DiskError};
 pub use queue::{Chain, Malformed};
 pub use ram::{GuestRam, RamError};
 pub use registers::Profile;

@@ -6,13 +6,14 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use hmm_backend::pages::Access;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::guest_memory::{Error as MemoryError, GuestMemorySliceIterator};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
-use super::guest_bytes::{GuestBuffer, GuestBytes};
-use super::ram::{GuestRam, PinnedRam, RamError, Use};
+use super::ram::{GuestRam, PinnedRam, RamError};
+use crate::guest_bytes::{GuestBuffer, GuestBytes};
 
 /// Pages of indirect descriptor tables that one chain may be spread over.
 const MOST_TABLE_PAGES: usize = 512;
@@ -82,20 +83,11 @@ impl VirtQueue {
         let size = u64::from(queue.size());
         // The flags, the index and what is in the place of an event index are 6 bytes together.
         let rings = [
-            GuestBytes {
-                addr: queue.desc_table(),
-                len: 16 * size,
-            },
-            GuestBytes {
-                addr: queue.avail_ring(),
-                len: 6 + 2 * size,
-            },
-            GuestBytes {
-                addr: queue.used_ring(),
-                len: 6 + 8 * size,
-            },
+            GuestBytes::new(queue.desc_table(), 16 * size),
+            GuestBytes::new(queue.avail_ring(), 6 + 2 * size),
+            GuestBytes::new(queue.used_ring(), 6 + 8 * size),
         ];
-        let rings = ram.pin(rings, Use::Write)?;
+        let rings = ram.pin(rings, Access::Write)?;
         let memory = RingMemory {
             ram: ram.clone(),
             rings,
@@ -130,8 +122,7 @@ impl VirtQueue {
         let chain = chain?;
         for span in chain.readable.0.iter().chain(&chain.writable.0) {
             if !self.memory.ram.contains(*span) {
-                let GuestBytes { addr, len } = *span;
-                return Err(RamError::OutOfRange { addr, len }.into());
+                return Err(RamError::OutOfRange(*span).into());
             }
         }
         Ok(Some(chain))
@@ -190,10 +181,7 @@ fn read_chain(
         if count == most {
             return Err(Malformed::Chain(head));
         }
-        let span = GuestBytes {
-            addr: descriptor.addr().0,
-            len: descriptor.len().into(),
-        };
+        let span = GuestBytes::new(descriptor.addr().0, descriptor.len().into());
         let misplaced = !descriptor.is_write_only() && !chain.writable.0.is_empty();
         if span.len == 0 || misplaced {
             return Err(Malformed::Buffer(head));
@@ -231,7 +219,7 @@ impl RingMemory {
         if tables.len() == MOST_TABLE_PAGES {
             return Err(MemoryError::HostAddressNotAvailable);
         }
-        let page = self.ram.pin([GuestBytes { addr, len: 1 }], Use::Read);
+        let page = self.ram.pin([GuestBytes { addr, len: 1 }], Access::Read);
         let page = page.map_err(|error| MemoryError::IOError(std::io::Error::other(error)))?;
         let found = page.at(addr);
         tables.push(page);
@@ -244,10 +232,7 @@ impl GuestMemory for RingMemory {
     type Bitmap = ();
 
     fn check_range(&self, addr: GuestAddress, count: usize, _: Permissions) -> bool {
-        self.ram.contains(GuestBytes {
-            addr: addr.0,
-            len: count as u64,
-        })
+        self.ram.contains(GuestBytes::new(addr.0, count as u64))
     }
 
     fn get_slices<'a>(

@@ -6,25 +6,20 @@
 
 use std::sync::Arc;
 
-use hmm_backend::pages::{PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{Access, PAGE_SIZE, Page, PageRange};
 use hmm_backend::{Backend, Pinned};
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
 };
 
-use super::guest_bytes::{GuestBuffer, GuestBytes, merged};
+use crate::guest_bytes::{GuestBuffer, GuestBytes, merged};
 
 /// Why guest memory could not be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// There is no such memory.
-    #[error("{len} bytes at guest-physical {addr:#x} are not all memory")]
-    OutOfRange {
-        /// The address of the first byte.
-        addr: u64,
-        /// The number of bytes.
-        len: u64,
-    },
+    #[error("{} bytes at guest-physical {:#x} are not all memory", .0.len, .0.addr)]
+    OutOfRange(GuestBytes),
     /// The contents cannot be supplied.
     #[error("guest-physical {addr:#x} cannot be reached: {error}")]
     Unavailable {
@@ -40,15 +35,6 @@ pub enum RamError {
         /// The page's address.
         addr: u64,
     },
-}
-
-/// The access that the device is about to make.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Use {
-    /// The device only reads.
-    Read,
-    /// The device writes.
-    Write,
 }
 
 /// The guest's memory: managed memory, and memory that never migrates.
@@ -74,24 +60,23 @@ impl Region {
     }
 }
 
+fn unavailable(part: GuestBytes) -> impl Fn(hmm_backend::Error) -> RamError {
+    let addr = part.addr;
+    move |error| RamError::Unavailable { addr, error }
+}
+
 impl GuestRam {
     /// All of managed memory, and no other memory: page 0 is at guest-physical address `base`, and the others are as far from it as
     /// their numbers say.
     pub fn managed(backend: &Arc<Backend>, base: u64) -> GuestRam {
         let (hole, end) = (backend.hole(), Page(backend.pages()));
         let parts = match hole.is_empty() {
-            true => vec![PageRange::new(Page(0), end)],
-            false => vec![
-                PageRange::new(Page(0), hole.start),
-                PageRange::new(hole.end, end),
-            ],
+            true => vec![(Page(0), end)],
+            false => vec![(Page(0), hole.start), (hole.end, end)],
         };
-        let at = |pages: PageRange| (base + pages.start.offset(), pages);
-        GuestRam::new(
-            backend,
-            parts.into_iter().map(at),
-            GuestMemoryMmap::default(),
-        )
+        let at = |(start, end): (Page, Page)| (base + start.offset(), PageRange::new(start, end));
+        let parts = parts.into_iter().map(at);
+        GuestRam::new(backend, parts, GuestMemoryMmap::default())
     }
 
     /// Pages of managed memory, each range from its page-aligned guest-physical address on, and other memory. They must not
@@ -102,17 +87,11 @@ impl GuestRam {
         fixed: GuestMemoryMmap,
     ) -> GuestRam {
         let managed = managed.into_iter().map(|(addr, pages)| Region {
-            span: GuestBytes {
-                addr,
-                len: u64::from(pages.len()) * PAGE_SIZE,
-            },
+            span: GuestBytes::new(addr, u64::from(pages.len()) * PAGE_SIZE),
             managed: Some(pages.start),
         });
         let others = fixed.iter().map(|region| Region {
-            span: GuestBytes {
-                addr: region.start_addr().0,
-                len: region.len(),
-            },
+            span: GuestBytes::new(region.start_addr().0, region.len()),
             managed: None,
         });
         let mut regions: Vec<Region> = managed.chain(others).collect();
@@ -136,10 +115,7 @@ impl GuestRam {
 
     /// Cuts the bytes at the regions' borders.
     fn parts(&self, span: GuestBytes) -> Result<Vec<(Region, GuestBytes)>, RamError> {
-        let outside = || RamError::OutOfRange {
-            addr: span.addr,
-            len: span.len,
-        };
+        let outside = || RamError::OutOfRange(span);
         let end = span.end().ok_or_else(outside)?;
         let mut parts = Vec::new();
         let mut at = span.addr;
@@ -151,11 +127,7 @@ impl GuestRam {
             if stop <= at {
                 return Err(outside());
             }
-            let part = GuestBytes {
-                addr: at,
-                len: stop - at,
-            };
-            parts.push((region, part));
+            parts.push((region, GuestBytes::new(at, stop - at)));
             at = stop;
         }
         Ok(parts)
@@ -165,14 +137,9 @@ impl GuestRam {
     pub fn pin(
         self: &Arc<Self>,
         spans: impl IntoIterator<Item = GuestBytes>,
-        to: Use,
+        to: Access,
     ) -> Result<PinnedRam, RamError> {
-        let whole = |span: GuestBytes| {
-            span.touched_pages().ok_or(RamError::OutOfRange {
-                addr: span.addr,
-                len: span.len,
-            })
-        };
+        let whole = |span: GuestBytes| span.touched_pages().ok_or(RamError::OutOfRange(span));
         let spans: Result<Vec<GuestBytes>, RamError> = spans.into_iter().map(whole).collect();
         let mut pinned = PinnedRam {
             pieces: Vec::new(),
@@ -186,28 +153,25 @@ impl GuestRam {
         Ok(pinned)
     }
 
-    fn pin_part(&self, region: &Region, part: GuestBytes, to: Use) -> Result<Piece, RamError> {
-        let unavailable = |error| RamError::Unavailable {
-            addr: part.addr,
-            error,
-        };
+    fn pin_part(&self, region: &Region, part: GuestBytes, to: Access) -> Result<Piece, RamError> {
         let Some(pages) = region.pages(part) else {
             let host = self.fixed.get_host_address(GuestAddress(part.addr));
-            let host = host.map_err(|_| RamError::OutOfRange {
-                addr: part.addr,
-                len: part.len,
-            })?;
             return Ok(Piece {
                 span: part,
-                host,
+                host: host.map_err(|_| RamError::OutOfRange(part))?,
                 _pin: None,
             });
         };
-        let pin = self.backend.pin(pages).map_err(unavailable)?;
-        if to == Use::Write {
+        let pin = self.backend.pin(pages).map_err(unavailable(part))?;
+        if to == Access::Write {
             // A read-only page is refused: the kernel, which writes for this thread, would take a fault that cannot be resolved.
             for (index, page) in (0..).zip(pages.pages()) {
-                if self.backend.word(page).map_err(unavailable)?.read_only() {
+                if self
+                    .backend
+                    .word(page)
+                    .map_err(unavailable(part))?
+                    .read_only()
+                {
                     let addr = part.addr + index * PAGE_SIZE;
                     return Err(RamError::ReadOnly { addr });
                 }
@@ -220,6 +184,20 @@ impl GuestRam {
         })
     }
 
+    /// Pins `len` of these bytes from `at` on, of which there must be that many.
+    fn pin_some(
+        self: &Arc<Self>,
+        spans: &GuestBuffer,
+        at: u64,
+        len: usize,
+        to: Access,
+    ) -> Result<(GuestBuffer, PinnedRam), RamError> {
+        let part = spans.part(at, len as u64);
+        assert_eq!(part.bytes(), len as u64, "the caller has counted them");
+        let pinned = self.pin(part.0.iter().copied(), to)?;
+        Ok((part, pinned))
+    }
+
     /// Copies bytes out of guest memory: `into.len()` of these from `at` on, of which there must be that many.
     pub fn read(
         self: &Arc<Self>,
@@ -227,13 +205,7 @@ impl GuestRam {
         at: u64,
         into: &mut [u8],
     ) -> Result<(), RamError> {
-        let part = spans.part(at, into.len() as u64);
-        assert_eq!(
-            part.bytes(),
-            into.len() as u64,
-            "the caller has counted them"
-        );
-        let pinned = self.pin(part.0.iter().copied(), Use::Read)?;
+        let (part, pinned) = self.pin_some(spans, at, into.len(), Access::Read)?;
         let mut done = 0;
         for slice in part.0.iter().flat_map(|span| pinned.slices(*span)) {
             done += slice.copy_to(&mut into[done..]);
@@ -248,13 +220,7 @@ impl GuestRam {
         at: u64,
         from: &[u8],
     ) -> Result<(), RamError> {
-        let part = spans.part(at, from.len() as u64);
-        assert_eq!(
-            part.bytes(),
-            from.len() as u64,
-            "the caller has counted them"
-        );
-        let pinned = self.pin(part.0.iter().copied(), Use::Write)?;
+        let (part, pinned) = self.pin_some(spans, at, from.len(), Access::Write)?;
         let mut done = 0;
         for slice in part.0.iter().flat_map(|span| pinned.slices(*span)) {
             let end = done + slice.len();
@@ -275,16 +241,13 @@ impl GuestRam {
         let mut freed = 0;
         for span in merged(whole) {
             for (region, part) in self.parts(span)? {
-                freed +=
-                    match region.pages(part) {
-                        Some(pages) => self.backend.guest_freed(pages).map_err(|error| {
-                            RamError::Unavailable {
-                                addr: part.addr,
-                                error,
-                            }
-                        })?,
-                        None => self.discard(part),
-                    };
+                freed += match region.pages(part) {
+                    Some(pages) => {
+                        let freed = self.backend.guest_freed(pages);
+                        freed.map_err(unavailable(part))?
+                    }
+                    None => self.discard(part),
+                };
             }
         }
         Ok(freed)
@@ -393,7 +356,7 @@ mod tests {
             span(u64::MAX, u64::MAX),
         ] {
             assert!(!ram.contains(outside), "{outside:?}");
-            assert!(ram.pin([outside], Use::Read).is_err(), "{outside:?}");
+            assert!(ram.pin([outside], Access::Read).is_err(), "{outside:?}");
         }
         assert!(ram.free([span((2 << 20) - 4096, 8192)]).is_err());
     }
@@ -431,7 +394,7 @@ mod tests {
         // A page is pinned once, however often it is named; after an error no page stays pinned.
         let same = [span(8, 8), span(16, 8), span(0, 4096)];
         let pins = |page| ram.backend.word(Page(page)).expect("a page").pins();
-        let pinned = ram.pin(same, Use::Write).expect("it is memory");
+        let pinned = ram.pin(same, Access::Write).expect("it is memory");
         assert_eq!(
             (pins(256), pinned.at(4095).map(|(_, left)| left)),
             (1, Some(1))

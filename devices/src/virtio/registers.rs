@@ -337,6 +337,11 @@ impl Registers {
     }
 }
 
+/// Returns features, given as the numbers of their bits, as one number.
+pub(super) fn feature_bits(numbers: &[u32]) -> u64 {
+    numbers.iter().fold(0, |all, bit| all | 1 << bit)
+}
+
 fn half(value: u64, half: u32) -> u32 {
     match half {
         0 => value as u32,

@@ -22,6 +22,7 @@ mod torture;
 mod vecadd;
 
 use crate::catalog::Kind;
+use crate::console::{Count, Grouped};
 use crate::cpu::Cpu;
 
 /// The program, or why there is none here.

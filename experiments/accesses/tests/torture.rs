@@ -17,7 +17,7 @@ fn torture_verifies_once() {
     };
     let printed = generate(&settings, |_| ()).unwrap();
     assert!(
-        printed.contains("2000 operations on 24 shared pages"),
+        printed.contains("2,000 operations on 24 shared pages"),
         "{printed}"
     );
     let again = generate(&settings, |_| ()).unwrap_err();

@@ -132,11 +132,10 @@ fn parent(real: &Path) -> &Path {
 
 impl Aside {
     /// Makes data for a file that does not exist yet.
-    pub(super) fn new(folder: &Path, name: &OsStr) -> io::Result<Aside> {
-        let real = folder.join(name);
+    pub(super) fn new(real: &Path) -> io::Result<Aside> {
         Ok(Aside {
-            spool: Spool::unnamed(&real)?,
-            real,
+            spool: Spool::unnamed(real)?,
+            real: real.to_owned(),
             end: End::Appear,
             _old: None,
         })

@@ -158,15 +158,9 @@ impl Files {
     /// # Errors
     /// It cannot be written, or is one of the command's other files.
     pub fn whole(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
-        self.open(what, path, |place| {
-            Ok(match place {
-                OutputPlace::Absent { folder, name } => Sink::Aside(Aside::new(folder, name)?),
-                OutputPlace::Regular { real, .. } => {
-                    Sink::Aside(Aside::over(real, Spool::unnamed)?)
-                }
-                OutputPlace::Stream { path } => Sink::Stream(stream(path)?),
-                OutputPlace::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
-            })
+        let absent = |real: &Path| Aside::new(real).map(Sink::Aside);
+        self.open(what, path, absent, |real, _| {
+            Aside::over(real, Spool::unnamed).map(Sink::Aside)
         })
     }
 
@@ -176,14 +170,9 @@ impl Files {
     /// # Errors
     /// The same as of [`Self::whole`].
     pub fn growing(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
-        self.open(what, path, |place| {
-            Ok(match place {
-                OutputPlace::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
-                OutputPlace::Regular { real, bytes: 0 } => Sink::Live(Live::open(real)?),
-                OutputPlace::Regular { real, .. } => Sink::Aside(Aside::over(real, Spool::named)?),
-                OutputPlace::Stream { path } => Sink::Stream(stream(path)?),
-                OutputPlace::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
-            })
+        self.open(what, path, Made::make, |real, bytes| match bytes {
+            0 => Live::open(real),
+            _ => Aside::over(real, Spool::named).map(Sink::Aside),
         })
     }
 
@@ -193,14 +182,7 @@ impl Files {
     /// # Errors
     /// The same as of [`Self::whole`].
     pub fn live(&mut self, what: &'static str, path: &Path) -> Result<Output, OutputError> {
-        self.open(what, path, |place| {
-            Ok(match place {
-                OutputPlace::Absent { folder, name } => Sink::Made(Made::new(&folder.join(name))?),
-                OutputPlace::Regular { real, .. } => Sink::Live(Live::open(real)?),
-                OutputPlace::Stream { path } => Sink::Stream(stream(path)?),
-                OutputPlace::Descriptor(number) => Sink::Stream(place::duplicate(*number)?),
-            })
-        })
+        self.open(what, path, Made::make, |real, _| Live::open(real))
     }
 
     /// Claims a regular file that the caller opens by itself, to read it and add to it: a journal.
@@ -253,10 +235,17 @@ impl Files {
         &mut self,
         what: &'static str,
         path: &Path,
-        sink: impl FnOnce(&OutputPlace) -> io::Result<Sink>,
+        absent: impl FnOnce(&Path) -> io::Result<Sink>,
+        regular: impl FnOnce(&Path, u64) -> io::Result<Sink>,
     ) -> Result<Output, OutputError> {
         let place = self.claim(what, path)?;
-        let sink = sink(&place).map_err(|error| OutputError::System {
+        let sink = match &place {
+            OutputPlace::Absent { folder, name } => absent(&folder.join(name)),
+            OutputPlace::Regular { real, bytes } => regular(real, *bytes),
+            OutputPlace::Stream { path } => stream(path).map(Sink::Stream),
+            OutputPlace::Descriptor(number) => place::duplicate(*number).map(Sink::Stream),
+        };
+        let sink = sink.map_err(|error| OutputError::System {
             what,
             path: path.to_owned(),
             error,
@@ -511,14 +500,14 @@ struct Made {
 }
 
 impl Made {
-    fn new(real: &Path) -> io::Result<Made> {
+    fn make(real: &Path) -> io::Result<Sink> {
         let made = Made {
             file: OpenOptions::new().write(true).create_new(true).open(real)?,
             real: real.to_owned(),
             kept: false,
         };
         lock(&made.file)?;
-        Ok(made)
+        Ok(Sink::Made(made))
     }
 }
 
@@ -544,13 +533,11 @@ struct Live {
 }
 
 impl Live {
-    fn open(real: &Path) -> io::Result<Live> {
+    fn open(real: &Path) -> io::Result<Sink> {
         let file = OpenOptions::new().write(true).open(real)?;
         lock(&file)?;
-        Ok(Live {
-            file,
-            emptied: false,
-        })
+        let emptied = false;
+        Ok(Sink::Live(Live { file, emptied }))
     }
 
     fn empty(&mut self) -> io::Result<()> {

@@ -16,6 +16,7 @@ use super::Runner;
 use super::error::SweepError;
 use super::plan::{Fnv, Link, Policy, Source, Stamp, Sweep, SweepRun, TraceSource, Workload};
 use crate::size::Size;
+use crate::toml_files;
 
 /// A sweep's file is no larger than this.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -58,7 +59,7 @@ enum Seeds {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[workload]]")]
 struct WorkloadTable {
     name: String,
     #[serde(default)]
@@ -72,7 +73,7 @@ struct WorkloadTable {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[trace]]")]
 struct TraceTable {
     name: String,
     /// Several differ in the seed only.
@@ -374,14 +375,8 @@ impl Reader<'_> {
         let given = table.get_ref();
         let mut params = Vec::new();
         for (name, value) in &given.params {
-            let value = match value.get_ref() {
-                toml::Value::String(text) => text.clone(),
-                toml::Value::Table(_) | toml::Value::Array(_) => {
-                    let what = format!("parameter `{name}` must be a number or a word");
-                    return Err(self.wrong(value.span(), what));
-                }
-                scalar => scalar.to_string(),
-            };
+            let wrong = |what| self.wrong(value.span(), what);
+            let value = toml_files::param(name, value.get_ref()).map_err(wrong)?;
             params.push((name.clone(), value));
         }
         let workload = Workload {

@@ -7,24 +7,9 @@ use hmm_backend::limits::Refusal;
 use thiserror::Error;
 
 use super::Shard;
+use crate::figures::count;
 use crate::output::OutputError;
-
-/// Returns a number of runs, as people write it.
-pub fn runs(number: usize) -> String {
-    match number {
-        1 => "1 run".to_owned(),
-        _ => format!("{number} runs"),
-    }
-}
-
-/// Returns what is wrong in a file, and where, without the parser's claim that it is no TOML: most values that are wrong parse.
-pub fn wrong_toml(error: &toml::de::Error) -> String {
-    let text = error.to_string();
-    match text.strip_prefix("TOML parse error ") {
-        Some(place) => place.to_owned(),
-        None => text,
-    }
-}
+use crate::toml_files;
 
 /// Why a sweep or a merge was not done, or not finished. Whatever was finished before is kept.
 #[derive(Debug, Error)]
@@ -39,7 +24,7 @@ pub enum SweepError {
         error: io::Error,
     },
     /// The file is not TOML or has something unknown in it; the error shows where.
-    #[error("in sweep file {}: {}", path.display(), wrong_toml(error))]
+    #[error("in sweep file {}: {}", path.display(), toml_files::wrong(error))]
     Toml {
         /// The file.
         path: PathBuf,
@@ -74,7 +59,7 @@ pub enum SweepError {
     },
     /// The disk is full, or something else keeps results from being stored.
     #[error(
-        "writing {}: {error}; the results of {} are kept, and `--resume` goes on from there", path.display(), runs(*finished)
+        "writing {}: {error}; the results of {} are kept, and `--resume` goes on from there", path.display(), count(*finished as u64, "run")
     )]
     Write {
         /// The file.
@@ -87,7 +72,7 @@ pub enum SweepError {
     },
     /// There are results already.
     #[error(
-        "{} has the results of {} already; {}choose another folder with -o", path.display(), runs(*finished),
+        "{} has the results of {} already; {}choose another folder with -o", path.display(), count(*finished as u64, "run"),
         if *left > 0 { "add --resume to go on with them, or " } else { "nothing is left to do; " }
     )]
     Exists {
@@ -99,7 +84,7 @@ pub enum SweepError {
         left: usize,
     },
     /// There are results where the whole of a sweep should go.
-    #[error("{} has the results of {} already; choose another folder with -o", path.display(), runs(*finished))]
+    #[error("{} has the results of {} already; choose another folder with -o", path.display(), count(*finished as u64, "run"))]
     Occupied {
         /// The folder.
         path: PathBuf,
@@ -162,7 +147,7 @@ pub enum SweepError {
     },
     /// A shard is not finished.
     #[error(
-        "{}: shard {shard} is not finished, it lacks {missing} of {}; go on with it with --resume", path.display(), runs(*share)
+        "{}: shard {shard} is not finished, it lacks {missing} of {}; go on with it with --resume", path.display(), count(*share as u64, "run")
     )]
     Unfinished {
         /// The folder.

@@ -1,6 +1,6 @@
 //! Shards put together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,8 @@ pub struct Merged {
     pub runs: usize,
     /// The runs that failed; each has an `error` in the tables.
     pub failed: Vec<String>,
+    /// The trace files in which no access is a device's, so that nothing migrates in their runs.
+    pub idle: BTreeSet<String>,
 }
 
 /// Puts the shards of one sweep together: a journal, tables and a page as if the sweep had been done in one piece. Returns the
@@ -82,6 +84,7 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Merged, SweepError> {
     put.map(|()| Merged {
         runs: rows.len(),
         failed: run::failed(&rows),
+        idle: run::idle(&rows),
     })
 }
 

@@ -21,7 +21,7 @@ pub mod table;
 
 use std::path::Path;
 
-pub use error::{SweepError, runs, wrong_toml};
+pub use error::SweepError;
 pub use merge::{Merged, merge};
 pub use plan::{Link, Policy, Source, Stamp, Sweep, SweepRun, TraceFacts, TraceSource, Workload};
 pub use row::{COLUMNS, Column, Measured, Row};

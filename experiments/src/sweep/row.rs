@@ -159,4 +159,14 @@ impl Row {
     pub fn bytes_moved(&self) -> Option<u64> {
         Some(self.bytes_to_device?.saturating_add(self.bytes_to_system?))
     }
+
+    /// Whether the row is about a trace in which no access is a device's, so that nothing migrates.
+    pub(super) fn is_idle(&self) -> bool {
+        let of_devices = [
+            self.device_faults,
+            self.mapped_in_place,
+            self.pages_to_device,
+        ];
+        self.mode.as_deref() == Some("trace") && of_devices == [Some(0); 3]
+    }
 }

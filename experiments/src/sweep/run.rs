@@ -1,6 +1,6 @@
 //! From a sweep to its tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,8 @@ pub struct Done {
     pub skipped: usize,
     /// Runs whose last attempt failed; each has an `error` in the tables.
     pub failed: Vec<String>,
+    /// The trace files in which no access is a device's, so that nothing migrates in their runs.
+    pub idle: BTreeSet<String>,
 }
 
 impl Sweep {
@@ -114,8 +116,15 @@ impl Sweep {
             runs,
             skipped,
             failed: failed(&rows),
+            idle: idle(&rows),
         })
     }
+}
+
+/// Returns the trace files, as the sweep names them, in which no access is a device's.
+pub(super) fn idle(rows: &BTreeMap<usize, Row>) -> BTreeSet<String> {
+    let idle = rows.values().filter(|row| row.is_idle());
+    idle.filter_map(|row| row.params.clone()).collect()
 }
 
 /// Returns the runs that failed, in words.

@@ -61,6 +61,28 @@ fn write_line(text: fmt::Arguments) {
     let _ = Port.write_str("\n");
 }
 
+/// A number with its digits in groups of three.
+pub struct Grouped(pub u64);
+
+impl fmt::Display for Grouped {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.0 {
+            0..1000 => write!(f, "{}", self.0),
+            number => write!(f, "{},{:03}", Grouped(number / 1000), number % 1000),
+        }
+    }
+}
+
+/// A number of things, whose name gets an `s` unless there is one.
+pub struct Count(pub u64, pub &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let plural = if self.0 == 1 { "" } else { "s" };
+        write!(f, "{} {}{plural}", Grouped(self.0), self.1)
+    }
+}
+
 /// Prints a line.
 macro_rules! say {
     ($($text:tt)*) => { $crate::console::line(format_args!($($text)*)) };

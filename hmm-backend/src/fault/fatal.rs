@@ -13,16 +13,6 @@ pub enum Fatal {
     Service(ServiceFailure),
 }
 
-impl Fatal {
-    /// The fault, if it is one fault that cannot be resolved.
-    pub fn fault(&self) -> Option<&FatalFault> {
-        match self {
-            Fatal::Fault(fault) => Some(fault),
-            Fatal::Service(_) => None,
-        }
-    }
-}
-
 /// A report of a fault that cannot be resolved. The CPU stays asleep in the access, where a signal can
 /// interrupt it, and never sees wrong data.
 ///

@@ -1,6 +1,8 @@
 //! The synchronization primitives of the residency table: those of the standard library, or those of `loom` under
 //! `--cfg loom`, which tries all interleavings.
 
+use std::sync::PoisonError;
+
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
 #[cfg(loom)]
@@ -21,4 +23,9 @@ pub(crate) fn zeroed_words(n: usize) -> Box<[AtomicU64]> {
 #[cfg(loom)]
 pub(crate) fn zeroed_words(n: usize) -> Box<[AtomicU64]> {
     (0..n).map(|_| AtomicU64::new(0)).collect()
+}
+
+/// Locks a mutex even if it is poisoned: it guards no data that a panic could leave inconsistent.
+pub(crate) fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,9 +4,7 @@
 //! waiter fall asleep. A waiter therefore sets the word's waiters bit while it holds the bucket's mutex, and the holder
 //! takes that mutex before it notifies.
 
-use std::sync::PoisonError;
-
-use super::sync::{Condvar, Mutex, MutexGuard};
+use super::sync::{Condvar, Mutex, lock};
 use crate::pages::Page;
 
 /// Number of buckets. One under `loom`, whose condition variables are expensive.
@@ -56,9 +54,4 @@ impl WaitTable {
         drop(lock(&bucket.mutex));
         bucket.condvar.notify_all();
     }
-}
-
-/// Locks a mutex even if it is poisoned: it guards no data that a panic could leave inconsistent.
-fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -10,7 +10,7 @@ use hmm_backend::driver::{Driver, FaultError};
 use hmm_backend::engine::{Engine, EngineChoice};
 use hmm_backend::mirror::{Mirror, MirrorError, PageTable, TranslationTable};
 use hmm_backend::pages::{Access, DeviceId, Page, PageRange};
-use hmm_backend::service::{Fatal, FaultService, ServiceConfig};
+use hmm_backend::service::{Fatal, FatalFault, FaultService, ServiceConfig};
 use hmm_backend::testing::{CheckedDriver, Failing};
 use hmm_backend::{Backend, BackendConfig};
 
@@ -293,4 +293,12 @@ pub fn both_engines(test: impl Fn(Engine)) {
         test(engine);
     }
     NO_MOVES.set(false);
+}
+
+/// The fault of a report, if it is about one.
+pub fn fault(fatal: &Fatal) -> Option<&FatalFault> {
+    match fatal {
+        Fatal::Fault(fault) => Some(fault),
+        Fatal::Service(_) => None,
+    }
 }

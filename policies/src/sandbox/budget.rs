@@ -370,27 +370,25 @@ pub(crate) unsafe fn raise(state: *mut lua_State) {
     }
 }
 
-/// What a clock of the kernel says; that of CPU time is the calling thread's.
+/// The time of a clock.
 fn clock(id: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
     // SAFETY: writes one structure.
-    unsafe { libc::clock_gettime(id, &mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    time_of(|time| unsafe { libc::clock_gettime(id, time) })
 }
 
 /// How long the coarse clock stands still.
 fn tick_length() -> Duration {
     static LENGTH: OnceLock<Duration> = OnceLock::new();
     *LENGTH.get_or_init(|| {
-        let mut time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
         // SAFETY: writes one structure.
-        unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
-        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+        time_of(|time| unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, time) })
     })
+}
+
+/// The time that a call writes.
+fn time_of(call: impl FnOnce(&mut libc::timespec) -> c_int) -> Duration {
+    let (tv_sec, tv_nsec) = (0, 0);
+    let mut time = libc::timespec { tv_sec, tv_nsec };
+    call(&mut time);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

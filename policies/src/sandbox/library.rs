@@ -366,13 +366,21 @@ unsafe fn searched(state: *mut lua_State) -> u64 {
 unsafe fn has_magic(state: *mut lua_State, n: c_int) -> bool {
     // SAFETY: only a text is looked at, without converting anything; it stays where it is while it is an argument.
     unsafe {
+        let mut text = string(state, n).iter();
+        text.any(|byte| b"^$*+?.([%-".contains(byte))
+    }
+}
+
+/// The bytes of argument `n`; none unless it is a string, which is not converted and stays where it is.
+unsafe fn string<'a>(state: *mut lua_State, n: c_int) -> &'a [u8] {
+    // SAFETY: as the caller promises.
+    unsafe {
         if ffi::lua_type(state, n) != ffi::LUA_TSTRING {
-            return false;
+            return &[];
         }
         let mut len = 0;
         let start = ffi::lua_tolstring(state, n, &mut len);
-        let text = std::slice::from_raw_parts(start.cast::<u8>(), len);
-        text.iter().any(|byte| b"^$*+?.([%-".contains(byte))
+        std::slice::from_raw_parts(start.cast::<u8>(), len)
     }
 }
 
@@ -418,12 +426,7 @@ unsafe fn split(state: *mut lua_State) -> u64 {
 unsafe fn packed(state: *mut lua_State) -> u64 {
     // SAFETY: as for `has_magic`.
     unsafe {
-        if ffi::lua_type(state, 1) != ffi::LUA_TSTRING {
-            return texts(state);
-        }
-        let mut len = 0;
-        let start = ffi::lua_tolstring(state, 1, &mut len);
-        let format = std::slice::from_raw_parts(start.cast::<u8>(), len);
+        let format = string(state, 1);
         let (mut lengths, mut run) = (0u64, 0u64);
         for byte in format {
             run = match byte.is_ascii_digit() {
@@ -436,7 +439,7 @@ unsafe fn packed(state: *mut lua_State) -> u64 {
         }
         lengths
             .saturating_mul(2)
-            .saturating_add(32 * len as u64 + texts(state))
+            .saturating_add(32 * format.len() as u64 + texts(state))
     }
 }
 

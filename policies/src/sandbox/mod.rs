@@ -25,31 +25,16 @@ use self::limits::Limits;
 pub(crate) struct Needs(u32);
 
 impl Needs {
-    pub(crate) const RESIDENT: u32 = 1;
-    pub(crate) const TOUCHED: u32 = 2;
-    pub(crate) const UNTOUCHED: u32 = 4;
-    pub(crate) const RECENT: u32 = 8;
-    pub(crate) const NUMBERS: u32 = 16;
-
-    pub(crate) fn has(self, what: u32) -> bool {
-        self.0 & what != 0
-    }
-
-    fn named(name: &str) -> u32 {
-        match name {
-            "resident" => Needs::RESIDENT,
-            "touched" => Needs::TOUCHED,
-            "untouched" => Needs::UNTOUCHED,
-            "recent" => Needs::RECENT,
-            _ => Needs::NUMBERS,
-        }
+    /// Whether the script reads this buffer, one of those that [`Surroundings`] names.
+    pub(crate) fn has(self, buffer: usize) -> bool {
+        self.0 & 1 << buffer != 0
     }
 }
 
 /// The buffers that a fault's surroundings are written to.
 pub(crate) struct Surroundings {
     /// The buffers, at the indices that the constants below name.
-    pub(crate) buffers: [Buffer; 6],
+    pub(crate) buffers: Vec<Buffer>,
     /// Wraps a script's `victims` into a function that reads the candidates from their buffer.
     pub(crate) with_candidates: Function,
     /// Runs a script's top level.
@@ -72,6 +57,21 @@ impl Surroundings {
     pub(crate) const CANDIDATES: usize = 5;
     /// How many there are, then page, device and time of each.
     pub(crate) const RECENT_BYTES: usize = 8 + 24 * RECENT;
+    /// The buffers' names in the prelude, and their sizes.
+    const BUFFERS: [(&str, usize); 6] = [
+        ("resident", page_sets::BYTES),
+        ("touched", page_sets::BYTES),
+        ("untouched", page_sets::BYTES),
+        ("recent", Surroundings::RECENT_BYTES),
+        ("numbers", 8 * 5),
+        ("candidates", candidates::BYTES),
+    ];
+
+    /// Returns the bit of [`Needs`] for what a script has asked for by this name.
+    fn bit(name: &str) -> u32 {
+        let place = Self::BUFFERS.iter().position(|(it, _)| *it == name);
+        1 << place.unwrap_or(Self::NUMBERS)
+    }
 
     /// Ends the time in which a script can ask for parts of the surroundings; returns those that it has asked for.
     pub(crate) fn close(&self) -> Needs {
@@ -97,44 +97,28 @@ pub(crate) fn new(
     let lua = Lua::new_with(libraries(), LuaOptions::default())?;
     lua.set_compiler(Compiler::new().set_optimization_level(2).set_debug_level(1));
     let (needs, closed) = <(Arc<AtomicU32>, Arc<AtomicBool>)>::default();
-    let buffers = [
-        lua.create_buffer([0; page_sets::BYTES])?,
-        lua.create_buffer([0; page_sets::BYTES])?,
-        lua.create_buffer([0; page_sets::BYTES])?,
-        lua.create_buffer([0; Surroundings::RECENT_BYTES])?,
-        lua.create_buffer([0; 8 * 5])?,
-        lua.create_buffer([0; candidates::BYTES])?,
-    ];
     let (asked, open) = (needs.clone(), closed.clone());
     let host = lua.create_table()?;
     let need = lua.create_function(move |_, what: String| {
         // Errors of Rust functions are no text; the prelude raises one.
         let open = !open.load(Ordering::Relaxed);
         if open {
-            asked.fetch_or(Needs::named(&what), Ordering::Relaxed);
+            asked.fetch_or(Surroundings::bit(&what), Ordering::Relaxed);
         }
         Ok(open)
     })?;
     host.set("need", need)?;
-    host.set(
-        "print",
-        lua.create_function(move |_, line: LuaString| {
-            print(&line.to_string_lossy());
-            Ok(())
-        })?,
-    )?;
+    let print = move |_: &Lua, line: LuaString| {
+        print(&line.to_string_lossy());
+        Ok(())
+    };
+    host.set("print", lua.create_function(print)?)?;
     host.set("pages", page_sets::table(&lua)?)?;
     host.set("params", params_table(&lua, params)?)?;
-    let names = [
-        "resident",
-        "touched",
-        "untouched",
-        "recent",
-        "numbers",
-        "candidates",
-    ];
-    for (name, buffer) in names.into_iter().zip(&buffers) {
-        host.set(name, buffer)?;
+    let mut buffers = Vec::new();
+    for (name, bytes) in Surroundings::BUFFERS {
+        buffers.push(lua.create_buffer(vec![0; bytes])?);
+        host.set(name, buffers.last())?;
     }
     library::meter(&lua)?;
     let (with_candidates, run, result) = lua

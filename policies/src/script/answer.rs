@@ -253,13 +253,6 @@ const WISH: &str = "{first, count, device}";
 
 /// Reads a list of `{first, count, device}`; without a device, the pages go to system memory.
 fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
-    let list = match item {
-        Item::Table(list) => list,
-        Item::Nil => return Ok(Vec::new()),
-        item => {
-            return Err(format!("{} where {WISHES} is expected", item.kind()));
-        }
-    };
     // The backend takes only a few wishes, so the rest of a long list is not read.
     const MOST: usize = 64;
     let wish = |item: Item| match item {
@@ -282,9 +275,24 @@ fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
         }
         item => Err(format!("{} in {WISHES}", item.kind())),
     };
-    only_places(list, list.len(), MOST, WISHES)?;
-    (1..=list.len().min(MOST))
-        .map(|i| list.element(i, wish))
+    list(item, MOST, WISHES, wish)
+}
+
+/// Reads a list of which `most` elements are wanted. Nothing is an empty one.
+fn list<T>(
+    item: &Item,
+    most: usize,
+    expected: &str,
+    element: impl Fn(Item<'_>) -> Result<T, String>,
+) -> Result<Vec<T>, String> {
+    let list = match item {
+        Item::Table(list) => list,
+        Item::Nil => return Ok(Vec::new()),
+        item => return Err(format!("{} where {expected} is expected", item.kind())),
+    };
+    only_places(list, list.len(), most, expected)?;
+    (1..=list.len().min(most))
+        .map(|i| list.element(i, &element))
         .collect()
 }
 
@@ -292,14 +300,6 @@ fn wish_list(item: &Item) -> Result<Vec<Wish>, String> {
 pub(crate) fn indices(results: &Results<'_>, candidates: usize) -> Result<Vec<usize>, String> {
     const INDICES: &str = "a list of candidates' indices";
     nothing_from(1, results, "after the list of indices")?;
-    let first = results.get(0);
-    let list = match &first {
-        Item::Table(list) => list,
-        Item::Nil => return Ok(Vec::new()),
-        item => {
-            return Err(format!("{} where {INDICES} is expected", item.kind()));
-        }
-    };
     let index = |item: Item| match number(&item) {
         Some(n) if n >= 1.0 && n <= candidates as f64 => Ok(n as usize - 1),
         _ => Err(format!(
@@ -307,10 +307,7 @@ pub(crate) fn indices(results: &Results<'_>, candidates: usize) -> Result<Vec<us
             item.kind()
         )),
     };
-    only_places(list, list.len(), candidates, INDICES)?;
-    (1..=list.len().min(candidates))
-        .map(|i| list.element(i, index))
-        .collect()
+    list(&results.get(0), candidates, INDICES, index)
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ const ON_REMOTE_ACCESSES: usize = 1;
 const ON_HINT: usize = 2;
 const ON_FREE: usize = 3;
 const ON_TICK: usize = 4;
-const VICTIMS: usize = 5;
+pub(crate) const VICTIMS: usize = 5;
 /// The default of `remote_access_threshold`, accesses in place to 64 KiB: the same as that of `access-counter`.
 const REMOTE_ACCESSES: u32 = 256;
 /// Bytes of the name of an eviction policy with its parameters, at most.
@@ -186,7 +186,7 @@ impl Script {
                 script.lua.create_string(name).map_err(whole)?,
             ));
         }
-        kept.extend(surroundings.buffers.map(Value::Buffer));
+        kept.extend(surroundings.buffers.into_iter().map(Value::Buffer));
         script.calls = Calls::new(&script.lua, kept).map_err(whole)?;
         if outcome.large_text {
             script.watch_instructions();
@@ -276,10 +276,6 @@ impl Script {
         heard.then_some(self.remote_access_threshold)
     }
 
-    pub(crate) fn decides_victims(&self) -> bool {
-        self.handlers[VICTIMS].is_some()
-    }
-
     /// Calls a function within its bounds, if the script has it, and converts what it returns.
     fn call<T>(
         &self,
@@ -363,19 +359,19 @@ impl Script {
     /// Writes what the script needs of a fault's surroundings to its buffers.
     fn look(&self, fault: &BlockFault, view: &BlockView<'_>) {
         let needs = self.needs;
-        if needs.has(Needs::RESIDENT) {
+        if needs.has(Surroundings::RESIDENT) {
             let set = view.resident(fault.to);
             self.write(Surroundings::RESIDENT, &page_sets::to_bytes(&set));
         }
-        if needs.has(Needs::TOUCHED) {
+        if needs.has(Surroundings::TOUCHED) {
             let set = page_sets::to_bytes(&fault.pages);
             self.write(Surroundings::TOUCHED, &set);
         }
-        if needs.has(Needs::UNTOUCHED) {
+        if needs.has(Surroundings::UNTOUCHED) {
             let set = page_sets::to_bytes(&view.untouched());
             self.write(Surroundings::UNTOUCHED, &set);
         }
-        if needs.has(Needs::RECENT) {
+        if needs.has(Surroundings::RECENT) {
             let last = view.recent.iter().rev().take(RECENT);
             let mut values = [0.0; 1 + 3 * RECENT];
             values[0] = last.len() as f64;
@@ -387,7 +383,7 @@ impl Script {
             let bytes = floats::<{ 1 + 3 * RECENT }, { Surroundings::RECENT_BYTES }>(values);
             self.write(Surroundings::RECENT, &bytes);
         }
-        if needs.has(Needs::NUMBERS) {
+        if needs.has(Surroundings::NUMBERS) {
             let (link, seen) = (view.link, view.seen);
             let values = [
                 micros(link.latency),

@@ -165,6 +165,17 @@ impl Table<'_> {
     }
 }
 
+/// The name of a type of values.
+///
+/// # Safety
+///
+/// The thread's interpreter lives during `'a`.
+unsafe fn type_name<'a>(thread: *mut lua_State, kind: c_int) -> &'a str {
+    // SAFETY: names of types are constants of the interpreter's.
+    let name = unsafe { CStr::from_ptr(ffi::lua_typename(thread, kind)) };
+    name.to_str().unwrap_or("value")
+}
+
 /// The key at a place of the stack.
 ///
 /// # Safety
@@ -180,10 +191,7 @@ unsafe fn key<'a>(thread: *mut lua_State, at: c_int) -> Key<'a> {
                 Key::Text(std::slice::from_raw_parts(start.cast(), len))
             }
             ffi::LUA_TNUMBER => Key::Number(ffi::lua_tonumber(thread, at)),
-            other => {
-                let name = CStr::from_ptr(ffi::lua_typename(thread, other));
-                Key::Other(name.to_str().unwrap_or("value"))
-            }
+            other => Key::Other(type_name(thread, other)),
         }
     }
 }
@@ -211,8 +219,7 @@ unsafe fn look<'a>(thread: *mut lua_State, at: c_int) -> Item<'a> {
                 if !bytes.is_null() && len == page_sets::BYTES {
                     return Item::Set(&*bytes.cast());
                 }
-                let name = CStr::from_ptr(ffi::lua_typename(thread, other));
-                Item::Other(name.to_str().unwrap_or("value"))
+                Item::Other(type_name(thread, other))
             }
         }
     }

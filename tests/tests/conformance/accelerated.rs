@@ -8,7 +8,7 @@ use hmm_backend::driver::Driver;
 use hmm_backend::pages::{DeviceId, Fidelity, PAGE_SIZE, Page};
 use hmmvisor_abi::accel::*;
 use hmmvisor_abi::map::MANAGED;
-use hmmvisor_devices::{Accelerator, AcceleratorConfig, AcceleratorDriver, Interrupt};
+use hmmvisor_devices::{Accelerator, AcceleratorConfig, AcceleratorDriver, Interrupt, MmioDevice};
 use hmmvisor_testkit::conformance::{AccessRefused, DeviceAccess, PAGES, Subject};
 use hmmvisor_testkit::word;
 

@@ -4,9 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use hmm_backend::pages::Permission;
+use hmm_backend::pages::Permission::{self, ReadOnly, Writable};
 use hmmvisor_devices::MmioDevice;
-use hmmvisor_devices::virtio::DiskAccess::{self, ReadOnly, ReadWrite};
 use hmmvisor_devices::virtio::{Disk, VirtioDevice, block};
 use hmmvisor_testkit::machine::both_engines;
 use hmmvisor_testkit::virtio::*;
@@ -50,7 +49,7 @@ pub fn image() -> NamedTempFile {
     file
 }
 
-pub fn rig(engine: Engine, path: &Path, access: DiskAccess, features: u64) -> Rig {
+pub fn rig(engine: Engine, path: &Path, access: Permission, features: u64) -> Rig {
     let disk = Disk::open(path, access).unwrap();
     let mut rig = Rig::new(engine, |ram, irq| {
         Arc::new(VirtioDevice::new(block(3, disk), ram, irq).expect("a device"))
@@ -91,7 +90,7 @@ fn records(rig: &Rig, ranges: &[(u64, u32, u32)]) -> Descriptor {
 #[test]
 fn the_disk_describes_itself() {
     let file = image();
-    let mut rig = rig(Engine::Remap, file.path(), ReadWrite, ALL);
+    let mut rig = rig(Engine::Remap, file.path(), Writable, ALL);
     let mut capacity = [0; 8];
     rig.device.read(CONFIG, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), SECTORS);
@@ -107,7 +106,7 @@ fn the_disk_describes_itself() {
 fn what_is_read_is_what_the_disk_has() {
     let file = image();
     both_engines("block", |engine| {
-        let mut rig = rig(engine, file.path(), ReadWrite, ALL);
+        let mut rig = rig(engine, file.path(), Writable, ALL);
         // Over pages on a device, and with ends amid them.
         rig.to_device(DATA..DATA + 8);
         let data = [
@@ -130,7 +129,7 @@ fn what_is_read_is_what_the_disk_has() {
 fn what_a_device_holds_is_written() {
     both_engines("block", |engine| {
         let file = image();
-        let mut rig = rig(engine, file.path(), ReadWrite, ALL);
+        let mut rig = rig(engine, file.path(), Writable, ALL);
         let bytes: Vec<u8> = (0..64 * 4096u32)
             .map(|i| (i.wrapping_mul(i) >> 8) as u8)
             .collect();
@@ -228,7 +227,7 @@ fn a_read_only_disk_stays_as_it_is() {
 fn what_is_not_on_the_disk_is_an_error() {
     let file = image();
     let before = fs::read(&file).unwrap();
-    let mut rig = rig(Engine::Remap, file.path(), ReadWrite, ALL);
+    let mut rig = rig(Engine::Remap, file.path(), Writable, ALL);
     let data = |len, flags| [(at(DATA), len, flags)];
     for (kind, sector, chain, answer) in [
         (IN, SECTORS, data(512, WRITE), IO_ERROR),
@@ -255,7 +254,7 @@ fn what_is_not_on_the_disk_is_an_error() {
 #[test]
 fn ranges_are_discarded_and_zeroed() {
     let file = image();
-    let mut rig = rig(Engine::Remap, file.path(), ReadWrite, ALL);
+    let mut rig = rig(Engine::Remap, file.path(), Writable, ALL);
     let zeroed = records(&rig, &[(16, 8, 0)]);
     assert_eq!(request(&mut rig, DO_WRITE_ZEROES, 0, &[zeroed]), (OK, 1));
     let unmapped = records(&rig, &[(32, 8, 1)]);
@@ -306,7 +305,7 @@ fn ranges_are_discarded_and_zeroed() {
 #[test]
 fn only_what_is_agreed_on_works() {
     let file = image();
-    let mut rig = rig(Engine::Remap, file.path(), ReadWrite, VERSION_1);
+    let mut rig = rig(Engine::Remap, file.path(), Writable, VERSION_1);
     let range = records(&rig, &[(0, 8, 0)]);
     for kind in [DO_DISCARD, DO_WRITE_ZEROES] {
         assert_eq!(request(&mut rig, kind, 0, &[range]), (UNSUPPORTED, 1));
@@ -321,7 +320,7 @@ fn only_what_is_agreed_on_works() {
 #[test]
 fn descriptors_end_where_they_like() {
     let file = image();
-    let mut rig = rig(Engine::Remap, file.path(), ReadWrite, ALL);
+    let mut rig = rig(Engine::Remap, file.path(), Writable, ALL);
     header(&rig, IN, 2);
     let chain = [
         (at(HEADER), 3, 0),
@@ -340,7 +339,7 @@ fn descriptors_end_where_they_like() {
 #[test]
 fn a_disk_that_shrinks_is_an_error() {
     let file = image();
-    let mut rig = rig(Engine::Remap, file.path(), ReadWrite, ALL);
+    let mut rig = rig(Engine::Remap, file.path(), Writable, ALL);
     file.as_file().set_len(1 << 20).unwrap();
     let (status, written) = request(&mut rig, IN, 4096, &[(at(DATA), 512, WRITE)]);
     assert_eq!((status, written), (IO_ERROR, 1));
@@ -353,7 +352,7 @@ fn memory_that_cannot_be_reached_is_an_error() {
     let file = image();
     let before = fs::read(&file).unwrap();
     both_engines("block", |engine| {
-        let mut rig = rig(engine, file.path(), ReadWrite, ALL);
+        let mut rig = rig(engine, file.path(), Writable, ALL);
         rig.put(at(DATA), &[1; 4096]);
         rig.backend
             .set_permission(pages(DATA as u32..DATA as u32 + 1), Permission::ReadOnly)

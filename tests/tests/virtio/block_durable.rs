@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use hmmvisor_devices::virtio::DiskAccess::ReadWrite;
+use hmm_backend::pages::Permission::Writable;
 use hmmvisor_testkit::Engine;
 use hmmvisor_testkit::virtio::*;
 use tempfile::NamedTempFile;
@@ -41,7 +41,7 @@ fn what_is_flushed_is_on_the_disk() {
     let mut was_unsafe = false;
     // Now and then the host is quicker to write pages than this is to look.
     for sector in (0..8000).step_by(800) {
-        let mut rig = rig(Engine::Remap, image.path(), ReadWrite, ALL);
+        let mut rig = rig(Engine::Remap, image.path(), Writable, ALL);
         rig.put(at(DATA), &[sector as u8 | 1; 64 * 4096]);
         assert_eq!(request(&mut rig, OUT, sector, &data), (OK, 1));
         was_unsafe |= unsafe_pages(image.as_file()) > 0;
@@ -52,7 +52,7 @@ fn what_is_flushed_is_on_the_disk() {
     assert!(was_unsafe, "nothing was ever to be flushed");
 
     // A driver that knows no flush takes what is written for safe.
-    let mut rig = rig(Engine::Remap, image.path(), ReadWrite, ALL & !FLUSH);
+    let mut rig = rig(Engine::Remap, image.path(), Writable, ALL & !FLUSH);
     rig.put(at(DATA), &[77; 64 * 4096]);
     assert_eq!(request(&mut rig, OUT, 80, &data), (OK, 1));
     assert_eq!(unsafe_pages(image.as_file()), 0, "after a write");

@@ -4,8 +4,8 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use hmm_backend::pages::Permission::Writable;
 use hmmvisor_devices::MmioDevice;
-use hmmvisor_devices::virtio::DiskAccess::ReadWrite;
 use hmmvisor_devices::virtio::VirtioDevice;
 use hmmvisor_testkit::machine::both_engines;
 use hmmvisor_testkit::pages;
@@ -51,7 +51,7 @@ fn writes_in_hand(rig: &mut Rig, requests: usize) -> mpsc::Sender<()> {
 fn pages_under_io_do_not_migrate() {
     let file = image();
     both_engines("block", |engine| {
-        let mut rig = rig(engine, file.path(), ReadWrite, ALL);
+        let mut rig = rig(engine, file.path(), Writable, ALL);
         rig.put(at(DATA), &[5; 4096]);
         rig.put(at(DATA + 9), &[6; 4096]);
         rig.to_device(DATA + 9..DATA + 10);
@@ -85,7 +85,7 @@ fn pages_under_io_do_not_migrate() {
 fn a_reset_waits_for_the_request_in_hand() {
     let file = image();
     both_engines("block", |engine| {
-        let mut rig = rig(engine, file.path(), ReadWrite, ALL);
+        let mut rig = rig(engine, file.path(), Writable, ALL);
         let go = writes_in_hand(&mut rig, 3);
         let device = rig.device.clone();
         let reset = std::thread::spawn(move || {
@@ -117,7 +117,7 @@ fn a_reset_waits_for_the_request_in_hand() {
 fn stopping_amid_requests_ends() {
     let file = image();
     both_engines("block", |engine| {
-        let mut rig = rig(engine, file.path(), ReadWrite, ALL);
+        let mut rig = rig(engine, file.path(), Writable, ALL);
         let go = writes_in_hand(&mut rig, 1);
         let writing = |device: Arc<VirtioDevice>| {
             std::thread::spawn(move || device.write(STATUS, &0u32.to_le_bytes()))

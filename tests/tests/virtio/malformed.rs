@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use hmmvisor_devices::virtio::{Balloon, Disk, DiskAccess, VirtioDevice, block};
+use hmm_backend::pages::Permission;
+use hmmvisor_devices::virtio::{Balloon, Disk, VirtioDevice, block};
 use hmmvisor_testkit::machine::both_engines;
 use hmmvisor_testkit::virtio::*;
 use hmmvisor_testkit::{Engine, Watchdog};
@@ -160,7 +161,7 @@ fn broken_tables_need_a_reset() {
 fn block_requests_without_their_parts_need_a_reset() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, [1; 1 << 16]).unwrap();
-    let disk = Disk::open(file.path(), DiskAccess::ReadWrite).unwrap();
+    let disk = Disk::open(file.path(), Permission::Writable).unwrap();
     let _watchdog = Watchdog::new("malformed block requests", 60);
     let mut rig = Rig::new(Engine::Copy, |ram, irq| {
         Arc::new(VirtioDevice::new(block(0, disk), ram, irq).unwrap())

@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod check;
+pub mod failed;
 mod manual;
 pub mod mistake;
 pub mod output;
@@ -12,6 +13,7 @@ pub mod sweep;
 mod trace;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use hmmvisor_policies::PolicyChoice;
 
 use manual::{CompletionsArgs, ManArgs};
 use replay::ReplayArgs;
@@ -83,7 +85,7 @@ pub struct PoliciesArgs {
     /// Check a policy script, like `stride.luau:window=32`, instead: load it and let it decide in a short replay. What is wrong is
     /// said with file and line
     #[arg(long, value_name = "FILE")]
-    pub check: Option<scripts::Typed>,
+    pub check: Option<PolicyChoice>,
 }
 
 /// Returns the commands' names.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::text::printable_lines;
 use hmmvisor::run::signals::{self, Signals};
@@ -14,6 +14,8 @@ use hmmvisor_devices::thread::{self, Joined};
 use hmmvisor_experiments::output::{Files, Output, shown};
 use hmmvisor_experiments::steady::write_all;
 use serde::Serialize;
+
+use super::failed::failed;
 
 /// How long the end of a run waits for a reader of its summary.
 pub const READ_WITHIN: Duration = Duration::from_secs(2);
@@ -29,7 +31,7 @@ pub fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match write_all(&mut out, text.as_bytes()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("writing to standard output"),
+        result => result.map_err(failed("writing to standard output")),
     }
 }
 
@@ -72,12 +74,10 @@ pub fn put_json(output: Option<Output>, figures: &impl Serialize) -> Result<()> 
 /// Writes an output as a whole. A closed pipe is no error: its reader has what it wanted.
 pub fn put(mut output: Output, what: &str, text: &str) -> Result<()> {
     let path = output.path().to_owned();
-    let written = output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.commit());
+    let written = write_all(&mut output, text.as_bytes()).and_then(|()| output.commit());
     match written {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.with_context(|| format!("writing {what} to {}", shown(&path))),
+        written => written.map_err(failed(format!("writing {what} to {}", shown(&path)))),
     }
 }
 
@@ -98,7 +98,7 @@ pub fn within(
 ) -> Result<()> {
     let mut thread = thread::spawn("report", |_| {}, work)
         .map_err(|error| Refusal::new(Resource::Thread, error))
-        .with_context(|| format!("{what}: starting a thread for it"))?;
+        .map_err(failed(format!("{what}: starting a thread for it")))?;
     signals::wait_for(signals, limit, RESERVE, |step| thread.wait(step));
     match thread.join_within(Duration::ZERO) {
         Joined::Ended(result) => result,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Error, Result, anyhow, bail};
 use clap::Args;
 use hmm_backend::pages::Fidelity;
 use hmm_backend::policy::{LinkModel, PolicyFile};
@@ -13,19 +13,20 @@ use hmm_backend::text::printable;
 use hmm_backend::{EVICTION_BATCH, limits};
 use hmmvisor::run::summary::{mark_of_scripts, of_scripts};
 use hmmvisor::size::Size;
-use hmmvisor_experiments::figures::{bytes, count, grouped};
+use hmmvisor_experiments::figures::{bytes, count, grouped, time};
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
 use hmmvisor_policies::{Chosen, Limits, Log, PART, PolicyChoice, ScriptFigures, Scripts, excerpt};
 use serde::Serialize;
 
+use super::failed::failed;
 use super::mistake::Mistake;
 use super::output::{json_output, note, put_json, summary};
 use super::trace::TraceArgs;
 
 /// What there is to say about a trace without an access by a device.
-pub const NO_DEVICE: &str = "no access is a device's, so nothing migrates: import the trace with --device, or name devices in the CSV file";
+pub const NO_DEVICE: &str = "no access is a device's, so nothing migrates; an import has devices by --device (lackey), or by the column `device` (CSV)";
 
 /// Options of `replay`.
 #[derive(Args)]
@@ -142,8 +143,10 @@ fn settings(
     let chosen = match &args.policy {
         Some(policy) => policy.load(Limits::default(), log)?,
         None if meta.policy.is_empty() => return Err(missing("--policy", "policy")),
-        None => recorded(meta, log)
-            .with_context(|| format!("{}: give a policy with --policy", trace.display()))?,
+        None => recorded(meta, log).map_err(failed(format!(
+            "{}: give a policy with --policy",
+            trace.display()
+        )))?,
     };
     let fidelity = match args.accesses {
         Some(fidelity) => fidelity,
@@ -197,7 +200,7 @@ fn recorded(meta: &TraceMeta, log: Log) -> Result<Chosen> {
     let mistake = |error| anyhow!(excerpt(&limits::explain(&error), SHOWN_MISTAKE));
     chosen
         .map_err(mistake)
-        .with_context(|| format!("it was recorded with policy `{shown}`"))
+        .map_err(failed(format!("it was recorded with policy `{shown}`")))
 }
 
 /// The outcome, to be written as JSON.
@@ -309,8 +312,7 @@ impl ReplaySummary<'_> {
             bytes(outcome.bytes_to_system),
             count(outcome.transfers, "transfer")
         )?;
-        let milliseconds = outcome.modelled_ns as f64 / 1e6;
-        writeln!(f, "modelled time   {milliseconds:.3} ms")?;
+        writeln!(f, "modelled time   {}", time(outcome.modelled_ns as f64))?;
         if let Some(least) = &outcome.optimal
             && least.pages_to_device > 0
         {

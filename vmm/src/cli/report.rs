@@ -28,52 +28,42 @@ pub struct ReportArgs {
 /// Makes the page that the arguments ask for.
 pub fn report(args: &ReportArgs) -> Result<ExitCode> {
     let (about, output) = (&args.about, &args.output);
-    if about
-        .extension()
-        .is_some_and(|extension| extension == "toml")
-    {
+    if has_extension(about, "toml") {
         bail!(Mistake(format!(
             "{} is a sweep's file; give the folder with its results",
             about.display()
         )));
     }
     let mut files = Files::default();
-    let is_sweep = is_sweep(about);
-    match is_sweep {
-        true => {
-            let folder = match about.is_dir() {
-                true => about.as_path(),
-                false => about.parent().unwrap_or(Path::new("")),
-            };
-            match about.is_dir() {
-                true => files.reads("the sweep's journal", &folder.join(JOURNAL)),
-                false => files.reads("the sweep's journal", about),
-            }
+    // A sweep is given as its folder or its journal.
+    let journal = match about.is_dir() {
+        true => Some(about.join(JOURNAL)),
+        false => has_extension(about, "jsonl").then(|| about.clone()),
+    };
+    match &journal {
+        Some(journal) => {
+            files.reads("the sweep's journal", journal);
             // They are not read, but are the sweep's as well.
             for table in TABLES {
-                files.reads("the sweep's table", &folder.join(table));
+                files.reads("the sweep's table", &journal.with_file_name(table));
             }
         }
-        false => files.reads("the trace", about),
+        None => files.reads("the trace", about),
     }
     // Outputs are checked before the work, which may take long.
     files.prints("the report's name")?;
     let page = files.whole("the report", output)?;
-    let html = match is_sweep {
-        true => sweep_page(about)?,
-        false => run_page(about)?,
+    let html = match journal {
+        Some(_) => sweep_page(about)?,
+        None => run_page(about)?,
     };
     put(page, "the report", &html)?;
     status(&files, &format!("{}\n", output.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether the report is about a sweep: a folder or a journal.
-fn is_sweep(path: &Path) -> bool {
-    path.is_dir()
-        || path
-            .extension()
-            .is_some_and(|extension| extension == "jsonl")
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|it| it == extension)
 }
 
 fn run_page(path: &Path) -> Result<String> {

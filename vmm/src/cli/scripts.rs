@@ -1,7 +1,6 @@
 //! What commands say about policy scripts, and `hmmvisor policies --check`.
 
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,50 +11,25 @@ use hmm_backend::pages::{Access, DeviceId, Fidelity, Hint, Page, PageRange, Plac
 use hmm_backend::policy::LinkModel;
 use hmmvisor_experiments::figures::count;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
-use hmmvisor_policies::{Limits, Log, PolicyChoice, ScriptError};
+use hmmvisor_policies::{Limits, Log, PolicyChoice};
 
 use super::mistake::Mistake;
 use super::output::{note, print};
 
-/// A policy, and the words in which the user named it.
-#[derive(Clone)]
-pub struct Typed {
-    text: String,
-    choice: PolicyChoice,
-}
-
-impl FromStr for Typed {
-    type Err = ScriptError;
-
-    fn from_str(text: &str) -> Result<Typed, ScriptError> {
-        Ok(Typed {
-            text: text.to_owned(),
-            choice: text.parse()?,
-        })
-    }
-}
-
-impl Typed {
-    /// The policy beside which hints are followed: pages that are to stay in system memory are used there, in place.
-    fn with_hints(&self) -> Result<PolicyChoice, ScriptError> {
-        let name = |part: &str| part.split(':').next().unwrap_or(part).trim() == "hints";
-        match self.text.split('+').any(name) {
-            true => Ok(self.choice.clone()),
-            false => format!("{}+hints", self.text).parse(),
-        }
-    }
-}
-
 /// Loads a script and lets it decide in a short replay. What it does wrong is an error.
-pub fn check(script: &Typed) -> Result<ExitCode> {
-    if !matches!(script.choice, PolicyChoice::Script(_)) {
+pub fn check(script: PolicyChoice) -> Result<ExitCode> {
+    if let PolicyChoice::BuiltIn(_) = script {
         bail!(Mistake(format!(
-            "{} is no policy script: name a file whose name ends in .luau",
-            script.text
+            "policy {script} is built in; name a policy script, a file whose name ends in .luau"
         )));
     }
+    // With hints, pages that are to stay in system memory are used there, in place.
+    let script = match script.has("hints") {
+        true => script,
+        false => format!("{script}+hints").parse()?,
+    };
     let log: Log = Arc::new(|line: &str| note(&format!("policy script {line}")));
-    let chosen = script.with_hints()?.load(Limits::default(), log)?;
+    let chosen = script.load(Limits::default(), log)?;
     let config = ReplayConfig {
         policy: chosen.factory,
         memory: 8 << 20,

@@ -1,6 +1,7 @@
 //! `hmmvisor sweep`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::io;
 use std::iter;
 use std::os::unix::process::CommandExt;
@@ -18,14 +19,15 @@ use hmmvisor::config::Config;
 use hmmvisor::host::Host;
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings as Accesses;
+use hmmvisor_experiments::figures::count;
 use hmmvisor_experiments::replay::FileReplay;
 use hmmvisor_experiments::sweep::{
     Measured, PAGE, Parallel, Runner, Settings, Shard, Source, Sweep, SweepRun, TABLES, TraceFacts,
-    Workload, merge, runs,
+    Workload, merge,
 };
-use hmmvisor_experiments::trace::{Tail, TraceKind, TraceReader};
+use hmmvisor_experiments::trace::{Tail, TraceReader};
 use hmmvisor_guest_images as guest_images;
-use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptError, ScriptFigures};
+use hmmvisor_policies::{Chosen, Limits, PolicyChoice, ScriptFigures};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -75,8 +77,9 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
     if let Some(SweepCommand::Merge { folders, output }) = args.command {
         is_folder(&output)?;
         let merged = merge(&folders, &output)?;
-        print(&format!("{}: {}\n", runs(merged.runs), results(&output)))?;
-        return end(&merged.failed);
+        let runs = count(merged.runs as u64, "run");
+        print(&format!("{runs}: {}\n", results(&output)))?;
+        return end(&merged.failed, &merged.idle);
     }
     let Some(file) = args.file else {
         bail!(Mistake("no sweep file given".into()));
@@ -102,11 +105,8 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         progress: true,
     };
     let done = sweep.start(&settings, &runner)?;
-    for trace in runner.idle.lock().iter() {
-        note(&format!("{}: {NO_DEVICE}", trace.display()));
-    }
     let failed = done.failed.len();
-    let mut text = format!("{} done", runs(done.runs - failed));
+    let mut text = format!("{} done", count((done.runs - failed) as u64, "run"));
     if failed > 0 {
         text += &format!(", {failed} failed");
     }
@@ -114,7 +114,7 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode> {
         text += &format!(", {} done before", done.skipped);
     }
     print(&format!("{text}: {}\n", results(&settings.folder)))?;
-    end(&done.failed)
+    end(&done.failed, &done.idle)
 }
 
 /// Refuses `-`, which is standard output for every other command.
@@ -128,13 +128,16 @@ fn is_folder(output: &Path) -> Result<()> {
 }
 
 /// Returns an error that names the runs that failed, if there are some, whichever process of the sweep did them.
-fn end(failed: &[String]) -> Result<ExitCode> {
+fn end(failed: &[String], idle: &BTreeSet<String>) -> Result<ExitCode> {
+    for trace in idle {
+        note(&format!("{trace}: {NO_DEVICE}"));
+    }
     if failed.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
     bail!(
         "{} failed; --resume tries {} again\n  {}",
-        runs(failed.len()),
+        count(failed.len() as u64, "run"),
         if failed.len() == 1 { "it" } else { "them" },
         failed.join("\n  ")
     )
@@ -144,14 +147,6 @@ fn end(failed: &[String]) -> Result<ExitCode> {
 fn results(folder: &Path) -> String {
     let [csv, parquet] = TABLES;
     format!("{csv}, {parquet} and {PAGE} in {}", folder.display())
-}
-
-/// Does live runs in processes of their own: they measure their own memory and threads, and one that crashes takes no
-/// other with it.
-struct CommandRunner {
-    traces: Traces,
-    /// Traces in which no device accesses anything, as their replays have shown.
-    idle: Mutex<BTreeSet<PathBuf>>,
 }
 
 /// Returns a command for the program of this process, also after its file has been replaced or removed: all runs of a sweep
@@ -173,14 +168,11 @@ impl Runner for CommandRunner {
         let (Source::Live(workload) | Source::Model(workload)) = source else {
             return Err("a trace is no workload".to_owned());
         };
-        let found = guest_images::find(&workload.name).map_err(|error| error.to_string())?;
-        let cmdline = found.cmdline(&workload.params);
-        cmdline.map_err(|error| error.to_string())?;
+        let found = guest_images::find(&workload.name).map_err(text)?;
+        found.cmdline(&workload.params).map_err(text)?;
         if matches!(source, Source::Model(_)) {
             let settings = accesses(workload, 1);
-            return hmmvisor_accesses::check(&settings)
-                .map(drop)
-                .map_err(|error| error.to_string());
+            return hmmvisor_accesses::check(&settings).map(drop).map_err(text);
         }
         let mut config = Config::default();
         config.engine.kind = workload.engine.parse()?;
@@ -189,14 +181,12 @@ impl Runner for CommandRunner {
         config.devices.count = workload.devices;
         // Device memory has been, or will be, compared with guest memory.
         config.devices.memory = Size(PAGE_SIZE);
-        config
-            .check(&Host::here())
-            .map_err(|error| error.to_string())
+        config.check(&Host::here()).map_err(text)
     }
 
     fn trace(&self, path: &Path) -> Result<TraceFacts, String> {
-        let reader = TraceReader::open(path).map_err(|error| error.to_string())?;
-        FileReplay::check(&reader).map_err(|error| error.to_string())?;
+        let reader = TraceReader::open(path).map_err(text)?;
+        FileReplay::check(&reader).map_err(text)?;
         if let Some(lost) = reader.totals().lost() {
             return Err(format!(
                 "{lost}, so that results would be of something else"
@@ -219,26 +209,21 @@ impl Runner for CommandRunner {
             Source::Live(workload) => self.live(workload, run),
             Source::Trace(trace) => {
                 trace.unchanged()?;
-                let (measured, idle) = replayed(&trace.path, run)?;
-                if idle {
-                    self.idle.lock().insert(trace.path.clone());
-                }
+                let measured = replayed(&trace.path, run)?;
                 // It may have been changed while it was read.
                 trace.unchanged().map(|()| measured)
             }
-            Source::Model(workload) => {
-                let trace = self.traces.of(workload, run.seed)?;
-                replayed(&trace, run).map(|(measured, _)| measured)
-            }
+            Source::Model(workload) => replayed(&self.access_trace(workload, run.seed)?, run),
         }
     }
 }
 
-/// Access traces of workloads, each made when it is first wanted, however many runs want it.
+/// Does live runs in processes of their own: they measure their own memory and threads, and one that crashes takes no
+/// other with it. Has access traces of workloads, each made when it is first wanted, however many runs want it.
 ///
-/// They are in a folder of their own, which is made with the first of them: runs begin when the journal is locked, so a
+/// The traces are in a folder of their own, which is made with the first of them: runs begin when the journal is locked, so a
 /// sweep that is refused touches nothing. Its name is new, so what goes at the end is what this process has made.
-struct Traces {
+struct CommandRunner {
     /// The sweep's.
     folder: PathBuf,
     own: OnceLock<Result<TempDir, String>>,
@@ -251,9 +236,10 @@ struct Made {
     path: OnceLock<Result<PathBuf, String>>,
 }
 
-impl Traces {
-    fn beside(folder: &Path) -> Traces {
-        Traces {
+impl CommandRunner {
+    /// Makes a runner for a sweep whose results go to this folder.
+    fn new(folder: &Path) -> CommandRunner {
+        CommandRunner {
             folder: folder.to_owned(),
             own: OnceLock::new(),
             made: Mutex::default(),
@@ -274,17 +260,13 @@ impl Traces {
         own.map(TempDir::path).map_err(Clone::clone)
     }
 
-    fn of(&self, workload: &Workload, seed: u64) -> Result<PathBuf, String> {
+    fn access_trace(&self, workload: &Workload, seed: u64) -> Result<PathBuf, String> {
         let key = format!("{workload:?} {seed}");
         let made = {
             let mut all = self.made.lock();
             let number = all.len();
-            let new = || {
-                Arc::new(Made {
-                    number,
-                    path: OnceLock::new(),
-                })
-            };
+            let path = OnceLock::new();
+            let new = || Arc::new(Made { number, path });
             all.entry(key).or_insert_with(new).clone()
         };
         // Others that want it wait here; those that want another one do not.
@@ -301,20 +283,20 @@ impl Traces {
     /// would keep others from being made, and only processes can make several at a time.
     fn generate(&self, workload: &Workload, seed: u64, path: &Path) -> Result<(), String> {
         let mut command = this_program();
-        command
-            .args(["trace", "generate", &workload.name, "--output"])
-            .arg(path)
-            .arg(format!("--vcpus={}", workload.vcpus))
-            .arg(format!("--devices={}", workload.devices))
-            .arg(format!("--memory={}", workload.memory))
-            .arg(format!("--seed={seed}"));
-        output(command, &workload.params).and_then(|output| succeeded(&output))
+        command.args(["trace", "generate", &workload.name, "--output"]);
+        command.arg(path);
+        output(command, workload, seed).and_then(|output| succeeded(&output))
     }
 }
 
-/// Runs this program with a workload's parameters and returns what it prints.
-fn output(mut command: Command, params: &[(String, String)]) -> Result<Output, String> {
-    for (name, value) in params {
+/// Runs this program with a workload's machine and parameters, and returns what it prints.
+fn output(mut command: Command, workload: &Workload, seed: u64) -> Result<Output, String> {
+    command
+        .arg(format!("--vcpus={}", workload.vcpus))
+        .arg(format!("--devices={}", workload.devices))
+        .arg(format!("--memory={}", workload.memory))
+        .arg(format!("--seed={seed}"));
+    for (name, value) in &workload.params {
         command.arg(format!("--param={name}={value}"));
     }
     end_with_parent(&mut command);
@@ -322,6 +304,10 @@ fn output(mut command: Command, params: &[(String, String)]) -> Result<Output, S
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("starting this program in another process: {error}"))
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
 }
 
 /// Returns the error of a command that has failed.
@@ -349,13 +335,9 @@ fn accesses(workload: &Workload, seed: u64) -> Accesses {
 
 /// Loads a policy; if it is a script, its file is read.
 fn loaded(spec: &str) -> Result<Chosen, String> {
-    let choice: PolicyChoice = spec
-        .parse()
-        .map_err(|error: ScriptError| error.to_string())?;
+    let choice: PolicyChoice = spec.parse().map_err(text)?;
     let log = Arc::new(|line: &str| note(&format!("policy script {line}")));
-    choice
-        .load(Limits::default(), log)
-        .map_err(|error| error.to_string())
+    choice.load(Limits::default(), log).map_err(text)
 }
 
 /// Whether a run was under the policy that the sweep is about; files may have changed since it began.
@@ -380,9 +362,8 @@ fn measured_nothing(script: &ScriptFigures) -> Option<Measured> {
 }
 
 /// Replays a trace. The flag says that it is an access trace in which no device accesses anything.
-fn replayed(path: &Path, run: &SweepRun) -> Result<(Measured, bool), String> {
-    let reader = TraceReader::open(path).map_err(|error| error.to_string())?;
-    let is_access = reader.meta().kind == TraceKind::Access;
+fn replayed(path: &Path, run: &SweepRun) -> Result<Measured, String> {
+    let reader = TraceReader::open(path).map_err(text)?;
     let link = run.link.as_ref();
     // Each run has a script of its own, whose figures are of this run alone.
     let Chosen { factory, scripts } = loaded(&run.policy.spec)?;
@@ -395,14 +376,13 @@ fn replayed(path: &Path, run: &SweepRun) -> Result<(Measured, bool), String> {
         link: link.map_or_else(LinkModel::default, |link| link.model),
         optimal: run.optimal,
     };
-    let outcome = settings.run(reader).map_err(|error| error.to_string())?;
-    let idle = is_access && !outcome.has_device_accesses();
+    let outcome = settings.run(reader).map_err(text)?;
     let script = scripts.first().map(|script| script.figures());
     if let Some(failed) = script.as_ref().and_then(measured_nothing) {
-        return Ok((failed, idle));
+        return Ok(failed);
     }
     let optimal = outcome.optimal.as_ref();
-    let measured = Measured {
+    Ok(Measured {
         accesses: Some(outcome.accesses),
         cpu_faults: Some(outcome.cpu_faults),
         device_faults: Some(outcome.device_faults),
@@ -422,19 +402,10 @@ fn replayed(path: &Path, run: &SweepRun) -> Result<(Measured, bool), String> {
         optimal_pages_to_device: optimal.map(|least| least.pages_to_device),
         script_failures: script.map(|figures| figures.failures),
         ..Measured::default()
-    };
-    Ok((measured, idle))
+    })
 }
 
 impl CommandRunner {
-    /// Makes a runner for a sweep whose results go to this folder.
-    fn new(folder: &Path) -> CommandRunner {
-        CommandRunner {
-            traces: Traces::beside(folder),
-            idle: Mutex::default(),
-        }
-    }
-
     fn live(&self, workload: &Workload, run: &SweepRun) -> Result<Measured, String> {
         let mut command = this_program();
         command
@@ -442,13 +413,9 @@ impl CommandRunner {
             .args(["--workload", &workload.name])
             .args(["--policy", &run.policy.spec])
             .args(["--engine", &workload.engine])
-            .arg(format!("--vcpus={}", workload.vcpus))
-            .arg(format!("--devices={}", workload.devices))
-            .arg(format!("--memory={}", workload.memory))
             .arg(format!("--device-memory={}", run.device_memory))
-            .arg(format!("--accesses={}", run.fidelity))
-            .arg(format!("--seed={}", run.seed));
-        let output = output(command, &workload.params)?;
+            .arg(format!("--accesses={}", run.fidelity));
+        let output = output(command, workload, run.seed)?;
         let report: Result<RunReport, _> = serde_json::from_slice(&output.stdout);
         // A run whose script failed ends with an error, too, but has a report that says so.
         let script = report.as_ref().ok().and_then(|it| it.scripts.as_ref());
@@ -591,8 +558,8 @@ mod tests {
             seed: 1,
             optimal: false,
         };
-        let (figures, idle) = replayed(&trace, &run).unwrap();
-        assert_eq!((figures.script_failures, idle), (Some(0), false));
+        let figures = replayed(&trace, &run).unwrap();
+        assert_eq!(figures.script_failures, Some(0));
         write("return { on_fault = function(page) return page + 1, 8 end }");
         let error = replayed(&trace, &run).unwrap_err();
         assert!(error.contains("when the sweep began"), "{error}");

@@ -5,7 +5,7 @@ use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings;
@@ -15,8 +15,10 @@ use hmmvisor_experiments::trace::export::{ExportError, Format, export};
 use hmmvisor_experiments::trace::import;
 use hmmvisor_experiments::trace::{Tail, TraceInfo, TraceReader, generate};
 
+use super::failed::failed;
 use super::mistake::Mistake;
 use super::output::{json_output, put_json, status, summary};
+use super::replay::NO_DEVICE;
 
 /// What can be done with traces.
 #[derive(Subcommand)]
@@ -157,7 +159,7 @@ impl ImportArgs {
                 Box::new(io::stdin())
             }
             _ => {
-                let file = File::open(&self.input).with_context(|| format!("opening {name}"))?;
+                let file = File::open(&self.input).map_err(failed(format!("opening {name}")))?;
                 files.reads_open("the input", &file);
                 Box::new(file)
             }
@@ -167,13 +169,10 @@ impl ImportArgs {
         let input = BufReader::with_capacity(1 << 18, input);
         let totals = import::import(input, &name, format, output)?;
         let note = match totals.machine.is_some_and(|machine| machine.devices > 0) {
-            true => "",
-            false => {
-                "; no access is an accelerator's, so nothing migrates in a replay: \
-                 with --format lackey give --device, in CSV name devices in the column `device`"
-            }
+            true => String::new(),
+            false => format!("; {NO_DEVICE}"),
         };
-        written(&files, totals.events, &self.output, note)
+        written(&files, totals.events, &self.output, &note)
     }
 }
 

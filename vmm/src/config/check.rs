@@ -5,7 +5,8 @@ use hmm_backend::pages::{DeviceId, Hint, PAGE_SIZE, Place};
 use hmmvisor_abi::map;
 use hmmvisor_policies::PolicyChoice;
 
-use super::{Config, ConfigError, HintConfig, RegionConfig};
+use super::error::TooLarge;
+use super::{Config, ConfigError};
 use crate::guest::linux::cpuid::Template;
 use crate::guest::linux::layout::Layout;
 use crate::host::Host;
@@ -44,15 +45,26 @@ fn in_range(what: &'static str, given: u64, max: u64) -> Result<(), ConfigError>
     }
 }
 
-/// A size, and the most that it may be.
-struct SizeLimit {
-    what: &'static str,
-    given: Size,
-    /// What has the size `limit`.
-    limit_of: &'static str,
-    limit: u64,
-    /// What to do about a size that is larger.
-    remedy: &'static str,
+/// An error if a size is 0, or no multiple of its unit.
+fn multiple(what: &'static str, given: Size, unit: u64) -> Result<(), ConfigError> {
+    let unit = Size(unit);
+    match given.0 != 0 && given.0.is_multiple_of(unit.0) {
+        true => Ok(()),
+        false => Err(ConfigError::Multiple { what, given, unit }),
+    }
+}
+
+/// Returns each element with each one before it, the earlier one first, both with their numbers from 1 on.
+fn pairs<T>(all: &[T]) -> impl Iterator<Item = ((usize, &T), (usize, &T))> {
+    let numbered = (1..).zip(all);
+    numbered.flat_map(move |later| (1..later.0).zip(all).map(move |earlier| (earlier, later)))
+}
+
+/// Returns where two parts of memory, each a start and a size, begin to overlap.
+fn overlap(one: (Size, Size), other: (Size, Size)) -> Option<Size> {
+    let start = one.0.max(other.0);
+    let end = |part: (Size, Size)| part.0.0 + part.1.0;
+    (start.0 < end(one).min(end(other))).then_some(start)
 }
 
 impl Config {
@@ -84,17 +96,12 @@ impl Config {
         if let Some(seconds) = self.machine.watchdog {
             in_range("the watchdog's time in seconds", seconds, DAY)?;
         }
-        if let Some(balloon) = &self.balloon {
-            for (what, seconds) in [
-                ("the number of seconds between hints", balloon.hints),
-                (
-                    "the number of seconds between statistics",
-                    balloon.statistics,
-                ),
-            ] {
-                seconds.map_or(Ok(()), |seconds| in_range(what, seconds, DAY))?;
-            }
-        }
+        let balloon = self.balloon.unwrap_or_default();
+        let what = "the number of seconds between hints";
+        balloon.hints.map_or(Ok(()), |it| in_range(what, it, DAY))?;
+        let what = "the number of seconds between statistics";
+        let statistics = balloon.statistics;
+        statistics.map_or(Ok(()), |it| in_range(what, it, DAY))?;
         let virtio = self.virtio_devices();
         if virtio > 0 {
             in_range(
@@ -118,14 +125,9 @@ impl Config {
             1 << 20,
         )?;
         in_range("the number of shards", self.engine.shards as u64, 64)?;
-        if let Some(threads) = self.service.threads {
-            in_range(
-                "the number of service threads",
-                threads as u64,
-                MAX_SERVICE_THREADS as u64,
-            )?;
-        }
-        Ok(())
+        let what = "the number of service threads";
+        let threads = self.service.threads.map(|n| n as u64);
+        threads.map_or(Ok(()), |n| in_range(what, n, MAX_SERVICE_THREADS as u64))
     }
 
     /// An error if a list of CPUs is empty, or names one that this process may not use.
@@ -226,15 +228,10 @@ impl Config {
         let threads = vcpus + vcpus.max(service) + count + THREADS;
         // Guest memory has a place to be copied to for a device that wants a page for itself; all is aligned to blocks; and there
         // are tables.
-        let needed = self
-            .machine
-            .memory
-            .0
-            .saturating_mul(2)
-            .saturating_add(devices)
-            .saturating_add(self.machine.memory.0 / 32)
-            .saturating_add(count * BLOCK + OVERHEAD);
-        let needed = limits::address_space_of(needed, threads);
+        let memory = self.machine.memory.0;
+        let tables = memory / 32 + count * BLOCK + OVERHEAD;
+        let needed = memory.saturating_mul(2).saturating_add(devices);
+        let needed = limits::address_space_of(needed.saturating_add(tables), threads);
         if let Some((room, limit)) = host.address_space
             && needed > room
         {
@@ -278,38 +275,15 @@ impl Config {
     fn check_sizes(&self, host: &Host) -> Result<(), ConfigError> {
         self.check_units()?;
         let limits = self.size_limits(host).into_iter();
-        match limits
-            .chain(self.balloon_limit())
-            .find(|it| it.given.0 > it.limit)
-        {
+        let mut limits = limits.chain(self.balloon_limit());
+        match limits.find(|it| it.given > it.limit) {
+            Some(too_large) => Err(too_large.into()),
             None => Ok(()),
-            Some(SizeLimit {
-                what,
-                given,
-                limit_of,
-                limit,
-                remedy,
-            }) => Err(ConfigError::TooLarge {
-                what,
-                given,
-                limit_of,
-                limit: Size(limit),
-                remedy,
-            }),
         }
     }
 
     /// An error if a size is no multiple of its unit.
     fn check_units(&self) -> Result<(), ConfigError> {
-        let multiple = |what, given: Size, unit| match given.0 != 0 && given.0.is_multiple_of(unit)
-        {
-            true => Ok(()),
-            false => Err(ConfigError::Multiple {
-                what,
-                given,
-                unit: Size(unit),
-            }),
-        };
         multiple("guest memory", self.machine.memory, BLOCK)?;
         multiple("device memory", self.devices.memory, PAGE_SIZE)?;
         match self.machine.shared {
@@ -319,7 +293,7 @@ impl Config {
     }
 
     /// Returns the limits of memory. They are for sizes that are multiples of their units.
-    fn size_limits(&self, host: &Host) -> [SizeLimit; 4] {
+    fn size_limits(&self, host: &Host) -> [TooLarge; 4] {
         let memory = self.machine.memory;
         // Shared memory has no gap in it.
         let (shared_limit_of, shared_limit) = match &self.boot.kernel {
@@ -334,44 +308,44 @@ impl Config {
             None => "the guest's page tables can map",
         };
         [
-            SizeLimit {
+            TooLarge {
                 what: "guest memory",
                 given: memory,
                 limit_of: map_limit,
-                limit: map::MANAGED_MAX,
+                limit: Size(map::MANAGED_MAX),
                 remedy: "use less with --memory",
             },
-            SizeLimit {
+            TooLarge {
                 what: "guest memory",
                 given: memory,
                 limit_of: "this host's memory",
-                limit: host.memory,
+                limit: Size(host.memory),
                 remedy: "use less with --memory",
             },
-            SizeLimit {
+            TooLarge {
                 what: "device memory",
                 given: self.devices.memory,
                 limit_of: "guest memory",
-                limit: memory.0,
+                limit: memory,
                 remedy: "use less with --device-memory, or more with --memory",
             },
-            SizeLimit {
+            TooLarge {
                 what: "shared memory",
                 given: self.machine.shared,
                 limit_of: shared_limit_of,
-                limit: shared_limit,
+                limit: Size(shared_limit),
                 remedy: "use less with --shared",
             },
         ]
     }
 
     /// Returns the limit of the balloon, if there is one.
-    fn balloon_limit(&self) -> Option<SizeLimit> {
-        Some(SizeLimit {
+    fn balloon_limit(&self) -> Option<TooLarge> {
+        Some(TooLarge {
             what: "the balloon",
             given: self.balloon?.size,
             limit_of: "guest memory",
-            limit: self.machine.memory.0,
+            limit: self.machine.memory,
             remedy: "use less with --balloon",
         })
     }
@@ -379,40 +353,28 @@ impl Config {
     fn check_regions(&self) -> Result<(), ConfigError> {
         for region in &self.policy.region {
             let (start, size) = (region.start, region.size);
-            let multiple = |what, given: Size, aligned: bool| match aligned {
-                true => Ok(()),
-                false => Err(ConfigError::Multiple {
-                    what,
-                    given,
-                    unit: Size(BLOCK),
-                }),
-            };
-            let what = "[[policy.region]] start";
-            multiple(what, start, start.0.is_multiple_of(BLOCK))?;
-            let whole = size.0 != 0 && size.0.is_multiple_of(BLOCK);
-            multiple("[[policy.region]] size", size, whole)?;
+            if start != Size(0) {
+                multiple("[[policy.region]] start", start, BLOCK)?;
+            }
+            multiple("[[policy.region]] size", size, BLOCK)?;
             let end = Size(start.0.saturating_add(size.0));
-            if end.0 > self.machine.memory.0 {
-                return Err(ConfigError::TooLarge {
+            if end > self.machine.memory {
+                return Err(ConfigError::from(TooLarge {
                     what: "[[policy.region]] start and size",
                     given: end,
                     limit_of: "guest memory",
                     limit: self.machine.memory,
                     remedy: "end the region earlier",
-                });
+                }));
             }
         }
-        for (i, second) in self.policy.region.iter().enumerate() {
-            for (j, first) in self.policy.region[..i].iter().enumerate() {
-                let start = first.start.0.max(second.start.0);
-                let end = |region: &RegionConfig| region.start.0 + region.size.0;
-                if start < end(first).min(end(second)) {
-                    return Err(ConfigError::Overlap {
-                        first: j + 1,
-                        second: i + 1,
-                        start: Size(start),
-                    });
-                }
+        for ((first, one), (second, other)) in pairs(&self.policy.region) {
+            if let Some(start) = overlap((one.start, one.size), (other.start, other.size)) {
+                return Err(ConfigError::Overlap {
+                    first,
+                    second,
+                    start,
+                });
             }
         }
         Ok(())
@@ -470,14 +432,11 @@ impl Config {
         })
     }
 
-    /// Whether the policy of some part of memory listens to hints. A script may, whatever it says.
+    /// Whether the policy of some part of memory listens to hints.
     fn listens_to_hints(&self) -> bool {
         let regions = self.policy.region.iter().map(|region| &region.spec);
         let mut specs = regions.chain([&self.policy.spec]);
-        specs.any(|spec| match spec {
-            PolicyChoice::BuiltIn(parts) => parts.has("hints") || parts.has("thrash"),
-            PolicyChoice::Script(_) => true,
-        })
+        specs.any(PolicyChoice::listens_to_hints)
     }
 
     /// Returns the hint that the embedded guest is to give, if its parameter names one.
@@ -499,20 +458,17 @@ impl Config {
 
     /// An error if two hints about the same pages say different things. One that takes back an earlier one is no contradiction.
     fn check_contradictions(&self) -> Result<(), ConfigError> {
-        for (i, second) in self.hint.iter().enumerate() {
-            for (j, first) in self.hint[..i].iter().enumerate() {
-                let start = first.start.0.max(second.start.0);
-                let end = |hint: &HintConfig| hint.start.0 + hint.bytes.0;
-                let overlap = start < end(first).min(end(second));
-                if overlap && contradict(first.hint, second.hint) {
-                    return Err(ConfigError::Contradiction {
-                        first: j + 1,
-                        one: first.hint,
-                        second: i + 1,
-                        other: second.hint,
-                        start: Size(start),
-                    });
-                }
+        for ((first, one), (second, other)) in pairs(&self.hint) {
+            if let Some(start) = overlap((one.start, one.bytes), (other.start, other.bytes))
+                && contradict(one.hint, other.hint)
+            {
+                return Err(ConfigError::Contradiction {
+                    first,
+                    one: one.hint,
+                    second,
+                    other: other.hint,
+                    start,
+                });
             }
         }
         Ok(())
@@ -532,6 +488,7 @@ fn contradict(earlier: Hint, later: Hint) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{HintConfig, RegionConfig};
 
     fn host() -> Host {
         Host {

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::host::file::FileError;
 use hmmvisor_experiments::size::Size;
-use hmmvisor_experiments::sweep::wrong_toml;
+use hmmvisor_experiments::toml_files;
 
 /// What is wrong with a configuration.
 #[derive(Debug, Error)]
@@ -28,7 +28,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// The file is not TOML or has something unknown in it; the error shows where.
-    #[error("in configuration file {}: {}", path.display(), wrong_toml(error))]
+    #[error("in configuration file {}: {}", path.display(), toml_files::wrong(error))]
     Toml {
         /// The file.
         path: PathBuf,
@@ -58,19 +58,8 @@ pub enum ConfigError {
         unit: Size,
     },
     /// A size larger than what there is.
-    #[error("{what} of {given} is more than {limit_of} ({limit}); {remedy}")]
-    TooLarge {
-        /// What has the size.
-        what: &'static str,
-        /// The size.
-        given: Size,
-        /// What has the size `limit`.
-        limit_of: &'static str,
-        /// The limit.
-        limit: Size,
-        /// What to do.
-        remedy: &'static str,
-    },
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
     /// A host CPU that this process may not use.
     #[error("{what} names host CPU {cpu}, but this process may use only {allowed:?}")]
     Cpu {
@@ -185,4 +174,20 @@ pub enum ConfigError {
         /// The cause.
         why: String,
     },
+}
+
+/// A size larger than what there is.
+#[derive(Debug, Error)]
+#[error("{what} of {given} is more than {limit_of} ({limit}); {remedy}")]
+pub struct TooLarge {
+    /// What has the size.
+    pub what: &'static str,
+    /// The size.
+    pub given: Size,
+    /// What has the size `limit`.
+    pub limit_of: &'static str,
+    /// The most that it may be.
+    pub limit: Size,
+    /// What to do about a size that is larger.
+    pub remedy: &'static str,
 }

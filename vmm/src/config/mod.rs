@@ -18,8 +18,8 @@ use crate::machine::memory_errors::OnMemoryError;
 use hmm_backend::EVICTION_BATCH;
 use hmm_backend::engine::EngineChoice;
 use hmm_backend::pages::{Fidelity, Hint, PAGE_SIZE, Page, PageRange};
-use hmm_backend::policy::policies;
 use hmmvisor_experiments::size::Size;
+use hmmvisor_experiments::toml_files;
 use hmmvisor_policies::PolicyChoice;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -79,7 +79,7 @@ pub struct Config {
 
 /// `[machine]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [machine]")]
 pub struct MachineConfig {
     /// Number of vCPUs, 1 to 64.
     pub vcpus: u32,
@@ -96,7 +96,7 @@ pub struct MachineConfig {
 
 /// `[boot]`
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [boot]")]
 pub struct BootConfig {
     /// The kernel: a bzImage, or a vmlinux with a PVH entry.
     pub kernel: Option<PathBuf>,
@@ -111,7 +111,7 @@ pub struct BootConfig {
 
 /// `[devices]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [devices]")]
 pub struct DevicesConfig {
     /// Number of accelerators, 1 to 16; an operating system may have none.
     pub count: u32,
@@ -129,7 +129,7 @@ pub struct DevicesConfig {
 
 /// `[engine]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [engine]")]
 pub struct EngineConfig {
     /// `auto`, `remap` or `copy`.
     #[serde(deserialize_with = "from_str")]
@@ -142,7 +142,7 @@ pub struct EngineConfig {
 
 /// `[policy]`
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [policy]")]
 pub struct PolicyConfig {
     /// The policy: a name like `density:threshold=60+lru` (`hmmvisor policies` lists what there is), or a script's file.
     #[serde(deserialize_with = "from_str")]
@@ -153,7 +153,7 @@ pub struct PolicyConfig {
 
 /// `[[policy.region]]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[policy.region]]")]
 pub struct RegionConfig {
     /// Where the region begins in managed memory, a multiple of 2 MiB.
     pub start: Size,
@@ -166,7 +166,7 @@ pub struct RegionConfig {
 
 /// `[[hint]]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[hint]]")]
 pub struct HintConfig {
     /// Where the pages start, from the start of managed memory.
     pub start: Size,
@@ -187,7 +187,7 @@ impl HintConfig {
 
 /// `[workload]`
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [workload]")]
 pub struct WorkloadConfig {
     /// Name of the workload; `hmmvisor workloads` lists what there is.
     pub name: Option<String>,
@@ -198,7 +198,7 @@ pub struct WorkloadConfig {
 
 /// `[service]`
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [service]")]
 pub struct ServiceConfig {
     /// Number of threads; by default one for each host CPU that runs vCPUs.
     pub threads: Option<usize>,
@@ -208,7 +208,7 @@ pub struct ServiceConfig {
 
 /// `[placement]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [placement]")]
 pub struct PlacementConfig {
     /// Pin vCPUs and service threads where nothing else is said. Serving a fault on the CPU that
     /// took it saves waking another one, which costs several times the fault.
@@ -333,38 +333,16 @@ where
         .map_err(D::Error::custom)
 }
 
-/// Reads a region's policy. Device memory belongs to no region, so that a policy for evictions would have no effect.
+/// Reads a region's policy.
 fn region_spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PolicyChoice, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let names = text
-        .split('+')
-        .map(|part| part.split(':').next().unwrap_or(part).trim());
-    let is_eviction = |name: &str| {
-        policies()
-            .iter()
-            .any(|it| it.name == name && it.kind == "eviction")
-    };
-    if let Some(name) = names.into_iter().find(|name| is_eviction(name)) {
-        return Err(D::Error::custom(format!(
-            "`{name}` decides about evictions, which have no region; name it in [policy] spec"
-        )));
-    }
-    text.parse().map_err(D::Error::custom)
+    PolicyChoice::of_region(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 /// Reads a table of scalars and returns each as it would be written on the command line.
 fn params<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, String)>, D::Error> {
     let table = BTreeMap::<String, toml::Value>::deserialize(deserializer)?;
-    let param = |(name, value)| {
-        let value = match value {
-            toml::Value::String(text) => text,
-            toml::Value::Table(_) | toml::Value::Array(_) => {
-                return Err(D::Error::custom(format!(
-                    "parameter `{name}` must be a number or a word"
-                )));
-            }
-            scalar => scalar.to_string(),
-        };
+    let param = |(name, value): (String, toml::Value)| {
+        let value = toml_files::param(&name, &value).map_err(D::Error::custom)?;
         Ok((name, value))
     };
     table.into_iter().map(param).collect()
@@ -515,6 +493,12 @@ mod tests {
             ),
             ("[[hint]]\nstart = 0\n", 1, "missing field `bytes`"),
             ("seed = -1", 1, "expected u64"),
+            (
+                "workload = \"bfs\"",
+                1,
+                "invalid type: string \"bfs\", expected the table [workload]",
+            ),
+            ("hint = [1]", 1, "expected a table [[hint]]"),
             ("[machine", 1, "unclosed table"),
             (
                 "[workload]\nparams = { n = [1] }",

@@ -9,7 +9,7 @@ use hmmvisor_experiments::size::Size;
 
 /// `[[disk]]`
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[disk]]")]
 pub struct DiskConfig {
     /// The image: raw, a multiple of 512 bytes.
     pub file: PathBuf,
@@ -44,7 +44,7 @@ impl FromStr for DiskConfig {
 
 /// `[balloon]`
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the table [balloon]")]
 pub struct BalloonConfig {
     /// How much of its memory the guest is to give back.
     pub size: Size,

@@ -5,6 +5,7 @@
 mod error;
 pub mod linux;
 pub mod program;
+mod x86;
 
 use std::sync::Arc;
 

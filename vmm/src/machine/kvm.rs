@@ -8,7 +8,7 @@ use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
 
 /// The version of KVM's interface that all kernels since 2007 have.
-const API_VERSION: i32 = 12;
+pub const API_VERSION: i32 = 12;
 
 /// Capabilities without which no guest can run, and what they are for.
 const NEEDED: [(Cap, &str); 9] = [
@@ -85,7 +85,7 @@ pub fn device() -> Result<Kvm, kvm_ioctls::Error> {
 /// Opens `/dev/kvm`; an error if it lacks a capability that Hmmvisor needs.
 pub fn open() -> Result<Kvm, KvmError> {
     let kvm = device()?;
-    version(&kvm)?;
+    check_version(&kvm)?;
     for Capability {
         name,
         purpose,
@@ -99,10 +99,10 @@ pub fn open() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
-/// Asks for the version of KVM's interface; an error if it is not the one that Hmmvisor knows.
-pub fn version(kvm: &Kvm) -> Result<i32, KvmError> {
+/// Returns an error unless the interface has version [`API_VERSION`].
+pub fn check_version(kvm: &Kvm) -> Result<(), KvmError> {
     match answer(kvm.get_api_version(), "its version")? {
-        API_VERSION => Ok(API_VERSION),
+        API_VERSION => Ok(()),
         version => Err(KvmError::Version(version)),
     }
 }

@@ -122,7 +122,7 @@ impl Policies {
         if !config.region.is_empty() {
             let mut regions = Vec::new();
             for region in &config.region {
-                let chosen = region.spec.load(Limits::default(), log.clone())?;
+                let chosen = region.spec.load_of_region(Limits::default(), log.clone())?;
                 scripts.extend(chosen.scripts);
                 let blocks = |size: u64| (size / (2 << 20)) as u32;
                 regions.push(Region {

@@ -14,7 +14,8 @@ use hmmvisor_abi::control;
 use hmmvisor_devices::Accelerator;
 use hmmvisor_policies::ScriptFigures;
 use hmmvisor_torture::Figures;
-use serde::Serialize;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 
 use crate::config::Config;
 use crate::config::console_choice::ConsoleChoice;
@@ -283,119 +284,82 @@ impl Report {
 
     /// Returns the JSON object, in one line.
     pub fn to_json(&self) -> String {
-        let pages = |counts: &[&BTreeMap<Cause, u64>]| {
-            let sum = |cause: Cause| counts.iter().filter_map(|counts| counts.get(&cause)).sum();
-            Cause::ALL
-                .iter()
-                .map(|cause| (cause.name(), sum(*cause)))
-                .collect()
-        };
-        let stats = &self.stats;
-        let json = Json {
-            workload: self.workload.as_deref(),
-            guest: self.guest.as_deref(),
-            kernel: self.kernel.as_deref(),
-            end: match self.end {
-                End::Exit(_) => "exit",
-                End::PowerOff => "power-off",
-                End::Reboot => "reboot",
-                End::Quit => "quit",
-                End::Signal(_) => "signal",
-                End::Failed(_) => "failed",
-            },
-            engine: self.engine.to_string(),
-            policy: &self.policy,
-            policy_exact: &self.policy_exact,
-            scripts: self.scripts,
-            vcpus: self.vcpus,
-            devices: self.devices,
-            fidelity: self.fidelity.name(),
-            memory_bytes: self.memory.0,
-            seed: self.seed,
-            verified: self.verified(),
-            guest_exit: match self.end {
-                End::Exit(code) => Some(code),
-                _ => None,
-            },
-            error: self.error(),
-            cpu_faults: stats.cpu_faults,
-            first_touch_faults: stats.first_touch_faults,
-            device_faults: stats.device_faults,
-            pages_to_device: stats.pages_to_device(),
-            pages_to_system: stats.pages_to_system(),
-            migrations: pages(&[&stats.to_device, &stats.to_system]),
-            migrations_to_device: pages(&[&stats.to_device]),
-            migrations_to_system: pages(&[&stats.to_system]),
-            page_free_calls: stats.page_free_calls,
-            pages_freed: stats.pages_freed,
-            device_pages_peak: stats.device_pages_peak,
-            device_pages_capacity: stats.device_pages_capacity,
-            fault_latency_us: stats.fault_latency.into(),
-            device_fault_latency_us: stats.device_fault_latency.into(),
-            counters: stats.counters.named().collect(),
-            operations_checked: self.operations_checked,
-            rounds: self.rounds,
-            chaos: self.chaos.as_ref(),
-            recording: self.recording.as_ref(),
-            balloon: self.balloon.as_ref(),
-            links: self.links.iter().map(JsonLink::from).collect(),
-            drivers: self.drivers,
-            output: &self.output,
-            elapsed_s: self.elapsed.as_secs_f64(),
-            first_instruction_ms: self.first_instruction.map(|time| time.as_secs_f64() * 1e3),
-            vmm_overhead_bytes: self.overhead,
-        };
-        serde_json::to_string(&json).expect("numbers and strings")
+        serde_json::to_string(self).expect("numbers and strings")
     }
 }
 
 /// The names are an interface: they may be added to, but not changed.
-#[derive(Serialize)]
-struct Json<'a> {
-    workload: Option<&'a str>,
-    guest: Option<&'a str>,
-    kernel: Option<&'a str>,
-    end: &'static str,
-    engine: String,
-    policy: &'a str,
-    policy_exact: &'a str,
-    scripts: Option<ScriptFigures>,
-    vcpus: u32,
-    devices: u32,
-    fidelity: &'static str,
-    memory_bytes: u64,
-    seed: u64,
-    verified: bool,
-    guest_exit: Option<u32>,
-    error: Option<String>,
-    cpu_faults: u64,
-    first_touch_faults: u64,
-    device_faults: u64,
-    pages_to_device: u64,
-    pages_to_system: u64,
-    migrations: BTreeMap<&'static str, u64>,
-    migrations_to_device: BTreeMap<&'static str, u64>,
-    migrations_to_system: BTreeMap<&'static str, u64>,
-    page_free_calls: u64,
-    pages_freed: u64,
-    device_pages_peak: u64,
-    device_pages_capacity: u64,
-    fault_latency_us: JsonLatency,
-    device_fault_latency_us: JsonLatency,
-    counters: BTreeMap<&'static str, u64>,
-    operations_checked: u64,
-    rounds: u64,
-    chaos: Option<&'a Figures>,
-    recording: Option<&'a RecordingFigures>,
-    balloon: Option<&'a BalloonReport>,
-    links: Vec<JsonLink>,
-    drivers: DriverReport,
-    output: &'a OutputReport,
-    elapsed_s: f64,
-    first_instruction_ms: Option<f64>,
-    vmm_overhead_bytes: Option<u64>,
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let stats = &self.stats;
+        let (end, guest_exit) = match self.end {
+            End::Exit(code) => ("exit", Some(code)),
+            End::PowerOff => ("power-off", None),
+            End::Reboot => ("reboot", None),
+            End::Quit => ("quit", None),
+            End::Signal(_) => ("signal", None),
+            End::Failed(_) => ("failed", None),
+        };
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("workload", &self.workload)?;
+        map.serialize_entry("guest", &self.guest)?;
+        map.serialize_entry("kernel", &self.kernel)?;
+        map.serialize_entry("end", end)?;
+        map.serialize_entry("engine", &self.engine.to_string())?;
+        map.serialize_entry("policy", &self.policy)?;
+        map.serialize_entry("policy_exact", &self.policy_exact)?;
+        map.serialize_entry("scripts", &self.scripts)?;
+        map.serialize_entry("vcpus", &self.vcpus)?;
+        map.serialize_entry("devices", &self.devices)?;
+        map.serialize_entry("fidelity", self.fidelity.name())?;
+        map.serialize_entry("memory_bytes", &self.memory.0)?;
+        map.serialize_entry("seed", &self.seed)?;
+        map.serialize_entry("verified", &self.verified())?;
+        map.serialize_entry("guest_exit", &guest_exit)?;
+        map.serialize_entry("error", &self.error())?;
+        map.serialize_entry("cpu_faults", &stats.cpu_faults)?;
+        map.serialize_entry("first_touch_faults", &stats.first_touch_faults)?;
+        map.serialize_entry("device_faults", &stats.device_faults)?;
+        map.serialize_entry("pages_to_device", &stats.pages_to_device())?;
+        map.serialize_entry("pages_to_system", &stats.pages_to_system())?;
+        let both = [&stats.to_device, &stats.to_system];
+        map.serialize_entry("migrations", &pages(&both))?;
+        map.serialize_entry("migrations_to_device", &pages(&both[..1]))?;
+        map.serialize_entry("migrations_to_system", &pages(&both[1..]))?;
+        map.serialize_entry("page_free_calls", &stats.page_free_calls)?;
+        map.serialize_entry("pages_freed", &stats.pages_freed)?;
+        map.serialize_entry("device_pages_peak", &stats.device_pages_peak)?;
+        map.serialize_entry("device_pages_capacity", &stats.device_pages_capacity)?;
+        map.serialize_entry("fault_latency_us", &Micros(stats.fault_latency))?;
+        let of_devices = Micros(stats.device_fault_latency);
+        map.serialize_entry("device_fault_latency_us", &of_devices)?;
+        let counters: BTreeMap<_, _> = stats.counters.named().collect();
+        map.serialize_entry("counters", &counters)?;
+        map.serialize_entry("operations_checked", &self.operations_checked)?;
+        map.serialize_entry("rounds", &self.rounds)?;
+        map.serialize_entry("chaos", &self.chaos)?;
+        map.serialize_entry("recording", &self.recording)?;
+        map.serialize_entry("balloon", &self.balloon)?;
+        let links: Vec<_> = self.links.iter().map(JsonLink::from).collect();
+        map.serialize_entry("links", &links)?;
+        map.serialize_entry("drivers", &self.drivers)?;
+        map.serialize_entry("output", &self.output)?;
+        map.serialize_entry("elapsed_s", &self.elapsed.as_secs_f64())?;
+        let milliseconds = self.first_instruction.map(|time| time.as_secs_f64() * 1e3);
+        map.serialize_entry("first_instruction_ms", &milliseconds)?;
+        map.serialize_entry("vmm_overhead_bytes", &self.overhead)?;
+        map.end()
+    }
 }
 
+/// Pages by the cause of their migration, of all these counts together.
+fn pages(counts: &[&BTreeMap<Cause, u64>]) -> BTreeMap<&'static str, u64> {
+    let sum = |cause: Cause| counts.iter().filter_map(|counts| counts.get(&cause)).sum();
+    let causes = Cause::ALL.iter();
+    causes.map(|cause| (cause.name(), sum(*cause))).collect()
+}
+
+/// What crossed a link in one direction.
 #[derive(Serialize)]
 struct JsonLink {
     from: String,
@@ -425,28 +389,15 @@ impl From<&LinkTraffic> for JsonLink {
     }
 }
 
+/// A latency in a report.
 #[derive(Serialize)]
+struct Micros(#[serde(with = "JsonLatency")] Latency);
+
+#[derive(Serialize)]
+#[serde(remote = "Latency")]
 struct JsonLatency {
     p50: f64,
     p99: f64,
     max: f64,
     count: u64,
-}
-
-impl From<Latency> for JsonLatency {
-    fn from(
-        Latency {
-            p50,
-            p99,
-            max,
-            count,
-        }: Latency,
-    ) -> JsonLatency {
-        JsonLatency {
-            p50,
-            p99,
-            max,
-            count,
-        }
-    }
 }

@@ -85,12 +85,11 @@ fn headline(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 
 /// Writes how long the run took, and what policy scripts did in it.
 fn time(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
-    let elapsed = report.elapsed.as_secs_f64();
-    let first = report.first_instruction.map_or(String::new(), |time| {
-        let milliseconds = time.as_secs_f64() * 1e3;
-        format!(", first guest instruction {milliseconds:.1} ms after the start")
+    let time = |time: Duration| figures::time(time.as_nanos() as f64);
+    let first = report.first_instruction.map_or(String::new(), |first| {
+        format!(", first guest instruction {} after the start", time(first))
     });
-    line(f, "time", format!("{elapsed:.3} s{first}"))?;
+    line(f, "time", time(report.elapsed) + &first)?;
     match &report.scripts {
         Some(scripts) => line(f, "policy scripts", of_scripts(scripts)),
         None => Ok(()),

@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use hmmvisor_devices::virtio::{
-    self, Balloon, Disk, DiskAccess, DiskError, GuestRam, Parts, VirtioDevice,
-};
+use hmm_backend::pages::Permission;
+use hmmvisor_devices::virtio::{self, Balloon, Disk, DiskError, GuestRam, Parts, VirtioDevice};
 use hmmvisor_devices::{NewDevice, Slot};
 
 use crate::config::Config;
@@ -24,8 +23,8 @@ pub fn devices(config: &Config) -> Result<VirtioDevices, DiskError> {
     let mut new: Vec<NewDevice> = Vec::new();
     for (number, disk) in config.disk.iter().enumerate() {
         let access = match disk.read_only {
-            true => DiskAccess::ReadOnly,
-            false => DiskAccess::ReadWrite,
+            true => Permission::ReadOnly,
+            false => Permission::Writable,
         };
         let disk = Disk::open(&disk.file, access)?;
         new.push(device(virtio::block(number, disk)));

@@ -1,6 +1,6 @@
 //! Kernels whose addresses come from memory.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hmm_backend::pages::Access;
 
@@ -37,11 +37,8 @@ pub fn scatter(
     for (start, len) in idx.chunks(CHUNK) {
         read_indices(memory, idx.at(start), &mut indices[..len], dst.len)?;
         memory.read(src.at(start), &mut values[..len])?;
-        let mut at = 0;
-        memory.visit(Access::Write, dst.word(indices[0]), |word| {
-            word[0].store(values[at], Ordering::Relaxed);
-            at += 1;
-            word_or_none(dst, indices[..len].get(at))
+        visit_each(memory, Access::Write, dst, &indices[..len], |at, word| {
+            word.store(values[at], Ordering::Relaxed);
         })?;
     }
     Ok(())
@@ -57,11 +54,8 @@ pub fn atomic_add(
     let mut indices = [0u64; CHUNK];
     for (start, len) in idx.chunks(CHUNK) {
         read_indices(memory, idx.at(start), &mut indices[..len], base.len)?;
-        let mut at = 0;
-        memory.visit(Access::Write, base.word(indices[0]), |word| {
-            word[0].fetch_add(value, Ordering::Relaxed);
-            at += 1;
-            word_or_none(base, indices[..len].get(at))
+        visit_each(memory, Access::Write, base, &indices[..len], |_, word| {
+            word.fetch_add(value, Ordering::Relaxed);
         })?;
     }
     Ok(())
@@ -114,16 +108,26 @@ pub(super) fn gather_chunk<T: crate::commands::memory::Element>(
     indices: &[u64],
     out: &mut [T],
 ) -> Result<(), CommandError> {
-    let mut at = 0;
-    memory.visit(Access::Read, src.word(indices[0]), |word| {
-        out[at] = T::from_word(word[0].load(Ordering::Relaxed));
-        at += 1;
-        word_or_none(src, indices.get(at))
+    visit_each(memory, Access::Read, src, indices, |at, word| {
+        out[at] = T::from_word(word.load(Ordering::Relaxed));
     })
 }
 
-pub(super) fn word_or_none(run: Words, index: Option<&u64>) -> Words {
-    index.map_or(Words::NONE, |index| run.word(*index))
+/// Calls `act` with each number `i` and the word `run[indices[i]]`; the indices are checked and there is at least one.
+pub(super) fn visit_each(
+    memory: &mut impl Memory,
+    access: Access,
+    run: Words,
+    indices: &[u64],
+    mut act: impl FnMut(usize, &AtomicU64),
+) -> Result<(), CommandError> {
+    let mut at = 0;
+    memory.visit(access, run.word(indices[0]), |word| {
+        act(at, &word[0]);
+        at += 1;
+        let next = indices.get(at);
+        next.map_or(Words::NONE, |index| run.word(*index))
+    })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use hmm_backend::pages::Access;
 
-use super::indexed::{gather_chunk, read_indices, word_or_none};
+use super::indexed::{gather_chunk, read_indices, visit_each};
 use crate::commands::error::CommandError;
 use crate::commands::managed::Words;
 use crate::commands::memory::{CHUNK, Memory};
@@ -90,16 +90,13 @@ fn reach(
     for (start, len) in vertices.chunks(CHUNK) {
         let targets = &mut targets[..len];
         read_indices(memory, vertices.at(start), targets, dist.len)?;
-        let mut at = 0;
-        memory.visit(Access::Write, dist.word(targets[0]), |word| {
+        visit_each(memory, Access::Write, dist, targets, |_, word| {
             // Atomic, so that accelerators that share a graph reach each vertex once.
-            let is_new = word[0].load(Ordering::Relaxed) == UNREACHED
-                && word[0]
+            let is_new = word.load(Ordering::Relaxed) == UNREACHED
+                && word
                     .compare_exchange(UNREACHED, level, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok();
             reached += u64::from(is_new);
-            at += 1;
-            word_or_none(dist, targets.get(at))
         })?;
     }
     Ok(reached)

@@ -9,18 +9,29 @@ use hmmvisor_devices::commands::command::{Direction, decode};
 use hmmvisor_devices::commands::error::CommandError;
 use hmmvisor_devices::commands::guest_hint::GuestHint;
 use hmmvisor_devices::commands::kernels;
-use hmmvisor_devices::commands::managed::{Addresses, CommandBytes, Managed, Words};
+use hmmvisor_devices::commands::managed::{Addresses, Words};
 use hmmvisor_devices::commands::memory::Memory;
+use hmmvisor_devices::commands::queue::{Queue, completion};
+use hmmvisor_devices::guest_bytes::GuestBytes;
 
 use super::{Who, tell, words};
 
-/// The registers of an accelerator, and the number of commands that it has completed.
+/// The registers of an accelerator, and its queue while it is enabled.
 #[derive(Default)]
 pub struct Accelerator {
     base: u64,
     entries: u64,
-    enabled: bool,
-    completed: u64,
+    queue: Option<Queue<QueueMemory>>,
+}
+
+/// Memory from an address on. The real accelerator has its queue pinned and reaches it in place, so its words are no accesses
+/// that could make a page migrate.
+struct QueueMemory(u64);
+
+impl AsRef<[AtomicU64]> for QueueMemory {
+    fn as_ref(&self) -> &[AtomicU64] {
+        &words()[((self.0 - map::MANAGED) / 8) as usize..]
+    }
 }
 
 impl Accelerator {
@@ -31,8 +42,8 @@ impl Accelerator {
             REG_VERSION => 1,
             REG_QUEUE_BASE => self.base,
             REG_QUEUE_ENTRIES => self.entries,
-            REG_ENABLE => self.enabled.into(),
-            REG_COMPLETED => self.completed,
+            REG_ENABLE => self.queue.is_some().into(),
+            REG_COMPLETED => self.queue.as_ref().map_or(0, Queue::completed),
             REG_ERROR => ERR_NONE,
             _ => panic!("the workloads read no register {register:#x}"),
         }
@@ -44,11 +55,8 @@ impl Accelerator {
             REG_QUEUE_BASE => self.base = value,
             REG_QUEUE_ENTRIES => self.entries = value,
             REG_ENABLE => {
-                self.enabled = value != 0;
-                self.completed = 0;
-                if self.enabled {
-                    self.word(1).store(0, Ordering::Relaxed);
-                }
+                let queue = || Queue::new(QueueMemory(self.base), self.entries);
+                self.queue = (value != 0).then(queue);
             }
             REG_DOORBELL => self.execute(index),
             // Commands are done when they are submitted, so there are no waits and no interrupts.
@@ -57,44 +65,21 @@ impl Accelerator {
         }
     }
 
-    /// A word of the queue. The real one has it pinned and reaches it in place, so this is no access that could make a
-    /// page migrate.
-    fn word(&self, index: u64) -> &'static AtomicU64 {
-        &words()[((self.base - map::MANAGED) / 8 + index) as usize]
-    }
-
     fn execute(&mut self, index: u8) {
-        let submitted = self.word(0).load(Ordering::Relaxed);
-        while self.enabled && self.completed < submitted {
-            let slot = self.completed % self.entries;
-            let at = commands_offset() / 8 + slot * (size_of::<Command>() / 8) as u64;
-            let word = |offset| self.word(at + offset).load(Ordering::Relaxed);
-            let command = Command {
-                opcode: word(0) as u32,
-                flags: (word(0) >> 32) as u32,
-                tag: word(1),
-                args: std::array::from_fn(|arg| word(2 + arg as u64)),
-            };
+        let Some(queue) = &mut self.queue else {
+            return;
+        };
+        while let Ok(Some(command)) = queue.next() {
             let mut memory = DeviceMemory {
                 index,
-                managed: Managed {
+                managed: Addresses {
                     base: map::MANAGED,
                     bytes: words().len() as u64 * 8,
                 },
             };
             let result = decode(&command, &memory.addresses())
                 .and_then(|operation| kernels::execute(operation, &mut memory));
-            let (status, result, address) = match result {
-                Ok(result) => (STATUS_OK, result, 0),
-                Err(error) => (error.status(), 0, error.address()),
-            };
-            let at =
-                completions_offset(self.entries) / 8 + slot * (size_of::<Completion>() / 8) as u64;
-            for (offset, value) in (0..).zip([command.tag, status.into(), result, address]) {
-                self.word(at + offset).store(value, Ordering::Relaxed);
-            }
-            self.completed += 1;
-            self.word(1).store(self.completed, Ordering::Relaxed);
+            queue.complete(completion(&command, result));
         }
     }
 }
@@ -102,12 +87,12 @@ impl Accelerator {
 /// Guest memory as the kernels see it.
 struct DeviceMemory {
     index: u8,
-    managed: Managed,
+    managed: Addresses,
 }
 
 impl Memory for DeviceMemory {
     fn addresses(&self) -> Addresses {
-        self.managed.addresses()
+        self.managed
     }
 
     fn visit(
@@ -136,17 +121,17 @@ impl Memory for DeviceMemory {
     }
 
     /// Moves nothing, because pages have no places here.
-    fn migrate(&mut self, _: CommandBytes, _: Direction) -> Result<u64, CommandError> {
+    fn migrate(&mut self, _: GuestBytes, _: Direction) -> Result<u64, CommandError> {
         Ok(0)
     }
 
-    fn free(&mut self, span: CommandBytes) -> Result<u64, CommandError> {
-        let pages = self.managed.pages(span.addr, span.bytes)?;
+    fn free(&mut self, span: GuestBytes) -> Result<u64, CommandError> {
+        let pages = self.managed.pages(span.addr, span.len)?;
         Ok(super::free(self.index, pages))
     }
 
-    fn hint(&mut self, span: CommandBytes, hint: GuestHint) -> Result<(), CommandError> {
-        let pages = self.managed.pages(span.addr, span.bytes)?;
+    fn hint(&mut self, span: GuestBytes, hint: GuestHint) -> Result<(), CommandError> {
+        let pages = self.managed.pages(span.addr, span.len)?;
         super::hint(pages, hint.by(DeviceId(self.index)));
         Ok(())
     }

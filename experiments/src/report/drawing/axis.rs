@@ -161,6 +161,16 @@ pub(crate) struct PlotFrame {
 }
 
 impl PlotFrame {
+    /// The frame between two corners.
+    pub(crate) fn new((left, top): (f64, f64), (right, bottom): (f64, f64)) -> PlotFrame {
+        PlotFrame {
+            left,
+            top,
+            right,
+            bottom,
+        }
+    }
+
     pub(crate) fn width(&self) -> f64 {
         self.right - self.left
     }
@@ -188,6 +198,13 @@ impl PlotFrame {
     }
 
     /// Ticks, grid and label at the left.
+    /// A horizontal axis of time, up to `end` nanoseconds after the first event.
+    pub(crate) fn time_axis(&self, svg: &mut Svg, scale: Scale, end: u64) {
+        let unit = Unit::time(end as f64);
+        let label = format!("time since the first event ({})", unit.name);
+        self.x_axis(svg, scale, unit, &label);
+    }
+
     pub(crate) fn y_axis(&self, svg: &mut Svg, scale: Scale, unit: Unit, label: &str) {
         let wanted = (self.height() / 45.0) as usize;
         for tick in scale.ticks(unit, wanted.max(2)) {

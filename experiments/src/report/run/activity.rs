@@ -99,12 +99,7 @@ impl Activity {
 
     fn draw_faults(&self, page: &mut HtmlPage, bins: &[Bin], width: f64) {
         let mut svg = Svg::new(900.0, 290.0);
-        let frame = PlotFrame {
-            left: 90.0,
-            top: 10.0,
-            right: 885.0,
-            bottom: 235.0,
-        };
+        let frame = PlotFrame::new((90.0, 10.0), (885.0, 235.0));
         let rate = |bin: &Bin, who: usize| bin.faults[who] / (width / 1e9);
         let high = bins
             .iter()
@@ -129,13 +124,7 @@ impl Activity {
             }
         }
         frame.outline(&mut svg);
-        let unit = Unit::time(self.now as f64);
-        frame.x_axis(
-            &mut svg,
-            x,
-            unit,
-            &format!("time since the first event ({})", unit.name),
-        );
+        frame.time_axis(&mut svg, x, self.now);
         let names = ["faults of CPUs".to_owned(), "faults of devices".to_owned()];
         legend(&mut svg, frame.left, &names, |svg, index, (x, y)| {
             svg.line((x - 13.0, y), (x + 13.0, y), &Look(index).stroke());
@@ -158,48 +147,25 @@ impl Activity {
             return;
         }
         let mut svg = Svg::new(900.0, 350.0);
-        let frame = PlotFrame {
-            left: 90.0,
-            top: 10.0,
-            right: 885.0,
-            bottom: 295.0,
-        };
+        let frame = PlotFrame::new((90.0, 10.0), (885.0, 295.0));
         let x = self.time(frame, bins, width);
         let unit = Unit::bytes(up.max(down));
         let y = Scale::linear(-down * 1.08, up * 1.08, frame.bottom, frame.top);
         frame.y_axis(&mut svg, y, unit, &format!("{}/s moved", unit.name));
-        let used: Vec<usize> = (0..CAUSES)
-            .filter(|cause| {
-                bins.iter()
-                    .any(|bin| bin.bytes[0][*cause] + bin.bytes[1][*cause] > 0.0)
-            })
-            .collect();
+        let moved = |bin: &Bin, cause: usize| bin.bytes[0][cause] + bin.bytes[1][cause] > 0.0;
+        let is_used = |cause: &usize| bins.iter().any(|bin| moved(bin, *cause));
+        let used: Vec<usize> = (0..CAUSES).filter(is_used).collect();
         let mut stacks = vec![[0.0; 2]; bins.len()];
         for cause in &used {
             for (way, sign) in [1.0, -1.0].into_iter().enumerate() {
-                self.draw_layer(
-                    &mut svg,
-                    (x, y),
-                    bins,
-                    width,
-                    (*cause, way, sign),
-                    &mut stacks,
-                );
+                let layer = (*cause, way, sign);
+                self.draw_layer(&mut svg, (x, y), bins, width, layer, &mut stacks);
             }
         }
-        svg.line(
-            (frame.left, y.at(0.0)),
-            (frame.right, y.at(0.0)),
-            r#"class="zero""#,
-        );
+        let zero = y.at(0.0);
+        svg.line((frame.left, zero), (frame.right, zero), r#"class="zero""#);
         frame.outline(&mut svg);
-        let time = Unit::time(self.now as f64);
-        frame.x_axis(
-            &mut svg,
-            x,
-            time,
-            &format!("time since the first event ({})", time.name),
-        );
+        frame.time_axis(&mut svg, x, self.now);
         let name = |cause: &usize| {
             Cause::ALL
                 .get(*cause)
@@ -207,11 +173,8 @@ impl Activity {
         };
         let names: Vec<String> = used.iter().map(name).collect();
         legend(&mut svg, frame.left, &names, |svg, index, (x, y)| {
-            svg.rect(
-                (x - 13.0, y - 7.0),
-                (26.0, 14.0),
-                &Fill(used[index]).attributes(),
-            );
+            let fill = Fill(used[index]).attributes();
+            svg.rect((x - 13.0, y - 7.0), (26.0, 14.0), &fill);
         });
         page.figure(
             "Bytes over time, by cause",

@@ -79,20 +79,11 @@ impl Latencies {
         let edge = |bar: i32| 2f64.powf(f64::from(bar) / PARTS);
         let bars: Vec<(i32, Vec<f64>)> = used.iter().map(|who| Self::bars(&self.0[*who])).collect();
         let low = bars.iter().map(|(first, _)| *first).min().unwrap_or(0) - 2;
-        let high = bars
-            .iter()
-            .map(|(first, bars)| first + bars.len() as i32)
-            .max()
-            .unwrap_or(1)
-            + 2;
+        let ends = bars.iter().map(|(first, bars)| first + bars.len() as i32);
+        let high = ends.max().unwrap_or(1) + 2;
         for (index, who) in used.iter().enumerate() {
             let top = 24.0 + index as f64 * (panel + gap);
-            let frame = PlotFrame {
-                left: 90.0,
-                top,
-                right: 885.0,
-                bottom: top + panel,
-            };
+            let frame = PlotFrame::new((90.0, top), (885.0, top + panel));
             let x = Scale::log(edge(low), edge(high), frame.left, frame.right);
             let (first, bars) = &bars[index];
             let most = bars.iter().copied().fold(1.0, f64::max);
@@ -101,11 +92,8 @@ impl Latencies {
             for (number, count) in bars.iter().enumerate().filter(|(_, count)| **count > 0.0) {
                 let bar = first + number as i32;
                 let (left, right, high) = (x.at(edge(bar)), x.at(edge(bar + 1)), y.at(*count));
-                svg.rect(
-                    (left, high),
-                    (right - left, frame.bottom - high),
-                    &Fill(*who).attributes(),
-                );
+                let size = (right - left, frame.bottom - high);
+                svg.rect((left, high), size, &Fill(*who).attributes());
             }
             for (share, name) in [(0.5, "median"), (0.99, "99 %")] {
                 let at = x.at(self.0[*who].value_at_quantile(share) as f64);
@@ -113,12 +101,8 @@ impl Latencies {
                 svg.text((at, frame.top - 4.0), Anchor::Middle, "number", name);
             }
             frame.outline(&mut svg);
-            svg.text(
-                (frame.left + 8.0, frame.top + 17.0),
-                Anchor::Start,
-                "panel",
-                NAMES[*who],
-            );
+            let place = (frame.left + 8.0, frame.top + 17.0);
+            svg.text(place, Anchor::Start, "panel", NAMES[*who]);
             let last = index + 1 == used.len();
             let label = format!("latency ({}, log)", unit.name);
             frame.x_axis(&mut svg, x, unit, if last { &label } else { "" });

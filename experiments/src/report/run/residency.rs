@@ -8,7 +8,7 @@ use hmm_backend::pages::{BLOCK_PAGES, Block, Page, PageRange};
 
 use super::room::Room;
 use super::timeline::{BINS, Bins, fold};
-use crate::report::drawing::axis::{PlotFrame, Scale, Unit};
+use crate::report::drawing::axis::{PlotFrame, Scale};
 use crate::report::drawing::page::HtmlPage;
 use crate::report::drawing::style::viridis;
 use crate::report::drawing::svg::{Anchor, Svg};
@@ -220,22 +220,11 @@ impl ResidencyPlot {
         let count = rows.cells.len();
         let row_height = (380.0 / count as f64).clamp(5.0, 24.0);
         let mut svg = Svg::new(900.0, row_height * count as f64 + 66.0);
-        let frame = PlotFrame {
-            left: 130.0,
-            top: 12.0,
-            right: 775.0,
-            bottom: 12.0 + row_height * count as f64,
-        };
+        let frame = PlotFrame::new((130.0, 12.0), (775.0, 12.0 + row_height * count as f64));
         let time = Scale::linear(0.0, self.now.max(1) as f64, frame.left, frame.right);
         rows.draw_cells(&mut svg, frame, row_height, time, self.clock.width);
         frame.outline(&mut svg);
-        let unit = Unit::time(self.now as f64);
-        frame.x_axis(
-            &mut svg,
-            time,
-            unit,
-            &format!("time since the first event ({})", unit.name),
-        );
+        frame.time_axis(&mut svg, time, self.now);
         rows.draw_addresses(&mut svg, frame, row_height, base);
         draw_colours(&mut svg, frame);
         page.figure(
@@ -306,10 +295,8 @@ impl Rows {
             .filter(|(_, path)| !path.is_empty())
         {
             let colour = viridis(level as f64 / (LEVELS - 1) as f64);
-            svg.path(
-                path,
-                &format!(r#"fill="{colour}" shape-rendering="crispEdges""#),
-            );
+            let attributes = format!(r#"fill="{colour}" shape-rendering="crispEdges""#);
+            svg.path(path, &attributes);
         }
     }
 
@@ -321,17 +308,11 @@ impl Rows {
             let page = self.first_page + row * self.pages_per_row;
             let address = base.saturating_add(page as u64 * hmm_backend::pages::PAGE_SIZE);
             svg.line((frame.left - 4.0, y), (frame.left, y), r#"class="tick""#);
-            svg.text(
-                (frame.left - 7.0, y + 4.0),
-                Anchor::End,
-                "number",
-                &format!("{address:#x}"),
-            );
+            let (place, address) = ((frame.left - 7.0, y + 4.0), format!("{address:#x}"));
+            svg.text(place, Anchor::End, "number", &address);
         }
-        svg.upright(
-            (frame.left - 112.0, (frame.top + frame.bottom) / 2.0),
-            "guest-physical address",
-        );
+        let place = (frame.left - 112.0, (frame.top + frame.bottom) / 2.0);
+        svg.upright(place, "guest-physical address");
     }
 }
 
@@ -342,31 +323,18 @@ fn draw_colours(svg: &mut Svg, frame: PlotFrame) {
     for level in 0..LEVELS {
         let y = frame.top + height - (level + 1) as f64 * step;
         let colour = viridis(level as f64 / (LEVELS - 1) as f64);
-        svg.rect(
-            (left, y),
-            (16.0, step + 0.3),
-            &format!(r#"fill="{colour}""#),
-        );
+        let attributes = format!(r#"fill="{colour}""#);
+        svg.rect((left, y), (16.0, step + 0.3), &attributes);
     }
     svg.rect((left, frame.top), (16.0, height), r#"class="outline""#);
     let right = left + 21.0;
-    svg.text((right, frame.top + 10.0), Anchor::Start, "number", "100 %");
-    svg.text(
-        (right, frame.top + height / 2.0 + 4.0),
-        Anchor::Start,
-        "number",
-        "50 %",
-    );
-    svg.text((right, frame.top + height), Anchor::Start, "number", "0 %");
+    let mut text = |x, y, text| svg.text((x, frame.top + y), Anchor::Start, "number", text);
+    text(right, 10.0, "100 %");
+    text(right, height / 2.0 + 4.0, "50 %");
+    text(right, height, "0 %");
     if frame.height() >= 190.0 {
-        for (line, text) in ["of pages in", "device memory"].into_iter().enumerate() {
-            svg.text(
-                (left - 4.0, frame.top + height + 18.0 + 15.0 * line as f64),
-                Anchor::Start,
-                "number",
-                text,
-            );
-        }
+        text(left - 4.0, height + 18.0, "of pages in");
+        text(left - 4.0, height + 33.0, "device memory");
     }
 }
 

@@ -53,8 +53,7 @@ pub(super) fn draw(
     let quantity = Quantity {
         metric,
         name: match metric {
-            Metric::Time if group.live => "elapsed time",
-            Metric::Time => "modelled time",
+            Metric::Time => group.time_name(),
             Metric::Bytes => "data moved",
             Metric::Faults => "faults",
         },
@@ -105,36 +104,19 @@ fn lines(
     sizes: &[u64],
 ) {
     let mut svg = Svg::new(900.0, 400.0);
-    let frame = PlotFrame {
-        left: 90.0,
-        top: 10.0,
-        right: 885.0,
-        bottom: 340.0,
-    };
+    let frame = PlotFrame::new((90.0, 10.0), (885.0, 340.0));
     let y = Scale::fitting(values, quantity.unit, frame.bottom, frame.top);
     frame.y_axis(&mut svg, y, quantity.unit, &quantity.axis_label(y));
     let step = frame.width() / sizes.len() as f64;
     for (index, size) in sizes.iter().enumerate() {
         let x = frame.left + (index as f64 + 0.5) * step;
-        svg.line(
-            (x, frame.bottom),
-            (x, frame.bottom + 4.0),
-            r#"class="tick""#,
-        );
-        svg.text(
-            (x, frame.bottom + 17.0),
-            Anchor::Middle,
-            "number",
-            &Size(*size).to_string(),
-        );
+        let ends = (frame.bottom, frame.bottom + 4.0);
+        svg.line((x, ends.0), (x, ends.1), r#"class="tick""#);
+        let (place, size) = ((x, frame.bottom + 17.0), Size(*size).to_string());
+        svg.text(place, Anchor::Middle, "number", &size);
     }
-    let middle = (frame.left + frame.right) / 2.0;
-    svg.text(
-        (middle, frame.bottom + 37.0),
-        Anchor::Middle,
-        "label",
-        "device memory",
-    );
+    let place = ((frame.left + frame.right) / 2.0, frame.bottom + 37.0);
+    svg.text(place, Anchor::Middle, "label", "device memory");
     // Side by side, so that whiskers do not hide each other.
     let spread = (step * 0.6 / series.len() as f64).min(14.0);
     let centre = (series.len() as f64 - 1.0) / 2.0;
@@ -150,10 +132,12 @@ fn lines(
         svg.polyline(&points, &series.look.stroke());
         for (at, estimate) in series.estimates.iter().enumerate() {
             let Some(estimate) = estimate else { continue };
-            upright_whisker(&mut svg, place(at), y, estimate, series.look);
-            series
-                .look
-                .marker(&mut svg, (place(at), y.at(estimate.mean)));
+            let point = |value| (place(at), y.at(value));
+            if estimate.has_error() {
+                let ends = [estimate.low(), estimate.high()].map(point);
+                whisker(&mut svg, series, ends, (4.0, 0.0));
+            }
+            series.look.marker(&mut svg, point(estimate.mean));
         }
     }
     frame.outline(&mut svg);
@@ -173,14 +157,12 @@ fn lines(
     );
 }
 
-fn upright_whisker(svg: &mut Svg, x: f64, y: Scale, estimate: &Estimate, look: Look) {
-    if estimate.error.is_some_and(|error| error > 0.0) {
-        let (low, high) = (y.at(estimate.low()), y.at(estimate.high()));
-        let attributes = format!(r#"stroke="{}" stroke-width="1.3""#, look.colour());
-        svg.line((x, low), (x, high), &attributes);
-        for end in [low, high] {
-            svg.line((x - 4.0, end), (x + 4.0, end), &attributes);
-        }
+/// Draws an interval, if there is one: a line between two points and a cap at each, `cap` to both sides.
+fn whisker(svg: &mut Svg, series: &Series, ends: [(f64, f64); 2], cap: (f64, f64)) {
+    let attributes = format!(r#"stroke="{}" stroke-width="1.3""#, series.look.colour());
+    svg.line(ends[0], ends[1], &attributes);
+    for (x, y) in ends {
+        svg.line((x - cap.0, y - cap.1), (x + cap.0, y + cap.1), &attributes);
     }
 }
 
@@ -200,12 +182,7 @@ fn dots(
     let left = (widest + 24.0).clamp(90.0, 380.0);
     let bottom = 10.0 + ROW * series.len() as f64;
     let mut svg = Svg::new(900.0, bottom + 48.0);
-    let frame = PlotFrame {
-        left,
-        top: 10.0,
-        right: 800.0,
-        bottom,
-    };
+    let frame = PlotFrame::new((left, 10.0), (800.0, bottom));
     let x = Scale::fitting(values, quantity.unit, frame.left, frame.right);
     for (index, series) in series.iter().enumerate() {
         let y = frame.top + (index as f64 + 0.5) * ROW;
@@ -221,22 +198,16 @@ fn dots(
         let Some(estimate) = &series.estimates[0] else {
             continue;
         };
-        let (low, high) = (x.at(estimate.low()), x.at(estimate.high()));
-        if estimate.error.is_some_and(|error| error > 0.0) {
-            let attributes = format!(r#"stroke="{}" stroke-width="1.3""#, series.look.colour());
-            svg.line((low, y), (high, y), &attributes);
-            for end in [low, high] {
-                svg.line((end, y - 4.0), (end, y + 4.0), &attributes);
-            }
+        let point = |value| (x.at(value), y);
+        if estimate.has_error() {
+            let ends = [estimate.low(), estimate.high()].map(point);
+            whisker(&mut svg, series, ends, (0.0, 4.0));
         }
-        series.look.marker(&mut svg, (x.at(estimate.mean), y));
-        let text = number(estimate.mean / quantity.unit.factor);
-        svg.text(
-            (frame.right + 8.0, y + 4.0),
-            Anchor::Start,
-            "number",
-            &format!("{text} {}", quantity.unit.name),
-        );
+        series.look.marker(&mut svg, point(estimate.mean));
+        let mean = number(estimate.mean / quantity.unit.factor);
+        let text = format!("{mean} {}", quantity.unit.name);
+        let place = (frame.right + 8.0, y + 4.0);
+        svg.text(place, Anchor::Start, "number", &text);
     }
     frame.outline(&mut svg);
     frame.x_axis(&mut svg, x, quantity.unit, &quantity.axis_label(x));

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use self::results::{Group, Metric, Results};
 use self::statistics::Estimate;
+use crate::figures::count;
 use crate::report::drawing::axis::number;
 use crate::report::drawing::page::{HtmlPage, NOTHING, Table};
 use crate::size::Size;
@@ -40,21 +41,13 @@ fn render(journal: &Journal) -> String {
             false => "Modelled time by policy",
         };
         let policies = &results.policies;
-        comparison::draw(&mut page, group, policies, Metric::Time, time);
-        comparison::draw(
-            &mut page,
-            group,
-            policies,
-            Metric::Bytes,
-            "Data moved by policy",
-        );
-        comparison::draw(
-            &mut page,
-            group,
-            policies,
-            Metric::Faults,
-            "Faults by policy",
-        );
+        for (metric, title) in [
+            (Metric::Time, time),
+            (Metric::Bytes, "Data moved by policy"),
+            (Metric::Faults, "Faults by policy"),
+        ] {
+            comparison::draw(&mut page, group, policies, metric, title);
+        }
         pareto::draw(&mut page, group, policies);
         table(&mut page, group, policies);
     }
@@ -76,25 +69,20 @@ fn facts(page: &mut HtmlPage, header: &Header, results: &Results, rows: usize) {
         facts.push(("only shard", header.shard.to_string()));
     }
     if rows < share {
+        let missing = share - rows;
         facts.push((
             "not finished",
-            format!("{} of {share} runs are missing", share - rows),
+            format!("{missing} of {share} runs are missing"),
         ));
     }
-    if !results.failed.is_empty() {
-        facts.push((
-            "failed",
-            format!("{}, listed at the end", results.failed.len()),
-        ));
+    let failed = results.failed.len();
+    if failed > 0 {
+        facts.push(("failed", format!("{failed}, listed at the end")));
     }
     if results.script_failed > 0 {
-        facts.push((
-            "scripts that failed",
-            format!(
-                "in {} runs: there the default policy decided instead; see script_failures",
-                results.script_failed
-            ),
-        ));
+        let runs = count(results.script_failed as u64, "run");
+        let what = "there the default policy decided instead; see script_failures";
+        facts.push(("scripts that failed", format!("in {runs}: {what}")));
     }
     let mut table = Table::new(&["<", "<"]);
     for (name, value) in facts {
@@ -116,21 +104,20 @@ fn with_error(estimate: Option<Estimate>, metric: Metric) -> String {
     format!("{mean}{error} {}", unit.name).trim_end().to_owned()
 }
 
+fn as_ratio(ratio: Option<f64>) -> String {
+    ratio.map_or(NOTHING.to_owned(), |ratio| format!("{ratio:.2}"))
+}
+
 fn table(page: &mut HtmlPage, group: &Group, policies: &[&str]) {
     page.paragraph(
         "Means over the seeds ± 95 % confidence intervals. The fastest policy of each size is bold; times are compared with it. \
          Unused: prefetched pages that moved on before they were accessed. × optimal: pages brought to the device, \
          compared with what evicting with knowledge of the future (Belady's MIN) would bring.",
     );
-    let time = if group.live {
-        "elapsed time"
-    } else {
-        "modelled time"
-    };
     let mut table = Table::new(&[
         "<policy",
         "seeds",
-        time,
+        group.time_name(),
         "× fastest",
         "data moved",
         "faults",
@@ -161,9 +148,8 @@ fn table(page: &mut HtmlPage, group: &Group, policies: &[&str]) {
                 let optimal = row.optimal_pages_to_device.filter(|pages| *pages > 0)?;
                 Some(row.pages_to_device? as f64 / optimal as f64)
             });
-            let count = cell
-                .mean(|row| row.seed.map(|_| 0.0))
-                .map_or(0, |it| it.count);
+            let seeds = cell.mean(|row| row.seed.map(|_| 0.0));
+            let count = seeds.map_or(0, |it| it.count);
             let policy = match cell.script_failures() {
                 0 => (*policy).to_owned(),
                 events => format!("{policy} (script failed {}×)", number(events as f64)),
@@ -172,16 +158,14 @@ fn table(page: &mut HtmlPage, group: &Group, policies: &[&str]) {
                 policy,
                 count.to_string(),
                 with_error(time, Metric::Time),
-                ratio
-                    .filter(|it| it.is_finite())
-                    .map_or(NOTHING.to_owned(), |ratio| format!("{ratio:.2}")),
+                as_ratio(ratio.filter(|it| it.is_finite())),
                 with_error(cell.estimate(Metric::Bytes), Metric::Bytes),
                 with_error(cell.estimate(Metric::Faults), Metric::Faults),
                 mean(cell.mean(|row| row.evicted.map(|n| n as f64))),
                 mean(cell.mean(|row| row.prefetched.map(|n| n as f64))),
                 mean(cell.mean(|row| row.unused.map(|n| n as f64))),
                 mean(cell.mean(|row| row.thrashing_pages.map(|n| n as f64))),
-                over.map_or(NOTHING.to_owned(), |it| format!("{:.2}", it.mean)),
+                as_ratio(over.map(|it| it.mean)),
             ];
             match ratio == Some(1.0) {
                 true => table.best_row(&cells),

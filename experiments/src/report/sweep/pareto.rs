@@ -29,21 +29,11 @@ pub(super) fn draw(page: &mut HtmlPage, group: &Group, policies: &[&str]) {
     let (width, height) = (if columns == 1 { 780.0 } else { 345.0 }, 250.0);
     let (column, row) = (width + 105.0, height + 75.0);
     let mut svg = Svg::new(900.0, panels.len().div_ceil(columns) as f64 * row + 8.0);
-    let time_name = if group.live {
-        "elapsed time"
-    } else {
-        "modelled time"
-    };
     for (index, (size, points)) in panels.iter().enumerate() {
         let left = 90.0 + (index % columns) as f64 * column;
         let top = 26.0 + (index / columns) as f64 * row;
-        let frame = PlotFrame {
-            left,
-            top,
-            right: left + width,
-            bottom: top + height,
-        };
-        draw_panel(&mut svg, frame, points, time_name);
+        let frame = PlotFrame::new((left, top), (left + width, top + height));
+        draw_panel(&mut svg, frame, points, group.time_name());
         let title = format!("{} of device memory", Size(*size));
         svg.text((left, top - 8.0), Anchor::Start, "panel", &title);
     }
@@ -92,32 +82,18 @@ fn around(values: impl Iterator<Item = f64>, start: f64, end: f64) -> Scale {
 
 fn draw_panel(svg: &mut Svg, frame: PlotFrame, points: &[Point], time_name: &str) {
     let ends = |estimate: &Estimate| [estimate.low(), estimate.high()];
-    let x = around(
-        points.iter().flat_map(|point| ends(&point.bytes)),
-        frame.left,
-        frame.right,
-    );
-    let y = around(
-        points.iter().flat_map(|point| ends(&point.time)),
-        frame.bottom,
-        frame.top,
-    );
+    let bytes = points.iter().flat_map(|point| ends(&point.bytes));
+    let x = around(bytes, frame.left, frame.right);
+    let times = points.iter().flat_map(|point| ends(&point.time));
+    let y = around(times, frame.bottom, frame.top);
     let largest = |value: fn(&Point) -> f64| points.iter().map(value).fold(0.0, f64::max);
     let bytes = Unit::bytes(largest(|point| point.bytes.mean));
     let time = Unit::time(largest(|point| point.time.mean));
     let log = |scale: Scale| if scale.is_log() { ", log" } else { "" };
-    frame.y_axis(
-        svg,
-        y,
-        time,
-        &format!("{time_name} ({}{})", time.name, log(y)),
-    );
-    frame.x_axis(
-        svg,
-        x,
-        bytes,
-        &format!("data moved ({}{})", bytes.name, log(x)),
-    );
+    let label = format!("{time_name} ({}{})", time.name, log(y));
+    frame.y_axis(svg, y, time, &label);
+    let label = format!("data moved ({}{})", bytes.name, log(x));
+    frame.x_axis(svg, x, bytes, &label);
     frame.outline(svg);
     let front: Vec<(f64, f64)> = front(points)
         .into_iter()
@@ -126,10 +102,8 @@ fn draw_panel(svg: &mut Svg, frame: PlotFrame, points: &[Point], time_name: &str
     svg.polyline(&front, r#"class="front""#);
     for point in points {
         let (at_x, at_y) = (x.at(point.bytes.mean), y.at(point.time.mean));
-        let attributes = format!(
-            r#"stroke="{}" stroke-width="0.9""#,
-            Look(point.look).colour()
-        );
+        let colour = Look(point.look).colour();
+        let attributes = format!(r#"stroke="{colour}" stroke-width="0.9""#);
         if point.bytes.error.is_some() {
             let ends = (x.at(point.bytes.low()), x.at(point.bytes.high()));
             svg.line((ends.0, at_y), (ends.1, at_y), &attributes);

@@ -117,6 +117,14 @@ pub(super) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
+    /// What the time of its rows is.
+    pub(super) fn time_name(&self) -> &'static str {
+        match self.live {
+            true => "elapsed time",
+            false => "modelled time",
+        }
+    }
+
     /// Returns the runs of a policy with this much device memory.
     pub(super) fn cell(&self, size: u64, policy: &'a str) -> Option<&Cell<'a>> {
         self.cells.get(&(size, policy))

@@ -27,6 +27,11 @@ impl Estimate {
         Some(Estimate { mean, error, count })
     }
 
+    /// Whether the values differ, so that the mean has an interval.
+    pub(super) fn has_error(&self) -> bool {
+        self.error.is_some_and(|error| error > 0.0)
+    }
+
     pub(super) fn low(&self) -> f64 {
         (self.mean - self.error.unwrap_or(0.0)).max(0.0)
     }

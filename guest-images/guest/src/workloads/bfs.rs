@@ -1,6 +1,6 @@
 //! Breadth-first search on the accelerators, which take turns level by level, against one on a CPU.
 
-use super::report;
+use super::{Count, Grouped, report};
 use crate::command::bfs_step;
 use crate::cpu::Cpu;
 use crate::csr::Csr;
@@ -51,7 +51,10 @@ pub fn run(cpu: &Cpu) {
     });
     report!(
         cpu,
-        "{reached} of {vertices} vertices reached, in {level} levels, all distances right"
+        "{} of {} vertices reached, in {}, all distances right",
+        Grouped(reached),
+        Grouped(vertices),
+        Count(level, "level")
     );
 }
 

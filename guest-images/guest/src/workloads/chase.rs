@@ -1,6 +1,6 @@
 //! Accelerators and CPUs follow one random cycle of pointers through all of an array.
 
-use super::report;
+use super::{Count, report};
 use crate::command::chase;
 use crate::cpu::Cpu;
 use crate::devices;
@@ -24,7 +24,9 @@ pub fn run(cpu: &Cpu) {
     }
     report!(
         cpu,
-        "each accelerator's {steps} steps through {len} elements right"
+        "each accelerator's {} through {} right",
+        Count(steps, "step"),
+        Count(len, "element")
     );
 }
 

@@ -1,7 +1,7 @@
 //! Areas of random sizes are allocated, used on both sides, freed and allocated again, by all vCPUs at
 //! once.
 
-use super::report;
+use super::{Count, report};
 use crate::command::{fill, reduce, vector_add};
 use crate::cpu::Cpu;
 use crate::devices;
@@ -48,7 +48,10 @@ pub fn run(cpu: &Cpu) {
     let frees = cpu.sum(frees);
     report!(
         cpu,
-        "{rounds} rounds right, {frees} areas of up to {largest} pages freed and reused"
+        "{} right, {} of up to {} freed and reused",
+        Count(rounds, "round"),
+        Count(frees, "area"),
+        Count(largest, "page")
     );
 }
 

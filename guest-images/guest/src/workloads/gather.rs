@@ -1,6 +1,6 @@
 //! Random gathers, then random scatters of what was gathered.
 
-use super::report;
+use super::{Grouped, report};
 use crate::command::{gather, scatter};
 use crate::cpu::Cpu;
 use crate::devices;
@@ -68,7 +68,12 @@ pub fn run(cpu: &Cpu) {
         rest,
     );
     cpu.progress(2, 2);
-    report!(cpu, "{n} gathered and {count} scattered values right");
+    report!(
+        cpu,
+        "{} gathered and {} scattered values right",
+        Grouped(n),
+        Grouped(count)
+    );
 }
 
 /// The first number from `from` on that has no common factor with `len`.

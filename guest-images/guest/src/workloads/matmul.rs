@@ -1,6 +1,6 @@
 //! The product of two dense matrices, by each accelerator for itself.
 
-use super::report;
+use super::{Count, report};
 use crate::command::matmul;
 use crate::cpu::{Cpu, share};
 use crate::devices;
@@ -44,7 +44,7 @@ pub fn run(cpu: &Cpu) {
     }
     report!(
         cpu,
-        "{} products of {n} by {n} matrices right",
-        cpu.devices()
+        "{} of {n} by {n} matrices right",
+        Count(cpu.devices(), "product")
     );
 }

@@ -16,6 +16,7 @@ mod torture;
 mod vecadd;
 
 use crate::catalog::Kind;
+use crate::console::{Count, Grouped};
 use crate::cpu::Cpu;
 
 /// Runs what the command line asks for; collective.

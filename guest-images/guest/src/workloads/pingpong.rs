@@ -1,7 +1,7 @@
 //! CPUs and accelerators take turns on the same pages: each page has a counter that both sides add to,
 //! and in its second half a block that one side writes and the other one checks.
 
-use super::report;
+use super::{Count, report};
 use crate::command::{atomic_add, fill, reduce};
 use crate::cpu::Cpu;
 use crate::devices;
@@ -83,7 +83,12 @@ pub fn run(cpu: &Cpu) {
         }
         cpu.progress(round + 1, rounds);
     }
-    report!(cpu, "{rounds} rounds on {pages} pages right");
+    report!(
+        cpu,
+        "{} on {} right",
+        Count(rounds, "round"),
+        Count(pages, "page")
+    );
 }
 
 fn pages_of(words: Range<u64>) -> Range<u64> {

@@ -1,7 +1,7 @@
 //! Reads the last pages of managed memory, which nothing else uses, and recovers from those that cannot be
 //! supplied: each access fails on each vCPU, with the page's address; after a free, the pages can be used again.
 
-use super::report;
+use super::{Count, Grouped, report};
 use crate::command::command;
 use crate::cpu::Cpu;
 use crate::devices;
@@ -58,7 +58,12 @@ pub fn run(cpu: &Cpu) {
             is_the_same_to_devices(cpu, page(number));
         }
     }
-    report!(cpu, "{lost} of {pages} pages lost, all usable again");
+    report!(
+        cpu,
+        "{} of {} lost, all usable again",
+        Grouped(lost),
+        Count(pages, "page")
+    );
 }
 
 /// All kinds of access, anywhere in the page, and nothing is changed by them.

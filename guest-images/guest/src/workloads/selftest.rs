@@ -1,7 +1,7 @@
 //! Gives the accelerators nonsense: everything must be refused as documented, and the device must work
 //! afterwards.
 
-use super::report;
+use super::{Count, report};
 use crate::accel::{Accel, ENTRIES};
 use crate::command::{command, copy, fill, reduce};
 use crate::control;
@@ -34,8 +34,8 @@ pub fn run(cpu: &Cpu) {
     }
     report!(
         cpu,
-        "{} accelerators refuse nonsense and work afterwards",
-        cpu.devices()
+        "{} refused nonsense and worked afterwards",
+        Count(cpu.devices(), "accelerator")
     );
 }
 

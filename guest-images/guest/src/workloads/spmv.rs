@@ -1,6 +1,6 @@
 //! A sparse matrix times a vector, by each accelerator for itself.
 
-use super::report;
+use super::{Count, Grouped, report};
 use crate::command::spmv;
 use crate::cpu::Cpu;
 use crate::csr::Csr;
@@ -48,7 +48,9 @@ pub fn run(cpu: &Cpu) {
     cpu.progress(2, 2);
     report!(
         cpu,
-        "{} products of a matrix with {rows} rows and {entries} entries right",
-        cpu.devices()
+        "{} of a matrix with {} and {} entries right",
+        Count(cpu.devices(), "product"),
+        Count(rows, "row"),
+        Grouped(entries)
     );
 }

@@ -1,6 +1,6 @@
 //! Copy, scale and add, as in the STREAM benchmark, with inputs that the CPUs write in each round.
 
-use super::report;
+use super::{Count, Grouped, report};
 use crate::command::{copy, triad};
 use crate::cpu::Cpu;
 use crate::devices;
@@ -35,7 +35,9 @@ pub fn run(cpu: &Cpu) {
     }
     report!(
         cpu,
-        "{rounds} rounds of {n} copies, multiples and sums right"
+        "{} of {} copies, multiples and sums right",
+        Count(rounds, "round"),
+        Grouped(n)
     );
 }
 

@@ -14,7 +14,7 @@ mod host_pages;
 #[path = "torture/rounds.rs"]
 mod rounds;
 
-use super::report;
+use super::{Count, report};
 use crate::catalog::TORTURE_PAGES_MAX;
 use crate::command::{atomic_add, copy, fill, migrate, reduce, vector_add};
 use crate::control;
@@ -74,7 +74,10 @@ pub fn run(cpu: &Cpu) {
     let checked = cpu.sum(torture.checked);
     report!(
         cpu,
-        "{ops} operations on {pages} shared pages, {checked} operations checked"
+        "{} on {}, {} checked",
+        Count(ops, "operation"),
+        Count(pages, "shared page"),
+        Count(checked, "operation")
     );
 }
 

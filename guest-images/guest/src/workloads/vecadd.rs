@@ -1,6 +1,6 @@
 //! Vector addition: data goes back and forth between CPUs and accelerators, and is freed at the end.
 
-use super::report;
+use super::{Count, report};
 use crate::command::vector_add;
 use crate::cpu::Cpu;
 use crate::devices;
@@ -37,6 +37,8 @@ pub fn run(cpu: &Cpu) {
     }
     report!(
         cpu,
-        "{rounds} rounds of {n} sums right, freed memory reads as zeros"
+        "{} of {} right, freed memory reads as zeros",
+        Count(rounds, "round"),
+        Count(n, "sum")
     );
 }

@@ -86,11 +86,8 @@ const fn hide_in(
     why: &'static str,
 ) -> Hidden {
     Hidden {
-        leaf,
         subleaf: Some(subleaf),
-        register,
-        bits,
-        why,
+        ..hide(leaf, register, bits, why)
     }
 }
 

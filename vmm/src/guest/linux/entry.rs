@@ -5,17 +5,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::kernel::{Loaded, Protocol};
 use super::layout::{GDT, PAGE_TABLES_END, PML4, START_INFO, ZERO_PAGE};
-
-// Control register bits.
-const CR0_PROTECTED: u64 = 1;
-const CR0_EXTENSION_TYPE: u64 = 1 << 4;
-const CR0_PAGING: u64 = 1 << 31;
-const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
-const EFER_LONG_MODE_ENABLE: u64 = 1 << 8;
-const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
-
-/// Bit 1 always reads as one; interrupts are off.
-const RFLAGS_FIXED: u64 = 1 << 1;
+use crate::guest::x86::{
+    CR0_EXTENSION_TYPE, CR0_PAGING, CR0_PROTECTED, CR4_PHYSICAL_ADDRESS_EXTENSION,
+    EFER_LONG_MODE_ACTIVE, EFER_LONG_MODE_ENABLE, Flat, RFLAGS_FIXED, segment, task,
+};
 
 /// The code segment that Linux's boot protocol asks for.
 const CODE: u16 = 0x10;
@@ -37,8 +30,8 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 /// Writes the tables that [`system`] points to.
 pub fn install(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     let put = |address: u64, value: u64| memory.write_obj(value.to_le(), GuestAddress(address));
-    let code = descriptor(&segment(CODE, 11, Mode::Long));
-    let data = descriptor(&segment(DATA, 3, Mode::Protected));
+    let code = descriptor(&segment(CODE, Flat::LongCode));
+    let data = descriptor(&segment(DATA, Flat::Data));
     for (index, entry) in [0, 0, code, data].into_iter().enumerate() {
         put(GDT + 8 * index as u64, entry)?;
     }
@@ -57,32 +50,6 @@ pub fn install(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
         )?;
     }
     Ok(())
-}
-
-/// The mode in which a vCPU begins.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    /// 64 bits.
-    Long,
-    /// 32 bits; also what a data segment says in either mode.
-    Protected,
-}
-
-/// Makes a flat segment.
-fn segment(selector: u16, type_: u8, mode: Mode) -> kvm_segment {
-    let long = mode == Mode::Long;
-    kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        db: u8::from(!long),
-        s: 1,
-        l: u8::from(long),
-        g: 1,
-        ..Default::default()
-    }
 }
 
 /// Returns a flat segment's entry in a descriptor table.
@@ -107,6 +74,7 @@ pub fn general(kernel: &Loaded) -> kvm_regs {
         rip: kernel.entry,
         rsi,
         rbx,
+        // Interrupts are off.
         rflags: RFLAGS_FIXED,
         ..Default::default()
     }
@@ -114,28 +82,21 @@ pub fn general(kernel: &Loaded) -> kvm_regs {
 
 /// Returns the segments, tables and control registers of the first vCPU; the rest stays as it is in `reset`.
 pub fn system(kernel: &Loaded, mut reset: kvm_sregs) -> kvm_sregs {
-    let mode = match kernel.protocol {
-        Protocol::Linux(_) => Mode::Long,
-        Protocol::Pvh => Mode::Protected,
+    let code = match kernel.protocol {
+        Protocol::Linux(_) => Flat::LongCode,
+        Protocol::Pvh => Flat::ProtectedCode,
     };
-    let data = segment(DATA, 3, Mode::Protected);
-    reset.cs = segment(CODE, 11, mode);
+    let data = segment(DATA, Flat::Data);
+    reset.cs = segment(CODE, code);
     (reset.ds, reset.es, reset.ss) = (data, data, data);
     (reset.fs, reset.gs) = (data, data);
-    reset.tr = kvm_segment {
-        limit: 0x67,
-        selector: TASK,
-        // A busy task state segment.
-        type_: 11,
-        present: 1,
-        ..Default::default()
-    };
+    reset.tr = task(TASK, 0, 0x67);
     reset.gdt.base = GDT;
     reset.gdt.limit = 4 * 8 - 1;
     reset.idt.base = 0;
     reset.idt.limit = 0;
     reset.cr0 = CR0_PROTECTED | CR0_EXTENSION_TYPE;
-    if mode == Mode::Long {
+    if code == Flat::LongCode {
         reset.cr0 |= CR0_PAGING;
         reset.cr3 = PML4;
         reset.cr4 = CR4_PHYSICAL_ADDRESS_EXTENSION;

@@ -4,23 +4,19 @@ use hmmvisor_abi::map;
 use kvm_bindings::{CpuId, kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
 
 use crate::guest::program::{firmware, ring0};
+use crate::guest::x86::{
+    CR0_EXTENSION_TYPE, CR0_PAGING, CR0_PROTECTED, CR4_PHYSICAL_ADDRESS_EXTENSION,
+    EFER_LONG_MODE_ACTIVE, EFER_LONG_MODE_ENABLE, Flat, RFLAGS_FIXED, segment, task,
+};
 
-// Control register bits.
-const CR0_PROTECTED: u64 = 1;
+// Control register bits that only these guests need.
 const CR0_MONITOR_COPROCESSOR: u64 = 1 << 1;
-const CR0_EXTENSION_TYPE: u64 = 1 << 4;
 const CR0_NUMERIC_ERROR: u64 = 1 << 5;
 const CR0_WRITE_PROTECT: u64 = 1 << 16;
-const CR0_PAGING: u64 = 1 << 31;
-const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
 const CR4_MACHINE_CHECK: u64 = 1 << 6;
 const CR4_SSE: u64 = 1 << 9;
 const CR4_SSE_EXCEPTIONS: u64 = 1 << 10;
-const EFER_LONG_MODE_ENABLE: u64 = 1 << 8;
-const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
 
-/// Bit 1 always reads as one.
-const RFLAGS_FIXED: u64 = 1 << 1;
 const RFLAGS_INTERRUPTS: u64 = 1 << 9;
 
 /// Returns the general registers at the guest's entry point.
@@ -40,44 +36,28 @@ pub fn general(vcpu: u32, entry: u64) -> kvm_regs {
 /// Returns the segments, tables and control registers; what is not about the mode (the local APIC's base) stays
 /// as it is in `reset`.
 pub fn system(vcpu: u32, reset: kvm_sregs) -> kvm_sregs {
-    // Flat, and marked as accessed; hardware checks each of these attributes when it enters the guest.
-    let segment = |selector, type_, long: bool| kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
+    let user = |selector, it| kvm_segment {
         dpl: 3,
-        db: u8::from(!long),
-        s: 1,
-        l: u8::from(long),
-        g: 1,
-        ..Default::default()
+        ..segment(selector, it)
     };
-    let code = segment(firmware::USER_CODE, 11, true);
-    let data = segment(firmware::USER_DATA, 3, false);
-    let task = kvm_segment {
-        base: firmware::tss(vcpu),
-        limit: firmware::TSS_LIMIT,
-        selector: firmware::tss_selector(vcpu),
-        // A busy 64-bit task state segment.
-        type_: 11,
-        present: 1,
-        ..Default::default()
-    };
+    let data = user(firmware::USER_DATA, Flat::Data);
     let table = |base, limit| kvm_dtable {
         base,
         limit,
         ..Default::default()
     };
     kvm_sregs {
-        cs: code,
+        cs: user(firmware::USER_CODE, Flat::LongCode),
         ss: data,
         ds: data,
         es: data,
         fs: data,
         gs: data,
-        tr: task,
+        tr: task(
+            firmware::tss_selector(vcpu),
+            firmware::tss(vcpu),
+            firmware::TSS_LIMIT,
+        ),
         ldt: kvm_segment {
             unusable: 1,
             ..Default::default()

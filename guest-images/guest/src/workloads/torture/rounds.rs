@@ -11,7 +11,7 @@ use crate::memory::{PAGE_WORDS, Words, alloc};
 use crate::pattern::Pattern;
 use crate::random::{Random, hash};
 use crate::verify;
-use crate::workloads::report;
+use crate::workloads::{Count, Grouped, report};
 use core::sync::atomic::Ordering;
 use hmmvisor_abi::control::chaos;
 use hmmvisor_abi::map::MAX_VCPUS;
@@ -106,7 +106,10 @@ pub fn run(cpu: &Cpu) {
     let rounds = round - first;
     report!(
         cpu,
-        "{rounds} rounds from round {first} on, {total} operations checked"
+        "{} from round {} on, {} checked",
+        Count(rounds, "round"),
+        Grouped(first),
+        Count(total, "operation")
     );
 }
 

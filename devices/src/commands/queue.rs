@@ -3,12 +3,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hmm_backend::Pinned;
 use hmmvisor_abi::accel::{
-    Command, Completion, QueueHeader, commands_offset, completions_offset, queue_bytes,
+    Command, Completion, QueueHeader, STATUS_OK, commands_offset, completions_offset, queue_bytes,
 };
 
-use crate::commands::managed::WORD;
+use super::error::CommandError;
+use super::managed::WORD;
 
 const HEADER_WORDS: usize = size_of::<QueueHeader>() / WORD as usize;
 const COMMAND_WORDS: usize = size_of::<Command>() / WORD as usize;
@@ -96,29 +96,18 @@ impl<W: AsRef<[AtomicU64]>> Queue<W> {
     }
 }
 
-/// Pinned pages that the guest and the device share.
-pub struct PinnedWords(pub Pinned);
-
-impl PinnedWords {
-    /// Their words, one after the other, as they are when it is their turn.
-    pub fn words(&self) -> impl Iterator<Item = u64> {
-        // Acquire: the guest wrote them before it wrote the register that brought us here.
-        self.as_ref().iter().map(|it| it.load(Ordering::Acquire))
-    }
-}
-
-impl AsRef<[AtomicU64]> for PinnedWords {
-    fn as_ref(&self) -> &[AtomicU64] {
-        // SAFETY: the pinned pages are mapped and stay in system memory for as long as `self.0` lives,
-        // which the returned borrow does not outlive. They are page-aligned and any bits are valid
-        // words. The guest changes them at any time, which is why they are atomics; nothing in this
-        // process makes a plain reference to them.
-        unsafe {
-            std::slice::from_raw_parts(
-                self.0.host().cast::<AtomicU64>(),
-                (self.0.len() / WORD) as usize,
-            )
-        }
+/// Returns what completes a command that had this result.
+pub fn completion(command: &Command, result: Result<u64, CommandError>) -> Completion {
+    let (status, result, address) = match result {
+        Ok(result) => (STATUS_OK, result, 0),
+        Err(error) => (error.status(), 0, error.address()),
+    };
+    Completion {
+        tag: command.tag,
+        status,
+        reserved: 0,
+        result,
+        address,
     }
 }
 

@@ -1,17 +1,22 @@
-//! Guest-physical memory that requests name.
+//! Guest memory that commands and requests name.
 
 use hmm_backend::pages::PAGE_SIZE;
 
-/// Bytes of guest-physical memory: `len` of them from `addr`. There need not be memory at all of these addresses.
+/// Bytes at a guest's addresses: `len` of them from `addr`. There need not be memory at all of these addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct GuestBytes {
-    /// Guest-physical address of the first one.
+    /// The address of the first one.
     pub addr: u64,
     /// How many there are.
     pub len: u64,
 }
 
 impl GuestBytes {
+    /// `len` bytes from `addr`.
+    pub fn new(addr: u64, len: u64) -> GuestBytes {
+        GuestBytes { addr, len }
+    }
+
     /// One past the last byte; none if that is beyond the address space.
     pub fn end(self) -> Option<u64> {
         self.addr.checked_add(self.len)
@@ -21,20 +26,14 @@ impl GuestBytes {
     pub fn touched_pages(self) -> Option<GuestBytes> {
         let start = self.addr - self.addr % PAGE_SIZE;
         let end = self.end()?.checked_next_multiple_of(PAGE_SIZE)?;
-        Some(GuestBytes {
-            addr: start,
-            len: end - start,
-        })
+        Some(GuestBytes::new(start, end - start))
     }
 
     /// The pages all of whose bytes are in it; none if there is no such page.
     pub fn whole_pages(self) -> Option<GuestBytes> {
         let start = self.addr.checked_next_multiple_of(PAGE_SIZE)?;
         let end = self.end()? / PAGE_SIZE * PAGE_SIZE;
-        (start < end).then(|| GuestBytes {
-            addr: start,
-            len: end - start,
-        })
+        (start < end).then(|| GuestBytes::new(start, end - start))
     }
 }
 
@@ -78,10 +77,7 @@ impl GuestBuffer {
                 continue;
             }
             let taken = left.min(span.len - skip);
-            part.push(GuestBytes {
-                addr: span.addr + skip,
-                len: taken,
-            });
+            part.push(GuestBytes::new(span.addr + skip, taken));
             left -= taken;
             skip = 0;
         }
