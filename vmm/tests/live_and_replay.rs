@@ -47,26 +47,26 @@ fn agrees(
         format!("[engine]\nkind = '{engine}'\nlockstep = true\n"),
     )
     .unwrap();
-    let output = Command::new(HMMVISOR)
-        .arg("run")
-        .arg(&config)
-        .args(["--workload", workload, "--param", param, "--policy", policy])
-        .args(["--accesses", accesses])
-        .args([
-            "--memory",
-            "64M",
-            "--device-memory",
-            device_memory,
-            "--record",
-        ])
-        .arg(&trace)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-
-    let reader = TraceReader::open(&trace).unwrap();
+    let run = || {
+        let output = Command::new(HMMVISOR)
+            .arg("run")
+            .arg(&config)
+            .args(["--workload", workload, "--param", param, "--policy", policy])
+            .args(["--accesses", accesses, "--memory", "64M"])
+            .args(["--device-memory", device_memory, "--record"])
+            .arg(&trace)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        TraceReader::open(&trace).unwrap()
+    };
+    // On a machine that is busy with other things, events may come faster than they are written. The trace says so, and there is
+    // nothing to compare.
+    let reader = (0..5)
+        .map(|_| run())
+        .find(|reader| reader.totals().dropped.is_empty())
+        .expect("events of five runs were dropped");
     assert_eq!(reader.tail(), Tail::Complete);
-    assert!(reader.totals().dropped.is_empty());
     let meta = reader.meta().clone();
     let live: Vec<Event> = reader.map(Result::unwrap).collect();
     let config = ReplayConfig {
