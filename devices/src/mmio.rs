@@ -12,7 +12,7 @@ use crate::Interrupt;
 /// The kind of a device: how the machine describes the device's slot to a guest's operating system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SlotKind {
-    /// An [`Accelerator`], or a device with the same registers.
+    /// An [`Accelerator`](crate::Accelerator), or a device with the same registers.
     Accelerator,
     /// A virtio device whose registers are as virtio-mmio has them.
     Virtio,

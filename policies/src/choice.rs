@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use hmm_backend::pages::Fidelity;
 use hmm_backend::policy::{PolicyFactory, PolicyFile, PolicySpec};
 
 use crate::error::ScriptError;
@@ -45,6 +46,21 @@ impl Chosen {
             factory: scripts.clone(),
             scripts: vec![scripts],
         }
+    }
+
+    /// Checks that devices that tell this much of their accesses tell enough for the scripts.
+    ///
+    /// # Errors
+    /// A script needs more.
+    pub fn check_told(&self, told: Fidelity) -> Result<(), ScriptError> {
+        let in_want = self.scripts.iter().find(|it| it.accesses() > told);
+        in_want.map_or(Ok(()), |script| {
+            Err(ScriptError::Told {
+                path: script.path().to_owned(),
+                needed: script.accesses(),
+                told,
+            })
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use hmm_backend::pages::Fidelity;
 use hmm_backend::policy::{PolicyError, PolicyFile};
 
 /// Why a script cannot be used.
@@ -60,6 +61,16 @@ pub enum ScriptError {
         spec: String,
         /// What is wrong.
         why: String,
+    },
+    /// The script needs to know more of accesses than devices tell.
+    #[error("policy script {} needs devices that tell of their accesses ({needed}), and they tell {told}: add --accesses {needed}", path.display())]
+    Told {
+        /// The script's file.
+        path: PathBuf,
+        /// How much it needs.
+        needed: Fidelity,
+        /// How much they tell.
+        told: Fidelity,
     },
     /// A region's policy decides about evictions, and devices belong to no region. The text says which part, and that it decides.
     #[error("{0} about evictions, which have no region; name it in [policy] spec")]

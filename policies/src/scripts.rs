@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use hmm_backend::pages::Fidelity;
 use hmm_backend::policy::{
     Density, EvictionPolicy, FaultPolicy, PolicyFactory, PolicyFile, PolicySpec, policy_checksum,
 };
@@ -67,6 +68,7 @@ pub struct Scripts {
     beside: PolicySpec,
     /// The functions that it has: a bit for each.
     functions: u32,
+    accesses: Fidelity,
     shared: Arc<CurrentScript>,
 }
 
@@ -120,6 +122,7 @@ impl Scripts {
             spec,
             beside,
             functions: script.handlers(),
+            accesses: script.accesses,
             shared,
         }))
     }
@@ -127,6 +130,11 @@ impl Scripts {
     /// The script's file.
     pub fn path(&self) -> &Path {
         &self.spec.path
+    }
+
+    /// How much devices must tell of their accesses for the script to be of use: it says so itself.
+    pub fn accesses(&self) -> Fidelity {
+        self.accesses
     }
 
     /// Whether the script decided about nothing but evictions when it was first loaded.

@@ -68,6 +68,56 @@ fn pipe(path: &Path) {
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
 }
 
+/// A script that needs to know of accesses is refused where devices do not tell, and runs where they do.
+#[test]
+fn a_script_says_how_much_devices_must_tell() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("counting.luau");
+    let text =
+        "return { accesses = 'bits', eviction = 'lfu', victims = function() return { 1 } end }";
+    fs::write(&script, text).unwrap();
+    let trace = folder.path().join("t");
+    let run = |accesses: &str| {
+        Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
+            .args(["run", "--workload", "gather", "--param", "n=4096"])
+            .args(["--memory", "32M", "--device-memory", "1M"])
+            .args(["--accesses", accesses, "--policy"])
+            .arg(&script)
+            .arg("--record")
+            .arg(&trace)
+            .output()
+            .unwrap()
+    };
+    let refused = run("faults");
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success(), "{told}");
+    assert!(
+        told.contains("they tell faults: add --accesses bits"),
+        "{told}"
+    );
+    assert!(!trace.exists());
+    let done = run("all");
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let replay = |accesses: &str| {
+        Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
+            .args(["replay", "--accesses", accesses, "--no-optimal"])
+            .arg(&trace)
+            .output()
+            .unwrap()
+    };
+    assert!(replay("bits").status.success());
+    let refused = replay("faults");
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && told.contains("add --accesses bits"),
+        "{told}"
+    );
+}
+
 #[test]
 fn a_trace_runs_only_the_script_that_it_was_recorded_with() {
     let folder = tempfile::tempdir().unwrap();

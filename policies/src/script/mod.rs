@@ -17,7 +17,7 @@ pub(crate) mod text;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use hmm_backend::pages::{Hint, PageRange, PageSet, Place};
+use hmm_backend::pages::{Fidelity, Hint, PageRange, PageSet, Place};
 use hmm_backend::policy::{Advice, BlockFault, BlockView, Seen, Wish};
 use mlua::chunk::ChunkMode;
 use mlua::{Function, Lua, Table, Value, ffi};
@@ -104,6 +104,8 @@ pub(crate) struct Script {
     remote_access_threshold: u32,
     pub(crate) tick_interval: Option<Duration>,
     pub(crate) eviction: Option<String>,
+    /// How much devices must tell of their accesses for the script to be of use.
+    pub(crate) accesses: Fidelity,
 }
 
 /// Why an event failed: file, line and what is wrong. Parts of it may be the script's words, so it is shown by
@@ -169,6 +171,7 @@ impl Script {
             remote_access_threshold: REMOTE_ACCESSES,
             tick_interval: None,
             eviction: None,
+            accesses: Fidelity::default(),
         };
         script.read(&table)?;
         if let Some(victims) = &mut script.handlers[VICTIMS] {
@@ -230,6 +233,11 @@ impl Script {
                     self.eviction = Some(spec.to_string_lossy());
                 }
                 ("eviction", _) => return wrong("it must be the name of an eviction policy"),
+                ("accesses", Value::String(told)) => match told.to_string_lossy().parse() {
+                    Ok(accesses) => self.accesses = accesses,
+                    Err(_) => return wrong("it must be faults, bits or all"),
+                },
+                ("accesses", _) => return wrong("it must be faults, bits or all"),
                 (_, Value::Function(function)) => {
                     let Some(i) = HANDLERS.iter().position(|known| *known == name) else {
                         return Err(self.unknown(&name));
@@ -528,7 +536,7 @@ fn count(value: &Value) -> Option<u32> {
 
 fn known() -> String {
     format!(
-        "{}, remote_access_threshold, tick_interval, eviction",
+        "{}, remote_access_threshold, tick_interval, eviction, accesses",
         HANDLERS.join(", ")
     )
 }

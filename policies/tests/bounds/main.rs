@@ -42,6 +42,10 @@ fn a_script_that_cannot_be_used_is_refused_with_file_and_line() {
             "`on_fault` is the number 5; it must be a function",
         ),
         (
+            "return { accesses = 'some', eviction = 'lru' }",
+            "`accesses` is a string; it must be faults, bits or all",
+        ),
+        (
             "return { eviction = 'mru' }",
             "'mru', which is no eviction policy",
         ),

@@ -165,6 +165,7 @@ fn settings(
         })?,
     };
     let batch = args.eviction_batch.or(meta.eviction_batch);
+    chosen.check_told(fidelity)?;
     let settings = FileReplay {
         fidelity,
         eviction_batch: batch.unwrap_or(EVICTION_BATCH),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use hmm_backend::EVICTION_BATCH;
 use hmm_backend::observe::{Event, EventKind};
-use hmm_backend::pages::{Access, DeviceId, Fidelity, Hint, Page, PageRange, Place};
+use hmm_backend::pages::{Access, DeviceId, Hint, Page, PageRange, Place};
 use hmm_backend::policy::LinkModel;
 use hmmvisor_experiments::figures::count;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
@@ -30,6 +30,7 @@ pub fn check(script: PolicyChoice) -> Result<ExitCode> {
     };
     let log: Log = Arc::new(|line: &str| note(&format!("policy script {line}")));
     let chosen = script.load(Limits::default(), log)?;
+    let told = chosen.scripts.iter().map(|script| script.accesses()).max();
     let config = ReplayConfig {
         policy: chosen.factory,
         memory: 8 << 20,
@@ -41,7 +42,7 @@ pub fn check(script: PolicyChoice) -> Result<ExitCode> {
             fault: Duration::from_millis(1),
             ..Costs::default()
         },
-        fidelity: Fidelity::default(),
+        fidelity: told.unwrap_or_default(),
         eviction_batch: EVICTION_BATCH,
         time: Time::Modelled,
         optimal: false,

@@ -366,7 +366,9 @@ fn replayed(path: &Path, run: &SweepRun) -> Result<Measured, String> {
     let reader = TraceReader::open(path).map_err(text)?;
     let link = run.link.as_ref();
     // Each run has a script of its own, whose figures are of this run alone.
-    let Chosen { factory, scripts } = loaded(&run.policy.spec)?;
+    let chosen = loaded(&run.policy.spec)?;
+    chosen.check_told(run.fidelity).map_err(text)?;
+    let Chosen { factory, scripts } = chosen;
     unchanged(run, &factory.exact())?;
     let settings = FileReplay {
         fidelity: run.fidelity,

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hmm_backend::pages::Page;
+use hmm_backend::pages::{Fidelity, Page};
 use hmm_backend::policy::PolicyFactory;
 use hmmvisor_devices::thread;
 use hmmvisor_policies::{
@@ -111,13 +111,14 @@ pub(crate) struct Script {
 
 impl Policies {
     /// Loads the policies that the configuration names.
-    pub(crate) fn load(config: &PolicyConfig) -> Result<Policies, ScriptError> {
+    pub(crate) fn load(config: &PolicyConfig, told: Fidelity) -> Result<Policies, ScriptError> {
         let messages = Arc::new(Messages::default());
         let its = messages.clone();
         let log: Log = Arc::new(move |line| {
             its.say(&format!("hmmvisor: policy script {line}\n"));
         });
         let common = config.spec.load(Limits::default(), log.clone())?;
+        common.check_told(told)?;
         let (mut factory, mut scripts) = (common.factory, common.scripts);
         if !config.region.is_empty() {
             let mut regions = Vec::new();

@@ -53,7 +53,7 @@ impl Prepared {
         } = ChosenGuest::new(config)?;
         let virtio = virtio::devices(config)?;
         let torture = Torture::of(config);
-        let policies = Policies::load(&config.policy)?;
+        let policies = Policies::load(&config.policy, config.devices.accesses)?;
         let policy = torture.policy();
         let policy = policy.unwrap_or_else(|| policies.factory.clone());
         let backend = Backend::new(BackendConfig {
