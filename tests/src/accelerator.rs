@@ -59,6 +59,11 @@ pub struct Rig {
 impl Rig {
     /// With this many pages of device memory. A second device, of 64 pages, only migrates.
     pub fn new(engine: Engine, policy: &str, device_pages: u64) -> Rig {
+        Rig::telling(Fidelity::default(), engine, policy, device_pages)
+    }
+
+    /// The same with an accelerator that tells this much of its accesses.
+    pub fn telling(fidelity: Fidelity, engine: Engine, policy: &str, device_pages: u64) -> Rig {
         let mut config = BackendConfig::new(u64::from(PAGES) * PAGE_SIZE);
         config.engine = EngineChoice::Only(engine);
         config.policy = Arc::new(policy.parse::<PolicySpec>().unwrap());
@@ -77,7 +82,7 @@ impl Rig {
         let interrupts = Arc::new(AtomicU64::new(0));
         let config = AcceleratorConfig {
             coherent: false,
-            fidelity: Fidelity::default(),
+            fidelity,
             memory: device_pages * PAGE_SIZE,
             managed_base: MANAGED,
             vcpus: 2,

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use hmm_backend::pages::{PAGE_SIZE, Page};
+use hmm_backend::pages::{Fidelity, PAGE_SIZE, Page};
 use hmm_backend::residency::Residency;
 use hmmvisor_abi::accel::*;
 use hmmvisor_testkit::accelerator::{FIRST, PAGES, Rig, at, command};
@@ -52,6 +52,21 @@ fn integers(rig: &mut Rig, random: &mut Random) {
     rig.wait();
     assert_eq!(rig.answer().0, STATUS_OK);
     rig.expect("atomic add", 130, [9; 4096]);
+}
+
+/// A vCPU that has seen a command's completion may fault on its pages at once. The backend has been told of the command's
+/// accesses then, so that a recorded run has them in their order.
+#[test]
+fn visits_are_told_of_when_a_command_is_complete() {
+    both_engines("visits", |engine| {
+        let mut rig = Rig::telling(Fidelity::All, engine, "on-demand+lru", 64);
+        let visits = |rig: &Rig| rig.backend.stats().counters.visits;
+        for round in 0..3 {
+            rig.result(OP_FILL, &[at(10), 8 * 512, 1, 1]);
+            // The first time, each of the 8 pages takes a fault, which tells of the access.
+            assert_eq!(visits(&rig), 8 * round);
+        }
+    });
 }
 
 /// Hints move nothing, but decide where the next access finds its page.

@@ -164,7 +164,11 @@ fn pingpong() {
 #[test]
 fn with_bits_and_with_all_accesses() {
     for accesses in ["bits", "all"] {
-        for (workload, param) in [("bfs", "vertices=32K"), ("spmv", "rows=32K")] {
+        for (workload, param) in [
+            ("bfs", "vertices=32K"),
+            ("spmv", "rows=32K"),
+            ("pingpong", "rounds=20"),
+        ] {
             for eviction in ["lru", "clock", "lfu", "s3-fifo"] {
                 for faults in ["on-demand", "density"] {
                     let policy = format!("{faults}+{eviction}+timeslice:min=0us");

@@ -66,6 +66,8 @@ impl Processor {
             Ok(None) => false,
             Ok(Some(command)) => {
                 let completion = complete(&command, &mut self.memory);
+                // Before vCPUs that wait for the command fault on its pages, so that a recorded run has both in their order.
+                self.memory.mirror.tell_visits();
                 queue.complete(completion);
                 let completed = queue.completed();
                 self.shared

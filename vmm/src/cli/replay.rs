@@ -236,11 +236,17 @@ impl fmt::Display for ReplaySummary<'_> {
 impl ReplaySummary<'_> {
     /// Writes what was replayed, and under what.
     fn settings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.meta.kind {
-            TraceKind::Live => {
+        let kind = match (self.meta.kind, self.meta.fidelity.as_str()) {
+            (TraceKind::Live, "all") => {
+                "a live run: the faults of CPUs, and all accesses of devices"
+            }
+            (TraceKind::Live, "bits") => {
+                "a live run: its faults, and the accessed bits that were looked at"
+            }
+            (TraceKind::Live, _) => {
                 "the faults of a live run: accesses between them are not in the trace"
             }
-            TraceKind::Access => "all accesses",
+            (TraceKind::Access, _) => "all accesses",
         };
         let name = printable(self.meta.name());
         writeln!(f, "trace           {name}, {kind}")?;

@@ -58,7 +58,9 @@ impl Prepared {
         let policy = policy.unwrap_or_else(|| policies.factory.clone());
         let backend = Backend::new(BackendConfig {
             policy: policy.clone(),
-            events: trace.as_ref().map_or(0, |_| recording::RING),
+            events: trace
+                .as_ref()
+                .map_or(0, |_| recording::ring(config.devices.accesses)),
             ..memory(config, &*guest, &torture)
         })?;
         let placement = CpuPlacement::new(config, &host.cpus);

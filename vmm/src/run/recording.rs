@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hmm_backend::Backend;
 use hmm_backend::limits;
 use hmm_backend::observe::EventKind;
-use hmm_backend::pages::PAGE_SIZE;
+use hmm_backend::pages::{Fidelity, PAGE_SIZE};
 use hmm_backend::policy::PolicyFile;
 use hmmvisor_devices::thread::{self, Joined, Thread};
 use hmmvisor_experiments::output::Output;
@@ -24,7 +24,17 @@ use crate::run::signals::{self, Signals};
 
 /// Events that the ring of each of the backend's threads can hold: many times what a thread produces in [`DRAIN`]. An event has 72
 /// bytes, which are reserved as needed.
-pub const RING: usize = 1 << 16;
+const RING: usize = 1 << 16;
+/// The same where accelerators tell of every access: millions a second.
+const RING_OF_ACCESSES: usize = 1 << 20;
+
+/// Returns how many events the ring of each thread has to hold.
+pub(super) fn ring(told: Fidelity) -> usize {
+    match told {
+        Fidelity::Faults | Fidelity::Bits => RING,
+        Fidelity::All => RING_OF_ACCESSES,
+    }
+}
 
 /// How often the rings are emptied.
 const DRAIN: Duration = Duration::from_millis(10);
