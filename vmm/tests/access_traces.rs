@@ -57,6 +57,12 @@ fn a_live_run_touches_the_same_pages_in_the_same_order() {
         ("matmul", &["n=24"]),
         ("spmv", &["rows=2000", "degree=4"]),
         ("churn", &["rounds=5", "pages=128"]),
+        ("stencil", &["n=90", "steps=3"]),
+        ("join", &["n=3000", "probes=7000"]),
+        ("sort", &["n=6000", "digits=3"]),
+        ("zipf", &["len=9000", "n=3000", "rounds=2"]),
+        ("tree", &["nodes=900", "walks=300"]),
+        ("phases", &["n=9000", "phases=4", "passes=2"]),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let mut common = vec!["--memory", "16M", "--seed", "7"];

@@ -8,18 +8,30 @@ mod chase;
 mod churn;
 #[path = "../../../guest-images/guest/src/workloads/gather.rs"]
 mod gather;
+#[path = "../../../guest-images/guest/src/workloads/join.rs"]
+mod join;
 #[path = "../../../guest-images/guest/src/workloads/matmul.rs"]
 mod matmul;
+#[path = "../../../guest-images/guest/src/workloads/phases.rs"]
+mod phases;
 #[path = "../../../guest-images/guest/src/workloads/pingpong.rs"]
 mod pingpong;
+#[path = "../../../guest-images/guest/src/workloads/sort.rs"]
+mod sort;
 #[path = "../../../guest-images/guest/src/workloads/spmv.rs"]
 mod spmv;
+#[path = "../../../guest-images/guest/src/workloads/stencil.rs"]
+mod stencil;
 #[path = "../../../guest-images/guest/src/workloads/stream.rs"]
 mod stream;
 #[path = "../../../guest-images/guest/src/workloads/torture.rs"]
 mod torture;
+#[path = "../../../guest-images/guest/src/workloads/tree.rs"]
+mod tree;
 #[path = "../../../guest-images/guest/src/workloads/vecadd.rs"]
 mod vecadd;
+#[path = "../../../guest-images/guest/src/workloads/zipf.rs"]
+mod zipf;
 
 use crate::catalog::Kind;
 use crate::console::{Count, Grouped};
@@ -37,6 +49,12 @@ pub fn program(kind: Kind) -> Result<fn(&Cpu), &'static str> {
         Kind::MatMul => matmul::run,
         Kind::SpMv => spmv::run,
         Kind::Churn => churn::run,
+        Kind::Stencil => stencil::run,
+        Kind::Join => join::run,
+        Kind::Sort => sort::run,
+        Kind::Zipf => zipf::run,
+        Kind::Tree => tree::run,
+        Kind::Phases => phases::run,
         Kind::Torture => torture::run,
         Kind::Recover => return Err("it is about pages that a real machine loses"),
         Kind::SelfTest => return Err("it is about commands that a real accelerator refuses"),

@@ -18,6 +18,12 @@ const SMALL: &[(&str, &[(&str, &str)])] = &[
     ("matmul", &[("n", "24")]),
     ("spmv", &[("rows", "2000"), ("degree", "4")]),
     ("churn", &[("rounds", "5"), ("pages", "128")]),
+    ("stencil", &[("n", "90"), ("steps", "3")]),
+    ("join", &[("n", "3000"), ("probes", "7000")]),
+    ("sort", &[("n", "6000"), ("digits", "3")]),
+    ("zipf", &[("len", "9000"), ("n", "3000"), ("rounds", "2")]),
+    ("tree", &[("nodes", "900"), ("walks", "300")]),
+    ("phases", &[("n", "9000"), ("phases", "4"), ("passes", "2")]),
 ];
 
 fn settings(workload: &str) -> Settings {

@@ -49,6 +49,32 @@ impl Random {
     }
 }
 
+/// A fixed permutation of the numbers below a bound, which puts neighbours far apart.
+#[derive(Clone, Copy)]
+pub struct Shuffle {
+    len: u64,
+    factor: u64,
+}
+
+impl Shuffle {
+    /// One of the permutations of the numbers less than `len`.
+    pub fn new(seed: u64, len: u64) -> Self {
+        let factor = (hash_below(seed, 0, len).max(1)..)
+            .find(|factor| gcd(*factor, len) == 1)
+            .expect("the next multiple of len plus 1 is one");
+        Self { len, factor }
+    }
+
+    /// The number to which it takes `index`.
+    pub fn of(self, index: u64) -> u64 {
+        ((u128::from(index) * u128::from(self.factor)) % u128::from(self.len)) as u64
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 fn scale(value: u64, bound: u64) -> u64 {
     ((u128::from(value) * u128::from(bound)) >> 64) as u64
 }

@@ -251,7 +251,7 @@ proptest! {
         len in 1usize..=512, states in prop::collection::vec(0u8..4, 512),
         faults in prop::collection::vec((0usize..512, any::<bool>(), 0u64..2000, 0u8..20), 1..40),
         faulting in prop::sample::select(vec!["density:min_faults=2", "density:threshold=1", "sequential:min_run=1,window=512",
-            "first-touch", "access-counter", "on-demand"]),
+            "first-touch", "access-counter", "adaptive", "on-demand"]),
         modifiers in prop::sample::select(vec!["", "+hints", "+thrash:threshold=1,pin_threshold=1", "+hints+thrash:nap=0us,pin=1ms"]),
     ) {
         let word = |(i, state): (usize, &u8)| match state {

@@ -22,7 +22,7 @@ pub(super) const MODIFIER: &str = "modifier";
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// All components, in the order in which they are printed.
-pub(super) static POLICIES: [PolicyInfo; 15] = [
+pub(super) static POLICIES: [PolicyInfo; 16] = [
     PolicyInfo {
         name: "on-demand",
         kind: FAULTS,
@@ -83,6 +83,12 @@ pub(super) static POLICIES: [PolicyInfo; 15] = [
             default: "256",
             accepts: integer(1, 65535),
         }],
+    },
+    PolicyInfo {
+        name: "adaptive",
+        kind: FAULTS,
+        summary: "learn for each region whether to bring pages, neighbours or strides, or to use pages in place",
+        params: &[],
     },
     PolicyInfo {
         name: "static",

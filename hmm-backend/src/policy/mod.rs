@@ -25,7 +25,9 @@ pub use catalogue::policies;
 pub use contract::{AccessedBits, EvictionPolicy, FaultPolicy, NoBits, PolicyFactory};
 pub use error::PolicyError;
 pub use eviction::{ByMigration, Clock, Fifo, Fill, Lfu, Lru, S3Fifo};
-pub use fault::{AccessCounter, Density, FirstTouch, OnDemand, PlacementError, Sequential};
+pub use fault::{
+    AccessCounter, Adaptive, Density, FirstTouch, OnDemand, PlacementError, Sequential,
+};
 pub use file::{PolicyFile, policy_checksum};
 pub use link::LinkModel;
 pub use params::{Accepts, PolicyInfo, PolicyParam};

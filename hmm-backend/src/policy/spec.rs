@@ -12,7 +12,7 @@ use super::catalogue::{EVICTION, FAULTS, MODIFIER, POLICIES};
 use super::contract::{EvictionPolicy, FaultPolicy, PolicyFactory};
 use super::error::PolicyError;
 use super::eviction::{ByMigration, Clock, Fifo, Fill, Lfu, Lru, S3Fifo};
-use super::fault::{AccessCounter, Density, FirstTouch, OnDemand, Sequential, Static};
+use super::fault::{AccessCounter, Adaptive, Density, FirstTouch, OnDemand, Sequential, Static};
 use super::file::PolicyFile;
 use super::modifier::{Hints, Modified, Thrash, ThrashParams, Timeslice};
 use super::params::{Component, names};
@@ -126,6 +126,7 @@ impl PolicyFactory for PolicySpec {
                 faults.integer("min_run"),
             )),
             "first-touch" => Box::new(FirstTouch),
+            "adaptive" => Box::new(Adaptive::default()),
             "access-counter" => Box::new(AccessCounter::new(faults.integer("threshold"))),
             "static" => Box::new(Static::new(faults.placement("file"), faults.time("hold"))),
             _ => Box::new(Density::new(
@@ -286,7 +287,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let message = |spec: &str| spec.parse::<PolicySpec>().unwrap_err().to_string();
-        let known = "there are: on-demand, density, sequential, first-touch, access-counter, static, lru, fifo, clock, \
+        let known = "there are: on-demand, density, sequential, first-touch, access-counter, adaptive, static, lru, fifo, clock, \
                      lfu, s3-fifo, by-migration, timeslice, hints, thrash";
         assert_eq!(
             message("densty"),

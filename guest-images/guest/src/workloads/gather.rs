@@ -5,7 +5,7 @@ use crate::command::{gather, scatter};
 use crate::cpu::Cpu;
 use crate::devices;
 use crate::memory::alloc;
-use crate::random::{hash, hash_below};
+use crate::random::{Shuffle, hash, hash_below};
 use crate::verify;
 
 pub fn run(cpu: &Cpu) {
@@ -38,8 +38,8 @@ pub fn run(cpu: &Cpu) {
 
     // Scattered to different places, so that there is one right result; the other places keep theirs.
     let count = n.min(len);
-    let factor = coprime(len, hash_below(spread_seed, 0, len));
-    let target = |i: u64| ((u128::from(i) * u128::from(factor)) % u128::from(len)) as u64;
+    let target = Shuffle::new(spread_seed, len);
+    let target = |i: u64| target.of(i);
     let rest = |i| hash(rest_seed, i);
     scattered.fill(cpu.share(len), rest);
     indices.fill(cpu.share(n), target);
@@ -74,15 +74,4 @@ pub fn run(cpu: &Cpu) {
         Grouped(n),
         Grouped(count)
     );
-}
-
-/// The first number from `from` on that has no common factor with `len`.
-fn coprime(len: u64, from: u64) -> u64 {
-    (from.max(1)..)
-        .find(|number| gcd(*number, len) == 1)
-        .expect("the next multiple of len plus 1 is one")
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -6,14 +6,20 @@ mod chase;
 mod churn;
 mod crash;
 mod gather;
+mod join;
 mod matmul;
+mod phases;
 mod pingpong;
 mod recover;
 mod selftest;
+mod sort;
 mod spmv;
+mod stencil;
 mod stream;
 mod torture;
+mod tree;
 mod vecadd;
+mod zipf;
 
 use crate::catalog::Kind;
 use crate::console::{Count, Grouped};
@@ -31,6 +37,12 @@ pub fn run(cpu: &Cpu) {
         Kind::MatMul => matmul::run,
         Kind::SpMv => spmv::run,
         Kind::Churn => churn::run,
+        Kind::Stencil => stencil::run,
+        Kind::Join => join::run,
+        Kind::Sort => sort::run,
+        Kind::Zipf => zipf::run,
+        Kind::Tree => tree::run,
+        Kind::Phases => phases::run,
         Kind::Torture => torture::run,
         Kind::Recover => recover::run,
         Kind::SelfTest => selftest::run,

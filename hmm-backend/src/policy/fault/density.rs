@@ -10,12 +10,13 @@
 //! group with a thrashing page is not filled.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::pages::{Block, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy};
 
 /// Pages in the group that a fault fills completely: 64 KiB.
-const BIG_PAGE: usize = 16;
+pub(super) const BIG_PAGE: usize = 16;
 
 /// The density policy.
 #[derive(Debug)]
@@ -52,6 +53,33 @@ impl Density {
     }
 }
 
+/// Returns the pages of a block's group of 64 KiB with this number.
+pub(super) fn big_page(number: usize) -> Range<usize> {
+    number * BIG_PAGE..(number + 1) * BIG_PAGE
+}
+
+/// Returns the largest subtree around a page of a block with `len` pages of which more than `threshold` percent is in
+/// `wanted`; the page alone if there is none.
+pub(super) fn largest_dense(
+    wanted: &PageSet,
+    index: usize,
+    len: usize,
+    threshold: u32,
+) -> Range<usize> {
+    let mut best = index..index + 1;
+    let mut size = 1;
+    while size < len.next_power_of_two() {
+        size *= 2;
+        let start = index / size * size;
+        let node = start..(start + size).min(len);
+        let dense = wanted.count_in(node.clone()) * 100;
+        if dense > node.len() * threshold as usize {
+            best = node;
+        }
+    }
+    best
+}
+
 impl Default for Density {
     fn default() -> Self {
         Density::new(51, 1)
@@ -72,17 +100,7 @@ impl FaultPolicy for Density {
         }
         let mut prefetch = PageSet::EMPTY;
         for index in fault.pages.iter() {
-            let mut best = index..index + 1;
-            let mut size = 1;
-            while size < len.next_power_of_two() {
-                size *= 2;
-                let start = index / size * size;
-                let node = start..(start + size).min(len);
-                let dense = wanted.count_in(node.clone()) * 100;
-                if dense > node.len() * self.threshold as usize {
-                    best = node;
-                }
-            }
+            let best = largest_dense(&wanted, index, len, self.threshold);
             prefetch.insert_range(best.clone());
             if best.end == len && best.start == 0 {
                 break;

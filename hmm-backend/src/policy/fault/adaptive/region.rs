@@ -1,0 +1,229 @@
+//! What is known of a block: which of its pages have been on a device, and for each group of 64 KiB whether that has paid
+//! off.
+
+use std::time::Duration;
+
+use super::neighbours::FirstFaults;
+use crate::pages::{BLOCK_PAGES, PAGE_SIZE, PageSet};
+use crate::policy::LinkModel;
+use crate::policy::fault::density::{BIG_PAGE, big_page};
+
+/// Groups of a block.
+const GROUPS: usize = BLOCK_PAGES as usize / BIG_PAGE;
+/// The time of a fault, as in the replay's costs: about what a GPU's fault takes.
+const FAULT: Duration = Duration::from_micros(20);
+/// The time of an access in place, as in the replay's costs: about a round trip over PCIe.
+const REMOTE: Duration = Duration::from_micros(1);
+/// How often a group that has proved hot may return before it has to prove it again. It bounds what a wrong proof costs:
+/// this many migrations for the accesses in place of one.
+const PASSES: u8 = 4;
+/// The most times that the accesses needed for a proof are doubled.
+const MOST_LEVEL: u8 = 6;
+
+/// A time in nanoseconds, half as large as a `Duration`.
+type Nanos = u64;
+
+/// How a page left a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Returned {
+    /// Device memory was short.
+    Evicted,
+    /// A CPU touched it or one of its neighbours.
+    ByCpu,
+}
+
+/// The experience with 64 KiB.
+#[derive(Clone, Copy, Debug, Default)]
+struct Group {
+    /// Accesses in place since the group came to system memory or was used there first.
+    heat: u32,
+    /// The accesses needed for a proof are doubled so often.
+    level: u8,
+    /// Returns left for which pages migrate at once.
+    passes: u8,
+    /// Whether pages are on a device since `since`, and this stay has not been judged yet.
+    on_device: bool,
+    /// When pages went to a device, or when the device began to use pages in place.
+    since: Nanos,
+    /// How long the last proof took; 0 if there has been none.
+    heated: Nanos,
+}
+
+/// A block's history. 64 bytes for each set of pages, 24 for each group.
+#[derive(Debug, Default)]
+pub(super) struct Region {
+    /// Pages that went to a device and are not known to have come back.
+    sent: PageSet,
+    /// Pages that have come back.
+    returned: PageSet,
+    /// Those of them that came back by eviction and that no device has touched since.
+    evicted: PageSet,
+    /// Pages that a device uses in place; may contain pages that have migrated since.
+    in_place: PageSet,
+    groups: [Group; GROUPS],
+    /// What is known of neighbours.
+    pub(super) first_faults: FirstFaults,
+}
+
+impl Region {
+    /// A device faults on these pages. Returns how many of them it has lost to an eviction since it used them last.
+    pub(super) fn lost(&mut self, faulting: &PageSet, system: &PageSet, now: Nanos) -> i32 {
+        let gone = faulting.intersection(&self.sent).intersection(system);
+        if !gone.is_empty() {
+            // The pages of a group are evicted together more often than not. Without the others, each of them would be
+            // judged when it is touched, by a stay on the device that has begun since.
+            let mut groups = PageSet::EMPTY;
+            for index in gone.iter() {
+                groups.insert_range(big_page(index / BIG_PAGE));
+            }
+            let back = groups.intersection(&self.sent).intersection(system);
+            self.come_back(&back, Returned::Evicted, now);
+            self.evicted = self.evicted.union(&back);
+        }
+        let lost = faulting.intersection(&self.evicted);
+        self.evicted = self.evicted.difference(&lost);
+        lost.count() as i32
+    }
+
+    /// Notes that these pages are in system memory again, if they were on a device. Judges each group's stay there: it was
+    /// worth the migration if it took at least as long as the accesses that had proved the group hot.
+    pub(super) fn come_back(&mut self, pages: &PageSet, how: Returned, now: Nanos) {
+        let back = pages.intersection(&self.sent);
+        for index in back.iter() {
+            let group = &mut self.groups[index / BIG_PAGE];
+            if std::mem::take(&mut group.on_device) {
+                group.judge(how, now);
+            }
+        }
+        self.sent = self.sent.difference(&back);
+        self.in_place = self.in_place.difference(&back);
+        self.returned = self.returned.union(&back);
+    }
+
+    /// Returns those of these pages that have returned and may not migrate before their group proves hot.
+    pub(super) fn waiting(&self, system: &PageSet) -> PageSet {
+        self.unproven(&self.returned.intersection(system))
+    }
+
+    /// Returns those of these pages whose groups have no passes.
+    pub(super) fn unproven(&self, pages: &PageSet) -> PageSet {
+        let mut rest = *pages;
+        for (number, group) in self.groups.iter().enumerate() {
+            if group.passes > 0 {
+                rest = rest.difference(&PageSet::from_range(big_page(number)));
+            }
+        }
+        rest
+    }
+
+    /// Returns the pages that have been on a device.
+    pub(super) fn known(&self) -> PageSet {
+        self.sent.union(&self.returned)
+    }
+
+    /// Counts those of these pages that no device has used.
+    pub(super) fn count_new(&self, pages: &PageSet) -> i32 {
+        pages.difference(&self.known()).count() as i32
+    }
+
+    /// Returns those of these pages of system memory that a device uses in place.
+    pub(super) fn in_place(&self, system: &PageSet) -> PageSet {
+        self.in_place.intersection(system)
+    }
+
+    /// Notes that a device uses these pages in place from now on.
+    pub(super) fn use_in_place(&mut self, pages: &PageSet, now: Nanos) {
+        for index in pages.iter() {
+            let number = index / BIG_PAGE;
+            let group = &mut self.groups[number];
+            if self.in_place.count_in(big_page(number)) == 0 {
+                (group.since, group.heat) = (now, 0);
+            }
+            self.in_place.insert(index);
+        }
+        self.returned = self.returned.union(pages);
+    }
+
+    /// Notes that these pages go to a device.
+    pub(super) fn send(&mut self, pages: &PageSet, now: Nanos) {
+        self.sent = self.sent.union(pages);
+        self.returned = self.returned.difference(pages);
+        self.evicted = self.evicted.difference(pages);
+        self.in_place = self.in_place.difference(pages);
+        for index in pages.iter() {
+            let group = &mut self.groups[index / BIG_PAGE];
+            if !group.on_device {
+                (group.since, group.on_device) = (now, true);
+            }
+        }
+    }
+
+    /// Notes `count` accesses in place to a group, of which these pages are in system memory. Returns the pages that
+    /// migrate: those that the device uses, when the accesses have cost as much as bringing them costs.
+    pub(super) fn used_in_place(
+        &mut self,
+        system: &PageSet,
+        count: u32,
+        link: &LinkModel,
+        now: Nanos,
+    ) -> PageSet {
+        let pages = self.in_place.intersection(system);
+        let Some(first) = pages.first() else {
+            return PageSet::EMPTY;
+        };
+        let group = &mut self.groups[first / BIG_PAGE];
+        group.heat = group.heat.saturating_add(count);
+        if group.heat < accesses_worth(pages.count(), link) << group.level {
+            return PageSet::EMPTY;
+        }
+        group.heated = now.saturating_sub(group.since).max(1);
+        (group.heat, group.passes) = (0, PASSES);
+        (group.since, group.on_device) = (now, true);
+        self.sent = self.sent.union(&pages);
+        pages
+    }
+
+    /// Forgets pages whose contents are gone.
+    pub(super) fn freed(&mut self, pages: &PageSet) {
+        let Region {
+            sent,
+            returned,
+            evicted,
+            in_place,
+            ..
+        } = self;
+        for set in [sent, returned, evicted, in_place] {
+            *set = set.difference(pages);
+        }
+    }
+}
+
+impl Group {
+    fn judge(&mut self, how: Returned, now: Nanos) {
+        let stayed = now.saturating_sub(self.since);
+        self.heat = 0;
+        if self.heated == 0 {
+            // It never proved hot: nothing is known of its worth.
+            return;
+        }
+        if stayed < self.heated {
+            self.level = (self.level + 1).min(MOST_LEVEL);
+            self.passes = 0;
+            return;
+        }
+        self.level = self.level.saturating_sub(1);
+        if how == Returned::Evicted {
+            self.passes = self.passes.saturating_sub(1);
+        }
+    }
+}
+
+/// Returns how many accesses in place cost as much as it costs to migrate this many pages to the device, to fault on them there, and to
+/// bring them back.
+fn accesses_worth(pages: usize, link: &LinkModel) -> u32 {
+    let transfers = link.time(pages as u64 * PAGE_SIZE) * 2;
+    let faults = FAULT * (pages as u32 + 1);
+    let accesses = (transfers + faults).as_nanos() / REMOTE.as_nanos();
+    // A slow link makes no page wait for ever.
+    accesses.min(1 << 20) as u32
+}

@@ -1,0 +1,280 @@
+//! The decisions of the adaptive policy, one by one, and that its state is bounded and its decisions deterministic.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::tracked::MOST_BLOCKS;
+use super::*;
+use crate::pages::{Block, DeviceId, Page};
+use crate::policy::test_view::*;
+use crate::residency::Word;
+
+const DEVICE: Place = Place::Device(DeviceId(0));
+/// More accesses in place than it takes for a page that moves alone, fewer than for two.
+const ENOUGH_FOR_ONE: u32 = 64;
+
+/// A policy, and the residency of one block that its advice changes.
+struct Guest {
+    policy: Adaptive,
+    system: PageSet,
+    device: PageSet,
+    now: Duration,
+    free_frames: u32,
+}
+
+impl Guest {
+    /// All pages are in system memory, where a CPU has filled them; device memory has room.
+    fn new() -> Guest {
+        Guest {
+            policy: Adaptive::default(),
+            system: PageSet::from_range(0..512),
+            device: PageSet::EMPTY,
+            now: Duration::from_millis(1),
+            free_frames: 4096,
+        }
+    }
+
+    fn words(&self) -> Vec<Word> {
+        block(512, &self.system, &self.device)
+    }
+
+    /// A fault, a microsecond after the one before. Returns how many pages moved.
+    fn touch(&mut self, page: usize, to: Place) -> usize {
+        self.now += Duration::from_micros(1);
+        let words = self.words();
+        let view = BlockView {
+            free_frames: self.free_frames,
+            capacity: 4096,
+            ..view(&words)
+        };
+        let fault = BlockFault {
+            now: self.now,
+            ..fault([page], to)
+        };
+        let advice = self.policy.advise(&fault, &view);
+        if advice.stay {
+            return 0;
+        }
+        let moved = advice.prefetch.union(&fault.pages);
+        self.place(&moved, to);
+        moved.count()
+    }
+
+    fn place(&mut self, pages: &PageSet, to: Place) {
+        let (here, there) = match to {
+            Place::System => (&mut self.system, &mut self.device),
+            Place::Device(_) => (&mut self.device, &mut self.system),
+        };
+        *here = here.union(pages);
+        *there = there.difference(pages);
+    }
+
+    fn evict(&mut self, pages: std::ops::Range<usize>) {
+        let pages = PageSet::from_range(pages).intersection(&self.device);
+        self.place(&pages, Place::System);
+    }
+
+    /// The device uses this page's group in place so often. Returns how many pages moved.
+    fn use_in_place(&mut self, page: usize, accesses: u32) -> usize {
+        let words = self.words();
+        let start = page / 16 * 16;
+        let mut moved = PageSet::EMPTY;
+        for _ in 0..accesses / REPORT {
+            let seen = BlockFault {
+                now: self.now,
+                ..fault(start..start + 16, DEVICE)
+            };
+            moved = self.policy.remote_accesses(&seen, REPORT, &view(&words));
+        }
+        self.place(&moved, DEVICE);
+        moved.count()
+    }
+}
+
+#[test]
+fn a_walk_doubles_what_it_brings_from_single_pages_on() {
+    let mut guest = Guest::new();
+    let mut moved = Vec::new();
+    for page in 0..512 {
+        if !guest.device.contains(page) {
+            moved.push(guest.touch(page, DEVICE));
+        }
+    }
+    assert_eq!(moved[..2], [1, 15], "the second fault brings the 64 KiB");
+    assert!(moved.len() < 12, "{moved:?}");
+}
+
+#[test]
+fn scattered_pages_come_alone() {
+    let mut guest = Guest::new();
+    // No two distances are equal.
+    for page in [3, 40, 90, 160, 250, 370, 510] {
+        assert_eq!(guest.touch(page, DEVICE), 1, "page {page}");
+    }
+}
+
+#[test]
+fn a_page_that_a_cpu_has_brought_back_is_used_in_place_until_it_is_hot() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.touch(100, DEVICE), 1);
+    assert_eq!(guest.touch(100, Place::System), 1);
+    assert_eq!(guest.touch(100, DEVICE), 0);
+    assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE - REPORT), 0);
+    assert_eq!(guest.use_in_place(100, REPORT), 1);
+}
+
+#[test]
+fn a_page_that_was_evicted_is_used_in_place_until_it_is_hot() {
+    let mut guest = Guest::new();
+    guest.touch(100, DEVICE);
+    guest.evict(0..512);
+    assert_eq!(guest.touch(100, DEVICE), 0);
+    assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 1);
+}
+
+#[test]
+fn more_pages_take_more_accesses() {
+    let mut guest = Guest::new();
+    for to in [DEVICE, Place::System, DEVICE] {
+        guest.touch(100, to);
+        guest.touch(107, to);
+    }
+    assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 0);
+    assert_eq!(guest.use_in_place(100, REPORT), 2);
+}
+
+/// A page that has proved hot in this many microseconds, and has been on the device for as many.
+fn proved(heating: u64, stay: u64) -> Guest {
+    let mut guest = Guest::new();
+    for to in [DEVICE, Place::System, DEVICE] {
+        guest.touch(100, to);
+    }
+    guest.now += Duration::from_micros(heating);
+    assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 1);
+    guest.now += Duration::from_micros(stay);
+    guest
+}
+
+#[test]
+fn after_a_stay_that_was_worth_it_pages_come_at_once() {
+    let mut guest = proved(50, 60);
+    guest.touch(100, Place::System);
+    assert_eq!(guest.touch(100, DEVICE), 1);
+}
+
+#[test]
+fn after_a_stay_that_was_not_worth_it_a_proof_takes_twice_as_much() {
+    let mut guest = proved(50, 10);
+    guest.touch(100, Place::System);
+    assert_eq!(guest.touch(100, DEVICE), 0);
+    assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 0);
+    assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 1);
+}
+
+#[test]
+fn a_proof_is_good_for_a_few_evictions() {
+    let mut guest = proved(50, 60);
+    for _ in 0..3 {
+        guest.evict(0..512);
+        assert_eq!(guest.touch(100, DEVICE), 1);
+        guest.now += Duration::from_micros(60);
+    }
+    guest.evict(0..512);
+    assert_eq!(guest.touch(100, DEVICE), 0);
+}
+
+#[test]
+fn a_group_that_was_evicted_is_judged_once() {
+    let mut guest = Guest::new();
+    for page in [100, 101] {
+        guest.touch(page, DEVICE);
+    }
+    guest.evict(0..512);
+    guest.touch(100, DEVICE);
+    guest.now += Duration::from_micros(50);
+    assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 1);
+    // Its neighbour was evicted before that, so the stay that has begun is not over.
+    assert!(guest.touch(101, DEVICE) > 0);
+}
+
+#[test]
+fn a_full_device_takes_new_pages_only_if_few_return() {
+    let mut guest = Guest::new();
+    guest.free_frames = 0;
+    assert_eq!(guest.touch(0, DEVICE), 0, "at first");
+    guest.policy.balance = 0;
+    assert_eq!(guest.touch(100, DEVICE), 1);
+    guest.evict(0..512);
+    guest.touch(100, DEVICE);
+    assert!(guest.policy.balance < 0);
+    assert_eq!(guest.touch(200, DEVICE), 0);
+}
+
+#[test]
+fn freed_pages_are_new() {
+    let mut guest = proved(50, 10);
+    guest.touch(100, Place::System);
+    guest.policy.freed(PageRange::single(Page(100)));
+    assert_eq!(guest.touch(100, DEVICE), 1);
+}
+
+#[test]
+fn no_more_blocks_are_known_than_documented() {
+    let words = block(512, &PageSet::from_range(0..512), &PageSet::EMPTY);
+    let mut policy = Adaptive::default();
+    for number in 0..MOST_BLOCKS as u32 + 10 {
+        let fault = BlockFault {
+            block: Block(number),
+            ..fault([0], DEVICE)
+        };
+        policy.advise(&fault, &view(&words));
+    }
+    assert_eq!(policy.regions.len(), MOST_BLOCKS);
+    assert!(policy.regions.known(Block(9)).is_none());
+    assert!(policy.regions.known(Block(10)).is_some());
+}
+
+/// What may happen to a page.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Touch(usize, Place),
+    Evict(usize),
+    InPlace(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..512usize, prop_oneof![Just(DEVICE), Just(Place::System)])
+            .prop_map(|(page, to)| Step::Touch(page, to)),
+        1 => (0..512usize).prop_map(Step::Evict),
+        1 => (0..512usize).prop_map(Step::InPlace),
+    ];
+    prop::collection::vec(step, 0..200)
+}
+
+fn outcome(steps: &[Step]) -> Vec<usize> {
+    let mut guest = Guest::new();
+    let moved = |step: &Step| match *step {
+        Step::Touch(page, to) => {
+            let there = match to {
+                Place::System => guest.system.contains(page),
+                Place::Device(_) => guest.device.contains(page),
+            };
+            if there { 0 } else { guest.touch(page, to) }
+        }
+        Step::Evict(page) => {
+            guest.evict(page..(page + 64).min(512));
+            0
+        }
+        Step::InPlace(page) => guest.use_in_place(page, ENOUGH_FOR_ONE),
+    };
+    steps.iter().map(moved).collect()
+}
+
+proptest! {
+    #[test]
+    fn the_same_history_gives_the_same_advice(steps in steps()) {
+        prop_assert_eq!(outcome(&steps), outcome(&steps));
+    }
+}
