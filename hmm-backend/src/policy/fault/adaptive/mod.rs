@@ -10,21 +10,21 @@ mod tracked;
 use std::time::Duration;
 
 use neighbours::Neighbours;
-use region::Returned;
+use region::{Returned, groups_of};
 use tracked::Tracked;
 
 use super::sequential::Sequential;
-use crate::pages::{PageRange, PageSet, Place};
+use crate::pages::{DeviceId, PageRange, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy};
 
-/// Accesses in place to 64 KiB between two reports. A page that moves alone pays off after 61 of them on a link like PCIe
+/// Accesses in place to 64 KiB between two reports. A page that moves alone pays off after 60 of them on a link like PCIe
 /// 4.0: the policy hears of it within half of that.
 const REPORT: u32 = 32;
 /// Pages that `sequential` fetches ahead of a stride, and the equal strides before it does: its defaults.
 const STREAM: (u32, u32) = (32, 2);
-/// Device memory counts as full when less than this part of it is free. Evictions free up to an eighth of a small memory
-/// at a time, so a memory in which all is in use has some free frames most of the time.
-const FULL: u32 = 16;
+/// A device's memory counts as full from the first time that it is short of frames until more than this part of it is free:
+/// evictions free up to an eighth of a small memory at a time.
+const ROOM: u32 = 8;
 /// A page that returns after an eviction weighs as much as this many pages that a device uses for the first time: with
 /// more returns than one in four, new pages push out pages that are still in use.
 const RETURN: i32 = 4;
@@ -40,6 +40,8 @@ pub struct Adaptive {
     /// New pages less returns after evictions. While it is negative and device memory is full, pages that are new to a
     /// device are used in place until they prove hot: they would evict pages that return.
     balance: i32,
+    /// The devices whose memory is full, as bits.
+    full: u64,
 }
 
 impl Default for Adaptive {
@@ -50,6 +52,7 @@ impl Default for Adaptive {
             neighbours: Neighbours::default(),
             streams: Sequential::new(STREAM.0, STREAM.1),
             balance: -MOST_BALANCE,
+            full: 0,
         }
     }
 }
@@ -59,37 +62,50 @@ impl Adaptive {
         self.balance = (self.balance + by).clamp(-MOST_BALANCE, MOST_BALANCE);
     }
 
+    /// Returns whether a device's memory is full, now that `wanted` frames of it are needed.
+    fn is_full(&mut self, device: DeviceId, wanted: u32, view: &BlockView<'_>) -> bool {
+        let bit = 1 << (device.0 % 64);
+        if wanted > view.free_frames {
+            self.full |= bit;
+        } else if view.free_frames > view.capacity / ROOM {
+            self.full &= !bit;
+        }
+        self.full & bit != 0
+    }
+
     /// A device faults.
-    fn device_faults(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
-        let full = view.free_frames < view.capacity / FULL;
-        let admits = !full || self.balance >= 0;
+    fn device_faults(
+        &mut self,
+        device: DeviceId,
+        fault: &BlockFault,
+        view: &BlockView<'_>,
+    ) -> Advice {
+        let full = self.is_full(device, fault.pages.count() as u32, view);
         let system = view.resident(Place::System);
-        let outside = system.union(&view.untouched());
         let region = self.regions.region(fault.block);
         let lost = region.lost(&fault.pages, &system, nanos(fault.now));
-        let mut waits = region.waiting(&system);
-        if !admits {
-            waits = waits.union(&region.unproven(&outside));
-        }
-        let new = region.count_new(&fault.pages);
         self.shift_balance(-RETURN * lost);
+        let waits = self.waits(fault, view, full);
+        let region = self.regions.region(fault.block);
         if fault.pages.difference(&waits).is_empty() {
+            let new = region.count_new(&fault.pages);
+            region.use_in_place(&fault.pages, nanos(fault.now));
             self.shift_balance(new);
-            self.regions
-                .region(fault.block)
-                .use_in_place(&fault.pages, nanos(fault.now));
             return Advice {
                 stay: true,
                 ..Advice::default()
             };
         }
-        let region = self.regions.region(fault.block);
-        let known = region.known();
-        let never = waits.union(&region.in_place(&system));
+        let (known, never) = (region.known(), waits.union(&region.in_place(&system)));
         let mut advice = self.bring(fault, view, &known, &never);
         // Pages of other blocks may wait there: their own faults decide.
         advice.migrate.clear();
+        if advice.prefetch.count() + fault.pages.count() > view.free_frames as usize {
+            // What is in use is worth more than what may be used: no more than 64 KiB push other pages out.
+            advice.prefetch = advice.prefetch.intersection(&groups_of(&fault.pages));
+        }
         let moving = advice.prefetch.union(&fault.pages);
+        self.is_full(device, moving.count() as u32, view);
         let region = self.regions.region(fault.block);
         let new = region.count_new(&moving);
         region.send(&moving, nanos(fault.now));
@@ -97,6 +113,18 @@ impl Adaptive {
             self.shift_balance(new);
         }
         advice
+    }
+
+    /// Returns the pages of the block that the device uses in place until they prove hot.
+    fn waits(&mut self, fault: &BlockFault, view: &BlockView<'_>, full: bool) -> PageSet {
+        let admits = !full || self.balance >= 0;
+        let system = view.resident(Place::System);
+        let region = self.regions.region(fault.block);
+        let waits = region.waiting(&system);
+        match admits {
+            true => waits,
+            false => waits.union(&region.unproven(&system.union(&view.untouched()))),
+        }
     }
 
     /// A CPU faults.
@@ -131,7 +159,7 @@ fn nanos(time: Duration) -> u64 {
 impl FaultPolicy for Adaptive {
     fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
         match fault.to {
-            Place::Device(_) => self.device_faults(fault, view),
+            Place::Device(device) => self.device_faults(device, fault, view),
             Place::System => self.cpu_faults(fault, view),
         }
     }

@@ -72,11 +72,8 @@ impl Region {
         if !gone.is_empty() {
             // The pages of a group are evicted together more often than not. Without the others, each of them would be
             // judged when it is touched, by a stay on the device that has begun since.
-            let mut groups = PageSet::EMPTY;
-            for index in gone.iter() {
-                groups.insert_range(big_page(index / BIG_PAGE));
-            }
-            let back = groups.intersection(&self.sent).intersection(system);
+            let evicted = self.sent.intersection(system);
+            let back = groups_of(&gone).intersection(&evicted);
             self.come_back(&back, Returned::Evicted, now);
             self.evicted = self.evicted.union(&back);
         }
@@ -216,6 +213,15 @@ impl Group {
             self.passes = self.passes.saturating_sub(1);
         }
     }
+}
+
+/// Returns all pages of the groups of these pages.
+pub(super) fn groups_of(pages: &PageSet) -> PageSet {
+    let mut all = PageSet::EMPTY;
+    for index in pages.iter() {
+        all.insert_range(big_page(index / BIG_PAGE));
+    }
+    all
 }
 
 /// Returns how many accesses in place cost as much as it costs to migrate this many pages to the device, to fault on them there, and to

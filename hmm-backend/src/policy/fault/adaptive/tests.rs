@@ -212,6 +212,17 @@ fn a_full_device_takes_new_pages_only_if_few_return() {
 }
 
 #[test]
+fn neighbours_push_out_no_more_than_64_kib() {
+    for (free_frames, moved) in [(256, 256), (255, 16)] {
+        let mut guest = Guest::new();
+        guest.place(&PageSet::from_range(0..256), DEVICE);
+        guest.free_frames = free_frames;
+        guest.policy.balance = 0;
+        assert_eq!(guest.touch(256, DEVICE), moved, "{free_frames} free");
+    }
+}
+
+#[test]
 fn freed_pages_are_new() {
     let mut guest = proved(50, 10);
     guest.touch(100, Place::System);
