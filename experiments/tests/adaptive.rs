@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hmm_backend::EVICTION_BATCH;
 use hmm_backend::observe::{Event, EventKind};
-use hmm_backend::pages::{Access, DeviceId, PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{Access, DeviceId, Fidelity, PAGE_SIZE, Page, PageRange};
 use hmm_backend::policy::{LinkModel, PolicySpec};
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 
@@ -123,6 +124,8 @@ fn new_phases(it: &mut Pattern) {
 
 fn nanoseconds(events: &[Event], policy: &str, device_pages: u32) -> u64 {
     let config = ReplayConfig {
+        fidelity: Fidelity::default(),
+        eviction_batch: EVICTION_BATCH,
         policy: Arc::new(policy.parse::<PolicySpec>().unwrap()),
         memory: 64 << 20,
         device_memory: u64::from(device_pages) * PAGE_SIZE,
