@@ -46,5 +46,5 @@ fn ready_sweeps_are_right() {
             "docs/experiments.md: no `{command}`"
         );
     }
-    assert_eq!(files, 4);
+    assert_eq!(files, 5);
 }

@@ -31,7 +31,7 @@ const RETURN: i32 = 4;
 /// Bound of the balance of new pages and returns: what a new phase needs to overrule the one before.
 const MOST_BALANCE: i32 = 256;
 
-/// The adaptive policy. Its state is bounded: [`tracked::MOST_BLOCKS`] blocks, each with [`region::Region`].
+/// The adaptive policy. Its state is bounded: a record of about 1 KiB for each of the last 8,192 blocks.
 #[derive(Debug)]
 pub struct Adaptive {
     regions: Tracked,
