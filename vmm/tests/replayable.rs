@@ -31,13 +31,26 @@ fn record(folder: &Path, policy: &str, device_kind: &str, lost: u64) {
     let meta = TraceMeta {
         policy: policy.to_owned(),
         device_kind: device_kind.to_owned(),
+        ..machine()
+    };
+    record_of(folder, &meta, lost);
+}
+
+/// The description of a run on a small machine.
+fn machine() -> TraceMeta {
+    TraceMeta {
+        policy: "density".to_owned(),
         memory: 4 << 20,
         device_memory: 1 << 20,
         devices: 1,
         vcpus: 1,
         ..TraceMeta::default()
-    };
-    let mut writer = TraceWriter::create(&folder.join("t"), &meta).unwrap();
+    }
+}
+
+/// The same of a run with this description.
+fn record_of(folder: &Path, meta: &TraceMeta, lost: u64) {
+    let mut writer = TraceWriter::create(&folder.join("t"), meta).unwrap();
     let page = PageRange::single(Page(3));
     let fault = Event::new(Duration::from_micros(1), EventKind::CpuFault, page);
     writer.write(&[fault]).unwrap();
@@ -60,6 +73,50 @@ fn a_sound_trace_is_replayed_without_a_word() {
     assert_eq!(says(folder.path(), "replay t"), (true, String::new()));
     let (swept, error) = says(folder.path(), "sweep s.toml");
     assert!(swept, "{error}");
+}
+
+/// What devices told, and what transfers cost, are as in the recorded run; what a trace says of them may be anything.
+#[test]
+fn a_trace_may_say_anything_of_its_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let meta = TraceMeta {
+        fidelity: "bits".to_owned(),
+        link: "latency=7us,bandwidth=3G".to_owned(),
+        eviction_batch: Some(1),
+        ..machine()
+    };
+    record_of(folder.path(), &meta, 0);
+    let text = String::from_utf8(hmmvisor(folder.path(), "replay t").stdout).unwrap();
+    assert!(text.contains("accesses told   bits"), "{text}");
+    assert!(text.contains("latency=7us,bandwidth=3G"), "{text}");
+    let of_fidelity = |fidelity: &str| TraceMeta {
+        fidelity: fidelity.to_owned(),
+        ..machine()
+    };
+    let of_link = |link: &str| TraceMeta {
+        link: link.to_owned(),
+        ..machine()
+    };
+    let long = "x".repeat(100_000);
+    for (meta, option) in [
+        (of_fidelity("some"), "--accesses all"),
+        (of_fidelity(&long), "--accesses all"),
+        (of_link("bandwidth=0"), "--link latency=1us"),
+        (of_link(&long), "--link latency=1us"),
+    ] {
+        record_of(folder.path(), &meta, 0);
+        let (replayed, error) = says(folder.path(), "replay t");
+        let name = option.split(' ').next().unwrap();
+        assert!(
+            !replayed && error.contains(&format!("give it with {name}")),
+            "{error}"
+        );
+        assert!(error.len() < 1000, "{} bytes", error.len());
+        assert!(
+            says(folder.path(), &format!("replay t {option}")).0,
+            "{option}"
+        );
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Error, Result, anyhow, bail};
@@ -148,22 +149,8 @@ fn settings(
             trace.display()
         )))?,
     };
-    let fidelity = match args.accesses {
-        Some(fidelity) => fidelity,
-        None if meta.fidelity.is_empty() => Fidelity::default(),
-        None => meta.fidelity.parse().map_err(|error: String| {
-            let error = excerpt(&error, SHOWN_POLICY);
-            anyhow!("{}: {error}; give it with --accesses", trace.display())
-        })?,
-    };
-    let link = match args.link {
-        Some(link) => link,
-        None if meta.link.is_empty() => LinkModel::default(),
-        None => meta.link.parse().map_err(|error: String| {
-            let error = excerpt(&error, SHOWN_POLICY);
-            anyhow!("{}: {error}; give one with --link", trace.display())
-        })?,
-    };
+    let fidelity = as_in_trace(args.accesses, &meta.fidelity, "--accesses", trace)?;
+    let link = as_in_trace(args.link, &meta.link, "--link", trace)?;
     let batch = args.eviction_batch.or(meta.eviction_batch);
     chosen.check_told(fidelity)?;
     let settings = FileReplay {
@@ -175,6 +162,23 @@ fn settings(
         optimal: !args.no_optimal,
     };
     Ok((settings, chosen.scripts))
+}
+
+/// Returns what the user chose; otherwise what the trace says, which may come from others; otherwise the default.
+fn as_in_trace<T: Default + FromStr<Err = String>>(
+    given: Option<T>,
+    recorded: &str,
+    option: &str,
+    trace: &Path,
+) -> Result<T> {
+    match given {
+        Some(given) => Ok(given),
+        None if recorded.is_empty() => Ok(T::default()),
+        None => recorded.parse().map_err(|error: String| {
+            let error = excerpt(&error, SHOWN_POLICY);
+            anyhow!("{}: {error}; give it with {option}", trace.display())
+        }),
+    }
 }
 
 /// Bytes that are shown of a trace's policy, and of what is wrong with it, which may quote it.

@@ -77,17 +77,12 @@ impl FromStr for LinkOption {
             true => LinkModel::default(),
             false => parts.join(",").parse()?,
         };
-        match enforced.len() {
-            0 => Ok(LinkOption {
-                model,
-                pacing: Pacing::Accounted,
-            }),
-            1 => Ok(LinkOption {
-                model,
-                pacing: Pacing::Enforced,
-            }),
-            _ => Err("`enforce` is given twice; give it once".to_owned()),
-        }
+        let pacing = match enforced.len() {
+            0 => Pacing::Accounted,
+            1 => Pacing::Enforced,
+            _ => return Err("`enforce` is given twice; give it once".to_owned()),
+        };
+        Ok(LinkOption { model, pacing })
     }
 }
 

@@ -73,7 +73,7 @@ fn the_calls_that_lost_something_before() {
 }
 
 #[test]
-#[ignore = "takes twenty minutes"]
+#[ignore = "takes eight minutes or more; docs/proof.md has the command, and how it went"]
 fn every_call_with_every_error() {
     check(rows::all(), run::AFTER_SIGNAL);
 }
