@@ -23,10 +23,11 @@ fn config(policy: &str, device_pages: u64) -> ReplayConfig {
         memory: 4 << 20,
         device_memory: device_pages * 4096,
         devices: 1,
-        link: LinkModel {
+        links: LinkModel {
             latency: Duration::from_micros(1),
             bandwidth: 4096 * 1_000_000,
-        },
+        }
+        .into(),
         costs: Costs {
             access: Duration::from_nanos(10),
             fault: Duration::from_micros(100),

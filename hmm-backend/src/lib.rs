@@ -138,9 +138,8 @@ pub mod engine {
 
 /// The links between system memory and devices: what transfers cost, and what has crossed them.
 pub mod links {
-    pub use crate::migrate::{LinkTraffic, Pacing};
-    pub use crate::observe::Direction;
-    pub use crate::policy::LinkModel;
+    pub use crate::migrate::{LinkTraffic, Pacing, Route};
+    pub use crate::policy::{LinkMatrix, LinkModel};
 }
 
 /// For tests: a driver that checks the contract, looking at migrations between their phases, and answers that a kernel

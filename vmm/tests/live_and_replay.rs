@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use hmm_backend::observe::{Event, EventKind};
-use hmm_backend::policy::LinkModel;
+use hmm_backend::policy::LinkMatrix;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_experiments::trace::{Tail, TraceReader};
 use hmmvisor_policies::{Limits, PolicyChoice};
@@ -80,7 +80,7 @@ fn agrees(
         memory: meta.memory,
         device_memory: meta.device_memory,
         devices: meta.devices as u8,
-        link: LinkModel::default(),
+        links: LinkMatrix::default(),
         costs: Costs::default(),
         fidelity: meta.fidelity.parse().unwrap(),
         eviction_batch: meta.eviction_batch.unwrap(),

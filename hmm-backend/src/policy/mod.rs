@@ -29,7 +29,7 @@ pub use fault::{
     AccessCounter, Adaptive, Density, FirstTouch, OnDemand, PlacementError, Sequential,
 };
 pub use file::{PolicyFile, policy_checksum};
-pub use link::LinkModel;
+pub use link::{LinkMatrix, LinkModel};
 pub use params::{Accepts, PolicyInfo, PolicyParam};
 pub use spec::PolicySpec;
 pub use view::{BlockFault, BlockView, Recent, Seen};

@@ -63,6 +63,7 @@ struct Totals {
     cpu_faults: u64,
     device_faults: u64,
     to_device: u64,
+    between_devices: u64,
     to_system: u64,
     fatal: u64,
     outside: u64,
@@ -115,6 +116,7 @@ impl RunReport {
             EventKind::ToSystem | EventKind::Duplicated => {
                 totals.to_system += u64::from(event.pages);
             }
+            EventKind::BetweenDevices => totals.between_devices += u64::from(event.pages),
             EventKind::Fatal => totals.fatal += 1,
             _ => {}
         }

@@ -112,7 +112,7 @@ impl Export {
                 EventKind::DeviceFault | EventKind::MappedInPlace | EventKind::Access,
                 Some(device),
             ) => Track::Accelerator(device),
-            (EventKind::ToDevice | EventKind::ToSystem, _)
+            (EventKind::ToDevice | EventKind::ToSystem | EventKind::BetweenDevices, _)
             | (EventKind::Duplicated | EventKind::Collapsed, _) => Track::Migrations,
             _ => Track::Service,
         }

@@ -42,13 +42,24 @@ impl Faults {
         tell(&mut *self.advisor(block).policy)
     }
 
-    fn view<'a>(&self, words: &'a [Word], device: Option<&Device>) -> BlockView<'a> {
+    fn view<'a>(
+        &'a self,
+        words: &'a [Word],
+        fault: &BlockFault,
+        device: Option<&Device>,
+    ) -> BlockView<'a> {
+        let links = self.core.links.matrix();
+        let first = fault.pages.first().and_then(|index| words.get(index));
+        let place = first.and_then(|word| word.residency().placed());
+        let from = place.map_or(Place::System, |it| Place::Device(it.device));
+        let from = Some(from).filter(|from| *from != fault.to);
         let room = |frames: fn(&Device) -> u32| device.map_or(u32::MAX, frames);
         BlockView {
             free_frames: room(Device::free_frames),
             capacity: room(Device::capacity),
             pages: self.core.pages(),
-            link: self.link,
+            link: links.between(from.unwrap_or(Place::System), fault.to),
+            links,
             ..BlockView::of(words)
         }
     }
@@ -62,7 +73,7 @@ impl Faults {
         words: &[Word],
         device: Option<&Device>,
     ) -> Advice {
-        let view = self.view(words, device);
+        let view = self.view(words, fault, device);
         let mut advisor = self.advisor(fault.block);
         let started = self.core.clock.now();
         let (mut advice, cut) = advisor.advise(fault, view);
@@ -122,7 +133,7 @@ impl Faults {
                 now: self.core.clock.now(),
                 waited: false,
             };
-            let view = self.view(&words, Some(device));
+            let view = self.view(&words, &seen, Some(device));
             let wanted = self.advisor(block).used_in_place(&seen, count, view);
             let possible = wanted.intersection(&seen.pages);
             if possible != wanted {
