@@ -180,6 +180,10 @@ impl RunReport {
             ("moved to devices".to_owned(), bytes(totals.to_device)),
             ("moved to system memory".to_owned(), bytes(totals.to_system)),
             (
+                "moved between devices".to_owned(),
+                bytes(totals.between_devices),
+            ),
+            (
                 "thrashing pages".to_owned(),
                 match self.thrashing.count() {
                     Some(pages) => number(pages as f64),
