@@ -170,6 +170,45 @@ fn a_part_of_a_folio_moves_and_the_rest_stays() {
 }
 
 #[test]
+fn a_folio_that_does_not_fit_is_cut_for_the_room_there_is() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, EXACT);
+        let mut devices = [rig.device(64), rig.device(3)];
+        fill(&rig, &devices[0], 0..4);
+        assert_eq!(devices[0].driver.live(), 1);
+        // Three frames: two pages, one page, and one page that stays.
+        assert_eq!(migrate(&rig, &devices[1], 0..4), 3);
+        assert_eq!((devices[0].driver.live(), devices[1].driver.live()), (1, 2));
+        for page in 0..4 {
+            let at = usize::from(page < 3);
+            assert_eq!(home(&rig, page), Some(devices[at].id), "page {page}");
+            assert_eq!(devices[at].read(page, 0), Ok(page.into()));
+        }
+        for device in &devices {
+            device.driver.assert_clean();
+        }
+    });
+}
+
+#[test]
+fn pages_in_scattered_frames_become_one_folio() {
+    both_engines(|engine| {
+        let rig = Rig::new(512, engine, EXACT);
+        let mut devices = [rig.device(64), rig.device(64)];
+        // Neighbouring pages get neighbouring frames in the opposite order.
+        for page in (0..8).rev() {
+            devices[0].write(page, 0, page.into()).unwrap();
+        }
+        assert_eq!(devices[0].driver.live(), 8);
+        assert_eq!(migrate(&rig, &devices[1], 0..8), 8);
+        assert_eq!((devices[0].driver.live(), devices[1].driver.live()), (0, 1));
+        for page in 0..8 {
+            assert_eq!(devices[1].read(page, 0), Ok(page.into()));
+        }
+    });
+}
+
+#[test]
 fn a_request_takes_pages_from_every_place() {
     both_engines(|engine| {
         let rig = Rig::new(512, engine, EXACT);

@@ -58,7 +58,8 @@ pub struct BlockView<'a> {
     pub pages: u32,
     /// The most recent faults in this shard of guest memory, the newest last.
     pub recent: &'a [Recent],
-    /// The cost of a migration of the first touched page from where it is to the place that the faults are to.
+    /// The cost of a migration of the first touched page from where it is to the place that the faults are to; if it is there, or
+    /// has no place yet, of one between the faulting device, or any device, and system memory.
     pub link: LinkModel,
     /// The costs of migrations between all places.
     pub links: &'a LinkMatrix,

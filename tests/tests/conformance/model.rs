@@ -207,7 +207,7 @@ impl Driver for ModelDriver {
             let mut books = self.books.lock();
             folios
                 .iter()
-                .for_each(|folio| drop(books.remove(&folio.cookie)));
+                .for_each(|folio| _ = books.remove(&folio.cookie));
         }
         Ok(())
     }

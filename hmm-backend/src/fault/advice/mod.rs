@@ -52,13 +52,18 @@ impl Faults {
         let first = fault.pages.first().and_then(|index| words.get(index));
         let place = first.and_then(|word| word.residency().placed());
         let from = place.map_or(Place::System, |it| Place::Device(it.device));
-        let from = Some(from).filter(|from| *from != fault.to);
+        let link = match (from, fault.to) {
+            // A CPU touches an untouched page, which crosses no link.
+            (Place::System, Place::System) => links.default,
+            (from, to) if from == to => links.between(Place::System, to),
+            (from, to) => links.between(from, to),
+        };
         let room = |frames: fn(&Device) -> u32| device.map_or(u32::MAX, frames);
         BlockView {
             free_frames: room(Device::free_frames),
             capacity: room(Device::capacity),
             pages: self.core.pages(),
-            link: links.between(from.unwrap_or(Place::System), fault.to),
+            link,
             links,
             ..BlockView::of(words)
         }
