@@ -19,7 +19,7 @@ use crate::memory::{Engine, GuestConfig, GuestMemory};
 use crate::migrate::{Core, Driver, LinkTraffic, Links, MAX_DEVICES, first_outside};
 use crate::observe::{Events, Recorder, Stats};
 use crate::ops::{self, Pinned};
-use crate::pages::time::{Clock, Tick};
+use crate::pages::time::Clock;
 use crate::pages::{BLOCK_PAGES, DeviceId, Error, Hint, PAGE_SIZE, Page, PageRange, Permission};
 use crate::policy::PolicyFactory;
 use crate::residency::{ResidencyTable, Word};
@@ -64,9 +64,7 @@ impl Backend {
         // them.
         let shared = PageRange::new(guest.private_pages().end, Page(pages));
         for range in config.present.iter().chain([&shared]) {
-            for page in range.pages() {
-                table.store(page, Word::default().to_system(Tick::default()));
-            }
+            table.set_present(*range);
         }
         let clock = match guest.engine() {
             Engine::Model => Clock::Model(0.into()),

@@ -110,9 +110,7 @@ impl World {
             freed: Books::new(0),
         });
         let locks = (0..PAGES).map(|p| world.try_lock(p).unwrap()).collect();
-        FolioLock::merge(locks, 1, |i, w| {
-            w.to_device(DeviceId(0), Frame(i as u32), 1)
-        });
+        FolioLock::merge(locks, 1, |w| w.to_private(DeviceId(0), Frame(0), 1));
         world
     }
 
@@ -239,8 +237,8 @@ impl World {
         self.invalidate(&mut locks[0]);
         let taken = std::mem::take(&mut *self.page(page));
         self.write_frame(frame, |_| taken.value);
-        drop(FolioLock::merge(locks, 0, |_, w| {
-            w.to_device(DeviceId(0), Frame(frame), 0)
+        drop(FolioLock::merge(locks, 0, |w| {
+            w.to_private(DeviceId(0), Frame(frame), 0)
         }));
     }
 
