@@ -79,15 +79,12 @@ impl ResidencyTable {
             while at < tails.end {
                 let page = range.start.plus(at as u32);
                 let (head, word) = self.folio(page);
-                // While the lock is held, other pages may join the folio or leave it.
-                let len = match word.locked() {
-                    true => 1,
-                    false => (tails.end - at).min((head.0 + (1 << word.order()) - page.0) as usize),
-                };
-                for (i, tail) in (page.0 - head.0..).zip(&mut words[at..at + len]) {
-                    *tail = word.of_page(i);
+                let index = page.0 - head.0;
+                let rest = tails.end.min(at + ((1 << word.order()) - index) as usize);
+                for (index, tail) in (index..).zip(&mut words[at..rest]) {
+                    *tail = word.of_page(index);
                 }
-                at += len;
+                at = rest;
             }
         }
         words
@@ -111,6 +108,12 @@ impl ResidencyTable {
                 return (head, word);
             }
         }
+    }
+
+    /// Returns the pages of the folio that the page belongs to at this moment.
+    pub(crate) fn folio_range(&self, page: Page) -> PageRange {
+        let (head, word) = self.folio(page);
+        PageRange::with_len(head, 1 << word.order())
     }
 
     /// Whether a thread holds the lock of the page's folio.

@@ -451,6 +451,15 @@ mod tests {
             [true, false]
         );
         assert_eq!(serves(exclusive), [false, false]);
+        // The later one of two generations, also across the wrap.
+        let later = |a: Word, b: Word| a.with_later_generation(b).generation();
+        assert_eq!((later(system, exclusive), later(exclusive, system)), (3, 3));
+        let mut old = word;
+        while old.generation() != 0x7fff {
+            old = old.to_untouched();
+        }
+        assert_eq!((later(old, word), later(word, old)), (1, 1));
+        assert_eq!(old.with_later_generation(word).residency(), old.residency());
         // The generation wraps around without changing its neighbours.
         let mut word = exclusive;
         for _ in 0..1 << 15 {
