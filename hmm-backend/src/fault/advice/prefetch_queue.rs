@@ -96,6 +96,16 @@ impl PrefetchQueue {
         dropped
     }
 
+    /// Removes the wishes for some of these pages.
+    pub(super) fn forget_wishes(&self, pages: PageRange) {
+        let mut lists = self.lists.lock();
+        let had = !lists.wishes.is_empty();
+        lists.wishes.retain(|wish| wish.pages.overlap(pages) == 0);
+        if had && lists.wishes.is_empty() {
+            self.note(self.wishes_wait.silence());
+        }
+    }
+
     /// Removes and returns the first pages of the newest entry; those for faults come before wishes. `None` if the queue
     /// is empty. `folio` returns the folio that a page is in: a folio that is wanted as a whole stays whole, and so does
     /// the host's huge page behind it.
