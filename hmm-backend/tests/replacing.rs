@@ -127,11 +127,8 @@ fn a_region_has_whole_blocks_and_a_policy_for_all_ends_it() {
         )
         .unwrap();
     assert_eq!(
-        rig.backend.regions(),
-        [(
-            rig.range(512..1024),
-            "sequential:window=8,min_run=1+lru+timeslice".to_owned()
-        )]
+        rig.backend.policy_name(),
+        "on-demand+lru+timeslice:min=0us; memory 2 MiB to 4 MiB: sequential:window=8,min_run=1+lru+timeslice"
     );
     // Two faults in a row bring eight more pages in the region, and none elsewhere.
     for page in [3, 4, 5, 603, 604, 605] {
@@ -140,9 +137,18 @@ fn a_region_has_whole_blocks_and_a_policy_for_all_ends_it() {
     let there = |range| rig.on_device(range).len();
     rig.wait_for(|_| there(512..1024) == 10);
     assert_eq!(there(0..512), 3);
+    // There is one threshold for the reports on accesses in place: the lowest of all policies.
+    let threshold = |device: &mut common::Device| device.mirror().remote_access_threshold();
+    assert_eq!(threshold(&mut device), None);
+    for (start, end, counter) in [(0, 512, 9), (1024, 1536, 300)] {
+        let counter = policy(&format!("access-counter:threshold={counter}"));
+        let region = rig.range(start..end);
+        rig.backend.replace_policy(Some(region), counter).unwrap();
+    }
+    assert_eq!(threshold(&mut device), Some(9));
     rig.backend
         .replace_policy(None, policy("on-demand"))
         .unwrap();
-    assert_eq!(rig.backend.regions(), []);
+    assert_eq!(threshold(&mut device), None);
     assert_eq!(rig.backend.policy_name(), "on-demand+lru+timeslice");
 }

@@ -23,7 +23,7 @@ use crate::observe::{Events, Recorder, Stats};
 use crate::ops::{self, Pinned};
 use crate::pages::time::Clock;
 use crate::pages::{BLOCK_PAGES, DeviceId, Error, Hint, PAGE_SIZE, Page, PageRange, Permission};
-use crate::policy::{MAX_REGIONS, PolicyFactory, Regions};
+use crate::policy::{MAX_REGIONS, PolicyFactory, PolicyFile, Regions};
 use crate::residency::{ResidencyTable, Word};
 use crate::service::{FaultService, ServiceConfig};
 
@@ -102,19 +102,19 @@ impl Backend {
         self.core().guest.engine()
     }
 
-    /// Returns the name of the policy that decides about all pages for which [`Self::regions`] names no other.
+    /// Returns the policy's name, and those of the regions' policies with the memory that they are for.
     pub fn policy_name(&self) -> String {
-        self.policies.lock().everywhere().name()
+        self.policies.lock().describe(|policy| policy.name())
     }
 
-    /// Returns the ranges of pages that have policies of their own, with the policies' names. Where ranges overlap, the
-    /// first one counts.
-    pub fn regions(&self) -> Vec<(PageRange, String)> {
-        let policies = self.policies.lock();
-        let regions = policies.regions().iter();
-        regions
-            .map(|(pages, policy)| (*pages, policy.name()))
-            .collect()
+    /// Returns the same with everything that determines the behaviour ([`PolicyFactory::exact`]).
+    pub fn policy_exact(&self) -> String {
+        self.policies.lock().describe(|policy| policy.exact())
+    }
+
+    /// Returns the files that the policies were read from.
+    pub fn policy_files(&self) -> Vec<PolicyFile> {
+        self.policies.lock().files()
     }
 
     /// Has another policy decide about these pages, or about all, at any moment while the machine runs.
@@ -135,7 +135,13 @@ impl Backend {
         // Held until the end, so that all shards and devices have the same policy.
         let mut policies = self.policies.lock();
         if let Some(pages) = pages {
-            self.core().check_range(pages)?;
+            let all = PageRange::new(Page(0), Page(self.pages()));
+            if pages.is_empty() || pages.overlap(all) < pages.len() {
+                return Err(Error::OutOfRange {
+                    range: pages,
+                    pages: self.pages(),
+                });
+            }
             let edges = [pages.start.0, pages.end.0];
             if edges.iter().any(|page| page % BLOCK_PAGES as u32 != 0) {
                 return Err(Error::NotWholeBlocks(pages));

@@ -32,6 +32,7 @@ pub use fault::{
 pub use file::{PolicyFile, policy_checksum};
 pub use link::LinkModel;
 pub use params::{Accepts, PolicyInfo, PolicyParam};
+pub use regions::PART;
 pub(crate) use regions::{MAX_REGIONS, Regions};
 pub use spec::PolicySpec;
 pub use view::{BlockFault, BlockView, Recent, Seen};

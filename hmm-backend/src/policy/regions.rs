@@ -1,6 +1,13 @@
 //! Which policy decides where.
 
+use std::sync::Arc;
+
+use super::contract::PolicyFactory;
+use super::file::PolicyFile;
 use crate::pages::{Page, PageRange};
+
+/// The text before each region in the name of policies with regions.
+pub const PART: &str = "; memory ";
 
 /// The most regions with a policy of their own.
 pub(crate) const MAX_REGIONS: usize = 64;
@@ -24,11 +31,6 @@ impl<P> Regions<P> {
     /// The policy of the pages that have no region's.
     pub(crate) fn everywhere(&self) -> &P {
         &self.everywhere
-    }
-
-    /// The regions, the newest first.
-    pub(crate) fn regions(&self) -> &[(PageRange, P)] {
-        &self.regions
     }
 
     /// All policies.
@@ -68,6 +70,24 @@ impl<P> Regions<P> {
             }
             None => *self = Regions::new(policy),
         }
+    }
+}
+
+impl Regions<Arc<dyn PolicyFactory>> {
+    /// Joins the descriptions of the policies, each with the memory that it is for.
+    pub(crate) fn describe(&self, say: impl Fn(&dyn PolicyFactory) -> String) -> String {
+        let mut text = say(&*self.everywhere);
+        for (pages, policy) in &self.regions {
+            let mib = |page: Page| page.offset() >> 20;
+            let (start, end) = (mib(pages.start), mib(pages.end));
+            text += &format!("{PART}{start} MiB to {end} MiB: {}", say(&**policy));
+        }
+        text
+    }
+
+    /// The files that the policies were read from.
+    pub(crate) fn files(&self) -> Vec<PolicyFile> {
+        self.iter().flat_map(|policy| policy.files()).collect()
     }
 }
 
