@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::observe::{Cause, Event, EventKind};
-use hmm_backend::pages::{Access, Block, DeviceId, Fidelity, Page, PageRange};
+use hmm_backend::pages::{Access, DeviceId, Fidelity, Page, PageRange};
 use hmm_backend::policy::{LinkModel, PolicyFactory, PolicySpec};
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, ReplayError, Replayed, Time, replay};
-use hmmvisor_policies::{Chosen, Limits, PolicyChoice, Region, Regions};
+use hmmvisor_policies::{Chosen, Limits, PolicyChoice};
 use proptest::prelude::*;
 
 const DEVICE: Option<DeviceId> = Some(DeviceId(0));
@@ -329,15 +329,6 @@ fn a_script_may_count_accesses_in_place() {
     assert_eq!(counted(eight.clone(), 7), (7, 0));
     assert_eq!(counted(eight.clone(), 20), (8, 4));
     assert_eq!(counted(script(""), 300), (256, 4));
-    let regions = Regions {
-        common: eight,
-        regions: vec![Region {
-            first: Block(1),
-            blocks: 1,
-            policy: Arc::new(PLAIN.parse::<PolicySpec>().unwrap()),
-        }],
-    };
-    assert_eq!(counted(Arc::new(regions), 20), (8, 4));
 }
 
 #[test]

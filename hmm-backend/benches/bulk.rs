@@ -1,7 +1,7 @@
 //! Measures bulk migration of 256 MiB each way, and, for comparison, bare loops of the same system calls in 2
 //! MiB pieces and `memcpy` on touched memory. All run in turns in one process. `copy` runs with three amounts
 //! of memory that it may recycle: none (in place, as on kernels without `UFFDIO_MOVE`), the default, and as
-//! much as is migrated.
+//! much as is migrated. `remap` runs with small pages and with huge pages, which move as a whole.
 //!
 //!     cargo bench -p hmm-backend --bench bulk
 
@@ -34,14 +34,18 @@ fn main() {
         "{:<13} {:<10} {:>20} {:>20} {:>20} {:>9} {:>10}",
         "engine", "direction", "hmmvisor", "bare calls", "memcpy", "of bare", "of memcpy"
     );
-    let source = Area::new(BYTES);
-    let copy = Area::new(BYTES);
+    let source = Area::new(BYTES, Backing::Small);
+    let copy = Area::new(BYTES, Backing::Small);
     source.touch();
     copy.touch();
-    let recycles = |bytes| (Engine::Copy, bytes, format!("copy, {} MiB", bytes >> 20));
+    let recycles = |bytes| {
+        let name = format!("copy, {} MiB", bytes >> 20);
+        (Engine::Copy, Backing::Small, bytes, name)
+    };
     let only = std::env::args().nth(1).unwrap_or_default();
-    for (engine, recycled, name) in [
-        (Engine::Remap, 0, "remap".to_string()),
+    for (engine, backing, recycled, name) in [
+        (Engine::Remap, Backing::Small, 0, "remap".to_string()),
+        (Engine::Remap, Backing::Huge, 0, "remap, huge".to_string()),
         recycles(0),
         recycles(2 << 20),
         recycles(BYTES),
@@ -54,9 +58,9 @@ fn main() {
         let mut memcpy = [Vec::new(), Vec::new()];
         for pair in 0..RIGS {
             // The rig that is made first gets the better memory, so the order alternates.
-            let first = (pair % 2 == 0).then(|| Rig::new(engine, recycled));
-            let bare_rig = BareRig::new(engine);
-            let rig = first.unwrap_or_else(|| Rig::new(engine, recycled));
+            let first = (pair % 2 == 0).then(|| Rig::new(engine, backing, recycled));
+            let bare_rig = BareRig::new(engine, backing);
+            let rig = first.unwrap_or_else(|| Rig::new(engine, backing, recycled));
             for round in 0..ROUNDS {
                 for (direction, (ours, bare)) in ours.iter_mut().zip(&mut bare).enumerate() {
                     for at in (0..BYTES).step_by(SLICE as usize) {
@@ -149,14 +153,23 @@ fn spread(samples: &[f64]) -> String {
     format!("{:.1} ({:.1}–{:.1})", median(samples), at(0.1), at(0.9))
 }
 
+/// The size of the host's pages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Backing {
+    Small,
+    /// 2 MiB, where the host has some: `/sys/kernel/mm/transparent_hugepage/enabled` must not say `never`.
+    Huge,
+}
+
 struct Rig {
     backend: Arc<Backend>,
     device: hmm_backend::pages::DeviceId,
 }
 
 impl Rig {
-    fn new(engine: Engine, recycled: u64) -> Rig {
+    fn new(engine: Engine, backing: Backing, recycled: u64) -> Rig {
         let mut config = BackendConfig::new(BYTES);
+        config.fill_blocks = backing == Backing::Huge;
         config.engine = EngineChoice::Only(engine);
         config.recycled = recycled;
         let backend = Backend::new(config).unwrap();
@@ -193,7 +206,7 @@ impl Drop for Area {
 }
 
 impl Area {
-    fn new(bytes: u64) -> Area {
+    fn new(bytes: u64, backing: Backing) -> Area {
         // SAFETY: a new mapping.
         let start = unsafe {
             libc::mmap(
@@ -206,6 +219,10 @@ impl Area {
             )
         };
         assert_ne!(start, libc::MAP_FAILED);
+        if backing == Backing::Huge {
+            // SAFETY: the range is the new mapping.
+            unsafe { libc::madvise(start, (bytes + PIECE) as usize, libc::MADV_HUGEPAGE) };
+        }
         Area((start as u64).next_multiple_of(PIECE))
     }
 
@@ -236,7 +253,7 @@ struct BareRig {
 }
 
 impl BareRig {
-    fn new(engine: Engine) -> BareRig {
+    fn new(engine: Engine, backing: Backing) -> BareRig {
         // SAFETY: makes a new descriptor.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) } as i32;
         assert!(fd >= 0, "userfaultfd: {}", io::Error::last_os_error());
@@ -244,8 +261,8 @@ impl BareRig {
             engine,
             // SAFETY: the descriptor is new and has no other owner.
             uffd: unsafe { OwnedFd::from_raw_fd(fd) },
-            system: Area::new(BYTES),
-            device: Area::new(BYTES),
+            system: Area::new(BYTES, backing),
+            device: Area::new(BYTES, backing),
         };
         rig.system.touch();
         rig.ioctl(UFFDIO_API, &mut [0xaa, 0, 0]);

@@ -11,7 +11,6 @@
 //! | `choice`, `spec` | what a user names, parsed |
 //! | `scripts`, `watch` | the file: loaded, reloaded when it has changed, counted |
 //! | `policy`, `eviction` | a script in the place of the backend's policies |
-//! | `regions` | different policies for parts of guest memory |
 //! | `script` | one instance: its text, its calls, and what they return |
 //! | `sandbox` | what it runs in, what it is given, and what that may cost |
 //! | `examples` | the scripts of the repository, for lists |
@@ -21,7 +20,6 @@ mod error;
 mod eviction;
 mod examples;
 mod policy;
-mod regions;
 mod sandbox;
 mod script;
 mod scripts;
@@ -31,7 +29,6 @@ mod watch;
 pub use choice::{Chosen, NamedFile, PolicyChoice};
 pub use error::ScriptError;
 pub use examples::{EXAMPLES, Example};
-pub use regions::{PART, Region, Regions};
 pub use sandbox::limits::Limits;
 pub use script::instance::Log;
 pub use script::text::excerpt;

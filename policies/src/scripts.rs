@@ -62,6 +62,7 @@ impl ScriptFigures {
 }
 
 /// A script and its instances.
+#[derive(Clone)]
 pub struct Scripts {
     spec: ScriptSpec,
     /// What is beside the script: it decides about faults in its place.
@@ -187,18 +188,14 @@ impl Scripts {
 
 /// The script in one backend: one interpreter with one state, for all its functions.
 struct InBackend {
-    spec: ScriptSpec,
-    beside: PolicySpec,
-    decides_victims: bool,
+    scripts: Scripts,
     instance: SharedInstance,
 }
 
 impl Scripts {
     fn in_backend(&self) -> InBackend {
         InBackend {
-            spec: self.spec.clone(),
-            beside: self.beside.clone(),
-            decides_victims: self.functions & 1 << VICTIMS != 0,
+            scripts: self.clone(),
             instance: SharedInstance::new(&self.shared),
         }
     }
@@ -208,21 +205,29 @@ impl PolicyFactory for InBackend {
     fn fault_policy(&self) -> Box<dyn FaultPolicy> {
         Box::new(ScriptPolicy::new(
             self.instance.clone(),
-            self.beside.fault_policy(),
+            self.scripts.beside.fault_policy(),
             Box::new(Density::default()),
         ))
     }
 
     fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy> {
-        let inner = self.beside.eviction_policy(frames);
-        match self.decides_victims {
+        let inner = self.scripts.beside.eviction_policy(frames);
+        match self.scripts.functions & 1 << VICTIMS != 0 {
             true => Box::new(ScriptEviction::new(self.instance.clone(), inner)),
             false => inner,
         }
     }
 
     fn name(&self) -> String {
-        self.spec.to_string()
+        self.scripts.name()
+    }
+
+    fn files(&self) -> Vec<PolicyFile> {
+        self.scripts.files()
+    }
+
+    fn exact(&self) -> String {
+        self.scripts.exact()
     }
 }
 

@@ -50,7 +50,7 @@ fn decision(policy: &str, n: u32) {
     let mut policy: Box<dyn FaultPolicy> = spec.fault_policy();
     let word = |i| match i {
         0..100 => Word(0).to_system(Tick(0)),
-        _ => Word(0).to_device(DeviceId(0), Frame(i), 0),
+        _ => Word(0).to_private(DeviceId(0), Frame(i), 0),
     };
     let words: Vec<Word> = (0..BLOCK_PAGES as u32).map(word).collect();
     let view = BlockView::of(&words);
@@ -79,8 +79,8 @@ fn whole_folio(table: &ResidencyTable) {
         .pages()
         .map(|page| lock(table, page))
         .collect();
-    drop(FolioLock::merge(locks, MAX_ORDER, |i, word| {
-        word.to_device(DeviceId(0), Frame(i as u32), MAX_ORDER)
+    drop(FolioLock::merge(locks, MAX_ORDER, |word| {
+        word.to_private(DeviceId(0), Frame(0), MAX_ORDER)
     }));
 }
 
@@ -111,8 +111,8 @@ fn folio_halved(n: u32) {
             let upper = pieces[0].halve();
             pieces.insert(1, upper);
         }
-        drop(FolioLock::merge(pieces, MAX_ORDER, |i, word| {
-            word.to_device(DeviceId(0), Frame(i as u32), MAX_ORDER)
+        drop(FolioLock::merge(pieces, MAX_ORDER, |word| {
+            word.to_private(DeviceId(0), Frame(0), MAX_ORDER)
         }));
     }
 }

@@ -14,14 +14,16 @@ use std::time::{Duration, Instant};
 pub use config::{BackendConfig, EVICTION_BATCH};
 pub use model::ModelBackend;
 
+use parking_lot::Mutex;
+
 use crate::fault::{DeviceMmu, Fatal, FatalFault, FaultConfig, Faults, Mirror};
 use crate::memory::{Engine, GuestConfig, GuestMemory};
 use crate::migrate::{Core, Driver, LinkTraffic, Links, MAX_DEVICES, first_outside};
 use crate::observe::{Events, Recorder, Stats};
 use crate::ops::{self, Pinned};
-use crate::pages::time::{Clock, Tick};
+use crate::pages::time::Clock;
 use crate::pages::{BLOCK_PAGES, DeviceId, Error, Hint, PAGE_SIZE, Page, PageRange, Permission};
-use crate::policy::PolicyFactory;
+use crate::policy::{MAX_REGIONS, PolicyFactory, PolicyFile, Regions};
 use crate::residency::{ResidencyTable, Word};
 use crate::service::{FaultService, ServiceConfig};
 
@@ -31,7 +33,9 @@ const MAX_MEMORY: u64 = 1 << 42;
 /// Managed memory with its devices. Shared by service threads, devices and the VMM.
 pub struct Backend {
     pub(crate) faults: Arc<Faults>,
-    policy: Arc<dyn PolicyFactory>,
+    /// What the advisors' policies come from. The policy of all pages chooses the folios to evict, too.
+    policies: Mutex<Regions<Arc<dyn PolicyFactory>>>,
+    shards: usize,
 }
 
 impl Backend {
@@ -64,9 +68,7 @@ impl Backend {
         // them.
         let shared = PageRange::new(guest.private_pages().end, Page(pages));
         for range in config.present.iter().chain([&shared]) {
-            for page in range.pages() {
-                table.store(page, Word::default().to_system(Tick::default()));
-            }
+            table.set_present(*range);
         }
         let clock = match guest.engine() {
             Engine::Model => Clock::Model(0.into()),
@@ -83,7 +85,11 @@ impl Backend {
             eviction_batch: config.eviction_batch,
         };
         let faults = Arc::new(Faults::new(core, policies, faults)?);
-        Ok(Arc::new(Backend { faults, policy }))
+        Ok(Arc::new(Backend {
+            faults,
+            policies: Mutex::new(Regions::new(policy)),
+            shards: config.shards,
+        }))
     }
 
     fn core(&self) -> &Core {
@@ -95,9 +101,64 @@ impl Backend {
         self.core().guest.engine()
     }
 
-    /// Returns the policy's name.
+    /// Returns the policy's name, and those of the regions' policies with the memory that they are for.
     pub fn policy_name(&self) -> String {
-        self.policy.name()
+        self.policies.lock().describe(|policy| policy.name())
+    }
+
+    /// Returns the same with everything that determines the behaviour ([`PolicyFactory::exact`]).
+    pub fn policy_exact(&self) -> String {
+        self.policies.lock().describe(|policy| policy.exact())
+    }
+
+    /// Returns the files that the policies were read from.
+    pub fn policy_files(&self) -> Vec<PolicyFile> {
+        self.policies.lock().files()
+    }
+
+    /// Has another policy decide about these pages, or about all, at any moment while the machine runs.
+    ///
+    /// From the return on, no fault is decided by the old policy. A fault that comes meanwhile is decided by either one;
+    /// none is lost, none waits longer than for one decision. What the old policy has set in motion ends as it would
+    /// have: holds at their times; the wait of a fault that it has throttled, after which the new policy decides;
+    /// migrations that have begun. What it has only wished for does not happen any more. A policy for all pages ends those
+    /// of regions, and chooses the folios to evict; it begins with what is in the devices' memories and knows nothing of
+    /// its use.
+    ///
+    /// Returns an error if a region does not consist of whole blocks, or if there would be more than 64 regions.
+    pub fn replace_policy(
+        &self,
+        pages: Option<PageRange>,
+        policy: Arc<dyn PolicyFactory>,
+    ) -> Result<(), Error> {
+        // Held until the end, so that all shards and devices have the same policy.
+        let mut policies = self.policies.lock();
+        if let Some(pages) = pages {
+            let all = PageRange::new(Page(0), Page(self.pages()));
+            if pages.is_empty() || pages.overlap(all) < pages.len() {
+                return Err(Error::OutOfRange {
+                    range: pages,
+                    pages: self.pages(),
+                });
+            }
+            let edges = [pages.start.0, pages.end.0];
+            if edges.iter().any(|page| page % BLOCK_PAGES as u32 != 0) {
+                return Err(Error::NotWholeBlocks(pages));
+            }
+            if !policies.has_room_for(pages) {
+                return Err(Error::TooManyRegions(MAX_REGIONS));
+            }
+        }
+        let policy = policy.for_backend().unwrap_or(policy);
+        let of_shards = (0..self.shards).map(|_| policy.fault_policy());
+        self.faults.replace_policies(pages, of_shards);
+        if pages.is_none() {
+            for device in self.core().devices() {
+                device.replace_eviction(policy.eviction_policy(device.capacity()));
+            }
+        }
+        policies.set(pages, policy);
+        Ok(())
     }
 
     /// Returns the time since the backend was made: the clock of events and policies.
@@ -129,7 +190,9 @@ impl Backend {
         check_size("device memory", memory, PAGE_SIZE, MAX_MEMORY)?;
         let private = self.core().guest.device_memory(memory)?;
         let frames = (memory / PAGE_SIZE) as u32;
-        let eviction = self.policy.eviction_policy(frames);
+        // Held until the device is there, so that a replaced policy is replaced here, too.
+        let policies = self.policies.lock();
+        let eviction = policies.everywhere().eviction_policy(frames);
         self.core().attach(frames, Some(private), driver, eviction)
     }
 
@@ -141,7 +204,9 @@ impl Backend {
     pub fn attach_coherent(&self, memory: u64, driver: Arc<dyn Driver>) -> Result<DeviceId, Error> {
         check_size("device memory", memory, PAGE_SIZE, MAX_MEMORY)?;
         let frames = (memory / PAGE_SIZE) as u32;
-        let eviction = self.policy.eviction_policy(frames);
+        // Held until the device is there, so that a replaced policy is replaced here, too.
+        let policies = self.policies.lock();
+        let eviction = policies.everywhere().eviction_policy(frames);
         self.core().attach(frames, None, driver, eviction)
     }
 

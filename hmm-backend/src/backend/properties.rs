@@ -100,7 +100,7 @@ proptest! {
             old.to_untouched(),
             old.to_poisoned(),
             old.to_system(Tick(tick)),
-            old.to_device(DeviceId(device), Frame(frame), order),
+            old.to_private(DeviceId(device), Frame(frame), order),
             old.to_duplicated(),
             old.to_device_alone(),
         ] {
@@ -123,7 +123,7 @@ proptest! {
         let pinned = Word(system.0 + pins * PIN);
         prop_assert_eq!((pinned.pins(), pinned.system_held_until(), pinned.generation()), (pins, Some(Tick(tick)), next));
         prop_assert_eq!(Word(pinned.0 - pins * PIN), system);
-        let there = old.to_device(DeviceId(device), Frame(frame), order);
+        let there = old.to_private(DeviceId(device), Frame(frame), order);
         prop_assert_eq!(there.residency(), Residency::Device(Placed { device: DeviceId(device), frame: Frame(frame), order }));
         let twice = there.to_duplicated();
         prop_assert_eq!(twice.residency(), Residency::Duplicated(Placed { device: DeviceId(device), frame: Frame(frame), order }));
@@ -217,9 +217,9 @@ proptest! {
         let word = |(i, state): (usize, &u8)| match state {
             0 => Word(0),
             1 => Word(0).to_system(Tick(0)),
-            2 => Word(0).to_device(DeviceId(0), Frame(i as u32), 0),
-            3 => Word(0).to_device(DeviceId(1), Frame(i as u32), 0),
-            _ => Word(0).to_device(DeviceId(state - 4), Frame(i as u32), 0).to_duplicated(),
+            2 => Word(0).to_private(DeviceId(0), Frame(i as u32), 0),
+            3 => Word(0).to_private(DeviceId(1), Frame(i as u32), 0),
+            _ => Word(0).to_private(DeviceId(state - 4), Frame(i as u32), 0).to_duplicated(),
         };
         let words: Vec<Word> = states.iter().take(len).enumerate().map(word).collect();
         let view = BlockView { free_frames: 9, capacity: 99, ..BlockView::of(&words) };
@@ -257,7 +257,7 @@ proptest! {
         let word = |(i, state): (usize, &u8)| match state {
             0 => Word(0),
             1 => Word(0).to_system(Tick(0)),
-            _ => Word(0).to_device(DeviceId(state - 2), Frame(i as u32), 0),
+            _ => Word(0).to_private(DeviceId(state - 2), Frame(i as u32), 0),
         };
         let words: Vec<Word> = states.iter().take(len).enumerate().map(word).collect();
         let view = BlockView { free_frames: 9, capacity: 99, pages: 2048, ..BlockView::of(&words) };

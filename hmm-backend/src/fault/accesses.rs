@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use super::faults::Faults;
-use crate::migrate::{Core, Device, Invalidate};
+use crate::migrate::{Core, Device, Eviction, Invalidate};
 use crate::observe::{Counter, Event, EventKind};
 use crate::pages::{Access, Fidelity, Frame, PageRange, Visit};
-use crate::policy::{AccessedBits, EvictionPolicy};
+use crate::policy::AccessedBits;
 use crate::residency::Residency;
 
 impl Faults {
@@ -16,16 +16,11 @@ impl Faults {
     pub(crate) fn tell_visits(&self, device: &Device) {
         let mirrors = self.core.mirrors.telling(device.id, Fidelity::All);
         if !mirrors.is_empty() {
-            self.pass_on(device, &mirrors, &mut **device.eviction());
+            self.pass_on(device, &mirrors, &mut device.eviction());
         }
     }
 
-    fn pass_on(
-        &self,
-        device: &Device,
-        mirrors: &[Arc<dyn Invalidate>],
-        eviction: &mut dyn EvictionPolicy,
-    ) {
+    fn pass_on(&self, device: &Device, mirrors: &[Arc<dyn Invalidate>], eviction: &mut Eviction) {
         let core = &self.core;
         for mirror in mirrors {
             mirror.take_visits(&mut |visit| {
@@ -52,7 +47,7 @@ impl Faults {
         let mut eviction = device.eviction();
         let all = |mirror: &Arc<dyn Invalidate>| mirror.fidelity() == Fidelity::All;
         let visits: Vec<_> = mirrors.extract_if(.., |mirror| all(mirror)).collect();
-        self.pass_on(device, &visits, &mut **eviction);
+        self.pass_on(device, &visits, &mut eviction);
         let mut bits = Bits {
             core,
             device,

@@ -144,9 +144,7 @@ impl Core {
             .first_page()
             .plus(BLOCK_PAGES as u32)
             .min(Page(self.pages()));
-        self.table
-            .words(PageRange::new(block.first_page(), end))
-            .collect()
+        self.table.words(PageRange::new(block.first_page(), end))
     }
 
     /// Returns the rest of a system page's hold.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::driver::Driver;
+use super::eviction::Eviction;
 use crate::memory::{Buddy, DeviceMemory};
 use crate::observe::{Counter, Recorder};
 use crate::pages::time::Tick;
@@ -77,7 +78,7 @@ pub(crate) struct Device {
     pool: Mutex<Pool>,
     /// Signalled when frames return to the pool and a thread waits for that.
     freed: Condvar,
-    pub(crate) eviction: Mutex<Box<dyn EvictionPolicy>>,
+    eviction: Mutex<Eviction>,
     occupancy: Arc<Occupancy>,
     detaching: AtomicBool,
     /// Nanoseconds of the backend's clock at which the device's present fault began; 0 if there is none.
@@ -93,6 +94,7 @@ impl Device {
         eviction: Box<dyn EvictionPolicy>,
         occupancy: Arc<Occupancy>,
     ) -> Device {
+        let eviction = Eviction::new(eviction, frames);
         // SAFETY: all fields are atomic integers, for which zero is a valid value. Frames that are never used
         // cost no memory.
         let frames = unsafe { Box::<[FrameMeta]>::new_zeroed_slice(frames as usize).assume_init() };
@@ -148,8 +150,13 @@ impl Device {
         self.pool.lock()
     }
 
-    pub(crate) fn eviction(&self) -> MutexGuard<'_, Box<dyn EvictionPolicy>> {
+    pub(crate) fn eviction(&self) -> MutexGuard<'_, Eviction> {
         self.eviction.lock()
+    }
+
+    /// Replaces the eviction policy.
+    pub(crate) fn replace_eviction(&self, policy: Box<dyn EvictionPolicy>) {
+        self.eviction().replace(policy, |frame| self.page_of(frame));
     }
 
     fn meta(&self, frame: Frame) -> &FrameMeta {

@@ -452,8 +452,9 @@ fn make_resident<'b>(
         Some(_) => MemoryKind::Private,
         None => MemoryKind::Coherent,
     };
-    let word = Word::in_device_folio(device.id, kind, folio.frame, folio.order);
-    FolioLock::merge(target.locks, folio.order, word)
+    FolioLock::merge(target.locks, folio.order, |word| {
+        word.to_device(device.id, kind, folio.frame, folio.order)
+    })
 }
 
 impl Drop for CopiedToDevice<'_> {

@@ -116,6 +116,16 @@ pub enum Error {
         #[source]
         refusal: Refusal,
     },
+    /// A region that is to have a policy of its own does not consist of whole blocks.
+    #[error(
+        "{0:?} does not consist of whole blocks of 2 MiB (512 pages), as a region with a policy must"
+    )]
+    NotWholeBlocks(PageRange),
+    /// There are as many regions with policies of their own as there can be.
+    #[error(
+        "there are {0} regions with policies of their own already; a policy for all pages ends them"
+    )]
+    TooManyRegions(usize),
     /// A size is zero, too large or not a multiple of its unit.
     #[error("{what} of {bytes} bytes: must be a multiple of {unit} bytes from {unit} to {max}")]
     BadSize {

@@ -102,7 +102,7 @@ pub trait PolicyFactory: Send + Sync {
     /// Creates the policy for one device with this many frames.
     fn eviction_policy(&self, frames: u32) -> Box<dyn EvictionPolicy>;
     /// Returns a separate factory for one backend, or `None` to use this one. A factory whose policies share state
-    /// needs this, because policies of another backend must not see that state. Called once for each backend.
+    /// needs this, because policies of another backend must not see that state. It has the same name and files. Called once for each backend.
     fn for_backend(&self) -> Option<Arc<dyn PolicyFactory>> {
         None
     }

@@ -14,6 +14,7 @@ mod file;
 mod link;
 mod modifier;
 mod params;
+mod regions;
 mod spec;
 #[cfg(test)]
 mod test_view;
@@ -31,5 +32,7 @@ pub use fault::{
 pub use file::{PolicyFile, policy_checksum};
 pub use link::{LinkMatrix, LinkModel};
 pub use params::{Accepts, PolicyInfo, PolicyParam};
+pub use regions::PART;
+pub(crate) use regions::{MAX_REGIONS, Regions};
 pub use spec::PolicySpec;
 pub use view::{BlockFault, BlockView, Recent, Seen};

@@ -12,7 +12,7 @@ use crate::residency::Word;
 pub(crate) fn block(len: usize, system: &PageSet, device: &PageSet) -> Vec<Word> {
     let word = |i| {
         if device.contains(i) {
-            Word(0).to_device(DeviceId(0), Frame(i as u32), 0)
+            Word(0).to_private(DeviceId(0), Frame(i as u32), 0)
         } else if system.contains(i) {
             Word(0).to_system(Tick(0))
         } else {

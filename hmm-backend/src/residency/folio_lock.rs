@@ -1,11 +1,11 @@
 //! The lock of one folio, and the changes that its holder may make to the folio's words.
 //!
-//! The order of the stores keeps readers without the lock correct: a page's word never names a head whose lock does
+//! The order of the stores keeps readers without the lock correct: a page's entry never leads to a head whose lock does
 //! not cover the page.
 
 use super::sync::Ordering;
 use super::table::ResidencyTable;
-use super::word::{LOCKED, MIRRORED, WAITERS, Word};
+use super::word::{Entry, LOCKED, MIRRORED, WAITERS, Word};
 use crate::pages::{Page, PageRange, Permission};
 
 /// The lock of one folio. Dropping it unlocks the folio without a change.
@@ -41,112 +41,95 @@ impl<'t> FolioLock<'t> {
     /// Cuts the folio in two. This lock keeps the lower half; returns the lock of the upper half.
     pub(crate) fn halve(&mut self) -> FolioLock<'t> {
         let order = self.order() - 1;
-        let middle = self.head.plus(1 << order);
-        let end = self.range().end;
+        let half = 1 << order;
         let upper = FolioLock {
             table: self.table,
-            head: middle,
+            head: self.head.plus(half),
             // Devices may have translations of both halves, so the upper head inherits the mirrored flag.
-            word: self
-                .table
-                .word(middle)
-                .with_order(order)
-                .with(self.word.0 & MIRRORED),
+            word: self.word.of_page(half).with_order(order),
         };
-        // Lock the upper head before any of its tails names it.
-        self.table.store(middle, upper.word.with(LOCKED));
-        self.rewrite_tails(PageRange::new(middle, end), |_, word| {
-            word.with_order(order)
-        });
-        self.rewrite_tails(PageRange::new(self.head, middle), |_, word| {
-            word.with_order(order)
-        });
+        // Lock the upper head before any of its tails leads to it.
+        self.table
+            .store(upper.head, Entry::Head(upper.word.with(LOCKED)));
+        self.table.write_tails(upper.range(), order);
+        self.table
+            .write_tails(PageRange::with_len(self.head, half), order);
         // A waiter may set the waiters bit of the lower head at this moment: change only the order bits.
-        let lower = self.word.with_order(order);
-        let cell = &self.table.words[self.head.0 as usize];
-        let old = Word(cell.fetch_xor(self.word.0 ^ lower.0, Ordering::AcqRel));
+        let waiters = self.replace(self.word.with_order(order)).waiters();
         // A waiter that set the bit on the whole folio may wait for a page of the upper half, which is unlocked
         // separately from now on: pass the bit on.
-        if old.waiters() {
-            self.table.words[middle.0 as usize].fetch_or(WAITERS, Ordering::AcqRel);
+        if waiters {
+            self.table.words[upper.head.0 as usize].fetch_or(WAITERS, Ordering::AcqRel);
         }
-        self.word = lower;
         upper
     }
 
-    /// Merges several folios into one (or rewrites the words of one), giving each page the word that `word` makes of
-    /// its index and its old word. The folios must be neighbours, in ascending order, and form a naturally aligned
-    /// group of `1 << order` pages. Returns the lock of the new folio.
+    /// Merges several folios into one, whose word is what `word` makes of the first folio's word. The folios must be
+    /// neighbours, in ascending order, form a naturally aligned group of `1 << order` pages, and have the same
+    /// permission. A single folio of that order keeps its tails as they are. Returns the lock of the new folio.
     pub(crate) fn merge(
         locks: Vec<FolioLock<'t>>,
         order: u8,
-        word: impl Fn(usize, Word) -> Word,
+        word: impl FnOnce(Word) -> Word,
     ) -> FolioLock<'t> {
-        let mut folio: Option<FolioLock<'t>> = None;
-        let mut index = 0;
-        for mut lock in locks {
-            let range = lock.range();
-            let new = word(index, lock.word);
-            debug_assert_eq!(new.order(), order);
-            debug_assert!(
-                folio
-                    .as_ref()
-                    .is_none_or(|f| f.head.plus(index as u32) == range.start)
-            );
-            let first = folio.is_none();
-            if first {
-                // Before any other word names this page as its head.
-                lock.replace(new);
-            }
-            let behind = index + 1;
-            lock.rewrite_tails(range, |i, old| word(behind + i, old));
-            index += range.len() as usize;
-            if first {
-                folio = Some(lock);
-            } else {
-                // The new head is locked: waiters that wake up look again and wait for it.
-                lock.release_range(new, range);
-            }
+        let mut locks = locks.into_iter();
+        let mut folio = locks.next().expect("a folio has at least one page");
+        let (table, own, others) = (folio.table, folio.range(), locks.as_slice());
+        // The folio has one generation: a later one than each of its pages had.
+        let latest = others.iter().fold(folio.word, |word, lock| {
+            word.with_later_generation(lock.word)
+        });
+        let new = word(latest);
+        debug_assert_eq!(
+            (new.order(), own.start.folio_head(order)),
+            (order, own.start)
+        );
+        // Before any other page leads to this one as its head.
+        folio.replace(new);
+        if !others.is_empty() {
+            table.write_tails(own, order);
         }
-        debug_assert_eq!(index, 1 << order);
-        folio.expect("a folio has at least one page")
+        let mut end = own.end;
+        for lock in locks {
+            let range = lock.range();
+            debug_assert_eq!(
+                (range.start, lock.word.permission()),
+                (end, new.permission())
+            );
+            end = range.end;
+            table.write_tails(range, order);
+            // The new head is locked: waiters that wake up look again and wait for it.
+            lock.release(Entry::Tail { order }, range);
+        }
+        debug_assert_eq!(end, folio.range().end);
+        folio
     }
 
-    /// Changes the head's word and keeps the lock. For folios of one page, or if the tails are rewritten right
-    /// afterwards.
-    fn replace(&mut self, new: Word) {
+    /// Changes the head's word and keeps the lock; returns the word that was there.
+    fn replace(&mut self, new: Word) -> Word {
         // Change only the bits that differ: a waiter may set the waiters bit at the same time.
         let cell = &self.table.words[self.head.0 as usize];
-        cell.fetch_xor(self.word.0 ^ new.0, Ordering::AcqRel);
+        let old = cell.fetch_xor(self.word.0 ^ new.0, Ordering::AcqRel);
         self.word = new;
+        Word(old)
     }
 
     /// Changes the state of every page and unlocks. Afterwards each page is a folio of its own.
     pub(crate) fn publish_pages(self, word: impl Fn(Word) -> Word) {
-        self.publish(0, word);
-    }
-
-    /// Changes the state of every page and unlocks. The pages stay one folio.
-    pub(crate) fn publish_folio(self, word: impl Fn(Word) -> Word) {
-        let order = self.order();
-        self.publish(order, word);
-    }
-
-    fn publish(self, order: u8, word: impl Fn(Word) -> Word) {
         let range = self.range();
-        self.rewrite_tails(range, |_, old| word(old).with_order(order));
-        let new = word(self.word).with_order(order);
-        self.release_range(new, range);
+        for index in 1..range.len() {
+            let new = word(self.word.of_page(index)).with_order(0);
+            self.table.store(self.head.plus(index), Entry::Head(new));
+        }
+        let new = word(self.word).with_order(0);
+        self.release(Entry::Head(new), range);
     }
 
-    /// Gives each page of `range` except the first the word that `word` makes of its index (from 0 for the second
-    /// page) and its old word. Relaxed loads suffice: only the holder of the lock writes these words.
-    fn rewrite_tails(&self, range: PageRange, word: impl Fn(usize, Word) -> Word) {
-        let tails = &self.table.words[range.start.0 as usize + 1..range.end.0 as usize];
-        for (i, cell) in tails.iter().enumerate() {
-            let old = Word(cell.load(Ordering::Relaxed));
-            cell.store(word(i, old).0, Ordering::Release);
-        }
+    /// Changes the state of the folio and unlocks. The pages stay one folio.
+    pub(crate) fn publish_folio(self, word: impl FnOnce(Word) -> Word) {
+        let new = word(self.word).with_order(self.order());
+        let range = self.range();
+        self.release(Entry::Head(new), range);
     }
 
     /// Cuts the folio until each piece is wholly wanted or wholly unwanted. Appends the wanted pieces to `out` and
@@ -169,10 +152,6 @@ impl<'t> FolioLock<'t> {
 
     /// Changes the folio's permission and keeps the lock.
     pub(crate) fn set_permission(&mut self, permission: Permission) {
-        for page in PageRange::new(self.head.plus(1), self.range().end).pages() {
-            let word = self.table.word(page).with_permission(permission);
-            self.table.store(page, word);
-        }
         self.replace(self.word.with_permission(permission));
     }
 
@@ -182,11 +161,12 @@ impl<'t> FolioLock<'t> {
         self.replace(self.word.without(MIRRORED));
     }
 
-    fn release_range(self, new: Word, range: PageRange) {
+    /// Writes the head's entry, which unlocks the folio, and wakes those who wait for these pages.
+    fn release(self, new: Entry, range: PageRange) {
         let this = std::mem::ManuallyDrop::new(self);
         let cell = &this.table.words[this.head.0 as usize];
-        let old = Word(cell.swap(new.0, Ordering::AcqRel));
-        debug_assert!(old.locked() && !new.locked());
+        let old = Word(cell.swap(new.encode(), Ordering::AcqRel));
+        debug_assert!(old.locked());
         if old.waiters() {
             this.table.wake(range);
         }

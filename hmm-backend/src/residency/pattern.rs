@@ -1,7 +1,7 @@
 //! Scans a block's residency words for pages that match a pattern. Policies scan all 512 words on nearly every fault.
 
 use super::word::{
-    AUX_MASK, AUX_SHIFT, DEVICE, DUPLICATED, ON_DEVICE, REACHED, STATE, UNTOUCHED, Word,
+    AUX_MASK, AUX_SHIFT, DEVICE, DUPLICATED, ON_DEVICE, REACHED, STATE, TAIL, UNTOUCHED, Word,
 };
 use crate::pages::{BLOCK_PAGES, DeviceId, PageSet};
 
@@ -17,6 +17,9 @@ impl Pattern {
     pub(crate) const REACHED_BY_CPUS: Pattern = Pattern::new(REACHED, REACHED);
     /// The page has no contents.
     pub(crate) const UNTOUCHED: Pattern = Pattern::new(STATE, UNTOUCHED);
+
+    /// The entry of a folio's page that is not the first one.
+    pub(super) const TAIL: Pattern = Pattern::new(STATE, TAIL);
 
     /// The contents are in the memory of this device and nowhere else.
     pub(crate) const fn on_device(device: DeviceId) -> Pattern {
@@ -96,11 +99,11 @@ mod tests {
             let word = match i * i / 7 % 8 {
                 0 => Word(0),
                 1 => Word(0).to_system(Tick(u32::MAX)),
-                2 => Word(0).to_device(device, Frame(u32::MAX), 9),
-                3 => Word(0).to_device(DeviceId(62), Frame(7), 0),
+                2 => Word(0).to_private(device, Frame(u32::MAX), 9),
+                3 => Word(0).to_private(DeviceId(62), Frame(7), 0),
                 4 => Word(0).to_exclusive(device, Tick(1)),
-                5 => Word(0).to_device(device, Frame(1), 3).to_duplicated(),
-                6 => Word(0).to_device(DeviceId(0), Frame(1), 0).to_duplicated(),
+                5 => Word(0).to_private(device, Frame(1), 3).to_duplicated(),
+                6 => Word(0).to_private(DeviceId(0), Frame(1), 0).to_duplicated(),
                 _ => Word(0).to_poisoned(),
             };
             match i % 3 {

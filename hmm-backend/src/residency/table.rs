@@ -3,17 +3,19 @@
 //!
 //! Rules that the rest of the crate relies on:
 //!
-//! * A folio's lock is the lock bit in the word of its first page (its head). The words of its other pages (tails)
-//!   carry state, frame and order, but never the lock, waiters or mirrored bits.
-//! * Only the holder of the lock changes state, frame or order. Pins, the mirrored flag and the lock itself are set
+//! * A folio has one word, in the entry of its first page (its head); its lock is the lock bit in that word. The entries
+//!   of its other pages (tails) lead to the head, and what is said of a tail is derived from the head's word.
+//! * Only the holder of the lock changes state, frame or order, and the entries of tails. Pins, the mirrored flag and the lock itself are set
 //!   with a compare-exchange on an *unlocked* word, so they cannot change while the lock is held.
 //! * Every unlock wakes the waiters that have set the waiters bit. Waiters hold no lock and check everything again
 //!   after they wake.
 
 use super::folio_lock::FolioLock;
+use super::pattern::Pattern;
 use super::sync::{AtomicU64, Ordering, zeroed_words};
 use super::wait::WaitTable;
-use super::word::{AUX_MAX, LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
+use super::word::{AUX_MAX, Entry, LOCKED, MIRRORED, PIN, Residency, WAITERS, Word};
+use crate::pages::time::Tick;
 use crate::pages::{Page, PageRange};
 
 /// Wakes CPUs that sleep in a fault on any of these pages. The CPUs then execute the access again.
@@ -57,34 +59,61 @@ impl ResidencyTable {
         self.words.len() as u32
     }
 
-    /// Returns the page's own word. The lock and mirrored bits are in the word of its head: see [`Self::folio`].
-    pub(crate) fn word(&self, page: Page) -> Word {
-        Word(self.words[page.0 as usize].load(Ordering::Acquire))
+    fn entry(&self, page: Page) -> Entry {
+        Entry::decode(self.words[page.0 as usize].load(Ordering::Acquire))
     }
 
-    /// Returns the pages' own words in order. Each word is read at a different moment.
-    pub(crate) fn words(&self, range: PageRange) -> impl ExactSizeIterator<Item = Word> {
-        let words = &self.words[range.start.0 as usize..range.end.0 as usize];
-        words.iter().map(|word| Word(word.load(Ordering::Acquire)))
+    /// Returns the page's word: that of its folio, with the page's own frame.
+    pub(crate) fn word(&self, page: Page) -> Word {
+        let (head, word) = self.folio(page);
+        word.of_page(page.0 - head.0)
+    }
+
+    /// Returns the words of these pages of one block, in order. They are read at different moments.
+    pub(crate) fn words(&self, range: PageRange) -> Vec<Word> {
+        let entries = &self.words[range.start.0 as usize..range.end.0 as usize];
+        let load = |entry: &AtomicU64| Word(entry.load(Ordering::Acquire));
+        let mut words: Vec<Word> = entries.iter().map(load).collect();
+        for tails in Pattern::TAIL.find(&words).runs() {
+            let mut at = tails.start;
+            while at < tails.end {
+                let page = range.start.plus(at as u32);
+                let (head, word) = self.folio(page);
+                let index = page.0 - head.0;
+                let rest = tails.end.min(at + ((1 << word.order()) - index) as usize);
+                for (index, tail) in (index..).zip(&mut words[at..rest]) {
+                    *tail = word.of_page(index);
+                }
+                at = rest;
+            }
+        }
+        words
     }
 
     /// Returns the head of the folio that `page` belongs to, and the head's word.
     fn folio(&self, page: Page) -> (Page, Word) {
         loop {
-            let own = self.word(page);
-            let head = page.folio_head(own.order());
-            if head == page {
-                return (page, own);
-            }
-            let word = self.word(head);
+            let order = match self.entry(page) {
+                Entry::Head(word) => return (page, word),
+                Entry::Tail { order } => order,
+            };
+            let head = page.folio_head(order);
             // If the head's order is larger and the head is locked, the folio is being cut, and the holder's lock
             // covers this page, too. If it is smaller, the folio was cut after the first load: the head's lock no
-            // longer covers this page, and a waiter would wait for the wrong lock. Tails are rewritten before heads,
+            // longer covers this page, and a waiter would wait for the wrong lock. Tails are written before heads,
             // so reading again helps.
-            if word.order() == own.order() || (word.locked() && word.order() > own.order()) {
+            if let Entry::Head(word) = self.entry(head)
+                && (word.order() == order || (word.locked() && word.order() > order))
+            {
                 return (head, word);
             }
         }
+    }
+
+    /// Returns the pages of the folio that the page belongs to at this moment.
+    pub(crate) fn folio_range(&self, page: Page) -> PageRange {
+        let (head, word) = self.folio(page);
+        PageRange::with_len(head, 1 << word.order())
     }
 
     /// Whether a thread holds the lock of the page's folio.
@@ -151,8 +180,8 @@ impl ResidencyTable {
     }
 
     /// Sets the mirrored flag, because a device is about to get a translation of the page. Returns `None` if another
-    /// thread holds the lock. Otherwise returns the page's own word while the flag was set: a later holder of the
-    /// lock sees the flag.
+    /// thread holds the lock. Otherwise returns the page's word while the flag was set: a later holder of the lock sees
+    /// the flag.
     pub(crate) fn mark_mirrored(&self, page: Page) -> Option<Word> {
         loop {
             let (head, word) = self.folio(page);
@@ -160,14 +189,8 @@ impl ResidencyTable {
                 return None;
             }
             let marked = word.with(MIRRORED);
-            if !word.mirrored() && !self.exchange(head, word, marked) {
-                continue;
-            }
-            // A tail's word may be older or newer than the flag. It belongs to the flagged folio only if the head's
-            // word is still the one that was just written.
-            let own = self.word(page);
-            if self.word(head) == marked {
-                return Some(own);
+            if word.mirrored() || self.exchange(head, word, marked) {
+                return Some(marked.of_page(page.0 - head.0));
             }
         }
     }
@@ -198,8 +221,24 @@ impl ResidencyTable {
         debug_assert!(before.pins() > 0, "unpin of an unpinned {page:?}");
     }
 
-    pub(crate) fn store(&self, page: Page, word: Word) {
-        self.words[page.0 as usize].store(word.0, Ordering::Release);
+    /// Says that these pages are in system memory from the start. Call it before another thread has the table.
+    pub(crate) fn set_present(&self, range: PageRange) {
+        let word = Word::default().to_system(Tick::default());
+        range
+            .pages()
+            .for_each(|page| self.store(page, Entry::Head(word)));
+    }
+
+    /// Writes a page's entry. For the holder of the lock, and pages that are not the head.
+    pub(super) fn store(&self, page: Page, entry: Entry) {
+        self.words[page.0 as usize].store(entry.encode(), Ordering::Release);
+    }
+
+    /// Makes the pages of `range` except the first ones lead to the head of a folio of this order.
+    pub(super) fn write_tails(&self, range: PageRange, order: u8) {
+        for page in PageRange::new(range.start.plus(1), range.end).pages() {
+            self.store(page, Entry::Tail { order });
+        }
     }
 
     /// Wakes all threads and CPUs that wait for the folio with the pages `range`.
@@ -212,7 +251,6 @@ impl ResidencyTable {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::pages::time::Tick;
     use crate::pages::{DeviceId, Frame};
     use crate::residency::Placed;
     use std::sync::Arc;
@@ -242,8 +280,8 @@ mod tests {
         let locks = (head..head + (1 << order))
             .map(|p| lock(table, p))
             .collect();
-        FolioLock::merge(locks, order, |i, w| {
-            w.to_device(DeviceId(1), Frame(100 + i as u32), order)
+        FolioLock::merge(locks, order, |w| {
+            w.to_private(DeviceId(1), Frame(100), order)
         });
     }
 

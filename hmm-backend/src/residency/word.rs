@@ -1,16 +1,19 @@
-//! The residency word: everything the backend knows about a page, in 64 bits.
+//! The residency word: everything the backend knows about a folio, in 64 bits.
 //!
 //! | bits | meaning |
 //! |---|---|
 //! | 0–2 | state: 0 untouched, 1 system, 2 device, 3 coherent, 4 poisoned, 5 duplicated, 6 exclusive; bit 0 says that CPUs reach it |
-//! | 3 | locked: one winner works on the page (or on the folio this page is the head of) |
+//! | 3 | locked: one winner works on the folio |
 //! | 4 | waiters: a thread or a CPU sleeps until the lock is released |
-//! | 5 | mirrored: some device may have a translation of the page |
-//! | 6 | read-only for CPUs and devices; the same for all pages of a folio |
-//! | 7–10 | order of the folio the page belongs to |
+//! | 5 | mirrored: some device may have a translation of a page of the folio |
+//! | 6 | read-only for CPUs and devices |
+//! | 7–10 | order of the folio |
 //! | 11–16 | system: number of pins; device, coherent, duplicated, exclusive: device number |
 //! | 17–31 | generation: counts state changes |
-//! | 32–63 | system, exclusive: held until (ticks); device, coherent, duplicated: frame |
+//! | 32–63 | system, exclusive: held until (ticks); device, coherent, duplicated: the folio's first frame |
+//!
+//! The table keeps the word in the entry of the folio's first page, its head. The entries of the other pages, the
+//! tails, only lead to the head: state 7, and the order. So a folio that migrates as a whole changes one entry.
 
 use super::pattern::Pattern;
 use crate::pages::time::Tick;
@@ -106,6 +109,8 @@ const COHERENT: u64 = 0b011;
 const POISONED: u64 = 0b100;
 pub(crate) const DUPLICATED: u64 = 0b101;
 const EXCLUSIVE: u64 = 0b110;
+/// Only in entries of the table, never in a word.
+pub(super) const TAIL: u64 = 0b111;
 /// Set in all states in which CPUs reach the page, at least for reading.
 pub(crate) const REACHED: u64 = 0b001;
 /// A mask: `state & ON_DEVICE == DEVICE` holds for the states in which only a device's memory has the contents
@@ -127,11 +132,52 @@ const VALUE_SHIFT: u32 = 32;
 /// The maximum number of pins of a page, and the number of devices that a word can name.
 pub(crate) const AUX_MAX: u64 = AUX_MASK;
 
+/// What the table has for a page.
+#[derive(Clone, Copy)]
+pub(super) enum Entry {
+    /// The page is the first of its folio, whose word this is.
+    Head(Word),
+    /// The page is another one of a folio of this order.
+    Tail {
+        /// Leads to the head: [`Page::folio_head`].
+        order: u8,
+    },
+}
+
+impl Entry {
+    pub(super) fn decode(bits: u64) -> Entry {
+        let word = Word(bits);
+        match bits & STATE {
+            TAIL => Entry::Tail {
+                order: word.order(),
+            },
+            _ => Entry::Head(word),
+        }
+    }
+
+    pub(super) fn encode(self) -> u64 {
+        match self {
+            Entry::Head(word) => word.0,
+            Entry::Tail { order } => TAIL | u64::from(order) << ORDER_SHIFT,
+        }
+    }
+}
+
 /// A value of the residency word.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Word(pub(crate) u64);
 
 impl Word {
+    /// Returns what this word of a folio says of the page `index` pages behind the folio's head.
+    pub(crate) fn of_page(self, index: u32) -> Word {
+        match self.0 & STATE {
+            DEVICE | COHERENT | DUPLICATED => {
+                Word(self.0.wrapping_add(u64::from(index) << VALUE_SHIFT))
+            }
+            _ => self,
+        }
+    }
+
     /// Where the contents are.
     pub fn residency(self) -> Residency {
         match self.0 & STATE {
@@ -141,6 +187,7 @@ impl Word {
             COHERENT => Residency::Coherent(self.placed()),
             DUPLICATED => Residency::Duplicated(self.placed()),
             EXCLUSIVE => Residency::Exclusive(self.owner()),
+            // Entries of tails are not words.
             _ => Residency::Poisoned,
         }
     }
@@ -217,8 +264,7 @@ impl Word {
     /// The bits that a change of state keeps: the permission and the generation, increased by one. Lock, waiters and
     /// mirrored are cleared: the holder has invalidated the mirrors before it changes the state.
     fn successor(self, state: u64) -> u64 {
-        // The generation is added in place and masked once, because this runs for each page of a migration. The mask
-        // removes the carry.
+        // The mask removes the generation's carry.
         self.0.wrapping_add(1 << GENERATION_SHIFT) & (GENERATION_MASK | READ_ONLY) | state
     }
 
@@ -230,30 +276,30 @@ impl Word {
         Word(self.successor(SYSTEM) | u64::from(held_until.0) << VALUE_SHIFT)
     }
 
-    /// Returns the function from a page's index in the folio and its old word to its new word in a device folio of `1
-    /// << order` frames from `first` on.
-    pub(crate) fn in_device_folio(
+    /// The word of a folio of `1 << order` pages in the frames from `first` on.
+    pub(crate) fn to_device(
+        self,
         device: DeviceId,
         kind: MemoryKind,
         first: Frame,
         order: u8,
-    ) -> impl Fn(usize, Word) -> Word + Copy {
+    ) -> Word {
         let state = match kind {
             MemoryKind::Private => DEVICE,
             MemoryKind::Coherent => COHERENT,
         };
-        // The part that is the same for all pages of the folio is computed once.
-        let place = state
-            | u64::from(device.0) << AUX_SHIFT
-            | u64::from(order) << ORDER_SHIFT
-            | u64::from(first.0) << VALUE_SHIFT;
-        move |i, word| Word(word.successor(place + ((i as u64) << VALUE_SHIFT)))
+        Word(
+            self.successor(state)
+                | u64::from(device.0) << AUX_SHIFT
+                | u64::from(order) << ORDER_SHIFT
+                | u64::from(first.0) << VALUE_SHIFT,
+        )
     }
 
-    /// The word of a single page in a device's private memory.
+    /// The word of a folio in a device's private memory.
     #[cfg(any(test, feature = "fuzzing", feature = "measure"))]
-    pub(crate) fn to_device(self, device: DeviceId, frame: Frame, order: u8) -> Word {
-        Word::in_device_folio(device, MemoryKind::Private, frame, order)(0, self)
+    pub(crate) fn to_private(self, device: DeviceId, first: Frame, order: u8) -> Word {
+        self.to_device(device, MemoryKind::Private, first, order)
     }
 
     /// The contents of the frame are now also in system memory.
@@ -287,6 +333,16 @@ impl Word {
     /// The same word in a folio of another order.
     pub(crate) fn with_order(self, order: u8) -> Word {
         Word(self.0 & !(ORDER_MASK << ORDER_SHIFT) | u64::from(order) << ORDER_SHIFT)
+    }
+
+    /// The same word with the later one of the two generations. They count modulo 2¹⁵: the later one is the one that
+    /// is reached from the other in fewer steps.
+    pub(crate) fn with_later_generation(self, other: Word) -> Word {
+        let ahead = other.generation().wrapping_sub(self.generation()) & 0x7fff;
+        match ahead < 0x4000 {
+            true => Word(self.0 & !GENERATION_MASK | other.0 & GENERATION_MASK),
+            false => self,
+        }
     }
 
     pub(crate) fn with(self, flags: u64) -> Word {
@@ -337,7 +393,7 @@ mod tests {
     fn fields_do_not_overlap() {
         let word = Word(0)
             .with_permission(Permission::ReadOnly)
-            .to_device(DeviceId(63), Frame(u32::MAX), 9)
+            .to_private(DeviceId(63), Frame(u32::MAX), 9)
             .with(LOCKED | WAITERS | MIRRORED);
         assert_eq!(
             word.residency(),
@@ -395,6 +451,15 @@ mod tests {
             [true, false]
         );
         assert_eq!(serves(exclusive), [false, false]);
+        // The later one of two generations, also across the wrap.
+        let later = |a: Word, b: Word| a.with_later_generation(b).generation();
+        assert_eq!((later(system, exclusive), later(exclusive, system)), (3, 3));
+        let mut old = word;
+        while old.generation() != 0x7fff {
+            old = old.to_untouched();
+        }
+        assert_eq!((later(old, word), later(word, old)), (1, 1));
+        assert_eq!(old.with_later_generation(word).residency(), old.residency());
         // The generation wraps around without changing its neighbours.
         let mut word = exclusive;
         for _ in 0..1 << 15 {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Error, Result, anyhow, bail};
 use clap::Args;
 use hmm_backend::pages::Fidelity;
-use hmm_backend::policy::{LinkMatrix, PolicyFile};
+use hmm_backend::policy::{LinkMatrix, PART, PolicyFile};
 use hmm_backend::text::printable;
 use hmm_backend::{EVICTION_BATCH, limits};
 use hmmvisor::run::summary::{mark_of_scripts, of_scripts};
@@ -18,7 +18,7 @@ use hmmvisor_experiments::figures::{bytes, count, grouped, time};
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, ReplayConfig, Replayed};
 use hmmvisor_experiments::trace::{Tail, TraceKind, TraceMeta, TraceReader};
-use hmmvisor_policies::{Chosen, Limits, Log, PART, PolicyChoice, ScriptFigures, Scripts, excerpt};
+use hmmvisor_policies::{Chosen, Limits, Log, PolicyChoice, ScriptFigures, Scripts, excerpt};
 use serde::Serialize;
 
 use super::failed::failed;

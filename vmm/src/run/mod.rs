@@ -125,7 +125,6 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let failed = !matches!(end, End::Exit(0) | End::Signal(_));
     Ok(Report {
         workload: run.workload,
-        policy_exact: run.policy.exact(),
         scripts: run.policies.figures(),
         elapsed,
         first_instruction: seen.first_instruction,

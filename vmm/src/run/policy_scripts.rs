@@ -5,12 +5,10 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hmm_backend::pages::{Fidelity, Page};
+use hmm_backend::pages::{Fidelity, PAGE_SIZE, Page, PageRange};
 use hmm_backend::policy::PolicyFactory;
 use hmmvisor_devices::thread;
-use hmmvisor_policies::{
-    FileWatch, Limits, Log, Region, Regions, ScriptError, ScriptFigures, Scripts,
-};
+use hmmvisor_policies::{FileWatch, Limits, Log, ScriptError, ScriptFigures, Scripts};
 use parking_lot::Mutex;
 
 use crate::config::PolicyConfig;
@@ -19,7 +17,10 @@ use crate::ending::Ending;
 
 /// The policies of a run.
 pub(crate) struct Policies {
+    /// Decides about all memory without a policy of its own, and about evictions.
     pub(crate) factory: Arc<dyn PolicyFactory>,
+    /// Parts of memory that have policies of their own.
+    pub(crate) regions: Vec<(PageRange, Arc<dyn PolicyFactory>)>,
     pub(crate) scripts: Vec<Script>,
     messages: Arc<Messages>,
 }
@@ -119,23 +120,17 @@ impl Policies {
         });
         let common = config.spec.load(Limits::default(), log.clone())?;
         common.check_told(told)?;
-        let (mut factory, mut scripts) = (common.factory, common.scripts);
-        if !config.region.is_empty() {
-            let mut regions = Vec::new();
-            for region in &config.region {
-                let chosen = region.spec.load_of_region(Limits::default(), log.clone())?;
-                scripts.extend(chosen.scripts);
-                let blocks = |size: u64| (size / (2 << 20)) as u32;
-                regions.push(Region {
-                    first: Page(blocks(region.start.0) * 512).block(),
-                    blocks: blocks(region.size.0),
-                    policy: chosen.factory,
-                });
-            }
-            factory = Arc::new(Regions {
-                common: factory,
-                regions,
-            });
+        let (factory, mut scripts) = (common.factory, common.scripts);
+        let mut regions = Vec::new();
+        for region in &config.region {
+            let chosen = region.spec.load_of_region(Limits::default(), log.clone())?;
+            scripts.extend(chosen.scripts);
+            let page = |bytes: u64| Page((bytes / PAGE_SIZE) as u32);
+            let pages = PageRange::new(
+                page(region.start.0),
+                page(region.start.0.saturating_add(region.size.0)),
+            );
+            regions.push((pages, chosen.factory));
         }
         let watched = |scripts: Arc<Scripts>| Script {
             watch: FileWatch::new(scripts.path())
@@ -150,6 +145,7 @@ impl Policies {
         };
         Ok(Policies {
             factory,
+            regions,
             scripts: scripts.into_iter().map(watched).collect(),
             messages,
         })

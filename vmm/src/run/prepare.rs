@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
-use hmm_backend::policy::PolicyFactory;
 use hmm_backend::{Backend, BackendConfig};
 use hmmvisor_devices::NewDevice;
 use hmmvisor_devices::virtio::Balloon;
@@ -26,8 +25,6 @@ pub(super) struct Prepared {
     pub(super) backend: Arc<Backend>,
     pub(super) vm: Vm,
     pub(super) policies: Policies,
-    /// The policy that the backend has: that of `policies`, or the torture's.
-    pub(super) policy: Arc<dyn PolicyFactory>,
     pub(super) torture: Torture,
     pub(super) recording: Option<Recording>,
     /// The balloon, if there is one.
@@ -54,15 +51,22 @@ impl Prepared {
         let virtio = virtio::devices(config)?;
         let torture = Torture::of(config);
         let policies = Policies::load(&config.policy, config.devices.accesses)?;
-        let policy = torture.policy();
-        let policy = policy.unwrap_or_else(|| policies.factory.clone());
+        // The torture's policy takes the place of the configuration's, also in regions.
+        let (policy, regions) = match torture.policy() {
+            Some(policy) => (policy, &[][..]),
+            None => (policies.factory.clone(), &policies.regions[..]),
+        };
         let backend = Backend::new(BackendConfig {
-            policy: policy.clone(),
+            policy,
             events: trace
                 .as_ref()
                 .map_or(0, |_| recording::ring(config.devices.accesses)),
             ..memory(config, &*guest, &torture)
         })?;
+        // The last one first: it comes last in the policy's name.
+        for (pages, policy) in regions.iter().rev() {
+            backend.replace_policy(Some(*pages), policy.clone())?;
+        }
         let placement = CpuPlacement::new(config, &host.cpus);
         let vm = Vm::new(VmConfig {
             vcpus: config.machine.vcpus,
@@ -78,7 +82,7 @@ impl Prepared {
         let vm = vm.map_err(|error| name_guest(config, error))?;
         // The recording starts only when the machine has been made: a run that cannot start leaves no trace.
         let recording = trace.map(|output| {
-            let files = policy.files();
+            let files = backend.policy_files();
             let meta = recording::meta(config, &backend, &cmdline, workload.clone(), files);
             Recording::start(output, meta, &backend, vm.thread_ids(), vm.ending())
         });
@@ -91,7 +95,6 @@ impl Prepared {
             backend,
             vm,
             policies,
-            policy,
             torture,
             recording,
             balloon: virtio.balloon,

@@ -173,7 +173,7 @@ impl Report {
             kernel: path(&config.boot.kernel),
             engine: backend.engine(),
             policy: backend.policy_name(),
-            policy_exact: String::new(),
+            policy_exact: backend.policy_exact(),
             scripts: None,
             vcpus: config.machine.vcpus,
             devices: config.devices.count,

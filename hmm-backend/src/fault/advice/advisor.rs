@@ -1,31 +1,87 @@
-//! One shard's policy and the shard's recent faults.
+//! One shard's policies and the shard's recent faults.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::pages::{Page, PageSet, Place};
-use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, Recent, Seen};
+use crate::pages::{Block, Page, PageRange, PageSet, Place};
+use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, Recent, Regions, Seen, Wish};
 
 /// The number of recent faults that a policy sees.
 const RECENT: usize = 16;
 
-/// A policy with the recent faults of its shard.
-pub(crate) struct Advisor {
-    pub(crate) policy: Box<dyn FaultPolicy>,
-    recent: VecDeque<Recent>,
-    pub(super) seen: Seen,
+/// The shortest interval between two ticks of a policy.
+const SHORTEST_TICK: Duration = Duration::from_micros(100);
+
+/// A policy with its next tick.
+struct Decider {
+    policy: Box<dyn FaultPolicy>,
     /// When the next tick is due.
-    pub(super) next_tick: Duration,
+    next_tick: Duration,
+}
+
+impl Decider {
+    fn new(policy: Box<dyn FaultPolicy>) -> Decider {
+        Decider {
+            policy,
+            next_tick: Duration::ZERO,
+        }
+    }
+}
+
+/// The policies with the recent faults of their shard.
+pub(crate) struct Advisor {
+    deciders: Regions<Decider>,
+    recent: VecDeque<Recent>,
+    seen: Seen,
 }
 
 impl Advisor {
     pub(crate) fn new(policy: Box<dyn FaultPolicy>) -> Advisor {
         Advisor {
-            policy,
+            deciders: Regions::new(Decider::new(policy)),
             recent: VecDeque::with_capacity(RECENT),
             seen: Seen::default(),
-            next_tick: Duration::ZERO,
         }
+    }
+
+    /// Has another policy decide about these pages, or about all.
+    pub(super) fn replace(&mut self, pages: Option<PageRange>, policy: Box<dyn FaultPolicy>) {
+        self.deciders.set(pages, Decider::new(policy));
+    }
+
+    /// Returns the policy that decides about this block.
+    pub(super) fn policy(&mut self, block: Block) -> &mut dyn FaultPolicy {
+        &mut *self.deciders.of(block.first_page()).policy
+    }
+
+    /// Returns the least number of accesses in place of which a policy wants a report.
+    pub(crate) fn remote_access_threshold(&self) -> Option<u32> {
+        let thresholds = self.deciders.iter();
+        thresholds
+            .filter_map(|decider| decider.policy.remote_access_threshold())
+            .min()
+    }
+
+    /// Calls the policies whose ticks are due. Returns the wishes of each, and the time until the next tick; `None` if no
+    /// policy wants ticks.
+    pub(super) fn tick(&mut self, now: Duration) -> (Vec<Vec<Wish>>, Option<Duration>) {
+        let mut wishes = Vec::new();
+        let mut next = None;
+        for decider in self.deciders.iter_mut() {
+            let Some(interval) = decider.policy.tick_interval() else {
+                continue;
+            };
+            if decider.next_tick <= now {
+                wishes.push(decider.policy.tick(now, self.seen));
+                // Ask for the interval again: a policy that has not returned all its wishes yet wants its next tick
+                // soon.
+                let interval = decider.policy.tick_interval().unwrap_or(interval);
+                decider.next_tick = now + interval.max(SHORTEST_TICK);
+            }
+            let rest = decider.next_tick - now;
+            next = Some(next.map_or(rest, |next: Duration| next.min(rest)));
+        }
+        (wishes, next)
     }
 
     pub(super) fn advise(&mut self, fault: &BlockFault, view: BlockView<'_>) -> (Advice, bool) {
@@ -34,7 +90,8 @@ impl Advisor {
             seen: self.seen,
             ..view
         };
-        let advice = self.policy.advise(fault, &view);
+        let page = fault.block.first_page();
+        let advice = self.deciders.of(page).policy.advise(fault, &view);
         let (advice, cut) = advice.validated(fault, &view);
         match fault.to {
             Place::System => self.seen.cpu_faults += 1,
@@ -63,7 +120,8 @@ impl Advisor {
             seen: self.seen,
             ..view
         };
-        self.policy.remote_accesses(seen, count, &view)
+        let decider = self.deciders.of(seen.block.first_page());
+        decider.policy.remote_accesses(seen, count, &view)
     }
 }
 

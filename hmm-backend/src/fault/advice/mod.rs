@@ -16,15 +16,13 @@ use self::advisor::first_page;
 use super::faults::Faults;
 use crate::migrate::Device;
 use crate::observe::{Counter, Event, EventKind};
-use crate::pages::{Access, Block, Error, Hint, PageRange, PageSet, Place};
+use crate::pages::{Access, Block, Error, Hint, Page, PageRange, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, MAX_WISHES, Wish};
 use crate::residency::Word;
 
 /// A decision that takes longer is counted as late: the fault that asks waits for it, and so do the other
 /// faults of the shard.
 const LATE: Duration = Duration::from_millis(1);
-/// The shortest interval between two ticks.
-const SHORTEST_TICK: Duration = Duration::from_micros(100);
 
 impl Faults {
     /// Locks and returns the advisor of this block's shard.
@@ -39,7 +37,26 @@ impl Faults {
         block: Block,
         tell: impl FnOnce(&mut dyn FaultPolicy) -> R,
     ) -> R {
-        tell(&mut *self.advisor(block).policy)
+        tell(self.advisor(block).policy(block))
+    }
+
+    /// Has other policies, one for each shard, decide about these pages (whole blocks), or about all: about faults that
+    /// come, and about those that wait, when their wait is over. What the old policies have wished for is no longer
+    /// wanted.
+    pub(crate) fn replace_policies(
+        &self,
+        pages: Option<PageRange>,
+        policies: impl Iterator<Item = Box<dyn FaultPolicy>>,
+    ) {
+        for (advisor, policy) in self.advisors.iter().zip(policies) {
+            let mut advisor = advisor.lock();
+            advisor.replace(pages, policy);
+            let threshold = advisor.remote_access_threshold();
+            self.remote_access_threshold
+                .store(threshold.unwrap_or(0), Ordering::Relaxed);
+        }
+        let all = PageRange::new(Page(0), Page(self.core.pages()));
+        self.prefetches.forget_wishes(pages.unwrap_or(all));
     }
 
     fn view<'a>(
@@ -83,7 +100,7 @@ impl Faults {
         let started = self.core.clock.now();
         let (mut advice, cut) = advisor.advise(fault, view);
         let took = self.core.clock.now().saturating_sub(started);
-        let threshold = advisor.policy.remote_access_threshold();
+        let threshold = advisor.remote_access_threshold();
         drop(advisor);
         self.remote_access_threshold
             .store(threshold.unwrap_or(0), Ordering::Relaxed);
@@ -160,27 +177,16 @@ impl Faults {
         let mut next = None;
         for advisor in &self.advisors {
             let mut advisor = advisor.lock();
-            let Some(interval) = advisor.policy.tick_interval() else {
-                continue;
-            };
-            let now = self.core.clock.now();
-            let mut wishes = Vec::new();
-            if advisor.next_tick <= now {
-                let seen = advisor.seen;
-                wishes = advisor.policy.tick(now, seen);
-                // Ask for the interval again: a policy that has not returned all its wishes yet wants its next
-                // tick soon.
-                let interval = advisor.policy.tick_interval().unwrap_or(interval);
-                advisor.next_tick = now + interval.max(SHORTEST_TICK);
-            }
-            let rest = advisor.next_tick - now;
-            next = Some(next.map_or(rest, |next: Duration| next.min(rest)));
+            let (wishes, rest) = advisor.tick(self.core.clock.now());
             drop(advisor);
-            if wishes.len() > MAX_WISHES {
-                self.core.recorder.add(Counter::AdviceCut, 1);
-                wishes.truncate(MAX_WISHES);
+            next = next.into_iter().chain(rest).min();
+            for mut wishes in wishes {
+                if wishes.len() > MAX_WISHES {
+                    self.core.recorder.add(Counter::AdviceCut, 1);
+                    wishes.truncate(MAX_WISHES);
+                }
+                wishes.into_iter().for_each(|wish| self.wish(wish));
             }
-            wishes.into_iter().for_each(|wish| self.wish(wish));
             self.serve_wishes_in_lockstep();
         }
         next

@@ -40,7 +40,8 @@ impl Faults {
     /// Serves a bounded piece of the queue. Pages that are in motion, held or pinned stay where they are.
     /// Returns false if the queue is empty.
     pub(crate) fn serve_prefetch(&self) -> bool {
-        let Some(prefetch) = self.prefetches.take_piece() else {
+        let folio = |page| self.core.table.folio_range(page);
+        let Some(prefetch) = self.prefetches.take_piece(folio) else {
             return false;
         };
         let Prefetch {

@@ -11,14 +11,15 @@ use parking_lot::Mutex;
 
 use crate::host::doorbell::Doorbell;
 use crate::memory::HostFailures;
-use crate::pages::{Access, Block, Error, PageSet, Place};
+use crate::pages::{Access, Block, Error, Page, PageRange, PageSet, Place};
 use crate::policy::Wish;
 
 /// The most entries for faults, and the most wishes. Longer queues are of no use: older entries are about memory that the
 /// guest no longer works on.
 const FAULTS: usize = 32;
 const WISHES: usize = 256;
-/// The most pages in a piece: after a piece, the service thread checks for faults.
+/// The most pages in a piece, if it does not end in the middle of a folio: after a piece, the service thread checks for
+/// faults.
 const PIECE: usize = 128;
 
 /// Pages of one block that are to migrate.
@@ -95,12 +96,29 @@ impl PrefetchQueue {
         dropped
     }
 
+    /// Removes the wishes for some of these pages.
+    pub(super) fn forget_wishes(&self, pages: PageRange) {
+        let mut lists = self.lists.lock();
+        let had = !lists.wishes.is_empty();
+        lists.wishes.retain(|wish| wish.pages.overlap(pages) == 0);
+        if had && lists.wishes.is_empty() {
+            self.note(self.wishes_wait.silence());
+        }
+    }
+
     /// Removes and returns the first pages of the newest entry; those for faults come before wishes. `None` if the queue
-    /// is empty.
-    pub(super) fn take_piece(&self) -> Option<Prefetch> {
+    /// is empty. `folio` returns the folio that a page is in: a folio that is wanted as a whole stays whole, and so does
+    /// the host's huge page behind it.
+    pub(super) fn take_piece(&self, folio: impl Fn(Page) -> PageRange) -> Option<Prefetch> {
         let mut lists = self.lists.lock();
         if let Some(newest) = lists.faults.pop_back() {
-            let pages: PageSet = newest.pages.iter().take(PIECE).collect();
+            let mut pages: PageSet = newest.pages.iter().take(PIECE).collect();
+            if let Some(last) = pages.iter().last() {
+                let folio = PageSet::of(folio(newest.block.page(last)));
+                if folio.difference(&newest.pages).is_empty() {
+                    pages = pages.union(&folio);
+                }
+            }
             let rest = newest.pages.difference(&pages);
             if !rest.is_empty() {
                 lists.faults.push_back(Prefetch {
@@ -115,7 +133,12 @@ impl PrefetchQueue {
         let mut wish = lists.wishes.pop_back()?;
         let mut block = wish.pages;
         let mut pages = block.take_blocks(1);
-        pages.end = pages.end.min(pages.start.plus(PIECE as u32));
+        let in_block = pages.end;
+        pages.end = in_block.min(pages.start.plus(PIECE as u32));
+        let folio = folio(Page(pages.end.0 - 1));
+        if folio.start >= pages.start && folio.end <= in_block {
+            pages.end = folio.end;
+        }
         wish.pages.start = pages.end;
         if !wish.pages.is_empty() {
             lists.wishes.push_back(wish);
@@ -146,7 +169,10 @@ impl PrefetchQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pages::{Page, PageRange};
+
+    fn single(page: Page) -> PageRange {
+        PageRange::single(page)
+    }
 
     fn wish(start: u32, len: u32) -> Wish {
         Wish {
@@ -185,11 +211,29 @@ mod tests {
         assert_eq!(queue.add_wish(wish(500, 200)), None);
         for (block, pages) in [(0, 500..512), (1, 0..128), (1, 128..188), (0, 0..10)] {
             assert!(readable(&queue));
-            let piece = queue.take_piece().unwrap();
+            let piece = queue.take_piece(single).unwrap();
             assert_eq!((piece.block, piece.pages), (Block(block), pages.collect()));
         }
         assert!(!readable(&queue));
-        assert_eq!(queue.take_piece(), None);
+        assert_eq!(queue.take_piece(single), None);
+    }
+
+    #[test]
+    fn a_piece_does_not_cut_a_folio() {
+        let queue = PrefetchQueue::new(Arc::default()).unwrap();
+        let whole = |page: Page| PageRange::with_len(page.folio_head(9), 512);
+        let halves = |page: Page| PageRange::with_len(page.folio_head(8), 256);
+        queue.add_wish(wish(0, 512));
+        queue.add_for_fault(for_fault(1, PageSet::from_range(0..512)));
+        queue.add_for_fault(for_fault(2, PageSet::from_range(0..300)));
+        // Only a part of the second half is wanted, so it is cut in any case.
+        for (block, pages) in [(2, 0..256), (2, 256..300), (1, 0..256), (1, 256..512)] {
+            let piece = queue.take_piece(halves).unwrap();
+            assert_eq!((piece.block, piece.pages), (Block(block), pages.collect()));
+        }
+        assert_eq!(queue.take_piece(whole).unwrap().pages.count(), 512);
+        queue.add_wish(wish(0, 511));
+        assert_eq!(queue.take_piece(whole).unwrap().pages.count(), PIECE);
     }
 
     #[test]
@@ -199,7 +243,7 @@ mod tests {
             assert_eq!(queue.add_wish(wish(n, 1)), None);
         }
         assert_eq!(queue.add_wish(wish(999, 1)), Some(wish(0, 1)));
-        assert_eq!(queue.take_piece().unwrap().block, Page(999).block());
+        assert_eq!(queue.take_piece(single).unwrap().block, Page(999).block());
     }
 
     #[test]
@@ -210,11 +254,14 @@ mod tests {
         assert!(queue.has_for_faults() && !readable(&queue));
         queue.add_wish(wish(0, 1));
         let first = for_fault(7, (100..228).collect());
-        assert_eq!(queue.take_piece(), Some(first));
+        assert_eq!(queue.take_piece(single), Some(first));
         assert!(queue.has_for_faults());
-        assert_eq!(queue.take_piece().unwrap().pages, (228..300).collect());
+        assert_eq!(
+            queue.take_piece(single).unwrap().pages,
+            (228..300).collect()
+        );
         assert!(!queue.has_for_faults());
-        assert!(queue.take_piece().unwrap().wished);
+        assert!(queue.take_piece(single).unwrap().wished);
         for n in 0..FAULTS as u32 {
             assert_eq!(queue.add_for_fault(for_fault(n, pages)), 0);
         }

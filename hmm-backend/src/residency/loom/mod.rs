@@ -110,9 +110,7 @@ impl World {
             freed: Books::new(0),
         });
         let locks = (0..PAGES).map(|p| world.try_lock(p).unwrap()).collect();
-        FolioLock::merge(locks, 1, |i, w| {
-            w.to_device(DeviceId(0), Frame(i as u32), 1)
-        });
+        FolioLock::merge(locks, 1, |w| w.to_private(DeviceId(0), Frame(0), 1));
         world
     }
 
@@ -239,8 +237,47 @@ impl World {
         self.invalidate(&mut locks[0]);
         let taken = std::mem::take(&mut *self.page(page));
         self.write_frame(frame, |_| taken.value);
-        drop(FolioLock::merge(locks, 0, |_, w| {
-            w.to_device(DeviceId(0), Frame(frame), 0)
+        drop(FolioLock::merge(locks, 0, |w| {
+            w.to_private(DeviceId(0), Frame(frame), 0)
+        }));
+    }
+
+    /// Migrates both pages to the device, in one folio, if that is possible at this moment.
+    fn to_device_together(&self) {
+        let mut locks: Vec<FolioLock<'_>> = Vec::new();
+        for page in (0..PAGES).map(Page) {
+            if locks.last().is_some_and(|lock| lock.range().contains(page)) {
+                continue;
+            }
+            let Some(lock) = self.try_lock(page.0) else {
+                return;
+            };
+            let free = matches!(
+                lock.word().residency(),
+                Residency::System | Residency::Untouched
+            );
+            if !free || lock.word().pins() > 0 {
+                return;
+            }
+            locks.push(lock);
+        }
+        let mut pool = self.pool.lock().unwrap();
+        if pool.len() < FRAMES {
+            return;
+        }
+        pool.clear();
+        drop(pool);
+        self.in_use.lock().unwrap()[0] = true;
+        self.page_of[0].store(1, SeqCst);
+        for lock in &mut locks {
+            self.invalidate(lock);
+        }
+        for page in 0..PAGES {
+            let taken = std::mem::take(&mut *self.page(page));
+            self.write_frame(page, |_| taken.value);
+        }
+        drop(FolioLock::merge(locks, 1, |w| {
+            w.to_private(DeviceId(0), Frame(0), 1)
         }));
     }
 

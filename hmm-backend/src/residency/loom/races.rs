@@ -259,3 +259,44 @@ fn a_device_access_races_two_passes() {
         assert_eq!((world.contents(0), world.contents(1)), (0, 13));
     });
 }
+
+/// Two single pages become one folio while the device reaches the second one.
+#[test]
+fn a_device_access_races_the_joining_of_two_pages() {
+    model(3, |world| {
+        world.cpu(0, 0);
+        world.cpu(0, 1);
+        let migration = meanwhile(&world, |w| w.to_device_together());
+        world.device(1);
+        migration.join().unwrap();
+        assert_eq!((world.contents(0), world.contents(1)), (11, 13));
+    });
+}
+
+/// The pages of a folio in system memory stay together on their way to the device: only the head's entry changes.
+#[test]
+fn a_device_access_and_a_fault_race_a_migration_of_the_folio() {
+    model(2, |world| {
+        world.evict(0);
+        let migration = meanwhile(&world, |w| w.to_device_together());
+        let device = meanwhile(&world, |w| w.device(1));
+        world.cpu(0, 1);
+        migration.join().unwrap();
+        device.join().unwrap();
+        assert_eq!((world.contents(0), world.contents(1)), (10, 13));
+    });
+}
+
+/// A page of the folio is freed, so the folio is cut, while it migrates as a whole.
+#[test]
+fn a_free_and_a_fault_race_a_migration_of_the_folio() {
+    model(2, |world| {
+        world.evict(0);
+        let migration = meanwhile(&world, |w| w.to_device_together());
+        let free = meanwhile(&world, |w| w.free(1));
+        world.cpu(0, 0);
+        migration.join().unwrap();
+        free.join().unwrap();
+        assert_eq!((world.contents(0), world.contents(1)), (11, 0));
+    });
+}
