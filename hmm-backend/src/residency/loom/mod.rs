@@ -305,8 +305,8 @@ impl World {
         let contents = self.read_frame(frame.0);
         self.write_frame(to, |_| contents);
         let other = DeviceId(1 - device.0);
-        drop(FolioLock::merge(vec![lock], 0, |_, w| {
-            w.to_device(other, Frame(to), 0)
+        drop(FolioLock::merge(vec![lock], 0, |w| {
+            w.to_private(other, Frame(to), 0)
         }));
         self.release(frame.0, 1, true);
     }
