@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hmm_backend::observe::{Event, EventKind};
 use hmm_backend::pages::{Access, DeviceId, Page, PageRange};
-use hmm_backend::policy::{LinkModel, PolicySpec};
+use hmm_backend::policy::{LinkMatrix, PolicySpec};
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 
 const PAGES: u32 = 16384;
@@ -69,7 +69,7 @@ fn main() {
                     memory: u64::from(PAGES) * 4096,
                     device_memory: device_memory << 20,
                     devices: 1,
-                    link: LinkModel::default(),
+                    links: LinkMatrix::default(),
                     costs: Costs::default(),
                     time: Time::Modelled,
                     optimal: false,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hmm_backend::EVICTION_BATCH;
 use hmm_backend::observe::{Event, EventKind};
 use hmm_backend::pages::{Access, DeviceId, Fidelity, PAGE_SIZE, Page, PageRange};
-use hmm_backend::policy::{LinkModel, PolicySpec};
+use hmm_backend::policy::{LinkMatrix, PolicySpec};
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 
 /// Pages that a pattern uses most.
@@ -130,7 +130,7 @@ fn nanoseconds(events: &[Event], policy: &str, device_pages: u32) -> u64 {
         memory: 64 << 20,
         device_memory: u64::from(device_pages) * PAGE_SIZE,
         devices: 1,
-        link: LinkModel::default(),
+        links: LinkMatrix::default(),
         costs: Costs::default(),
         time: Time::Modelled,
         optimal: false,

@@ -23,10 +23,11 @@ fn config(policy: &str, device_pages: u64) -> ReplayConfig {
         memory: 4 << 20,
         device_memory: device_pages * 4096,
         devices: 1,
-        link: LinkModel {
+        links: LinkModel {
             latency: Duration::from_micros(1),
             bandwidth: 4096 * 1_000_000,
-        },
+        }
+        .into(),
         costs: Costs {
             access: Duration::from_nanos(10),
             fault: Duration::from_micros(100),
@@ -95,6 +96,38 @@ fn a_sweep_over_too_much_memory_evicts_all_of_it_under_lru_and_little_at_best() 
         (64 + 3 * 16..64 + 3 * 32).contains(&least.pages_to_device),
         "{least:?}"
     );
+}
+
+/// Two devices take turns on a page. Directly, each turn is one transfer, and over a link of their own it takes that link's time.
+#[test]
+fn a_page_that_goes_from_device_to_device_costs_one_transfer() {
+    let trace: Vec<_> = std::iter::once(write(CPU, 7))
+        .chain((0..4).map(|turn| write(Some(DeviceId(turn % 2)), 7)))
+        .collect();
+    for (links, each) in [
+        ("latency=1us,bandwidth=4096000000", 3_000),
+        (
+            "latency=1us,bandwidth=4096000000; peer: latency=2us,bandwidth=4096000000000",
+            2_001,
+        ),
+    ] {
+        let config = ReplayConfig {
+            devices: 2,
+            links: links.parse().unwrap(),
+            optimal: false,
+            ..config(PLAIN, 16)
+        };
+        let done = replay(trace.clone(), &config).unwrap();
+        assert_eq!((done.pages_to_device, done.pages_to_system), (1, 0));
+        assert_eq!(done.pages_between_devices, 3);
+        assert_eq!(
+            (done.bytes_to_device, done.bytes_between_devices),
+            (4096, 3 * 4096)
+        );
+        assert_eq!((done.transfers, done.thrashing_pages), (4, 0));
+        let link = 2_000 + 3 * each;
+        assert_eq!(done.modelled_ns, 5 * 10 + 5 * 100_000 + link, "{links}");
+    }
 }
 
 /// Sizes come from files, which may be damaged.

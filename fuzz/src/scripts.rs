@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hmm_backend::observe::{Event, EventKind};
 use hmm_backend::pages::{DeviceId, Page, PageRange};
-use hmm_backend::policy::LinkModel;
+use hmm_backend::policy::LinkMatrix;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_policies::{Limits, Log, PolicyChoice, ScriptSpec};
 
@@ -57,7 +57,7 @@ pub fn run(bytes: &[u8]) {
                 memory: 4 << 20,
                 device_memory: 64 << 10,
                 devices: 1,
-                link: LinkModel::default(),
+                links: LinkMatrix::default(),
                 costs: Costs::default(),
                 time: Time::Modelled,
                 optimal: false,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use hmm_backend::policy::{LinkModel, PolicySpec};
+use hmm_backend::policy::{LinkMatrix, PolicySpec};
 use hmmvisor_experiments::output::Files;
 use hmmvisor_experiments::replay::{FileReplay, FileReplayError};
 use hmmvisor_experiments::report::{RunMeta, RunReport};
@@ -87,7 +87,7 @@ fn check(path: &Path) {
         eviction_batch: hmm_backend::EVICTION_BATCH,
         policy: Arc::new(policy.expect("it is one")),
         device_memory: meta.device_memory.min(MEMORY),
-        link: LinkModel::default(),
+        links: LinkMatrix::default(),
         optimal: true,
     };
     if meta.memory <= MEMORY || meta.memory > 1 << 43 {

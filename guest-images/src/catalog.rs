@@ -40,6 +40,7 @@ pub enum Kind {
     VecAdd,
     Stream,
     PingPong,
+    Relay,
     Gather,
     Chase,
     Bfs,
@@ -147,6 +148,22 @@ pub static WORKLOADS: &[Workload] = &[
         params: &[
             number("pages", "shared pages", 64, 1, PAGES_MAX),
             number("rounds", "turns of each side", 20, 1, ROUNDS_MAX),
+            WAIT,
+        ],
+    },
+    Workload {
+        kind: Kind::Relay,
+        name: "relay",
+        summary: "accelerators hand the same pages on to each other, without CPUs in between",
+        params: &[
+            number("pages", "shared pages", 64, 1, PAGES_MAX),
+            number(
+                "turns",
+                "turns of all accelerators together",
+                20,
+                1,
+                ROUNDS_MAX,
+            ),
             WAIT,
         ],
     },

@@ -75,6 +75,9 @@ pub mod driver {
     //! pages back to system memory ([`Driver::migrate_to_ram`]), owns a 64-bit word per device folio (the *cookie*), and is
     //! called when a device folio is no longer in use ([`Driver::page_free`]). Contents are moved by the backend, in
     //! [`ToDevice::copy`] and [`CopiedToSystem::commit`]; the driver decides, keeps its records and programs its hardware.
+    //! From one device's private memory to another's, pages go directly ([`ToDevice::source`]), as Linux's drivers do with
+    //! `MIGRATE_VMA_SELECT_DEVICE_PRIVATE`: after the source's driver was asked to [`Driver::flush`], under the locks of
+    //! one migration, and with [`Driver::page_free`] of the source's folios at its end.
     //!
     //! The rules for a driver:
     //!
@@ -138,9 +141,8 @@ pub mod engine {
 
 /// The links between system memory and devices: what transfers cost, and what has crossed them.
 pub mod links {
-    pub use crate::migrate::{LinkTraffic, Pacing};
-    pub use crate::observe::Direction;
-    pub use crate::policy::LinkModel;
+    pub use crate::migrate::{LinkTraffic, Pacing, Route};
+    pub use crate::policy::{LinkMatrix, LinkModel};
 }
 
 /// For tests: a driver that checks the contract, looking at migrations between their phases, and answers that a kernel

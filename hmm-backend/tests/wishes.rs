@@ -140,6 +140,28 @@ fn wishes_are_served_without_a_fault_on_their_pages() {
 }
 
 #[test]
+fn a_wish_takes_pages_from_another_device() {
+    both_engines(|engine| {
+        let script = Script::default();
+        let rig = script.rig(engine);
+        let (mut one, other) = (rig.device(64), rig.device(64));
+        for page in 0..8 {
+            one.write(page, 0, page.into()).unwrap();
+        }
+        script.wishes(&[wish(0..8, Place::Device(other.id))]);
+        rig.cpu(1000, 0).store(1, SeqCst);
+        rig.wait_for(|s| s.between_devices.get(&Cause::Prefetch) == Some(&8));
+        assert_eq!(rig.on_device(0..8).len(), 8);
+        assert_eq!(rig.backend.stats().pages_to_system(), 0);
+        for page in 0..8 {
+            assert_eq!(rig.cpu(page, 0).load(SeqCst), u64::from(page));
+        }
+        one.driver.assert_clean();
+        other.driver.assert_clean();
+    });
+}
+
+#[test]
 fn impossible_wishes_are_cut_and_counted() {
     both_engines(|engine| {
         let script = Script::default();

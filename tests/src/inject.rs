@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use hmm_backend::driver::{
     DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
-use hmm_backend::pages::{Frame, Page, PageRange};
+use hmm_backend::pages::{DeviceId, Frame, Page, PageRange};
 use hmm_backend::testing::{Step, Watch};
 use parking_lot::{Condvar, Mutex};
 
 /// The points at which a driver can be held or made to fail, in the order of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum WayPoint {
+    /// The backend asks the driver to flush folios that are to go directly to another device. They are locked.
+    Flush,
     /// The backend calls the driver: pages are to go to the device. They are locked.
     ToDeviceEntry,
     /// The driver has set its cookies; nothing has moved.
@@ -309,6 +311,14 @@ impl Driver for Injected {
         migration.watch(looker.clone());
         let done = self.inner.migrate_to_ram(migration)?;
         looker.late().map_or(Ok(done), Err)
+    }
+
+    fn flush(&self, folios: &[DeviceFolio], to: DeviceId) -> Result<(), MigrateError> {
+        let pages = ranges(folios.iter().copied());
+        self.injector
+            .reached(WayPoint::Flush, pages)
+            .map_err(|error| MigrateError::Device(error.to_string()))?;
+        self.inner.flush(folios, to)
     }
 
     fn page_free(&self, folio: DeviceFolio) {

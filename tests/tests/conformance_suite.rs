@@ -119,11 +119,12 @@ broken! {
     refusing_to_go: RefusesDetach breaks "detach";
     answering_a_failed_read_with_data: SwallowsErrors breaks "memory-failure";
     one_lock_for_everything: LocksGlobally breaks "no-global-lock";
-    knowing_one_device_only: KnowsOneDevice breaks "two-devices";
+    knowing_one_device_only: KnowsOneDevice breaks "two-devices" besides "between-devices";
+    taking_a_flush_for_the_end: ForgetsFlushed breaks "between-devices" besides "two-devices";
     keeping_translations: KeepsTranslations breaks "device-invalidation";
     keeping_contents_by_frame: KeepsContentsByFrame breaks "device-reuse";
     ignoring_permissions: IgnoresPermission breaks "device-read-only";
-    racy: RacyBooks breaks "concurrent" besides "cpu-fault" "busy-to-system" "out-of-memory" "two-devices";
+    racy: RacyBooks breaks "concurrent" besides "cpu-fault" "busy-to-system" "out-of-memory" "two-devices" "between-devices";
 }
 
 #[test]

@@ -13,6 +13,7 @@ const SMALL: &[(&str, &[(&str, &str)])] = &[
     ("vecadd", &[("n", "24000"), ("rounds", "2")]),
     ("stream", &[("n", "16000"), ("rounds", "2")]),
     ("pingpong", &[("pages", "12"), ("rounds", "4")]),
+    ("relay", &[("pages", "12"), ("turns", "5")]),
     ("gather", &[("n", "9000"), ("len", "7000")]),
     ("chase", &[("len", "6000"), ("steps", "8000")]),
     ("bfs", &[("vertices", "2000"), ("degree", "4")]),
@@ -100,7 +101,9 @@ fn check_figures(config: &Config, stats: &Stats, what: &str) {
 
     // A folio is freed once: there are no more of them than pages that arrived, and none is larger than 2 MiB.
     let given_back = stats.page_free_calls - stats.counters.folios_rolled_back;
-    assert!(given_back <= to_device, "{what}");
+    let arrived = to_device + stats.pages_between_devices();
+    assert!(given_back <= arrived, "{what}");
+    assert_eq!(count(&stats.between_devices, Cause::Eviction), 0, "{what}");
     assert!(given_back * 512 >= to_system, "{what}");
 
     for (latency, faults) in [

@@ -59,7 +59,7 @@ def check_tables(info, csv, parquet):
         check(f"Polars, {column} where it applies, and nowhere else", frame[column].is_not_null().equals(applies), True)
     check("Polars, faults of CPUs without a thread", faults["thread"].null_count(), 0)
     check("Polars, threads of no CPU", frame.filter(polars.col("kind") == "to-device")["thread"].count(), 0)
-    moved = frame.filter(polars.col("kind").is_in(["to-device", "to-system"]))
+    moved = frame.filter(polars.col("kind").is_in(["to-device", "to-system", "between-devices"]))
     check("Polars, migrations without cause or device",
           (moved["cause"].null_count(), moved["device"].null_count()), (0, 0))
 
@@ -115,10 +115,12 @@ def check_perfetto(info, path):
             begun[what.split()[0]] += 1
         check(f"ends of {name}", len(events) % 2, 0)
     check("fault slices", dict(begun), faults)
-    check("migrations", instants["service: migrations"], kinds["to-device"][0] + kinds["to-system"][0])
+    moved = [kind for kind in ("to-device", "to-system", "between-devices") if kind in kinds]
+    check("migrations", instants["service: migrations"], sum(kinds[kind][0] for kind in moved))
 
     # What the bandwidth adds up to is what was moved.
-    for name, kind in (("bandwidth to devices", "to-device"), ("bandwidth to system memory", "to-system")):
+    names = {"to-device": "to devices", "to-system": "to system memory", "between-devices": "between devices"}
+    for name, kind in ((f"bandwidth {names[kind]}", kind) for kind in moved):
         points = steps[name]
         check(f"the end of {name}", points[-1][1], 0)
         area = sum(value * (after - before) for (before, value), (after, _) in zip(points, points[1:]))

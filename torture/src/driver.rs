@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hmm_backend::driver::{
     DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
-use hmm_backend::pages::PageRange;
+use hmm_backend::pages::{DeviceId, PageRange};
 use hmm_backend::testing::{Step, Watch};
 use parking_lot::Mutex;
 
@@ -149,6 +149,18 @@ impl Driver for FailingDriver {
         }
         migration.watch(self.failing_watch());
         self.inner.migrate_to_ram(migration)
+    }
+
+    fn flush(&self, folios: &[DeviceFolio], to: DeviceId) -> Result<(), MigrateError> {
+        for folio in folios {
+            let live = self.live.lock().get(&folio.frame.0).copied();
+            if live.is_none_or(|live| live.order != folio.order) {
+                self.broken(format!("flush of {folio:?}, which is not in use"));
+            }
+        }
+        error(&self.random, &self.injected)
+            .map_err(|error| MigrateError::Device(error.to_string()))?;
+        self.inner.flush(folios, to)
     }
 
     fn page_free(&self, folio: DeviceFolio) {

@@ -173,6 +173,12 @@ impl Sayings {
                 "moved to system memory",
                 "/migrations_to_system",
             ),
+            (
+                "/pages_between_devices",
+                &["between-devices"],
+                "moved between devices",
+                "/migrations_between_devices",
+            ),
         ] {
             let pages = self.json(name);
             assert_eq!(self.info(kinds).1, pages, "{name}");
@@ -288,7 +294,16 @@ fn agree_about_several_devices() {
         "2",
     ];
     let two = [&bfs[..], &["--devices", "2"]].concat();
+    let relay = [
+        "--workload",
+        "relay",
+        "--devices",
+        "3",
+        "--param",
+        "turns=7",
+    ];
     agree(&[
+        &relay,
         &[&two[..], &["--policy", "on-demand"]].concat(),
         &[&two[..], &["--device-kind", "coherent"]].concat(),
     ]);

@@ -80,7 +80,13 @@ fn each_accelerator_may_have_a_link_of_its_own() {
         .map(|it| &it["link"])
         .collect();
     let (first, second) = ("latency=5us,bandwidth=10G", "latency=10us,bandwidth=2G");
-    assert_eq!(models, [first, first, second, second]);
+    assert_eq!(models[..4], [first, first, second, second]);
+    // Over the host: both latencies, and the lower bandwidth.
+    let between = "latency=15us,bandwidth=2G";
+    assert!(
+        models[4..].iter().all(|link| *link == between),
+        "{models:?}"
+    );
     // The option replaces the table.
     let report = json(&run(&["-", "--link", "latency=1us", &path]));
     assert_eq!(report["links"][3]["link"], "latency=1us,bandwidth=25G");
@@ -92,9 +98,13 @@ fn each_accelerator_may_have_a_link_of_its_own() {
         ("device1 = 'latency=0'", "link latency"),
         ("default = 'bandwidth=NaN'", "link bandwidth"),
         (
-            "device0-device1 = 'latency=1us'",
-            "`device0-device1` is no link",
+            "device0-device2 = 'latency=1us'",
+            "[links] device2: there is no such accelerator",
         ),
+        ("device1-device0 = 'bandwidth=NaN'", "link bandwidth"),
+        ("device0-device1 = 'bandwidth=0'", "link bandwidth"),
+        ("peer = 'latency=NaN'", "peer: link latency"),
+        ("device0-device0 = 'host'", "a device has no link to itself"),
         ("enforce = 'yes'", "enforce"),
     ] {
         write(links).unwrap();
@@ -104,6 +114,75 @@ fn each_accelerator_may_have_a_link_of_its_own() {
             !output.status.success() && told.contains(error),
             "{links}: {told}"
         );
+    }
+}
+
+/// A matrix in which some pairs are missing.
+#[test]
+fn a_matrix_with_a_hole_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.toml");
+    let path = file.display().to_string();
+    let links = "device0-device1 = 'bandwidth=300G'";
+    fs::write(&file, format!("[devices]\ncount = 3\n[links]\n{links}\n")).unwrap();
+    let output = run(&["-", &path]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{told}");
+    assert!(
+        told.contains("[links] device0-device2 is missing"),
+        "{told}"
+    );
+    json(&run(&["-", "--peer-link", "host", &path]));
+}
+
+/// Two accelerators hand pages on: with a link of their own, nothing crosses the host's; without, each byte crosses it once,
+/// where it crosses twice through system memory.
+#[test]
+fn what_goes_between_accelerators_crosses_the_host_once_or_not_at_all() {
+    const PAGES: f64 = 64.0;
+    const TURNS: f64 = 8.0;
+    for engine in ["remap", "copy"] {
+        for peer in ["host", "latency=1us,bandwidth=300G"] {
+            let output = Command::new(HMMVISOR)
+                .arg("run")
+                .args([
+                    "--workload",
+                    "relay",
+                    "--param",
+                    "turns=8",
+                    "--param",
+                    "pages=64",
+                ])
+                .args(["--memory", "16M", "--device-memory", "4M", "--devices", "2"])
+                .args(["--policy", "on-demand+lru+timeslice:min=0us", "--json", "-"])
+                .args(["--engine", engine, "--peer-link", peer])
+                .output()
+                .unwrap();
+            let report = json(&output);
+            let bytes = |from: &str, to: &str| -> f64 {
+                let links = report["links"].as_array().unwrap().iter();
+                let those = links.filter(|it| it["from"] == from && it["to"] == to);
+                those.map(|it| number(it, "bytes")).sum()
+            };
+            // The pages' first and last way is between the host and an accelerator.
+            let there = bytes("device0", "device1");
+            let back = bytes("device1", "device0");
+            assert!(there >= TURNS / 2.0 * PAGES * 4096.0, "{there}");
+            assert!(back >= (TURNS / 2.0 - 1.0) * PAGES * 4096.0, "{back}");
+            let host = ["device0", "device1"].map(|it| bytes("system", it) + bytes(it, "system"));
+            let most = 3.0 * PAGES * 4096.0;
+            assert!(
+                host.iter().sum::<f64>() < most,
+                "{engine}, {peer}: {host:?}"
+            );
+            let text = String::from_utf8_lossy(&output.stderr);
+            let expected = match peer {
+                "host" => "0 B over links of their own",
+                _ => "0 B over the host",
+            };
+            assert!(text.contains(expected), "{text}");
+            assert!(text.contains("between devices"), "{text}");
+        }
     }
 }
 

@@ -8,7 +8,6 @@ use std::process::Command;
 use std::sync::Arc;
 
 use hmm_backend::observe::{Event, EventKind};
-use hmm_backend::policy::LinkModel;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_experiments::trace::{Tail, TraceReader};
 use hmmvisor_policies::{Limits, PolicyChoice};
@@ -21,7 +20,10 @@ fn ways<'e>(events: impl IntoIterator<Item = &'e Event>) -> BTreeMap<u32, Vec<Ev
     let mut ways: BTreeMap<u32, Vec<EventKind>> = BTreeMap::new();
     let moved = |e: &&Event| {
         use EventKind::*;
-        matches!(e.kind, ToDevice | ToSystem | Duplicated | Collapsed)
+        matches!(
+            e.kind,
+            ToDevice | ToSystem | BetweenDevices | Duplicated | Collapsed
+        )
     };
     for event in events.into_iter().filter(moved) {
         for page in event.page.0..event.page.0 + event.pages {
@@ -33,6 +35,19 @@ fn ways<'e>(events: impl IntoIterator<Item = &'e Event>) -> BTreeMap<u32, Vec<Ev
 
 /// Returns how the pages went.
 fn agrees(
+    workload: &str,
+    param: &str,
+    device_memory: &str,
+    engine: &str,
+    policy: &str,
+    accesses: &str,
+) -> BTreeMap<u32, Vec<EventKind>> {
+    agrees_with(1, workload, param, device_memory, engine, policy, accesses)
+}
+
+/// The same with this many accelerators.
+fn agrees_with(
+    devices: u32,
     workload: &str,
     param: &str,
     device_memory: &str,
@@ -53,6 +68,12 @@ fn agrees(
             .arg(&config)
             .args(["--workload", workload, "--param", param, "--policy", policy])
             .args(["--accesses", accesses, "--memory", "64M"])
+            .args([
+                "--devices",
+                &devices.to_string(),
+                "--peer-link",
+                "bandwidth=50G",
+            ])
             .args(["--device-memory", device_memory, "--record"])
             .arg(&trace)
             .output()
@@ -80,7 +101,7 @@ fn agrees(
         memory: meta.memory,
         device_memory: meta.device_memory,
         devices: meta.devices as u8,
-        link: LinkModel::default(),
+        links: meta.link.parse().unwrap(),
         costs: Costs::default(),
         fidelity: meta.fidelity.parse().unwrap(),
         eviction_batch: meta.eviction_batch.unwrap(),
@@ -158,6 +179,32 @@ fn stream() {
 #[test]
 fn pingpong() {
     agrees_everywhere("pingpong", "rounds=20", "4M");
+}
+
+/// The accelerators take turns, so that the order of their faults does not depend on which of them is faster.
+#[test]
+fn relay_between_accelerators() {
+    for engine in ["remap", "copy"] {
+        for policy in POLICIES
+            .into_iter()
+            .chain(["adaptive+lru+timeslice:min=0us"])
+        {
+            for devices in [2, 3] {
+                let ways = agrees_with(
+                    devices,
+                    "relay",
+                    "pages=300",
+                    "4M",
+                    engine,
+                    policy,
+                    "faults",
+                );
+                let between = ways.values().flatten();
+                let between = between.filter(|way| **way == EventKind::BetweenDevices);
+                assert!(between.count() > 1000, "{engine}, {policy}");
+            }
+        }
+    }
 }
 
 /// The accelerator tells of more than its faults, and evictions are decided by that.

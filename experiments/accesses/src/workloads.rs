@@ -16,6 +16,8 @@ mod matmul;
 mod phases;
 #[path = "../../../guest-images/guest/src/workloads/pingpong.rs"]
 mod pingpong;
+#[path = "../../../guest-images/guest/src/workloads/relay.rs"]
+mod relay;
 #[path = "../../../guest-images/guest/src/workloads/sort.rs"]
 mod sort;
 #[path = "../../../guest-images/guest/src/workloads/spmv.rs"]
@@ -43,6 +45,7 @@ pub fn program(kind: Kind) -> Result<fn(&Cpu), &'static str> {
         Kind::VecAdd => vecadd::run,
         Kind::Stream => stream::run,
         Kind::PingPong => pingpong::run,
+        Kind::Relay => relay::run,
         Kind::Gather => gather::run,
         Kind::Chase => chase::run,
         Kind::Bfs => bfs::run,

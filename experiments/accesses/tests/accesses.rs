@@ -12,6 +12,7 @@ const SMALL: &[(&str, &[(&str, &str)])] = &[
     ("vecadd", &[("n", "24000"), ("rounds", "2")]),
     ("stream", &[("n", "16000"), ("rounds", "2")]),
     ("pingpong", &[("pages", "12"), ("rounds", "4")]),
+    ("relay", &[("pages", "12"), ("turns", "5")]),
     ("gather", &[("n", "9000"), ("len", "7000")]),
     ("chase", &[("len", "6000"), ("steps", "8000")]),
     ("bfs", &[("vertices", "2000"), ("degree", "4")]),

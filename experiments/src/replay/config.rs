@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hmm_backend::pages::{Fidelity, PAGE_SIZE};
-use hmm_backend::policy::{LinkModel, PolicyFactory};
+use hmm_backend::policy::{LinkMatrix, PolicyFactory};
 
 use super::ReplayError;
 use crate::trace::limits;
@@ -59,8 +59,8 @@ pub struct ReplayConfig {
     pub device_memory: u64,
     /// How many devices there are.
     pub devices: u8,
-    /// The cost of transfers.
-    pub link: LinkModel,
+    /// The costs of transfers.
+    pub links: LinkMatrix,
     /// The costs of accesses and faults.
     pub costs: Costs,
     /// How much the devices tell of their accesses.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hmm_backend::pages::Fidelity;
-use hmm_backend::policy::{LinkModel, PolicyFactory};
+use hmm_backend::policy::{LinkMatrix, PolicyFactory};
 
 use super::{Costs, ReplayConfig, ReplayError, Replayed, Time, is_input, replay};
 use crate::trace::limits::Named;
@@ -16,8 +16,8 @@ pub struct FileReplay {
     pub policy: Arc<dyn PolicyFactory>,
     /// Bytes of each device's memory, a multiple of the page size.
     pub device_memory: u64,
-    /// The cost of transfers.
-    pub link: LinkModel,
+    /// The costs of transfers.
+    pub links: LinkMatrix,
     /// How much devices tell of their accesses.
     pub fidelity: Fidelity,
     /// The least number of frames that are evicted at a time.
@@ -60,7 +60,7 @@ impl FileReplay {
             memory: meta.memory,
             device_memory: self.device_memory,
             devices,
-            link: self.link,
+            links: self.links.clone(),
             costs: Costs::default(),
             fidelity: self.fidelity,
             eviction_batch: self.eviction_batch,

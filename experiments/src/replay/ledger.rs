@@ -6,7 +6,7 @@ use hmm_backend::driver::{
     DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
 use hmm_backend::observe::Cause;
-use hmm_backend::pages::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{BLOCK_PAGES, Block, PAGE_SIZE, Page, PageRange, Place};
 
 use zerocopy::FromZeros;
 
@@ -23,6 +23,7 @@ pub(super) struct Ledger {
     transfers: AtomicU64,
     to_device: AtomicU64,
     to_system: AtomicU64,
+    between: AtomicU64,
     unused: AtomicU64,
     /// Pages that have thrashed. They are counted when they begin to, because looking at all pages at the end takes long.
     thrashing: AtomicU64,
@@ -36,6 +37,7 @@ impl Ledger {
             transfers: AtomicU64::new(0),
             to_device: AtomicU64::new(0),
             to_system: AtomicU64::new(0),
+            between: AtomicU64::new(0),
             unused: AtomicU64::new(0),
             thrashing: AtomicU64::new(0),
         }
@@ -127,14 +129,15 @@ impl Ledger {
 
     /// Returns the number of transfers so far, and that of their pages.
     pub(super) fn transferred(&self) -> (u64, u64) {
-        let pages = self.to_device.load(Relaxed) + self.to_system.load(Relaxed);
+        let all = [&self.to_device, &self.to_system, &self.between];
+        let pages = all.iter().map(|pages| pages.load(Relaxed)).sum();
         (self.transfers.load(Relaxed), pages)
     }
 
-    /// Returns the bytes transferred to devices and to the system.
-    pub(super) fn bytes(&self) -> (u64, u64) {
-        let bytes = |pages: &AtomicU64| pages.load(Relaxed) * PAGE_SIZE;
-        (bytes(&self.to_device), bytes(&self.to_system))
+    /// Returns the bytes transferred to devices, to the system, and from one device to another.
+    pub(super) fn bytes(&self) -> [u64; 3] {
+        let all = [&self.to_device, &self.to_system, &self.between];
+        all.map(|pages| pages.load(Relaxed) * PAGE_SIZE)
     }
 
     pub(super) fn unused(&self) -> u64 {
@@ -158,10 +161,15 @@ impl Driver for Ledger {
             self.leave(range);
             pages += u64::from(range.len());
         }
+        // A page that comes from another device was in device memory all the while.
+        let (sum, change): (_, fn(Returns) -> Returns) = match migration.source() {
+            Place::System => (&self.to_device, Returns::arrived),
+            Place::Device(_) => (&self.between, |returns| returns),
+        };
         for (cause, range) in migration.causes() {
-            self.arrive(cause, range, Returns::arrived);
+            self.arrive(cause, range, change);
         }
-        self.to_device.fetch_add(pages, Relaxed);
+        sum.fetch_add(pages, Relaxed);
         self.transfers.fetch_add(u64::from(pages > 0), Relaxed);
         migration.run()
     }

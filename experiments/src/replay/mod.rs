@@ -71,9 +71,10 @@ fn is_input(event: &Event) -> bool {
         | EventKind::Pinned
         | EventKind::Unpinned
         | EventKind::Hint => true,
-        EventKind::ToDevice | EventKind::ToSystem | EventKind::Collapsed => {
-            event.cause == Some(Cause::User)
-        }
+        EventKind::ToDevice
+        | EventKind::BetweenDevices
+        | EventKind::ToSystem
+        | EventKind::Collapsed => event.cause == Some(Cause::User),
         _ => false,
     }
 }
@@ -92,6 +93,8 @@ struct Uncharged {
     /// Transfers and their pages up to the last advance of the clock.
     transfers: u64,
     pages: u64,
+    /// The time of all transfers up to then, if there are several links.
+    links: Duration,
 }
 
 struct Replay<'c> {
@@ -120,7 +123,7 @@ impl<'c> Replay<'c> {
         config.check_books(memory)?;
         let mut backend = BackendConfig::new(memory);
         backend.policy = config.policy.clone();
-        backend.link = config.link;
+        backend.links = config.links.clone();
         backend.eviction_batch = config.eviction_batch;
         backend.events = if config.moves { KEPT } else { 0 };
         let model = ModelBackend::new(backend)?;
@@ -200,7 +203,7 @@ impl<'c> Replay<'c> {
                     }
                 }
             }
-            (EventKind::ToDevice, Some(device)) => {
+            (EventKind::ToDevice | EventKind::BetweenDevices, Some(device)) => {
                 self.backend().migrate_to_device(device, range)?;
             }
             (EventKind::ToSystem | EventKind::Collapsed, _) => {
@@ -442,10 +445,17 @@ impl<'c> Replay<'c> {
         self.looks += looks;
         if self.config.time == Time::Modelled {
             let (transfers, pages) = self.ledger.transferred();
-            let link = self.link_time(
-                transfers - self.uncharged.transfers,
-                pages - self.uncharged.pages,
-            );
+            let link = match self.one_link() {
+                Some(link) => link_time(
+                    link,
+                    transfers - self.uncharged.transfers,
+                    pages - self.uncharged.pages,
+                ),
+                None => {
+                    let all = self.time_on_links();
+                    all - std::mem::replace(&mut self.uncharged.links, all)
+                }
+            };
             (self.uncharged.transfers, self.uncharged.pages) = (transfers, pages);
             self.model
                 .advance_to(self.backend().now() + time + looks + link);
@@ -460,16 +470,28 @@ impl<'c> Replay<'c> {
         time.sum()
     }
 
-    fn link_time(&self, transfers: u64, pages: u64) -> Duration {
-        let LinkModel { latency, .. } = self.config.link;
-        let bytes = self.config.link.time(pages * PAGE_SIZE) - latency;
-        bytes + times(latency, transfers)
+    /// Returns the link that all transfers cross, if there is only one.
+    fn one_link(&self) -> Option<LinkModel> {
+        let links = &self.config.links;
+        (self.devices.len() == 1).then(|| links.host(DeviceId(0)))
+    }
+
+    /// Returns the time of all transfers so far, one after the other.
+    fn time_on_links(&self) -> Duration {
+        let traffic = self.backend().link_traffic();
+        let each = traffic
+            .iter()
+            .map(|it| link_time(it.model, it.transfers, it.bytes / PAGE_SIZE));
+        each.sum()
     }
 
     fn keep_moves(&mut self) {
         let moved = |e: &Event| {
             use EventKind::*;
-            matches!(e.kind, ToDevice | ToSystem | Duplicated | Collapsed)
+            matches!(
+                e.kind,
+                ToDevice | ToSystem | BetweenDevices | Duplicated | Collapsed
+            )
         };
         let events = self.backend().drain_events().events;
         self.moves.extend(events.into_iter().filter(moved));
@@ -485,13 +507,16 @@ impl<'c> Replay<'c> {
             map.get(&cause).copied().unwrap_or_default()
         };
         let (transfers, pages) = self.ledger.transferred();
-        let (to_device, to_system) = self.ledger.bytes();
+        let [to_device, to_system, between_devices] = self.ledger.bytes();
         let costs = &self.config.costs;
         let faults = stats.cpu_faults + stats.device_faults;
         let accesses =
             times(costs.access, self.accesses) + times(costs.remote, self.remote_accesses);
-        let all =
-            accesses + times(costs.fault, faults) + self.looks + self.link_time(transfers, pages);
+        let link = match self.one_link() {
+            Some(link) => link_time(link, transfers, pages),
+            None => self.time_on_links(),
+        };
+        let all = accesses + times(costs.fault, faults) + self.looks + link;
         let frames = self.config.device_memory / PAGE_SIZE;
         let optimal = match self.config.optimal {
             true => Some(self.steps.optimal(frames, self.config.devices)?),
@@ -508,9 +533,13 @@ impl<'c> Replay<'c> {
             pages_to_system: stats.pages_to_system(),
             bytes_to_device: to_device,
             bytes_to_system: to_system,
+            pages_between_devices: stats.pages_between_devices(),
+            bytes_between_devices: between_devices,
             evicted: of(&stats.to_system, Cause::Eviction),
-            prefetched: of(&stats.to_device, Cause::Prefetch)
-                + of(&stats.to_system, Cause::Prefetch),
+            prefetched: [&stats.to_device, &stats.to_system, &stats.between_devices]
+                .map(|pages| of(pages, Cause::Prefetch))
+                .iter()
+                .sum(),
             bits_read: stats.counters.bits_read,
             unused: (self.config.time == Time::Modelled).then(|| self.ledger.unused()),
             thrashing_pages: self.ledger.thrashing(),
@@ -523,6 +552,15 @@ impl<'c> Replay<'c> {
             optimal,
             moves: std::mem::take(&mut self.moves),
         })
+    }
+}
+
+/// Returns the time of this many transfers with this many pages together.
+fn link_time(link: LinkModel, transfers: u64, pages: u64) -> Duration {
+    let bytes = link.time(pages * PAGE_SIZE) - link.latency;
+    match transfers {
+        0 => Duration::ZERO,
+        _ => bytes + times(link.latency, transfers),
     }
 }
 

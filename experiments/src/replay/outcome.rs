@@ -96,6 +96,10 @@ pub struct Replayed {
     pub bytes_to_device: u64,
     /// Bytes that crossed the link towards system memory.
     pub bytes_to_system: u64,
+    /// Pages that migrated from one device directly to another.
+    pub pages_between_devices: u64,
+    /// Bytes that went from one device directly to another.
+    pub bytes_between_devices: u64,
     /// Pages that left device memory because it was short.
     pub evicted: u64,
     /// Pages that migrated because the policy prefetched them.

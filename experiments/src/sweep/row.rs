@@ -124,6 +124,10 @@ columns! {
         bytes_to_device: u64,
         /// Bytes migrated to system memory.
         bytes_to_system: u64,
+        /// Pages migrated from one device directly to another.
+        pages_between_devices: u64,
+        /// Bytes migrated from one device directly to another.
+        bytes_between_devices: u64,
         /// Pages evicted.
         evicted: u64,
         /// Pages prefetched by the policy.

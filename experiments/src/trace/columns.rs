@@ -39,6 +39,7 @@ fn kind_code(kind: EventKind) -> u8 {
         EventKind::Duplicated => 13,
         EventKind::Collapsed => 14,
         EventKind::Hint => 15,
+        EventKind::BetweenDevices => 16,
     }
 }
 

@@ -13,7 +13,7 @@
 pub const MAGIC: &[u8; 8] = b"HMMTRACE";
 /// The version of the format. Since 2 there are events of duplicates and of hints, since 3 accesses say how often they
 /// were repeated.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes before the metadata.
 pub const HEADER: usize = 20;
 /// Bytes before a block's payload.

@@ -42,8 +42,8 @@ pub fn check(event: &Event, pages: u32) -> Result<(), &'static str> {
 fn most(kind: EventKind) -> u32 {
     use EventKind::*;
     match kind {
-        CpuFault | ToDevice | ToSystem | MappedInPlace | Deferred | Fatal | Advice | SlowDriver
-        | Duplicated | Collapsed => BLOCK_PAGES as u32,
+        CpuFault | ToDevice | ToSystem | BetweenDevices | MappedInPlace | Deferred | Fatal
+        | Advice | SlowDriver | Duplicated | Collapsed => BLOCK_PAGES as u32,
         DeviceFault | Freed | Access | Pinned | Unpinned | Hint => u32::MAX,
     }
 }

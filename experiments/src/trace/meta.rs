@@ -61,7 +61,8 @@ pub struct TraceMeta {
     /// The least number of pages that were evicted at a time; absent for access traces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eviction_batch: Option<u32>,
-    /// The accelerators' links to system memory, if all have the same: `latency=10us,bandwidth=25G`; empty otherwise.
+    /// The accelerators' links: `latency=10us,bandwidth=25G`, and after semicolons those that differ from it and those between
+    /// accelerators ([`hmm_backend::links::LinkMatrix`]). Until version 3 empty if the accelerators' links differed.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub link: String,
     /// The origin of an imported trace: the format, and the name of the input.

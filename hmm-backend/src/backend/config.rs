@@ -1,12 +1,11 @@
 //! The configuration of a backend.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::memory::{EngineChoice, KernelAnswers};
 use crate::migrate::Pacing;
-use crate::pages::{BLOCK_PAGES, DeviceId, PAGE_SIZE, Page, PageRange};
-use crate::policy::{LinkModel, PolicyFactory, PolicySpec};
+use crate::pages::{BLOCK_PAGES, PAGE_SIZE, Page, PageRange};
+use crate::policy::{LinkMatrix, PolicyFactory, PolicySpec};
 
 /// The configuration for [`crate::Backend::new`].
 pub struct BackendConfig {
@@ -44,10 +43,8 @@ pub struct BackendConfig {
     pub kernel: Option<Arc<dyn KernelAnswers>>,
     /// The policy that decides what to migrate and to evict.
     pub policy: Arc<dyn PolicyFactory>,
-    /// The costs of transfers between system memory and a device, for policies and accounts.
-    pub link: LinkModel,
-    /// The devices with another link, by their numbers.
-    pub other_links: BTreeMap<DeviceId, LinkModel>,
+    /// The costs of transfers between system memory and devices, and between devices, for policies and accounts.
+    pub links: LinkMatrix,
     /// Whether transfers take that time.
     pub pacing: Pacing,
     /// The least number of frames that are evicted at a time. Neighbours move together, and the next faults find room; with 1,
@@ -72,8 +69,7 @@ impl BackendConfig {
             lockstep: false,
             kernel: None,
             policy: Arc::new(PolicySpec::default()),
-            link: LinkModel::default(),
-            other_links: BTreeMap::new(),
+            links: LinkMatrix::default(),
             pacing: Pacing::default(),
             eviction_batch: EVICTION_BATCH,
             events: 0,

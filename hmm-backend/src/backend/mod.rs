@@ -75,12 +75,11 @@ impl Backend {
             _ => Clock::Real(Instant::now()),
         };
         let recorder = Recorder::new(config.events);
-        let links = Links::new(MAX_DEVICES, config.link, config.other_links, config.pacing);
+        let links = Links::new(MAX_DEVICES, config.links, config.pacing);
         let core = Core::new(guest, table, config.hole, clock, recorder, links)?;
         let policy = config.policy.for_backend().unwrap_or(config.policy);
         let policies = (0..config.shards).map(|_| policy.fault_policy());
         let faults = FaultConfig {
-            link: config.link,
             lockstep: config.lockstep,
             fill_blocks: config.fill_blocks,
             eviction_batch: config.eviction_batch,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::faults::Faults;
 use super::retry::{Attempts, Unresolved};
 use crate::memory::Fill;
-use crate::migrate::{Device, Leaving, Reason, collect_to_system, to_system};
+use crate::migrate::{Device, Leaving, Reason, collect_from_devices, to_system};
 use crate::observe::{Cause, Counter};
 use crate::pages::time::Tick;
 use crate::pages::{Access, BLOCK_PAGES, Block, FatalCause, Page, PageRange, PageSet, Place};
@@ -317,7 +317,7 @@ impl Faults {
             true => Leaving::Single,
             false => Leaving::All,
         };
-        for (device, sources) in collect_to_system(&self.core, [(block, *pages)], take) {
+        for (device, sources) in collect_from_devices(&self.core, [(block, *pages)], take) {
             let faulting: Vec<Page> = sources
                 .iter()
                 .flat_map(|s| s.lock.range().pages())

@@ -5,14 +5,14 @@ use std::time::Duration;
 use super::mirror::{DeviceMmu, HostPage, InFlight, Mapping, Mirror, Target};
 use super::retry::{Attempts, Unresolved};
 use crate::memory::Engine;
-use crate::migrate::{Reason, to_device};
+use crate::migrate::{Reason, between_devices, to_device};
 use crate::observe::{Cause, Counter, Event, EventKind, Toucher};
 use crate::pages::time::Tick;
 use crate::pages::{
     Access, BLOCK_PAGES, FatalCause, Frame, MirrorError, Page, PageRange, PageSet, Place,
 };
 use crate::policy::{Advice, BlockFault};
-use crate::residency::{Placed, Residency, Word};
+use crate::residency::{Pattern, Placed, Residency, Word};
 
 /// The access that a device wants to make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -218,9 +218,9 @@ impl<M: DeviceMmu> Mirror<M> {
             if attempts > MIGRATION_ATTEMPTS {
                 aim = Aim::InPlace;
             }
-            let foreign = matches!(
+            let by_system = matches!(
                 word.residency(),
-                Residency::Device(_) | Residency::Duplicated(_) | Residency::Exclusive(_)
+                Residency::Duplicated(_) | Residency::Exclusive(_)
             );
             let own = word.residency().device() == Some(self.device.id);
             if own && word.residency().duplicated() && aim == Aim::OwnMemory {
@@ -235,10 +235,10 @@ impl<M: DeviceMmu> Mirror<M> {
                 }
             } else if want == Want::Exclusive {
                 faults.fault_in(page, access, asker).map_err(fatal)?;
-            } else if foreign || aim == Aim::InPlace {
-                // The page is in another device's private memory, or it is untouched and there is no room for
-                // it in device memory, or it is this device's own duplicate, which CPUs read again and again.
-                // Bring it to system memory first.
+            } else if by_system || aim == Aim::InPlace {
+                // The page is another device's duplicate or exclusive to it, or it is untouched or in another
+                // device's memory and there is no room for it in device memory, or it is this device's own
+                // duplicate, which CPUs read again and again. Bring it to system memory first.
                 faults.fault_in(page, access, asker).map_err(fatal)?;
             } else {
                 aim = self.migrate_here(page, access, word, &mut turn);
@@ -344,8 +344,8 @@ impl<M: DeviceMmu> Mirror<M> {
         }
     }
 
-    /// Migrates a system or untouched page into the device's memory, together with the pages that the policy
-    /// adds. Returns where the policy wants the page: it may want it left in place instead.
+    /// Migrates a page into the device's memory, together with the pages at the same place that the policy adds: from
+    /// system memory (with untouched ones), or directly from another device's memory. Returns where the policy wants the page: it may want it left in place instead.
     fn migrate_here(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> Aim {
         let faults = &*self.faults;
         let block = page.block();
@@ -367,7 +367,13 @@ impl<M: DeviceMmu> Mirror<M> {
         }
         // Prefetching more than a quarter of the device's memory would evict pages that the device works on.
         let most = (self.device.capacity() / 4).max(1);
-        let wanted = window(&advice.prefetch.union(&faulting), page, most);
+        let mut wanted = advice.prefetch.union(&faulting);
+        let source = word.residency().placed().map(|place| place.device);
+        if let Some(source) = source {
+            let there = Pattern::on_device(source).find(&faults.core.block_words(block));
+            wanted = wanted.intersection(&there.union(&faulting));
+        }
+        let wanted = window(&wanted, page, most);
         let room = faults.make_room(&self.device, wanted.count() as u32);
         if room == 0 {
             return Aim::OwnMemory;
@@ -379,7 +385,11 @@ impl<M: DeviceMmu> Mirror<M> {
             hold: advice.hold,
             duplicate: false,
         };
-        to_device(&faults.core, &self.device, [(block, pages)], reason);
+        let (core, pages) = (&faults.core, [(block, pages)]);
+        match source {
+            Some(_) => between_devices(core, &self.device, pages, reason, Some(page)),
+            None => to_device(core, &self.device, pages, reason),
+        };
         Aim::OwnMemory
     }
 
@@ -418,7 +428,11 @@ impl<M: DeviceMmu> Mirror<M> {
             turn.advice = Some((word.generation(), advice.clone()));
         }
         // The CPU or device that got the page last must make progress with it first.
-        let held = faults.core.system_hold(word).unwrap_or_default();
+        let core = &faults.core;
+        let held = core
+            .system_hold(word)
+            .or_else(|| core.device_hold(page, word))
+            .unwrap_or_default();
         let wait = held.max(throttle);
         if wait.is_zero() {
             return true;
@@ -428,14 +442,19 @@ impl<M: DeviceMmu> Mirror<M> {
         false
     }
 
-    /// Records that this fault is put off and waits that long, or until the device is detached.
+    /// Records that this fault is put off and waits that long, or until the device is detached, or the one that has the
+    /// page.
     fn put_off(&self, page: Page, counter: Counter, time: Duration) {
         let faults = &*self.faults;
         faults.core.recorder.add(counter, 1);
         faults
             .core
             .page_event(EventKind::Deferred, page, Some(self.device.id), time);
-        faults.let_pass(time, || self.device.detaching());
+        let holder = faults.core.table.word(page).residency().device();
+        let holder = holder.map(|id| faults.core.device_of(id));
+        faults.let_pass(time, || {
+            self.device.detaching() || holder.is_some_and(|holder| holder.detaching())
+        });
     }
 }
 

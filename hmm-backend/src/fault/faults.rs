@@ -11,7 +11,7 @@ use super::pause::Pauses;
 use crate::migrate::Core;
 use crate::pages::time::Clock;
 use crate::pages::{Error, FatalCause};
-use crate::policy::{FaultPolicy, LinkModel};
+use crate::policy::FaultPolicy;
 
 /// Serves the faults on managed memory. Shared by service threads and devices.
 pub(crate) struct Faults {
@@ -22,7 +22,6 @@ pub(crate) struct Faults {
     pub(crate) prefetches: PrefetchQueue,
     /// The number of accesses in place from which policies want a report; 0 if they want none.
     pub(super) remote_access_threshold: AtomicU32,
-    pub(super) link: LinkModel,
     pub(crate) lockstep: bool,
     pub(super) fill_blocks: bool,
     /// The least number of frames that are evicted at a time.
@@ -32,8 +31,6 @@ pub(crate) struct Faults {
 
 /// The configuration for [`Faults::new`].
 pub(crate) struct FaultConfig {
-    /// The costs of a migration on the modelled hardware.
-    pub(crate) link: LinkModel,
     /// Whether prefetches finish before the CPU resumes.
     pub(crate) lockstep: bool,
     /// Whether a CPU's first touch of a blank block fills the whole block.
@@ -59,7 +56,6 @@ impl Faults {
             advisors: policies.map(advisor).collect(),
             prefetches: PrefetchQueue::new(core.guest.host_failures().clone())?,
             remote_access_threshold: threshold,
-            link: config.link,
             lockstep: config.lockstep,
             fill_blocks: config.fill_blocks,
             eviction_batch: config.eviction_batch,

@@ -13,7 +13,7 @@ use super::kernel::{Kernel, KernelAnswers};
 use super::mmap::MemoryMap;
 use super::presence::Presence;
 use super::ranged::EngineError;
-use super::run::{Fill, Reach, Run};
+use super::run::{Fill, Passage, Reach, Run};
 use super::uffd::{Uffd, UffdSupport, probe_userfaultfd};
 use crate::pages::{BLOCK_PAGES, Error, PAGE_SIZE, Page, PageRange, Permission};
 use crate::residency::WakeFaults;
@@ -203,6 +203,19 @@ impl GuestMemory {
         mut failed: impl FnMut(u32, EngineError),
     ) {
         self.mover.give(&self.pages, run, device, &mut failed);
+    }
+
+    /// Passes contents from one device's frames to another's. `failed` gets the index of each page whose contents are
+    /// still where they were.
+    pub(crate) fn pass(
+        &self,
+        passage: Passage,
+        from: &DeviceMemory,
+        to: &DeviceMemory,
+        mut failed: impl FnMut(u32),
+    ) {
+        self.mover
+            .pass(&self.pages, passage, from, to, &mut |at, _| failed(at));
     }
 
     /// Lets CPUs write again, unless the pages are read-only, and wakes the writers.

@@ -26,6 +26,8 @@ pub enum KernelCall {
     Take,
     /// Gives contents to CPUs.
     Give,
+    /// Passes contents from one device to another.
+    Pass,
     /// Gives the memory of dead contents back to the host. It works on all pages or none, so an injected answer's
     /// `done` and `unreported` do not apply.
     Discard,

@@ -31,6 +31,6 @@ pub use kernel::{KernelAnswers, KernelCall, MadeUpAnswer};
 pub(crate) use presence::Presence;
 pub use probe::{MoveProbe, probe_moves};
 pub(crate) use ranged::EngineError;
-pub(crate) use run::{Fill, Reach, Run};
+pub(crate) use run::{Fill, Passage, Reach, Run};
 pub(crate) use uffd::{BATCH, FaultMessage, Uffd};
 pub use uffd::{UffdSupport, probe_userfaultfd};

@@ -41,6 +41,39 @@ impl Run {
     }
 }
 
+/// Neighbouring pages whose contents pass from neighbouring frames of one device to neighbouring frames of another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Passage {
+    pub(crate) page: Page,
+    /// The first frame that has the contents.
+    pub(crate) from: Frame,
+    /// The first frame that gets them.
+    pub(crate) to: Frame,
+    pub(crate) pages: u32,
+}
+
+impl Passage {
+    /// The way back.
+    pub(crate) fn back(self) -> Passage {
+        Passage {
+            from: self.to,
+            to: self.from,
+            ..self
+        }
+    }
+
+    /// Returns whether `next` continues this passage on all sides.
+    pub(crate) fn joins(&self, next: &Passage) -> bool {
+        let n = self.pages;
+        next.page == self.page.plus(n)
+            && (next.from.0, next.to.0) == (self.from.0 + n, self.to.0 + n)
+    }
+
+    pub(super) fn range(self) -> PageRange {
+        PageRange::with_len(self.page, self.pages)
+    }
+}
+
 /// How an untouched page is filled with zeros.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fill {

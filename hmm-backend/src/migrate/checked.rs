@@ -9,7 +9,7 @@ use super::driver::Driver;
 use super::phases::Finalized;
 use super::to_device::ToDevice;
 use super::to_system::ToSystem;
-use crate::pages::{DeviceFolio, FaultError, Frame, MigrateError};
+use crate::pages::{DeviceFolio, DeviceId, FaultError, Frame, MigrateError};
 
 /// A point of a migration at which a [`CheckedDriver`] can fail.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -18,6 +18,8 @@ pub enum Failing {
     ToDeviceBeforeCopy,
     /// Towards the device: the frames hold the contents.
     ToDeviceAfterCopy,
+    /// From this device directly to another one: the other one's driver has not been called yet.
+    Flush,
     /// Towards system memory: nothing has moved.
     ToSystemBeforeCopy,
     /// Towards system memory: the device cannot reach the pages any more.
@@ -164,6 +166,12 @@ impl Driver for CheckedDriver {
         let copied = migration.copy()?;
         self.reach(Failing::ToSystemAfterCopy, first)?;
         Ok(copied.commit()?.finalize())
+    }
+
+    fn flush(&self, folios: &[DeviceFolio], _: DeviceId) -> Result<(), MigrateError> {
+        folios.iter().for_each(|folio| self.check(*folio));
+        let reached = self.reach(Failing::Flush, folios.first().copied());
+        reached.map_err(|error| MigrateError::Device(error.to_string()))
     }
 
     fn page_free(&self, folio: DeviceFolio) {

@@ -15,9 +15,9 @@ use super::links::Links;
 use crate::memory::{DeviceMemory, GuestMemory};
 use crate::observe::{Counter, Event, EventKind, Recorder, Stats};
 use crate::pages::time::Clock;
-use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, PAGE_SIZE, Page, PageRange};
+use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, PAGE_SIZE, Page, PageRange, PageSet};
 use crate::policy::EvictionPolicy;
-use crate::residency::{AUX_MAX, FolioLock, Residency, ResidencyTable, TryLock, Word};
+use crate::residency::{AUX_MAX, FolioLock, Pattern, Residency, ResidencyTable, TryLock, Word};
 
 /// The most devices that a backend can attach in its life; a detached device still counts.
 pub(crate) const MAX_DEVICES: usize = AUX_MAX as usize + 1;
@@ -94,7 +94,7 @@ impl Core {
     }
 
     /// Returns all devices that were ever attached, also detached ones.
-    pub(crate) fn devices(&self) -> impl Iterator<Item = &Arc<Device>> {
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Arc<Device>> + Clone {
         self.devices.iter().map_while(OnceLock::get)
     }
 
@@ -159,13 +159,28 @@ impl Core {
         self.device_of(place.device).held(folio, self.clock.now())
     }
 
-    /// Returns how many pages of the range could migrate to a device now.
+    /// Returns how many pages of the range could migrate from system memory to a device now.
     pub(crate) fn movable(&self, part: PageRange) -> u32 {
         let movable = part.pages().filter(|page| self.is_movable(*page));
         movable.count() as u32
     }
 
-    /// Returns whether the page could migrate to a device now.
+    /// Returns those of these pages of a block that are in the private memories of other devices, and that could migrate
+    /// directly to this device.
+    pub(crate) fn on_peers(&self, device: &Device, block: Block, pages: &PageSet) -> PageSet {
+        let mut found = PageSet::EMPTY;
+        let peers = self.devices().filter(|peer| peer.id != device.id);
+        if device.memory.is_none() || peers.clone().next().is_none() {
+            return found;
+        }
+        let words = self.block_words(block);
+        for peer in peers.filter(|peer| peer.memory.is_some()) {
+            found = found.union(&Pattern::on_device(peer.id).find(&words));
+        }
+        found.intersection(pages)
+    }
+
+    /// Returns whether the page could migrate from system memory to a device now.
     pub(crate) fn is_movable(&self, page: Page) -> bool {
         let word = self.table.word(page);
         match word.residency() {

@@ -250,6 +250,17 @@ impl Device {
         (DeviceFolio { order, ..folio }, upper)
     }
 
+    /// Cuts a folio in two, as [`Self::halve`], that the eviction policy knows.
+    pub(crate) fn halve_resident(
+        &self,
+        folio: DeviceFolio,
+        recorder: &Recorder,
+    ) -> (DeviceFolio, DeviceFolio) {
+        let (lower, upper) = self.halve(folio, recorder);
+        self.eviction().split(lower.frame, upper.frame, upper.order);
+        (lower, upper)
+    }
+
     /// Counts pages that are about to leave. Call it before another thread can see that they have left:
     /// otherwise pages that take their place could be counted first, and the peak would be too high.
     pub(crate) fn leaving(&self, pages: u32) {

@@ -3,7 +3,7 @@
 use super::phases::Finalized;
 use super::to_device::ToDevice;
 use super::to_system::ToSystem;
-use crate::pages::{DeviceFolio, FaultError, MigrateError};
+use crate::pages::{DeviceFolio, DeviceId, FaultError, MigrateError};
 
 /// The calls that a device model implements, under the rules of [`crate::driver`]. Service threads, device threads and any
 /// other thread that requests a migration call it, several at once.
@@ -11,7 +11,8 @@ use crate::pages::{DeviceFolio, FaultError, MigrateError};
 /// While a migration's call runs, its pages are locked, and any thread that wants them sleeps. So a driver must not
 /// touch managed memory or fault through its own mirror during a call: it could wait for itself.
 pub trait Driver: Send + Sync {
-    /// Migrates pages into this device's memory. The frames are allocated and the source pages locked; the
+    /// Migrates pages into this device's memory, from system memory or directly from another device's memory
+    /// ([`ToDevice::source`]), whose driver was asked to [`Driver::flush`] them. The frames are allocated and the source pages locked; the
     /// driver may set cookies ([`ToDevice::set_cookies`]) and decline folios ([`ToDevice::retain`]) before
     /// [`ToDevice::copy`], and update its hardware between the phases. An error before the commit rolls
     /// everything back.
@@ -31,6 +32,17 @@ pub trait Driver: Send + Sync {
     /// fault, see [`FaultError`].
     fn migrate_to_ram(&self, migration: ToSystem<'_>) -> Result<Finalized, FaultError> {
         migration.run()
+    }
+
+    /// Prepares folios of this device to be read by the device `to`, to whose memory their contents go directly: writes back what the device still has in caches, for example. Called
+    /// with the folios locked and after their translations were taken away from this device, so it does not use them any more;
+    /// before the other driver's [`Driver::migrate_to_device`]. On an error, the pages go through system memory, by
+    /// [`Driver::migrate_to_ram`].
+    ///
+    /// The folios stay in use: [`Driver::page_free`] follows for each one, or for each half, that has moved. The others stay
+    /// where they are, and the device may use them again.
+    fn flush(&self, _folios: &[DeviceFolio], _to: DeviceId) -> Result<(), MigrateError> {
+        Ok(())
     }
 
     /// Takes back a folio of this device that is no longer in use, because the guest freed it or it has moved

@@ -1,19 +1,21 @@
-//! The links between system memory and the devices: what transfers cost, and, if that is enforced, how long they take.
+//! The links between system memory and the devices, and between devices: what transfers cost, and, if that is enforced, how long they
+//! take.
 //!
-//! A link has a lane for each direction. A transfer is what one migration moves of a device's pages in one direction; pages
-//! without contents do not cross the link. Transfers on one lane come one after the other.
+//! A link has a lane for each direction. A transfer is what one migration moves between two places; pages without contents do
+//! not cross a link. Transfers on one lane come one after the other. A transfer between two devices without a link of their own
+//! takes two lanes of the host's links at once: the source's up and the destination's down.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::host::sleep_exactly;
-use crate::observe::Direction;
 use crate::pages::time::Clock;
-use crate::pages::{DeviceId, PAGE_SIZE};
-use crate::policy::LinkModel;
+use crate::pages::{DeviceId, PAGE_SIZE, Place};
+use crate::policy::{LinkMatrix, LinkModel};
 
 /// Whether transfers take the time of their link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -26,24 +28,35 @@ pub enum Pacing {
     Enforced,
 }
 
-/// What crossed a link in one direction.
+/// What transfers cross.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// The host's links: to and from system memory, and between devices that have no link of their own.
+    Host,
+    /// A link that two devices have of their own.
+    Peer,
+}
+
+/// What crossed from one place to another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkTraffic {
-    /// The device.
-    pub device: DeviceId,
-    /// The link's costs.
+    /// Where the contents were.
+    pub from: Place,
+    /// Where they went.
+    pub to: Place,
+    /// What they crossed.
+    pub route: Route,
+    /// The costs.
     pub model: LinkModel,
-    /// To the device's memory, or from there to system memory.
-    pub direction: Direction,
     /// Number of transfers.
     pub transfers: u64,
     /// Bytes of pages with contents.
     pub bytes: u64,
-    /// Time of the transfers on the link, one after the other.
+    /// Time of the transfers, one after the other.
     pub time: Duration,
 }
 
-/// One direction of a link.
+/// The transfers from one place to another.
 #[derive(Default)]
 struct Lane {
     transfers: AtomicU64,
@@ -53,80 +66,186 @@ struct Lane {
     busy_until: Mutex<Duration>,
 }
 
+/// The lanes of a device's link to the host.
+#[derive(Default)]
+struct HostLanes {
+    down: Lane,
+    up: Lane,
+}
+
 /// The links of all devices.
 pub(crate) struct Links {
-    default: LinkModel,
-    others: BTreeMap<DeviceId, LinkModel>,
+    matrix: LinkMatrix,
     pacing: Pacing,
-    lanes: Box<[[Lane; 2]]>,
+    hosts: Box<[HostLanes]>,
+    /// From one device to another; those that were used.
+    peers: Mutex<BTreeMap<(DeviceId, DeviceId), Arc<Lane>>>,
 }
 
 impl Links {
-    /// Links for this many devices, all like `default` but those in `others`.
-    pub(crate) fn new(
-        devices: usize,
-        default: LinkModel,
-        others: BTreeMap<DeviceId, LinkModel>,
-        pacing: Pacing,
-    ) -> Links {
+    /// Links for this many devices.
+    pub(crate) fn new(devices: usize, matrix: LinkMatrix, pacing: Pacing) -> Links {
         Links {
-            default,
-            others,
+            matrix,
             pacing,
-            lanes: (0..devices).map(|_| Default::default()).collect(),
+            hosts: (0..devices).map(|_| HostLanes::default()).collect(),
+            peers: Mutex::default(),
         }
     }
 
-    fn model(&self, device: DeviceId) -> LinkModel {
-        self.others.get(&device).copied().unwrap_or(self.default)
+    /// Returns the costs.
+    pub(crate) fn matrix(&self) -> &LinkMatrix {
+        &self.matrix
+    }
+
+    fn host(&self, device: DeviceId) -> &HostLanes {
+        &self.hosts[usize::from(device.0)]
     }
 
     /// Counts a transfer of this many pages; returns when its time is over, if that is enforced. Its pages are locked.
-    pub(crate) fn transfer(
-        &self,
-        clock: &Clock,
-        device: DeviceId,
-        direction: Direction,
-        pages: u32,
-    ) {
+    pub(crate) fn transfer(&self, clock: &Clock, from: Place, to: Place, pages: u32) {
         if pages == 0 {
             return;
         }
-        let lane = &self.lanes[usize::from(device.0)][direction as usize];
         let bytes = u64::from(pages) * PAGE_SIZE;
-        let time = self.model(device).time(bytes);
-        lane.transfers.fetch_add(1, Ordering::Relaxed);
-        lane.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        lane.nanos.fetch_add(nanos, Ordering::Relaxed);
+        let time = self.matrix.between(from, to).time(bytes);
+        match (from, to) {
+            (Place::System, Place::Device(device)) => {
+                let lane = &self.host(device).down;
+                lane.count(bytes, time);
+                self.pace(clock, time, &[lane]);
+            }
+            (Place::Device(device), Place::System) => {
+                let lane = &self.host(device).up;
+                lane.count(bytes, time);
+                self.pace(clock, time, &[lane]);
+            }
+            (Place::Device(a), Place::Device(b)) => {
+                let lane = self.peers.lock().entry((a, b)).or_default().clone();
+                lane.count(bytes, time);
+                match self.matrix.peer(a, b) {
+                    Some(_) => self.pace(clock, time, &[&lane]),
+                    None => self.pace(clock, time, &[&self.host(a).up, &self.host(b).down]),
+                }
+            }
+            (Place::System, Place::System) => {}
+        }
+    }
+
+    /// Waits until these lanes are free and the time is over, if that is enforced. Lanes up come before lanes down, so that two
+    /// transfers do not wait for each other.
+    fn pace(&self, clock: &Clock, time: Duration, lanes: &[&Lane]) {
         if let (Pacing::Enforced, Clock::Real(_)) = (self.pacing, clock) {
             let now = clock.now();
             let end = {
-                let mut busy_until = lane.busy_until.lock();
-                *busy_until = now.max(*busy_until) + time;
-                *busy_until
+                let mut busy: Vec<_> = lanes.iter().map(|lane| lane.busy_until.lock()).collect();
+                let start = busy.iter().fold(now, |start, until| start.max(**until));
+                busy.iter_mut().for_each(|until| **until = start + time);
+                start + time
             };
             sleep_exactly(end - now);
         }
     }
 
-    /// Returns what crossed the links of the first `devices` devices so far.
+    /// Returns what crossed so far: between system memory and each of the first `devices` devices, and between the pairs of
+    /// devices between which anything did.
     pub(crate) fn traffic(&self, devices: usize) -> Vec<LinkTraffic> {
         let mut all = Vec::new();
-        for (number, lanes) in self.lanes.iter().enumerate().take(devices) {
-            let device = DeviceId(number as u8);
-            for direction in [Direction::ToDevice, Direction::ToSystem] {
-                let lane = &lanes[direction as usize];
-                all.push(LinkTraffic {
-                    device,
-                    model: self.model(device),
-                    direction,
-                    transfers: lane.transfers.load(Ordering::Relaxed),
-                    bytes: lane.bytes.load(Ordering::Relaxed),
-                    time: Duration::from_nanos(lane.nanos.load(Ordering::Relaxed)),
-                });
-            }
+        let mut add = |from, to, route, lane: &Lane| {
+            all.push(LinkTraffic {
+                from,
+                to,
+                route,
+                model: self.matrix.between(from, to),
+                transfers: lane.transfers.load(Ordering::Relaxed),
+                bytes: lane.bytes.load(Ordering::Relaxed),
+                time: Duration::from_nanos(lane.nanos.load(Ordering::Relaxed)),
+            });
+        };
+        for (number, lanes) in self.hosts.iter().enumerate().take(devices) {
+            let device = Place::Device(DeviceId(number as u8));
+            add(Place::System, device, Route::Host, &lanes.down);
+            add(device, Place::System, Route::Host, &lanes.up);
+        }
+        for ((a, b), lane) in &*self.peers.lock() {
+            let route = match self.matrix.peer(*a, *b) {
+                Some(_) => Route::Peer,
+                None => Route::Host,
+            };
+            add(Place::Device(*a), Place::Device(*b), route, lane);
         }
         all
+    }
+}
+
+impl Lane {
+    fn count(&self, bytes: u64, time: Duration) {
+        self.transfers.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_transfer_is_counted_once_and_on_its_route() {
+        let [a, b, c] = [0, 1, 2].map(DeviceId);
+        let mut matrix = LinkMatrix::default();
+        matrix.peers.insert((a, b), Some(LinkModel::default()));
+        let links = Links::new(3, matrix, Pacing::Accounted);
+        let clock = Clock::Model(0.into());
+        let device = Place::Device;
+        for (from, to, pages) in [
+            (Place::System, device(a), 1),
+            (device(a), device(b), 2),
+            (device(b), device(a), 3),
+            (device(c), device(b), 4),
+            (device(c), Place::System, 5),
+            (device(b), device(c), 0),
+        ] {
+            links.transfer(&clock, from, to, pages);
+        }
+        let traffic = links.traffic(3);
+        let used: Vec<_> = traffic
+            .iter()
+            .filter(|it| it.transfers > 0)
+            .map(|it| (it.from, it.to, it.route, it.transfers, it.bytes / PAGE_SIZE))
+            .collect();
+        assert_eq!(
+            used,
+            [
+                (Place::System, device(a), Route::Host, 1, 1),
+                (device(c), Place::System, Route::Host, 1, 5),
+                (device(a), device(b), Route::Peer, 1, 2),
+                (device(b), device(a), Route::Peer, 1, 3),
+                (device(c), device(b), Route::Host, 1, 4),
+            ]
+        );
+        assert_eq!(traffic.len(), 2 * 3 + 3);
+    }
+
+    #[test]
+    fn without_a_link_of_their_own_two_devices_keep_both_host_links_busy() {
+        let [a, b] = [0, 1].map(DeviceId);
+        let clock = Clock::Real(std::time::Instant::now());
+        let paced = |peer| {
+            let matrix = LinkMatrix {
+                peer,
+                ..LinkMatrix::default()
+            };
+            let links = Links::new(2, matrix, Pacing::Enforced);
+            links.transfer(&clock, Place::Device(a), Place::Device(b), 1);
+            let busy = |lane: &Lane| !lane.busy_until.lock().is_zero();
+            let lanes = [a, b].map(|it| (busy(&links.host(it).up), busy(&links.host(it).down)));
+            let own = busy(&links.peers.lock()[&(a, b)]);
+            (lanes, own)
+        };
+        let free = (false, false);
+        assert_eq!(paced(None), ([(true, false), (false, true)], false));
+        assert_eq!(paced(Some(LinkModel::default())), ([free, free], true));
     }
 }

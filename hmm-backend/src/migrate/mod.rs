@@ -3,6 +3,7 @@
 //! threads that wait for them). Each step consumes the one before, so an order that breaks the contract does
 //! not compile. Dropping an unfinished migration rolls it back, with every page unharmed.
 
+mod between;
 mod checked;
 mod core;
 mod device;
@@ -20,6 +21,7 @@ mod to_system;
 mod watch;
 
 pub(crate) use self::core::{Core, MAX_DEVICES, first_outside};
+pub(crate) use between::between_devices;
 pub use checked::{CheckedDriver, Failing};
 pub(crate) use device::Device;
 pub(crate) use discard::Refused;
@@ -28,11 +30,11 @@ pub(crate) use driver_calls::SlowCall;
 pub(crate) use eviction::Eviction;
 pub(crate) use invalidate::Invalidate;
 pub(crate) use links::Links;
-pub use links::{LinkTraffic, Pacing};
+pub use links::{LinkTraffic, Pacing, Route};
 pub use phases::Finalized;
 pub(crate) use phases::Reason;
 pub(crate) use to_device::to_device;
 pub use to_device::{CommittedToDevice, CopiedToDevice, ToDevice};
 pub use to_system::{CommittedToSystem, CopiedToSystem, ToSystem};
-pub(crate) use to_system::{Leaving, collect_to_system, to_system};
+pub(crate) use to_system::{Leaving, collect_from_devices, to_system};
 pub use watch::{Step, Watch};

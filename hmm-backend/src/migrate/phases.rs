@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::memory::{Reach, Run};
+use crate::memory::{Passage, Reach, Run};
 use crate::observe::Cause;
 use crate::pages::{Frame, Page, PageRange, PageSet};
 use crate::residency::Word;
@@ -103,6 +103,18 @@ pub(super) fn runs(
         }
         Some(run)
     })
+}
+
+/// Joins pieces of neighbouring pages in frames that are neighbours on both devices.
+pub(super) fn passages(pieces: impl Iterator<Item = Passage>) -> Vec<Passage> {
+    let mut joined: Vec<Passage> = Vec::new();
+    for piece in pieces {
+        match joined.last_mut() {
+            Some(last) if last.joins(&piece) => last.pages += piece.pages,
+            _ => joined.push(piece),
+        }
+    }
+    joined
 }
 
 #[cfg(test)]

@@ -1,17 +1,18 @@
-//! Migration of system pages and untouched pages into a device's memory.
+//! Migration into a device's memory: of system pages and untouched pages, or of pages in another device's private memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::core::Core;
 use super::device::{Allocation, Contents, Device};
-use super::phases::{Finalized, Reason, count_of, runs};
+use super::phases::{Finalized, Reason, count_of, passages, runs};
 use super::watch::{Step, Watch, notify, notify_finalized, pages_to_report};
-use crate::memory::{Fill, Run};
+use crate::memory::{DeviceMemory, Fill, Passage, Run};
 use crate::observe::{Cause, Counter, Direction, Event, EventKind};
 use crate::pages::time::Tick;
 use crate::pages::{
     Block, DeviceFolio, DeviceId, Frame, MAX_ORDER, MigrateError, Page, PageRange, PageSet,
-    Permission,
+    Permission, Place,
 };
 use crate::residency::{FolioLock, MemoryKind, Residency, TryLock, Word};
 
@@ -29,12 +30,12 @@ impl<'b> DestinationFolio<'b> {
     }
 
     /// Keeps the lower half and returns the upper one.
-    fn halve(&mut self) -> DestinationFolio<'b> {
+    fn halve(&mut self, core: &'b Core) -> DestinationFolio<'b> {
         let allocation = self.allocation.halve();
         let middle = allocation.folio.page;
         let mut upper = Vec::new();
         if let [whole] = &mut self.locks[..] {
-            upper.push(whole.halve());
+            upper.push(core.halve(whole));
         } else {
             let cut = self.locks.partition_point(|l| l.head() < middle);
             upper = self.locks.split_off(cut);
@@ -55,11 +56,35 @@ impl<'b> DestinationFolio<'b> {
             (lock.range(), Frame(folio.frame.0 + offset), lock.word())
         })
     }
+
+    /// Returns the pieces that are in another device's memory.
+    fn passages(&self) -> impl Iterator<Item = Passage> + '_ {
+        let folio = self.allocation.folio;
+        self.locks.iter().filter_map(move |lock| {
+            let place = lock.word().residency().placed()?;
+            let offset = lock.head().0 - folio.page.0;
+            Some(Passage {
+                page: lock.head(),
+                from: place.frame,
+                to: Frame(folio.frame.0 + offset),
+                pages: lock.range().len(),
+            })
+        })
+    }
+}
+
+/// The device that the pages come from, which has private memory.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'b> {
+    pub(super) device: &'b Device,
+    pub(super) memory: &'b DeviceMemory,
 }
 
 /// Phase *collected*: source pages are locked, frames allocated; nothing has moved.
 pub struct ToDevice<'b> {
     core: &'b Core,
+    /// `None`: system memory.
+    source: Option<Source<'b>>,
     device: &'b Device,
     targets: Vec<DestinationFolio<'b>>,
     reason: Reason,
@@ -72,6 +97,9 @@ pub struct CopiedToDevice<'b>(ToDevice<'b>);
 /// Phase *committed*: the residency words name the device; the pages are still locked.
 pub struct CommittedToDevice<'b> {
     core: &'b Core,
+    source: Option<Source<'b>>,
+    /// The folios that the pages had in the source's memory.
+    emptied: Vec<DeviceFolio>,
     device: DeviceId,
     folios: Vec<FolioLock<'b>>,
     reason: Reason,
@@ -99,21 +127,49 @@ impl<'b> ToDevice<'b> {
                     lock.carve(&|range| pages.count_of(range), &mut locks);
                 }
             }
-            // All pages of a folio have the same permission, so read-only pages get folios of their own.
-            let read_only: Vec<_> = locks.extract_if(.., |l| l.word().read_only()).collect();
-            allocate(core, device, block, locks, &mut targets);
-            if !read_only.is_empty() {
-                allocate(core, device, block, read_only, &mut targets);
-                targets.sort_by_key(|t| t.allocation.folio.page);
-            }
+            allocate_for_block(core, device, block, locks, &mut targets);
         }
         (!targets.is_empty()).then_some(ToDevice {
             core,
+            source: None,
             device,
             targets,
             reason,
             watch: None,
         })
+    }
+
+    /// Allocates frames for pages in the memory of `source`. The locks must ascend. `None` if there is no frame for any
+    /// of them.
+    pub(super) fn from_device(
+        core: &'b Core,
+        source: Source<'b>,
+        device: &'b Device,
+        mut locks: Vec<FolioLock<'b>>,
+        reason: Reason,
+    ) -> Option<ToDevice<'b>> {
+        let mut targets = Vec::new();
+        while let Some(first) = locks.first() {
+            let block = first.head().block();
+            let end = locks.partition_point(|l| l.head().block() == block);
+            let later = locks.split_off(end);
+            allocate_for_block(core, device, block, locks, &mut targets);
+            locks = later;
+        }
+        (!targets.is_empty()).then_some(ToDevice {
+            core,
+            source: Some(source),
+            device,
+            targets,
+            reason,
+            watch: None,
+        })
+    }
+
+    /// Returns where the pages are: in system memory (or untouched), or in another device's private memory.
+    pub fn source(&self) -> Place {
+        self.source
+            .map_or(Place::System, |it| Place::Device(it.device.id))
     }
 
     /// Returns the destination.
@@ -134,11 +190,10 @@ impl<'b> ToDevice<'b> {
     /// Returns the source pages that have contents, in page order; the other pages are untouched and become
     /// zeros.
     pub fn contents(&self) -> impl Iterator<Item = PageRange> + '_ {
-        let pieces = self
-            .targets
-            .iter()
-            .flat_map(|t| t.pieces(Residency::System));
-        pieces.map(|(pages, ..)| pages)
+        let locks = self.targets.iter().flat_map(|t| &t.locks);
+        locks
+            .filter(|l| l.word().residency() != Residency::Untouched)
+            .map(FolioLock::range)
     }
 
     /// Returns the pages of the folios with the cause of each: a fault's migration may include prefetched
@@ -198,13 +253,19 @@ impl<'b> ToDevice<'b> {
         let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
         self.core.invalidate_mirrors(locks);
         let pages = self.contents().map(|range| range.len()).sum();
-        self.core
-            .links
-            .transfer(&self.core.clock, self.device.id, Direction::ToDevice, pages);
+        let to = Place::Device(self.device.id);
+        let links = &self.core.links;
+        links.transfer(&self.core.clock, self.source(), to, pages);
         let mut failed = Vec::new();
         let guest = &self.core.guest;
         let mut fail = |run: Run, at| failed.push(run.page.plus(at));
-        if let Some(memory) = &self.device.memory {
+        if let (Some(memory), Some(source)) = (&self.device.memory, self.source) {
+            for passage in self.passages() {
+                guest.pass(passage, source.memory, memory, |at| {
+                    failed.push(passage.page.plus(at));
+                });
+            }
+        } else if let Some(memory) = &self.device.memory {
             for run in self.runs(Residency::System) {
                 guest.take(run, memory, |at, _| fail(run, at));
             }
@@ -247,12 +308,16 @@ impl<'b> ToDevice<'b> {
                     drop(target);
                 }
                 _ => {
-                    let upper = target.halve();
+                    let upper = target.halve(self.core);
                     todo.push(upper);
                     todo.push(target);
                 }
             }
         }
+    }
+
+    fn passages(&self) -> Vec<Passage> {
+        passages(self.targets.iter().flat_map(DestinationFolio::passages))
     }
 }
 
@@ -264,22 +329,49 @@ impl<'b> CopiedToDevice<'b> {
 
     /// Makes the frames the valid place of the pages.
     pub fn commit(mut self) -> CommittedToDevice<'b> {
-        let until = Tick::end_of_hold(self.0.core.clock.now(), self.0.reason.hold);
+        let ToDevice {
+            core,
+            source,
+            device,
+            reason,
+            ..
+        } = self.0;
+        let until = Tick::end_of_hold(core.clock.now(), reason.hold);
         let targets = std::mem::take(&mut self.0.targets);
+        let mut emptied = Vec::new();
         let committed = CommittedToDevice {
-            core: self.0.core,
-            device: self.0.device.id,
+            core,
+            source,
+            device: device.id,
             folios: targets
                 .into_iter()
-                .map(|t| make_resident(t, self.0.device, until))
+                .map(|t| make_resident(t, source, device, until, &mut emptied))
                 .collect(),
-            reason: self.0.reason,
+            emptied,
+            reason,
             watch: self.0.watch.take(),
         };
         let pages = committed.folios.iter().map(FolioLock::range);
         // The watch's error is ignored: after the commit there is no rollback.
         let _ = notify(&committed.watch, Step::Committed, pages);
         committed
+    }
+}
+
+/// Allocates frames for these pages of one block. All pages of a folio have the same permission, so read-only pages get
+/// folios of their own.
+fn allocate_for_block<'b>(
+    core: &'b Core,
+    device: &'b Device,
+    block: Block,
+    mut locks: Vec<FolioLock<'b>>,
+    targets: &mut Vec<DestinationFolio<'b>>,
+) {
+    let read_only: Vec<_> = locks.extract_if(.., |l| l.word().read_only()).collect();
+    allocate(core, device, block, locks, targets);
+    if !read_only.is_empty() {
+        allocate(core, device, block, read_only, targets);
+        targets.sort_by_key(|t| t.allocation.folio.page);
     }
 }
 
@@ -317,7 +409,7 @@ fn allocate<'b>(
             };
             at += 1 << order;
             targets.push(DestinationFolio {
-                locks: take_locks(&mut locks, page.plus(1 << order)),
+                locks: take_locks(core, &mut locks, page.plus(1 << order)),
                 allocation,
             });
         }
@@ -326,19 +418,34 @@ fn allocate<'b>(
 
 /// Removes and returns the locks of the pages below `end` from the end of the list, cutting a folio that
 /// crosses `end`.
-fn take_locks<'b>(locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b>> {
+fn take_locks<'b>(core: &'b Core, locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b>> {
     let mut taken = Vec::new();
     while let Some(mut lock) = locks.pop_if(|l| l.head() < end) {
         while lock.range().end > end {
-            locks.push(lock.halve());
+            locks.push(core.halve(&mut lock));
         }
         taken.push(lock);
     }
     taken
 }
 
-/// Writes the words of a target's pages and returns the lock of the new folio.
-fn make_resident<'b>(target: DestinationFolio<'b>, device: &Device, until: Tick) -> FolioLock<'b> {
+/// Writes the words of a target's pages and returns the lock of the new folio. `emptied` gets the folios that the pages
+/// had in the source's memory; they are to be released when the pages are unlocked.
+fn make_resident<'b>(
+    target: DestinationFolio<'b>,
+    source: Option<Source<'b>>,
+    device: &Device,
+    until: Tick,
+    emptied: &mut Vec<DeviceFolio>,
+) -> FolioLock<'b> {
+    if let Some(Source { device, .. }) = source {
+        for lock in &target.locks {
+            if let Some(place) = lock.word().residency().placed() {
+                emptied.push(device.folio(lock.head(), place.frame, place.order));
+                device.leaving(lock.range().len());
+            }
+        }
+    }
     device.hold(target.allocation.folio.frame, until);
     let folio = target.allocation.into_resident();
     let kind = match device.memory {
@@ -354,7 +461,7 @@ impl Drop for CopiedToDevice<'_> {
     /// Rolls back: the contents return to where they were.
     fn drop(&mut self) {
         let now = self.0.core.clock.now();
-        let until = Tick::end_of_hold(now, std::time::Duration::ZERO);
+        let until = Tick::end_of_hold(now, Duration::ZERO);
         let Some(memory) = &self.0.device.memory else {
             // Coherent memory: the contents have not moved. Untouched pages have been filled, and CPUs may have
             // written to them since: they become system pages.
@@ -367,12 +474,27 @@ impl Drop for CopiedToDevice<'_> {
             }
             return;
         };
+        let ToDevice {
+            core,
+            source,
+            device,
+            ..
+        } = self.0;
         let mut stuck = Vec::new();
         for run in self.0.runs(Residency::System) {
-            self.0.core.guest.undo_take(run, memory, |at| {
+            core.guest.undo_take(run, memory, |at| {
                 stuck.push(run.page.plus(at));
             });
         }
+        if let Some(source) = source {
+            for passage in self.0.passages() {
+                core.guest
+                    .pass(passage.back(), memory, source.memory, |at| {
+                        stuck.push(passage.page.plus(at));
+                    });
+            }
+        }
+        let mut emptied = Vec::new();
         // If the host has no memory to take a page back, its contents are safe in the frame: the page stays in
         // the device's memory. All other pages are as before.
         let targets = std::mem::take(&mut self.0.targets);
@@ -382,13 +504,16 @@ impl Drop for CopiedToDevice<'_> {
             match count_of(&stuck, range) {
                 // Dropping the target unlocks the pages and frees the frames.
                 0 => target.allocation.contents = Contents::Dead,
-                n if n == range.len() => drop(make_resident(target, self.0.device, until)),
+                n if n == range.len() => {
+                    drop(make_resident(target, source, device, until, &mut emptied));
+                }
                 _ => {
-                    let upper = target.halve();
+                    let upper = target.halve(core);
                     todo.extend([target, upper]);
                 }
             }
         }
+        release_all(core, source, emptied);
     }
 }
 
@@ -402,20 +527,25 @@ impl CommittedToDevice<'_> {
 
     fn publish(&mut self) -> u32 {
         let recorder = &self.core.recorder;
+        let (direction, kind) = match self.source {
+            None => (Direction::ToDevice, EventKind::ToDevice),
+            Some(_) => (Direction::BetweenDevices, EventKind::BetweenDevices),
+        };
         let mut pages = 0;
         let finalized = pages_to_report(&self.watch, self.folios.iter().map(FolioLock::range));
         for folio in std::mem::take(&mut self.folios) {
             let range = folio.range();
             pages += range.len();
             for (cause, part) in self.reason.causes(range) {
-                recorder.migrated(Direction::ToDevice, cause, part.len().into());
+                recorder.migrated(direction, cause, part.len().into());
                 recorder.event(|| Event {
                     device: Some(self.device),
                     cause: Some(cause),
-                    ..Event::new(self.core.clock.now(), EventKind::ToDevice, part)
+                    ..Event::new(self.core.clock.now(), kind, part)
                 });
             }
         }
+        release_all(self.core, self.source, std::mem::take(&mut self.emptied));
         notify_finalized(&self.watch, &finalized);
         pages
     }
@@ -428,17 +558,32 @@ impl Drop for CommittedToDevice<'_> {
     }
 }
 
-/// Migrates those of these pages that can migrate through the device's driver, and returns how many moved. The
-/// blocks must ascend. Every migration to a device goes through this function.
+/// Releases the folios that pages have left in the source's memory. The pages must be unlocked.
+fn release_all(core: &Core, source: Option<Source<'_>>, emptied: Vec<DeviceFolio>) {
+    for folio in emptied {
+        if let Some(Source { device, .. }) = source {
+            device.release(folio, Contents::Gone, &core.recorder);
+        }
+    }
+}
+
+/// Migrates those of these pages that are untouched or in system memory and can migrate through the device's driver, and
+/// returns how many moved. The blocks must ascend.
 pub(crate) fn to_device(
     core: &Core,
     device: &Device,
     wanted: impl IntoIterator<Item = (Block, PageSet)>,
     reason: Reason,
 ) -> u64 {
-    let Some(migration) = ToDevice::collect(core, device, wanted, reason) else {
-        return 0;
-    };
+    match ToDevice::collect(core, device, wanted, reason) {
+        Some(migration) => migrate(core, device, migration),
+        None => 0,
+    }
+}
+
+/// Calls the device's driver for a migration, and returns how many pages moved. Every migration to a device goes
+/// through this function.
+pub(super) fn migrate(core: &Core, device: &Device, migration: ToDevice<'_>) -> u64 {
     let first = migration.folios().next().map_or(Page(0), |f| f.page);
     let now = core.clock.now();
     // Before the commit, an error has rolled everything back. Pages that were committed before a later error have
@@ -451,6 +596,17 @@ pub(crate) fn to_device(
 }
 
 impl Core {
+    /// Keeps the lower half of a folio and returns the upper one. Tells the driver and the eviction policy of the device
+    /// that has the folio, if one has.
+    fn halve<'b>(&self, lock: &mut FolioLock<'b>) -> FolioLock<'b> {
+        if let Some(place) = lock.word().residency().placed() {
+            let device = self.device_of(place.device);
+            let folio = device.folio(lock.head(), place.frame, place.order);
+            device.halve_resident(folio, &self.recorder);
+        }
+        lock.halve()
+    }
+
     /// Locks a page's folio if it can migrate to a device: it is untouched, or in private system memory,
     /// unpinned and not held.
     fn lock_for_device(&self, page: Page, cause: Cause) -> Option<FolioLock<'_>> {

@@ -11,7 +11,7 @@ use crate::memory::EngineError;
 use crate::observe::{Cause, Counter, Direction, Event, EventKind};
 use crate::pages::time::Tick;
 use crate::pages::{
-    Block, DeviceFolio, DeviceId, FaultError, Page, PageRange, PageSet, Permission,
+    Block, DeviceFolio, DeviceId, FaultError, Page, PageRange, PageSet, Permission, Place,
 };
 use crate::residency::{FolioLock, TryLock, Word};
 
@@ -48,9 +48,7 @@ impl<'b> Source<'b> {
 
     /// Keeps the lower half and returns the upper one.
     fn halve(&mut self, core: &Core, device: &Device) -> Source<'b> {
-        let (lower, upper) = device.halve(self.folio, &core.recorder);
-        let (first, second) = (lower.frame, upper.frame);
-        device.eviction().split(first, second, upper.order);
+        let (lower, upper) = device.halve_resident(self.folio, &core.recorder);
         self.folio = lower;
         Source {
             lock: self.lock.halve(),
@@ -79,10 +77,10 @@ pub struct CommittedToSystem<'b>(ToSystem<'b>);
 /// Folios in one device's memory, locked.
 type Group<'b> = (&'b Arc<Device>, Vec<Source<'b>>);
 
-/// Locks the folios of these pages that are in device memory and returns them, grouped by device. Cuts them so
-/// that no other pages move with them. Skips folios that another thread has locked, and those that `leaving`
-/// excludes.
-pub(crate) fn collect_to_system<'b>(
+/// Locks the folios of these pages that are in device memory and returns them, grouped by device, in page order. Cuts
+/// them so that no other pages move with them. Skips folios that another thread has locked, and those that `leaving`
+/// excludes. The blocks must ascend.
+pub(crate) fn collect_from_devices<'b>(
     core: &'b Core,
     wanted: impl IntoIterator<Item = (Block, PageSet)>,
     leaving: Leaving,
@@ -246,9 +244,8 @@ impl<'b> CopiedToSystem<'b> {
     pub fn commit(self) -> Result<CommittedToSystem<'b>, FaultError> {
         let mut this = self.0;
         let pages = this.contents().map(|range| range.len()).sum();
-        this.core
-            .links
-            .transfer(&this.core.clock, this.device.id, Direction::ToSystem, pages);
+        let (from, links) = (Place::Device(this.device.id), &this.core.links);
+        links.transfer(&this.core.clock, from, Place::System, pages);
         let mut failed: Vec<(Page, EngineError)> = Vec::new();
         let reach = this.core.guest.reach();
         let those = |wanted: fn(&&Source<'_>) -> bool| {

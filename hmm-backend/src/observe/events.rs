@@ -45,6 +45,8 @@ pub enum EventKind {
     Collapsed,
     /// The guest or the user gave a hint about pages.
     Hint,
+    /// Pages arrived in `device`'s memory directly from another device's.
+    BetweenDevices,
 }
 
 /// Number of kinds.
@@ -52,7 +54,7 @@ const KINDS: usize = EventKind::ALL.len();
 
 impl EventKind {
     /// All kinds, ordered by their number.
-    pub const ALL: [EventKind; 16] = [
+    pub const ALL: [EventKind; 17] = [
         EventKind::CpuFault,
         EventKind::DeviceFault,
         EventKind::ToDevice,
@@ -69,6 +71,7 @@ impl EventKind {
         EventKind::Duplicated,
         EventKind::Collapsed,
         EventKind::Hint,
+        EventKind::BetweenDevices,
     ];
 
     /// The name of the kind in files.
@@ -90,6 +93,7 @@ impl EventKind {
             EventKind::Duplicated => "duplicated",
             EventKind::Collapsed => "collapsed",
             EventKind::Hint => "hint",
+            EventKind::BetweenDevices => "between-devices",
         }
     }
 }

@@ -73,6 +73,8 @@ counters! {
     Invalidations = invalidations,
     /// Pages copied to system memory for reading, the device's copy staying.
     Duplicated = duplicated,
+    /// Migrations from one device to another that went through system memory because the source's driver refused to flush.
+    FlushesRefused = flushes_refused,
     /// Duplicated pages of which one of the two copies was dropped.
     Collapsed = collapsed,
     /// Pages to which a device got exclusive access.
@@ -124,6 +126,8 @@ pub struct Stats {
     /// Pages migrated to system memory, by cause. Includes pages copied there, but not duplicates of which one copy
     /// was dropped.
     pub to_system: BTreeMap<Cause, u64>,
+    /// Pages migrated from one device's memory directly to another's, by cause. They are in neither of the other two.
+    pub between_devices: BTreeMap<Cause, u64>,
     /// Calls of [`crate::driver::Driver::page_free`].
     pub page_free_calls: u64,
     /// Pages with contents that the guest freed.
@@ -150,6 +154,11 @@ impl Stats {
     pub fn pages_to_system(&self) -> u64 {
         self.to_system.values().sum()
     }
+
+    /// Number of pages migrated from one device's memory directly to another's.
+    pub fn pages_between_devices(&self) -> u64 {
+        self.between_devices.values().sum()
+    }
 }
 
 /// The direction of a migration.
@@ -159,6 +168,8 @@ pub enum Direction {
     ToDevice,
     /// From a device's memory to system memory.
     ToSystem,
+    /// From a device's memory directly to another device's.
+    BetweenDevices,
 }
 
 /// The source of a fault.
@@ -174,7 +185,7 @@ const STRIPES: usize = 16;
 #[repr(align(128))]
 struct Stripe {
     counters: [AtomicU64; COUNTERS],
-    migrated: [[AtomicU64; Cause::ALL.len()]; 2],
+    migrated: [[AtomicU64; Cause::ALL.len()]; 3],
     latency: [Mutex<Option<Histogram<u64>>>; 2],
     events: Mutex<Ring>,
 }
@@ -190,7 +201,7 @@ impl Recorder {
     pub(crate) fn new(events: usize) -> Recorder {
         let stripe = |_| Stripe {
             counters: [const { AtomicU64::new(0) }; _],
-            migrated: [const { [const { AtomicU64::new(0) }; _] }; 2],
+            migrated: [const { [const { AtomicU64::new(0) }; _] }; 3],
             latency: [const { Mutex::new(None) }; 2],
             events: Mutex::new(Ring::new(events)),
         };
@@ -264,6 +275,7 @@ impl Recorder {
             device_faults: counter(Counter::DeviceFaults),
             to_device: migrated(Direction::ToDevice),
             to_system: migrated(Direction::ToSystem),
+            between_devices: migrated(Direction::BetweenDevices),
             page_free_calls: counter(Counter::PageFreeCalls),
             pages_freed: counter(Counter::PagesFreed),
             device_pages_peak: 0,

@@ -1,7 +1,9 @@
 //! Migrations that the VMM or the guest requests.
 
 use crate::fault::Faults;
-use crate::migrate::{Core, Leaving, Reason, collect_to_system, to_device, to_system};
+use crate::migrate::{
+    Core, Leaving, Reason, between_devices, collect_from_devices, to_device, to_system,
+};
 use crate::observe::Cause;
 use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, PageRange, PageSet};
 
@@ -26,11 +28,19 @@ pub(crate) fn migrate_to_device(
         // evicting the previous one.
         let short = device.free_frames() < MOST_BLOCKS * BLOCK_PAGES as u32;
         let part = left.take_blocks(if short { 1 } else { MOST_BLOCKS });
+        let on_peers = |(block, pages)| (block, core.on_peers(device, block, &pages));
+        let on_peers = sets_of(part).map(on_peers);
+        let on_peers: Vec<_> = on_peers.filter(|(_, pages)| !pages.is_empty()).collect();
         // Count the movable pages only if the free frames may not suffice.
         if device.free_frames() < part.len() {
-            faults.make_room(device, core.movable(part).min(device.capacity()));
+            let direct: usize = on_peers.iter().map(|(_, pages)| pages.count()).sum();
+            let want = core.movable(part) + direct as u32;
+            faults.make_room(device, want.min(device.capacity()));
         }
-        moved += to_device(core, device, sets_of(part), Reason::of(Cause::User));
+        let reason = Reason::of(Cause::User);
+        // First the direct migrations: the pages that a driver refuses are in system memory afterwards.
+        moved += between_devices(core, device, on_peers, reason, None);
+        moved += to_device(core, device, sets_of(part), reason);
     }
     Ok(moved)
 }
@@ -43,7 +53,7 @@ pub(crate) fn migrate_to_system(core: &Core, range: PageRange) -> Result<u64, Er
     while !left.is_empty() {
         let part = left.take_blocks(MOST_BLOCKS);
         core.end_exclusive_access(part, |_| true);
-        for (device, sources) in collect_to_system(core, sets_of(part), Leaving::All) {
+        for (device, sources) in collect_from_devices(core, sets_of(part), Leaving::All) {
             let reason = Reason::of(Cause::User);
             moved += to_system(core, device, sources, reason, None)
                 .map_or(0, |done| u64::from(done.pages()));

@@ -30,7 +30,7 @@ pub use fault::{
     AccessCounter, Adaptive, Density, FirstTouch, OnDemand, PlacementError, Sequential,
 };
 pub use file::{PolicyFile, policy_checksum};
-pub use link::LinkModel;
+pub use link::{LinkMatrix, LinkModel};
 pub use params::{Accepts, PolicyInfo, PolicyParam};
 pub use regions::PART;
 pub(crate) use regions::{MAX_REGIONS, Regions};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::pages::{Access, Block, Page, PageSet, Place};
-use crate::policy::LinkModel;
+use crate::policy::{LinkMatrix, LinkModel};
 use crate::residency::{Pattern, Residency, Word};
 
 /// The faults on one block that are served together.
@@ -58,11 +58,17 @@ pub struct BlockView<'a> {
     pub pages: u32,
     /// The most recent faults in this shard of guest memory, the newest last.
     pub recent: &'a [Recent],
-    /// The cost of a migration.
+    /// The cost of a migration of the first touched page from where it is to the place that the faults are to; if it is there, or
+    /// has no place yet, of one between the faulting device, or any device, and system memory.
     pub link: LinkModel,
+    /// The costs of migrations between all places.
+    pub links: &'a LinkMatrix,
     /// Counters of this shard.
     pub seen: Seen,
 }
+
+/// The links that a view has if nothing else is said.
+static DEFAULT_LINKS: LinkMatrix = LinkMatrix::DEFAULT;
 
 impl<'a> BlockView<'a> {
     /// A view of a block with unlimited room and no known past.
@@ -74,6 +80,7 @@ impl<'a> BlockView<'a> {
             pages: u32::MAX,
             recent: &[],
             link: LinkModel::default(),
+            links: &DEFAULT_LINKS,
             seen: Seen::default(),
         }
     }

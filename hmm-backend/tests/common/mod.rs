@@ -23,6 +23,8 @@ pub struct Faults {
     pub to_device_after_copy: u32,
     /// How many of the next migrations to the device fail before the copy.
     pub to_device_before_copy: u32,
+    /// How many of the next calls to flush folios for another device fail.
+    pub flush: u32,
     /// How many of the next migrations to system memory the driver abandons after the copy phase.
     pub to_ram_after_copy: u32,
 }
@@ -34,6 +36,7 @@ impl Faults {
             Failing::ToDeviceBeforeCopy => &mut self.to_device_before_copy,
             Failing::ToDeviceAfterCopy => &mut self.to_device_after_copy,
             Failing::ToSystemAfterCopy => &mut self.to_ram_after_copy,
+            Failing::Flush => &mut self.flush,
         };
         match left.checked_sub(1) {
             Some(rest) => {

@@ -32,6 +32,7 @@ pub enum Fault {
     AbandonToRam,
     RefuseToDevice,
     FailAfterCopy,
+    RefuseToFlush,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -44,7 +45,8 @@ fn op() -> impl Strategy<Value = Op> {
         Just(Fault::RefuseToRam),
         Just(Fault::AbandonToRam),
         Just(Fault::RefuseToDevice),
-        Just(Fault::FailAfterCopy)
+        Just(Fault::FailAfterCopy),
+        Just(Fault::RefuseToFlush)
     ];
     prop_oneof![
         4 => page().prop_map(Op::CpuRead),

@@ -100,7 +100,7 @@ impl World {
             let faults = device.faults.lock().unwrap();
             faults.to_ram.is_empty()
                 && (faults.to_device_after_copy, faults.to_device_before_copy) == (0, 0)
-                && faults.to_ram_after_copy == 0
+                && (faults.to_ram_after_copy, faults.flush) == (0, 0)
         })
     }
 
@@ -236,6 +236,10 @@ impl World {
                     match word.residency() {
                         Residency::Untouched => true,
                         Residency::System => word.pins() == 0,
+                        // From another device, directly.
+                        Residency::Device(place) => {
+                            d != COHERENT && place.device != self.devices[d].id
+                        }
                         _ => false,
                     }
                 };
@@ -335,6 +339,7 @@ impl World {
                     Fault::AbandonToRam => faults.to_ram_after_copy += 1,
                     Fault::RefuseToDevice => faults.to_device_before_copy += 1,
                     Fault::FailAfterCopy => faults.to_device_after_copy += 1,
+                    Fault::RefuseToFlush => faults.flush += 1,
                 }
             }
         }

@@ -48,6 +48,9 @@ pub(crate) struct Surroundings {
 /// Faults in `recent`, at most.
 pub(crate) const RECENT: usize = 16;
 
+/// Places that `links` tells of: system memory, and the first 16 devices.
+pub(crate) const PLACES: usize = 17;
+
 impl Surroundings {
     pub(crate) const RESIDENT: usize = 0;
     pub(crate) const TOUCHED: usize = 1;
@@ -55,16 +58,20 @@ impl Surroundings {
     pub(crate) const RECENT: usize = 3;
     pub(crate) const NUMBERS: usize = 4;
     pub(crate) const CANDIDATES: usize = 5;
+    pub(crate) const LINKS: usize = 6;
     /// How many there are, then page, device and time of each.
     pub(crate) const RECENT_BYTES: usize = 8 + 24 * RECENT;
+    /// Latency and bandwidth from each place to each.
+    pub(crate) const LINKS_BYTES: usize = 16 * PLACES * PLACES;
     /// The buffers' names in the prelude, and their sizes.
-    const BUFFERS: [(&str, usize); 6] = [
+    const BUFFERS: [(&str, usize); 7] = [
         ("resident", page_sets::BYTES),
         ("touched", page_sets::BYTES),
         ("untouched", page_sets::BYTES),
         ("recent", Surroundings::RECENT_BYTES),
         ("numbers", 8 * 5),
         ("candidates", candidates::BYTES),
+        ("links", Surroundings::LINKS_BYTES),
     ];
 
     /// Returns the bit of [`Needs`] for what a script has asked for by this name.

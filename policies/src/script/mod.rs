@@ -17,7 +17,7 @@ pub(crate) mod text;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use hmm_backend::pages::{Fidelity, Hint, PageRange, PageSet, Place};
+use hmm_backend::pages::{DeviceId, Fidelity, Hint, PageRange, PageSet, Place};
 use hmm_backend::policy::{Advice, BlockFault, BlockView, Seen, Wish};
 use mlua::chunk::ChunkMode;
 use mlua::{Function, Lua, Table, Value, ffi};
@@ -28,7 +28,7 @@ use crate::sandbox::budget::{self, Attention, Budget, Outcome, Overrun};
 use crate::sandbox::candidates::{self, Candidate};
 use crate::sandbox::limits::Limits;
 use crate::sandbox::page_sets;
-use crate::sandbox::{self, Needs, Print, RECENT, Surroundings};
+use crate::sandbox::{self, Needs, PLACES, Print, RECENT, Surroundings};
 
 /// The source of a script.
 #[derive(Debug)]
@@ -101,6 +101,8 @@ pub(crate) struct Script {
     calls: Calls,
     attention: Cell<Attention>,
     needs: Needs,
+    /// Whether the buffer of links is filled.
+    has_links: Cell<bool>,
     remote_access_threshold: u32,
     pub(crate) tick_interval: Option<Duration>,
     pub(crate) eviction: Option<String>,
@@ -168,6 +170,7 @@ impl Script {
             handlers: [const { None }; HANDLERS.len()],
             called: Cell::new(0),
             needs,
+            has_links: Cell::new(false),
             remote_access_threshold: REMOTE_ACCESSES,
             tick_interval: None,
             eviction: None,
@@ -390,6 +393,20 @@ impl Script {
             }
             let bytes = floats::<{ 1 + 3 * RECENT }, { Surroundings::RECENT_BYTES }>(values);
             self.write(Surroundings::RECENT, &bytes);
+        }
+        // A backend's links stay the same, and so does the backend of an instance.
+        if needs.has(Surroundings::LINKS) && !self.has_links.replace(true) {
+            let place = |n: usize| match n.checked_sub(1) {
+                None => Place::System,
+                Some(device) => Place::Device(DeviceId(device as u8)),
+            };
+            let pairs = (0..PLACES).flat_map(|a| (0..PLACES).map(move |b| (place(a), place(b))));
+            let link = |(from, to)| view.links.between(from, to);
+            let numbers = pairs.map(link).flat_map(|link| {
+                [micros(link.latency), link.bandwidth as f64 / 1e6].map(f64::to_le_bytes)
+            });
+            let bytes: Vec<u8> = numbers.flatten().collect();
+            self.write(Surroundings::LINKS, &bytes);
         }
         if needs.has(Surroundings::NUMBERS) {
             let (link, seen) = (view.link, view.seen);

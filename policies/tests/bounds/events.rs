@@ -12,6 +12,7 @@ use crate::views::each_view;
 fn all_events_reach_the_script_with_what_they_say() {
     let text = r#"
         local recent, link, counters = hmm.recent(), hmm.link(), hmm.counters()
+        local links = hmm.links()
         local touched, untouched, resident = hmm.touched(), hmm.untouched(), hmm.resident()
         print("loaded", BLOCK)
         return {
@@ -24,6 +25,10 @@ fn all_events_reach_the_script_with_what_they_say() {
                 assert(not pages.has(resident, page % 512))
                 local latency, bandwidth = link()
                 assert(latency == 10 and bandwidth == 25000)
+                latency, bandwidth = links(nil, 3)
+                assert(latency == 10 and bandwidth == 25000)
+                latency, bandwidth = links(15, 0)
+                assert(latency == 20 and bandwidth == 25000 and links(0, 16) == nil)
                 assert(counters() == 0 and recent(1) == nil)
                 state.faults = (state.faults or 0) + 1
                 return true

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use hmm_backend::driver::{
     DeviceFolio, Driver, FaultError, Finalized, MigrateError, ToDevice, ToSystem,
 };
+use hmm_backend::pages::DeviceId;
 use parking_lot::Mutex;
 
 use super::Evidence;
@@ -109,6 +110,12 @@ impl Driver for Witness {
             self.inner.migrate_to_ram(migration)
         })
         .unwrap_or_else(|| Err(FaultError::Fatal("the driver panicked".into())))
+    }
+
+    fn flush(&self, folios: &[DeviceFolio], to: DeviceId) -> Result<(), MigrateError> {
+        let first = folios.first().copied();
+        self.call("flush", first, || self.inner.flush(folios, to))
+            .unwrap_or_else(|| Err(MigrateError::Device("the driver panicked".into())))
     }
 
     fn page_free(&self, folio: DeviceFolio) {

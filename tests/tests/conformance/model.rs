@@ -40,6 +40,7 @@ pub enum Bug {
     RacyBooks,
     LocksGlobally,
     KnowsOneDevice,
+    ForgetsFlushed,
     KeepsTranslations,
     KeepsContentsByFrame,
     IgnoresPermission,
@@ -199,6 +200,16 @@ impl Driver for ModelDriver {
             (TakesShortageForFatal, FaultError::OutOfMemory) => FaultError::Fatal("short".into()),
             (_, error) => error,
         })
+    }
+
+    fn flush(&self, folios: &[DeviceFolio], _: DeviceId) -> Result<(), MigrateError> {
+        if self.bug == ForgetsFlushed {
+            let mut books = self.books.lock();
+            folios
+                .iter()
+                .for_each(|folio| _ = books.remove(&folio.cookie));
+        }
+        Ok(())
     }
 
     fn page_free(&self, folio: DeviceFolio) {

@@ -226,9 +226,7 @@ fn t39_userfaultfd_read() -> Result<(), GuestError> {
             .start();
         vm.vcpu(0).fill(0..N, START).wait()?;
         vm.to_device(0, 0..N);
-        let gate = vm
-            .device(0)
-            .hold_when(WayPoint::ToSystemAfterCopy, |it| it.contains(5));
+        let gate = vm.device(0).hold_when(WayPoint::Flush, |it| it.contains(5));
         let read = vm.device(1).begin_read(5);
         gate.wait_arrived();
         // The device that waits holds nothing that others need.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Error, Result, anyhow, bail};
 use clap::Args;
 use hmm_backend::pages::Fidelity;
-use hmm_backend::policy::{LinkModel, PART, PolicyFile};
+use hmm_backend::policy::{LinkMatrix, PART, PolicyFile};
 use hmm_backend::text::printable;
 use hmm_backend::{EVICTION_BATCH, limits};
 use hmmvisor::run::summary::{mark_of_scripts, of_scripts};
@@ -48,9 +48,10 @@ pub struct ReplayArgs {
     /// The least number of pages that are evicted at a time [default: as in the trace, or 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     eviction_batch: Option<u32>,
-    /// What a transfer costs, like latency=10us,bandwidth=25G (a PCIe 4.0 link of 16 lanes) [default: as in the trace, or that]
+    /// What a transfer costs, like latency=10us,bandwidth=25G (a PCIe 4.0 link of 16 lanes); more links after semicolons, like "…;
+    /// peer: latency=1us,bandwidth=300G; device1: bandwidth=5G" [default: as in the trace, or that]
     #[arg(long, value_name = "LINK")]
-    link: Option<LinkModel>,
+    link: Option<LinkMatrix>,
     /// Do not compute the least that was possible (Belady's MIN): saves up to 12 bytes an access
     #[arg(long)]
     no_optimal: bool,
@@ -150,7 +151,7 @@ fn settings(
         )))?,
     };
     let fidelity = as_in_trace(args.accesses, &meta.fidelity, "--accesses", trace)?;
-    let link = as_in_trace(args.link, &meta.link, "--link", trace)?;
+    let links = as_in_trace(args.link.clone(), &meta.link, "--link", trace)?;
     let batch = args.eviction_batch.or(meta.eviction_batch);
     chosen.check_told(fidelity)?;
     let settings = FileReplay {
@@ -158,7 +159,7 @@ fn settings(
         eviction_batch: batch.unwrap_or(EVICTION_BATCH),
         policy: chosen.factory,
         device_memory,
-        link,
+        links,
         optimal: !args.no_optimal,
     };
     Ok((settings, chosen.scripts))
@@ -269,7 +270,7 @@ impl ReplaySummary<'_> {
         if self.config.fidelity != Fidelity::default() {
             writeln!(f, "accesses told   {}", self.config.fidelity)?;
         }
-        writeln!(f, "link            {}", self.config.link)
+        writeln!(f, "link            {}", self.config.links)
     }
 
     /// Writes how many accesses and faults there were, and what migrated for them.
@@ -289,6 +290,14 @@ impl ReplaySummary<'_> {
             grouped(outcome.pages_to_system),
             grouped(outcome.prefetched)
         )?;
+        if outcome.pages_between_devices > 0 {
+            writeln!(
+                f,
+                "                {} pages from one device directly to another, {}",
+                grouped(outcome.pages_between_devices),
+                bytes(outcome.bytes_between_devices)
+            )?;
+        }
         if let Some(unused) = outcome.unused {
             writeln!(
                 f,

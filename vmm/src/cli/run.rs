@@ -1,6 +1,5 @@
 //! Options of `run`, over the configuration file.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -9,7 +8,7 @@ use hmm_backend::engine::EngineChoice;
 use hmm_backend::pages::Fidelity;
 use hmmvisor::OnMemoryError;
 use hmmvisor::config::console_choice::ConsoleChoice;
-use hmmvisor::config::links::{LinkOption, LinksConfig};
+use hmmvisor::config::links::{LinkOption, LinksConfig, PeerOption};
 use hmmvisor::config::virtio::{BalloonConfig, DiskConfig};
 use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::guest::linux::cpuid::Template;
@@ -65,6 +64,10 @@ pub struct RunArgs {
     /// `,enforce` transfers take that time [default: latency=10us,bandwidth=25G]
     #[arg(long, value_name = "LINK[,enforce]")]
     link: Option<LinkOption>,
+    /// What a transfer from one accelerator directly to another costs, over a link of their own; host: they have none, and go over
+    /// the links of both to the host [default: host]
+    #[arg(long, value_name = "LINK|host")]
+    peer_link: Option<PeerOption>,
     /// Number of accelerators, 1 to 16; 0 is possible with --kernel [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     devices: Option<u32>,
@@ -175,10 +178,14 @@ impl RunArgs {
         set(&mut config.devices.count, self.devices);
         if let Some(LinkOption { model, pacing }) = self.link {
             config.links = LinksConfig {
-                default: model,
-                others: BTreeMap::new(),
+                matrix: model.into(),
+                peer_given: false,
                 pacing,
             };
+        }
+        if let Some(PeerOption(link)) = self.peer_link {
+            (config.links.matrix.peer, config.links.peer_given) = (link, true);
+            config.links.matrix.peers.clear();
         }
         set(&mut config.seed, self.seed);
         config.boot.kernel = self.kernel.or(config.boot.kernel);

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use hmm_backend::EVICTION_BATCH;
 use hmm_backend::observe::{Event, EventKind};
 use hmm_backend::pages::{Access, DeviceId, Hint, Page, PageRange, Place};
-use hmm_backend::policy::LinkModel;
+use hmm_backend::policy::LinkMatrix;
 use hmmvisor_experiments::figures::count;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_policies::{Limits, Log, PolicyChoice};
@@ -36,7 +36,7 @@ pub fn check(script: PolicyChoice) -> Result<ExitCode> {
         memory: 8 << 20,
         device_memory: 1 << 20,
         devices: 2,
-        link: LinkModel::default(),
+        links: LinkMatrix::default(),
         // Ticks are to come, and holds to end.
         costs: Costs {
             fault: Duration::from_millis(1),

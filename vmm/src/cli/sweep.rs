@@ -14,7 +14,6 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use hmm_backend::EVICTION_BATCH;
 use hmm_backend::pages::PAGE_SIZE;
-use hmm_backend::policy::LinkModel;
 use hmmvisor::config::Config;
 use hmmvisor::host::Host;
 use hmmvisor::size::Size;
@@ -375,7 +374,7 @@ fn replayed(path: &Path, run: &SweepRun) -> Result<Measured, String> {
         eviction_batch: EVICTION_BATCH,
         policy: factory,
         device_memory: run.device_memory,
-        link: link.map_or_else(LinkModel::default, |link| link.model),
+        links: link.map(|link| link.model).unwrap_or_default().into(),
         optimal: run.optimal,
     };
     let outcome = settings.run(reader).map_err(text)?;
@@ -394,6 +393,8 @@ fn replayed(path: &Path, run: &SweepRun) -> Result<Measured, String> {
         pages_to_system: Some(outcome.pages_to_system),
         bytes_to_device: Some(outcome.bytes_to_device),
         bytes_to_system: Some(outcome.bytes_to_system),
+        pages_between_devices: Some(outcome.pages_between_devices),
+        bytes_between_devices: Some(outcome.bytes_between_devices),
         evicted: Some(outcome.evicted),
         prefetched: Some(outcome.prefetched),
         bits_read: Some(outcome.bits_read),
@@ -463,6 +464,7 @@ struct RunReport {
     device_faults: u64,
     pages_to_device: u64,
     pages_to_system: u64,
+    pages_between_devices: u64,
     counters: RunCounters,
     migrations: RunMigrations,
     elapsed_s: f64,
@@ -508,6 +510,8 @@ fn measured(report: RunReport) -> Result<Measured, String> {
         pages_to_system: Some(report.pages_to_system),
         bytes_to_device: Some(report.pages_to_device * PAGE_SIZE),
         bytes_to_system: Some(report.pages_to_system * PAGE_SIZE),
+        pages_between_devices: Some(report.pages_between_devices),
+        bytes_between_devices: Some(report.pages_between_devices * PAGE_SIZE),
         evicted: Some(report.migrations.eviction),
         prefetched: Some(report.migrations.prefetch),
         elapsed_s: Some(report.elapsed_s),

@@ -111,13 +111,13 @@ impl Config {
             )?;
         }
         let count = self.devices.count;
-        if let Some((DeviceId(device), _)) = self.links.others.last_key_value()
-            && u32::from(*device) >= count
+        if let Some(DeviceId(device)) = self.links.matrix.last_device()
+            && u32::from(device) >= count
         {
-            return Err(ConfigError::LinkOfNone {
-                device: *device,
-                count,
-            });
+            return Err(ConfigError::LinkOfNone { device, count });
+        }
+        if let Some((DeviceId(first), DeviceId(second))) = self.links.hole(count) {
+            return Err(ConfigError::NoLink { first, second });
         }
         in_range(
             "the number of pages that are evicted at a time",

@@ -164,6 +164,16 @@ pub enum ConfigError {
         /// How many there are.
         count: u32,
     },
+    /// A pair of accelerators without a link, though other pairs have one.
+    #[error(
+        "[links] device{first}-device{second} is missing: give all pairs of accelerators, or peer for those that are not given, like peer = \"host\""
+    )]
+    NoLink {
+        /// The lower number.
+        first: u8,
+        /// The higher number.
+        second: u8,
+    },
     /// A hint that cannot be followed.
     #[error("[[hint]] number {number}, `{hint}`: {why}")]
     Hint {

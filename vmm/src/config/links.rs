@@ -1,9 +1,10 @@
-//! `[links]`: what transfers between system memory and accelerators cost, and whether they take that time.
+//! `[links]`: what transfers between system memory and accelerators, and between accelerators, cost, and whether they take that
+//! time.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use hmm_backend::links::{LinkModel, Pacing};
+use hmm_backend::links::{LinkMatrix, LinkModel, Pacing};
 use hmm_backend::pages::DeviceId;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
@@ -11,45 +12,50 @@ use serde::de::{Deserializer, Error as _};
 /// The links.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinksConfig {
-    /// The link of accelerators that have none of their own.
-    pub default: LinkModel,
-    /// Links of single accelerators.
-    pub others: BTreeMap<DeviceId, LinkModel>,
+    /// What they cost.
+    pub matrix: LinkMatrix,
+    /// Whether `matrix.peer` was given: otherwise either all pairs have an entry, or none has.
+    pub peer_given: bool,
     /// Whether transfers take their time.
     pub pacing: Pacing,
 }
 
-/// The table as it is written: `default`, `enforce`, and `device0`, `device1`, ….
+impl LinksConfig {
+    /// Returns the first pair of this many accelerators that has no entry although others have one.
+    pub fn hole(&self, count: u32) -> Option<(DeviceId, DeviceId)> {
+        let peers = &self.matrix.peers;
+        if self.peer_given || peers.is_empty() {
+            return None;
+        }
+        let devices = || (0..count as u8).map(DeviceId);
+        let pairs = devices().flat_map(|a| devices().map(move |b| (a, b)));
+        let mut pairs = pairs.filter(|(a, b)| a < b);
+        pairs.find(|pair| !peers.contains_key(pair))
+    }
+}
+
+/// The table as it is written: `enforce`, and the entries of [`LinkMatrix::set`].
 #[derive(Deserialize)]
-#[serde(expecting = "a table with default, enforce and device0, device1, …")]
+#[serde(
+    expecting = "a table with default, peer, enforce, device0, device1, … and device0-device1, …"
+)]
 struct Table {
-    default: Option<String>,
     #[serde(default)]
     enforce: bool,
     #[serde(flatten)]
-    devices: BTreeMap<String, String>,
+    links: BTreeMap<String, String>,
 }
 
 impl<'de> Deserialize<'de> for LinksConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<LinksConfig, D::Error> {
         let table = Table::deserialize(deserializer)?;
-        let link = |text: &str| text.parse::<LinkModel>().map_err(D::Error::custom);
-        let mut others = BTreeMap::new();
-        for (name, text) in &table.devices {
-            let number = name.strip_prefix("device").and_then(|it| it.parse().ok());
-            let number = number.ok_or_else(|| {
-                D::Error::custom(format!(
-                    "`{name}` is no link; there are default, enforce, and device0, device1, … for single accelerators"
-                ))
-            })?;
-            others.insert(DeviceId(number), link(text)?);
+        let mut matrix = LinkMatrix::default();
+        for (name, text) in &table.links {
+            matrix.set(name, text).map_err(D::Error::custom)?;
         }
         Ok(LinksConfig {
-            default: match &table.default {
-                Some(text) => link(text)?,
-                None => LinkModel::default(),
-            },
-            others,
+            matrix,
+            peer_given: table.links.contains_key("peer"),
             pacing: match table.enforce {
                 true => Pacing::Enforced,
                 false => Pacing::Accounted,
@@ -86,6 +92,20 @@ impl FromStr for LinkOption {
     }
 }
 
+/// The link between accelerators on the command line: `latency=1us,bandwidth=300G`, or `host`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerOption(pub Option<LinkModel>);
+
+impl FromStr for PeerOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PeerOption, String> {
+        let mut matrix = LinkMatrix::default();
+        matrix.set("peer", text)?;
+        Ok(PeerOption(matrix.peer))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,18 +133,42 @@ mod tests {
     }
 
     #[test]
+    fn pairs_are_all_there_or_have_a_rest() {
+        let hole = |text: &str, count| {
+            let links: LinksConfig = toml::from_str(text).unwrap();
+            links.hole(count).map(|(a, b)| (a.0, b.0))
+        };
+        let two = "device0-device1 = 'bandwidth=300G'\ndevice2-device0 = 'host'";
+        assert_eq!(hole("device1 = 'bandwidth=1G'", 3), None);
+        assert_eq!(hole(two, 3), Some((1, 2)));
+        assert_eq!(hole(&format!("{two}\npeer = 'host'"), 3), None);
+        assert_eq!(hole(&format!("{two}\ndevice2-device1 = 'host'"), 3), None);
+        assert_eq!(hole("device0-device1 = 'host'", 2), None);
+    }
+
+    #[test]
     fn links_of_a_file() {
         let links: LinksConfig =
             toml::from_str("enforce = true\ndevice1 = 'bandwidth=1G'").unwrap();
         assert_eq!(links.pacing, Pacing::Enforced);
-        assert_eq!(links.default, LinkModel::default());
-        assert_eq!(links.others.len(), 1);
-        assert_eq!(links.others[&DeviceId(1)].bandwidth, 1_000_000_000);
+        assert_eq!(links.matrix.default, LinkModel::default());
+        assert_eq!(links.matrix.hosts.len(), 1);
+        assert_eq!(links.matrix.hosts[&DeviceId(1)].bandwidth, 1_000_000_000);
         for (text, error) in [
             ("device1 = 'bandwidth=0'", "bandwidth"),
             ("default = 'bandwidth=NaN'", "bandwidth"),
             ("devices = 'bandwidth=1G'", "`devices` is no link"),
             ("device300 = 'bandwidth=1G'", "`device300` is no link"),
+            (
+                "device0-device1 = 'bandwidth=0'",
+                "device0-device1: link bandwidth",
+            ),
+            ("peer = 'latency=NaN'", "peer: link latency"),
+            ("device1-device1 = 'host'", "no link to itself"),
+            (
+                "device0-device1 = 'host'\ndevice1-device0 = 'host'",
+                "given twice",
+            ),
         ] {
             let told = toml::from_str::<LinksConfig>(text).unwrap_err().to_string();
             assert!(told.contains(error), "{text}: {told}");

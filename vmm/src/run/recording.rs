@@ -326,10 +326,7 @@ pub(super) fn meta(
         device_kind: config.devices.kind.to_string(),
         fidelity: config.devices.accesses.to_string(),
         eviction_batch: Some(config.devices.eviction_batch),
-        link: match config.links.others.is_empty() {
-            true => config.links.default.to_string(),
-            false => String::new(),
-        },
+        link: config.links.matrix.to_string(),
         source: None,
     }
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use hmm_backend::Backend;
 use hmm_backend::engine::Engine;
-use hmm_backend::links::{Direction, LinkTraffic};
+use hmm_backend::links::{LinkTraffic, Route};
 use hmm_backend::observe::{Cause, Latency, Stats};
-use hmm_backend::pages::Fidelity;
+use hmm_backend::pages::{Fidelity, Place};
 use hmmvisor_abi::control;
 use hmmvisor_devices::Accelerator;
 use hmmvisor_policies::ScriptFigures;
@@ -326,6 +326,9 @@ impl Serialize for Report {
         map.serialize_entry("migrations", &pages(&both))?;
         map.serialize_entry("migrations_to_device", &pages(&both[..1]))?;
         map.serialize_entry("migrations_to_system", &pages(&both[1..]))?;
+        map.serialize_entry("pages_between_devices", &stats.pages_between_devices())?;
+        let between = [&stats.between_devices];
+        map.serialize_entry("migrations_between_devices", &pages(&between))?;
         map.serialize_entry("page_free_calls", &stats.page_free_calls)?;
         map.serialize_entry("pages_freed", &stats.pages_freed)?;
         map.serialize_entry("device_pages_peak", &stats.device_pages_peak)?;
@@ -359,11 +362,12 @@ fn pages(counts: &[&BTreeMap<Cause, u64>]) -> BTreeMap<&'static str, u64> {
     causes.map(|cause| (cause.name(), sum(*cause))).collect()
 }
 
-/// What crossed a link in one direction.
+/// What crossed from one place to another.
 #[derive(Serialize)]
 struct JsonLink {
     from: String,
     to: String,
+    route: &'static str,
     link: String,
     transfers: u64,
     bytes: u64,
@@ -372,15 +376,17 @@ struct JsonLink {
 
 impl From<&LinkTraffic> for JsonLink {
     fn from(traffic: &LinkTraffic) -> JsonLink {
-        let system = "system".to_owned();
-        let device = format!("device{}", traffic.device.0);
-        let (from, to) = match traffic.direction {
-            Direction::ToDevice => (system, device),
-            Direction::ToSystem => (device, system),
+        let name = |place| match place {
+            Place::System => "system".to_owned(),
+            Place::Device(device) => format!("device{}", device.0),
         };
         JsonLink {
-            from,
-            to,
+            from: name(traffic.from),
+            to: name(traffic.to),
+            route: match traffic.route {
+                Route::Host => "host",
+                Route::Peer => "peer",
+            },
             link: traffic.model.to_string(),
             transfers: traffic.transfers,
             bytes: traffic.bytes,

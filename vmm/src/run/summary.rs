@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use hmm_backend::links::Direction;
+use hmm_backend::links::{LinkTraffic, Route};
 use hmm_backend::observe::{Cause, Latency, Stats};
-use hmm_backend::pages::PAGE_SIZE;
+use hmm_backend::pages::{PAGE_SIZE, Place};
 use hmm_backend::text::printable;
 use hmmvisor_abi::control::EXIT_USAGE;
 use hmmvisor_experiments::figures::{self, bytes, count, grouped};
@@ -155,26 +155,38 @@ fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 
 /// Writes what crossed the accelerators' links, and the time that the links take for it.
 fn links(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
-    let of = |direction| {
-        let those = report.links.iter();
-        those.filter(move |it| it.direction == direction)
+    let sum = |of: &dyn Fn(&LinkTraffic) -> bool| -> u64 {
+        let those = report.links.iter().filter(|it| of(it));
+        those.map(|it| it.bytes).sum()
     };
-    let sum = |direction| of(direction).map(|it| it.bytes).sum();
     let transfers = report.links.iter().map(|it| it.transfers).sum();
     if transfers == 0 {
         return Ok(());
     }
     let time: Duration = report.links.iter().map(|it| it.time).sum();
     let (there, back) = (
-        bytes(sum(Direction::ToDevice)),
-        bytes(sum(Direction::ToSystem)),
+        bytes(sum(&|it| it.from == Place::System)),
+        bytes(sum(&|it| it.to == Place::System)),
     );
     let text = format!(
         "{there} to devices, {back} back, in {}, {} on the links",
         count(transfers, "transfer"),
         figures::time(time.as_nanos() as f64)
     );
-    line(f, "link traffic", text)
+    line(f, "link traffic", text)?;
+    let between = |it: &LinkTraffic| it.from != Place::System && it.to != Place::System;
+    let direct = sum(&between);
+    if direct == 0 {
+        return Ok(());
+    }
+    let by_host = sum(&|it| between(it) && it.route == Route::Host);
+    let own = bytes(direct - by_host);
+    let text = format!(
+        "{} between devices: {own} over links of their own, {} over the host",
+        bytes(direct),
+        bytes(by_host)
+    );
+    line(f, "", text)
 }
 
 /// Writes how many pages were duplicated, and how much advice was cut, late or dropped. Counters of 0 get no line.
@@ -244,42 +256,45 @@ fn checks(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 /// Writes the pages and bytes that migrated, by cause and direction, and the mean bandwidth.
 fn migrations(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let stats = &report.stats;
-    let total = [stats.pages_to_device(), stats.pages_to_system()];
-    if total == [0, 0] {
+    let between = stats.pages_between_devices();
+    let total = [stats.pages_to_device(), stats.pages_to_system(), between];
+    if total == [0; 3] {
         return writeln!(f, "  no page migrated");
     }
-    let row = |f: &mut fmt::Formatter<'_>, what: &str, pages: [u64; 2]| {
-        let [device, system] = pages.map(|pages| {
+    // Most machines have one device.
+    let columns = if between > 0 { 3 } else { 2 };
+    let write = |f: &mut fmt::Formatter<'_>, what: &str, cells: [String; 3]| {
+        let cells = cells[..columns].iter().map(|cell| format!("{cell:>24}"));
+        writeln!(f, "  {what:<12}{}", cells.collect::<Vec<_>>().join("   "))
+    };
+    let row = |f: &mut fmt::Formatter<'_>, what: &str, pages: [u64; 3]| {
+        let cell = |pages| {
             format!(
                 "{:>13} {:>10}",
                 format!("{} p.", grouped(pages)),
                 bytes(pages * PAGE_SIZE)
             )
-        });
-        writeln!(f, "  {what:<12}{device}   {system}")
+        };
+        write(f, what, pages.map(cell))
     };
-    writeln!(
-        f,
-        "  {:<12}{:>24}   {:>24}",
-        "migrated", "to device", "to system"
-    )?;
+    let head = ["to device", "to system", "between devices"];
+    write(f, "migrated", head.map(str::to_owned))?;
     let of = |counts: &BTreeMap<Cause, u64>, cause| counts.get(&cause).copied().unwrap_or(0);
     for cause in Cause::ALL {
-        let pages = [of(&stats.to_device, cause), of(&stats.to_system, cause)];
+        let counts = [&stats.to_device, &stats.to_system, &stats.between_devices];
+        let pages = counts.map(|counts| of(counts, cause));
         // Devices are not detached in the usual run.
-        if cause != Cause::Detach || pages != [0, 0] {
+        if cause != Cause::Detach || pages != [0; 3] {
             row(f, cause.name(), pages)?;
         }
     }
     row(f, "total", total)?;
     let seconds = report.elapsed.as_secs_f64().max(1e-9);
-    let [device, system] = total.map(|pages| {
-        format!(
-            "{}/s",
-            bytes((pages as f64 * PAGE_SIZE as f64 / seconds) as u64)
-        )
-    });
-    writeln!(f, "  {:<12}{device:>24}   {system:>24}", "mean rate")
+    let rate = |pages| {
+        let bytes_per_second = (pages as f64 * PAGE_SIZE as f64 / seconds) as u64;
+        format!("{}/s", bytes(bytes_per_second))
+    };
+    write(f, "mean rate", total.map(rate))
 }
 
 fn verdict(report: &Report) -> &'static str {

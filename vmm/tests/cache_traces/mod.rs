@@ -97,7 +97,7 @@ pub mod sides {
 
     use hmm_backend::observe::{Event, EventKind};
     use hmm_backend::pages::{Access, DeviceId, Fidelity, PAGE_SIZE, Page, PageRange};
-    use hmm_backend::policy::{LinkModel, PolicySpec};
+    use hmm_backend::policy::{LinkMatrix, PolicySpec};
     use hmmvisor_experiments::replay::{Costs, ReplayConfig, Replayed, Time, replay};
 
     /// Replays device reads of these pages with `frames` frames of device memory; every access is told, and evictions come one by one.
@@ -109,7 +109,7 @@ pub mod sides {
             memory: (largest + 1) * PAGE_SIZE,
             device_memory: frames * PAGE_SIZE,
             devices: 1,
-            link: LinkModel::default(),
+            links: LinkMatrix::default(),
             costs: Costs::default(),
             fidelity: Fidelity::All,
             eviction_batch: 1,

@@ -63,6 +63,7 @@ struct Totals {
     cpu_faults: u64,
     device_faults: u64,
     to_device: u64,
+    between_devices: u64,
     to_system: u64,
     fatal: u64,
     outside: u64,
@@ -115,6 +116,7 @@ impl RunReport {
             EventKind::ToSystem | EventKind::Duplicated => {
                 totals.to_system += u64::from(event.pages);
             }
+            EventKind::BetweenDevices => totals.between_devices += u64::from(event.pages),
             EventKind::Fatal => totals.fatal += 1,
             _ => {}
         }
@@ -177,6 +179,10 @@ impl RunReport {
             ),
             ("moved to devices".to_owned(), bytes(totals.to_device)),
             ("moved to system memory".to_owned(), bytes(totals.to_system)),
+            (
+                "moved between devices".to_owned(),
+                bytes(totals.between_devices),
+            ),
             (
                 "thrashing pages".to_owned(),
                 match self.thrashing.count() {

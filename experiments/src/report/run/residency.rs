@@ -87,7 +87,7 @@ impl ResidencyPlot {
     pub(super) fn add(&mut self, event: &Event, time: u64) -> Result<(), Refusal> {
         self.advance(time);
         let to = match event.kind {
-            EventKind::ToDevice => DEVICE,
+            EventKind::ToDevice | EventKind::BetweenDevices => DEVICE,
             EventKind::ToSystem | EventKind::CpuFault | EventKind::MappedInPlace => SYSTEM,
             // Duplicates count as in device memory: they take up frames.
             EventKind::Duplicated => DEVICE,

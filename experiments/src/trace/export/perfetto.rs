@@ -29,7 +29,7 @@ pub fn write(trace: &mut TraceReader, file: &mut Output) -> Written {
         residency: ResidencyTracker::new(trace.meta().pages()),
         busy_until: BTreeMap::new(),
         shown: BTreeMap::new(),
-        moved: [0; 2],
+        moved: [0; 3],
         window: 0,
         packets: Vec::new(),
     };
@@ -64,7 +64,7 @@ struct Export {
     /// The last value of a counter.
     shown: BTreeMap<Track, i64>,
     /// Bytes to devices and to system memory in the current window.
-    moved: [u64; 2],
+    moved: [u64; 3],
     /// The current window's number.
     window: u64,
     packets: Vec<TracePacket>,
@@ -88,6 +88,7 @@ impl Export {
         let bytes = u64::from(event.pages) * PAGE_SIZE;
         match event.kind {
             EventKind::ToDevice => self.moved[0] = self.moved[0].saturating_add(bytes),
+            EventKind::BetweenDevices => self.moved[2] = self.moved[2].saturating_add(bytes),
             EventKind::ToSystem | EventKind::Duplicated => {
                 self.moved[1] = self.moved[1].saturating_add(bytes);
             }
@@ -112,7 +113,7 @@ impl Export {
                 EventKind::DeviceFault | EventKind::MappedInPlace | EventKind::Access,
                 Some(device),
             ) => Track::Accelerator(device),
-            (EventKind::ToDevice | EventKind::ToSystem, _)
+            (EventKind::ToDevice | EventKind::ToSystem | EventKind::BetweenDevices, _)
             | (EventKind::Duplicated | EventKind::Collapsed, _) => Track::Migrations,
             _ => Track::Service,
         }
@@ -153,7 +154,12 @@ impl Export {
         let moved = std::mem::take(&mut self.moved);
         let begin = self.window * WINDOW;
         let per_second = 1_000_000_000 / WINDOW;
-        for (track, bytes) in [Track::ToDevices, Track::ToSystem].into_iter().zip(moved) {
+        let tracks = [Track::ToDevices, Track::ToSystem, Track::BetweenDevices];
+        for (track, bytes) in tracks.into_iter().zip(moved) {
+            // Most runs have one device.
+            if track == Track::BetweenDevices && bytes == 0 && !self.shown.contains_key(&track) {
+                continue;
+            }
             self.counter(
                 track,
                 begin,

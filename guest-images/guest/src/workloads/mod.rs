@@ -11,6 +11,7 @@ mod matmul;
 mod phases;
 mod pingpong;
 mod recover;
+mod relay;
 mod selftest;
 mod sort;
 mod spmv;
@@ -31,6 +32,7 @@ pub fn run(cpu: &Cpu) {
         Kind::VecAdd => vecadd::run,
         Kind::Stream => stream::run,
         Kind::PingPong => pingpong::run,
+        Kind::Relay => relay::run,
         Kind::Gather => gather::run,
         Kind::Chase => chase::run,
         Kind::Bfs => bfs::run,

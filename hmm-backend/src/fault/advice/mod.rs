@@ -59,13 +59,29 @@ impl Faults {
         self.prefetches.forget_wishes(pages.unwrap_or(all));
     }
 
-    fn view<'a>(&self, words: &'a [Word], device: Option<&Device>) -> BlockView<'a> {
+    fn view<'a>(
+        &'a self,
+        words: &'a [Word],
+        fault: &BlockFault,
+        device: Option<&Device>,
+    ) -> BlockView<'a> {
+        let links = self.core.links.matrix();
+        let first = fault.pages.first().and_then(|index| words.get(index));
+        let place = first.and_then(|word| word.residency().placed());
+        let from = place.map_or(Place::System, |it| Place::Device(it.device));
+        let link = match (from, fault.to) {
+            // A CPU touches an untouched page, which crosses no link.
+            (Place::System, Place::System) => links.default,
+            (from, to) if from == to => links.between(Place::System, to),
+            (from, to) => links.between(from, to),
+        };
         let room = |frames: fn(&Device) -> u32| device.map_or(u32::MAX, frames);
         BlockView {
             free_frames: room(Device::free_frames),
             capacity: room(Device::capacity),
             pages: self.core.pages(),
-            link: self.link,
+            link,
+            links,
             ..BlockView::of(words)
         }
     }
@@ -79,7 +95,7 @@ impl Faults {
         words: &[Word],
         device: Option<&Device>,
     ) -> Advice {
-        let view = self.view(words, device);
+        let view = self.view(words, fault, device);
         let mut advisor = self.advisor(fault.block);
         let started = self.core.clock.now();
         let (mut advice, cut) = advisor.advise(fault, view);
@@ -139,7 +155,7 @@ impl Faults {
                 now: self.core.clock.now(),
                 waited: false,
             };
-            let view = self.view(&words, Some(device));
+            let view = self.view(&words, &seen, Some(device));
             let wanted = self.advisor(block).used_in_place(&seen, count, view);
             let possible = wanted.intersection(&seen.pages);
             if possible != wanted {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::prefetch_queue::Prefetch;
 use crate::fault::faults::Faults;
-use crate::migrate::{Device, Leaving, Reason, collect_to_system, to_device, to_system};
+use crate::migrate::{
+    Device, Leaving, Reason, between_devices, collect_from_devices, to_device, to_system,
+};
 use crate::observe::{Cause, Counter};
 use crate::pages::{Access, Block, Page, PageSet, Place};
 use crate::policy::{MAX_WISH, Wish};
@@ -69,19 +71,21 @@ impl Faults {
     fn prefetch_to_device(&self, device: &Arc<Device>, block: Block, pages: &PageSet) {
         // As for a fault's prefetch, more than a quarter would evict pages that the device works on.
         let most = (device.capacity() / 4).max(1);
-        let movable = |index: &usize| self.core.is_movable(block.page(*index));
+        let on_peers = self.core.on_peers(device, block, pages);
+        let movable =
+            |index: &usize| on_peers.contains(*index) || self.core.is_movable(block.page(*index));
         let want = (pages.iter().filter(movable).count() as u32).min(most);
         if want == 0 {
             return;
         }
         let room = self.make_room(device, want).min(most);
         let set: PageSet = pages.iter().filter(movable).take(room as usize).collect();
-        to_device(
-            &self.core,
-            device,
-            [(block, set)],
-            Reason::of(Cause::Prefetch),
-        );
+        let reason = Reason::of(Cause::Prefetch);
+        let direct = set.intersection(&on_peers);
+        if !direct.is_empty() {
+            between_devices(&self.core, device, [(block, direct)], reason, None);
+        }
+        to_device(&self.core, device, [(block, set)], reason);
     }
 
     /// Takes translations away from devices for those of these pages that are in system memory, so that a
@@ -126,7 +130,7 @@ impl Faults {
             (on_devices.difference(duplicate), false),
         ] {
             for (device, sources) in
-                collect_to_system(&self.core, [(block, pages)], Leaving::SingleAndFree)
+                collect_from_devices(&self.core, [(block, pages)], Leaving::SingleAndFree)
             {
                 let reason = Reason {
                     duplicate,

@@ -7,7 +7,7 @@ use super::recycle::Recycler;
 use crate::memory::frames::DeviceMemory;
 use crate::memory::guest_pages::GuestPages;
 use crate::memory::kernel::{self, Effect, Kernel, KernelCall};
-use crate::memory::run::Run;
+use crate::memory::run::{Passage, Run};
 use crate::memory::uffd::Progress;
 use crate::pages::{Error, PageRange, Permission};
 
@@ -94,6 +94,21 @@ impl Mover for Copy {
             let failed = |at, error| failed(recycled + at, error);
             guest.give_copies(rest, device.address(rest.frame), failed);
         }
+    }
+
+    fn pass(
+        &self,
+        _: &GuestPages,
+        passage: Passage,
+        from: &DeviceMemory,
+        to: &DeviceMemory,
+        _: &mut Failed<'_>,
+    ) {
+        let bytes = kernel::bytes(passage.pages) as usize;
+        let (src, dst) = (from.address(passage.from), to.address(passage.to));
+        // SAFETY: the caller holds the pages' locks, their words name the source's frames, and no device uses them; the
+        // destination's frames belong to the caller. The mappings of two devices do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes) };
     }
 }
 

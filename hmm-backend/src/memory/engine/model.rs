@@ -6,7 +6,7 @@ use super::mover::{Failed, Mover};
 use crate::memory::frames::DeviceMemory;
 use crate::memory::guest_pages::GuestPages;
 use crate::memory::presence::Presence;
-use crate::memory::run::{Fill, Run};
+use crate::memory::run::{Fill, Passage, Run};
 use crate::pages::{Page, PageRange, Permission};
 
 /// Makes no system call: what the words say is all there is.
@@ -18,6 +18,16 @@ impl Mover for Model {
     fn take(&self, _: &GuestPages, _: Run, _: &DeviceMemory, _: &mut Failed<'_>) {}
 
     fn give(&self, _: &GuestPages, _: Run, _: &DeviceMemory, _: &mut Failed<'_>) {}
+
+    fn pass(
+        &self,
+        _: &GuestPages,
+        _: Passage,
+        _: &DeviceMemory,
+        _: &DeviceMemory,
+        _: &mut Failed<'_>,
+    ) {
+    }
 
     fn set_permission(&self, _: &GuestPages, _: PageRange, _: Permission) -> io::Result<()> {
         Ok(())

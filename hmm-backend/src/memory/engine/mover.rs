@@ -6,7 +6,7 @@ use crate::memory::frames::DeviceMemory;
 use crate::memory::guest_pages::GuestPages;
 use crate::memory::presence::Presence;
 use crate::memory::ranged::EngineError;
-use crate::memory::run::{Fill, Run};
+use crate::memory::run::{Fill, Passage, Run};
 use crate::pages::{Page, PageRange, Permission};
 
 /// Gets the index of a page within the range or run of a call, and why the call failed for it.
@@ -28,6 +28,17 @@ pub(in crate::memory) trait Mover: Send + Sync {
     /// wakes the CPUs that wait for them. Read-only pages are copied by every engine, because a move cannot protect the
     /// page in the same step; their frames keep the contents.
     fn give(&self, guest: &GuestPages, run: Run, device: &DeviceMemory, failed: &mut Failed<'_>);
+
+    /// Passes contents from one device's frames to another's, and leaves guest memory alone. `failed` gets the pages whose
+    /// contents are still where they were; their new frames may hold dead contents.
+    fn pass(
+        &self,
+        guest: &GuestPages,
+        passage: Passage,
+        from: &DeviceMemory,
+        to: &DeviceMemory,
+        failed: &mut Failed<'_>,
+    );
 
     /// Protects pages of one block against writes by CPUs, or lifts the protection and wakes the writers. The pages
     /// must be present.

@@ -5,7 +5,7 @@ use super::mover::{Failed, Mover};
 use crate::memory::frames::DeviceMemory;
 use crate::memory::guest_pages::GuestPages;
 use crate::memory::kernel::{self, Effect, KernelCall};
-use crate::memory::run::{Fill, Run};
+use crate::memory::run::{Fill, Passage, Run};
 use crate::pages::{BLOCK_PAGES, Error, PageRange, Permission};
 
 /// Moves pages. Device memory must be registered with a userfaultfd.
@@ -77,6 +77,30 @@ impl Mover for Remap {
                 // SAFETY: the caller holds the pages' locks, and the words say that the frames hold the contents and
                 // that the guest pages are missing.
                 unsafe { uffd.move_pages(dst + offset, src + offset, len) }
+            });
+    }
+
+    fn pass(
+        &self,
+        guest: &GuestPages,
+        passage: Passage,
+        from: &DeviceMemory,
+        to: &DeviceMemory,
+        failed: &mut Failed<'_>,
+    ) {
+        let (src, dst) = (from.address(passage.from), to.address(passage.to));
+        let uffd = to.uffd();
+        let effect = Effect::Moved { src, dst };
+        // No CPU sleeps for a frame.
+        let late = |_| ();
+        let (call, range) = (KernelCall::Pass, passage.range());
+        guest
+            .kernel
+            .each(call, range, effect, failed, late, |at, n| {
+                let offset = kernel::bytes(at);
+                // SAFETY: the caller holds the pages' locks, and their words name the source's frames, which no device
+                // uses any more; the destination's frames have just been allocated, or emptied by the way there.
+                unsafe { uffd.move_pages(dst + offset, src + offset, kernel::bytes(n)) }
             });
     }
 }

@@ -281,6 +281,36 @@ impl World {
         }));
     }
 
+    /// Passes one page from the device to another one, or back, if that is possible at this moment (`migrate/between.rs`).
+    /// The two devices have one pool, so that a page may get the frame that another one has just left.
+    fn pass(&self, page: u32) {
+        let on_device = |residency| matches!(residency, Residency::Device(_));
+        if !on_device(self.table.word(Page(page)).residency()) {
+            return;
+        }
+        let Some(lock) = self.try_lock(page) else {
+            return;
+        };
+        if !on_device(lock.word().residency()) {
+            return;
+        }
+        let mut lock = self.halve_for(page, lock);
+        let Residency::Device(Placed { device, frame, .. }) = lock.word().residency() else {
+            panic!("a half of a device folio is one, too");
+        };
+        let Some(to) = self.alloc(page) else {
+            return;
+        };
+        self.invalidate(&mut lock);
+        let contents = self.read_frame(frame.0);
+        self.write_frame(to, |_| contents);
+        let other = DeviceId(1 - device.0);
+        drop(FolioLock::merge(vec![lock], 0, |w| {
+            w.to_private(other, Frame(to), 0)
+        }));
+        self.release(frame.0, 1, true);
+    }
+
     /// Evicts the folio that starts at a frame, if there is one (`fault/evict.rs`).
     fn evict(&self, frame: u32) {
         let page = self.page_of[frame as usize].load(SeqCst);

@@ -216,6 +216,50 @@ fn a_device_access_races_a_migration_and_a_free() {
     });
 }
 
+#[test]
+fn a_fault_races_a_pass_to_another_device() {
+    model(3, |world| {
+        // A frame for the page to go to.
+        world.free(0);
+        let device = meanwhile(&world, |w| w.pass(1));
+        world.cpu(0, 1);
+        device.join().unwrap();
+        assert_eq!((world.contents(0), world.contents(1)), (0, 12));
+    });
+}
+
+/// The page goes to the other device and back, so that an eviction that was chosen by its frame finds another state.
+#[test]
+fn a_fault_an_eviction_and_two_passes_race() {
+    model(2, |world| {
+        world.free(0);
+        let evictor = meanwhile(&world, |w| w.evict(1));
+        let device = meanwhile(&world, |w| {
+            w.pass(1);
+            w.pass(1);
+        });
+        world.cpu(0, 1);
+        device.join().unwrap();
+        evictor.join().unwrap();
+        assert_eq!((world.contents(0), world.contents(1)), (0, 12));
+    });
+}
+
+/// The device has a translation before the race, which must be gone before the contents are read.
+#[test]
+fn a_device_access_races_two_passes() {
+    model(2, |world| {
+        world.free(0);
+        world.device(1);
+        let pass = meanwhile(&world, |w| w.pass(1));
+        let device = meanwhile(&world, |w| w.device(1));
+        world.pass(1);
+        device.join().unwrap();
+        pass.join().unwrap();
+        assert_eq!((world.contents(0), world.contents(1)), (0, 13));
+    });
+}
+
 /// Two single pages become one folio while the device reaches the second one.
 #[test]
 fn a_device_access_races_the_joining_of_two_pages() {

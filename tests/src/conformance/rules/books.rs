@@ -181,16 +181,51 @@ pub fn two_devices(bench: &mut Bench) -> Checked {
     let gone = bench.backend.detach(first);
     gone.map_err(|error| Evidence::new("detaching the first device", "every page back", error))?;
     bench.check_books("after the first device was detached")?;
-    let second = bench.units[1].id;
-    for page in 0..4 {
-        let place = bench.residency(page);
-        if !matches!(place, Residency::Device(Placed { device, .. }) if device == second) {
-            let evidence = Evidence::new("a page of the second", "there", format!("{place:?}"));
-            return Err(evidence.at(Page(page)));
-        }
-    }
+    expect_on(bench, 1, 0..4)?;
     bench.to_system(0..32)?;
     bench.expect_filled("after it all", 0..8)?;
     bench.expect_zeros("freed", 8..24)?;
     bench.expect_filled("after it all", 24..32)
+}
+
+pub fn between_devices(bench: &mut Bench) -> Checked {
+    bench.fill(0..32);
+    bench.all_to(0, 0..32)?;
+    // Half of a folio on request, and a page of the rest because the other device reads it.
+    bench.all_to(1, 0..16)?;
+    bench.check_books("after half a folio went to the other device")?;
+    expect_on(bench, 1, 0..16)?;
+    let found = bench.units[1].device.read(Page(16), 3);
+    let found = found.map_err(|e| Evidence::new("a device's read", "contents", e))?;
+    let what = || "a page that came from the other device".to_owned();
+    same(what, 16, pattern(16, 3), found)?;
+    bench.check_books("after the other device read a page")?;
+    expect_on(bench, 1, 16..17)?;
+    expect_on(bench, 0, 17..32)?;
+    // And back, where the folio was.
+    bench.all_to(0, 0..17)?;
+    bench.check_books("after the pages went back")?;
+    expect_on(bench, 0, 0..32)?;
+    // Freed on the other device, which has them from the first.
+    bench.all_to(1, 0..32)?;
+    bench.free(4..8)?;
+    bench.check_books("after a free on the other device")?;
+    bench.to_system(0..32)?;
+    bench.check_books("after all pages came back")?;
+    bench.expect_filled("after two devices had it", 0..4)?;
+    bench.expect_zeros("freed", 4..8)?;
+    bench.expect_filled("after two devices had it", 8..32)
+}
+
+/// These pages are in the memory of this subject's device.
+fn expect_on(bench: &Bench, unit: usize, pages: std::ops::Range<u32>) -> Checked {
+    let id = bench.units[unit].id;
+    for page in pages {
+        let place = bench.residency(page);
+        if !matches!(place, Residency::Device(Placed { device, .. }) if device == id) {
+            let evidence = Evidence::new("a page's place", format!("{id:?}"), format!("{place:?}"));
+            return Err(evidence.at(Page(page)));
+        }
+    }
+    Ok(())
 }

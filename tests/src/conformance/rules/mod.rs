@@ -153,6 +153,15 @@ pub static RULES: &[Rule] = &[
         )
     },
     Rule {
+        subjects: 2,
+        ..rule(
+            "between-devices",
+            "2, 5: F04 F31",
+            "pages that go directly to another device arrive whole, and their folios' page_free comes once",
+            books::between_devices,
+        )
+    },
+    Rule {
         device_pages: 64,
         ..rule(
             "concurrent",

@@ -27,6 +27,8 @@ pub enum Track {
     ToDevices,
     /// Bytes per second to system memory.
     ToSystem,
+    /// Bytes per second from one device directly to another.
+    BetweenDevices,
 }
 
 /// The tracks described so far.
@@ -64,6 +66,7 @@ fn number(track: Track) -> u64 {
         Track::Residency(device) => (7, device.0.into()),
         Track::ToDevices => (8, 0),
         Track::ToSystem => (9, 0),
+        Track::BetweenDevices => (10, 0),
     };
     kind << 32 | u64::from(index)
 }
@@ -80,6 +83,7 @@ fn name(track: Track) -> String {
         Track::Residency(device) => format!("pages on accelerator {}", device.0),
         Track::ToDevices => "bandwidth to devices".to_owned(),
         Track::ToSystem => "bandwidth to system memory".to_owned(),
+        Track::BetweenDevices => "bandwidth between devices".to_owned(),
     }
 }
 
@@ -89,7 +93,7 @@ fn counter(track: Track) -> Option<CounterDescriptor> {
             unit: Some(unit::COUNT),
             unit_name: Some("pages".to_owned()),
         }),
-        Track::ToDevices | Track::ToSystem => Some(CounterDescriptor {
+        Track::ToDevices | Track::ToSystem | Track::BetweenDevices => Some(CounterDescriptor {
             unit: Some(unit::BYTES),
             unit_name: Some("bytes/s".to_owned()),
         }),
