@@ -17,7 +17,7 @@ use crate::observe::{Counter, Event, EventKind, Recorder, Stats};
 use crate::pages::time::Clock;
 use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, PAGE_SIZE, Page, PageRange};
 use crate::policy::EvictionPolicy;
-use crate::residency::{AUX_MAX, FolioLock, Residency, ResidencyTable, TryLock, Word};
+use crate::residency::{AUX_MAX, BlockWords, FolioLock, Residency, ResidencyTable, TryLock, Word};
 
 /// The most devices that a backend can attach in its life; a detached device still counts.
 pub(crate) const MAX_DEVICES: usize = AUX_MAX as usize + 1;
@@ -138,15 +138,13 @@ impl Core {
         first_outside(range, self.pages(), self.hole)
     }
 
-    /// Returns the words of a block's pages.
-    pub(crate) fn block_words(&self, block: Block) -> Vec<Word> {
+    /// Returns the words of a block's pages, which are read when they are looked at.
+    pub(crate) fn block_words(&self, block: Block) -> BlockWords<'_> {
         let end = block
             .first_page()
             .plus(BLOCK_PAGES as u32)
             .min(Page(self.pages()));
-        self.table
-            .words(PageRange::new(block.first_page(), end))
-            .collect()
+        BlockWords::new(&self.table, PageRange::new(block.first_page(), end))
     }
 
     /// Returns the rest of a system page's hold.

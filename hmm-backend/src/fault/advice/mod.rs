@@ -18,7 +18,7 @@ use crate::migrate::Device;
 use crate::observe::{Counter, Event, EventKind};
 use crate::pages::{Access, Block, Error, Hint, PageRange, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, MAX_WISHES, Wish};
-use crate::residency::Word;
+use crate::residency::BlockWords;
 
 /// A decision that takes longer is counted as late: the fault that asks waits for it, and so do the other
 /// faults of the shard.
@@ -42,7 +42,7 @@ impl Faults {
         tell(&mut *self.advisor(block).policy)
     }
 
-    fn view<'a>(&self, words: &'a [Word], device: Option<&Device>) -> BlockView<'a> {
+    fn view<'a>(&self, words: &'a BlockWords<'_>, device: Option<&Device>) -> BlockView<'a> {
         let room = |frames: fn(&Device) -> u32| device.map_or(u32::MAX, frames);
         BlockView {
             free_frames: room(Device::free_frames),
@@ -59,7 +59,7 @@ impl Faults {
     pub(crate) fn advise(
         &self,
         fault: &BlockFault,
-        words: &[Word],
+        words: &BlockWords<'_>,
         device: Option<&Device>,
     ) -> Advice {
         let view = self.view(words, device);
