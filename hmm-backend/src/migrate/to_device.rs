@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::core::Core;
 use super::device::{Allocation, Contents, Device};
 use super::phases::{Finalized, Reason, count_of, runs};
@@ -15,11 +17,15 @@ use crate::pages::{
 };
 use crate::residency::{FolioLock, MemoryKind, Residency, TryLock, Word};
 
+/// Locked folios. Most migrations are of one folio, and allocate nothing for the lists.
+type Locks<'b> = SmallVec<[FolioLock<'b>; 1]>;
+type Targets<'b> = SmallVec<[DestinationFolio<'b>; 1]>;
+
 /// A destination folio with the locks of the pages that go there.
 struct DestinationFolio<'b> {
     // Declared, and so dropped, before the allocation: the driver's `page_free` may be called only when none
     // of the folio's pages is locked.
-    locks: Vec<FolioLock<'b>>,
+    locks: Locks<'b>,
     allocation: Allocation<'b>,
 }
 
@@ -32,12 +38,12 @@ impl<'b> DestinationFolio<'b> {
     fn halve(&mut self) -> DestinationFolio<'b> {
         let allocation = self.allocation.halve();
         let middle = allocation.folio.page;
-        let mut upper = Vec::new();
+        let mut upper = Locks::new();
         if let [whole] = &mut self.locks[..] {
             upper.push(whole.halve());
         } else {
             let cut = self.locks.partition_point(|l| l.head() < middle);
-            upper = self.locks.split_off(cut);
+            upper.extend(self.locks.drain(cut..));
         }
         DestinationFolio {
             locks: upper,
@@ -61,7 +67,7 @@ impl<'b> DestinationFolio<'b> {
 pub struct ToDevice<'b> {
     core: &'b Core,
     device: &'b Device,
-    targets: Vec<DestinationFolio<'b>>,
+    targets: Targets<'b>,
     reason: Reason,
     watch: Option<Arc<dyn Watch>>,
 }
@@ -73,7 +79,7 @@ pub struct CopiedToDevice<'b>(ToDevice<'b>);
 pub struct CommittedToDevice<'b> {
     core: &'b Core,
     device: DeviceId,
-    folios: Vec<FolioLock<'b>>,
+    folios: Locks<'b>,
     reason: Reason,
     watch: Option<Arc<dyn Watch>>,
 }
@@ -88,9 +94,9 @@ impl<'b> ToDevice<'b> {
         wanted: impl IntoIterator<Item = (Block, PageSet)>,
         reason: Reason,
     ) -> Option<ToDevice<'b>> {
-        let mut targets = Vec::new();
+        let mut targets = Targets::new();
         for (block, pages) in wanted {
-            let mut locks: Vec<FolioLock<'b>> = Vec::new();
+            let mut locks = Locks::new();
             let mut left = pages;
             while let Some(index) = left.first() {
                 left.remove(index);
@@ -100,7 +106,10 @@ impl<'b> ToDevice<'b> {
                 }
             }
             // All pages of a folio have the same permission, so read-only pages get folios of their own.
-            let read_only: Vec<_> = locks.extract_if(.., |l| l.word().read_only()).collect();
+            let mut read_only = Locks::new();
+            if locks.iter().any(|l| l.word().read_only()) {
+                (read_only, locks) = locks.into_iter().partition(|l| l.word().read_only());
+            }
             allocate(core, device, block, locks, &mut targets);
             if !read_only.is_empty() {
                 allocate(core, device, block, read_only, &mut targets);
@@ -168,6 +177,19 @@ impl<'b> ToDevice<'b> {
         self.watch = Some(watch);
     }
 
+    /// Returns the number of pages with this residency.
+    fn count(&self, residency: Residency) -> u32 {
+        let mut pages = 0;
+        for target in &self.targets {
+            for lock in &target.locks {
+                if lock.word().residency() == residency {
+                    pages += lock.range().len();
+                }
+            }
+        }
+        pages
+    }
+
     /// Returns the runs of pages with this residency.
     fn runs(&self, residency: Residency) -> impl Iterator<Item = Run> + '_ {
         let pieces = self.targets.iter();
@@ -187,17 +209,20 @@ impl<'b> ToDevice<'b> {
     }
 
     /// Runs the remaining phases.
+    #[inline]
     pub fn run(self) -> Result<Finalized, MigrateError> {
         Ok(self.copy()?.commit().finalize())
     }
 
     /// Moves the contents into the frames, out of reach of CPUs and devices. Pages that cannot move now are
     /// left behind.
+    #[inline]
     pub fn copy(mut self) -> Result<CopiedToDevice<'b>, MigrateError> {
         self.notify(Step::BeforeCopy)?;
         let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
         self.core.invalidate_mirrors(locks);
-        let pages = self.contents().map(|range| range.len()).sum();
+        let pages = self.count(Residency::System);
+        let untouched = self.count(Residency::Untouched);
         self.core
             .links
             .transfer(&self.core.clock, self.device.id, Direction::ToDevice, pages);
@@ -205,11 +230,15 @@ impl<'b> ToDevice<'b> {
         let guest = &self.core.guest;
         let mut fail = |run: Run, at| failed.push(run.page.plus(at));
         if let Some(memory) = &self.device.memory {
-            for run in self.runs(Residency::System) {
-                guest.take(run, memory, |at, _| fail(run, at));
+            if pages > 0 {
+                for run in self.runs(Residency::System) {
+                    guest.take(run, memory, |at, _| fail(run, at));
+                }
             }
-            for run in self.runs(Residency::Untouched) {
-                memory.fill_zero(run.frame, run.pages, |at, _| fail(run, at));
+            if untouched > 0 {
+                for run in self.runs(Residency::Untouched) {
+                    memory.fill_zero(run.frame, run.pages, |at, _| fail(run, at));
+                }
             }
         } else {
             // Coherent memory: CPUs keep reaching the page, so only untouched pages have to be filled.
@@ -235,7 +264,7 @@ impl<'b> ToDevice<'b> {
 
     /// Drops the targets of the failed pages, splitting larger folios so that the other pages still move.
     fn leave_behind(&mut self, failed: &[Page]) {
-        let mut todo: Vec<_> = std::mem::take(&mut self.targets);
+        let mut todo = std::mem::take(&mut self.targets);
         todo.reverse();
         while let Some(mut target) = todo.pop() {
             let range = target.range();
@@ -263,6 +292,7 @@ impl<'b> CopiedToDevice<'b> {
     }
 
     /// Makes the frames the valid place of the pages.
+    #[inline]
     pub fn commit(mut self) -> CommittedToDevice<'b> {
         let until = Tick::end_of_hold(self.0.core.clock.now(), self.0.reason.hold);
         let targets = std::mem::take(&mut self.0.targets);
@@ -289,8 +319,8 @@ fn allocate<'b>(
     core: &'b Core,
     device: &'b Device,
     block: Block,
-    mut locks: Vec<FolioLock<'b>>,
-    targets: &mut Vec<DestinationFolio<'b>>,
+    mut locks: Locks<'b>,
+    targets: &mut Targets<'b>,
 ) {
     let mut taken = PageSet::EMPTY;
     for lock in &locks {
@@ -326,9 +356,11 @@ fn allocate<'b>(
 
 /// Removes and returns the locks of the pages below `end` from the end of the list, cutting a folio that
 /// crosses `end`.
-fn take_locks<'b>(locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b>> {
-    let mut taken = Vec::new();
-    while let Some(mut lock) = locks.pop_if(|l| l.head() < end) {
+fn take_locks<'b>(locks: &mut Locks<'b>, end: Page) -> Locks<'b> {
+    let mut taken = Locks::new();
+    while locks.last().is_some_and(|l| l.head() < end)
+        && let Some(mut lock) = locks.pop()
+    {
         while lock.range().end > end {
             locks.push(lock.halve());
         }
@@ -352,6 +384,9 @@ fn make_resident<'b>(target: DestinationFolio<'b>, device: &Device, until: Tick)
 impl Drop for CopiedToDevice<'_> {
     /// Rolls back: the contents return to where they were.
     fn drop(&mut self) {
+        if self.0.targets.is_empty() {
+            return;
+        }
         let now = self.0.core.clock.now();
         let until = Tick::end_of_hold(now, std::time::Duration::ZERO);
         let Some(memory) = &self.0.device.memory else {
@@ -423,7 +458,9 @@ impl CommittedToDevice<'_> {
 impl Drop for CommittedToDevice<'_> {
     /// Finalizes: the residency words name the device, so a committed migration cannot be rolled back.
     fn drop(&mut self) {
-        self.publish();
+        if !self.folios.is_empty() {
+            self.publish();
+        }
     }
 }
 

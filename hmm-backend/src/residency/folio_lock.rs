@@ -78,7 +78,7 @@ impl<'t> FolioLock<'t> {
     /// its index and its old word. The folios must be neighbours, in ascending order, and form a naturally aligned
     /// group of `1 << order` pages. Returns the lock of the new folio.
     pub(crate) fn merge(
-        locks: Vec<FolioLock<'t>>,
+        locks: impl IntoIterator<Item = FolioLock<'t>>,
         order: u8,
         word: impl Fn(usize, Word) -> Word,
     ) -> FolioLock<'t> {
@@ -155,11 +155,11 @@ impl<'t> FolioLock<'t> {
     pub(crate) fn carve(
         mut self,
         wanted: &impl Fn(PageRange) -> u32,
-        out: &mut Vec<FolioLock<'t>>,
+        out: &mut impl Extend<FolioLock<'t>>,
     ) {
         let count = wanted(self.range());
         if count == self.range().len() {
-            out.push(self);
+            out.extend([self]);
         } else if count > 0 {
             let upper = self.halve();
             self.carve(wanted, out);
