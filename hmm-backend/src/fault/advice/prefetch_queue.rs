@@ -47,6 +47,8 @@ pub(crate) struct PrefetchQueue {
     /// Whether there are any for faults; changed only under the lock. No thread is woken for these: the one that
     /// queued them is a service thread, and serves them before it sleeps.
     for_faults: AtomicBool,
+    /// Whether there are wishes; changed only under the lock.
+    wishes: AtomicBool,
     /// Readable as long as there are wishes; changed only under the lock.
     wishes_wait: Doorbell,
     host_failures: Arc<HostFailures>,
@@ -58,6 +60,7 @@ impl PrefetchQueue {
         Ok(PrefetchQueue {
             lists: Mutex::default(),
             for_faults: AtomicBool::new(false),
+            wishes: AtomicBool::new(false),
             wishes_wait,
             host_failures,
         })
@@ -89,6 +92,7 @@ impl PrefetchQueue {
         let full = lists.wishes.len() == WISHES;
         let dropped = full.then(|| lists.wishes.pop_front()).flatten();
         if lists.wishes.is_empty() {
+            self.wishes.store(true, Ordering::Relaxed);
             self.note(self.wishes_wait.ring());
         }
         lists.wishes.push_back(wish);
@@ -98,6 +102,10 @@ impl PrefetchQueue {
     /// Removes and returns the first pages of the newest entry; those for faults come before wishes. `None` if the queue
     /// is empty.
     pub(super) fn take_piece(&self) -> Option<Prefetch> {
+        // What another thread queues at this moment is found by the next call.
+        if !self.has_for_faults() && !self.wishes.load(Ordering::Relaxed) {
+            return None;
+        }
         let mut lists = self.lists.lock();
         if let Some(newest) = lists.faults.pop_back() {
             let pages: PageSet = newest.pages.iter().take(PIECE).collect();
@@ -121,6 +129,7 @@ impl PrefetchQueue {
             lists.wishes.push_back(wish);
         }
         if lists.wishes.is_empty() {
+            self.wishes.store(false, Ordering::Relaxed);
             self.note(self.wishes_wait.silence());
         }
         Some(Prefetch {
