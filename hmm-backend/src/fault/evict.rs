@@ -54,6 +54,7 @@ impl Faults {
                 self.core.table.settle(page);
             }
         }
+        let now = self.core.clock.now();
         let mut sources = Sources::new();
         for frame in frames {
             let locked = device
@@ -62,7 +63,7 @@ impl Faults {
             // Between the proposal and the lock, the page may have moved and another page may have got the
             // frame.
             let same = locked.filter(|(d, s)| d.id == device.id && s.folio.frame == *frame);
-            let held = device.held(*frame, self.core.clock.now()).is_some();
+            let held = device.held(*frame, now).is_some();
             match same {
                 Some((_, source)) if !held => sources.push(source),
                 _ => device.eviction().refused(*frame),

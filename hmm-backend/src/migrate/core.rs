@@ -149,7 +149,7 @@ impl Core {
 
     /// Returns the rest of a system page's hold.
     pub(crate) fn system_hold(&self, word: Word) -> Option<Duration> {
-        word.system_held_until()?.remaining(self.clock.now())
+        held_in_system(word, self.clock.now())
     }
 
     /// Returns the rest of the hold of a page in a device's memory.
@@ -253,6 +253,12 @@ impl Core {
             None => Ok(0),
         }
     }
+}
+
+/// Returns the rest of a system page's hold at `now`. Reading the clock for each page of a large folio would take longer
+/// than locking it.
+pub(super) fn held_in_system(word: Word, now: Duration) -> Option<Duration> {
+    word.system_held_until()?.remaining(now)
 }
 
 /// Returns the first page of a range that is not one of the `pages` pages of managed memory, or that is in the

@@ -311,8 +311,10 @@ impl Device {
         frames.filter(|f| self.page_of(*f).is_some()).collect()
     }
 
+    /// Returns how many frames are in use. Takes the pool's mutex, unlike [`Self::free_frames`]: so a thread that has called
+    /// [`Self::start_detaching`] also counts the allocation that was in progress then.
     pub(crate) fn used_frames(&self) -> u32 {
-        self.capacity() - self.free_frames()
+        self.capacity() - self.pool().buddy.free_frames()
     }
 }
 

@@ -1,10 +1,11 @@
 //! Migration of system pages and untouched pages into a device's memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::core::Core;
+use super::core::{Core, held_in_system};
 use super::device::{Allocation, Contents, Device};
 use super::phases::{Finalized, Reason, count_of, runs};
 use super::watch::{Step, Watch, notify, notify_finalized, pages_to_report};
@@ -94,13 +95,14 @@ impl<'b> ToDevice<'b> {
         wanted: impl IntoIterator<Item = (Block, PageSet)>,
         reason: Reason,
     ) -> Option<ToDevice<'b>> {
+        let now = core.clock.now();
         let mut targets = Targets::new();
         for (block, pages) in wanted {
             let mut locks = Locks::new();
             let mut left = pages;
             while let Some(index) = left.first() {
                 left.remove(index);
-                if let Some(lock) = core.lock_for_device(block.page(index), reason.cause) {
+                if let Some(lock) = core.lock_for_device(block.page(index), reason.cause, now) {
                     left = left.difference(&PageSet::of(lock.range()));
                     lock.carve(&|range| pages.count_of(range), &mut locks);
                 }
@@ -388,7 +390,7 @@ impl Drop for CopiedToDevice<'_> {
             return;
         }
         let now = self.0.core.clock.now();
-        let until = Tick::end_of_hold(now, std::time::Duration::ZERO);
+        let until = Tick::end_of_hold(now, Duration::ZERO);
         let Some(memory) = &self.0.device.memory else {
             // Coherent memory: the contents have not moved. Untouched pages have been filled, and CPUs may have
             // written to them since: they become system pages.
@@ -488,8 +490,8 @@ pub(crate) fn to_device(
 
 impl Core {
     /// Locks a page's folio if it can migrate to a device: it is untouched, or in private system memory,
-    /// unpinned and not held.
-    fn lock_for_device(&self, page: Page, cause: Cause) -> Option<FolioLock<'_>> {
+    /// unpinned and not held at `now`.
+    fn lock_for_device(&self, page: Page, cause: Cause, now: Duration) -> Option<FolioLock<'_>> {
         // Check first without the lock, so as not to disturb pages that are on a device already.
         if !matches!(
             self.table.word(page).residency(),
@@ -510,7 +512,7 @@ impl Core {
             }
             // An explicit request overrides the hold.
             Residency::System
-                if cause != Cause::User && self.system_hold(lock.word()).is_some() =>
+                if cause != Cause::User && held_in_system(lock.word(), now).is_some() =>
             {
                 self.recorder.add(Counter::PagesSkippedHeld, 1);
                 None

@@ -59,15 +59,12 @@ impl Advice {
         };
         // The length of each wish is cut when the wish is queued.
         let wishes = self.migrate.len() <= MAX_WISHES;
+        let same_pages =
+            |possible: &PageSet, wanted: &PageSet| wanted.is_empty() || possible == wanted;
         let cut = !wishes
-            || (prefetch, hold, throttle, stay, duplicate)
-                != (
-                    self.prefetch,
-                    self.hold,
-                    self.throttle,
-                    self.stay,
-                    self.duplicate,
-                );
+            || (hold, throttle, stay) != (self.hold, self.throttle, self.stay)
+            || !same_pages(&prefetch, &self.prefetch)
+            || !same_pages(&duplicate, &self.duplicate);
         (self.prefetch, self.hold, self.throttle) = (prefetch, hold, throttle);
         (self.stay, self.duplicate) = (stay, duplicate);
         self.migrate.truncate(MAX_WISHES);
