@@ -295,6 +295,9 @@ impl<'c> Replay<'c> {
                 self.device_once(number, index, part, access)?;
             }
             left -= 1;
+            if left == 0 {
+                return Ok(());
+            }
             looks = looks.saturating_add(range.len());
             let alike = match looks < MOST_LOOKS {
                 true => self.alike(index, range, access).min(left),
@@ -388,7 +391,7 @@ impl<'c> Replay<'c> {
             let threshold = mirror.remote_access_threshold();
             mirror
                 .fault_range(range, access, |_, mappings| {
-                    pages.remote().set_threshold(threshold);
+                    pages.set_threshold(threshold);
                     mappings.iter().for_each(|mapping| pages.map(mapping));
                 })
                 .map_err(|error| match error {
@@ -566,9 +569,12 @@ fn link_time(link: LinkModel, transfers: u64, pages: u64) -> Duration {
 
 /// Returns `cost` multiplied by `count`.
 fn times(cost: Duration, count: u64) -> Duration {
-    // 2^64 times a whole second fits.
-    let nanos = cost.as_nanos() * u128::from(count);
-    Duration::from_nanos_u128(nanos)
+    let nanos = u64::try_from(cost.as_nanos()).ok();
+    match nanos.and_then(|nanos| nanos.checked_mul(count)) {
+        Some(nanos) => Duration::from_nanos(nanos),
+        // 2^64 times a whole second fits.
+        None => Duration::from_nanos_u128(cost.as_nanos() * u128::from(count)),
+    }
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -2,7 +2,7 @@
 //! looks at it for each access.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use hmm_backend::mirror::{DeviceMmu, Mapping, RemoteCounters, Target};
 use hmm_backend::pages::{Access, Fidelity, Page, PageRange, Visit};
@@ -17,13 +17,60 @@ const DIRTY: u8 = 16;
 /// Visits that are kept until the eviction policy is told of them.
 const MOST_VISITS: usize = 4096;
 
+/// The visits that the eviction policy has not been told of. The replay adds them and, in the same thread, has the backend
+/// take them. So loads and stores suffice.
+struct Visits {
+    /// Each as a number: 30 bits of the page, of which memory has no more, one of whether it is a write, 32 of the times.
+    list: Box<[AtomicU64]>,
+    len: AtomicUsize,
+}
+
+impl Visits {
+    fn new() -> Visits {
+        Visits {
+            list: super::ledger::zeroed(MOST_VISITS),
+            len: AtomicUsize::new(0),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.len.load(Relaxed) == MOST_VISITS
+    }
+
+    /// Adds a visit. They must not be full.
+    fn push(&self, visit: Visit) {
+        let write = u64::from(visit.access == Access::Write);
+        let packed = u64::from(visit.page.0) << 33 | write << 32 | u64::from(visit.times);
+        let len = self.len.load(Relaxed);
+        self.list[len].store(packed, Relaxed);
+        self.len.store(len + 1, Relaxed);
+    }
+
+    /// Calls `each` with the visits, in order, and forgets them.
+    fn take(&self, each: &mut dyn FnMut(Visit)) {
+        let len = self.len.load(Relaxed);
+        self.len.store(0, Relaxed);
+        for packed in &self.list[..len] {
+            let packed = packed.load(Relaxed);
+            let write = packed >> 32 & 1 != 0;
+            each(Visit {
+                page: Page((packed >> 33) as u32),
+                access: if write { Access::Write } else { Access::Read },
+                times: packed as u32,
+            });
+        }
+    }
+}
+
 /// One byte for each page, how often pages of system memory were used in place, and visits.
 #[derive(Clone)]
 pub(super) struct ReplayPageTable {
     entries: Arc<Box<[AtomicU8]>>,
     remote: Arc<Mutex<RemoteCounters>>,
+    /// Whether the counters ever had a threshold. Without one they count nothing.
+    counting: Arc<AtomicBool>,
     fidelity: Fidelity,
-    visits: Arc<Mutex<Vec<Visit>>>,
+    visits: Arc<Visits>,
     bits_read: Arc<AtomicU64>,
 }
 
@@ -32,8 +79,9 @@ impl ReplayPageTable {
         ReplayPageTable {
             entries: super::ledger::zeroed(pages as usize).into(),
             remote: Arc::new(Mutex::new(RemoteCounters::new(pages))),
+            counting: Arc::default(),
             fidelity,
-            visits: Arc::default(),
+            visits: Arc::new(Visits::new()),
             bits_read: Arc::default(),
         }
     }
@@ -51,14 +99,21 @@ impl ReplayPageTable {
                 false
             }
             Fidelity::All => {
-                let mut visits = self.visits.lock();
-                visits.push(Visit {
+                self.visits.push(Visit {
                     page,
                     access,
                     times,
                 });
-                visits.len() >= MOST_VISITS
+                self.visits.is_full()
             }
+        }
+    }
+
+    /// Sets from how many accesses in place on a group of pages is reported.
+    pub(super) fn set_threshold(&self, threshold: Option<u32>) {
+        if threshold.is_some() || self.counting.load(Relaxed) {
+            self.counting.store(true, Relaxed);
+            self.remote().set_threshold(threshold);
         }
     }
 
@@ -69,7 +124,9 @@ impl ReplayPageTable {
 
     /// Returns how many accessed bits were read since the last call.
     pub(super) fn take_bits_read(&self) -> u64 {
-        self.bits_read.swap(0, Relaxed)
+        let read = self.bits_read.load(Relaxed);
+        self.bits_read.store(0, Relaxed);
+        read
     }
 
     /// Whether the page is in system memory, and the device reaches it there.
@@ -103,7 +160,9 @@ impl ReplayPageTable {
 
 impl DeviceMmu for ReplayPageTable {
     fn invalidate(&mut self, pages: PageRange) {
-        self.remote().forget(pages);
+        if self.counting.load(Relaxed) {
+            self.remote().forget(pages);
+        }
         let end = pages.end.0.min(self.entries.len() as u32);
         for entry in &self.entries[pages.start.0.min(end) as usize..end as usize] {
             entry.store(0, Relaxed);
@@ -131,6 +190,6 @@ impl DeviceMmu for ReplayPageTable {
     }
 
     fn take_visits(&mut self, each: &mut dyn FnMut(Visit)) {
-        self.visits.lock().drain(..).for_each(each);
+        self.visits.take(each);
     }
 }

@@ -10,7 +10,7 @@ use crate::pages::{
     Access, BLOCK_PAGES, Block, DeviceId, Frame, MAX_ORDER, Page, PageRange, PageSet, Place,
 };
 use crate::policy::{BlockFault, BlockView, FaultPolicy, PolicyFactory, PolicySpec};
-use crate::residency::{FolioLock, ResidencyTable, TryLock, WakeFaults, Word};
+use crate::residency::{BlockWords, FolioLock, ResidencyTable, TryLock, WakeFaults, Word};
 
 /// The name of an operation, and the function that runs it the given number of times.
 pub type Operation = (&'static str, fn(u32));
@@ -52,7 +52,7 @@ fn decision(policy: &str, n: u32) {
         0..100 => Word(0).to_system(Tick(0)),
         _ => Word(0).to_private(DeviceId(0), Frame(i), 0),
     };
-    let words: Vec<Word> = (0..BLOCK_PAGES as u32).map(word).collect();
+    let words = BlockWords::read((0..BLOCK_PAGES as u32).map(word).collect());
     let view = BlockView::of(&words);
     for i in 0..n {
         let fault = BlockFault {
@@ -75,10 +75,8 @@ fn page_transition(n: u32) {
 }
 
 fn whole_folio(table: &ResidencyTable) {
-    let locks = PageRange::with_len(Page(0), BLOCK_PAGES as u32)
-        .pages()
-        .map(|page| lock(table, page))
-        .collect();
+    let pages = PageRange::with_len(Page(0), BLOCK_PAGES as u32).pages();
+    let locks: Vec<_> = pages.map(|page| lock(table, page)).collect();
     drop(FolioLock::merge(locks, MAX_ORDER, |word| {
         word.to_private(DeviceId(0), Frame(0), MAX_ORDER)
     }));

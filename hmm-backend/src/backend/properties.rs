@@ -13,7 +13,7 @@ use crate::pages::{
     PageSet, Permission, Place,
 };
 use crate::policy::{Advice, BlockFault, BlockView, PolicySpec};
-use crate::residency::{LOCKED, MIRRORED, PIN, Placed, Residency, WAITERS, Word};
+use crate::residency::{BlockWords, LOCKED, MIRRORED, PIN, Placed, Residency, WAITERS, Word};
 
 /// The counter of ticks wraps after this many microseconds.
 const WRAP_US: u64 = 16 << 32;
@@ -221,7 +221,7 @@ proptest! {
             3 => Word(0).to_private(DeviceId(1), Frame(i as u32), 0),
             _ => Word(0).to_private(DeviceId(state - 4), Frame(i as u32), 0).to_duplicated(),
         };
-        let words: Vec<Word> = states.iter().take(len).enumerate().map(word).collect();
+        let words = BlockWords::read(states.iter().take(len).enumerate().map(word).collect());
         let view = BlockView { free_frames: 9, capacity: 99, ..BlockView::of(&words) };
         let to = if to_device { Place::Device(DeviceId(0)) } else { Place::System };
         let fault = BlockFault { block: Block(3), pages: set(&faulting), access: Access::Read, to, now: Duration::ZERO, waited: false };
@@ -259,7 +259,7 @@ proptest! {
             1 => Word(0).to_system(Tick(0)),
             _ => Word(0).to_private(DeviceId(state - 2), Frame(i as u32), 0),
         };
-        let words: Vec<Word> = states.iter().take(len).enumerate().map(word).collect();
+        let words = BlockWords::read(states.iter().take(len).enumerate().map(word).collect());
         let view = BlockView { free_frames: 9, capacity: 99, pages: 2048, ..BlockView::of(&words) };
         let spec: PolicySpec = format!("{faulting}{modifiers}").parse().unwrap();
         let mut policy = crate::policy::PolicyFactory::fault_policy(&spec);

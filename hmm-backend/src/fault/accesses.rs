@@ -1,11 +1,9 @@
 //! Accesses that a device tells of, on their way to its eviction policy.
 //!
-//! Locks: the eviction policy's first, then the mirror's. A thread that holds a mirror's guard calls nothing of the backend.
-
-use std::sync::Arc;
+//! Locks: the list of mirrors first, then the eviction policy's, then the mirror's. A thread that holds a mirror's guard calls nothing of the backend.
 
 use super::faults::Faults;
-use crate::migrate::{Core, Device, Eviction, Invalidate};
+use crate::migrate::{AllMirrors, Core, Device, Eviction};
 use crate::observe::{Counter, Event, EventKind};
 use crate::pages::{Access, Fidelity, Frame, PageRange, Visit};
 use crate::policy::AccessedBits;
@@ -14,21 +12,22 @@ use crate::residency::Residency;
 impl Faults {
     /// Tells the device's eviction policy of the visits that the device has made since the last call.
     pub(crate) fn tell_visits(&self, device: &Device) {
-        let mirrors = self.core.mirrors.telling(device.id, Fidelity::All);
-        if !mirrors.is_empty() {
+        let mirrors = self.core.mirrors.all();
+        if mirrors.telling(device.id, Fidelity::All).next().is_some() {
             self.pass_on(device, &mirrors, &mut device.eviction());
         }
     }
 
-    fn pass_on(&self, device: &Device, mirrors: &[Arc<dyn Invalidate>], eviction: &mut Eviction) {
+    fn pass_on(&self, device: &Device, mirrors: &AllMirrors<'_>, eviction: &mut Eviction) {
         let core = &self.core;
-        for mirror in mirrors {
+        let mut visits = 0;
+        for mirror in mirrors.telling(device.id, Fidelity::All) {
             mirror.take_visits(&mut |visit| {
                 if visit.page.0 >= core.pages() {
                     core.recorder.add(Counter::VisitsCut, 1);
                     return;
                 }
-                core.recorder.add(Counter::Visits, visit.times.into());
+                visits += u64::from(visit.times);
                 record(core, device, visit);
                 // The page may have moved since; then there is nothing to say about it.
                 if let Residency::Device(place) = core.table.word(visit.page).residency()
@@ -38,20 +37,21 @@ impl Faults {
                 }
             });
         }
+        if visits > 0 {
+            core.recorder.add(Counter::Visits, visits);
+        }
     }
 
     /// Asks the device's eviction policy for victims, after telling it of all visits.
     pub(super) fn victims(&self, device: &Device, frames: u32) -> Vec<Frame> {
         let core = &self.core;
-        let mut mirrors = core.mirrors.telling(device.id, Fidelity::Bits);
+        let mirrors = core.mirrors.all();
         let mut eviction = device.eviction();
-        let all = |mirror: &Arc<dyn Invalidate>| mirror.fidelity() == Fidelity::All;
-        let visits: Vec<_> = mirrors.extract_if(.., |mirror| all(mirror)).collect();
-        self.pass_on(device, &visits, &mut eviction);
+        self.pass_on(device, &mirrors, &mut eviction);
         let mut bits = Bits {
             core,
             device,
-            mirrors,
+            mirrors: &mirrors,
             read: 0,
         };
         let victims = eviction.victims(frames, &mut bits);
@@ -81,17 +81,18 @@ fn record(core: &Core, device: &Device, visit: Visit) {
 struct Bits<'a> {
     core: &'a Core,
     device: &'a Device,
-    mirrors: Vec<Arc<dyn Invalidate>>,
+    mirrors: &'a AllMirrors<'a>,
     read: u64,
 }
 
 impl AccessedBits for Bits<'_> {
     fn there(&self) -> bool {
-        !self.mirrors.is_empty()
+        let mut mirrors = self.mirrors.telling(self.device.id, Fidelity::Bits);
+        mirrors.next().is_some()
     }
 
     fn take(&mut self, head: Frame) -> Option<Access> {
-        if self.mirrors.is_empty() || head.0 >= self.device.capacity() {
+        if !self.there() || head.0 >= self.device.capacity() {
             return None;
         }
         let page = self.device.page_of(head)?;
@@ -101,7 +102,7 @@ impl AccessedBits for Bits<'_> {
         let range = PageRange::with_len(page, 1 << place.order);
         self.read += u64::from(range.len());
         let mut strongest = None;
-        for mirror in &self.mirrors {
+        for mirror in self.mirrors.telling(self.device.id, Fidelity::Bits) {
             mirror.take_bits(range, &mut |page, access| {
                 // Bits of other pages than those that were asked for say nothing.
                 if range.contains(page) {

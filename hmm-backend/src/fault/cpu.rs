@@ -3,15 +3,17 @@
 
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::faults::Faults;
 use super::retry::{Attempts, Unresolved};
 use crate::memory::Fill;
-use crate::migrate::{Device, Leaving, Reason, collect_from_devices, to_system};
+use crate::migrate::{Core, Device, Leaving, Reason, collect_from_devices, to_system};
 use crate::observe::{Cause, Counter};
 use crate::pages::time::Tick;
 use crate::pages::{Access, BLOCK_PAGES, Block, FatalCause, Page, PageRange, PageSet, Place};
 use crate::policy::BlockFault;
-use crate::residency::{Residency, TryLock, Word};
+use crate::residency::{BlockWords, Residency, TryLock, Word};
 
 /// The result of serving faults. A page that is not in `unresolved` is resolved, or the thread that has its
 /// lock wakes the CPU when it unlocks the page.
@@ -58,6 +60,25 @@ impl CpuFaults {
     }
 }
 
+/// The words of faulting pages at the start of the service, by their index in the block.
+struct Before(SmallVec<[(usize, Word); 4]>);
+
+impl Before {
+    fn of(core: &Core, block: Block, pages: &PageSet) -> Before {
+        let words = pages.iter().map(|i| (i, core.table.word(block.page(i))));
+        Before(words.collect())
+    }
+
+    fn all(&self) -> impl Iterator<Item = (usize, Word)> {
+        self.0.iter().copied()
+    }
+
+    /// Returns those of these pages.
+    fn among(&self, pages: &PageSet) -> impl Iterator<Item = (usize, Word)> {
+        self.all().filter(|(index, _)| pages.contains(*index))
+    }
+}
+
 impl Faults {
     /// Serves faults and returns which of them are not resolved. They wait for holds and for the policy's throttle,
     /// unless they have waited already.
@@ -71,9 +92,9 @@ impl Faults {
         } = *faults;
         let mut served = Served::default();
         let mut needed = self.sort_out(block, &faults.pages, writes, &mut served);
-        let words = self.core.block_words(block);
+        let before = Before::of(&self.core, block, &needed);
         if !waited {
-            needed = self.put_off_held(block, &needed, &words, &mut served);
+            needed = self.put_off_held(block, &before, &mut served);
         }
         if needed.is_empty() {
             return served;
@@ -86,6 +107,7 @@ impl Faults {
             now: self.core.clock.now(),
             waited,
         };
+        let words = self.core.block_words(block);
         let advice = self.advise(&fault, &words, None);
         self.serve_wishes_in_lockstep();
         if !waited && !advice.throttle.is_zero() {
@@ -93,19 +115,22 @@ impl Faults {
             served.unresolved.extend(needed.iter().map(wait));
             return served;
         }
+        // Before a prefetch fills a part of the block.
+        let blank = self.blank_block(block, &words);
         let mut prefetch = advice.prefetch;
         if self.lockstep {
             // Prefetch first: filling the faulting pages wakes the CPU.
             self.prefetch_to_system(block, &prefetch, &advice.duplicate, access);
             prefetch = PageSet::EMPTY;
         }
-        let is_device = |i: &usize| {
-            use Residency::*;
-            matches!(words[*i].residency(), Device(_) | Duplicated(_))
-        };
-        let on_device: PageSet = needed.iter().filter(is_device).collect();
-        let is_exclusive = |i: &usize| matches!(words[*i].residency(), Residency::Exclusive(_));
-        let exclusive: PageSet = needed.iter().filter(is_exclusive).collect();
+        let (mut on_device, mut exclusive) = (PageSet::EMPTY, PageSet::EMPTY);
+        for (index, word) in before.among(&needed) {
+            match word.residency() {
+                Residency::Device(_) | Residency::Duplicated(_) => on_device.insert(index),
+                Residency::Exclusive(_) => exclusive.insert(index),
+                _ => {}
+            }
+        }
         let untouched = needed.difference(&on_device).difference(&exclusive);
         let reason = Reason {
             cause: Cause::Demand,
@@ -114,7 +139,7 @@ impl Faults {
             duplicate: false,
         };
         if !untouched.is_empty() {
-            self.first_touch(block, &untouched, access, advice.hold, &words, &mut served);
+            self.first_touch(block, &untouched, blank, access, advice.hold, &mut served);
         }
         for index in exclusive.iter() {
             let page = block.page(index);
@@ -126,7 +151,7 @@ impl Faults {
             }
         }
         if !on_device.is_empty() {
-            let demand = with_whole_folios(&on_device, &prefetch, &words, block);
+            let demand = with_whole_folios(&before, &on_device, &prefetch, block);
             // A page that is written is not duplicated. `fault_in` asks for a write without `writes`: then no
             // page is duplicated.
             let duplicate = match access {
@@ -144,7 +169,7 @@ impl Faults {
                 self.bring_back(block, &pages, reason, &mut served.unresolved);
             }
         }
-        self.check_resolved(block, &needed, writes, &words, &mut served);
+        self.check_resolved(block, &needed, writes, &before, &mut served);
         served.prefetch = prefetch;
         served.duplicate = advice.duplicate;
         served
@@ -198,51 +223,49 @@ impl Faults {
 
     /// Puts off faults on pages that are held; returns the rest. A fault that is put off reaches the policy
     /// later, when it can be served.
-    fn put_off_held(
-        &self,
-        block: Block,
-        pages: &PageSet,
-        words: &[Word],
-        served: &mut Served,
-    ) -> PageSet {
-        let mut rest = *pages;
-        for index in pages.iter() {
+    fn put_off_held(&self, block: Block, before: &Before, served: &mut Served) -> PageSet {
+        let mut rest = PageSet::EMPTY;
+        for (index, word) in before.all() {
             let page = block.page(index);
-            let held = match words[index].residency() {
-                Residency::Device(_) => self.core.device_hold(page, words[index]),
-                Residency::Exclusive(_) => self.core.system_hold(words[index]),
+            let held = match word.residency() {
+                Residency::Device(_) => self.core.device_hold(page, word),
+                Residency::Exclusive(_) => self.core.system_hold(word),
                 // The hold of a duplicate protects the CPUs' copy from the device; a CPU that writes does not
                 // wait for it.
                 _ => None,
             };
-            if let Some(wait) = held.filter(|wait| !wait.is_zero()) {
-                rest.remove(index);
-                served.unresolved.push((page, Unresolved::Wait(wait)));
+            match held.filter(|wait| !wait.is_zero()) {
+                Some(wait) => served.unresolved.push((page, Unresolved::Wait(wait))),
+                None => rest.insert(index),
             }
         }
         rest
     }
 
-    /// Fills pages that CPUs have touched for the first time. With `fill_blocks`, fills the whole block if all
-    /// its pages are untouched.
-    fn first_touch(
-        &self,
-        block: Block,
-        touched: &PageSet,
-        access: Access,
-        hold: Duration,
-        words: &[Word],
-        served: &mut Served,
-    ) {
+    /// With `fill_blocks`, returns all pages of the block if none of them has been touched.
+    fn blank_block(&self, block: Block, words: &BlockWords<'_>) -> Option<PageSet> {
         let blank = |word: &Word| word.residency() == Residency::Untouched && !word.read_only();
         let all = PageRange::with_len(block.first_page(), BLOCK_PAGES as u32);
         let whole =
             self.fill_blocks && words.iter().all(blank) && self.core.check_range(all).is_ok();
-        let (pages, access) = match whole {
+        whole.then(|| PageSet::of(all))
+    }
+
+    /// Fills pages that CPUs have touched for the first time; all pages of a `blank` block.
+    fn first_touch(
+        &self,
+        block: Block,
+        touched: &PageSet,
+        blank: Option<PageSet>,
+        access: Access,
+        hold: Duration,
+        served: &mut Served,
+    ) {
+        let (pages, access) = match blank {
             // Use memory, not the kernel's zero page, even if this fault is a read: the first access to the
             // other pages is not known, and may be a write.
-            true => (PageSet::of(all), Access::Write),
-            false => (*touched, access),
+            Some(all) => (all, Access::Write),
+            None => (*touched, access),
         };
         let mut failed = Vec::new();
         let filled = self.populate(block, &pages, access, hold, &mut failed);
@@ -340,17 +363,16 @@ impl Faults {
     }
 
     /// Checks the faulting pages again and adds a retry for those that have not moved. The residency word
-    /// decides whether a page is resolved, not the driver's answer. `before` are the words from the start of
-    /// the service.
+    /// decides whether a page is resolved, not the driver's answer.
     fn check_resolved(
         &self,
         block: Block,
         needed: &PageSet,
         writes: &PageSet,
-        before: &[Word],
+        before: &Before,
         served: &mut Served,
     ) {
-        for index in needed.iter() {
+        for (index, earlier) in before.among(needed) {
             let page = block.page(index);
             let known = served.unresolved.iter().any(|(p, _)| *p == page);
             if known || self.core.table.announce_waiter(page) {
@@ -361,7 +383,7 @@ impl Faults {
             if word.reached_by_cpus() && !readable_only {
                 continue;
             }
-            if word.generation() == before[index].generation() {
+            if word.generation() == earlier.generation() {
                 served.unresolved.push((page, Unresolved::Retry));
             } else {
                 // The page came and has left again. Serving this fault once more would take the page from its
@@ -452,17 +474,16 @@ impl Faults {
 /// Returns the faulting pages, and for each the rest of its folio if the policy wants all of that folio anyway:
 /// a folio that moves as a whole needs no split and only one call.
 fn with_whole_folios(
+    before: &Before,
     faulting: &PageSet,
     prefetch: &PageSet,
-    words: &[Word],
     block: Block,
 ) -> PageSet {
     let wanted = faulting.union(prefetch);
     let mut demand = *faulting;
-    for index in faulting.iter() {
-        let order = words[index].order();
-        let head = block.page(index).folio_head(order).index_in_block();
-        let folio = head..head + (1 << order);
+    for (index, word) in before.among(faulting) {
+        let head = block.page(index).folio_head(word.order()).index_in_block();
+        let folio = head..head + (1 << word.order());
         if wanted.count_in(folio.clone()) == folio.len() {
             demand.insert_range(folio);
         }

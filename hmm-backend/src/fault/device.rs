@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::mirror::{DeviceMmu, HostPage, InFlight, Mapping, Mirror, Target};
 use super::retry::{Attempts, Unresolved};
 use crate::memory::Engine;
@@ -105,7 +107,9 @@ impl<M: DeviceMmu> Mirror<M> {
         self.tell_visits();
         let started = self.faults.core.clock.now();
         self.device.set_fault_began(Some(started));
+        self.shared.set_told(true);
         let serviced = self.resolve(range, want, &mut program);
+        self.shared.set_told(false);
         self.device.set_fault_began(None);
         let serviced = serviced?;
         let latency = self.faults.core.clock.now().saturating_sub(started);
@@ -139,17 +143,20 @@ impl<M: DeviceMmu> Mirror<M> {
         let mut serviced = false;
         let mut rounds = 0;
         loop {
-            self.shared.tables().in_flight = InFlight::default();
-            let mut mappings = Vec::with_capacity(range.len() as usize);
+            let mut mappings: SmallVec<[Mapping; 1]> = SmallVec::new();
             for page in range.pages() {
                 let aim = match rounds {
                     ..MIGRATION_ATTEMPTS => Aim::OwnMemory,
                     _ => Aim::InPlace,
                 };
-                mappings.push(self.make_accessible(page, want, aim, &mut serviced)?);
+                let made = self.make_accessible(page, want, aim, &mut serviced);
+                mappings.push(
+                    made.inspect_err(|_| self.shared.tables().in_flight = InFlight::default())?,
+                );
             }
             let mut guard = self.lock();
-            if !guard.tables.in_flight.stale {
+            let in_flight = std::mem::take(&mut guard.tables.in_flight);
+            if !in_flight.stale {
                 program(&mut guard, &mappings);
                 return Ok(serviced);
             }
@@ -460,15 +467,15 @@ impl<M: DeviceMmu> Mirror<M> {
 
 /// Returns the part of `pages` in the largest aligned window around `page` that has at most `most` of them.
 fn window(pages: &PageSet, page: Page, most: u32) -> PageSet {
+    // The largest window is the block.
     let mut order = crate::pages::MAX_ORDER;
-    loop {
-        let around = PageSet::of(PageRange::with_len(page.folio_head(order), 1 << order));
-        let part = pages.intersection(&around);
-        if order == 0 || part.count() as u32 <= most {
-            return part;
-        }
+    let mut part = *pages;
+    while order > 0 && part.count() as u32 > most {
         order -= 1;
+        let around = PageRange::with_len(page.folio_head(order), 1 << order);
+        part = pages.intersection(&PageSet::of(around));
     }
+    part
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::faults::Faults;
 use super::retry::Unresolved;
-use crate::migrate::{Device, Reason, to_system};
+use crate::migrate::{Device, Reason, Sources, to_system};
 use crate::observe::{Cause, Counter};
 use crate::pages::Frame;
 
@@ -52,7 +54,8 @@ impl Faults {
                 self.core.table.settle(page);
             }
         }
-        let mut sources = Vec::new();
+        let now = self.core.clock.now();
+        let mut sources = Sources::new();
         for frame in frames {
             let locked = device
                 .page_of(*frame)
@@ -60,7 +63,7 @@ impl Faults {
             // Between the proposal and the lock, the page may have moved and another page may have got the
             // frame.
             let same = locked.filter(|(d, s)| d.id == device.id && s.folio.frame == *frame);
-            let held = device.held(*frame, self.core.clock.now()).is_some();
+            let held = device.held(*frame, now).is_some();
             match same {
                 Some((_, source)) if !held => sources.push(source),
                 _ => device.eviction().refused(*frame),
@@ -71,7 +74,7 @@ impl Faults {
         }
         // Sort by page, so that neighbours form runs.
         sources.sort_by_key(|s| s.lock.head());
-        let victims: Vec<Frame> = sources.iter().map(|s| s.folio.frame).collect();
+        let victims: SmallVec<[Frame; 8]> = sources.iter().map(|s| s.folio.frame).collect();
         let result = to_system(&self.core, device, sources, Reason::of(cause), None);
         // Whatever the driver has answered, the policy should not propose the folios that are still there again
         // at once.

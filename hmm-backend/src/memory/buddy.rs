@@ -1,39 +1,37 @@
 //! A buddy allocator for frames. It hands out naturally aligned runs of `1 << order` frames up to [`MAX_ORDER`], the
 //! lowest address first: frames that are allocated one after the other are then usually neighbours, and one kernel
-//! call can move many of them. It makes no system calls.
+//! call can move many of them. It makes no system calls, and allocates memory only when it is made.
 
-use std::collections::BTreeSet;
-
+use super::ordered_set::OrderedSet;
 use crate::pages::{Frame, MAX_ORDER};
 
 /// The free frames of one device.
 #[derive(Debug)]
 pub(crate) struct Buddy {
-    free: [BTreeSet<u32>; MAX_ORDER as usize + 1],
+    /// The free runs of each order, by their first frame divided by their length.
+    free: [OrderedSet; MAX_ORDER as usize + 1],
     free_frames: u32,
 }
 
 impl Buddy {
     /// An allocator whose `frames` frames are all free.
     pub(crate) fn new(frames: u32) -> Buddy {
-        let mut buddy = Buddy {
-            free: Default::default(),
-            free_frames: frames,
-        };
+        let mut buddy = Buddy::taken(frames);
+        buddy.free_frames = frames;
         let mut at = 0;
         while at < frames {
             let fits = (frames - at).ilog2() as u8;
             let order = fits.min(MAX_ORDER).min(at.trailing_zeros().min(31) as u8);
-            buddy.free[order as usize].insert(at);
+            buddy.free[order as usize].insert(at >> order);
             at += 1 << order;
         }
         buddy
     }
 
-    /// An allocator without free frames: all frames come by [`Self::free`].
-    pub(crate) fn empty() -> Buddy {
+    /// An allocator for `frames` frames of which none is free: they come by [`Self::free`].
+    pub(crate) fn taken(frames: u32) -> Buddy {
         Buddy {
-            free: Default::default(),
+            free: std::array::from_fn(|order| OrderedSet::below(frames >> order)),
             free_frames: 0,
         }
     }
@@ -46,10 +44,11 @@ impl Buddy {
     /// Takes a naturally aligned run of `1 << order` frames. Returns its first frame, or `None` if no such run is
     /// free.
     pub(crate) fn alloc(&mut self, order: u8) -> Option<Frame> {
-        let from = (order..=MAX_ORDER).find(|o| !self.free[*o as usize].is_empty())?;
-        let start = self.free[from as usize].pop_first()?;
+        let mut run = order..=MAX_ORDER;
+        let (from, number) = run.find_map(|o| Some((o, self.free[o as usize].take_first()?)))?;
+        let start = number << from;
         for o in order..from {
-            self.free[o as usize].insert(start + (1 << o));
+            self.free[o as usize].insert((start >> o) + 1);
         }
         self.free_frames -= 1 << order;
         Some(Frame(start))
@@ -57,17 +56,16 @@ impl Buddy {
 
     /// Frees a run that [`Self::alloc`] returned, or a naturally aligned part of it.
     pub(crate) fn free(&mut self, frame: Frame, order: u8) {
-        let (mut start, mut order) = (frame.0, order);
+        let (mut number, mut order) = (frame.0 >> order, order);
         self.free_frames += 1 << order;
-        while order < MAX_ORDER && self.free[order as usize].remove(&(start ^ (1 << order))) {
-            start &= !(1 << order);
+        while order < MAX_ORDER && self.free[order as usize].remove(number ^ 1) {
+            number >>= 1;
             order += 1;
         }
-        let fresh = self.free[order as usize].insert(start);
-        debug_assert!(fresh, "frame {start:#x} order {order} was free already");
+        let fresh = self.free[order as usize].insert(number);
+        debug_assert!(fresh, "run {number:#x} of order {order} was free already");
     }
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

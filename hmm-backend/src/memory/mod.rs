@@ -16,6 +16,7 @@ mod guest_pages;
 mod host_failure;
 mod kernel;
 mod mmap;
+mod ordered_set;
 mod presence;
 mod probe;
 mod ranged;

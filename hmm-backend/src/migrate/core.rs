@@ -17,7 +17,9 @@ use crate::observe::{Counter, Event, EventKind, Recorder, Stats};
 use crate::pages::time::Clock;
 use crate::pages::{BLOCK_PAGES, Block, DeviceId, Error, PAGE_SIZE, Page, PageRange, PageSet};
 use crate::policy::EvictionPolicy;
-use crate::residency::{AUX_MAX, FolioLock, Pattern, Residency, ResidencyTable, TryLock, Word};
+use crate::residency::{
+    AUX_MAX, BlockWords, FolioLock, Pattern, Residency, ResidencyTable, TryLock, Word,
+};
 
 /// The most devices that a backend can attach in its life; a detached device still counts.
 pub(crate) const MAX_DEVICES: usize = AUX_MAX as usize + 1;
@@ -138,18 +140,18 @@ impl Core {
         first_outside(range, self.pages(), self.hole)
     }
 
-    /// Returns the words of a block's pages.
-    pub(crate) fn block_words(&self, block: Block) -> Vec<Word> {
+    /// Returns the words of a block's pages, which are read when they are looked at.
+    pub(crate) fn block_words(&self, block: Block) -> BlockWords<'_> {
         let end = block
             .first_page()
             .plus(BLOCK_PAGES as u32)
             .min(Page(self.pages()));
-        self.table.words(PageRange::new(block.first_page(), end))
+        BlockWords::new(&self.table, PageRange::new(block.first_page(), end))
     }
 
     /// Returns the rest of a system page's hold.
     pub(crate) fn system_hold(&self, word: Word) -> Option<Duration> {
-        word.system_held_until()?.remaining(self.clock.now())
+        held_in_system(word, self.clock.now())
     }
 
     /// Returns the rest of the hold of a page in a device's memory.
@@ -268,6 +270,12 @@ impl Core {
             None => Ok(0),
         }
     }
+}
+
+/// Returns the rest of a system page's hold at `now`. Reading the clock for each page of a large folio would take longer
+/// than locking it.
+pub(super) fn held_in_system(word: Word, now: Duration) -> Option<Duration> {
+    word.system_held_until()?.remaining(now)
 }
 
 /// Returns the first page of a range that is not one of the `pages` pages of managed memory, or that is in the

@@ -76,6 +76,8 @@ pub(crate) struct Device {
     pub(crate) memory: Option<DeviceMemory>,
     frames: Box<[FrameMeta]>,
     pool: Mutex<Pool>,
+    /// How many frames are free; changed only under the pool's mutex.
+    free_frames: AtomicU32,
     /// Signalled when frames return to the pool and a thread waits for that.
     freed: Condvar,
     eviction: Mutex<Eviction>,
@@ -106,6 +108,7 @@ impl Device {
                 buddy: Buddy::new(frames.len() as u32),
                 waiting: 0,
             }),
+            free_frames: AtomicU32::new(frames.len() as u32),
             frames,
             freed: Condvar::new(),
             eviction: Mutex::new(eviction),
@@ -119,8 +122,15 @@ impl Device {
         self.frames.len() as u32
     }
 
+    /// Returns how many frames are free at this moment. They may be allocated at any time, also to a fault that asks.
     pub(crate) fn free_frames(&self) -> u32 {
-        self.pool().buddy.free_frames()
+        self.free_frames.load(Ordering::Acquire)
+    }
+
+    /// Notes how many frames are free, before the pool is unlocked.
+    fn note_free(&self, pool: &Pool) {
+        let free = pool.buddy.free_frames();
+        self.free_frames.store(free, Ordering::Release);
     }
 
     /// Begins a detach: from now on no frame is allocated.
@@ -173,6 +183,7 @@ impl Device {
             return None;
         }
         let frame = pool.buddy.alloc(order)?;
+        self.note_free(&pool);
         drop(pool);
         let meta = self.meta(frame);
         meta.cookie.store(0, Ordering::Relaxed);
@@ -292,6 +303,7 @@ impl Device {
         }
         let mut pool = self.pool();
         pool.buddy.free(folio.frame, folio.order);
+        self.note_free(&pool);
         let waiting = pool.waiting > 0;
         drop(pool);
         if waiting {
@@ -317,8 +329,10 @@ impl Device {
         frames.filter(|f| self.page_of(*f).is_some()).collect()
     }
 
+    /// Returns how many frames are in use. Takes the pool's mutex, unlike [`Self::free_frames`]: so a thread that has called
+    /// [`Self::start_detaching`] also counts the allocation that was in progress then.
     pub(crate) fn used_frames(&self) -> u32 {
-        self.capacity() - self.free_frames()
+        self.capacity() - self.pool().buddy.free_frames()
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
+use smallvec::SmallVec;
 
 use crate::pages::{Access, DeviceId, Fidelity, Page, PageRange, Visit};
 use crate::residency::{FolioLock, Placed, Residency};
@@ -25,6 +26,21 @@ pub(crate) trait Invalidate: Send + Sync {
 #[derive(Default)]
 pub(crate) struct Mirrors(RwLock<Vec<Arc<dyn Invalidate>>>);
 
+/// The mirrors of all devices at one moment.
+pub(crate) struct AllMirrors<'a>(RwLockReadGuard<'a, Vec<Arc<dyn Invalidate>>>);
+
+impl AllMirrors<'_> {
+    /// Returns the mirrors of a device that tell exactly this much of their accesses.
+    pub(crate) fn telling(
+        &self,
+        device: DeviceId,
+        fidelity: Fidelity,
+    ) -> impl Iterator<Item = &dyn Invalidate> {
+        let mirrors = self.0.iter().map(|mirror| &**mirror);
+        mirrors.filter(move |it| it.device() == device && it.fidelity() == fidelity)
+    }
+}
+
 impl Mirrors {
     pub(crate) fn add(&self, mirror: Arc<dyn Invalidate>) {
         let mut mirrors = self.0.write();
@@ -36,13 +52,9 @@ impl Mirrors {
         mirrors.retain(|other| !Arc::ptr_eq(other, mirror));
     }
 
-    /// The mirrors of a device that tell at least this much of their accesses.
-    pub(crate) fn telling(&self, device: DeviceId, least: Fidelity) -> Vec<Arc<dyn Invalidate>> {
-        let mirrors = self.0.read();
-        let telling = mirrors
-            .iter()
-            .filter(|mirror| mirror.device() == device && mirror.fidelity() >= least);
-        telling.cloned().collect()
+    /// Returns all mirrors. Until they are dropped, none can be added or removed.
+    pub(crate) fn all(&self) -> AllMirrors<'_> {
+        AllMirrors(self.0.read())
     }
 
     /// Removes all translations of these pages from one device.
@@ -60,7 +72,7 @@ impl Mirrors {
         &self,
         locks: impl Iterator<Item = &'a mut FolioLock<'t>>,
     ) -> u64 {
-        let mut ranges: Vec<(Option<DeviceId>, PageRange)> = Vec::new();
+        let mut ranges: SmallVec<[(Option<DeviceId>, PageRange); 4]> = SmallVec::new();
         for lock in locks.filter(|l| l.word().mirrored()) {
             let owner = match lock.word().residency() {
                 // Only its own device can reach private device memory, or an exclusive page.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::core::Core;
+use smallvec::SmallVec;
+
+use super::core::{Core, held_in_system};
 use super::device::{Allocation, Contents, Device};
 use super::phases::{Finalized, Reason, count_of, passages, runs};
 use super::watch::{Step, Watch, notify, notify_finalized, pages_to_report};
@@ -16,11 +18,15 @@ use crate::pages::{
 };
 use crate::residency::{FolioLock, MemoryKind, Residency, TryLock, Word};
 
+/// Locked folios. Most migrations are of one folio, and allocate nothing for the lists.
+type Locks<'b> = SmallVec<[FolioLock<'b>; 1]>;
+type Targets<'b> = SmallVec<[DestinationFolio<'b>; 1]>;
+
 /// A destination folio with the locks of the pages that go there.
 struct DestinationFolio<'b> {
     // Declared, and so dropped, before the allocation: the driver's `page_free` may be called only when none
     // of the folio's pages is locked.
-    locks: Vec<FolioLock<'b>>,
+    locks: Locks<'b>,
     allocation: Allocation<'b>,
 }
 
@@ -33,12 +39,12 @@ impl<'b> DestinationFolio<'b> {
     fn halve(&mut self, core: &'b Core) -> DestinationFolio<'b> {
         let allocation = self.allocation.halve();
         let middle = allocation.folio.page;
-        let mut upper = Vec::new();
+        let mut upper = Locks::new();
         if let [whole] = &mut self.locks[..] {
             upper.push(core.halve(whole));
         } else {
             let cut = self.locks.partition_point(|l| l.head() < middle);
-            upper = self.locks.split_off(cut);
+            upper.extend(self.locks.drain(cut..));
         }
         DestinationFolio {
             locks: upper,
@@ -86,7 +92,7 @@ pub struct ToDevice<'b> {
     /// `None`: system memory.
     source: Option<Source<'b>>,
     device: &'b Device,
-    targets: Vec<DestinationFolio<'b>>,
+    targets: Targets<'b>,
     reason: Reason,
     watch: Option<Arc<dyn Watch>>,
 }
@@ -101,7 +107,7 @@ pub struct CommittedToDevice<'b> {
     /// The folios that the pages had in the source's memory.
     emptied: Vec<DeviceFolio>,
     device: DeviceId,
-    folios: Vec<FolioLock<'b>>,
+    folios: Locks<'b>,
     reason: Reason,
     watch: Option<Arc<dyn Watch>>,
 }
@@ -116,13 +122,14 @@ impl<'b> ToDevice<'b> {
         wanted: impl IntoIterator<Item = (Block, PageSet)>,
         reason: Reason,
     ) -> Option<ToDevice<'b>> {
-        let mut targets = Vec::new();
+        let now = core.clock.now();
+        let mut targets = Targets::new();
         for (block, pages) in wanted {
-            let mut locks: Vec<FolioLock<'b>> = Vec::new();
+            let mut locks = Locks::new();
             let mut left = pages;
             while let Some(index) = left.first() {
                 left.remove(index);
-                if let Some(lock) = core.lock_for_device(block.page(index), reason.cause) {
+                if let Some(lock) = core.lock_for_device(block.page(index), reason.cause, now) {
                     left = left.difference(&PageSet::of(lock.range()));
                     lock.carve(&|range| pages.count_of(range), &mut locks);
                 }
@@ -148,13 +155,12 @@ impl<'b> ToDevice<'b> {
         mut locks: Vec<FolioLock<'b>>,
         reason: Reason,
     ) -> Option<ToDevice<'b>> {
-        let mut targets = Vec::new();
+        let mut targets = Targets::new();
         while let Some(first) = locks.first() {
             let block = first.head().block();
             let end = locks.partition_point(|l| l.head().block() == block);
-            let later = locks.split_off(end);
-            allocate_for_block(core, device, block, locks, &mut targets);
-            locks = later;
+            let of_block = locks.drain(..end).collect();
+            allocate_for_block(core, device, block, of_block, &mut targets);
         }
         (!targets.is_empty()).then_some(ToDevice {
             core,
@@ -223,6 +229,19 @@ impl<'b> ToDevice<'b> {
         self.watch = Some(watch);
     }
 
+    /// Returns the number of pages with this residency.
+    fn count(&self, residency: Residency) -> u32 {
+        let mut pages = 0;
+        for target in &self.targets {
+            for lock in &target.locks {
+                if lock.word().residency() == residency {
+                    pages += lock.range().len();
+                }
+            }
+        }
+        pages
+    }
+
     /// Returns the runs of pages with this residency.
     fn runs(&self, residency: Residency) -> impl Iterator<Item = Run> + '_ {
         let pieces = self.targets.iter();
@@ -242,17 +261,20 @@ impl<'b> ToDevice<'b> {
     }
 
     /// Runs the remaining phases.
+    #[inline]
     pub fn run(self) -> Result<Finalized, MigrateError> {
         Ok(self.copy()?.commit().finalize())
     }
 
     /// Moves the contents into the frames, out of reach of CPUs and devices. Pages that cannot move now are
     /// left behind.
+    #[inline]
     pub fn copy(mut self) -> Result<CopiedToDevice<'b>, MigrateError> {
         self.notify(Step::BeforeCopy)?;
         let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
         self.core.invalidate_mirrors(locks);
         let pages = self.contents().map(|range| range.len()).sum();
+        let untouched = self.count(Residency::Untouched);
         let to = Place::Device(self.device.id);
         let links = &self.core.links;
         links.transfer(&self.core.clock, self.source(), to, pages);
@@ -266,11 +288,15 @@ impl<'b> ToDevice<'b> {
                 });
             }
         } else if let Some(memory) = &self.device.memory {
-            for run in self.runs(Residency::System) {
-                guest.take(run, memory, |at, _| fail(run, at));
+            if pages > 0 {
+                for run in self.runs(Residency::System) {
+                    guest.take(run, memory, |at, _| fail(run, at));
+                }
             }
-            for run in self.runs(Residency::Untouched) {
-                memory.fill_zero(run.frame, run.pages, |at, _| fail(run, at));
+            if untouched > 0 {
+                for run in self.runs(Residency::Untouched) {
+                    memory.fill_zero(run.frame, run.pages, |at, _| fail(run, at));
+                }
             }
         } else {
             // Coherent memory: CPUs keep reaching the page, so only untouched pages have to be filled.
@@ -296,7 +322,7 @@ impl<'b> ToDevice<'b> {
 
     /// Drops the targets of the failed pages, splitting larger folios so that the other pages still move.
     fn leave_behind(&mut self, failed: &[Page]) {
-        let mut todo: Vec<_> = std::mem::take(&mut self.targets);
+        let mut todo = std::mem::take(&mut self.targets);
         todo.reverse();
         while let Some(mut target) = todo.pop() {
             let range = target.range();
@@ -328,6 +354,7 @@ impl<'b> CopiedToDevice<'b> {
     }
 
     /// Makes the frames the valid place of the pages.
+    #[inline]
     pub fn commit(mut self) -> CommittedToDevice<'b> {
         let ToDevice {
             core,
@@ -364,10 +391,13 @@ fn allocate_for_block<'b>(
     core: &'b Core,
     device: &'b Device,
     block: Block,
-    mut locks: Vec<FolioLock<'b>>,
-    targets: &mut Vec<DestinationFolio<'b>>,
+    mut locks: Locks<'b>,
+    targets: &mut Targets<'b>,
 ) {
-    let read_only: Vec<_> = locks.extract_if(.., |l| l.word().read_only()).collect();
+    let mut read_only = Locks::new();
+    if locks.iter().any(|l| l.word().read_only()) {
+        (read_only, locks) = locks.into_iter().partition(|l| l.word().read_only());
+    }
     allocate(core, device, block, locks, targets);
     if !read_only.is_empty() {
         allocate(core, device, block, read_only, targets);
@@ -381,8 +411,8 @@ fn allocate<'b>(
     core: &'b Core,
     device: &'b Device,
     block: Block,
-    mut locks: Vec<FolioLock<'b>>,
-    targets: &mut Vec<DestinationFolio<'b>>,
+    mut locks: Locks<'b>,
+    targets: &mut Targets<'b>,
 ) {
     let mut taken = PageSet::EMPTY;
     for lock in &locks {
@@ -418,9 +448,11 @@ fn allocate<'b>(
 
 /// Removes and returns the locks of the pages below `end` from the end of the list, cutting a folio that
 /// crosses `end`.
-fn take_locks<'b>(core: &'b Core, locks: &mut Vec<FolioLock<'b>>, end: Page) -> Vec<FolioLock<'b>> {
-    let mut taken = Vec::new();
-    while let Some(mut lock) = locks.pop_if(|l| l.head() < end) {
+fn take_locks<'b>(core: &'b Core, locks: &mut Locks<'b>, end: Page) -> Locks<'b> {
+    let mut taken = Locks::new();
+    while locks.last().is_some_and(|l| l.head() < end)
+        && let Some(mut lock) = locks.pop()
+    {
         while lock.range().end > end {
             locks.push(core.halve(&mut lock));
         }
@@ -460,6 +492,9 @@ fn make_resident<'b>(
 impl Drop for CopiedToDevice<'_> {
     /// Rolls back: the contents return to where they were.
     fn drop(&mut self) {
+        if self.0.targets.is_empty() {
+            return;
+        }
         let now = self.0.core.clock.now();
         let until = Tick::end_of_hold(now, Duration::ZERO);
         let Some(memory) = &self.0.device.memory else {
@@ -554,7 +589,9 @@ impl CommittedToDevice<'_> {
 impl Drop for CommittedToDevice<'_> {
     /// Finalizes: the residency words name the device, so a committed migration cannot be rolled back.
     fn drop(&mut self) {
-        self.publish();
+        if !self.folios.is_empty() {
+            self.publish();
+        }
     }
 }
 
@@ -608,8 +645,8 @@ impl Core {
     }
 
     /// Locks a page's folio if it can migrate to a device: it is untouched, or in private system memory,
-    /// unpinned and not held.
-    fn lock_for_device(&self, page: Page, cause: Cause) -> Option<FolioLock<'_>> {
+    /// unpinned and not held at `now`.
+    fn lock_for_device(&self, page: Page, cause: Cause, now: Duration) -> Option<FolioLock<'_>> {
         // Check first without the lock, so as not to disturb pages that are on a device already.
         if !matches!(
             self.table.word(page).residency(),
@@ -630,7 +667,7 @@ impl Core {
             }
             // An explicit request overrides the hold.
             Residency::System
-                if cause != Cause::User && self.system_hold(lock.word()).is_some() =>
+                if cause != Cause::User && held_in_system(lock.word(), now).is_some() =>
             {
                 self.recorder.add(Counter::PagesSkippedHeld, 1);
                 None

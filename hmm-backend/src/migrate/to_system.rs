@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::core::Core;
 use super::device::{Contents, Device};
 use super::phases::{Finalized, Reason, count_of, runs};
@@ -21,6 +23,9 @@ pub(crate) struct Source<'b> {
     pub(crate) folio: DeviceFolio,
 }
 
+/// Folios of one device. Most migrations are of one folio, and allocate nothing for the list.
+pub(crate) type Sources<'b> = SmallVec<[Source<'b>; 1]>;
+
 impl<'b> Source<'b> {
     /// Returns whether system memory has the contents, too.
     pub(crate) fn duplicated(&self) -> bool {
@@ -34,11 +39,11 @@ impl<'b> Source<'b> {
         core: &'b Core,
         device: &Device,
         wanted: &impl Fn(PageRange) -> u32,
-        out: &mut Vec<Source<'b>>,
+        out: &mut impl Extend<Source<'b>>,
     ) {
         let count = wanted(self.lock.range());
         if count == self.folio.pages() {
-            out.push(self);
+            out.extend([self]);
         } else if count > 0 {
             let upper = self.halve(core, device);
             self.carve(core, device, wanted, out);
@@ -61,7 +66,7 @@ impl<'b> Source<'b> {
 pub struct ToSystem<'b> {
     core: &'b Core,
     device: &'b Device,
-    sources: Vec<Source<'b>>,
+    sources: Sources<'b>,
     reason: Reason,
     fault: Option<Page>,
     keeps_frames: bool,
@@ -75,7 +80,7 @@ pub struct CopiedToSystem<'b>(ToSystem<'b>);
 pub struct CommittedToSystem<'b>(ToSystem<'b>);
 
 /// Folios in one device's memory, locked.
-type Group<'b> = (&'b Arc<Device>, Vec<Source<'b>>);
+type Group<'b> = (&'b Arc<Device>, Sources<'b>);
 
 /// Locks the folios of these pages that are in device memory and returns them, grouped by device, in page order. Cuts
 /// them so that no other pages move with them. Skips folios that another thread has locked, and those that `leaving`
@@ -84,8 +89,8 @@ pub(crate) fn collect_from_devices<'b>(
     core: &'b Core,
     wanted: impl IntoIterator<Item = (Block, PageSet)>,
     leaving: Leaving,
-) -> Vec<Group<'b>> {
-    let mut groups = Vec::new();
+) -> SmallVec<[Group<'b>; 1]> {
+    let mut groups = SmallVec::new();
     for (block, pages) in wanted {
         collect_block(core, block, &pages, leaving, &mut groups);
     }
@@ -107,7 +112,7 @@ fn collect_block<'b>(
     block: Block,
     pages: &PageSet,
     leaving: Leaving,
-    groups: &mut Vec<Group<'b>>,
+    groups: &mut SmallVec<[Group<'b>; 1]>,
 ) {
     let mut left = *pages;
     while let Some(index) = left.first() {
@@ -129,7 +134,7 @@ fn collect_block<'b>(
         let group = match groups.iter().position(|(d, _)| d.id == device.id) {
             Some(i) => &mut groups[i].1,
             None => {
-                groups.push((device, Vec::new()));
+                groups.push((device, Sources::new()));
                 &mut groups.last_mut().expect("just pushed").1
             }
         };
@@ -141,7 +146,7 @@ impl<'b> ToSystem<'b> {
     pub(crate) fn new(
         core: &'b Core,
         device: &'b Device,
-        sources: Vec<Source<'b>>,
+        sources: Sources<'b>,
         reason: Reason,
         fault: Option<Page>,
     ) -> ToSystem<'b> {
@@ -219,11 +224,13 @@ impl<'b> ToSystem<'b> {
     }
 
     /// Runs the remaining phases.
+    #[inline]
     pub fn run(self) -> Result<Finalized, FaultError> {
         Ok(self.copy()?.commit()?.finalize())
     }
 
     /// Takes the pages' translations away from devices: when it returns, no device uses one.
+    #[inline]
     pub fn copy(mut self) -> Result<CopiedToSystem<'b>, FaultError> {
         self.notify(Step::BeforeCopy)?;
         self.core
@@ -241,6 +248,7 @@ impl<'b> CopiedToSystem<'b> {
 
     /// Moves the contents to system memory. Pages that cannot move now are left behind; returns an error only
     /// if no page could move.
+    #[inline]
     pub fn commit(self) -> Result<CommittedToSystem<'b>, FaultError> {
         let mut this = self.0;
         let pages = this.contents().map(|range| range.len()).sum();
@@ -280,7 +288,7 @@ impl<'b> CopiedToSystem<'b> {
                 .add(Counter::PagesSkippedBusy, failed.len() as u64);
             let failed: Vec<Page> = failed.iter().map(|(page, _)| *page).collect();
             let moves = |range: PageRange| range.len() - count_of(&failed, range);
-            let mut moved = Vec::new();
+            let mut moved = Sources::new();
             for source in std::mem::take(&mut this.sources) {
                 source.carve(this.core, this.device, &moves, &mut moved);
             }
@@ -327,17 +335,12 @@ impl CommittedToSystem<'_> {
         let mut by_cause = [0u64; Cause::ALL.len()];
         let finalized =
             pages_to_report(&self.0.watch, self.0.sources.iter().map(|s| s.lock.range()));
-        let mut empty = Vec::new();
+        let mut empty = SmallVec::<[_; 1]>::new();
         for source in std::mem::take(&mut self.0.sources) {
             let collapses = source.duplicated();
             let Source { lock, folio } = source;
             let range = lock.range();
             pages += range.len();
-            if !collapses {
-                for (cause, part) in reason.causes(range) {
-                    by_cause[cause as usize] += u64::from(part.len());
-                }
-            }
             let kind = if self.0.keeps_frames {
                 recorder.add(Counter::Duplicated, range.len().into());
                 // The hold gives the CPUs time with their copy; set it before the device can write again.
@@ -363,6 +366,9 @@ impl CommittedToSystem<'_> {
                 }
             };
             for (cause, part) in reason.causes(range) {
+                if !collapses {
+                    by_cause[cause as usize] += u64::from(part.len());
+                }
                 recorder.event(|| Event {
                     device: (!collapses).then_some(device.id),
                     cause: Some(cause),
@@ -388,16 +394,18 @@ impl CommittedToSystem<'_> {
 impl Drop for CommittedToSystem<'_> {
     /// Finalizes: CPUs use the pages already, so a committed migration cannot be rolled back.
     fn drop(&mut self) {
-        self.publish();
+        if !self.0.sources.is_empty() {
+            self.publish();
+        }
     }
 }
 
 /// Calls a device's driver to migrate folios to system memory. Every migration to system memory goes through
 /// this function. `fault` is the page that a thread waits for.
-pub(crate) fn to_system(
-    core: &Core,
-    device: &Device,
-    sources: Vec<Source<'_>>,
+pub(crate) fn to_system<'b>(
+    core: &'b Core,
+    device: &'b Device,
+    sources: Sources<'b>,
     reason: Reason,
     fault: Option<Page>,
 ) -> Result<Finalized, FaultError> {

@@ -52,9 +52,9 @@ pub(super) fn pages_to_report(
     }
 }
 
-/// Calls the watch for unlocked pages, if there are any: a second publication, from the drop, has none.
+/// Calls the watch for unlocked pages.
 pub(super) fn notify_finalized(watch: &Option<Arc<dyn Watch>>, pages: &[PageRange]) {
-    if let (Some(watch), false) = (watch, pages.is_empty()) {
+    if let Some(watch) = watch {
         // The watch's error is ignored: the migration is complete.
         let _ = watch.reached(Step::Finalized, pages);
     }

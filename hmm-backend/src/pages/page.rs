@@ -212,8 +212,8 @@ impl PageSet {
     /// Adds the pages with index in `range`.
     #[inline]
     pub fn insert_range(&mut self, range: Range<usize>) {
-        for (i, word) in self.0.iter_mut().enumerate() {
-            *word |= word_mask(i, &range);
+        for i in words_of(&range) {
+            self.0[i] |= word_mask(i, &range);
         }
     }
 
@@ -236,16 +236,16 @@ impl PageSet {
     /// Number of pages in the set.
     #[inline]
     pub fn count(&self) -> usize {
-        self.0.iter().map(|w| w.count_ones() as usize).sum()
+        // Most sets have few pages, and without a processor's own instruction, each word to count takes long.
+        let words = self.0.iter().filter(|word| **word != 0);
+        words.map(|word| word.count_ones() as usize).sum()
     }
 
     /// Number of pages in the set with index in `range`.
     #[inline]
     pub fn count_in(&self, range: Range<usize>) -> usize {
-        // Looks only at the words that the range touches, which are usually few.
-        let words = range.start / 64..range.end.div_ceil(64).min(self.0.len());
         let masked = |i: usize| (self.0[i] & word_mask(i, &range)).count_ones() as usize;
-        words.map(masked).sum()
+        words_of(&range).map(masked).sum()
     }
 
     /// Number of pages that are in the set and in a range within the block.
@@ -284,20 +284,20 @@ impl PageSet {
     /// The lowest index in the set.
     #[inline]
     pub fn first(&self) -> Option<usize> {
-        self.iter().next()
+        self.next_where(0, |word| word)
     }
 
     /// The indices in the set, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        self.0.iter().enumerate().flat_map(|(i, word)| {
-            let mut rest = *word;
-            std::iter::from_fn(move || {
-                (rest != 0).then(|| {
-                    let bit = rest.trailing_zeros() as usize;
-                    rest &= rest - 1;
-                    i * 64 + bit
-                })
-            })
+        let (mut i, mut rest) = (0, self.0[0]);
+        std::iter::from_fn(move || {
+            while rest == 0 {
+                i += 1;
+                rest = *self.0.get(i)?;
+            }
+            let bit = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
+            Some(i * 64 + bit)
         })
     }
 
@@ -334,6 +334,11 @@ impl PageSet {
         }
         None
     }
+}
+
+/// The bitmap words that a range of indices touches, which are usually few.
+fn words_of(range: &Range<usize>) -> Range<usize> {
+    range.start / 64..range.end.div_ceil(64).min((BLOCK_PAGES / 64) as usize)
 }
 
 /// The bits of bitmap word `i` whose indices are in `range`.

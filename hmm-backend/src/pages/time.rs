@@ -16,7 +16,10 @@ pub(crate) struct Tick(pub(crate) u32);
 
 impl Tick {
     fn at(time: Duration) -> Tick {
-        Tick((time.as_micros() / TICK.as_micros()) as u32)
+        // A second has a whole number of ticks, so 64 bits are enough for the sum.
+        const EACH_SECOND: u64 = 1_000_000 / TICK.as_micros() as u64;
+        let part = u64::from(time.subsec_micros()) / TICK.as_micros() as u64;
+        Tick(time.as_secs().wrapping_mul(EACH_SECOND).wrapping_add(part) as u32)
     }
 
     /// The tick at which a hold that starts at `now` ends. A hold of length zero has already ended at `now`.
@@ -42,7 +45,7 @@ impl Tick {
 pub(crate) enum Clock {
     /// The machine's monotonic clock, counted from this moment.
     Real(Instant),
-    /// The nanoseconds of a replay, advanced only by [`Clock::advance_to`].
+    /// The nanoseconds of a replay, advanced only by [`Clock::advance_to`], by one thread at a time.
     Model(AtomicU64),
 }
 
@@ -58,7 +61,9 @@ impl Clock {
     pub(crate) fn advance_to(&self, time: Duration) {
         if let Clock::Model(now) = self {
             let nanoseconds = time.as_nanos().min(u64::MAX.into()) as u64;
-            now.fetch_max(nanoseconds, Ordering::Relaxed);
+            if nanoseconds > now.load(Ordering::Relaxed) {
+                now.store(nanoseconds, Ordering::Relaxed);
+            }
         }
     }
 }

@@ -43,25 +43,28 @@ impl Advice {
     /// not be among the faulting ones and must not be at the destination already; times are bounded; CPUs cannot
     /// access pages in place; only pages that come to system memory can be duplicated.
     pub fn validated(mut self, fault: &BlockFault, view: &BlockView<'_>) -> (Advice, bool) {
-        let exist = PageSet::from_range(0..view.len());
-        let prefetch = self.prefetch.intersection(&exist).difference(&fault.pages);
+        let possible = |wanted: PageSet, not: &PageSet| {
+            if wanted.is_empty() {
+                return wanted;
+            }
+            let exist = PageSet::from_range(0..view.len());
+            wanted.intersection(&exist).difference(not)
+        };
+        let prefetch = possible(self.prefetch, &fault.pages);
         let (hold, throttle) = (self.hold.min(MAX_HOLD), self.throttle.min(MAX_HOLD));
         let stay = self.stay && fault.to != Place::System;
         let duplicate = match fault.to {
-            Place::System => self.duplicate.intersection(&exist),
+            Place::System => possible(self.duplicate, &PageSet::EMPTY),
             Place::Device(_) => PageSet::EMPTY,
         };
         // The length of each wish is cut when the wish is queued.
         let wishes = self.migrate.len() <= MAX_WISHES;
+        let same_pages =
+            |possible: &PageSet, wanted: &PageSet| wanted.is_empty() || possible == wanted;
         let cut = !wishes
-            || (prefetch, hold, throttle, stay, duplicate)
-                != (
-                    self.prefetch,
-                    self.hold,
-                    self.throttle,
-                    self.stay,
-                    self.duplicate,
-                );
+            || (hold, throttle, stay) != (self.hold, self.throttle, self.stay)
+            || !same_pages(&prefetch, &self.prefetch)
+            || !same_pages(&duplicate, &self.duplicate);
         (self.prefetch, self.hold, self.throttle) = (prefetch, hold, throttle);
         (self.stay, self.duplicate) = (stay, duplicate);
         self.migrate.truncate(MAX_WISHES);

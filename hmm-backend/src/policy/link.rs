@@ -32,8 +32,16 @@ impl LinkModel {
 
     /// Returns how long a transfer of `bytes` bytes takes.
     pub fn time(&self, bytes: u64) -> Duration {
-        let nanoseconds = u128::from(bytes) * 1_000_000_000 / u128::from(self.bandwidth.max(1));
-        self.latency + Duration::from_nanos(nanoseconds.min(u64::MAX.into()) as u64)
+        let bandwidth = self.bandwidth.max(1);
+        let nanoseconds = match bytes.checked_mul(1_000_000_000) {
+            Some(product) => product / bandwidth,
+            // More than 18 GB: a division of 128 bits, which takes longer.
+            None => {
+                let exact = u128::from(bytes) * 1_000_000_000 / u128::from(bandwidth);
+                exact.min(u64::MAX.into()) as u64
+            }
+        };
+        self.latency + Duration::from_nanos(nanoseconds)
     }
 }
 

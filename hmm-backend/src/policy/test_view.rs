@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::{BlockFault, BlockView};
 use crate::pages::time::Tick;
 use crate::pages::{Access, Block, DeviceId, Frame, PageSet, Place};
-use crate::residency::Word;
+use crate::residency::{BlockWords, Word};
 
 /// Returns the words of a block whose pages in `system` are in system memory and those in `device` on device 0; all
 /// other pages are untouched.
-pub(crate) fn block(len: usize, system: &PageSet, device: &PageSet) -> Vec<Word> {
+pub(crate) fn block(len: usize, system: &PageSet, device: &PageSet) -> BlockWords<'static> {
     let word = |i| {
         if device.contains(i) {
             Word(0).to_private(DeviceId(0), Frame(i as u32), 0)
@@ -19,10 +19,10 @@ pub(crate) fn block(len: usize, system: &PageSet, device: &PageSet) -> Vec<Word>
             Word(0)
         }
     };
-    (0..len).map(word).collect()
+    BlockWords::read((0..len).map(word).collect())
 }
 
-pub(crate) fn view(words: &[Word]) -> BlockView<'_> {
+pub(crate) fn view<'a>(words: &'a BlockWords<'_>) -> BlockView<'a> {
     BlockView::of(words)
 }
 

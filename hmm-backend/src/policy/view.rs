@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::pages::{Access, Block, Page, PageSet, Place};
 use crate::policy::{LinkMatrix, LinkModel};
-use crate::residency::{Pattern, Residency, Word};
+use crate::residency::{BlockWords, Pattern, Residency};
 
 /// The faults on one block that are served together.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ pub struct Seen {
 /// The state that a policy may look at: the block's residency, recent faults, and the room at the destination.
 #[derive(Clone, Copy)]
 pub struct BlockView<'a> {
-    pub(crate) words: &'a [Word],
+    pub(crate) words: &'a BlockWords<'a>,
     /// Number of free frames of the destination device; `u32::MAX` for system memory.
     pub free_frames: u32,
     /// Number of all frames of the destination device; `u32::MAX` for system memory.
@@ -72,7 +72,7 @@ static DEFAULT_LINKS: LinkMatrix = LinkMatrix::DEFAULT;
 
 impl<'a> BlockView<'a> {
     /// A view of a block with unlimited room and no known past.
-    pub(crate) fn of(words: &'a [Word]) -> BlockView<'a> {
+    pub(crate) fn of(words: &'a BlockWords<'a>) -> BlockView<'a> {
         BlockView {
             words,
             free_frames: u32::MAX,
@@ -99,12 +99,12 @@ impl<'a> BlockView<'a> {
     /// The pages whose contents are at `place`. Duplicated pages are at both of their places.
     pub fn resident(&self, place: Place) -> PageSet {
         let find = |pattern: Pattern| pattern.find(self.words);
-        match place {
+        self.words.resident(place, || match place {
             Place::System => find(Pattern::REACHED_BY_CPUS),
             Place::Device(device) => {
                 find(Pattern::on_device(device)).union(&find(Pattern::duplicated_on(device)))
             }
-        }
+        })
     }
 
     /// The pages without contents.

@@ -68,17 +68,19 @@ impl<'t> FolioLock<'t> {
     /// neighbours, in ascending order, form a naturally aligned group of `1 << order` pages, and have the same
     /// permission. A single folio of that order keeps its tails as they are. Returns the lock of the new folio.
     pub(crate) fn merge(
-        locks: Vec<FolioLock<'t>>,
+        locks: impl AsRef<[FolioLock<'t>]> + IntoIterator<Item = FolioLock<'t>>,
         order: u8,
         word: impl FnOnce(Word) -> Word,
     ) -> FolioLock<'t> {
-        let mut locks = locks.into_iter();
-        let mut folio = locks.next().expect("a folio has at least one page");
-        let (table, own, others) = (folio.table, folio.range(), locks.as_slice());
         // The folio has one generation: a later one than each of its pages had.
-        let latest = others.iter().fold(folio.word, |word, lock| {
-            word.with_later_generation(lock.word)
-        });
+        let words = locks.as_ref().iter().map(|lock| lock.word);
+        let latest = words.reduce(Word::with_later_generation);
+        let several = locks.as_ref().len() > 1;
+        let mut locks = locks.into_iter();
+        let (Some(mut folio), Some(latest)) = (locks.next(), latest) else {
+            unreachable!("a folio has at least one page");
+        };
+        let (table, own) = (folio.table, folio.range());
         let new = word(latest);
         debug_assert_eq!(
             (new.order(), own.start.folio_head(order)),
@@ -86,7 +88,7 @@ impl<'t> FolioLock<'t> {
         );
         // Before any other page leads to this one as its head.
         folio.replace(new);
-        if !others.is_empty() {
+        if several {
             table.write_tails(own, order);
         }
         let mut end = own.end;
@@ -138,11 +140,11 @@ impl<'t> FolioLock<'t> {
     pub(crate) fn carve(
         mut self,
         wanted: &impl Fn(PageRange) -> u32,
-        out: &mut Vec<FolioLock<'t>>,
+        out: &mut impl Extend<FolioLock<'t>>,
     ) {
         let count = wanted(self.range());
         if count == self.range().len() {
-            out.push(self);
+            out.extend([self]);
         } else if count > 0 {
             let upper = self.halve();
             self.carve(wanted, out);

@@ -1,5 +1,6 @@
 //! The residency of each page: one 64-bit word per page, and the lock protocol on these words.
 
+mod block_words;
 mod folio_lock;
 #[cfg(all(test, loom))]
 mod loom;
@@ -11,6 +12,7 @@ mod table;
 mod wait;
 mod word;
 
+pub(crate) use block_words::BlockWords;
 pub(crate) use folio_lock::FolioLock;
 pub(crate) use pattern::Pattern;
 pub(crate) use table::{PinError, ResidencyTable, TryLock, WakeFaults};

@@ -277,9 +277,8 @@ mod tests {
     }
 
     fn device_folio(table: &ResidencyTable, head: u32, order: u8) {
-        let locks = (head..head + (1 << order))
-            .map(|p| lock(table, p))
-            .collect();
+        let locks = (head..head + (1 << order)).map(|p| lock(table, p));
+        let locks: Vec<_> = locks.collect();
         FolioLock::merge(locks, order, |w| {
             w.to_private(DeviceId(1), Frame(100), order)
         });

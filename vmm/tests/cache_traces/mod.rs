@@ -136,7 +136,7 @@ pub mod sides {
         LeftOut,
     }
 
-    /// Misses of libCacheSim's algorithms, and the seconds that each took.
+    /// Misses of libCacheSim's algorithms, and the seconds of processor time that each took.
     pub fn libcachesim(python: &Path, pages: &[u32], objects: u64) -> BTreeMap<String, (u64, f64)> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tools/misses.py");
         let mut child = Command::new(python)

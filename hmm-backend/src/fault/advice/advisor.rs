@@ -1,6 +1,5 @@
 //! One shard's policies and the shard's recent faults.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::pages::{Block, Page, PageRange, PageSet, Place};
@@ -31,7 +30,7 @@ impl Decider {
 /// The policies with the recent faults of their shard.
 pub(crate) struct Advisor {
     deciders: Regions<Decider>,
-    recent: VecDeque<Recent>,
+    recent: RecentFaults,
     seen: Seen,
 }
 
@@ -39,7 +38,7 @@ impl Advisor {
     pub(crate) fn new(policy: Box<dyn FaultPolicy>) -> Advisor {
         Advisor {
             deciders: Regions::new(Decider::new(policy)),
-            recent: VecDeque::with_capacity(RECENT),
+            recent: RecentFaults::default(),
             seen: Seen::default(),
         }
     }
@@ -86,7 +85,7 @@ impl Advisor {
 
     pub(super) fn advise(&mut self, fault: &BlockFault, view: BlockView<'_>) -> (Advice, bool) {
         let view = BlockView {
-            recent: self.recent.make_contiguous(),
+            recent: self.recent.list(),
             seen: self.seen,
             ..view
         };
@@ -98,10 +97,7 @@ impl Advisor {
             Place::Device(_) => self.seen.device_faults += 1,
         }
         self.seen.prefetched += advice.prefetch.count() as u64;
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(Recent {
+        self.recent.push(Recent {
             page: first_page(fault),
             to: fault.to,
             time: fault.now,
@@ -116,7 +112,7 @@ impl Advisor {
         view: BlockView<'_>,
     ) -> PageSet {
         let view = BlockView {
-            recent: self.recent.make_contiguous(),
+            recent: self.recent.list(),
             seen: self.seen,
             ..view
         };
@@ -125,7 +121,46 @@ impl Advisor {
     }
 }
 
+/// The last [`RECENT`] faults, one behind the other in memory.
+#[derive(Default)]
+struct RecentFaults(Vec<Recent>);
+
+impl RecentFaults {
+    fn push(&mut self, fault: Recent) {
+        // The list moves to the front of its memory only once for many faults.
+        if self.0.len() == 8 * RECENT {
+            self.0.drain(..=7 * RECENT);
+        }
+        self.0.push(fault);
+    }
+
+    /// Returns the faults, the newest last.
+    fn list(&self) -> &[Recent] {
+        &self.0[self.0.len().saturating_sub(RECENT)..]
+    }
+}
+
 /// Returns the first page that was touched.
 pub(super) fn first_page(fault: &BlockFault) -> Page {
     fault.block.page(fault.pages.first().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_sees_the_last_faults_in_order() {
+        let mut recent = RecentFaults::default();
+        for n in 0..1000u32 {
+            recent.push(Recent {
+                page: Page(n),
+                to: Place::System,
+                time: Duration::ZERO,
+            });
+            let first = (n + 1).saturating_sub(RECENT as u32);
+            let seen = recent.list().iter().map(|fault| fault.page.0);
+            assert!(seen.eq(first..=n), "after fault {n}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use crate::migrate::Device;
 use crate::observe::{Counter, Event, EventKind};
 use crate::pages::{Access, Block, Error, Hint, Page, PageRange, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, MAX_WISHES, Wish};
-use crate::residency::Word;
+use crate::residency::BlockWords;
 
 /// A decision that takes longer is counted as late: the fault that asks waits for it, and so do the other
 /// faults of the shard.
@@ -61,7 +61,7 @@ impl Faults {
 
     fn view<'a>(
         &'a self,
-        words: &'a [Word],
+        words: &'a BlockWords<'_>,
         fault: &BlockFault,
         device: Option<&Device>,
     ) -> BlockView<'a> {
@@ -92,7 +92,7 @@ impl Faults {
     pub(crate) fn advise(
         &self,
         fault: &BlockFault,
-        words: &[Word],
+        words: &BlockWords<'_>,
         device: Option<&Device>,
     ) -> Advice {
         let view = self.view(words, fault, device);

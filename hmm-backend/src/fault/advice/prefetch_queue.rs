@@ -48,6 +48,8 @@ pub(crate) struct PrefetchQueue {
     /// Whether there are any for faults; changed only under the lock. No thread is woken for these: the one that
     /// queued them is a service thread, and serves them before it sleeps.
     for_faults: AtomicBool,
+    /// Whether there are wishes; changed only under the lock.
+    wishes: AtomicBool,
     /// Readable as long as there are wishes; changed only under the lock.
     wishes_wait: Doorbell,
     host_failures: Arc<HostFailures>,
@@ -59,6 +61,7 @@ impl PrefetchQueue {
         Ok(PrefetchQueue {
             lists: Mutex::default(),
             for_faults: AtomicBool::new(false),
+            wishes: AtomicBool::new(false),
             wishes_wait,
             host_failures,
         })
@@ -90,6 +93,7 @@ impl PrefetchQueue {
         let full = lists.wishes.len() == WISHES;
         let dropped = full.then(|| lists.wishes.pop_front()).flatten();
         if lists.wishes.is_empty() {
+            self.wishes.store(true, Ordering::Relaxed);
             self.note(self.wishes_wait.ring());
         }
         lists.wishes.push_back(wish);
@@ -110,6 +114,10 @@ impl PrefetchQueue {
     /// is empty. `folio` returns the folio that a page is in: a folio that is wanted as a whole stays whole, and so does
     /// the host's huge page behind it.
     pub(super) fn take_piece(&self, folio: impl Fn(Page) -> PageRange) -> Option<Prefetch> {
+        // What another thread queues at this moment is found by the next call.
+        if !self.has_for_faults() && !self.wishes.load(Ordering::Relaxed) {
+            return None;
+        }
         let mut lists = self.lists.lock();
         if let Some(newest) = lists.faults.pop_back() {
             let mut pages: PageSet = newest.pages.iter().take(PIECE).collect();
@@ -144,6 +152,7 @@ impl PrefetchQueue {
             lists.wishes.push_back(wish);
         }
         if lists.wishes.is_empty() {
+            self.wishes.store(false, Ordering::Relaxed);
             self.note(self.wishes_wait.silence());
         }
         Some(Prefetch {

@@ -8,7 +8,7 @@ pub use remote::RemoteCounters;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -100,6 +100,8 @@ pub(super) struct Tables<M> {
 pub(super) struct MirrorState<M> {
     device: DeviceId,
     fidelity: Fidelity,
+    /// Whether the device is in a fault, at whose beginning it has told of its visits. It makes none meanwhile.
+    told: AtomicBool,
     tables: Mutex<Tables<M>>,
     /// The number of invalidations that want the mutex.
     wanted: AtomicU32,
@@ -107,6 +109,11 @@ pub(super) struct MirrorState<M> {
 }
 
 impl<M> MirrorState<M> {
+    /// Notes whether the device is in a fault and has told of its visits.
+    pub(super) fn set_told(&self, told: bool) {
+        self.told.store(told, Ordering::Relaxed);
+    }
+
     pub(super) fn tables(&self) -> MutexGuard<'_, Tables<M>> {
         self.tables.lock()
     }
@@ -115,6 +122,10 @@ impl<M> MirrorState<M> {
 impl<M> MirrorState<M> {
     /// Calls `act` with the tables between two of the device's guards; the device does not take the next one before.
     fn interrupt<R>(&self, act: impl FnOnce(&mut Tables<M>) -> R) -> R {
+        // If the mutex is free, the device need not be told that an invalidation wants it.
+        if let Some(mut tables) = self.tables.try_lock() {
+            return act(&mut tables);
+        }
         self.wanted.fetch_add(1, Ordering::SeqCst);
         let mut tables = self.tables();
         let result = act(&mut tables);
@@ -152,6 +163,10 @@ impl<M: DeviceMmu> Invalidate for MirrorState<M> {
     }
 
     fn take_visits(&self, each: &mut dyn FnMut(Visit)) {
+        // A value that is about to change is as good as the next one: only the device's own thread makes visits.
+        if self.told.load(Ordering::Relaxed) {
+            return;
+        }
         self.interrupt(|tables| tables.mmu.take_visits(each));
     }
 }
@@ -197,6 +212,7 @@ impl<M: DeviceMmu> Mirror<M> {
         let shared = Arc::new(MirrorState {
             device: device.id,
             fidelity: mmu.fidelity(),
+            told: AtomicBool::new(false),
             tables: Mutex::new(Tables {
                 mmu,
                 in_flight: InFlight::default(),

@@ -63,7 +63,7 @@ impl Recycler {
             uffd,
             slots: Mutex::new(Slots {
                 vacant: Buddy::new(slots),
-                filled: Buddy::empty(),
+                filled: Buddy::taken(slots),
                 waiting: 0,
             }),
             returned: Condvar::new(),

@@ -43,7 +43,7 @@ impl EvictionPolicy for Clock {
 
     fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
         let wanted = frames.min(self.0.frames_in(0));
-        let mut victims = Vec::new();
+        let mut victims = Vec::with_capacity(wanted.min(64) as usize);
         let mut sum = 0;
         while sum < wanted
             && let Some(head) = self.0.oldest(0)

@@ -100,7 +100,7 @@ impl EvictionPolicy for Lfu {
     }
 
     fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
-        let lists: Vec<usize> = self.lists.values().copied().collect();
+        let lists = self.lists.values().copied();
         for head in self.aging.used(bits, &self.folios, lists) {
             self.touched(head, 1);
         }

@@ -193,7 +193,8 @@ impl Lists {
 
     /// Returns the first folios of a list that have at least `frames` frames in total, or all folios of the list.
     pub(super) fn first(&self, list: usize, frames: u32) -> Vec<Frame> {
-        let mut found = Vec::new();
+        // Usually few are asked for; all, when the policy looks at accessed bits.
+        let mut found = Vec::with_capacity(frames.min(self.ends[list].frames).min(64) as usize);
         let mut sum = 0;
         let mut at = self.oldest(list);
         while let Some(head) = at.filter(|_| sum < frames) {

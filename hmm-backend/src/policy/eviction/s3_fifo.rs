@@ -3,6 +3,8 @@
 //! small queue. Pages that are used once, as in a scan, leave quickly and do not push out pages that are used
 //! repeatedly.
 
+use smallvec::SmallVec;
+
 use super::aging::Aging;
 use super::ghost::Ghost;
 use super::lists::Lists;
@@ -149,7 +151,7 @@ impl EvictionPolicy for S3Fifo {
         if frames > 0 {
             self.fill = Fill::Small;
         }
-        let mut victims = Vec::new();
+        let mut victims: SmallVec<[(Frame, usize); 8]> = SmallVec::new();
         let mut sum = 0;
         let mut queue = self.queue();
         while sum < frames {

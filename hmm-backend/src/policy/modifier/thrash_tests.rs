@@ -31,7 +31,7 @@ impl Scenario {
         }
     }
 
-    fn words(&self) -> Vec<crate::residency::Word> {
+    fn words(&self) -> crate::residency::BlockWords<'static> {
         let page = PageSet::from_iter([PAGE]);
         match self.at {
             Place::System => block(512, &page, &PageSet::EMPTY),

@@ -109,7 +109,7 @@ impl World {
             in_use: Books::new([true, false]),
             freed: Books::new(0),
         });
-        let locks = (0..PAGES).map(|p| world.try_lock(p).unwrap()).collect();
+        let locks: Vec<_> = (0..PAGES).map(|p| world.try_lock(p).unwrap()).collect();
         FolioLock::merge(locks, 1, |w| w.to_private(DeviceId(0), Frame(0), 1));
         world
     }
@@ -229,7 +229,7 @@ impl World {
         if !free(lock.word().residency()) || lock.word().pins() > 0 {
             return;
         }
-        let mut locks = Vec::new();
+        let mut locks: Vec<FolioLock<'_>> = Vec::new();
         lock.carve(&|range| range.contains(Page(page)).into(), &mut locks);
         let Some(frame) = self.alloc(page) else {
             return;

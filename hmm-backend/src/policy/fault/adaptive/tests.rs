@@ -8,7 +8,7 @@ use super::tracked::MOST_BLOCKS;
 use super::*;
 use crate::pages::{Block, DeviceId, Page};
 use crate::policy::test_view::*;
-use crate::residency::Word;
+use crate::residency::BlockWords;
 
 const DEVICE: Place = Place::Device(DeviceId(0));
 /// More accesses in place than it takes for a page that moves alone, fewer than for two.
@@ -35,7 +35,7 @@ impl Guest {
         }
     }
 
-    fn words(&self) -> Vec<Word> {
+    fn words(&self) -> BlockWords<'static> {
         block(512, &self.system, &self.device)
     }
 
