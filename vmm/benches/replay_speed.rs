@@ -15,7 +15,7 @@ use cache_traces::sides::{Optimal, libcachesim, replayed};
 use cache_traces::{Random, traces};
 use hmm_backend::observe::Event;
 use hmm_backend::pages::{Fidelity, PAGE_SIZE};
-use hmm_backend::policy::{LinkModel, PolicySpec};
+use hmm_backend::policy::{LinkMatrix, PolicySpec};
 use hmmvisor_accesses::Settings;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Replayed, Time, replay};
 
@@ -87,7 +87,7 @@ fn with_prefetch() {
             memory: u64::from(all.last().map_or(0, |last| last + 1)) * PAGE_SIZE,
             device_memory: all.len() as u64 / 2 * PAGE_SIZE,
             devices: 1,
-            link: LinkModel::default(),
+            links: LinkMatrix::default(),
             costs: Costs::default(),
             fidelity: Fidelity::default(),
             eviction_batch: hmm_backend::EVICTION_BATCH,
