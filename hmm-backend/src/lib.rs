@@ -85,7 +85,8 @@ pub mod driver {
     //!   migrations never have a page in common. [`Driver::page_free`] comes after the unlock: its pages may be migrating
     //!   again, into other frames. So keep records by cookie or frame, not by page.
     //! * [`Driver::page_free`] and [`Driver::folio_split`] are also called from inside the phases of the driver's own
-    //!   migrations, on the same thread: hold no lock of the driver's across a phase.
+    //!   migrations, on the same thread: hold no lock of the driver's across a phase. Pages that go directly to another device
+    //!   bring these calls from inside that device's migration.
     //! * A driver's call neither touches managed memory nor faults through a mirror nor calls the backend: it could wait
     //!   for the pages that it has locked itself.
     //! * A cookie is 0 until [`ToDevice::set_cookies`] sets it. Each folio gets exactly one [`Driver::page_free`], each half

@@ -119,8 +119,8 @@ def check_perfetto(info, path):
     check("migrations", instants["service: migrations"], sum(kinds[kind][0] for kind in moved))
 
     # What the bandwidth adds up to is what was moved.
-    names = {"to-device": "to devices", "to-system": "to system memory", "between-devices": "between devices"}
-    for name, kind in ((f"bandwidth {names[kind]}", kind) for kind in moved):
+    ways = {"to-device": "to devices", "to-system": "to system memory", "between-devices": "between devices"}
+    for name, kind in ((f"bandwidth {ways[kind]}", kind) for kind in moved):
         points = steps[name]
         check(f"the end of {name}", points[-1][1], 0)
         area = sum(value * (after - before) for (before, value), (after, _) in zip(points, points[1:]))
@@ -131,10 +131,8 @@ def check_perfetto(info, path):
               [n for n in pages if not 0 <= n <= info["meta"]["device_memory"] // PAGE], [])
         check(f"pages on accelerator {device} at all", max(pages) > 0, True)
     counters = {name: units[uuid] for uuid, name in names.items() if name in steps}
-    check("units", {name: unit for name, unit in counters.items() if name.startswith("bandwidth")}, {
-        "bandwidth to devices": CounterDescriptor.UNIT_SIZE_BYTES,
-        "bandwidth to system memory": CounterDescriptor.UNIT_SIZE_BYTES,
-    })
+    check("units", {name: unit for name, unit in counters.items() if name.startswith("bandwidth")},
+          {f"bandwidth {ways[kind]}": CounterDescriptor.UNIT_SIZE_BYTES for kind in moved})
 
 
 def main():

@@ -352,7 +352,8 @@ impl<M: DeviceMmu> Mirror<M> {
     }
 
     /// Migrates a page into the device's memory, together with the pages at the same place that the policy adds: from
-    /// system memory (with untouched ones), or directly from another device's memory. Returns where the policy wants the page: it may want it left in place instead.
+    /// system memory (with untouched ones), or directly from another device's memory. Returns where the policy wants the
+    /// page: it may want it left in place instead.
     fn migrate_here(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> Aim {
         let faults = &*self.faults;
         let block = page.block();

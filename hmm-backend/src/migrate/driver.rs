@@ -34,9 +34,10 @@ pub trait Driver: Send + Sync {
         migration.run()
     }
 
-    /// Prepares folios of this device to be read by the device `to`, to whose memory their contents go directly: writes back what the device still has in caches, for example. Called
-    /// with the folios locked and after their translations were taken away from this device, so it does not use them any more;
-    /// before the other driver's [`Driver::migrate_to_device`]. On an error, the pages go through system memory, by
+    /// Prepares folios of this device to be read by the device `to`, to whose memory their contents go directly: writes
+    /// back what the device still has in caches, for example. Called with the folios locked, after their translations
+    /// were taken away from this device, so that it does not use them any more, and before the other driver's
+    /// [`Driver::migrate_to_device`]. On an error, the pages go through system memory, by
     /// [`Driver::migrate_to_ram`].
     ///
     /// The folios stay in use: [`Driver::page_free`] follows for each one, or for each half, that has moved. The others stay
