@@ -43,8 +43,8 @@ fn lock(table: &ResidencyTable, page: Page) -> FolioLock<'_> {
     }
 }
 
-/// Asks a policy about a fault in the middle of a block and validates the advice. A fifth of the block is in
-/// system memory, the rest on a device.
+/// Asks a policy about a fault in the middle of a block and validates the advice; reads the block's words if the policy
+/// looks at them. A fifth of the block is in system memory, the rest on a device.
 fn decision(policy: &str, n: u32) {
     let spec: PolicySpec = policy.parse().expect("a known policy");
     let mut policy: Box<dyn FaultPolicy> = spec.fault_policy();
@@ -52,9 +52,14 @@ fn decision(policy: &str, n: u32) {
         0..100 => Word(0).to_system(Tick(0)),
         _ => Word(0).to_private(DeviceId(0), Frame(i), 0),
     };
-    let words = BlockWords::read((0..BLOCK_PAGES as u32).map(word).collect());
-    let view = BlockView::of(&words);
+    let table = table();
+    let block = PageRange::with_len(Page(0), BLOCK_PAGES as u32);
+    for page in block.pages() {
+        table.store(page, word(page.0));
+    }
     for i in 0..n {
+        let words = BlockWords::new(&table, block);
+        let view = BlockView::of(&words);
         let fault = BlockFault {
             block: Block(0),
             pages: PageSet::from_iter([black_box(200 + i as usize % 2)]),

@@ -341,12 +341,28 @@ impl CommittedToSystem<'_> {
             let Source { lock, folio } = source;
             let range = lock.range();
             pages += range.len();
-            let kind = if self.0.keeps_frames {
+            let kind = match (self.0.keeps_frames, collapses) {
+                (true, _) => EventKind::Duplicated,
+                (false, true) => EventKind::Collapsed,
+                (false, false) => EventKind::ToSystem,
+            };
+            // Before the unlock: what another thread does with the pages afterwards is recorded later. The events' times would
+            // not order them if the rings are emptied in between.
+            for (cause, part) in reason.causes(range) {
+                if !collapses {
+                    by_cause[cause as usize] += u64::from(part.len());
+                }
+                recorder.event(|| Event {
+                    device: (!collapses).then_some(device.id),
+                    cause: Some(cause),
+                    ..Event::new(now, kind, part)
+                });
+            }
+            if self.0.keeps_frames {
                 recorder.add(Counter::Duplicated, range.len().into());
                 // The hold gives the CPUs time with their copy; set it before the device can write again.
                 device.hold(folio.frame, until);
                 lock.publish_folio(Word::to_duplicated);
-                EventKind::Duplicated
             } else {
                 // Read-only pages were copied, so their frames still have contents. So have the frames of
                 // duplicates.
@@ -360,20 +376,7 @@ impl CommittedToSystem<'_> {
                 lock.publish_folio(move |word| word.to_system(until));
                 if collapses {
                     recorder.add(Counter::Collapsed, range.len().into());
-                    EventKind::Collapsed
-                } else {
-                    EventKind::ToSystem
                 }
-            };
-            for (cause, part) in reason.causes(range) {
-                if !collapses {
-                    by_cause[cause as usize] += u64::from(part.len());
-                }
-                recorder.event(|| Event {
-                    device: (!collapses).then_some(device.id),
-                    cause: Some(cause),
-                    ..Event::new(now, kind, part)
-                });
             }
         }
         // Release the frames with no lock held.

@@ -26,7 +26,7 @@ impl<'t> BlockWords<'t> {
     }
 
     /// These words, without a table.
-    #[cfg(any(test, feature = "measure"))]
+    #[cfg(test)]
     pub(crate) fn read(words: Vec<Word>) -> BlockWords<'t> {
         BlockWords {
             unread: None,
@@ -59,9 +59,9 @@ impl Deref for BlockWords<'_> {
     type Target = [Word];
 
     fn deref(&self) -> &[Word] {
-        self.words.get_or_init(|| {
-            let unread = self.unread.map(|(table, pages)| table.words(pages));
-            unread.unwrap_or_default()
+        self.words.get_or_init(|| match self.unread {
+            Some((table, pages)) => table.words(pages),
+            None => Vec::new(),
         })
     }
 }
