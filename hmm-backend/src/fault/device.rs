@@ -315,6 +315,8 @@ impl<M: DeviceMmu> Mirror<M> {
         let own = word.residency().placed();
         if let Some(place) = own.filter(|place| place.device == self.device.id) {
             self.device.eviction().touched(place.folio_frame(page), 1);
+            self.faults
+                .with_policy(page.block(), |policy| policy.used(page));
         }
     }
 
