@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use region::{Returned, Room};
 use tracked::Tracked;
-use window::Fault;
 
 use super::sequential::Sequential;
 use crate::pages::{DeviceId, Page, PageRange, PageSet, Place};
@@ -77,6 +76,7 @@ impl Adaptive {
         let region = self.regions.region(fault.block);
         region.lost(&system, now);
         let index = fault.pages.first().unwrap_or_default();
+        region.missed(index);
         region.to_device.faulted(index);
         let least = if full { 0 } else { ROOMY };
         let around = PageSet::from_range(region.to_device.around(index, least));
@@ -104,13 +104,12 @@ impl Adaptive {
         let region = self.regions.region(fault.block);
         let mut moving = fault.pages.union(&advice.prefetch);
         for index in fault.pages.iter() {
-            if region.to_system.faulted(index) == Fault::Far {
-                region.to_system.shrink();
-            }
+            region.to_system.faulted(index);
             moving.insert_range(region.to_system.around(index, 0));
         }
         let there = PageSet::from_range(0..view.len()).difference(&view.resident(Place::System));
         advice.prefetch = moving.intersection(&there).difference(&fault.pages);
+        region.pull(&advice.prefetch);
         region.come_back(&moving, Returned::ByCpu, nanos(fault.now));
         advice
     }

@@ -71,6 +71,8 @@ pub(super) struct Region {
     returned: PageSet,
     /// Pages that were brought to a device and that it has not used yet.
     unused: PageSet,
+    /// Pages that came to system memory along with one that a CPU touched, and that no device has used since.
+    pulled: PageSet,
     /// Pages that a device uses in place; may contain pages that have migrated since.
     in_place: PageSet,
     groups: [Group; GROUPS],
@@ -85,6 +87,7 @@ impl Default for Region {
             sent: PageSet::EMPTY,
             returned: PageSet::EMPTY,
             unused: PageSet::EMPTY,
+            pulled: PageSet::EMPTY,
             in_place: PageSet::EMPTY,
             groups: [Group::default(); GROUPS],
             to_device: Window::new(BIG_ORDER),
@@ -146,6 +149,19 @@ impl Region {
         self.returned = self.returned.union(pages);
     }
 
+    /// Notes that these pages come to system memory along with those that a CPU touches.
+    pub(super) fn pull(&mut self, pages: &PageSet) {
+        self.pulled = self.pulled.union(pages);
+    }
+
+    /// A device faults on this page. If it was pulled away, the CPUs' window was too large.
+    pub(super) fn missed(&mut self, index: usize) {
+        if self.pulled.contains(index) {
+            self.pulled.remove(index);
+            self.to_system.shrink();
+        }
+    }
+
     /// Notes that the device uses a page that was brought for it.
     pub(super) fn used(&mut self, index: usize) {
         self.unused.remove(index);
@@ -156,6 +172,7 @@ impl Region {
         self.unused = self.unused.union(pages).difference(wanted);
         self.sent = self.sent.union(pages);
         self.returned = self.returned.difference(pages);
+        self.pulled = self.pulled.difference(pages);
         self.in_place = self.in_place.difference(pages);
         for index in pages.iter() {
             let group = &mut self.groups[index / BIG_PAGE];
@@ -197,10 +214,11 @@ impl Region {
             sent,
             returned,
             unused,
+            pulled,
             in_place,
             ..
         } = self;
-        for set in [sent, returned, unused, in_place] {
+        for set in [sent, returned, unused, pulled, in_place] {
             *set = set.difference(pages);
         }
     }

@@ -166,15 +166,29 @@ fn what_a_cpu_has_brought_back_in_bulk_comes_again_in_bulk() {
 }
 
 #[test]
-fn cpu_faults_near_each_other_grow_the_window_and_others_shrink_it() {
+fn cpu_faults_that_follow_each_other_grow_the_window() {
     let mut guest = Guest::new();
     guest.place(&PageSet::from_range(0..512), DEVICE);
     let moved = [0, 16, 64].map(|page| guest.touch(page, Place::System));
     assert_eq!(moved, [16, 48, 192]);
-    let mut guest = Guest::new();
-    guest.place(&PageSet::from_range(0..512), DEVICE);
-    let moved = [0, 100, 210].map(|page| guest.touch(page, Place::System));
-    assert_eq!(moved, [16, 4, 1]);
+}
+
+#[test]
+fn a_device_that_misses_what_came_along_with_a_cpus_page_shrinks_the_cpus_window() {
+    for (missed, moved) in [(200, 16), (0, 16), (1, 4)] {
+        let mut guest = Guest::new();
+        guest.place(
+            &PageSet::from_range(0..512).difference(&[200].into_iter().collect()),
+            DEVICE,
+        );
+        guest.touch(0, Place::System);
+        guest.touch(missed, DEVICE);
+        assert_eq!(
+            guest.touch(100, Place::System),
+            moved,
+            "page {missed} missed"
+        );
+    }
 }
 
 #[test]

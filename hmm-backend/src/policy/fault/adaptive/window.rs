@@ -20,17 +20,6 @@ pub(super) struct Window {
     end: u16,
 }
 
-/// Where a fault is, seen from the window of the fault before it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Fault {
-    /// It is the first one, or inside of that window.
-    Again,
-    /// Right before or after that window.
-    Following,
-    /// Somewhere else.
-    Far,
-}
-
 impl Window {
     pub(super) fn new(order: u8) -> Window {
         Window {
@@ -40,17 +29,14 @@ impl Window {
         }
     }
 
-    /// Returns where a fault on this page is. The window grows if it follows the fault before it.
-    pub(super) fn faulted(&mut self, index: usize) -> Fault {
+    /// A fault on this page: the window grows if it follows the fault before it, upwards or downwards.
+    pub(super) fn faulted(&mut self, index: usize) {
         let (start, end) = (usize::from(self.start), usize::from(self.end));
-        if start == end || (start..end).contains(&index) {
-            return Fault::Again;
+        let first_or_again = start == end || (start..end).contains(&index);
+        let far = index + REACH < start || index >= end + REACH;
+        if !first_or_again && !far {
+            self.order = (self.order + STEP).min(MAX_ORDER);
         }
-        if index + REACH < start || index >= end + REACH {
-            return Fault::Far;
-        }
-        self.order = (self.order + STEP).min(MAX_ORDER);
-        Fault::Following
     }
 
     pub(super) fn shrink(&mut self) {
