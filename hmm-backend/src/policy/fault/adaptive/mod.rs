@@ -109,7 +109,7 @@ impl Adaptive {
         }
         let there = PageSet::from_range(0..view.len()).difference(&view.resident(Place::System));
         advice.prefetch = moving.intersection(&there).difference(&fault.pages);
-        region.pull(&advice.prefetch);
+        region.pull(&advice.prefetch.difference(&view.untouched()));
         region.come_back(&moving, Returned::ByCpu, nanos(fault.now));
         advice
     }

@@ -192,6 +192,15 @@ fn a_device_that_misses_what_came_along_with_a_cpus_page_shrinks_the_cpus_window
 }
 
 #[test]
+fn pages_that_a_cpu_fills_are_not_pulled_away_from_a_device() {
+    let mut guest = Guest::full();
+    guest.system = PageSet::EMPTY;
+    assert_eq!(guest.touch(0, Place::System), 16);
+    guest.touch(1, DEVICE);
+    assert_eq!(guest.touch(100, Place::System), 16);
+}
+
+#[test]
 fn a_single_page_that_has_come_back_is_used_in_place_until_it_is_hot() {
     let mut guest = Guest::alone([100]);
     assert_eq!(guest.touch(100, DEVICE), 1);
