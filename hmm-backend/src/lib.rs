@@ -127,8 +127,8 @@ pub mod mirror {
     //! device ends it.
 
     pub use crate::fault::{
-        DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, PageTable, RemoteCounters, Target,
-        TranslationTable,
+        DeviceMmu, HostPage, Mapping, Mirror, MirrorGuard, PageTable, RemoteCounters, Served,
+        Target, TranslationTable,
     };
     pub use crate::pages::error::MirrorError;
 }

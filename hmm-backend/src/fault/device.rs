@@ -33,6 +33,16 @@ impl Want {
     }
 }
 
+/// What it took to give a device its translations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Served {
+    /// All pages were in the device's own memory already, for instance because they had been prefetched. This does not count
+    /// as a fault: real drivers enter the translations of pages that they prefetch.
+    There,
+    /// A page had to move, or a translation in place had to be given: one fault in [`crate::observe::Stats::device_faults`].
+    Fault,
+}
+
 /// Where a device wants to reach a page.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Aim {
@@ -66,18 +76,19 @@ impl<M: DeviceMmu> Mirror<M> {
     ) -> Result<(), MirrorError> {
         self.fault_range(PageRange::single(page), access, |mmu, mappings| {
             program(mmu, mappings[0])
-        })
+        })?;
+        Ok(())
     }
 
     /// Makes all pages of a range accessible at the same time and calls `program` to enter their translations.
     /// The call is made under the mirror's lock, after a check that no translation was invalidated meanwhile.
-    /// Migrates pages as the policy says; sleeps while pages are in motion.
+    /// Migrates pages as the policy says; sleeps while pages are in motion. Returns whether that was a fault.
     pub fn fault_range(
         &mut self,
         range: PageRange,
         access: Access,
         program: impl FnMut(&mut M, &[Mapping]),
-    ) -> Result<(), MirrorError> {
+    ) -> Result<Served, MirrorError> {
         self.fault_as(range, Want::Access(access), program)
     }
 
@@ -92,7 +103,8 @@ impl<M: DeviceMmu> Mirror<M> {
     ) -> Result<(), MirrorError> {
         self.fault_as(PageRange::single(page), Want::Exclusive, |mmu, mappings| {
             program(mmu, mappings[0])
-        })
+        })?;
+        Ok(())
     }
 
     fn fault_as(
@@ -100,7 +112,7 @@ impl<M: DeviceMmu> Mirror<M> {
         range: PageRange,
         want: Want,
         mut program: impl FnMut(&mut M, &[Mapping]),
-    ) -> Result<(), MirrorError> {
+    ) -> Result<Served, MirrorError> {
         if let Some(first) = self.faults.core.first_outside(range) {
             return Err(MirrorError::OutOfRange(first));
         }
@@ -108,12 +120,12 @@ impl<M: DeviceMmu> Mirror<M> {
         let started = self.faults.core.clock.now();
         self.device.set_fault_began(Some(started));
         self.shared.set_told(true);
-        let serviced = self.resolve(range, want, &mut program);
+        let served = self.resolve(range, want, &mut program);
         self.shared.set_told(false);
         self.device.set_fault_began(None);
-        let serviced = serviced?;
+        let served = served?;
         let latency = self.faults.core.clock.now().saturating_sub(started);
-        if serviced {
+        if served == Served::Fault {
             self.faults.core.recorder.add(Counter::DeviceFaults, 1);
             self.faults.core.recorder.latency(Toucher::Device, latency);
         }
@@ -123,24 +135,24 @@ impl<M: DeviceMmu> Mirror<M> {
             latency,
             ..Event::new(
                 self.faults.core.clock.now(),
-                match serviced {
-                    true => EventKind::DeviceFault,
-                    false => EventKind::Access,
+                match served {
+                    Served::Fault => EventKind::DeviceFault,
+                    Served::There => EventKind::Access,
                 },
                 range,
             )
         });
-        Ok(())
+        Ok(served)
     }
 
-    /// Makes the pages accessible and enters their translations. Returns whether anything had to be done for that.
+    /// Makes the pages accessible and enters their translations.
     fn resolve(
         &mut self,
         range: PageRange,
         want: Want,
         program: &mut impl FnMut(&mut M, &[Mapping]),
-    ) -> Result<bool, MirrorError> {
-        let mut serviced = false;
+    ) -> Result<Served, MirrorError> {
+        let mut served = Served::There;
         let mut rounds = 0;
         loop {
             let mut mappings: SmallVec<[Mapping; 1]> = SmallVec::new();
@@ -149,7 +161,7 @@ impl<M: DeviceMmu> Mirror<M> {
                     ..MIGRATION_ATTEMPTS => Aim::OwnMemory,
                     _ => Aim::InPlace,
                 };
-                let made = self.make_accessible(page, want, aim, &mut serviced);
+                let made = self.make_accessible(page, want, aim, &mut served);
                 mappings.push(
                     made.inspect_err(|_| self.shared.tables().in_flight = InFlight::default())?,
                 );
@@ -158,7 +170,7 @@ impl<M: DeviceMmu> Mirror<M> {
             let in_flight = std::mem::take(&mut guard.tables.in_flight);
             if !in_flight.stale {
                 program(&mut guard, &mappings);
-                return Ok(serviced);
+                return Ok(served);
             }
             drop(guard);
             rounds += 1;
@@ -172,14 +184,14 @@ impl<M: DeviceMmu> Mirror<M> {
         in_flight.found = Some(PageRange::new(start, page.plus(1)));
     }
 
-    /// Makes one page reachable for the device and returns its translation. Sets `serviced` unless the page was
-    /// in the device's reach already.
+    /// Makes one page reachable for the device and returns its translation. Sets `served` unless the page was
+    /// in the device's own memory already.
     fn make_accessible(
         &self,
         page: Page,
         want: Want,
         mut aim: Aim,
-        serviced: &mut bool,
+        served: &mut Served,
     ) -> Result<Mapping, MirrorError> {
         let faults = &*self.faults;
         let fatal = |cause| MirrorError::Fatal { page, cause };
@@ -212,7 +224,7 @@ impl<M: DeviceMmu> Mirror<M> {
                         if attempts == 0 {
                             self.used(page, marked);
                         }
-                        return Ok(self.translation(page, marked, serviced));
+                        return Ok(self.translation(page, marked, served));
                     }
                     _ => continue,
                 }
@@ -220,7 +232,7 @@ impl<M: DeviceMmu> Mirror<M> {
             if word.residency() == Residency::Poisoned {
                 return Err(fatal(FatalCause::ContentsLost));
             }
-            *serviced = true;
+            *served = Served::Fault;
             attempts += 1;
             if attempts > MIGRATION_ATTEMPTS {
                 aim = Aim::InPlace;
@@ -310,10 +322,12 @@ impl<M: DeviceMmu> Mirror<M> {
         let own = word.residency().placed();
         if let Some(place) = own.filter(|place| place.device == self.device.id) {
             self.device.eviction().touched(place.folio_frame(page), 1);
+            self.faults
+                .with_policy(page.block(), |policy| policy.used(page));
         }
     }
 
-    fn translation(&self, page: Page, word: Word, serviced: &mut bool) -> Mapping {
+    fn translation(&self, page: Page, word: Word, served: &mut Served) -> Mapping {
         let faults = &*self.faults;
         let in_place = || faults.core.guest.mapping().address(page.offset());
         let own = word.residency().placed();
@@ -328,7 +342,7 @@ impl<M: DeviceMmu> Mirror<M> {
                 (Target::System, faults.core.exclusive.address(Frame(page.0)))
             }
             _ => {
-                *serviced = true;
+                *served = Served::Fault;
                 faults.core.recorder.add(Counter::MappedInPlace, 1);
                 let device = Some(self.device.id);
                 faults

@@ -15,6 +15,7 @@ mod stale;
 
 pub(crate) use advice::Prefetch;
 pub(crate) use cpu::CpuFaults;
+pub use device::Served;
 pub use fatal::{Fatal, FatalFault};
 pub(crate) use faults::{FaultConfig, Faults};
 pub use mirror::{

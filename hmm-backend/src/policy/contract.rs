@@ -15,6 +15,12 @@ pub trait FaultPolicy: Send {
     /// Returns the advice for the faults on one block. The faulting pages are served whatever it says.
     fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice;
 
+    /// Called when a device asks for the translation of a page that is in its memory already: the first use of a page that was
+    /// brought before the device needed it.
+    fn used(&mut self, page: Page) {
+        let _ = page;
+    }
+
     /// The number of accesses in place by a device to a 64 KiB group of system memory after which
     /// [`Self::remote_accesses`] is called; `None` if it is never called.
     fn remote_access_threshold(&self) -> Option<u32> {

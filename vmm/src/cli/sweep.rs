@@ -584,7 +584,7 @@ mod tests {
     fn report() -> Value {
         json!({
             "policy_exact": "on-demand", "scripts": null, "engine": "move", "cpu_faults": 1, "device_faults": 2,
-            "pages_to_device": 3, "pages_to_system": 4, "counters": {"mapped_in_place": 5},
+            "pages_to_device": 3, "pages_to_system": 4, "pages_between_devices": 0, "counters": {"mapped_in_place": 5},
             "migrations": {"eviction": 6, "prefetch": 7}, "elapsed_s": 0.5, "fault_latency_us": {"p50": 1.0, "p99": 2.0},
         })
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::pages::{Hint, PageRange, PageSet};
+use crate::pages::{Hint, Page, PageRange, PageSet};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, MAX_WISHES, Seen, Wish};
 
 /// A change to another policy's advice.
@@ -60,6 +60,10 @@ impl<M: Modifier> FaultPolicy for Modified<M> {
     fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
         let advice = self.inner.advise(fault, view);
         self.modifier.modify(advice, fault, view)
+    }
+
+    fn used(&mut self, page: Page) {
+        self.inner.used(page);
     }
 
     fn remote_access_threshold(&self) -> Option<u32> {

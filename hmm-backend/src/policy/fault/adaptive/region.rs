@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::neighbours::FirstFaults;
+use super::window::Window;
 use crate::pages::{BLOCK_PAGES, PAGE_SIZE, PageSet};
 use crate::policy::LinkModel;
 use crate::policy::fault::density::{BIG_PAGE, big_page};
@@ -20,6 +20,12 @@ const PASSES: u8 = 4;
 /// The most times that the accesses needed for a proof are doubled.
 const MOST_LEVEL: u8 = 6;
 
+/// The window shrinks if at most one in so many of the pages that an eviction takes away was used: one used page pays for the
+/// bytes of more than that, but a smaller window also keeps other pages for longer.
+const USED: usize = 8;
+/// The order of 64 KiB.
+const BIG_ORDER: u8 = 4;
+
 /// A time in nanoseconds, half as large as a `Duration`.
 type Nanos = u64;
 
@@ -30,6 +36,13 @@ pub(super) enum Returned {
     Evicted,
     /// A CPU touched it or one of its neighbours.
     ByCpu,
+}
+
+/// Whether a device's memory has room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Room {
+    Free,
+    Full,
 }
 
 /// The experience with 64 KiB.
@@ -50,36 +63,51 @@ struct Group {
 }
 
 /// A block's history. 64 bytes for each set of pages, 24 for each group.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Region {
     /// Pages that went to a device and are not known to have come back.
     sent: PageSet,
     /// Pages that have come back.
     returned: PageSet,
-    /// Those of them that came back by eviction and that no device has touched since.
-    evicted: PageSet,
+    /// Pages that were brought to a device and that it has not used yet.
+    unused: PageSet,
+    /// Pages that came to system memory along with one that a CPU touched, and that no device has used since.
+    pulled: PageSet,
     /// Pages that a device uses in place; may contain pages that have migrated since.
     in_place: PageSet,
     groups: [Group; GROUPS],
-    /// What is known of neighbours.
-    pub(super) first_faults: FirstFaults,
+    /// What comes with a page that a device or a CPU faults on.
+    pub(super) to_device: Window,
+    pub(super) to_system: Window,
+}
+
+impl Default for Region {
+    fn default() -> Region {
+        Region {
+            sent: PageSet::EMPTY,
+            returned: PageSet::EMPTY,
+            unused: PageSet::EMPTY,
+            pulled: PageSet::EMPTY,
+            in_place: PageSet::EMPTY,
+            groups: [Group::default(); GROUPS],
+            to_device: Window::new(BIG_ORDER),
+            to_system: Window::new(BIG_ORDER),
+        }
+    }
 }
 
 impl Region {
-    /// A device faults on these pages. Returns how many of them it has lost to an eviction since it used them last.
-    pub(super) fn lost(&mut self, faulting: &PageSet, system: &PageSet, now: Nanos) -> i32 {
-        let gone = faulting.intersection(&self.sent).intersection(system);
+    /// Notes the pages that an eviction has taken away: they went to a device, and are in system memory. The device's window
+    /// shrinks if hardly any of them was used.
+    pub(super) fn lost(&mut self, system: &PageSet, now: Nanos) {
+        let gone = self.sent.intersection(system);
         if !gone.is_empty() {
-            // The pages of a group are evicted together more often than not. Without the others, each of them would be
-            // judged when it is touched, by a stay on the device that has begun since.
-            let evicted = self.sent.intersection(system);
-            let back = groups_of(&gone).intersection(&evicted);
-            self.come_back(&back, Returned::Evicted, now);
-            self.evicted = self.evicted.union(&back);
+            let used = gone.difference(&self.unused).count();
+            if used * USED <= gone.count() {
+                self.to_device.shrink();
+            }
+            self.come_back(&gone, Returned::Evicted, now);
         }
-        let lost = faulting.intersection(&self.evicted);
-        self.evicted = self.evicted.difference(&lost);
-        lost.count() as i32
     }
 
     /// Notes that these pages are in system memory again, if they were on a device. Judges each group's stay there: it was
@@ -93,34 +121,14 @@ impl Region {
             }
         }
         self.sent = self.sent.difference(&back);
+        self.unused = self.unused.difference(&back);
         self.in_place = self.in_place.difference(&back);
         self.returned = self.returned.union(&back);
     }
 
-    /// Returns those of these pages that have returned and may not migrate before their group proves hot.
-    pub(super) fn waiting(&self, system: &PageSet) -> PageSet {
-        self.unproven(&self.returned.intersection(system))
-    }
-
-    /// Returns those of these pages whose groups have no passes.
-    pub(super) fn unproven(&self, pages: &PageSet) -> PageSet {
-        let mut rest = *pages;
-        for (number, group) in self.groups.iter().enumerate() {
-            if group.passes > 0 {
-                rest = rest.difference(&PageSet::from_range(big_page(number)));
-            }
-        }
-        rest
-    }
-
-    /// Returns the pages that have been on a device.
-    pub(super) fn known(&self) -> PageSet {
-        self.sent.union(&self.returned)
-    }
-
-    /// Counts those of these pages that no device has used.
-    pub(super) fn count_new(&self, pages: &PageSet) -> i32 {
-        pages.difference(&self.known()).count() as i32
+    /// Returns whether this page has returned to system memory, and may not migrate alone before its group proves hot.
+    pub(super) fn waits(&self, index: usize) -> bool {
+        self.returned.contains(index) && self.groups[index / BIG_PAGE].passes == 0
     }
 
     /// Returns those of these pages of system memory that a device uses in place.
@@ -141,11 +149,30 @@ impl Region {
         self.returned = self.returned.union(pages);
     }
 
-    /// Notes that these pages go to a device.
-    pub(super) fn send(&mut self, pages: &PageSet, now: Nanos) {
+    /// Notes that these pages come to system memory along with those that a CPU touches.
+    pub(super) fn pull(&mut self, pages: &PageSet) {
+        self.pulled = self.pulled.union(pages);
+    }
+
+    /// A device faults on this page. If it was pulled away, the CPUs' window was too large.
+    pub(super) fn missed(&mut self, index: usize) {
+        if self.pulled.contains(index) {
+            self.pulled.remove(index);
+            self.to_system.shrink();
+        }
+    }
+
+    /// Notes that the device uses a page that was brought for it.
+    pub(super) fn used(&mut self, index: usize) {
+        self.unused.remove(index);
+    }
+
+    /// Notes that these pages go to a device, of which it has asked for those of `wanted`.
+    pub(super) fn send(&mut self, pages: &PageSet, wanted: &PageSet, now: Nanos) {
+        self.unused = self.unused.union(pages).difference(wanted);
         self.sent = self.sent.union(pages);
         self.returned = self.returned.difference(pages);
-        self.evicted = self.evicted.difference(pages);
+        self.pulled = self.pulled.difference(pages);
         self.in_place = self.in_place.difference(pages);
         for index in pages.iter() {
             let group = &mut self.groups[index / BIG_PAGE];
@@ -162,6 +189,7 @@ impl Region {
         system: &PageSet,
         count: u32,
         link: &LinkModel,
+        room: Room,
         now: Nanos,
     ) -> PageSet {
         let pages = self.in_place.intersection(system);
@@ -170,7 +198,7 @@ impl Region {
         };
         let group = &mut self.groups[first / BIG_PAGE];
         group.heat = group.heat.saturating_add(count);
-        if group.heat < accesses_worth(pages.count(), link) << group.level {
+        if group.heat < accesses_worth(pages.count(), link, room) << group.level {
             return PageSet::EMPTY;
         }
         group.heated = now.saturating_sub(group.since).max(1);
@@ -185,11 +213,12 @@ impl Region {
         let Region {
             sent,
             returned,
-            evicted,
+            unused,
+            pulled,
             in_place,
             ..
         } = self;
-        for set in [sent, returned, evicted, in_place] {
+        for set in [sent, returned, unused, pulled, in_place] {
             *set = set.difference(pages);
         }
     }
@@ -215,21 +244,15 @@ impl Group {
     }
 }
 
-/// Returns all pages of the groups of these pages.
-pub(super) fn groups_of(pages: &PageSet) -> PageSet {
-    let mut all = PageSet::EMPTY;
-    for index in pages.iter() {
-        all.insert_range(big_page(index / BIG_PAGE));
-    }
-    all
-}
-
-/// Returns how many accesses in place cost as much as it costs to migrate this many pages to the device, to fault on them there, and to
-/// bring them back.
-fn accesses_worth(pages: usize, link: &LinkModel) -> u32 {
+/// Returns how many accesses in place cost as much as it costs to migrate this many pages to the device and to bring them back with
+/// one fault. Into a full memory, each of them pushes a page out, on which the device faults again.
+fn accesses_worth(pages: usize, link: &LinkModel, room: Room) -> u32 {
     let transfers = link.time(pages as u64 * PAGE_SIZE) * 2;
-    let faults = FAULT * (pages as u32 + 1);
-    let accesses = (transfers + faults).as_nanos() / REMOTE.as_nanos();
+    let faults = match room {
+        Room::Free => 1,
+        Room::Full => 1 + pages as u32,
+    };
+    let accesses = (transfers + FAULT * faults).as_nanos() / REMOTE.as_nanos();
     // A slow link makes no page wait for ever.
     accesses.min(1 << 20) as u32
 }

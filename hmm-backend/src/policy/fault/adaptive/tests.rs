@@ -5,13 +5,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::tracked::MOST_BLOCKS;
+use super::window::Window;
 use super::*;
 use crate::pages::{Block, DeviceId, Page};
 use crate::policy::test_view::*;
 use crate::residency::BlockWords;
 
 const DEVICE: Place = Place::Device(DeviceId(0));
-/// More accesses in place than it takes for a page that moves alone, fewer than for two.
+/// More accesses in place than it takes for a page that moves alone, fewer than for two into a full memory.
 const ENOUGH_FOR_ONE: u32 = 64;
 
 /// A policy, and the residency of one block that its advice changes.
@@ -33,6 +34,23 @@ impl Guest {
             now: Duration::from_millis(1),
             free_frames: 4096,
         }
+    }
+
+    /// Device memory is full.
+    fn full() -> Guest {
+        Guest {
+            free_frames: 0,
+            ..Guest::new()
+        }
+    }
+
+    /// All pages but these are on the device, so that none comes with them, and CPUs bring single pages.
+    fn alone(pages: impl IntoIterator<Item = usize>) -> Guest {
+        let mut guest = Guest::new();
+        guest.system = pages.into_iter().collect();
+        guest.device = PageSet::from_range(0..512).difference(&guest.system);
+        guest.policy.regions.region(Block(0)).to_system = Window::new(0);
+        guest
     }
 
     fn words(&self) -> BlockWords<'static> {
@@ -85,7 +103,12 @@ impl Guest {
                 now: self.now,
                 ..fault(start..start + 16, DEVICE)
             };
-            moved = self.policy.remote_accesses(&seen, REPORT, &view(&words));
+            let view = BlockView {
+                free_frames: self.free_frames,
+                capacity: 4096,
+                ..view(&words)
+            };
+            moved = self.policy.remote_accesses(&seen, REPORT, &view);
         }
         self.place(&moved, DEVICE);
         moved.count()
@@ -93,30 +116,93 @@ impl Guest {
 }
 
 #[test]
-fn a_walk_doubles_what_it_brings_from_single_pages_on() {
+fn while_there_is_room_a_fault_brings_512_kib_and_the_next_one_the_rest() {
     let mut guest = Guest::new();
-    let mut moved = Vec::new();
-    for page in 0..512 {
-        if !guest.device.contains(page) {
-            moved.push(guest.touch(page, DEVICE));
-        }
-    }
-    assert_eq!(moved[..2], [1, 15], "the second fault brings the 64 KiB");
-    assert!(moved.len() < 12, "{moved:?}");
+    let moved = [0, 128, 256].map(|page| guest.touch(page, DEVICE));
+    assert_eq!(moved, [128, 128, 256]);
 }
 
 #[test]
-fn scattered_pages_come_alone() {
-    let mut guest = Guest::new();
+fn in_a_full_memory_a_walk_brings_four_times_as_much_each_time() {
+    let mut guest = Guest::full();
+    let moved = [0, 16, 64, 256].map(|page| guest.touch(page, DEVICE));
+    assert_eq!(moved, [16, 48, 192, 256]);
+}
+
+#[test]
+fn a_walk_backwards_grows_as_well() {
+    let mut guest = Guest::full();
+    let moved = [511, 495, 447].map(|page| guest.touch(page, DEVICE));
+    assert_eq!(moved, [16, 48, 192]);
+}
+
+#[test]
+fn faults_far_from_each_other_do_not_grow_the_window() {
+    let mut guest = Guest::full();
     // No two distances are equal.
-    for page in [3, 40, 90, 160, 250, 370, 510] {
-        assert_eq!(guest.touch(page, DEVICE), 1, "page {page}");
+    for page in [0, 100, 210, 330, 460] {
+        assert_eq!(guest.touch(page, DEVICE), 16, "page {page}");
     }
 }
 
 #[test]
-fn a_page_that_a_cpu_has_brought_back_is_used_in_place_until_it_is_hot() {
+fn what_is_evicted_unused_shrinks_the_window() {
+    for (used, moved) in [(1, 4), (2, 4), (3, 16)] {
+        let mut guest = Guest::full();
+        guest.touch(0, DEVICE);
+        // The page that was touched is used, too.
+        (1..used).for_each(|page| guest.policy.used(Page(page)));
+        guest.evict(0..512);
+        assert_eq!(guest.touch(200, DEVICE), moved, "{used} of 16 used");
+    }
+}
+
+#[test]
+fn what_a_cpu_has_brought_back_in_bulk_comes_again_in_bulk() {
     let mut guest = Guest::new();
+    guest.touch(0, DEVICE);
+    assert_eq!(guest.touch(100, Place::System), 16);
+    assert_eq!(guest.touch(100, DEVICE), 16);
+}
+
+#[test]
+fn cpu_faults_that_follow_each_other_grow_the_window() {
+    let mut guest = Guest::new();
+    guest.place(&PageSet::from_range(0..512), DEVICE);
+    let moved = [0, 16, 64].map(|page| guest.touch(page, Place::System));
+    assert_eq!(moved, [16, 48, 192]);
+}
+
+#[test]
+fn a_device_that_misses_what_came_along_with_a_cpus_page_shrinks_the_cpus_window() {
+    for (missed, moved) in [(200, 16), (0, 16), (1, 4)] {
+        let mut guest = Guest::new();
+        guest.place(
+            &PageSet::from_range(0..512).difference(&[200].into_iter().collect()),
+            DEVICE,
+        );
+        guest.touch(0, Place::System);
+        guest.touch(missed, DEVICE);
+        assert_eq!(
+            guest.touch(100, Place::System),
+            moved,
+            "page {missed} missed"
+        );
+    }
+}
+
+#[test]
+fn pages_that_a_cpu_fills_are_not_pulled_away_from_a_device() {
+    let mut guest = Guest::full();
+    guest.system = PageSet::EMPTY;
+    assert_eq!(guest.touch(0, Place::System), 16);
+    guest.touch(1, DEVICE);
+    assert_eq!(guest.touch(100, Place::System), 16);
+}
+
+#[test]
+fn a_single_page_that_has_come_back_is_used_in_place_until_it_is_hot() {
+    let mut guest = Guest::alone([100]);
     assert_eq!(guest.touch(100, DEVICE), 1);
     assert_eq!(guest.touch(100, Place::System), 1);
     assert_eq!(guest.touch(100, DEVICE), 0);
@@ -125,28 +211,41 @@ fn a_page_that_a_cpu_has_brought_back_is_used_in_place_until_it_is_hot() {
 }
 
 #[test]
-fn a_page_that_was_evicted_is_used_in_place_until_it_is_hot() {
-    let mut guest = Guest::new();
+fn a_single_page_that_was_evicted_is_used_in_place_until_it_is_hot() {
+    let mut guest = Guest::alone([100]);
     guest.touch(100, DEVICE);
-    guest.evict(0..512);
+    guest.evict(100..101);
     assert_eq!(guest.touch(100, DEVICE), 0);
     assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 1);
 }
 
 #[test]
-fn more_pages_take_more_accesses() {
-    let mut guest = Guest::new();
+fn into_a_full_memory_more_pages_take_more_accesses() {
+    for (room, accesses) in [(4096, ENOUGH_FOR_ONE), (0, ENOUGH_FOR_ONE + REPORT)] {
+        let mut guest = Guest::alone([100, 107]);
+        for to in [DEVICE, Place::System, DEVICE] {
+            guest.touch(100, to);
+            guest.touch(107, to);
+        }
+        guest.free_frames = room;
+        assert_eq!(guest.use_in_place(100, accesses - REPORT), 0, "{room} free");
+        assert_eq!(guest.use_in_place(100, REPORT), 2, "{room} free");
+    }
+}
+
+#[test]
+fn pages_in_use_in_place_do_not_come_with_their_neighbours() {
+    let mut guest = Guest::alone([100]);
     for to in [DEVICE, Place::System, DEVICE] {
         guest.touch(100, to);
-        guest.touch(107, to);
     }
-    assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 0);
-    assert_eq!(guest.use_in_place(100, REPORT), 2);
+    guest.evict(0..512);
+    assert_eq!(guest.touch(0, DEVICE), 127);
 }
 
 /// A page that has proved hot in this many microseconds, and has been on the device for as many.
 fn proved(heating: u64, stay: u64) -> Guest {
-    let mut guest = Guest::new();
+    let mut guest = Guest::alone([100]);
     for to in [DEVICE, Place::System, DEVICE] {
         guest.touch(100, to);
     }
@@ -169,57 +268,19 @@ fn after_a_stay_that_was_not_worth_it_a_proof_takes_twice_as_much() {
     guest.touch(100, Place::System);
     assert_eq!(guest.touch(100, DEVICE), 0);
     assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 0);
-    assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 1);
+    assert_eq!(guest.use_in_place(100, REPORT), 1);
 }
 
 #[test]
 fn a_proof_is_good_for_a_few_evictions() {
     let mut guest = proved(50, 60);
     for _ in 0..3 {
-        guest.evict(0..512);
+        guest.evict(100..101);
         assert_eq!(guest.touch(100, DEVICE), 1);
         guest.now += Duration::from_micros(60);
     }
-    guest.evict(0..512);
+    guest.evict(100..101);
     assert_eq!(guest.touch(100, DEVICE), 0);
-}
-
-#[test]
-fn a_group_that_was_evicted_is_judged_once() {
-    let mut guest = Guest::new();
-    for page in [100, 101] {
-        guest.touch(page, DEVICE);
-    }
-    guest.evict(0..512);
-    guest.touch(100, DEVICE);
-    guest.now += Duration::from_micros(50);
-    assert_eq!(guest.use_in_place(100, ENOUGH_FOR_ONE), 1);
-    // Its neighbour was evicted before that, so the stay that has begun is not over.
-    assert!(guest.touch(101, DEVICE) > 0);
-}
-
-#[test]
-fn a_full_device_takes_new_pages_only_if_few_return() {
-    let mut guest = Guest::new();
-    guest.free_frames = 0;
-    assert_eq!(guest.touch(0, DEVICE), 0, "at first");
-    guest.policy.balance = 0;
-    assert_eq!(guest.touch(100, DEVICE), 1);
-    guest.evict(0..512);
-    guest.touch(100, DEVICE);
-    assert!(guest.policy.balance < 0);
-    assert_eq!(guest.touch(200, DEVICE), 0);
-}
-
-#[test]
-fn neighbours_push_out_no_more_than_64_kib() {
-    for (free_frames, moved) in [(256, 256), (255, 16)] {
-        let mut guest = Guest::new();
-        guest.place(&PageSet::from_range(0..256), DEVICE);
-        guest.free_frames = free_frames;
-        guest.policy.balance = 0;
-        assert_eq!(guest.touch(256, DEVICE), moved, "{free_frames} free");
-    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::pages::Block;
 pub(super) const MOST_BLOCKS: usize = 8192;
 
 /// The most bytes of one region.
-const REGION_BYTES: usize = 1040;
+const REGION_BYTES: usize = 1104;
 const _: () = assert!(
     size_of::<Region>() <= REGION_BYTES,
     "the documentation names this size"
