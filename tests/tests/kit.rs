@@ -282,6 +282,8 @@ fn an_accelerator_meets_a_lost_page() -> Result<(), GuestError> {
         vm.vcpu(0).write(3, 1).wait()?;
         vm.to_device(1, 3);
         let lost = FaultError::Fatal("gone".into());
+        // What a driver does not hand on directly comes by way of system memory.
+        vm.device(1).fail(WayPoint::Flush, 1, FaultError::Retry);
         vm.device(1).fail(WayPoint::ToSystemEntry, 1, lost);
         let fill = || {
             vm.vcpu(0)

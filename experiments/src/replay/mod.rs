@@ -606,7 +606,10 @@ mod tests {
             memory: 4 << 20,
             device_memory: 1 << 20,
             devices: 1,
-            links: "latency=1us,bandwidth=4096M".parse::<LinkModel>().unwrap().into(),
+            links: "latency=1us,bandwidth=4096M"
+                .parse::<LinkModel>()
+                .unwrap()
+                .into(),
             costs: Costs::default(),
             fidelity: hmm_backend::pages::Fidelity::Faults,
             eviction_batch: 64,

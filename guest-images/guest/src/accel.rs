@@ -101,9 +101,12 @@ impl Accel {
         (self.pushed, self.kicked, self.finished) = (0, 0, 0);
     }
 
-    /// Disables the queue.
+    /// Disables the queue, and waits until the device has let go of it: the write waits only for some milliseconds.
     pub fn disable(&mut self) {
         self.registers.write(REG_ENABLE, 0);
+        while self.registers.read(REG_ENABLE) != 0 {
+            core::hint::spin_loop();
+        }
         self.check_error();
     }
 
