@@ -10,7 +10,7 @@ use crate::pages::{
     Access, BLOCK_PAGES, Block, DeviceId, Frame, MAX_ORDER, Page, PageRange, PageSet, Place,
 };
 use crate::policy::{BlockFault, BlockView, FaultPolicy, PolicyFactory, PolicySpec};
-use crate::residency::{BlockWords, FolioLock, ResidencyTable, TryLock, WakeFaults, Word};
+use crate::residency::{BlockWords, FolioLock, ResidencyTable, TryLock, WakeFaults};
 
 /// The name of an operation, and the function that runs it the given number of times.
 pub type Operation = (&'static str, fn(u32));
@@ -48,14 +48,13 @@ fn lock(table: &ResidencyTable, page: Page) -> FolioLock<'_> {
 fn decision(policy: &str, n: u32) {
     let spec: PolicySpec = policy.parse().expect("a known policy");
     let mut policy: Box<dyn FaultPolicy> = spec.fault_policy();
-    let word = |i| match i {
-        0..100 => Word(0).to_system(Tick(0)),
-        _ => Word(0).to_private(DeviceId(0), Frame(i), 0),
-    };
     let table = table();
     let block = PageRange::with_len(Page(0), BLOCK_PAGES as u32);
     for page in block.pages() {
-        table.store(page, word(page.0));
+        lock(&table, page).publish_pages(|word| match page.0 {
+            0..100 => word.to_system(Tick(0)),
+            _ => word.to_private(DeviceId(0), Frame(page.0), 0),
+        });
     }
     for i in 0..n {
         let words = BlockWords::new(&table, block);
