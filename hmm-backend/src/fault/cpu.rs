@@ -107,6 +107,7 @@ impl Faults {
             now: self.core.clock.now(),
             waited,
         };
+        self.settle_in_lockstep(block);
         let words = self.core.block_words(block);
         let advice = self.advise(&fault, &words, None);
         self.serve_wishes_in_lockstep();

@@ -6,13 +6,10 @@ use smallvec::SmallVec;
 
 use super::mirror::{DeviceMmu, HostPage, InFlight, Mapping, Mirror, Target};
 use super::retry::{Attempts, Unresolved};
-use crate::memory::Engine;
 use crate::migrate::{Reason, between_devices, to_device};
 use crate::observe::{Cause, Counter, Event, EventKind, Toucher};
 use crate::pages::time::Tick;
-use crate::pages::{
-    Access, BLOCK_PAGES, FatalCause, Frame, MirrorError, Page, PageRange, PageSet, Place,
-};
+use crate::pages::{Access, FatalCause, Frame, MirrorError, Page, PageRange, PageSet, Place};
 use crate::policy::{Advice, BlockFault};
 use crate::residency::{Pattern, Placed, Residency, Word};
 
@@ -372,14 +369,7 @@ impl<M: DeviceMmu> Mirror<M> {
         let faults = &*self.faults;
         let block = page.block();
         let faulting = PageSet::from_iter([page.index_in_block()]);
-        if faults.lockstep && faults.core.guest.engine() != Engine::Model {
-            // A CPU resumes a moment before the service thread unlocks the page. Wait for the unlock, so that
-            // the result of a lockstep run does not depend on it. (A model has only one thread.)
-            let mut at = block.first_page();
-            while at < block.first_page().plus(BLOCK_PAGES as u32) && at.0 < faults.core.pages() {
-                at = faults.core.table.settle(at);
-            }
-        }
+        faults.settle_in_lockstep(block);
         let advice = self.ask_policy(page, access, word, turn);
         if advice.stay {
             return Aim::InPlace;

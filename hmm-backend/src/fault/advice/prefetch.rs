@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::prefetch_queue::Prefetch;
 use crate::fault::faults::Faults;
+use crate::memory::Engine;
 use crate::migrate::{
     Device, Leaving, Reason, between_devices, collect_from_devices, to_device, to_system,
 };
 use crate::observe::{Cause, Counter};
-use crate::pages::{Access, Block, Page, PageSet, Place};
+use crate::pages::{Access, BLOCK_PAGES, Block, Page, PageSet, Place};
 use crate::policy::{MAX_WISH, Wish};
 use crate::residency::{Residency, TryLock};
 
@@ -37,6 +38,21 @@ impl Faults {
         while self.lockstep && self.serve_prefetch() {}
     }
 
+    /// In lockstep, waits until other threads have unlocked the pages of this block: a CPU resumes a moment before the
+    /// service thread unlocks the page that it waited for, and the result of a lockstep run must not depend on that
+    /// moment. The caller holds no lock. (A model has only one thread.)
+    pub(crate) fn settle_in_lockstep(&self, block: Block) {
+        if !self.lockstep || self.core.guest.engine() == Engine::Model {
+            return;
+        }
+        let end = block.first_page().plus(BLOCK_PAGES as u32);
+        let end = end.min(Page(self.core.pages()));
+        let mut at = block.first_page();
+        while at < end {
+            at = self.core.table.settle(at);
+        }
+    }
+
     /// Serves a bounded piece of the queue. Pages that are in motion, held or pinned stay where they are.
     /// Returns false if the queue is empty.
     pub(crate) fn serve_prefetch(&self) -> bool {
@@ -51,6 +67,7 @@ impl Faults {
             access,
             ..
         } = prefetch;
+        self.settle_in_lockstep(block);
         match prefetch.to {
             Place::System => {
                 if prefetch.wished {
@@ -139,5 +156,41 @@ impl Faults {
                 let _ = to_system(&self.core, device, sources, reason, None);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::backend::{Backend, BackendConfig};
+    use crate::pages::PageRange;
+
+    /// A vCPU may resume and lead to a wish for a page before the service thread has unlocked it.
+    #[test]
+    fn a_wish_in_lockstep_waits_until_its_pages_are_unlocked() {
+        let mut config = BackendConfig::new(4 << 20);
+        config.lockstep = true;
+        let backend = Backend::new(config).unwrap();
+        let faults = &*backend.faults;
+        let (page, table) = (Page(600), &faults.core.table);
+        let TryLock::Locked(lock) = table.try_lock(page) else {
+            unreachable!("there is one thread")
+        };
+        thread::scope(|scope| {
+            let wisher = scope.spawn(|| {
+                faults.wish(Wish {
+                    pages: PageRange::new(Page(590), Page(610)),
+                    to: Place::System,
+                });
+                faults.serve_wishes_in_lockstep();
+            });
+            while !table.word(page).waiters() && !wisher.is_finished() {
+                thread::yield_now();
+            }
+            drop(lock);
+        });
+        assert_eq!(table.word(page).residency(), Residency::System);
     }
 }
