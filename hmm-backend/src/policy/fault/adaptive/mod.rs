@@ -2,15 +2,18 @@
 //! whether the device should use the page in system memory in place. It learns from where the next fault is, from what was
 //! evicted before it was used, and from pages that come back. `docs/policies.md` explains each mechanism and names its source.
 
+mod neighbours;
 mod region;
 mod tracked;
 mod window;
 
 use std::time::Duration;
 
+use neighbours::Neighbours;
 use region::{Returned, Room};
 use tracked::Tracked;
 
+use super::density::BIG_PAGE;
 use super::sequential::Sequential;
 use crate::pages::{DeviceId, Page, PageRange, PageSet, Place};
 use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy};
@@ -36,6 +39,7 @@ pub struct Adaptive {
     streams: Sequential,
     /// The devices whose memory is full, as bits.
     full: u64,
+    neighbours: Neighbours,
 }
 
 impl Default for Adaptive {
@@ -44,6 +48,7 @@ impl Default for Adaptive {
             regions: Tracked::default(),
             streams: Sequential::new(STREAM.0, STREAM.1),
             full: 0,
+            neighbours: Neighbours::default(),
         }
     }
 }
@@ -68,18 +73,26 @@ impl Adaptive {
         view: &BlockView<'_>,
     ) -> Advice {
         let now = nanos(fault.now);
+        self.neighbours.faulted();
         let full = self.is_full(device, fault.pages.count() as u32, view);
         let system = view.resident(Place::System);
         let mut advice = self.streams.advise(fault, view);
         // Pages of other blocks may wait there: their own faults decide.
         advice.migrate.clear();
+        let in_vain = self.neighbours.in_vain(view.capacity);
         let region = self.regions.region(fault.block);
         region.lost(&system, now);
         let index = fault.pages.first().unwrap_or_default();
         region.missed(index);
-        region.to_device.faulted(index);
-        let least = if full { 0 } else { ROOMY };
-        let around = PageSet::from_range(region.to_device.around(index, least));
+        if !in_vain || region.last_window_was_used() {
+            region.to_device.faulted(index);
+        }
+        let least = if full || in_vain { 0 } else { ROOMY };
+        let mut around = region.to_device.around(index, least);
+        if in_vain && around.len() <= BIG_PAGE {
+            around = index..index + 1;
+        }
+        let around = PageSet::from_range(around);
         let absent = system.union(&view.untouched());
         let wanted = around.union(&advice.prefetch).intersection(&absent);
         let wanted = wanted.difference(&region.in_place(&system));
@@ -95,6 +108,8 @@ impl Adaptive {
         let region = self.regions.region(fault.block);
         region.send(&moving, &fault.pages, now);
         advice.prefetch = moving.difference(&fault.pages);
+        self.neighbours
+            .brought(advice.prefetch.count() as u32, view.capacity);
         advice
     }
 
@@ -129,7 +144,9 @@ impl FaultPolicy for Adaptive {
 
     fn used(&mut self, page: Page) {
         if let Some(region) = self.regions.known(page.block()) {
-            region.used(page.index_in_block());
+            if region.used(page.index_in_block()) {
+                self.neighbours.used();
+            }
         }
     }
 

@@ -162,9 +162,18 @@ impl Region {
         }
     }
 
-    /// Notes that the device uses a page that was brought for it.
-    pub(super) fn used(&mut self, index: usize) {
+    /// Whether at least one in [`USED`] pages of the last window was used.
+    pub(super) fn last_window_was_used(&self) -> bool {
+        let window = self.to_device.last();
+        let pages = window.len();
+        self.sent.difference(&self.unused).count_in(window) * USED > pages
+    }
+
+    /// Notes that the device uses a page. Returns whether it was brought along and is used for the first time.
+    pub(super) fn used(&mut self, index: usize) -> bool {
+        let first = self.unused.contains(index);
         self.unused.remove(index);
+        first
     }
 
     /// Notes that these pages go to a device, of which it has asked for those of `wanted`.

@@ -39,6 +39,11 @@ impl Window {
         }
     }
 
+    /// Returns the window of the last fault.
+    pub(super) fn last(&self) -> Range<usize> {
+        usize::from(self.start)..usize::from(self.end)
+    }
+
     pub(super) fn shrink(&mut self) {
         self.order = self.order.saturating_sub(STEP);
     }
