@@ -2,7 +2,7 @@
 //!
 //! [`PolicyChoice`] is what a user names: built-in policies or a script. [`Scripts`] is a script as a
 //! [`PolicyFactory`](hmm_backend::policy::PolicyFactory): each backend has an interpreter of its own, which the policies of all
-//! shards of guest memory and of all devices ask in turns. A script that fails is replaced by the default policy, event by event and
+//! shards of guest memory and of all devices ask in turns. A script that fails is replaced by density, event by event and
 //! finally until it is reloaded; the guest never notices. `docs/policy-scripts.md` is the reference for people who
 //! write scripts.
 //!

@@ -28,7 +28,7 @@ const FILE_LIMIT: u64 = 256 << 10;
 pub struct ScriptFigures {
     /// Events that it decided.
     pub decisions: u64,
-    /// Events in which it failed, and the default policy decided.
+    /// Events in which it failed, and density decided.
     pub failures: u64,
     /// How often its file was loaded again.
     pub reloads: u64,
@@ -38,7 +38,7 @@ pub struct ScriptFigures {
 }
 
 impl ScriptFigures {
-    /// Whether the default policy has decided in the script's place so often that the figures are not the script's: an
+    /// Whether density has decided in the script's place so often that the figures are not the script's: an
     /// instance was given up, or the script failed in more events than it decided.
     pub fn failed(&self) -> bool {
         self.off > 0 || self.failures > self.decisions
@@ -55,7 +55,7 @@ impl ScriptFigures {
         };
         let (failures, decisions) = (self.failures, self.decisions);
         Some(format!(
-            "the policy script failed in {failures} of the {} events that it was asked about{given_up}; the default policy decided in its place",
+            "the policy script failed in {failures} of the {} events that it was asked about{given_up}; density decided in its place",
             failures.saturating_add(decisions)
         ))
     }

@@ -344,7 +344,7 @@ fn thrash_guard_stops_ping_pong() {
     // The third change of side is the device's: it works in place; the sixth is a CPU's... and so on.
     assert!(results.iter().any(|advice| advice.stay));
     assert!(!results[0].stay && !results[1].stay);
-    // What the default policy says of the first faults.
+    // What density says of the first faults.
     assert!(!results[0].prefetch.is_empty() || !results[1].prefetch.is_empty());
     assert_eq!(scripts.figures().failures, 0);
 

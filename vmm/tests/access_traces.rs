@@ -208,13 +208,13 @@ fn a_replay_says_how_its_script_did() {
     );
     assert!(
         said.contains("error: the policy script failed in ")
-            && said.contains(" and was given up; the default policy decided in its place"),
+            && said.contains(" and was given up; density decided in its place"),
         "{said}"
     );
     // For people, the figures are marked as not the script's.
     let text = String::from_utf8(output(path, &[]).stdout).unwrap();
     assert!(
-        text.contains("policy.luau (SCRIPT FAILED: the default policy decided in its place)"),
+        text.contains("policy.luau (SCRIPT FAILED: density decided in its place)"),
         "{text}"
     );
 

@@ -487,12 +487,12 @@ fn a_misspelt_parameter_is_a_mistake() {
     }
 }
 
-/// What a run of a script has measured is the default policy's if that has decided in its place.
+/// What a run of a script has measured is density's if that has decided in its place.
 #[test]
 fn a_run_whose_script_failed_ends_with_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
-    let mark = "(SCRIPT FAILED: the default policy decided in its place), seed 1";
+    let mark = "(SCRIPT FAILED: density decided in its place), seed 1";
     let run = |body: &str, params: &str| {
         let text = format!("return {{ on_fault = function(page) {body} end }}");
         fs::write(here.join("p.luau"), text).unwrap();

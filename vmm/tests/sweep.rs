@@ -336,7 +336,7 @@ fn rows_say_how_often_their_script_failed() {
         }
     }
     let html = fs::read_to_string(path.join("out/report.html")).unwrap();
-    assert!(html.contains("in 4 runs: there the default policy decided"));
+    assert!(html.contains("in 4 runs: there density decided"));
     // And the row itself says so, too.
     assert_eq!(html.matches("(script failed ").count(), 4, "{html}");
     // And which engine ran, where the file leaves that open.
@@ -347,7 +347,7 @@ fn rows_say_how_often_their_script_failed() {
     }
 }
 
-/// Otherwise the default policy's figures would stand under the script's name.
+/// Otherwise density's figures would stand under the script's name.
 #[test]
 fn a_run_whose_script_failed_throughout_is_a_failed_run() {
     let folder = tempfile::tempdir().unwrap();

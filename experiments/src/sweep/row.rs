@@ -151,7 +151,7 @@ columns! {
         fault_p50_us: f64,
         /// 99 of 100 were faster, in microseconds; live.
         fault_p99_us: f64,
-        /// Events in which the policy's script failed and the default policy decided; empty without a script.
+        /// Events in which the policy's script failed and density decided; empty without a script.
         script_failures: u64,
         /// Why the run failed; empty if it did not.
         error: String,

@@ -17,7 +17,7 @@ use super::file::PolicyFile;
 use super::modifier::{Hints, Modified, Thrash, ThrashParams, Timeslice};
 use super::params::{Component, names};
 
-/// A parsed specification. The default is `density+lru+timeslice`.
+/// A parsed specification. The default is `adaptive+lru+timeslice`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PolicySpec {
     /// The components in the catalogue's order: one for faults, one for eviction, then modifiers. Each modifier wraps
@@ -26,7 +26,7 @@ pub struct PolicySpec {
 }
 
 /// The components that are added if no other component of their kind (or, for modifiers, of their name) is given.
-const DEFAULTS: [&str; 3] = ["density", "lru", "timeslice"];
+const DEFAULTS: [&str; 3] = ["adaptive", "lru", "timeslice"];
 
 impl PolicySpec {
     /// Whether the specification has a component of this name.
@@ -57,7 +57,9 @@ impl PolicySpec {
 
 impl Default for PolicySpec {
     fn default() -> Self {
-        "density+lru+timeslice".parse().expect("the default parses")
+        "adaptive+lru+timeslice"
+            .parse()
+            .expect("the default parses")
     }
 }
 
@@ -206,8 +208,8 @@ mod tests {
         }
         for (spec, printed) in [
             ("on-demand", "on-demand+lru+timeslice"),
-            ("timeslice:min=2000us", "density+lru+timeslice:min=2ms"),
-            ("fifo", "density+fifo+timeslice"),
+            ("timeslice:min=2000us", "adaptive+lru+timeslice:min=2ms"),
+            ("fifo", "adaptive+fifo+timeslice"),
             ("thrash + on-demand", "on-demand+lru+timeslice+thrash"),
             // Defaults that are given explicitly are not printed.
             (

@@ -136,7 +136,7 @@ struct Said {
 
 /// `on_fault`: what to prefetch (pages, their number), how long to hold and to throttle, whether to stay; or a
 /// table of these, whose [`KEYS`] are kept from place `keys` on. Joins that with the advice there is: the longer times, all
-/// pages. Returns whether the default policy shall say what to prefetch. After an error the advice is as it was.
+/// pages. Returns whether density shall say what to prefetch. After an error the advice is as it was.
 pub(crate) fn advice(
     results: &Results<'_>,
     keys: usize,

@@ -225,7 +225,7 @@ impl Instance {
         if !self.current.said.swap(true, Ordering::Relaxed) {
             let failure = text::shown(failure);
             (self.shared.log)(&format!(
-                "{failure}; the default policy decides instead (further failures are only counted)"
+                "{failure}; density decides instead (further failures are only counted)"
             ));
         }
     }

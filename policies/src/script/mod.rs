@@ -425,7 +425,7 @@ impl Script {
         self.calls.write(BUFFERS + buffer, bytes);
     }
 
-    /// Asks what to do about a fault, and joins that with the advice there is. Returns whether the default policy shall say what to
+    /// Asks what to do about a fault, and joins that with the advice there is. Returns whether density shall say what to
     /// bring along; nothing if the script does not decide about faults.
     pub(crate) fn on_fault(
         &self,

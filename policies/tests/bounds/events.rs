@@ -44,7 +44,7 @@ fn all_events_reach_the_script_with_what_they_say() {
     lines.take();
     let said = lines.clone();
     each_view(1, 5, move |fault, view| {
-        let mut default = PolicySpec::default().fault_policy();
+        let mut default = "density".parse::<PolicySpec>().unwrap().fault_policy();
         assert_eq!(policy.advise(fault, view), default.advise(fault, view));
         let device = |to| BlockFault {
             to: Place::Device(DeviceId(to)),

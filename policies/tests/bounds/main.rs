@@ -1,4 +1,4 @@
-//! Broken and hostile scripts: errors name file and line, runaways are stopped, the default policy decides instead.
+//! Broken and hostile scripts: errors name file and line, runaways are stopped, density decides instead.
 
 mod events;
 mod library;
@@ -128,7 +128,7 @@ fn there_is_no_way_out() {
     }
 }
 
-/// Each of these fails in an event, and the default policy decides in its place; the time is bounded.
+/// Each of these fails in an event, and density decides in its place; the time is bounded.
 #[test]
 fn failures_fall_back_to_the_default_policy() {
     for (body, expected) in [
@@ -284,10 +284,7 @@ fn failures_fall_back_to_the_default_policy() {
         let said = lines.take();
         assert_eq!(said.len(), 1, "{said:?}");
         assert!(said[0].contains(expected), "{body}: {said:?}");
-        assert!(
-            said[0].contains("the default policy decides instead"),
-            "{said:?}"
-        );
+        assert!(said[0].contains("density decides instead"), "{said:?}");
         assert_eq!(said[0].lines().count(), 1, "{said:?}");
     }
 }

@@ -61,10 +61,10 @@ pub fn error(text: &str) -> String {
         .to_string()
 }
 
-/// Asks `n` times about one real fault. Also returns what the default policy says.
+/// Asks `n` times about one real fault. Also returns what density says.
 pub fn ask(scripts: &Arc<Scripts>, n: usize) -> (Vec<Advice>, Advice) {
     let mut policy = scripts.fault_policy();
-    let mut default = PolicySpec::default().fault_policy();
+    let mut default = "density".parse::<PolicySpec>().unwrap().fault_policy();
     let (said, heard) = mpsc::channel();
     each_view(1, 5, move |fault: &BlockFault, view: &BlockView<'_>| {
         let advice: Vec<_> = (0..n).map(|_| policy.advise(fault, view)).collect();

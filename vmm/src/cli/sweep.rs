@@ -350,7 +350,7 @@ fn unchanged(run: &SweepRun, ran: &str) -> Result<(), String> {
     }
 }
 
-/// Returns the failure of a run's script as its only result, because what was measured are the default policy's figures; none if
+/// Returns the failure of a run's script as its only result, because what was measured are density's figures; none if
 /// the script did not fail.
 fn measured_nothing(script: &ScriptFigures) -> Option<Measured> {
     Some(Measured {

@@ -99,9 +99,7 @@ fn time(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 /// Returns what is to stand beside the policy's name if the figures are not those of its scripts.
 pub fn mark_of_scripts(scripts: Option<&ScriptFigures>) -> &'static str {
     match scripts {
-        Some(figures) if figures.failed() => {
-            " (SCRIPT FAILED: the default policy decided in its place)"
-        }
+        Some(figures) if figures.failed() => " (SCRIPT FAILED: density decided in its place)",
         _ => "",
     }
 }
@@ -113,7 +111,7 @@ pub fn of_scripts(scripts: &ScriptFigures) -> String {
         n => format!("; {} given up", count(n.into(), "instance")),
     };
     format!(
-        "{}, {} (the default policy decided), {}{off}",
+        "{}, {} (density decided), {}{off}",
         count(scripts.decisions, "decision"),
         count(scripts.failures, "failure"),
         count(scripts.reloads, "reload"),

@@ -81,7 +81,7 @@ fn facts(page: &mut HtmlPage, header: &Header, results: &Results, rows: usize) {
     }
     if results.script_failed > 0 {
         let runs = count(results.script_failed as u64, "run");
-        let what = "there the default policy decided instead; see script_failures";
+        let what = "there density decided instead; see script_failures";
         facts.push(("scripts that failed", format!("in {runs}: {what}")));
     }
     let mut table = Table::new(&["<", "<"]);
