@@ -282,10 +282,9 @@ fn an_accelerator_meets_a_lost_page() -> Result<(), GuestError> {
         vm.vcpu(0).write(3, 1).wait()?;
         vm.to_device(1, 3);
         let lost = FaultError::Fatal("gone".into());
-        // The other accelerator asks three times for the page directly, each time also by way of system memory, and then
-        // wants it in place.
-        vm.device(1).fail(WayPoint::Flush, 3, FaultError::Retry);
-        vm.device(1).fail(WayPoint::ToSystemEntry, 4, lost);
+        // What a driver does not hand on directly comes by way of system memory.
+        vm.device(1).fail(WayPoint::Flush, 1, FaultError::Retry);
+        vm.device(1).fail(WayPoint::ToSystemEntry, 1, lost);
         let fill = || {
             vm.vcpu(0)
                 .submit(0, OP_FILL, &[address(3), 512, 0, 1])

@@ -418,7 +418,7 @@ fn a_note_names_a_hint_that_no_policy_hears() {
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    let note = "hmmvisor: parameter `hint=preferred:system` has no effect: policy density+lru+timeslice does not listen to hints; add `+hints`\n";
+    let note = "hmmvisor: parameter `hint=preferred:system` has no effect: policy adaptive+lru+timeslice does not listen to hints; add `+hints`\n";
     assert_eq!(notes(&[]), note);
     assert_eq!(notes(&["--policy", "density+hints"]), "");
 }

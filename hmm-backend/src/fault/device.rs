@@ -9,7 +9,9 @@ use super::retry::{Attempts, Unresolved};
 use crate::migrate::{Reason, between_devices, to_device};
 use crate::observe::{Cause, Counter, Event, EventKind, Toucher};
 use crate::pages::time::Tick;
-use crate::pages::{Access, FatalCause, Frame, MirrorError, Page, PageRange, PageSet, Place};
+use crate::pages::{
+    Access, FatalCause, FaultError, Frame, MirrorError, Page, PageRange, PageSet, Place,
+};
 use crate::policy::{Advice, BlockFault};
 use crate::residency::{Pattern, Placed, Residency, Word};
 
@@ -257,7 +259,9 @@ impl<M: DeviceMmu> Mirror<M> {
                 // duplicate, which CPUs read again and again. Bring it to system memory first.
                 faults.fault_in(page, access, asker).map_err(fatal)?;
             } else {
-                aim = self.migrate_here(page, access, word, &mut turn);
+                aim = self
+                    .migrate_here(page, access, word, &mut turn)
+                    .map_err(fatal)?;
             }
         }
     }
@@ -364,18 +368,24 @@ impl<M: DeviceMmu> Mirror<M> {
 
     /// Migrates a page into the device's memory, together with the pages at the same place that the policy adds: from
     /// system memory (with untouched ones), or directly from another device's memory. Returns where the policy wants the
-    /// page: it may want it left in place instead.
-    fn migrate_here(&self, page: Page, access: Access, word: Word, turn: &mut Turn) -> Aim {
+    /// page: it may want it left in place instead; or why the page can never leave the other device's memory.
+    fn migrate_here(
+        &self,
+        page: Page,
+        access: Access,
+        word: Word,
+        turn: &mut Turn,
+    ) -> Result<Aim, FatalCause> {
         let faults = &*self.faults;
         let block = page.block();
         let faulting = PageSet::from_iter([page.index_in_block()]);
         faults.settle_in_lockstep(block);
         let advice = self.ask_policy(page, access, word, turn);
         if advice.stay {
-            return Aim::InPlace;
+            return Ok(Aim::InPlace);
         }
         if !self.wait_for_turn(page, word, &advice, turn) {
-            return Aim::OwnMemory;
+            return Ok(Aim::OwnMemory);
         }
         // Prefetching more than a quarter of the device's memory would evict pages that the device works on.
         let most = (self.device.capacity() / 4).max(1);
@@ -388,7 +398,7 @@ impl<M: DeviceMmu> Mirror<M> {
         let wanted = window(&wanted, page, most);
         let room = faults.make_room(&self.device, wanted.count() as u32);
         if room == 0 {
-            return Aim::OwnMemory;
+            return Ok(Aim::OwnMemory);
         }
         let pages = window(&wanted, page, room);
         let reason = Reason {
@@ -398,11 +408,20 @@ impl<M: DeviceMmu> Mirror<M> {
             duplicate: false,
         };
         let (core, pages) = (&faults.core, [(block, pages)]);
-        match source {
-            Some(_) => between_devices(core, &self.device, pages, reason, Some(page)),
-            None => to_device(core, &self.device, pages, reason),
-        };
-        Aim::OwnMemory
+        if source.is_none() {
+            to_device(core, &self.device, pages, reason);
+            return Ok(Aim::OwnMemory);
+        }
+        let handed = between_devices(core, &self.device, pages, reason, Some(page));
+        match handed.kept {
+            // A driver may return an error after pages have moved: this one has not.
+            Some(FaultError::Fatal(cause))
+                if core.table.word(page).residency().device() == source =>
+            {
+                Err(FatalCause::DriverFailed(cause))
+            }
+            _ => Ok(Aim::OwnMemory),
+        }
     }
 
     /// Returns the policy's advice on this device's access to a page with this word.

@@ -12,10 +12,19 @@ use super::phases::Reason;
 use super::to_device::{Source, ToDevice, migrate};
 use super::to_system::{Leaving, collect_from_devices, to_system};
 use crate::observe::{Cause, Counter};
-use crate::pages::{Block, Page, PageSet};
+use crate::pages::{Block, FaultError, Page, PageSet};
 
-/// Migrates those of these pages that are in other devices' private memories directly to this device, and returns how
-/// many moved. The blocks must ascend. If a source's driver refuses, its pages go to system memory instead. Skips
+/// What became of pages that were to go from one device's memory to another's.
+#[derive(Debug, Default)]
+pub(crate) struct Handed {
+    /// How many moved.
+    pub(crate) pages: u64,
+    /// The last error of a source's driver that has kept its pages: it has refused to flush them, and to give them to system
+    /// memory.
+    pub(crate) kept: Option<FaultError>,
+}
+
+/// Migrates those of these pages that are in other devices' private memories directly to this device. The blocks must ascend. If a source's driver refuses, its pages go to system memory instead. Skips
 /// duplicated pages and, unless the user asks, pages that are held. `fault` is the page that a thread waits for.
 pub(crate) fn between_devices(
     core: &Core,
@@ -23,13 +32,13 @@ pub(crate) fn between_devices(
     wanted: impl IntoIterator<Item = (Block, PageSet)>,
     reason: Reason,
     fault: Option<Page>,
-) -> u64 {
+) -> Handed {
     let leaving = match reason.cause {
         // An explicit request overrides the hold.
         Cause::User => Leaving::Single,
         _ => Leaving::SingleAndFree,
     };
-    let mut moved = 0;
+    let mut handed = Handed::default();
     for (from, mut folios) in collect_from_devices(core, wanted, leaving) {
         let Some(memory) = from.memory.as_ref().filter(|_| from.id != device.id) else {
             continue;
@@ -51,14 +60,15 @@ pub(crate) fn between_devices(
                 hold: Duration::ZERO,
                 ..reason
             };
-            // An error leaves the pages where they are.
-            let _ = to_system(core, from, folios, reason, fault);
+            handed.kept = to_system(core, from, folios, reason, fault)
+                .err()
+                .or(handed.kept);
             continue;
         }
         let locks = folios.into_iter().map(|f| f.lock).collect();
         if let Some(migration) = ToDevice::from_device(core, source, device, locks, reason) {
-            moved += migrate(core, device, migration);
+            handed.pages += migrate(core, device, migration);
         }
     }
-    moved
+    handed
 }

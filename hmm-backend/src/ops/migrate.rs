@@ -39,7 +39,7 @@ pub(crate) fn migrate_to_device(
         }
         let reason = Reason::of(Cause::User);
         // First the direct migrations: the pages that a driver refuses are in system memory afterwards.
-        moved += between_devices(core, device, on_peers, reason, None);
+        moved += between_devices(core, device, on_peers, reason, None).pages;
         moved += to_device(core, device, sets_of(part), reason);
     }
     Ok(moved)

@@ -695,7 +695,7 @@ mod tests {
         };
         assert_eq!(
             hint(4096, 4096, "read-mostly"),
-            "[[hint]] number 1, `read-mostly`: policy density+lru+timeslice does not listen to hints; add `+hints`"
+            "[[hint]] number 1, `read-mostly`: policy adaptive+lru+timeslice does not listen to hints; add `+hints`"
         );
         assert!(hint(1, 4096, "read-mostly").contains("whole pages"));
         assert!(hint(0, 0, "read-mostly").contains("whole pages"));

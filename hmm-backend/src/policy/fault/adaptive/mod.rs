@@ -143,10 +143,10 @@ impl FaultPolicy for Adaptive {
     }
 
     fn used(&mut self, page: Page) {
-        if let Some(region) = self.regions.known(page.block()) {
-            if region.used(page.index_in_block()) {
-                self.neighbours.used();
-            }
+        if let Some(region) = self.regions.known(page.block())
+            && region.used(page.index_in_block())
+        {
+            self.neighbours.used();
         }
     }
 
