@@ -3,6 +3,7 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -30,8 +31,25 @@ pub enum Joined<T> {
     Running,
 }
 
-/// Starts a thread. `on_panic` is called by the thread with its name if `body` panics; the standard library has printed the
-/// panic's message by then.
+/// See [`on_begin`].
+static ON_BEGIN: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
+
+/// Has `hook` called by each thread that begins from now on, with the thread's name, before the thread does anything else: a program
+/// that confines its threads does so here. Once in a process; returns whether this call was the one.
+pub fn on_begin(hook: impl Fn(&str) + Send + Sync + 'static) -> bool {
+    ON_BEGIN.set(Box::new(hook)).is_ok()
+}
+
+/// Calls the hook that [`on_begin`] has set, if there is one. Threads that [`spawn`] starts have done so; a thread that is started
+/// otherwise calls this first.
+pub fn begin(name: &str) {
+    if let Some(hook) = ON_BEGIN.get() {
+        hook(name);
+    }
+}
+
+/// Starts a thread, which calls [`begin`] first. `on_panic` is called by the thread with its name if `body` panics; the standard
+/// library has printed the panic's message by then.
 pub fn spawn<T: Send + 'static>(
     name: &str,
     on_panic: impl FnOnce(&str) + Send + 'static,
@@ -40,6 +58,7 @@ pub fn spawn<T: Send + 'static>(
     let (report, result) = mpsc::sync_channel(1);
     let its_name = name.to_owned();
     let handle = Builder::new().name(name.to_owned()).spawn(move || {
+        begin(&its_name);
         // Nothing of what the body has left behind is used here.
         let ended = catch_unwind(AssertUnwindSafe(body)).map_err(drop);
         if ended.is_err() {

@@ -1,0 +1,212 @@
+//! Confinement: what the threads of a running machine may still ask of the kernel.
+//!
+//! Each thread confines itself when it begins, before it sees anything of the guest; the main thread does so when the vCPUs have been
+//! started. A confined thread can gain no privileges, has no capabilities, opens only files that the configuration names, and makes only
+//! the system calls of its kind. A thread that makes another one ends the process.
+//!
+//! | file | what |
+//! |---|---|
+//! | `table` | what each kind of thread may do |
+//! | `filter` | the table's rows as seccomp filters |
+//! | `files` | Landlock: the files that may be opened |
+//! | `privileges` | privileges that are given up |
+//! | `violation`, `names` | the message and the end when a thread makes a call that it may not make |
+//! | `listener` | `--sandbox log` |
+//! | `mode` | `on`, `log`, `off` |
+
+mod files;
+mod filter;
+mod listener;
+mod mode;
+mod names;
+mod privileges;
+mod table;
+mod violation;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use hmmvisor_devices::thread;
+use landlock::RulesetError;
+use seccompiler::BpfProgram;
+use thiserror::Error;
+
+use files::Opening;
+use filter::OnViolation;
+use listener::Listener;
+use table::Files;
+
+pub use files::Paths;
+pub use mode::Mode;
+pub use table::Kind;
+pub use violation::EXIT_CODE;
+
+/// Why a process cannot be confined.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// A folder for later outputs is none.
+    #[error("--allow-write {}: {why}", path.display())]
+    Folder {
+        /// The path that was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Landlock refuses the rules.
+    #[error("making the sandbox's rules for files: {0}")]
+    Landlock(#[from] RulesetError),
+    /// The kernel refuses something else.
+    #[error("making the sandbox: {what}: {error}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// The kernel's answer.
+        #[source]
+        error: io::Error,
+    },
+    /// There is a sandbox already.
+    #[error("making the sandbox: this process has one already")]
+    Twice,
+}
+
+/// The confinement of a process: on or logging.
+pub struct Sandbox {
+    /// The kinds' filters; each is compiled when its first thread begins.
+    filters: [OnceLock<Option<BpfProgram>>; Kind::ALL.len()],
+    /// The files that threads may open, and the capabilities that they need for it.
+    files: FileRules,
+    /// Whether the kernel enforces the rules for files.
+    landlock: bool,
+    /// Set if calls that are not allowed are told only.
+    log: Option<Listener>,
+}
+
+/// One entry for each entry of the table's column `files`.
+struct FileRules {
+    nothing: Opening,
+    outputs: Opening,
+    scripts: Opening,
+    later: Opening,
+    userfaultfd: Opening,
+}
+
+impl FileRules {
+    fn new(paths: &Paths) -> Result<FileRules, RulesetError> {
+        Ok(FileRules {
+            nothing: Opening::new(Files::Nothing, paths)?,
+            outputs: Opening::new(Files::Outputs, paths)?,
+            scripts: Opening::new(Files::Scripts, paths)?,
+            later: Opening::new(Files::Later, paths)?,
+            userfaultfd: Opening::new(Files::Userfaultfd, paths)?,
+        })
+    }
+
+    fn of(&self, files: Files) -> &Opening {
+        match files {
+            Files::Nothing => &self.nothing,
+            Files::Outputs => &self.outputs,
+            Files::Scripts => &self.scripts,
+            Files::Later => &self.later,
+            Files::Userfaultfd => &self.userfaultfd,
+        }
+    }
+}
+
+impl Sandbox {
+    /// Makes a sandbox; none with [`Mode::Off`]. Call it when `paths` are known and before any thread begins that is to be confined.
+    /// `before_the_end` is called by a thread that ends the process because of a violation: it may do only what is allowed in a
+    /// signal handler.
+    ///
+    /// # Errors
+    /// A folder of `paths` is none, or the kernel refuses.
+    pub fn new(
+        mode: Mode,
+        paths: &Paths,
+        before_the_end: fn(),
+    ) -> Result<Option<Arc<Sandbox>>, SandboxError> {
+        for path in &paths.allow_write {
+            let why = match path.metadata() {
+                Ok(metadata) if metadata.is_dir() => continue,
+                Ok(_) => "it is not a folder".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let path = path.clone();
+            return Err(SandboxError::Folder { path, why });
+        }
+        let failed = |what| move |error| SandboxError::System { what, error };
+        let log = match mode {
+            Mode::Off => return Ok(None),
+            Mode::Log => Some(Listener::start().map_err(failed("starting its thread"))?),
+            Mode::On => {
+                violation::end_the_process(before_the_end).map_err(failed("taking SIGSYS"))?;
+                None
+            }
+        };
+        Ok(Some(Arc::new(Sandbox {
+            filters: [const { OnceLock::new() }; _],
+            files: FileRules::new(paths)?,
+            // A file that is not allowed cannot be told and then opened, so files are not confined where calls are told only.
+            landlock: log.is_none() && files::is_available(),
+            log,
+        })))
+    }
+
+    /// Whether files are confined: not if the kernel has no Landlock, and not with [`Mode::Log`].
+    pub fn confines_files(&self) -> bool {
+        self.landlock
+    }
+
+    /// Has every thread that begins from now on confine itself, by its name.
+    ///
+    /// # Errors
+    /// The process has a sandbox already.
+    pub fn confine_new_threads(self: &Arc<Self>) -> Result<(), SandboxError> {
+        let sandbox = self.clone();
+        let hook = move |name: &str| match (Kind::of_thread(name), Kind::is_inherited(name)) {
+            (_, true) => {}
+            (None, _) if name == listener::THREAD => {}
+            (Some(kind), _) => sandbox.confine_this_thread(kind, name),
+            (None, _) => violation::refuse(
+                name,
+                &"it is in no row of the sandbox's table; this is a bug in Hmmvisor",
+            ),
+        };
+        match thread::on_begin(hook) {
+            true => Ok(()),
+            false => Err(SandboxError::Twice),
+        }
+    }
+
+    /// Confines the calling thread, and those that it will start, for good. Ends the process if the kernel refuses.
+    pub fn confine_this_thread(&self, kind: Kind, name: &str) {
+        if let Err(why) = self.try_confine(kind) {
+            violation::refuse(name, &why);
+        }
+    }
+
+    fn try_confine(&self, kind: Kind) -> Result<(), String> {
+        let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+        privileges::gain_no_more().map_err(failed("giving up new privileges"))?;
+        let on_violation = match self.log {
+            Some(_) => OnViolation::Notify,
+            None => OnViolation::Trap,
+        };
+        let compile = || filter::compile(kind, on_violation, self.landlock);
+        let filter = self.filters[kind as usize].get_or_init(compile);
+        let filter = filter.as_ref().ok_or("its filter cannot be made")?;
+        if let Some(listener) = &self.log {
+            let notifier = filter::install_with_listener(filter);
+            let notifier = notifier.map_err(failed("installing its filter"))?;
+            return listener.add(notifier).map_err(failed("the listener"));
+        }
+        let opening = self.files.of(kind.row().files);
+        if self.landlock {
+            let restricted = opening.restrict_this_thread();
+            restricted.map_err(|error| format!("Landlock: {error}"))?;
+        }
+        let given_up = privileges::give_up(opening.capabilities);
+        given_up.map_err(failed("giving up capabilities"))?;
+        filter::install(filter).map_err(failed("installing its filter"))
+    }
+}
