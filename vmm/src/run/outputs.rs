@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use hmmvisor_experiments::output::{Files, Output, OutputError};
+use hmmvisor_experiments::output::{Files, Output, OutputError, real_path};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::Config;
@@ -77,7 +77,10 @@ pub fn paths(config: &Config) -> Paths {
     let policies = regions.chain([&config.policy.spec]);
     let read = policies.flat_map(|policy| policy.files());
     Paths {
-        outputs: written.chain(console).cloned().collect(),
+        outputs: written
+            .chain(console)
+            .filter_map(|path| real_path(path))
+            .collect(),
         scripts: read.map(|file| file.path.to_owned()).collect(),
         allow_write: config.sandbox.allow_write.clone(),
     }

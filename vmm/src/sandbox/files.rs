@@ -1,22 +1,26 @@
 //! Landlock: the files that a confined thread may open by their paths.
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::ptr;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
-    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus,
 };
 
+use super::error::SandboxError;
 use super::privileges::{self, Capabilities};
 use super::table::Files;
 
 /// The paths that the configuration of a run names.
 #[derive(Clone, Debug, Default)]
 pub struct Paths {
-    /// Outputs that take their place at the end of the run.
+    /// Outputs that take their place at the end of the run, behind any links.
     pub outputs: Vec<PathBuf>,
     /// Policy scripts.
     pub scripts: Vec<PathBuf>,
@@ -33,15 +37,17 @@ pub(super) struct Opening {
 
 /// Returns whether this kernel has Landlock, and has it switched on.
 pub(super) fn is_available() -> bool {
-    let ruleset = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V1));
-    ruleset.and_then(Ruleset::create).is_ok()
+    /// `LANDLOCK_CREATE_RULESET_VERSION`: nothing is made; the version of the interface is returned.
+    const VERSION: libc::c_uint = 1;
+    let nothing = ptr::null::<libc::c_void>();
+    // SAFETY: with this flag the kernel reads nothing.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0, VERSION) };
+    version >= 1
 }
 
 impl Opening {
     /// Makes the rules. Paths that are not there, and folders of paths that are not there, are left out: opening them fails anyway.
-    pub(super) fn new(files: Files, paths: &Paths) -> Result<Opening, RulesetError> {
+    pub(super) fn new(files: Files, paths: &Paths) -> Result<Opening, SandboxError> {
         let ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(ABI::V5))?
@@ -84,19 +90,18 @@ impl Opening {
     }
 
     /// An output is a new file in its folder, or replaces the file that is there, or is written over it.
-    fn output(self, path: &Path) -> Result<Opening, RulesetError> {
-        let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let opening = match real.is_file() {
-            true => self.rule(&real, AccessFs::WriteFile | AccessFs::Truncate)?,
+    fn output(self, path: &Path) -> Result<Opening, SandboxError> {
+        let opening = match path.is_file() {
+            true => self.rule(path, AccessFs::WriteFile | AccessFs::Truncate)?,
             false => self,
         };
-        let folder = parent(&real);
+        let folder = parent(path);
         let opening = opening.rule(folder, AccessFs::MakeReg | AccessFs::RemoveFile)?;
         Ok(opening.needs(folder, libc::W_OK | libc::X_OK))
     }
 
     /// Editors replace a script's file by another one, so the files of its folder may be read.
-    fn script(self, path: &Path) -> Result<Opening, RulesetError> {
+    fn script(self, path: &Path) -> Result<Opening, SandboxError> {
         let mut opening = self;
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         for folder in [parent(path), parent(&real)] {
@@ -106,7 +111,7 @@ impl Opening {
         Ok(opening.needs(&real, libc::R_OK))
     }
 
-    fn folder(self, folder: &Path) -> Result<Opening, RulesetError> {
+    fn folder(self, folder: &Path) -> Result<Opening, SandboxError> {
         let rights = AccessFs::MakeReg
             | AccessFs::RemoveFile
             | AccessFs::ReadFile
@@ -116,11 +121,30 @@ impl Opening {
         Ok(opening.needs(folder, libc::W_OK | libc::X_OK))
     }
 
-    fn rule(mut self, path: &Path, rights: BitFlags<AccessFs>) -> Result<Opening, RulesetError> {
-        if let Ok(opened) = PathFd::new(path) {
-            self.ruleset = self.ruleset.add_rule(PathBeneath::new(opened, rights))?;
+    fn rule(mut self, path: &Path, rights: BitFlags<AccessFs>) -> Result<Opening, SandboxError> {
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(path);
+        match opened {
+            Ok(opened) => {
+                self.ruleset = self.ruleset.add_rule(PathBeneath::new(opened, rights))?;
+                Ok(self)
+            }
+            // Opening it later fails in the same way, with a message that says what for.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied
+                ) =>
+            {
+                Ok(self)
+            }
+            Err(error) => Err(SandboxError::Open {
+                path: path.to_owned(),
+                error,
+            }),
         }
-        Ok(self)
     }
 
     /// Keeps the capability to open any file if the user is root and the path is another user's, as under `sudo`: Landlock limits it

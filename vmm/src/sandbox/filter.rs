@@ -54,11 +54,12 @@ pub(super) fn compile(kind: Kind, on_violation: OnViolation, landlock: bool) -> 
 
 /// Returns one rule for each way to meet the condition; none if there is no condition, or no way.
 fn conditions(allowed: &Allowed, landlock: bool) -> Option<Vec<SeccompRule>> {
-    let rule = |argument, operator, value| {
-        let condition =
-            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).ok()?;
+    use SeccompCmpArgLen::{Dword, Qword};
+    let sized = |argument, size, operator, value| {
+        let condition = SeccompCondition::new(argument, size, operator, value).ok()?;
         SeccompRule::new(vec![condition]).ok()
     };
+    let rule = |argument, operator, value| sized(argument, Dword, operator, value);
     match allowed.when {
         When::Always => Some(Vec::new()),
         When::Is(argument, values) => values
@@ -69,6 +70,7 @@ fn conditions(allowed: &Allowed, landlock: bool) -> Option<Vec<SeccompRule>> {
         When::Lacks(argument, bits) | When::LacksUnderLandlock(argument, bits) => {
             rule(argument, SeccompCmpOp::MaskedEq(bits), 0).map(|it| vec![it])
         }
+        When::Null(argument) => sized(argument, Qword, SeccompCmpOp::Eq, 0).map(|it| vec![it]),
         When::OwnProcess => {
             let process = std::process::id();
             rule(0, SeccompCmpOp::Eq, process.into()).map(|it| vec![it])

@@ -12,8 +12,9 @@
 //! | `privileges` | privileges that are given up |
 //! | `violation`, `names` | the message and the end when a thread makes a call that it may not make |
 //! | `listener` | `--sandbox log` |
-//! | `mode` | `on`, `log`, `off` |
+//! | `mode`, `error` | `on`, `log`, `off`; why a process cannot be confined |
 
+mod error;
 mod files;
 mod filter;
 mod listener;
@@ -24,51 +25,21 @@ mod table;
 mod violation;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use hmmvisor_devices::thread;
-use landlock::RulesetError;
 use seccompiler::BpfProgram;
-use thiserror::Error;
 
 use files::Opening;
 use filter::OnViolation;
 use listener::Listener;
 use table::Files;
 
+pub use error::SandboxError;
 pub use files::Paths;
 pub use mode::Mode;
 pub use table::Kind;
 pub use violation::EXIT_CODE;
-
-/// Why a process cannot be confined.
-#[derive(Debug, Error)]
-pub enum SandboxError {
-    /// A folder for later outputs is none.
-    #[error("--allow-write {}: {why}", path.display())]
-    Folder {
-        /// The path that was given.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// Landlock refuses the rules.
-    #[error("making the sandbox's rules for files: {0}")]
-    Landlock(#[from] RulesetError),
-    /// The kernel refuses something else.
-    #[error("making the sandbox: {what}: {error}")]
-    System {
-        /// What was attempted.
-        what: &'static str,
-        /// The kernel's answer.
-        #[source]
-        error: io::Error,
-    },
-    /// There is a sandbox already.
-    #[error("making the sandbox: this process has one already")]
-    Twice,
-}
 
 /// The confinement of a process: on or logging.
 pub struct Sandbox {
@@ -92,7 +63,7 @@ struct FileRules {
 }
 
 impl FileRules {
-    fn new(paths: &Paths) -> Result<FileRules, RulesetError> {
+    fn new(paths: &Paths) -> Result<FileRules, SandboxError> {
         Ok(FileRules {
             nothing: Opening::new(Files::Nothing, paths)?,
             outputs: Opening::new(Files::Outputs, paths)?,

@@ -72,13 +72,15 @@ pub(super) struct Allowed {
     pub(super) when: When,
 }
 
-/// The condition of [`Allowed`]. Arguments are numbered from 0; their lower 32 bits count.
+/// The condition of [`Allowed`]. Arguments are numbered from 0; of those that are no pointers, the lower 32 bits count.
 pub(super) enum When {
     Always,
     /// The argument is one of these.
     Is(u8, &'static [u64]),
     /// The argument has none of these bits.
     Lacks(u8, u64),
+    /// The argument is a null pointer.
+    Null(u8),
     /// The first argument is this process's id.
     OwnProcess,
     /// The argument has none of these bits, and Landlock is there to refuse what the thread may not open.
@@ -153,6 +155,9 @@ const EVERY: &[Allowed] = &[
     ),
     always(libc::SYS_gettid),
     always(libc::SYS_getpid),
+    // Advice differs for root.
+    always(libc::SYS_getuid),
+    always(libc::SYS_geteuid),
     // Seeds of hash tables; the guest's random numbers.
     always(libc::SYS_getrandom),
     // Signals to threads of this process: kicks of vCPUs, aborts.
@@ -173,8 +178,13 @@ const EVERY: &[Allowed] = &[
     ),
     always(libc::SYS_getpgrp),
     always(libc::SYS_getcwd),
-    // Errors name the limit of the host that is reached, for which they look into /proc. Where the thread may open no files, Landlock
-    // refuses, and the error goes without.
+    always(libc::SYS_readlink),
+    // Errors name the limit of the host that is reached: they read limits, and look into /proc. Where the thread may open no files,
+    // Landlock refuses, and the error goes without.
+    Allowed {
+        call: libc::SYS_prlimit64,
+        when: When::Null(2),
+    },
     Allowed {
         call: libc::SYS_openat,
         when: When::LacksUnderLandlock(2, CHANGES),
@@ -281,7 +291,6 @@ const LOOKS: &[Allowed] = &[
     always(libc::SYS_statx),
     always(libc::SYS_newfstatat),
     always(libc::SYS_fstat),
-    always(libc::SYS_readlink),
     always(libc::SYS_getdents64),
 ];
 
