@@ -139,6 +139,17 @@ mod tests {
     }
 
     #[test]
+    fn the_hook_is_called_before_the_body() {
+        use parking_lot::Mutex;
+        static BEGUN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        assert!(on_begin(|name| BEGUN.lock().push(name.to_owned())));
+        assert!(!on_begin(|_| {}));
+        let body = || BEGUN.lock().contains(&"hooked".to_owned());
+        let thread = spawn("hooked", |_| {}, body).unwrap();
+        assert_eq!(thread.join_within(PATIENCE), Joined::Ended(true));
+    }
+
+    #[test]
     fn the_result_is_the_body_s() {
         let mut thread = spawn("quick", |_| {}, || 42).unwrap();
         assert!(thread.wait(PATIENCE) && thread.wait(PATIENCE));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
-use std::io;
+use std::io::{self, BufRead};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -13,7 +13,7 @@ use hmmvisor::sandbox::{EXIT_CODE, Kind, Mode, Paths, Sandbox};
 use tempfile::TempDir;
 
 /// Longer than any of these runs takes to get there, even on a busy host.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn hmmvisor(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_hmmvisor"))
@@ -32,6 +32,14 @@ fn text(bytes: &[u8]) -> String {
 const TASK: &str = "SANDBOX_TEST_TASK";
 /// A folder with the files `out/json`, `scripts/script`, `later/` and `other/file`.
 const FOLDER: &str = "SANDBOX_TEST_FOLDER";
+
+const CHILD: [&str; 5] = [
+    "--exact",
+    "child",
+    "--ignored",
+    "--nocapture",
+    "--test-threads=1",
+];
 
 /// A call for the child, and what becomes of it.
 struct Trial {
@@ -285,8 +293,14 @@ fn child() {
     };
     let mode: Mode = mode.parse().unwrap();
     let sandbox = Sandbox::new(mode, &paths, || {}).unwrap().unwrap();
-    let (kind, _) = KINDS.into_iter().find(|(_, it)| *it == thread).unwrap();
     let trial = TRIALS.iter().find(|trial| trial.name == name).unwrap();
+    let Some((kind, _)) = KINDS.into_iter().find(|(_, it)| *it == thread) else {
+        // As the command does it: the thread's name says what it may do.
+        sandbox.confine_new_threads().unwrap();
+        let thread = hmmvisor_devices::thread::spawn(thread, |_| {}, move || (trial.call)(&folder));
+        thread.unwrap().join_within(PATIENCE);
+        return;
+    };
     let its_name = thread.to_owned();
     let body = move || {
         sandbox.confine_this_thread(kind, &its_name);
@@ -328,20 +342,18 @@ enum Became {
     Violation(String),
 }
 
+fn child_process(mode: Mode, thread: &str, trial: &str, folder: &Path) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(CHILD)
+        .env(TASK, format!("{mode} {thread} {trial}"))
+        .env(FOLDER, folder)
+        .output()
+        .unwrap()
+}
+
 fn attempt(mode: Mode, thread: &str, trial: &str) -> (Became, String) {
     let folder = folder();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "child",
-            "--ignored",
-            "--nocapture",
-            "--test-threads=1",
-        ])
-        .env(TASK, format!("{mode} {thread} {trial}"))
-        .env(FOLDER, folder.path())
-        .output()
-        .unwrap();
+    let output = child_process(mode, thread, trial, folder.path());
     let (said, errors) = (text(&output.stdout), text(&output.stderr));
     let what = format!("{thread}, {trial}: {}\n{said}\n{errors}", output.status);
     let became = match output.status.code() {
@@ -520,6 +532,17 @@ fn a_log_tells_each_call_once_and_lets_it_pass() {
     assert!(!errors.contains("hmmvisor: sandbox: "), "{errors}");
 }
 
+#[test]
+fn a_thread_that_is_in_no_row_does_not_begin() {
+    let folder = folder();
+    for (name, code) in [("unheard-of", 1), ("vcpu7", EXIT_CODE)] {
+        let output = child_process(Mode::On, name, "socket", folder.path());
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{errors}");
+        assert!(errors.contains(&format!("thread {name}")), "{errors}");
+    }
+}
+
 /// A run that goes on until it is killed, or dropped.
 struct Run(Child);
 
@@ -567,19 +590,7 @@ fn long_run(folder: &Path, mode: &str) -> Run {
 fn every_thread_of_a_run_is_confined() {
     let folder = tempfile::tempdir().unwrap();
     let run = long_run(folder.path(), "on");
-    let begin = Instant::now();
-    loop {
-        assert!(begin.elapsed() < PATIENCE);
-        let threads = threads(run.0.id());
-        // The main thread is the last to be confined.
-        let main = threads.iter().find(|(name, _)| name == "hmmvisor");
-        if main.is_some_and(|(_, status)| status["Seccomp"] == "2") {
-            break;
-        }
-        std::thread::yield_now();
-    }
-    let threads = threads(run.0.id());
-    for expected in [
+    let expected = [
         "hmmvisor",
         "vcpu0",
         "vcpu1",
@@ -598,12 +609,20 @@ fn every_thread_of_a_run_is_confined() {
         "memory-errors",
         "stop",
         "chaos",
-    ] {
-        assert!(
-            threads.iter().any(|(name, _)| name == expected),
-            "{expected}"
-        );
-    }
+    ];
+    let begin = Instant::now();
+    let threads = loop {
+        let threads = threads(run.0.id());
+        // A thread that has just begun has the name of the one that has started it.
+        let is_there = |name: &&str| threads.iter().any(|(its, _)| its == name);
+        let is_confined = |(_, status): &(_, BTreeMap<_, _>)| status["Seccomp"] == "2";
+        if expected.iter().all(is_there) && threads.iter().all(is_confined) {
+            break threads;
+        }
+        let not = threads.iter().filter(|it| !is_confined(it)).map(|it| &it.0);
+        assert!(begin.elapsed() < PATIENCE, "{:?}", not.collect::<Vec<_>>());
+        std::thread::yield_now();
+    };
     for (name, status) in threads {
         assert_eq!(status["Seccomp"], "2", "{name}");
         assert_eq!(status["NoNewPrivs"], "1", "{name}");
@@ -659,6 +678,117 @@ fn outputs_are_new_or_replace_what_is_there() {
     let names = fs::read_dir(&inner).unwrap();
     let names: Vec<_> = names.map(|it| it.unwrap().file_name()).collect();
     assert_eq!(names.len(), 4, "{names:?}");
+}
+
+/// Runs the command in a mount namespace of its own, where `script` has prepared the way; `$0` is the command.
+fn in_namespace(folder: &Path, script: &str) -> Output {
+    Command::new("unshare")
+        .args(["-m", "bash", "-e", "-c", script])
+        .arg(env!("CARGO_BIN_EXE_hmmvisor"))
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn an_ordinary_user_needs_the_two_devices_only() {
+    let folder = tempfile::tempdir().unwrap();
+    // The devices belong to a group; the user is in it, and has no capability. The command lies where the user can reach it.
+    let output = in_namespace(
+        folder.path(),
+        r#"
+        mount -t tmpfs -o mode=755 none "$PWD"
+        cd "$PWD"
+        cp "$0" command
+        for device in kvm userfaultfd; do
+            mknod -m 660 $device c $(stat -c '%Hr %Lr' /dev/$device)
+            chgrp 12345 $device
+            mount --bind $device /dev/$device
+        done
+        mkdir home
+        chown 54321 home
+        cd -P home
+        exec setpriv --reuid 54321 --regid 54321 --groups 12345 --inh-caps=-all --bounding-set=-all \
+            ../command run --workload torture --param seconds=1 --param chaos=on --memory 16M --device-memory 512K \
+            --vcpus 2 --record trace --json -
+        "#,
+    );
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["verified"], true);
+}
+
+#[test]
+fn root_writes_into_the_folder_of_a_user() {
+    let folder = tempfile::tempdir().unwrap();
+    // As with `sudo`: nobody else may write there, and root only because it is root.
+    let output = in_namespace(
+        folder.path(),
+        r#"
+        chown 54321 .
+        chmod 700 .
+        "$0" run --workload vecadd --param n=4096 --record trace --json json
+        "$0" run --workload vecadd --param n=4096 --record trace --json json
+        "#,
+    );
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for file in ["trace", "json"] {
+        assert!(folder.path().join(file).metadata().unwrap().len() > 0);
+    }
+}
+
+/// Reads lines until one contains `expected`.
+fn wait_for_line(lines: &mut impl Iterator<Item = io::Result<String>>, expected: &str) {
+    let mut seen = String::new();
+    for line in lines {
+        let line = line.unwrap();
+        if line.contains(expected) {
+            return;
+        }
+        seen += &line;
+    }
+    panic!("no {expected:?} in {seen}");
+}
+
+#[test]
+fn a_script_is_read_again_in_its_folder_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for (folder, policy) in [("inside", "stride"), ("outside", "markov")] {
+        fs::create_dir(path(folder)).unwrap();
+        let script = format!("{}/../policies/{policy}.luau", env!("CARGO_MANIFEST_DIR"));
+        fs::copy(script, path(folder).join("script.luau")).unwrap();
+    }
+    let link = path("inside").join("link.luau");
+    let lead_to = |target: &Path| {
+        let new = path("new");
+        std::os::unix::fs::symlink(target, &new).unwrap();
+        fs::rename(new, &link).unwrap();
+    };
+    lead_to(&path("inside").join("script.luau"));
+    let mut run = Command::new(env!("CARGO_BIN_EXE_hmmvisor"));
+    run.args([
+        "run",
+        "--workload",
+        "torture",
+        "--param",
+        "seconds=600",
+        "--memory",
+        "16M",
+    ]);
+    run.args(["--device-memory", "1M", "--policy"]).arg(&link);
+    let run = run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut run = Run(run.unwrap());
+    let begin = Instant::now();
+    while !threads(run.0.id()).iter().any(|(name, _)| name == "vcpu0") {
+        assert!(begin.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+    let mut lines = io::BufReader::new(run.0.stderr.take().unwrap()).lines();
+    lead_to(&path("outside").join("script.luau"));
+    wait_for_line(&mut lines, "Permission denied");
+    lead_to(&path("inside").join("script.luau"));
+    wait_for_line(&mut lines, "reloaded");
 }
 
 #[test]

@@ -2,15 +2,15 @@
 
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::ptr;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
-    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr,
 };
 
 use super::error::SandboxError;
@@ -30,98 +30,125 @@ pub struct Paths {
 
 /// What the threads with one entry in the table's column `files` may open, and what they need for it.
 pub(super) struct Opening {
-    ruleset: RulesetCreated,
+    /// None if this kernel has no Landlock, or has it switched off.
+    ruleset: Option<OwnedFd>,
     /// Capabilities without which the thread could not open what it may.
     pub(super) capabilities: Capabilities,
 }
 
-/// Returns whether this kernel has Landlock, and has it switched on.
-pub(super) fn is_available() -> bool {
-    /// `LANDLOCK_CREATE_RULESET_VERSION`: nothing is made; the version of the interface is returned.
-    const VERSION: libc::c_uint = 1;
-    let nothing = ptr::null::<libc::c_void>();
-    // SAFETY: with this flag the kernel reads nothing.
-    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0, VERSION) };
-    version >= 1
-}
+/// What tells the limits of the host, which error messages name: of this process, and of the whole host.
+const LIMITS: &[&str] = &[
+    "/proc/self",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/sys/fs",
+    "/proc/sys/kernel",
+    "/proc/sys/vm",
+    "/sys/fs/cgroup",
+];
 
 impl Opening {
     /// Makes the rules. Paths that are not there, and folders of paths that are not there, are left out: opening them fails anyway.
     pub(super) fn new(files: Files, paths: &Paths) -> Result<Opening, SandboxError> {
+        let rules = Rules::new()?;
+        let later = |rules| paths.allow_write.iter().try_fold(rules, Rules::folder);
+        let rules = match files {
+            Files::Nothing => rules,
+            Files::Outputs => later(paths.outputs.iter().try_fold(rules, Rules::output)?)?,
+            Files::Scripts => paths.scripts.iter().try_fold(rules, Rules::script)?,
+            Files::Later => later(rules)?,
+            Files::Userfaultfd => rules.userfaultfd()?,
+        };
+        Ok(Opening {
+            ruleset: rules.ruleset.into(),
+            capabilities: rules.capabilities,
+        })
+    }
+
+    /// Whether the kernel enforces the rules.
+    pub(super) fn is_enforced(&self) -> bool {
+        self.ruleset.is_some()
+    }
+
+    /// Confines the calling thread, and those that it will start, to these rules.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn restrict_this_thread(&self) -> io::Result<()> {
+        let ruleset = self.ruleset.as_ref().ok_or(ErrorKind::Unsupported)?;
+        let ruleset = ruleset.as_raw_fd();
+        // SAFETY: takes integers; the descriptor is open.
+        match unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Rules that are being made.
+struct Rules {
+    ruleset: RulesetCreated,
+    capabilities: Capabilities,
+}
+
+impl Rules {
+    /// Makes the rules that all threads have: what tells limits of the host may be read.
+    fn new() -> Result<Rules, SandboxError> {
         let ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(ABI::V5))?
             .handle_access(AccessNet::from_all(ABI::V4))?
             .create()?;
-        let mut opening = Opening {
+        let rules = Rules {
             ruleset,
             capabilities: Capabilities::NONE,
         };
-        match files {
-            Files::Nothing => {}
-            Files::Outputs => {
-                for path in &paths.outputs {
-                    opening = opening.output(path)?;
-                }
-                for folder in &paths.allow_write {
-                    opening = opening.folder(folder)?;
-                }
-            }
-            Files::Scripts => {
-                for path in &paths.scripts {
-                    opening = opening.script(path)?;
-                }
-            }
-            Files::Later => {
-                for folder in &paths.allow_write {
-                    opening = opening.folder(folder)?;
-                }
-            }
-            Files::Userfaultfd => {
-                let device = Path::new("/dev/userfaultfd");
-                opening = opening.rule(
-                    device,
-                    AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
-                )?;
-                opening.capabilities = Capabilities::USERFAULTFD;
-            }
-        }
-        Ok(opening)
+        LIMITS.iter().try_fold(rules, |rules, path| {
+            rules.rule(Path::new(path), AccessFs::ReadFile.into())
+        })
+    }
+
+    /// Devices that come while the guest runs.
+    fn userfaultfd(self) -> Result<Rules, SandboxError> {
+        let rights = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+        let mut rules = self.rule(Path::new("/dev/userfaultfd"), rights)?;
+        rules.capabilities = Capabilities::USERFAULTFD;
+        Ok(rules)
     }
 
     /// An output is a new file in its folder, or replaces the file that is there, or is written over it.
-    fn output(self, path: &Path) -> Result<Opening, SandboxError> {
-        let opening = match path.is_file() {
+    fn output(self, path: &PathBuf) -> Result<Rules, SandboxError> {
+        let rules = match path.is_file() {
             true => self.rule(path, AccessFs::WriteFile | AccessFs::Truncate)?,
             false => self,
         };
         let folder = parent(path);
-        let opening = opening.rule(folder, AccessFs::MakeReg | AccessFs::RemoveFile)?;
-        Ok(opening.needs(folder, libc::W_OK | libc::X_OK))
+        let rules = rules.rule(folder, AccessFs::MakeReg | AccessFs::RemoveFile)?;
+        Ok(rules.needs(folder, libc::W_OK | libc::X_OK))
     }
 
     /// Editors replace a script's file by another one, so the files of its folder may be read.
-    fn script(self, path: &Path) -> Result<Opening, SandboxError> {
-        let mut opening = self;
+    fn script(self, path: &PathBuf) -> Result<Rules, SandboxError> {
+        let mut rules = self;
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         for folder in [parent(path), parent(&real)] {
-            opening = opening.rule(folder, AccessFs::ReadFile.into())?;
-            opening = opening.needs(folder, libc::R_OK | libc::X_OK);
+            rules = rules.rule(folder, AccessFs::ReadFile.into())?;
+            rules = rules.needs(folder, libc::R_OK | libc::X_OK);
         }
-        Ok(opening.needs(&real, libc::R_OK))
+        Ok(rules.needs(&real, libc::R_OK))
     }
 
-    fn folder(self, folder: &Path) -> Result<Opening, SandboxError> {
+    fn folder(self, folder: &PathBuf) -> Result<Rules, SandboxError> {
         let rights = AccessFs::MakeReg
             | AccessFs::RemoveFile
             | AccessFs::ReadFile
             | AccessFs::WriteFile
             | AccessFs::Truncate;
-        let opening = self.rule(folder, rights)?;
-        Ok(opening.needs(folder, libc::W_OK | libc::X_OK))
+        let rules = self.rule(folder, rights)?;
+        Ok(rules.needs(folder, libc::W_OK | libc::X_OK))
     }
 
-    fn rule(mut self, path: &Path, rights: BitFlags<AccessFs>) -> Result<Opening, SandboxError> {
+    fn rule(mut self, path: &Path, rights: BitFlags<AccessFs>) -> Result<Rules, SandboxError> {
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_PATH)
@@ -149,7 +176,7 @@ impl Opening {
 
     /// Keeps the capability to open any file if the user is root and the path is another user's, as under `sudo`: Landlock limits it
     /// to the paths above.
-    fn needs(mut self, path: &Path, mode: libc::c_int) -> Opening {
+    fn needs(mut self, path: &Path, mode: libc::c_int) -> Rules {
         let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
             return self;
         };
@@ -161,22 +188,6 @@ impl Opening {
             self.capabilities = Capabilities::ANY_FILE;
         }
         self
-    }
-
-    /// Confines the calling thread, and those that it will start, to these rules.
-    ///
-    /// # Errors
-    /// The kernel's; also if it does not enforce them.
-    pub(super) fn restrict_this_thread(&self) -> Result<(), String> {
-        let ruleset = self
-            .ruleset
-            .try_clone()
-            .map_err(|error| error.to_string())?;
-        let status = ruleset.restrict_self().map_err(|error| error.to_string())?;
-        match status.ruleset {
-            RulesetStatus::NotEnforced => Err("the kernel does not enforce it".to_owned()),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -46,42 +46,11 @@ pub struct Sandbox {
     /// The kinds' filters; each is compiled when its first thread begins.
     filters: [OnceLock<Option<BpfProgram>>; Kind::ALL.len()],
     /// The files that threads may open, and the capabilities that they need for it.
-    files: FileRules,
+    files: Vec<(Files, Opening)>,
     /// Whether the kernel enforces the rules for files.
     landlock: bool,
     /// Set if calls that are not allowed are told only.
     log: Option<Listener>,
-}
-
-/// One entry for each entry of the table's column `files`.
-struct FileRules {
-    nothing: Opening,
-    outputs: Opening,
-    scripts: Opening,
-    later: Opening,
-    userfaultfd: Opening,
-}
-
-impl FileRules {
-    fn new(paths: &Paths) -> Result<FileRules, SandboxError> {
-        Ok(FileRules {
-            nothing: Opening::new(Files::Nothing, paths)?,
-            outputs: Opening::new(Files::Outputs, paths)?,
-            scripts: Opening::new(Files::Scripts, paths)?,
-            later: Opening::new(Files::Later, paths)?,
-            userfaultfd: Opening::new(Files::Userfaultfd, paths)?,
-        })
-    }
-
-    fn of(&self, files: Files) -> &Opening {
-        match files {
-            Files::Nothing => &self.nothing,
-            Files::Outputs => &self.outputs,
-            Files::Scripts => &self.scripts,
-            Files::Later => &self.later,
-            Files::Userfaultfd => &self.userfaultfd,
-        }
-    }
 }
 
 impl Sandbox {
@@ -114,11 +83,17 @@ impl Sandbox {
                 None
             }
         };
+        let opening = |files| Ok((files, Opening::new(files, paths)?));
+        let files: Vec<_> = Files::ALL
+            .into_iter()
+            .map(opening)
+            .collect::<Result<_, SandboxError>>()?;
+        let is_enforced = files.iter().all(|(_, opening)| opening.is_enforced());
         Ok(Some(Arc::new(Sandbox {
             filters: [const { OnceLock::new() }; _],
-            files: FileRules::new(paths)?,
+            files,
             // A file that is not allowed cannot be told and then opened, so files are not confined where calls are told only.
-            landlock: log.is_none() && files::is_available(),
+            landlock: log.is_none() && is_enforced,
             log,
         })))
     }
@@ -171,10 +146,15 @@ impl Sandbox {
             let notifier = notifier.map_err(failed("installing its filter"))?;
             return listener.add(notifier).map_err(failed("the listener"));
         }
-        let opening = self.files.of(kind.row().files);
+        let of_kind = |(files, _): &&(Files, Opening)| *files == kind.row().files;
+        let (_, opening) = self
+            .files
+            .iter()
+            .find(of_kind)
+            .ok_or("no rules for files")?;
         if self.landlock {
             let restricted = opening.restrict_this_thread();
-            restricted.map_err(|error| format!("Landlock: {error}"))?;
+            restricted.map_err(failed("restricting its files by Landlock"))?;
         }
         let given_up = privileges::give_up(opening.capabilities);
         given_up.map_err(failed("giving up capabilities"))?;

@@ -51,7 +51,8 @@ pub(super) struct Row {
     pub(super) files: Files,
 }
 
-/// The files that a kind of thread may open by their paths, beyond the descriptors that are open when the guest starts.
+/// The files that a kind of thread may open by their paths, beyond the descriptors that are open when the guest starts and what tells the
+/// limits of the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Files {
     /// None.
@@ -64,6 +65,16 @@ pub(super) enum Files {
     Later,
     /// `/dev/userfaultfd`.
     Userfaultfd,
+}
+
+impl Files {
+    pub(super) const ALL: [Files; 5] = [
+        Files::Nothing,
+        Files::Outputs,
+        Files::Scripts,
+        Files::Later,
+        Files::Userfaultfd,
+    ];
 }
 
 /// A system call that is allowed, always or under a condition.
@@ -135,6 +146,8 @@ const EVERY: &[Allowed] = &[
     always(libc::SYS_munmap),
     always(libc::SYS_madvise),
     always(libc::SYS_mincore),
+    // The allocator's number of arenas.
+    always(libc::SYS_sched_getaffinity),
     // Locks and time.
     always(libc::SYS_futex),
     always(libc::SYS_sched_yield),
@@ -174,13 +187,23 @@ const EVERY: &[Allowed] = &[
     is(
         libc::SYS_ioctl,
         1,
-        &[libc::TCGETS, libc::TCSETS, libc::TIOCGPGRP],
+        &[
+            libc::TCGETS,
+            libc::TCSETS,
+            // The same in newer C libraries.
+            libc::TCGETS2,
+            libc::TCSETS2,
+            libc::TIOCGPGRP,
+        ],
     ),
     always(libc::SYS_getpgrp),
     always(libc::SYS_getcwd),
     always(libc::SYS_readlink),
-    // Errors name the limit of the host that is reached: they read limits, and look into /proc. Where the thread may open no files,
-    // Landlock refuses, and the error goes without.
+    always(libc::SYS_statx),
+    always(libc::SYS_newfstatat),
+    always(libc::SYS_fstat),
+    // Errors name the limit of the host that is reached: they ask for limits, and read some files of the kernel. Landlock refuses
+    // others.
     Allowed {
         call: libc::SYS_prlimit64,
         when: When::Null(2),
@@ -286,14 +309,6 @@ const EVENTS: &[Allowed] = &[
     always(libc::SYS_timerfd_settime),
 ];
 
-/// Looking at files by their paths and descriptors. Only Landlock knows which; a look changes nothing.
-const LOOKS: &[Allowed] = &[
-    always(libc::SYS_statx),
-    always(libc::SYS_newfstatat),
-    always(libc::SYS_fstat),
-    always(libc::SYS_getdents64),
-];
-
 /// Outputs that take their place: a file without a name gets one, a new file replaces an old one, an old one is written over.
 const OUTPUTS: &[Allowed] = &[
     always(libc::SYS_openat),
@@ -346,9 +361,7 @@ pub(super) const ROWS: &[Row] = &[
         kind: Kind::Main,
         threads: &["main"],
         // Also for the threads that write the report, which it starts.
-        calls: &[
-            EVERY, EVENTS, STARTING, LOOKS, OUTPUTS, DETACHING, MIGRATIONS,
-        ],
+        calls: &[EVERY, EVENTS, STARTING, OUTPUTS, DETACHING, MIGRATIONS],
         files: Files::Outputs,
     },
     Row {
@@ -385,7 +398,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         kind: Kind::Recorder,
         threads: &["recorder"],
-        calls: &[EVERY, LOOKS, OUTPUTS],
+        calls: &[EVERY, OUTPUTS],
         files: Files::Outputs,
     },
     Row {
@@ -409,7 +422,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         kind: Kind::Scripts,
         threads: &["script-reload"],
-        calls: &[EVERY, LOOKS],
+        calls: &[EVERY],
         files: Files::Scripts,
     },
     Row {
@@ -434,7 +447,7 @@ pub(super) const ROWS: &[Row] = &[
         kind: Kind::Api,
         threads: &["api"],
         calls: &[
-            EVERY, MIGRATIONS, DETACHING, EVENTS, STARTING, SERVING, LOOKS, OUTPUTS,
+            EVERY, MIGRATIONS, DETACHING, EVENTS, STARTING, SERVING, OUTPUTS,
         ],
         files: Files::Later,
     },
