@@ -31,8 +31,10 @@ pub enum Joined<T> {
     Running,
 }
 
+type Hook = dyn Fn(&str) + Send + Sync;
+
 /// See [`on_begin`].
-static ON_BEGIN: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
+static ON_BEGIN: OnceLock<Box<Hook>> = OnceLock::new();
 
 /// Has `hook` called by each thread that begins from now on, with the thread's name, before the thread does anything else: a program
 /// that confines its threads does so here. Once in a process; returns whether this call was the one.

@@ -51,11 +51,11 @@ impl Opening {
     /// Makes the rules. Paths that are not there, and folders of paths that are not there, are left out: opening them fails anyway.
     pub(super) fn new(files: Files, paths: &Paths) -> Result<Opening, SandboxError> {
         let rules = Rules::new()?;
-        let later = |rules| paths.allow_write.iter().try_fold(rules, Rules::folder);
+        let later = |rules| each(&paths.allow_write, rules, Rules::folder);
         let rules = match files {
             Files::Nothing => rules,
-            Files::Outputs => later(paths.outputs.iter().try_fold(rules, Rules::output)?)?,
-            Files::Scripts => paths.scripts.iter().try_fold(rules, Rules::script)?,
+            Files::Outputs => later(each(&paths.outputs, rules, Rules::output)?)?,
+            Files::Scripts => each(&paths.scripts, rules, Rules::script)?,
             Files::Later => later(rules)?,
             Files::Userfaultfd => rules.userfaultfd()?,
         };
@@ -117,7 +117,7 @@ impl Rules {
     }
 
     /// An output is a new file in its folder, or replaces the file that is there, or is written over it.
-    fn output(self, path: &PathBuf) -> Result<Rules, SandboxError> {
+    fn output(self, path: &Path) -> Result<Rules, SandboxError> {
         let rules = match path.is_file() {
             true => self.rule(path, AccessFs::WriteFile | AccessFs::Truncate)?,
             false => self,
@@ -128,7 +128,7 @@ impl Rules {
     }
 
     /// Editors replace a script's file by another one, so the files of its folder may be read.
-    fn script(self, path: &PathBuf) -> Result<Rules, SandboxError> {
+    fn script(self, path: &Path) -> Result<Rules, SandboxError> {
         let mut rules = self;
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         for folder in [parent(path), parent(&real)] {
@@ -138,7 +138,7 @@ impl Rules {
         Ok(rules.needs(&real, libc::R_OK))
     }
 
-    fn folder(self, folder: &PathBuf) -> Result<Rules, SandboxError> {
+    fn folder(self, folder: &Path) -> Result<Rules, SandboxError> {
         let rights = AccessFs::MakeReg
             | AccessFs::RemoveFile
             | AccessFs::ReadFile
@@ -189,6 +189,15 @@ impl Rules {
         }
         self
     }
+}
+
+/// Adds the rules for each of these paths.
+fn each(
+    paths: &[PathBuf],
+    rules: Rules,
+    add: impl Fn(Rules, &Path) -> Result<Rules, SandboxError>,
+) -> Result<Rules, SandboxError> {
+    paths.iter().try_fold(rules, |rules, path| add(rules, path))
 }
 
 fn parent(path: &Path) -> &Path {

@@ -345,7 +345,7 @@ const SERVING: &[Allowed] = &[
     always(libc::SYS_setsockopt),
     // tokio's pipe of signals.
     is(libc::SYS_socketpair, 0, &[libc::AF_UNIX as u64]),
-    is(libc::SYS_ioctl, 1, &[libc::FIONBIO as u64]),
+    is(libc::SYS_ioctl, 1, &[libc::FIONBIO]),
     is(libc::SYS_fcntl, 1, &[libc::F_SETFL as u64]),
 ];
 
