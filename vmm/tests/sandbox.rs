@@ -290,6 +290,7 @@ fn child() {
         outputs: vec![folder.join("out/json")],
         scripts: vec![folder.join("scripts/script")],
         allow_write: vec![folder.join("later")],
+        userfaultfd: true,
     };
     let mode: Mode = mode.parse().unwrap();
     let sandbox = Sandbox::new(mode, &paths, || {}).unwrap().unwrap();

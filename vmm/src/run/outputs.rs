@@ -9,6 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::Config;
 use crate::config::console_choice::ConsoleChoice;
+use crate::run::torture::Torture;
 use crate::sandbox::Paths;
 
 /// The outputs of a run, opened before it begins.
@@ -83,6 +84,7 @@ pub fn paths(config: &Config) -> Paths {
             .collect(),
         scripts: read.map(|file| file.path.to_owned()).collect(),
         allow_write: config.sandbox.allow_write.clone(),
+        userfaultfd: Torture::of(config).attaches_devices(),
     }
 }
 

@@ -26,6 +26,21 @@ pub struct Paths {
     pub scripts: Vec<PathBuf>,
     /// Folders for outputs that are asked for later.
     pub allow_write: Vec<PathBuf>,
+    /// Whether devices come while the guest runs, which takes userfaultfds.
+    pub userfaultfd: bool,
+}
+
+impl Paths {
+    /// Whether threads with this entry in the table may open more than others.
+    pub(super) fn has(&self, files: Files) -> bool {
+        match files {
+            Files::Nothing => false,
+            Files::Outputs => !self.outputs.is_empty() || !self.allow_write.is_empty(),
+            Files::Scripts => !self.scripts.is_empty(),
+            Files::Later => !self.allow_write.is_empty(),
+            Files::Userfaultfd => self.userfaultfd,
+        }
+    }
 }
 
 /// What the threads with one entry in the table's column `files` may open, and what they need for it.

@@ -28,10 +28,9 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use hmmvisor_devices::thread;
-use seccompiler::BpfProgram;
 
 use files::Opening;
-use filter::OnViolation;
+use filter::{OnViolation, Program};
 use listener::Listener;
 use table::Files;
 
@@ -44,9 +43,11 @@ pub use violation::EXIT_CODE;
 /// The confinement of a process: on or logging.
 pub struct Sandbox {
     /// The kinds' filters; each is compiled when its first thread begins.
-    filters: [OnceLock<Option<BpfProgram>>; Kind::ALL.len()],
+    filters: [OnceLock<Program>; Kind::ALL.len()],
     /// The files that threads may open, and the capabilities that they need for it.
     files: Vec<(Files, Opening)>,
+    /// The same for threads whose entry is not in `files`.
+    no_files: Opening,
     /// Whether the kernel enforces the rules for files.
     landlock: bool,
     /// Set if calls that are not allowed are told only.
@@ -86,12 +87,16 @@ impl Sandbox {
         let opening = |files| Ok((files, Opening::new(files, paths)?));
         let files: Vec<_> = Files::ALL
             .into_iter()
+            .filter(|files| paths.has(*files))
             .map(opening)
             .collect::<Result<_, SandboxError>>()?;
-        let is_enforced = files.iter().all(|(_, opening)| opening.is_enforced());
+        let no_files = Opening::new(Files::Nothing, paths)?;
+        let all = files.iter().map(|(_, opening)| opening);
+        let is_enforced = all.chain([&no_files]).all(Opening::is_enforced);
         Ok(Some(Arc::new(Sandbox {
             filters: [const { OnceLock::new() }; _],
             files,
+            no_files,
             // A file that is not allowed cannot be told and then opened, so files are not confined where calls are told only.
             landlock: log.is_none() && is_enforced,
             log,
@@ -140,18 +145,14 @@ impl Sandbox {
         };
         let compile = || filter::compile(kind, on_violation, self.landlock);
         let filter = self.filters[kind as usize].get_or_init(compile);
-        let filter = filter.as_ref().ok_or("its filter cannot be made")?;
         if let Some(listener) = &self.log {
             let notifier = filter::install_with_listener(filter);
             let notifier = notifier.map_err(failed("installing its filter"))?;
             return listener.add(notifier).map_err(failed("the listener"));
         }
         let of_kind = |(files, _): &&(Files, Opening)| *files == kind.row().files;
-        let (_, opening) = self
-            .files
-            .iter()
-            .find(of_kind)
-            .ok_or("no rules for files")?;
+        let opening = self.files.iter().find(of_kind);
+        let opening = opening.map_or(&self.no_files, |(_, opening)| opening);
         if self.landlock {
             let restricted = opening.restrict_this_thread();
             restricted.map_err(failed("restricting its files by Landlock"))?;
