@@ -355,56 +355,56 @@ const SIGNALS: &[Allowed] = &[always(libc::SYS_rt_sigtimedwait)];
 /// How the names of threads begin that are started by a confined thread only, whose rights they have.
 const INHERITING: &[&str] = &["report", "hmm-fault+"];
 
-/// The table.
+/// The table. A kind's own groups come first, because their conditions are then checked first.
 pub(super) const ROWS: &[Row] = &[
     Row {
         kind: Kind::Main,
         threads: &["main"],
         // Also for the threads that write the report, which it starts.
-        calls: &[EVERY, EVENTS, STARTING, OUTPUTS, DETACHING, MIGRATIONS],
+        calls: &[EVENTS, STARTING, OUTPUTS, DETACHING, MIGRATIONS, EVERY],
         files: Files::Outputs,
     },
     Row {
         kind: Kind::Vcpu,
         threads: &["vcpu"],
-        calls: &[EVERY, VCPUS, MIGRATIONS],
+        calls: &[VCPUS, MIGRATIONS, EVERY],
         files: Files::Nothing,
     },
     Row {
         kind: Kind::Service,
         threads: &["hmm-fault"],
-        calls: &[EVERY, MIGRATIONS, PLACED],
+        calls: &[MIGRATIONS, PLACED, EVERY],
         files: Files::Nothing,
     },
     Row {
         kind: Kind::ServiceWatch,
         threads: &["hmm-watch"],
         // Also for the service threads that it starts.
-        calls: &[EVERY, MIGRATIONS, STARTING, PLACED],
+        calls: &[MIGRATIONS, STARTING, PLACED, EVERY],
         files: Files::Nothing,
     },
     Row {
         kind: Kind::Accelerator,
         threads: &["accelerator"],
-        calls: &[EVERY, MIGRATIONS],
+        calls: &[MIGRATIONS, EVERY],
         files: Files::Nothing,
     },
     Row {
         kind: Kind::Virtio,
         threads: &["virtio-"],
-        calls: &[EVERY, MIGRATIONS, DISKS],
+        calls: &[MIGRATIONS, DISKS, EVERY],
         files: Files::Nothing,
     },
     Row {
         kind: Kind::Recorder,
         threads: &["recorder"],
-        calls: &[EVERY, OUTPUTS],
+        calls: &[OUTPUTS, EVERY],
         files: Files::Outputs,
     },
     Row {
         kind: Kind::Output,
         threads: &["output", "messages"],
-        calls: &[EVERY, CONSOLE_FILE],
+        calls: &[CONSOLE_FILE, EVERY],
         files: Files::Nothing,
     },
     Row {
@@ -416,7 +416,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         kind: Kind::Signals,
         threads: &["signals"],
-        calls: &[EVERY, SIGNALS],
+        calls: &[SIGNALS, EVERY],
         files: Files::Nothing,
     },
     Row {
@@ -428,26 +428,26 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         kind: Kind::Helper,
         threads: &["memory-errors", "progress"],
-        calls: &[EVERY, CONSOLE_FILE],
+        calls: &[CONSOLE_FILE, EVERY],
         files: Files::Nothing,
     },
     Row {
         kind: Kind::Stop,
         threads: &["stop"],
-        calls: &[EVERY, MIGRATIONS, DETACHING],
+        calls: &[MIGRATIONS, DETACHING, EVERY],
         files: Files::Nothing,
     },
     Row {
         kind: Kind::Chaos,
         threads: &["chaos"],
-        calls: &[EVERY, MIGRATIONS, ATTACHING, DETACHING],
+        calls: &[MIGRATIONS, ATTACHING, DETACHING, EVERY],
         files: Files::Userfaultfd,
     },
     Row {
         kind: Kind::Api,
         threads: &["api"],
         calls: &[
-            EVERY, MIGRATIONS, DETACHING, EVENTS, STARTING, SERVING, OUTPUTS,
+            MIGRATIONS, DETACHING, EVENTS, STARTING, SERVING, OUTPUTS, EVERY,
         ],
         files: Files::Later,
     },
