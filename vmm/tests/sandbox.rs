@@ -235,6 +235,13 @@ const TRIALS: &[Trial] = &[
         name: "panic",
         call: |_| i64::from(std::panic::catch_unwind(|| panic!("on purpose")).is_ok()),
     },
+    Trial {
+        name: "start a thread",
+        call: |_| {
+            let recorder = hmmvisor_devices::thread::spawn("recorder", |_| {}, || ());
+            i64::from(recorder.is_err())
+        },
+    },
     // Landlock says which files.
     Trial {
         name: "make the output",
@@ -295,9 +302,9 @@ fn child() {
     let mode: Mode = mode.parse().unwrap();
     let sandbox = Sandbox::new(mode, &paths, || {}).unwrap().unwrap();
     let trial = TRIALS.iter().find(|trial| trial.name == name).unwrap();
+    sandbox.confine_new_threads().unwrap();
     let Some((kind, _)) = KINDS.into_iter().find(|(_, it)| *it == thread) else {
         // As the command does it: the thread's name says what it may do.
-        sandbox.confine_new_threads().unwrap();
         let thread = hmmvisor_devices::thread::spawn(thread, |_| {}, move || (trial.call)(&folder));
         thread.unwrap().join_within(PATIENCE);
         return;
@@ -531,6 +538,15 @@ fn a_log_tells_each_call_once_and_lets_it_pass() {
     let (became, errors) = attempt(Mode::Log, "vcpu0", "memory");
     assert_eq!(became, Became::Done);
     assert!(!errors.contains("hmmvisor: sandbox: "), "{errors}");
+}
+
+#[test]
+fn threads_of_a_confined_thread_have_its_rights() {
+    for thread in ["main", "api"] {
+        // A thread of another kind, which would confine itself if it could.
+        let became = attempt(Mode::On, thread, "start a thread").0;
+        assert_eq!(became, Became::Done, "{thread}");
+    }
 }
 
 #[test]

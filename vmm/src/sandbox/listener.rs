@@ -132,7 +132,7 @@ fn notice(filter: &OwnedFd, told: &mut BTreeSet<(String, i32, Option<u64>)>) {
             arguments: [first, second, third],
         };
         let text = format!(
-            "hmmvisor: sandbox: thread {name} makes the system call {call}, which `--sandbox on` does not allow it\n"
+            "hmmvisor: sandbox: thread {name} makes the system call {call}, which `--sandbox on` does not allow\n"
         );
         // There is nowhere else to say that this failed.
         let _ = io::stderr().write_all(text.as_bytes());

@@ -134,6 +134,8 @@ impl Sandbox {
         if let Err(why) = self.try_confine(kind) {
             violation::refuse(name, &why);
         }
+        // Threads that it starts have its filter, under which they could not install another one.
+        thread::passes_on();
     }
 
     fn try_confine(&self, kind: Kind) -> Result<(), String> {

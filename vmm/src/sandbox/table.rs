@@ -352,7 +352,8 @@ const SERVING: &[Allowed] = &[
 /// Waiting for signals.
 const SIGNALS: &[Allowed] = &[always(libc::SYS_rt_sigtimedwait)];
 
-/// How the names of threads begin that are started by a confined thread only, whose rights they have.
+/// How the names of threads begin that have the rights of the thread that has started them: `report` also before the main thread is
+/// confined, when a run cannot start; the fault service's, which are not started by `thread::spawn`.
 const INHERITING: &[&str] = &["report", "hmm-fault+"];
 
 /// The table. A kind's own groups come first, because their conditions are then checked first.

@@ -148,7 +148,7 @@ extern "C" fn on_sigsys(
     };
     end(
         format_args!(
-            "hmmvisor: error: thread {name} made the system call {call}, which the sandbox does not allow it; \
+            "hmmvisor: error: thread {name} made the system call {call}, which the sandbox does not allow; \
              the call was not executed, and the run has ended. Either the guest, a disk or a script has taken over the \
              thread, or this is a bug in Hmmvisor: report it with this line. `--sandbox log` tells such calls and lets them pass\n"
         ),
