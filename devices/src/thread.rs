@@ -1,8 +1,10 @@
 //! Threads that report their panics and can be joined with a time limit. All threads of a machine that could keep a guest
 //! waiting are started here.
 
+use std::cell::Cell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -30,8 +32,38 @@ pub enum Joined<T> {
     Running,
 }
 
-/// Starts a thread. `on_panic` is called by the thread with its name if `body` panics; the standard library has printed the
-/// panic's message by then.
+type Hook = dyn Fn(&str) + Send + Sync;
+
+/// See [`on_begin`].
+static ON_BEGIN: OnceLock<Box<Hook>> = OnceLock::new();
+
+/// Has `hook` called by each thread that begins from now on, with the thread's name, before the thread does anything else: a program
+/// that confines its threads does so here. Once in a process; returns whether this call was the one.
+pub fn on_begin(hook: impl Fn(&str) + Send + Sync + 'static) -> bool {
+    ON_BEGIN.set(Box::new(hook)).is_ok()
+}
+
+thread_local! {
+    /// See [`passes_on`].
+    static PASSES_ON: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has the threads that [`spawn`] starts from now on for the calling thread not call the hook: what the hook has done to this thread holds
+/// for them, too.
+pub fn passes_on() {
+    PASSES_ON.set(true);
+}
+
+/// Calls the hook that [`on_begin`] has set, if there is one. Threads that [`spawn`] starts have done so; a thread that is started
+/// otherwise calls this first.
+pub fn begin(name: &str) {
+    if let Some(hook) = ON_BEGIN.get() {
+        hook(name);
+    }
+}
+
+/// Starts a thread, which calls [`begin`] first unless the calling thread [passes on](passes_on) what that does. `on_panic` is called by the thread with its name if `body` panics; the standard
+/// library has printed the panic's message by then.
 pub fn spawn<T: Send + 'static>(
     name: &str,
     on_panic: impl FnOnce(&str) + Send + 'static,
@@ -39,7 +71,12 @@ pub fn spawn<T: Send + 'static>(
 ) -> io::Result<Thread<T>> {
     let (report, result) = mpsc::sync_channel(1);
     let its_name = name.to_owned();
+    let inherits = PASSES_ON.get();
     let handle = Builder::new().name(name.to_owned()).spawn(move || {
+        match inherits {
+            true => passes_on(),
+            false => begin(&its_name),
+        }
         // Nothing of what the body has left behind is used here.
         let ended = catch_unwind(AssertUnwindSafe(body)).map_err(drop);
         if ended.is_err() {
@@ -117,6 +154,38 @@ mod tests {
         );
         drop(go);
         ended.recv_timeout(PATIENCE).unwrap();
+    }
+
+    #[test]
+    fn the_hook_is_called_before_the_body() {
+        use parking_lot::Mutex;
+        static BEGUN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        assert!(on_begin(|name| BEGUN.lock().push(name.to_owned())));
+        assert!(!on_begin(|_| {}));
+        let body = || BEGUN.lock().contains(&"hooked".to_owned());
+        let thread = spawn("hooked", |_| {}, body).unwrap();
+        assert_eq!(thread.join_within(PATIENCE), Joined::Ended(true));
+
+        let grandchild = || spawn("inheriting-2", |_| {}, || ()).unwrap();
+        let child = move || {
+            passes_on();
+            let child = spawn(
+                "inheriting-1",
+                |_| {},
+                move || {
+                    grandchild().join_within(PATIENCE);
+                },
+            );
+            child.unwrap().join_within(PATIENCE)
+        };
+        let thread = spawn("passes-on", |_| {}, child).unwrap();
+        assert_eq!(
+            thread.join_within(PATIENCE),
+            Joined::Ended(Joined::Ended(()))
+        );
+        let begun = BEGUN.lock();
+        assert!(begun.contains(&"passes-on".to_owned()));
+        assert!(!begun.iter().any(|name| name.starts_with("inheriting")));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -69,10 +70,17 @@ fn backend(engine: Engine) -> (Arc<Backend>, Arc<Stuck>, PageRange) {
     (backend, driver, some)
 }
 
+/// The threads of all services of this program that have begun.
+static BEGUN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
 /// Configures one service thread, so that a stuck driver blocks the only one.
 fn service() -> ServiceConfig {
     ServiceConfig {
         slow_driver: Duration::from_millis(20),
+        on_begin: |name| {
+            assert_eq!(std::thread::current().name(), Some(name));
+            BEGUN.lock().unwrap().insert(name.to_owned());
+        },
         ..ServiceConfig::default()
     }
 }
@@ -96,6 +104,9 @@ fn a_stuck_driver_is_reported_and_others_are_served() {
         });
         assert_eq!((stuck, Rig::word_of(&backend, 0).load(SeqCst)), (0, 1));
         assert_eq!(backend.stats().counters.slow_driver_calls, 1);
+        // Also the thread that has taken the place of the stuck one has called the hook.
+        let expected = ["hmm-fault+0", "hmm-fault0", "hmm-watch"].map(str::to_owned);
+        assert!(BEGUN.lock().unwrap().is_superset(&expected.into()));
         let events = backend.drain_events().events;
         let slow = events.iter().find(|e| e.kind == EventKind::SlowDriver);
         let slow = slow.expect("an event");

@@ -215,6 +215,11 @@ impl Torture {
         self.options.chaos && self.seed % 2 == 1
     }
 
+    /// Whether devices come and go while the guest runs.
+    pub fn attaches_devices(&self) -> bool {
+        self.options.chaos
+    }
+
     /// What makes the accelerators' drivers fail.
     pub fn wrap_driver(&self) -> Option<Box<WrapDriver>> {
         if !self.options.chaos {

@@ -21,6 +21,7 @@ pub mod guest;
 pub mod host;
 pub mod machine;
 pub mod run;
+pub mod sandbox;
 pub mod vm;
 
 pub use config::Config;

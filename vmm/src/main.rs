@@ -13,12 +13,13 @@ use hmm_backend::limits::{self, Refusal, Resource};
 use hmm_backend::policy::policies;
 use hmmvisor::config::console_choice::ConsoleChoice;
 use hmmvisor::console::outlet::MayClose;
-use hmmvisor::console::terminal::{RawTerminal, take_memory_faults};
+use hmmvisor::console::terminal::{RawTerminal, restore, take_memory_faults};
 use hmmvisor::run::outputs::{self, ConsoleFile, Outputs};
 use hmmvisor::run::progress::Progress;
 use hmmvisor::run::signals::Signals;
 use hmmvisor::run::summary::Summary;
-use hmmvisor::{Input, Options, Report};
+use hmmvisor::sandbox::{Mode, Sandbox};
+use hmmvisor::{Config, Input, Options, Report};
 use hmmvisor_experiments::output::{Files, Output};
 use hmmvisor_experiments::steady::write_all;
 use hmmvisor_guest_images::{Param, workloads};
@@ -96,15 +97,17 @@ fn give(answer: &clap::Error) -> ExitCode {
 }
 
 fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
-    // Signals are taken before anything that may take long, and before any other thread is started.
-    let signals = Signals::start()
-        .map_err(|error| Refusal::new(Resource::Thread, error))
-        .map_err(failed("starting the thread that takes signals"))?;
     let mut files = Files::default();
     if let Some(file) = args.file() {
         files.reads("the configuration file", file);
     }
     let config = args.config()?;
+    // Before any thread is started that is to be confined.
+    let sandbox = sandbox(&config)?;
+    // Signals are taken before anything that may take long, and before any other thread is started.
+    let signals = Signals::start()
+        .map_err(|error| Refusal::new(Resource::Thread, error))
+        .map_err(failed("starting the thread that takes signals"))?;
     if let Some(hint) = config.unheard_hint() {
         note(&hint);
     }
@@ -166,12 +169,28 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
         input,
         signals: Some(signals.clone()),
         progress,
+        sandbox,
     };
     let report = hmmvisor::run(&config, options);
     // The terminal is restored before anything else is written to it.
     drop(terminal);
     let report = Arc::new(report?);
     write_report(&report, &signals, output, console_file, json)
+}
+
+/// Makes the sandbox that the configuration asks for, and has all threads that begin from now on confine themselves.
+fn sandbox(config: &Config) -> Result<Option<Arc<Sandbox>>> {
+    let mode = config.sandbox.mode;
+    let sandbox = Sandbox::new(mode, &outputs::paths(config), restore)?;
+    if let Some(sandbox) = &sandbox {
+        if mode == Mode::On && !sandbox.confines_files() {
+            note(
+                "this kernel has no Landlock, so the sandbox does not confine which files the threads that write the outputs can open",
+            );
+        }
+        sandbox.confine_new_threads()?;
+    }
+    Ok(sandbox)
 }
 
 /// Writes the JSON report, the summary and what went wrong. Where one of them cannot be written, that is an error, but the others are

@@ -102,6 +102,16 @@ pub fn shown(path: &Path) -> String {
     }
 }
 
+/// Returns the path of the regular file that an output is or will be, behind any links; none for streams, and for paths that cannot be
+/// an output.
+pub fn real_path(path: &Path) -> Option<PathBuf> {
+    match OutputPlace::of(path).ok()? {
+        OutputPlace::Absent { folder, name } => Some(folder.join(name)),
+        OutputPlace::Regular { real, .. } => Some(real),
+        OutputPlace::Stream { .. } | OutputPlace::Descriptor(_) => None,
+    }
+}
+
 /// Returns where a link leads, for a message, if the file has another name than the link.
 fn leading(path: &Path, real: &Path) -> String {
     match path.file_name() == real.file_name() {

@@ -18,6 +18,10 @@ pub struct ServiceConfig {
     /// A driver's call that takes longer is reported (counter `slow_driver_calls`, event `SlowDriver`). If the
     /// call blocks a service thread, another thread replaces it, so that only the pages of that call wait.
     pub slow_driver: Duration,
+    /// Called by each thread of the service when it begins, with the thread's name (`hmm-fault0`, `hmm-watch`, ...),
+    /// before it does anything else. A program that confines its threads does so here. Threads that begin while the
+    /// service runs call it, too.
+    pub on_begin: fn(&str),
 }
 
 impl Default for ServiceConfig {
@@ -25,6 +29,7 @@ impl Default for ServiceConfig {
         ServiceConfig {
             threads: vec![None],
             slow_driver: Duration::from_secs(1),
+            on_begin: |_| {},
         }
     }
 }
@@ -50,6 +55,7 @@ impl FaultService {
             faults,
             stop: Arc::new(stop),
             on_fatal,
+            on_begin: config.on_begin,
         };
         let watch = Watchdog::start(spawner, config.threads, config.slow_driver)?;
         Ok(FaultService { watch })

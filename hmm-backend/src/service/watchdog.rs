@@ -77,6 +77,7 @@ impl Watchdog {
         let watcher = std::thread::Builder::new()
             .name("hmm-watch".into())
             .spawn(move || {
+                (shared.spawner.on_begin)("hmm-watch");
                 let watched = catch_unwind(AssertUnwindSafe(|| shared.watch()));
                 if watched.is_err() {
                     shared.spawner.report_panic();

@@ -31,6 +31,7 @@ pub(crate) struct WorkerSpawner {
     pub(crate) faults: Arc<Faults>,
     pub(crate) stop: Arc<Doorbell>,
     pub(super) on_fatal: Arc<OnFatal>,
+    pub(super) on_begin: fn(&str),
 }
 
 impl WorkerSpawner {
@@ -63,9 +64,11 @@ impl WorkerSpawner {
             deferred: BinaryHeap::new(),
         };
         let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let (on_begin, its_name) = (self.on_begin, name.clone());
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
+                on_begin(&its_name);
                 let bound = cpu.map_or(Ok(()), bind_to_cpu);
                 let go = bound.is_ok();
                 let _ = ready.send(bound);

@@ -74,7 +74,8 @@ const HOUSES: &[House] = &[
     House {
         package: "vmm",
         layers: &[
-            "host", "ending", "machine", "console", "guest", "config", "vm", "run", "cli",
+            "host", "sandbox", "ending", "machine", "console", "guest", "config", "vm", "run",
+            "cli",
         ],
         circles: &[],
     },

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use hmmvisor::RunError;
 use hmmvisor::config::ConfigError;
+use hmmvisor::sandbox::SandboxError;
 use hmmvisor_accesses::AccessError;
 use hmmvisor_experiments::sweep::SweepError;
 use hmmvisor_experiments::trace::GenerateError;
@@ -44,6 +45,9 @@ fn is_mistake(error: &(dyn Error + 'static)) -> bool {
             error,
             ConfigError::File { .. } | ConfigError::Group { .. } | ConfigError::AddressSpace { .. }
         );
+    }
+    if let Some(error) = error.downcast_ref::<SandboxError>() {
+        return matches!(error, SandboxError::Folder { .. });
     }
     if let Some(error) = error.downcast_ref::<ScriptError>() {
         return !matches!(

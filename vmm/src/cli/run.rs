@@ -12,6 +12,7 @@ use hmmvisor::config::links::{LinkOption, LinksConfig, PeerOption};
 use hmmvisor::config::virtio::{BalloonConfig, DiskConfig};
 use hmmvisor::config::{Config, DeviceKind};
 use hmmvisor::guest::linux::cpuid::Template;
+use hmmvisor::sandbox::Mode;
 use hmmvisor::size::Size;
 use hmmvisor_policies::PolicyChoice;
 
@@ -119,6 +120,14 @@ pub struct RunArgs {
     /// new one is whole
     #[arg(long, value_name = "FILE|-")]
     record: Option<PathBuf>,
+    /// What the threads may ask of the kernel while the guest runs: on (what their kind needs; anything else ends the run), log
+    /// (everything, but tells what `on` does not allow) or off; docs/security.md [default: on]
+    #[arg(long, value_name = "on|log|off")]
+    sandbox: Option<Mode>,
+    /// A folder in which outputs may be made that are asked for while the guest runs; may be given several times, and adds to
+    /// the configuration file's
+    #[arg(long, value_name = "DIR")]
+    allow_write: Vec<PathBuf>,
 }
 
 impl RunArgs {
@@ -199,6 +208,8 @@ impl RunArgs {
         }
         config.balloon = self.balloon.or(config.balloon);
         config.rng |= self.rng;
+        set(&mut config.sandbox.mode, self.sandbox);
+        config.sandbox.allow_write.extend(self.allow_write);
         Ok(config)
     }
 }

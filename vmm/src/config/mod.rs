@@ -15,6 +15,7 @@ use std::str::FromStr;
 use crate::guest::linux::cpuid::Template;
 use crate::host::file;
 use crate::machine::memory_errors::OnMemoryError;
+use crate::sandbox::Mode;
 use hmm_backend::EVICTION_BATCH;
 use hmm_backend::engine::EngineChoice;
 use hmm_backend::pages::{Fidelity, Hint, PAGE_SIZE, Page, PageRange};
@@ -75,6 +76,8 @@ pub struct Config {
     pub service: ServiceConfig,
     /// The host CPUs that the threads run on.
     pub placement: PlacementConfig,
+    /// What the threads may ask of the kernel while the guest runs.
+    pub sandbox: SandboxConfig,
 }
 
 /// `[machine]`
@@ -219,6 +222,17 @@ pub struct PlacementConfig {
     pub device_cpus: Option<Vec<usize>>,
 }
 
+/// `[sandbox]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "the table [sandbox]")]
+pub struct SandboxConfig {
+    /// `on`, `log` or `off`.
+    #[serde(deserialize_with = "from_str")]
+    pub mode: Mode,
+    /// Folders in which outputs may be made that are asked for while the guest runs.
+    pub allow_write: Vec<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -240,6 +254,7 @@ impl Default for Config {
             workload: WorkloadConfig::default(),
             service: ServiceConfig::default(),
             placement: PlacementConfig::default(),
+            sandbox: SandboxConfig::default(),
         }
     }
 }

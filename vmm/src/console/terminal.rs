@@ -169,8 +169,8 @@ fn on_signal(signal: libc::c_int) {
     // SAFETY: the kernel fills the structure, or fails; nothing is changed.
     let known = unsafe { libc::sigaction(signal, ptr::null(), old.as_mut_ptr()) } == 0;
     // SAFETY: the call succeeded.
-    if known && unsafe { old.assume_init() }.sa_sigaction == libc::SIG_IGN {
-        // What was ignored at the start stays ignored.
+    if known && unsafe { old.assume_init() }.sa_sigaction != libc::SIG_DFL {
+        // What was ignored at the start stays ignored. A handler that is there restores the terminal: this one, or the sandbox's.
         return;
     }
     // SAFETY: a structure of integers and pointers; all zeros is valid.

@@ -1,6 +1,7 @@
 //! The VMM's own memory: resident bytes of the process that are not the guest's.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::ops::Range;
 
 use hmm_backend::limits;
@@ -21,10 +22,20 @@ pub fn name(start: *mut u8, bytes: usize, name: &'static CStr) {
     };
 }
 
-/// Resident bytes of this process outside of the given address ranges and of mappings named
-/// `[anon:hmm-…]`, both of which hold memory of guests and devices.
-pub fn overhead(guest: &[Range<u64>]) -> Option<u64> {
-    Some(overhead_in(&limits::read("/proc/self/smaps")?, guest))
+/// Looks at the memory of this process. It is opened while the process may still open files.
+pub struct OverheadProbe(File);
+
+impl OverheadProbe {
+    /// Opens what the kernel tells of the process's memory; none if it tells nothing.
+    pub fn new() -> Option<OverheadProbe> {
+        File::open("/proc/self/smaps").ok().map(OverheadProbe)
+    }
+
+    /// Returns the resident bytes of this process outside of the given address ranges and of mappings named
+    /// `[anon:hmm-…]`, both of which hold memory of guests and devices.
+    pub fn take(self, guest: &[Range<u64>]) -> Option<u64> {
+        Some(overhead_in(&limits::read_open(self.0)?, guest))
+    }
 }
 
 fn overhead_in(smaps: &str, guest: &[Range<u64>]) -> u64 {
@@ -74,6 +85,6 @@ Rss:                  16 kB
 
     #[test]
     fn this_process_costs_something() {
-        assert!(overhead(&[]).unwrap() > 100 << 10);
+        assert!(OverheadProbe::new().unwrap().take(&[]).unwrap() > 100 << 10);
     }
 }

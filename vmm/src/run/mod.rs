@@ -34,6 +34,7 @@ mod torture;
 pub mod virtio;
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hmmvisor_devices::virtio::Balloon;
@@ -42,7 +43,8 @@ use hmmvisor_experiments::output::Output;
 use crate::config::Config;
 use crate::console::thread::Input;
 use crate::ending::End;
-use crate::host::process_memory;
+use crate::host::process_memory::OverheadProbe;
+use crate::sandbox::{Kind, Sandbox};
 use crate::vm::{Vm, VmError};
 use balloon::BalloonReport;
 use helpers::Helpers;
@@ -69,6 +71,9 @@ pub struct Options {
     pub signals: Option<Signals>,
     /// Shows the progress of long runs.
     pub progress: Option<Progress>,
+    /// Confines the calling thread from the guest's first instruction on, for good. (Other threads confine themselves: see
+    /// [`Sandbox::confine_new_threads`].)
+    pub sandbox: Option<Arc<Sandbox>>,
 }
 
 impl Default for Options {
@@ -81,6 +86,7 @@ impl Default for Options {
             input: None,
             signals: None,
             progress: None,
+            sandbox: None,
         }
     }
 }
@@ -99,13 +105,17 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         helpers::take_signals(signals, run.vm.ending(), reloader);
     }
 
+    let overhead = OverheadProbe::new();
     let begin = Instant::now();
     run.vm.start()?;
+    if let Some(sandbox) = &options.sandbox {
+        sandbox.confine_this_thread(Kind::Main, "main");
+    }
     let end = wait(config, &run.vm, run.balloon.get(), &run.policies, reloader);
     drop(helpers.progress);
     let elapsed = begin.elapsed();
 
-    let seen = Seen::of(config, &run, options.started);
+    let seen = Seen::of(config, &run, options.started, overhead);
     let (control, ending) = (run.vm.control().clone(), run.vm.ending().clone());
     let accelerators = run.vm.accelerators().to_vec();
     let stopping = Stopping {
@@ -154,13 +164,18 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(config: &Config, run: &Prepared, started: Instant) -> Seen {
+    fn of(
+        config: &Config,
+        run: &Prepared,
+        started: Instant,
+        overhead: Option<OverheadProbe>,
+    ) -> Seen {
         let first_exit = run.vm.first_exit();
         let (control, engine) = (run.vm.control(), run.backend.engine());
         let replay = |round| run.torture.replay(config, engine, round);
         Seen {
             first_instruction: first_exit.map(|exit| exit.duration_since(started)),
-            overhead: process_memory::overhead(&run.backend.host_ranges()),
+            overhead: overhead.and_then(|probe| probe.take(&run.backend.host_ranges())),
             balloon: run.balloon.get().map(BalloonReport::of),
             rounds: control.rounds(),
             replay: control.round().and_then(replay),

@@ -4,11 +4,13 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use hmmvisor_experiments::output::{Files, Output, OutputError};
+use hmmvisor_experiments::output::{Files, Output, OutputError, real_path};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::Config;
 use crate::config::console_choice::ConsoleChoice;
+use crate::run::torture::Torture;
+use crate::sandbox::Paths;
 
 /// The outputs of a run, opened before it begins.
 #[derive(Debug)]
@@ -62,6 +64,27 @@ pub fn inputs(config: &Config, files: &mut Files) {
         for file in policy.files() {
             reads(file.what, Some(&file.path));
         }
+    }
+}
+
+/// Returns the paths that a run opens while its guest runs, or at its end.
+pub fn paths(config: &Config) -> Paths {
+    let written = [&config.json, &config.record].into_iter().flatten();
+    let console = match &config.console {
+        ConsoleChoice::File(path) => Some(path),
+        ConsoleChoice::Auto | ConsoleChoice::Stdio => None,
+    };
+    let regions = config.policy.region.iter().map(|region| &region.spec);
+    let policies = regions.chain([&config.policy.spec]);
+    let read = policies.flat_map(|policy| policy.files());
+    Paths {
+        outputs: written
+            .chain(console)
+            .filter_map(|path| real_path(path))
+            .collect(),
+        scripts: read.map(|file| file.path.to_owned()).collect(),
+        allow_write: config.sandbox.allow_write.clone(),
+        userfaultfd: Torture::of(config).attaches_devices(),
     }
 }
 

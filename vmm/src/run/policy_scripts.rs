@@ -48,7 +48,13 @@ const LAST_MESSAGES: Duration = Duration::from_millis(100);
 
 impl Messages {
     fn say(&self, text: &str) {
-        // The thread is started with the first message, since most runs have none. If it cannot be started, messages are dropped.
+        if let Some(speaker) = self.speaker() {
+            speaker.outlet.offer(text.as_bytes());
+        }
+    }
+
+    /// Returns the thread that writes, started if this is the first call; none if it cannot be started, and messages are dropped.
+    fn speaker(&self) -> Option<&Speaker> {
         let start = || {
             let thread =
                 Outlet::start("messages", Box::new(MayClose(io::stderr())), |_| {}).ok()?;
@@ -57,9 +63,7 @@ impl Messages {
                 thread: Mutex::new(thread),
             })
         };
-        if let Some(speaker) = self.0.get_or_init(start) {
-            speaker.outlet.offer(text.as_bytes());
-        }
+        self.0.get_or_init(start).as_ref()
     }
 
     /// Waits until the last messages are written. Later messages are dropped.
@@ -131,6 +135,10 @@ impl Policies {
                 page(region.start.0.saturating_add(region.size.0)),
             );
             regions.push((pages, chosen.factory));
+        }
+        if !scripts.is_empty() {
+            // Threads that run scripts are confined, and can start no other thread.
+            messages.speaker();
         }
         let watched = |scripts: Arc<Scripts>| Script {
             watch: FileWatch::new(scripts.path())

@@ -40,6 +40,11 @@ impl Torture {
         self.0.as_ref().is_some_and(|it| it.fills_blocks())
     }
 
+    /// Whether devices come and go while the guest runs.
+    pub(crate) fn attaches_devices(&self) -> bool {
+        self.0.as_ref().is_some_and(|it| it.attaches_devices())
+    }
+
     /// Returns the wrapper that makes the accelerators' drivers fail, if there is one.
     pub(crate) fn wrap_driver(&self) -> Option<Box<WrapDriver>> {
         self.0.as_ref()?.wrap_driver()

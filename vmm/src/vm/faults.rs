@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hmm_backend::service::{Fatal, FaultService, ServiceConfig};
+use hmmvisor_devices::thread;
 
 use super::config::Managed;
 use super::error::VmError;
@@ -49,6 +50,7 @@ impl FaultServing {
         };
         let config = ServiceConfig {
             threads: managed.service.clone(),
+            on_begin: thread::begin,
             ..ServiceConfig::default()
         };
         let service = backend.start_service(config, Box::new(on_fatal));

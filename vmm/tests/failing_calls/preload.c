@@ -535,6 +535,12 @@ static const char *syscall_name(long number) {
         NAME(SYS_getrandom);
         NAME(SYS_clone3);
         NAME(SYS_copy_file_range);
+        NAME(SYS_seccomp);
+        NAME(SYS_landlock_create_ruleset);
+        NAME(SYS_landlock_add_rule);
+        NAME(SYS_landlock_restrict_self);
+        NAME(SYS_capget);
+        NAME(SYS_capset);
     default:
         return NULL;
     }

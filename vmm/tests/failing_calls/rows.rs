@@ -822,6 +822,39 @@ const TABLE: &[Kind] = &[
         &[Torture],
         BOTH,
     ),
+    // The sandbox.
+    kind(
+        "syscall",
+        "SYS_seccomp",
+        &[Errno(EINVAL), Errno(ENOMEM)],
+        Start,
+        &[Torture, Virtio],
+        REMAP,
+    ),
+    kind(
+        "syscall",
+        "SYS_landlock_",
+        &[Errno(EOPNOTSUPP), Errno(EMFILE), Errno(ENOMEM)],
+        Start,
+        &[Torture],
+        REMAP,
+    ),
+    kind(
+        "syscall",
+        "SYS_cap",
+        &[Errno(EPERM)],
+        Start,
+        &[Torture],
+        REMAP,
+    ),
+    kind(
+        "open",
+        "/dev/userfaultfd",
+        &[Errno(EACCES), Errno(EMFILE)],
+        Start,
+        &[Chaos],
+        REMAP,
+    ),
     kind(
         "ioctl",
         "UFFDIO_API",
@@ -992,7 +1025,7 @@ pub fn harmless(call: &str, about: &str) -> bool {
     match call {
         "sigaction" | "sigaltstack" => true,
         "fcntl" => about == "F_GETFD",
-        "open" | "read" => about.contains("/sys/fs/cgroup/"),
+        "open" | "read" => about.contains("/sys/fs/cgroup"),
         "write" => about.starts_with("fd 2:"),
         _ => false,
     }

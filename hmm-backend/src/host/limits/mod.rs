@@ -389,7 +389,11 @@ pub fn address_space() -> Option<(u64, u64)> {
 /// Returns the contents of a kernel file as text. `None` if the file cannot be read, is not UTF-8, or if reads are
 /// interrupted again and again (the standard library would repeat them without limit).
 pub fn read(path: impl AsRef<Path>) -> Option<String> {
-    let mut file = File::open(path).ok()?;
+    read_open(File::open(path).ok()?)
+}
+
+/// Returns what is left of a kernel file that is open, like [`read`].
+pub fn read_open(mut file: File) -> Option<String> {
     let interrupted = |error: &io::Error| error.kind() == io::ErrorKind::Interrupted;
     let reads = Repeats::default();
     let mut text = Vec::new();
