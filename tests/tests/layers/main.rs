@@ -67,6 +67,11 @@ const HOUSES: &[House] = &[
         circles: &[],
     },
     House {
+        package: "api",
+        layers: &[],
+        circles: &[],
+    },
+    House {
         package: "torture",
         layers: &[],
         circles: &[],
@@ -74,7 +79,7 @@ const HOUSES: &[House] = &[
     House {
         package: "vmm",
         layers: &[
-            "host", "ending", "machine", "console", "guest", "config", "vm", "run", "cli",
+            "host", "ending", "machine", "console", "guest", "config", "vm", "api", "run", "cli",
         ],
         circles: &[],
     },
