@@ -728,6 +728,32 @@ fn a_paused_machine_serves_requests_and_goes_on() {
 }
 
 #[test]
+fn a_fault_that_fails_in_a_pause_is_taken_again_afterwards() {
+    let machine = Machine::start(&[]);
+    let path = "/v1/devices/0/provocations";
+    let body = Provoke {
+        at: WayPoint::ToSystemBeforeCopy,
+        outcome: Outcome::Fail,
+        times: None,
+    };
+    machine.post::<Provocations>(path, body);
+    // The vCPU sleeps in a fault that is tried again for about a second.
+    wait_until("a failure", || {
+        machine.get::<Provocations>(path).provocations[0].happened > 0
+    });
+    machine.act("/v1/vm/pause");
+    // By now it has failed for good, and the vCPU would have been kicked for longer than it may be deaf.
+    std::thread::sleep(Duration::from_millis(4500));
+    assert_eq!(machine.get::<Vm>("/v1/vm").state, VmState::Paused);
+    machine.client.delete(path).unwrap();
+    machine.act("/v1/vm/resume");
+    let faults = || machine.get::<Value>("/v1/stats")["cpu_faults"].as_u64();
+    let before = faults();
+    wait_until("more faults", || faults() > before);
+    assert_eq!(machine.stop()["error"], Value::Null);
+}
+
+#[test]
 fn events_are_streamed_and_filtered() {
     let machine = Machine::start(&[]);
     let mut seen = Vec::new();

@@ -51,6 +51,7 @@ impl VcpuContext {
         ports: Bus,
         memory_errors: Option<Arc<MemoryErrors>>,
         ending: Arc<Ending>,
+        gate: Arc<Gate>,
     ) -> Arc<VcpuContext> {
         Arc::new(VcpuContext {
             machine,
@@ -60,7 +61,7 @@ impl VcpuContext {
             ending,
             stop: AtomicBool::new(false),
             first_exit: Arc::default(),
-            gate: Arc::default(),
+            gate,
             accesses: AtomicU64::new(0),
         })
     }

@@ -27,6 +27,7 @@ use crate::ending::Ending;
 use crate::guest::program::control::Control;
 use crate::guest::{BoardParts, Guest};
 use crate::machine::kvm_machine::Machine;
+use crate::machine::pause::Gate;
 use crate::machine::slots::{Devices, Slots};
 use crate::machine::vcpu::{Vcpu, VcpuContext};
 use crate::machine::vcpu_threads::{ThreadIds, VcpuThreads};
@@ -73,8 +74,10 @@ impl Vm {
         let machine = guest.machine(vcpus, backend)?;
         let ending = Arc::new(Ending::new().map_err(VmError::system("an event"))?);
         let ids = ThreadIds::new(vcpus);
+        let gate = Arc::<Gate>::default();
         let faults = managed.as_ref();
-        let faults = faults.map(|managed| FaultServing::start(managed, &machine, &ids, &ending));
+        let faults =
+            faults.map(|managed| FaultServing::start(managed, &machine, &ids, &ending, &gate));
         let faults = faults.transpose()?;
         let mut slots = Slots::new(&machine, &ending);
         let accelerators = match managed {
@@ -100,7 +103,7 @@ impl Vm {
         }
 
         let errors = faults.as_ref().and_then(|faults| faults.errors.clone());
-        let shared = VcpuContext::new(machine, board.mmio, board.ports, errors, ending);
+        let shared = VcpuContext::new(machine, board.mmio, board.ports, errors, ending, gate);
         let (waiting, tsc_khz) = make_vcpus(&*guest, &shared)?;
         guest.describe(&shared.machine, accelerators.len() as u32, tsc_khz)?;
         Ok(Vm {
