@@ -123,6 +123,7 @@ mod tests {
         drop(second);
         // Nothing is recorded without a reader.
         free(backend, 4);
+        assert_eq!(backend.drain_events().events.len(), 0);
         let third = tap.reader(100, 100);
         assert_eq!(seen(&third), 0);
     }
