@@ -28,7 +28,7 @@
 //!
 //! | module | what is in it |
 //! |---|---|
-//! | the root | [`Backend`] and how it is made, [`Error`], [`Pinned`] pages, [`ModelBackend`] for replays |
+//! | the root | [`Backend`] and how it is made, [`Error`], [`Pinned`] pages, readers of events, [`ModelBackend`] for replays |
 //! | [`driver`] | what the driver of a device implements, its rules, and the phases of a migration |
 //! | [`mirror`] | how a device accesses memory, and its rules; [`mirror::Mirror::access`] has a device as its example |
 //! | [`service`] | the threads that serve CPU faults, and faults that cannot be served |
@@ -60,7 +60,9 @@ pub mod service;
 #[cfg(feature = "measure")]
 #[doc(hidden)]
 pub use backend::measure;
-pub use backend::{Backend, BackendConfig, EVICTION_BATCH, ModelBackend};
+pub use backend::{
+    Backend, BackendConfig, DeviceUsage, EVICTION_BATCH, EventReader, EventTap, ModelBackend,
+};
 pub use host::limits;
 pub use ops::{Pinned, snapshot};
 pub use pages::error::Error;

@@ -48,6 +48,21 @@ impl Chosen {
         }
     }
 
+    /// Returns this policy if it can be that of a region: a script must decide about something else than evictions.
+    ///
+    /// # Errors
+    /// A script decides about nothing else.
+    pub fn for_region(self) -> Result<Chosen, ScriptError> {
+        match self.scripts.iter().find(|it| it.decides_only_evictions()) {
+            Some(it) => {
+                let path = it.path().display();
+                let who = format!("policy script {path} decides only");
+                Err(ScriptError::Eviction(who))
+            }
+            None => Ok(self),
+        }
+    }
+
     /// Checks that devices that tell this much of their accesses tell enough for the scripts.
     ///
     /// # Errors
@@ -85,6 +100,21 @@ impl PolicyChoice {
         })
     }
 
+    /// Makes the policy with this text as its script: the specification gives the script a name and parameters, and
+    /// nothing is read. An error if it names no script.
+    pub fn with_text(&self, text: String, limits: Limits, log: Log) -> Result<Chosen, ScriptError> {
+        match self {
+            PolicyChoice::Script(spec) => {
+                Scripts::of_text(spec.clone(), text, limits, log).map(Chosen::script)
+            }
+            PolicyChoice::BuiltIn(spec) => Err(ScriptError::Spec {
+                spec: spec.to_string(),
+                why: "it names no script, but there is the text of one; write name.luau, with parameters as name.luau:window=32"
+                    .to_owned(),
+            }),
+        }
+    }
+
     /// Parses the policy of a region. Devices belong to no region, so it must not decide about evictions.
     pub fn of_region(text: &str) -> Result<PolicyChoice, ScriptError> {
         let components = text.split('+');
@@ -96,15 +126,7 @@ impl PolicyChoice {
 
     /// Loads the policy of a region. A script must decide about something else than evictions.
     pub fn load_of_region(&self, limits: Limits, log: Log) -> Result<Chosen, ScriptError> {
-        let chosen = self.load(limits, log)?;
-        match chosen.scripts.iter().find(|it| it.decides_only_evictions()) {
-            Some(it) => {
-                let path = it.path().display();
-                let who = format!("policy script {path} decides only");
-                Err(ScriptError::Eviction(who))
-            }
-            None => Ok(chosen),
-        }
+        self.load(limits, log)?.for_region()
     }
 
     /// Whether the specification has a built-in component of this name.

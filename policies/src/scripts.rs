@@ -86,6 +86,19 @@ impl Scripts {
         Scripts::of(version, spec, limits, log)
     }
 
+    /// Checks a script whose text is given; the specification's path is only its name. Reloading it fails unless there is
+    /// such a file.
+    pub(crate) fn of_text(
+        spec: ScriptSpec,
+        text: String,
+        limits: Limits,
+        log: Log,
+    ) -> Result<Arc<Scripts>, ScriptError> {
+        let file = PolicyFile::of_text(&spec.path, &text);
+        let version = version(&spec, file, text.into_bytes())?;
+        Scripts::of(version, spec, limits, log)
+    }
+
     /// Reads and checks the script of a specification, if it is the one that was recorded.
     pub(crate) fn recorded(
         spec: ScriptSpec,
@@ -279,6 +292,11 @@ fn read(spec: &ScriptSpec) -> Result<Version, ScriptError> {
         error,
     };
     let (file, bytes) = PolicyFile::read(path, FILE_LIMIT).map_err(error)?;
+    version(spec, file, bytes)
+}
+
+fn version(spec: &ScriptSpec, file: PolicyFile, bytes: Vec<u8>) -> Result<Version, ScriptError> {
+    let path = &spec.path;
     if bytes.len() as u64 > FILE_LIMIT {
         return Err(ScriptError::TooLarge {
             path: path.clone(),

@@ -2,6 +2,7 @@
 //! thread migrates and evicts its pages at random, and every result must be the right one.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use hmm_backend::pages::{Fidelity, PAGE_SIZE, Page};
 use hmm_backend::residency::Residency;
@@ -343,5 +344,36 @@ fn what_the_accelerator_uses_often_comes_to_it() {
         let n = 16 * 512 + 8;
         assert_eq!(rig.result(OP_REDUCE, &[at(32), n]), sum(n));
         assert_eq!(prefetched(&rig), 16);
+    });
+}
+
+#[test]
+fn a_paused_accelerator_begins_no_command() {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    both_engines("pause", |engine| {
+        let mut rig = Rig::new(engine, "on-demand+lru", 64);
+        for round in 0..20 {
+            // One that is being executed is finished.
+            rig.submit(command(OP_FILL, &[at(10), 8 * 512, round, 1]));
+            assert!(rig.accelerator.pause(PATIENCE));
+            let completed = rig.read(REG_COMPLETED);
+            rig.submit(command(OP_FILL, &[at(20), 8 * 512, round, 1]));
+            // Each write sleeps for milliseconds, because nothing is completed.
+            for _ in 0..3 {
+                rig.write(REG_WAIT, completed);
+            }
+            assert_eq!(rig.read(REG_COMPLETED), completed);
+            assert!(completed < rig.sent);
+            // Pages migrate on request.
+            let moved = rig.backend.migrate_to_system(pages(10..18)).unwrap();
+            assert!(moved <= 8);
+            rig.accelerator.resume();
+            rig.wait();
+            rig.expect(
+                "what came in the pause",
+                20,
+                (0..8 * 512).map(|i| round + i),
+            );
+        }
     });
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
 
 use hmm_backend::engine::Engine;
 use hmm_backend::pages::{PAGE_SIZE, Page};
@@ -405,5 +406,27 @@ fn who_waits_for_a_translation_can_be_disabled_and_stopped() {
         assert_eq!(fault(&rig), (SPACE, v(1), true));
         rig.accelerator.stop();
         assert_eq!(rig.read(REG_FAULT), 0);
+    });
+}
+
+#[test]
+fn a_command_that_waits_for_the_guest_halts_there() {
+    both_engines("pause", |engine| {
+        let mut rig = rig(engine, "on-demand+lru", 64);
+        rig.submit(virtual_command(SPACE, OP_FILL, &[v(0), 512, 5, 1]));
+        let (space, addr, write) = fault(&rig);
+        assert_eq!((space, addr, write), (SPACE, v(0), true));
+        assert!(rig.accelerator.pause(Duration::from_secs(60)));
+        // The answer comes, and the device has it when the pause is over.
+        map(&rig, SPACE, addr, 40, WRITE);
+        resume(&rig, 0);
+        for _ in 0..3 {
+            rig.write(REG_WAIT, 0);
+        }
+        assert_eq!(rig.read(REG_COMPLETED), 0);
+        rig.accelerator.resume();
+        rig.wait();
+        assert_eq!(rig.answer().0, STATUS_OK);
+        rig.expect("the fill", 40, (0..512).map(|i| 5 + i));
     });
 }

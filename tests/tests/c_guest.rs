@@ -62,7 +62,7 @@ fn run(guest: &Path, memory: u64, engine: Engine) -> (End, String) {
         console: Box::new(output.clone()),
         ..Options::default()
     };
-    let end = hmmvisor::run(&config, options).unwrap().end;
+    let end = hmmvisor::run(&config, options).unwrap().end.unwrap();
     (end, output.text())
 }
 

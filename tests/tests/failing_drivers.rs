@@ -68,7 +68,7 @@ fn report(end: End) -> Report {
     Report {
         fidelity: hmm_backend::pages::Fidelity::default(),
         links: Vec::new(),
-        end,
+        end: Some(end),
         workload: None,
         kernel: None,
         guest: None,

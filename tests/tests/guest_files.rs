@@ -28,7 +28,7 @@ fn run_file(file: &[u8], engine: Engine) -> End {
         console: Box::new(Output::default()),
         ..Options::default()
     };
-    hmmvisor::run(&config, options).unwrap().end
+    hmmvisor::run(&config, options).unwrap().end.unwrap()
 }
 
 #[test]

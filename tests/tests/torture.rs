@@ -97,7 +97,7 @@ fn a_corruption_is_found_reported_and_replayed() {
             let (report, output) = run(&first);
             let what = format!("{first:?}: {:?}: {output}", report.error());
             // The host may be the one who notices.
-            let wrong_data = |report: &Report, output: &str| match &report.end {
+            let wrong_data = |report: &Report, output: &str| match report.end.as_ref().unwrap() {
                 End::Exit(1) => {
                     output.contains("wrong data: a constant word, word 77")
                         || output.contains("sum of a constant page")

@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | `run` | from a configuration to a report |
+//! | `api` | what a running machine answers at its socket |
 //! | `config` | what to run, checked |
 //! | `host` | what the host offers: CPUs, memory, files |
 //! | `vm` | a virtual machine put together |
@@ -14,6 +15,7 @@
 //! | `console` | the serial port, and its output and input on the host |
 //! | `ending` | how a run ends: the reasons, and the event that says so |
 
+pub mod api;
 pub mod config;
 pub mod console;
 pub mod ending;

@@ -73,6 +73,9 @@ fn main() -> ExitCode {
         }) => cli::scripts::check(script),
         Command::Replay(args) => cli::replay::replay(args),
         Command::Trace(command) => command.run(),
+        Command::Ctl(args) => cli::ctl::ctl(args),
+        #[cfg(feature = "tui")]
+        Command::Top(args) => cli::top::top(args),
         Command::Check => print_check(),
         Command::Sweep(args) => cli::sweep::sweep(args),
         Command::Report(args) => cli::report::report(&args),

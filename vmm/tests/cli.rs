@@ -186,7 +186,8 @@ fn the_manual_and_the_completions_know_all_commands() {
         .map(|(name, _)| name)
         .filter(|name| !name.is_empty())
         .collect();
-    assert_eq!(names.len(), 10, "{names:?}");
+    let expected = if cfg!(feature = "tui") { 12 } else { 11 };
+    assert_eq!(names.len(), expected, "{names:?}");
     for command in names {
         assert!(
             manual.contains(&format!("hmmvisor\\-{command}")),

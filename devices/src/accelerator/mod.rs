@@ -30,6 +30,7 @@ pub use stats::AcceleratorStats;
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hmm_backend::Backend;
 use hmm_backend::driver::Driver;
@@ -222,6 +223,17 @@ impl Accelerator {
     /// The accelerator's counters so far.
     pub fn stats(&self) -> AcceleratorStats {
         self.shared.counters().stats()
+    }
+
+    /// Has the accelerator halt after the command that it is at, which it finishes; a command that waits for the guest's
+    /// answer to a fault halts there. Returns whether it has halted within `limit`; if not, it does later.
+    pub fn pause(&self, limit: Duration) -> bool {
+        self.shared.pause(limit)
+    }
+
+    /// Has the accelerator go on after a pause.
+    pub fn resume(&self) {
+        self.shared.resume();
     }
 
     fn enable(&self, state: &mut State, base: u64, entries: u64, translations: Option<u64>) {

@@ -46,6 +46,7 @@ impl Processor {
     fn step(&mut self) -> bool {
         {
             let mut state = self.shared.lock();
+            self.shared.halt_while_paused(&mut state);
             if let Some(queue) = state.new_queue.take() {
                 self.queue = Some(queue);
             }

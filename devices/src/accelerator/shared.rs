@@ -47,6 +47,11 @@ pub struct State {
     pub translations: Option<PinnedWords>,
     /// Number of vCPUs asleep in a register.
     waiting: u32,
+    /// The device's thread is not to begin a command.
+    paused: bool,
+    /// The device's thread is between two commands, or in a fault that the guest has to answer, and stays there until the
+    /// pause is over.
+    halted: bool,
 }
 
 impl ControlBlock {
@@ -64,6 +69,8 @@ impl ControlBlock {
                 new_queue: None,
                 translations: None,
                 waiting: 0,
+                paused: false,
+                halted: false,
             }),
             changed: Condvar::new(),
             answered: Condvar::new(),
@@ -110,6 +117,37 @@ impl ControlBlock {
             self.answered.notify_all();
         }
         self.ring_doorbell();
+    }
+
+    /// Has the device's thread halt when it has finished its command, and waits for that for at most `limit`. Returns
+    /// whether it has halted.
+    pub fn pause(&self, limit: Duration) -> bool {
+        self.lock().paused = true;
+        // It may sleep in a fault, or for want of commands.
+        self.answered.notify_all();
+        self.ring_doorbell();
+        let mut state = self.lock();
+        let running = |state: &mut State| !state.halted && !self.stopping();
+        !self
+            .changed
+            .wait_while_for(&mut state, running, limit)
+            .timed_out()
+    }
+
+    /// Ends a pause.
+    pub fn resume(&self) {
+        self.lock().paused = false;
+        self.answered.notify_all();
+    }
+
+    /// Called by the device's thread between two commands: sleeps while the device is paused.
+    pub fn halt_while_paused(&self, state: &mut MutexGuard<'_, State>) {
+        while state.paused && !self.stopping() {
+            state.halted = true;
+            self.changed.notify_all();
+            self.answered.wait(state);
+        }
+        state.halted = false;
     }
 
     /// Sleeps until the doorbell has been rung since the last call. May return early.
@@ -165,11 +203,16 @@ impl ControlBlock {
             if self.stopping() || !state.registers.is_enabled() {
                 break Err(CommandError::Aborted);
             }
-            if let Some(answer) = state.registers.spaces.fault.answer() {
+            if !state.paused
+                && let Some(answer) = state.registers.spaces.fault.answer()
+            {
                 break answer;
             }
+            state.halted = state.paused;
+            self.changed.notify_all();
             self.answered.wait(&mut state);
         };
+        state.halted = false;
         state.registers.spaces.fault.clear();
         answer
     }

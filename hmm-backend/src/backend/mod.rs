@@ -6,6 +6,7 @@ pub mod measure;
 mod model;
 #[cfg(all(test, not(loom)))]
 mod properties;
+mod tap;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -13,13 +14,14 @@ use std::time::{Duration, Instant};
 
 pub use config::{BackendConfig, EVICTION_BATCH};
 pub use model::ModelBackend;
+pub use tap::{EventReader, EventTap};
 
 use parking_lot::Mutex;
 
 use crate::fault::{DeviceMmu, Fatal, FatalFault, FaultConfig, Faults, Mirror};
 use crate::memory::{Engine, GuestConfig, GuestMemory};
 use crate::migrate::{Core, Driver, LinkTraffic, Links, MAX_DEVICES, first_outside};
-use crate::observe::{Events, Recorder, Stats};
+use crate::observe::{Events, LatencyBuckets, Recorder, Stats};
 use crate::ops::{self, Pinned};
 use crate::pages::time::Clock;
 use crate::pages::{BLOCK_PAGES, DeviceId, Error, Hint, PAGE_SIZE, Page, PageRange, Permission};
@@ -332,6 +334,28 @@ impl Backend {
         core.links.traffic(core.devices().count())
     }
 
+    /// Returns how long faults have taken so far: those of CPUs, and those of devices.
+    pub fn latency_buckets(&self) -> [LatencyBuckets; 2] {
+        self.core().recorder.latency_buckets()
+    }
+
+    /// Returns how a device's memory is used at this moment.
+    pub fn device_usage(&self, id: DeviceId) -> Result<DeviceUsage, Error> {
+        let device = self.core().any_device(id)?;
+        let capacity = device.capacity();
+        Ok(DeviceUsage {
+            capacity,
+            used: capacity - device.free_frames(),
+            attached: !device.detaching(),
+        })
+    }
+
+    /// From now on the ring of each thread holds this many events; 0 ends the recording of events and drops those that are
+    /// in the rings. At first it is as [`BackendConfig::events`] says.
+    pub fn record_events(&self, ring: usize) {
+        self.core().recorder.set_events(ring);
+    }
+
     /// Removes and returns the events recorded since the last call.
     pub fn drain_events(&self) -> Events {
         self.core().recorder.drain_events(self.now())
@@ -362,6 +386,17 @@ impl Backend {
     pub fn device_resident_bytes(&self, id: DeviceId) -> Result<u64, Error> {
         self.core().device_resident_bytes(id)
     }
+}
+
+/// How a device's memory is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceUsage {
+    /// Frames that it has.
+    pub capacity: u32,
+    /// Frames that hold pages.
+    pub used: u32,
+    /// False from the beginning of a detach on: no page migrates there any more.
+    pub attached: bool,
 }
 
 fn check_size(what: &'static str, bytes: u64, unit: u64, max: u64) -> Result<(), Error> {

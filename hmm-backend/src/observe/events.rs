@@ -168,6 +168,21 @@ pub struct Events {
 }
 
 impl Events {
+    /// Adds a copy of other events, as far as there is room for `most`; the others count as dropped.
+    pub(crate) fn add(&mut self, others: &Events, most: usize) {
+        let room = most
+            .saturating_sub(self.events.len())
+            .min(others.events.len());
+        let (fitting, late) = others.events.split_at(room);
+        self.events.extend_from_slice(fitting);
+        for event in late {
+            self.dropped[event.kind as usize] += 1;
+        }
+        for (sum, n) in self.dropped.iter_mut().zip(others.dropped) {
+            *sum += n;
+        }
+    }
+
     /// How many events of this kind were dropped since the rings were last emptied.
     pub fn dropped(&self, kind: EventKind) -> u64 {
         self.dropped[kind as usize]
@@ -190,10 +205,18 @@ impl Ring {
         }
     }
 
+    /// Changes how many events fit; without any, those in the ring are dropped without being counted.
+    pub(crate) fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity;
+        if capacity == 0 {
+            *self = Ring::new(0);
+        }
+    }
+
     pub(crate) fn push(&mut self, event: Event) {
         if self.events.len() < self.capacity {
             self.events.push_back(event);
-        } else {
+        } else if self.capacity > 0 {
             self.dropped[event.kind as usize] += 1;
         }
     }

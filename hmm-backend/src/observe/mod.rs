@@ -7,4 +7,4 @@ mod stats;
 pub use cause::Cause;
 pub use events::{Event, EventKind, Events};
 pub(crate) use stats::{Counter, Recorder, Toucher};
-pub use stats::{Counters, Direction, Latency, Stats};
+pub use stats::{Counters, Direction, Latency, LatencyBuckets, Stats};

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -12,7 +12,7 @@ use super::cause::Cause;
 use super::events::{Event, Events, Ring};
 
 macro_rules! counters {
-    ($($main:ident),* ; $($(#[$doc:meta])* $rarer:ident = $field:ident),* $(,)?) => {
+    ($($main:ident),* ; $($(#[doc = $doc:literal])* $rarer:ident = $field:ident),* $(,)?) => {
         /// What is counted besides migrations.
         #[derive(Clone, Copy, Debug)]
         pub(crate) enum Counter { $($main,)* $($rarer),* }
@@ -21,7 +21,7 @@ macro_rules! counters {
 
         /// Counters of rarer events.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct Counters { $($(#[$doc])* pub $field: u64),* }
+        pub struct Counters { $($(#[doc = $doc])* pub $field: u64),* }
 
         impl Counters {
             fn read(value: impl Fn(Counter) -> u64) -> Counters {
@@ -31,6 +31,11 @@ macro_rules! counters {
             /// Returns all counters with their names, for reports.
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
                 [$((stringify!($field), self.$field)),*].into_iter()
+            }
+
+            /// Returns what each counter counts, in the order of [`Self::named`].
+            pub fn descriptions() -> impl Iterator<Item = &'static str> {
+                [$(concat!($($doc),*)),*].into_iter().map(str::trim)
             }
         }
     };
@@ -104,6 +109,55 @@ pub struct Latency {
     pub max: f64,
     /// Number of samples.
     pub count: u64,
+}
+
+/// How long faults took, counted by time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LatencyBuckets {
+    /// How many faults took at most each of [`LatencyBuckets::BOUNDS`]; each includes the one before.
+    pub counts: [u64; LatencyBuckets::BOUNDS.len()],
+    /// How many faults there were.
+    pub count: u64,
+    /// How long they took together, to two digits.
+    pub sum: Duration,
+}
+
+impl LatencyBuckets {
+    /// The times by which is counted: 1, 2.5 and 5 of each power of ten from a microsecond to a second.
+    pub const BOUNDS: [Duration; 19] = {
+        let mut bounds = [Duration::ZERO; 19];
+        let (mut at, mut nanos) = (0, 1000);
+        while at < bounds.len() {
+            bounds[at] = Duration::from_nanos(match at % 3 {
+                0 => nanos,
+                1 => nanos * 5 / 2,
+                _ => nanos * 5,
+            });
+            if at % 3 == 2 {
+                nanos *= 10;
+            }
+            at += 1;
+        }
+        bounds
+    };
+
+    fn of(histogram: &Histogram<u64>) -> LatencyBuckets {
+        let mut buckets = LatencyBuckets {
+            count: histogram.len(),
+            ..LatencyBuckets::default()
+        };
+        let mut sum: u128 = 0;
+        for step in histogram.iter_recorded() {
+            let (time, count) = (step.value_iterated_to(), step.count_since_last_iteration());
+            sum += u128::from(time) * u128::from(count);
+            let first = Self::BOUNDS.partition_point(|bound| bound.as_nanos() < time.into());
+            for counted in &mut buckets.counts[first..] {
+                *counted += count;
+            }
+        }
+        buckets.sum = Duration::from_nanos(sum.try_into().unwrap_or(u64::MAX));
+        buckets
+    }
 }
 
 /// The statistics of a backend since it was made.
@@ -197,7 +251,7 @@ struct Stripe {
 /// Counts and records everything that happens in a backend.
 pub(crate) struct Recorder {
     stripes: Box<[Stripe]>,
-    events: bool,
+    events: AtomicBool,
 }
 
 impl Recorder {
@@ -211,7 +265,7 @@ impl Recorder {
         };
         Recorder {
             stripes: (0..STRIPES).map(stripe).collect(),
-            events: events > 0,
+            events: AtomicBool::new(events > 0),
         }
     }
 
@@ -263,8 +317,21 @@ impl Recorder {
 
     /// Puts an event into this thread's ring. `event` is called only if events are enabled.
     pub(crate) fn event(&self, event: impl FnOnce() -> Event) {
-        if self.events {
+        if self.events.load(Ordering::Relaxed) {
             self.stripe().events.lock().push(event());
+        }
+    }
+
+    /// From now on each ring holds this many events; 0 ends the recording of events and drops those in the rings.
+    pub(crate) fn set_events(&self, capacity: usize) {
+        if capacity == 0 {
+            self.events.store(false, Ordering::Relaxed);
+        }
+        for stripe in &self.stripes {
+            stripe.events.lock().set_capacity(capacity);
+        }
+        if capacity > 0 {
+            self.events.store(true, Ordering::Relaxed);
         }
     }
 
@@ -314,13 +381,23 @@ impl Recorder {
         }
     }
 
-    fn merged(&self, toucher: Toucher) -> Latency {
+    /// How long faults have taken so far, of CPUs and of devices.
+    pub(crate) fn latency_buckets(&self) -> [LatencyBuckets; 2] {
+        [Toucher::Cpu, Toucher::Device].map(|it| LatencyBuckets::of(&self.histogram(it)))
+    }
+
+    fn histogram(&self, toucher: Toucher) -> Histogram<u64> {
         let mut all = new_histogram();
         for stripe in &self.stripes {
             if let Some(histogram) = &*stripe.latency[toucher as usize].lock() {
                 all.add(histogram).expect("all histograms are alike");
             }
         }
+        all
+    }
+
+    fn merged(&self, toucher: Toucher) -> Latency {
+        let all = self.histogram(toucher);
         let us = |ns: u64| ns as f64 / 1000.0;
         Latency {
             p50: us(all.value_at_quantile(0.5)),
@@ -334,4 +411,36 @@ impl Recorder {
 /// A histogram from 100 ns to 100 s with two significant digits.
 fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(100, 100_000_000_000, 2).expect("the bounds are valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_count_what_took_at_most_their_time() {
+        let recorder = Recorder::new(0);
+        for micros in [1, 3, 3, 40, 2_000_000] {
+            recorder.latency(Toucher::Cpu, Duration::from_micros(micros));
+        }
+        let [cpu, device] = recorder.latency_buckets();
+        assert_eq!(device, LatencyBuckets::default());
+        assert_eq!(cpu.count, 5);
+        let at_most = |micros| {
+            let bound = Duration::from_micros(micros);
+            let index = LatencyBuckets::BOUNDS.iter().position(|it| *it == bound);
+            cpu.counts[index.unwrap()]
+        };
+        assert_eq!(at_most(5), 3);
+        assert_eq!((at_most(25), at_most(50), at_most(1_000_000)), (3, 4, 4));
+        let sum = cpu.sum.as_secs_f64();
+        assert!((sum / 2.000_047 - 1.0).abs() < 0.01, "{sum}");
+    }
+
+    #[test]
+    fn every_counter_says_what_it_counts() {
+        let named = Counters::default().named();
+        assert_eq!(named.count(), Counters::descriptions().count());
+        assert!(Counters::descriptions().all(|text| text.ends_with('.')));
+    }
 }

@@ -41,6 +41,14 @@ impl PolicyFile {
         Ok((named, bytes))
     }
 
+    /// Returns the name and the digest of a text that comes from no file.
+    pub fn of_text(name: &Path, text: &str) -> PolicyFile {
+        PolicyFile {
+            path: name.to_owned(),
+            sha256: PolicyFile::sha256(text.as_bytes()),
+        }
+    }
+
     fn sha256(bytes: &[u8]) -> String {
         let digest = Sha256::digest(bytes);
         digest.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -67,6 +67,11 @@ const HOUSES: &[House] = &[
         circles: &[],
     },
     House {
+        package: "api",
+        layers: &[],
+        circles: &[],
+    },
+    House {
         package: "torture",
         layers: &[],
         circles: &[],
@@ -74,8 +79,8 @@ const HOUSES: &[House] = &[
     House {
         package: "vmm",
         layers: &[
-            "host", "sandbox", "ending", "machine", "console", "guest", "config", "vm", "run",
-            "cli",
+            "host", "sandbox", "ending", "machine", "console", "guest", "config", "vm", "api",
+            "run", "cli",
         ],
         circles: &[],
     },

@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod check;
+pub mod ctl;
 pub mod failed;
 mod manual;
 pub mod mistake;
@@ -10,16 +11,21 @@ pub mod report;
 pub mod run;
 pub mod scripts;
 pub mod sweep;
+#[cfg(feature = "tui")]
+pub mod top;
 mod trace;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use hmmvisor_policies::PolicyChoice;
 
+use ctl::CtlArgs;
 use manual::{CompletionsArgs, ManArgs};
 use replay::ReplayArgs;
 use report::ReportArgs;
 use run::RunArgs;
 use sweep::SweepArgs;
+#[cfg(feature = "tui")]
+use top::TopArgs;
 
 /// Runs guests whose memory pages migrate between system memory and the memory of emulated
 /// accelerators, on /dev/kvm.
@@ -63,6 +69,16 @@ pub enum Command {
     /// Look into recorded traces, write them for other programs
     #[command(subcommand)]
     Trace(trace::TraceCommand),
+    /// Ask a running machine, or have it do something: see where its pages are, move them, change its policy
+    ///
+    /// The machine must have been started with --api. The exit code is 0 if it has answered and done what was asked.
+    Ctl(CtlArgs),
+    /// Watch a running machine in a terminal, and steer it by keys
+    ///
+    /// Shows where memory is, faults and migrations by cause, latencies, and the accelerators. The machine must have been started with
+    /// --api. Colours are left out if NO_COLOR is set.
+    #[cfg(feature = "tui")]
+    Top(TopArgs),
     /// Find out whether this machine can run guests, and what to do if not
     Check,
     /// Run workloads or replay traces under many policies and sizes, and tabulate the results

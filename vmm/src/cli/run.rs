@@ -10,7 +10,7 @@ use hmmvisor::OnMemoryError;
 use hmmvisor::config::console_choice::ConsoleChoice;
 use hmmvisor::config::links::{LinkOption, LinksConfig, PeerOption};
 use hmmvisor::config::virtio::{BalloonConfig, DiskConfig};
-use hmmvisor::config::{Config, DeviceKind};
+use hmmvisor::config::{Config, DeviceKind, MetricsAddress};
 use hmmvisor::guest::linux::cpuid::Template;
 use hmmvisor::sandbox::Mode;
 use hmmvisor::size::Size;
@@ -128,6 +128,12 @@ pub struct RunArgs {
     /// the configuration file's
     #[arg(long, value_name = "DIR")]
     allow_write: Vec<PathBuf>,
+    /// Answer at this Unix socket while the machine runs (HTTP/1.1; `hmmvisor ctl`, `curl --unix-socket`); docs/api.md
+    #[arg(long, value_name = "SOCKET")]
+    api: Option<PathBuf>,
+    /// Serve the figures for Prometheus at http://ADDR:PORT/metrics, read-only; a port alone is one of the loopback interface
+    #[arg(long, value_name = "[ADDR:]PORT")]
+    metrics: Option<MetricsAddress>,
 }
 
 impl RunArgs {
@@ -175,6 +181,8 @@ impl RunArgs {
         config.guest = self.guest.or(config.guest);
         config.json = self.json.or(config.json);
         config.record = self.record.or(config.record);
+        config.api.socket = self.api.or(config.api.socket);
+        config.api.metrics = self.metrics.or(config.api.metrics);
         set(&mut config.policy.spec, self.policy);
         set(&mut config.engine.kind, self.engine);
         set(&mut config.machine.vcpus, self.vcpus);

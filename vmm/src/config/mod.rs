@@ -9,6 +9,7 @@ pub mod virtio;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -52,6 +53,8 @@ pub struct Config {
     pub json: Option<PathBuf>,
     /// Where to write the run's trace.
     pub record: Option<PathBuf>,
+    /// How the running machine is seen and steered from outside.
+    pub api: ApiConfig,
     /// Processors and memory.
     pub machine: MachineConfig,
     /// Accelerators.
@@ -78,6 +81,41 @@ pub struct Config {
     pub placement: PlacementConfig,
     /// What the threads may ask of the kernel while the guest runs.
     pub sandbox: SandboxConfig,
+}
+
+/// `[api]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "the table [api]")]
+pub struct ApiConfig {
+    /// The path of the Unix socket to answer at; without, there is no API.
+    pub socket: Option<PathBuf>,
+    /// Where the metrics are served by TCP, read-only, at `/metrics`; without, they are not.
+    pub metrics: Option<MetricsAddress>,
+}
+
+/// Where metrics are served: `127.0.0.1:9100`, or `9100` for that port of the loopback interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct MetricsAddress(pub SocketAddr);
+
+impl FromStr for MetricsAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<MetricsAddress, String> {
+        let port = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let address = text.parse().map(port).or_else(|_| text.parse());
+        address.map(MetricsAddress).map_err(|_| {
+            format!("`{text}` is no address; write it like 127.0.0.1:9100, or 9100 for that port of this machine alone")
+        })
+    }
+}
+
+impl TryFrom<String> for MetricsAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<MetricsAddress, String> {
+        text.parse()
+    }
 }
 
 /// `[machine]`
@@ -242,6 +280,7 @@ impl Default for Config {
             console: ConsoleChoice::default(),
             json: None,
             record: None,
+            api: ApiConfig::default(),
             machine: MachineConfig::default(),
             devices: DevicesConfig::default(),
             links: LinksConfig::default(),

@@ -20,6 +20,7 @@ use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
+use crate::machine::pause::Gate;
 
 /// How long a vCPU may take to notice a kick before it gets another one.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
@@ -83,15 +84,18 @@ pub struct MemoryErrors {
     base: u64,
     /// One for each vCPU.
     reports: Box<[Mutex<Option<PendingReport>>]>,
+    /// Closed while the machine is paused.
+    gate: Arc<Gate>,
 }
 
 impl MemoryErrors {
-    /// Makes an empty set of reports about this memory, whose page 0 has this guest-physical address.
-    pub fn new(vcpus: u32, backend: Arc<Backend>, base: u64) -> MemoryErrors {
+    /// Makes an empty set of reports about this memory, whose page 0 has this guest-physical address, to vCPUs behind this gate.
+    pub fn new(vcpus: u32, backend: Arc<Backend>, base: u64, gate: Arc<Gate>) -> MemoryErrors {
         MemoryErrors {
             backend,
             base,
             reports: (0..vcpus).map(|_| Mutex::new(None)).collect(),
+            gate,
         }
     }
 
@@ -215,9 +219,13 @@ fn kick(errors: &MemoryErrors, ending: &Ending, kicks: &Receiver<Kick>) {
     }
 }
 
-/// Kicks a vCPU again if it has not taken its report; returns whether that was so.
+/// Kicks a vCPU again if it has not taken its report; returns whether that was so. The report to a vCPU of a paused machine is
+/// dropped: the vCPU executes its access again after the pause, and faults again.
 fn kick_again(errors: &MemoryErrors, kick: &Kick) -> bool {
     let mut report = errors.report(kick.vcpu);
+    if errors.gate.is_closed() {
+        *report = None;
+    }
     let Some(report) = &mut *report else {
         return false;
     };

@@ -6,7 +6,7 @@
 //! | `kvm_machine` | memory slots, interrupt controller, vCPUs |
 //! | `guest_memory` | the VMM's own view of managed memory |
 //! | `interrupts`, `slots`, `bus` | an interrupt line, a window and a doorbell for each device |
-//! | `vcpu`, `vcpu_threads` | running vCPUs and stopping them |
+//! | `vcpu`, `vcpu_threads`, `pause` | running vCPUs, pausing and stopping them |
 //! | `exception` | what a guest's ring-0 code says of an exception |
 //! | `memory_errors`, `machine_check` | pages that cannot be supplied: telling the vCPU, telling the guest |
 
@@ -18,6 +18,7 @@ pub mod kvm;
 pub mod kvm_machine;
 pub(crate) mod machine_check;
 pub mod memory_errors;
+pub mod pause;
 pub(crate) mod slots;
 pub mod vcpu;
 pub mod vcpu_threads;

@@ -18,6 +18,7 @@ use crate::machine::exception::{ExceptionFrame, MACHINE_CHECK};
 use crate::machine::kvm_machine::Machine;
 use crate::machine::machine_check;
 use crate::machine::memory_errors::{self, MemoryErrors};
+use crate::machine::pause::Gate;
 
 /// What all vCPUs of a machine share.
 pub struct VcpuContext {
@@ -35,7 +36,9 @@ pub struct VcpuContext {
     /// Set when no vCPU is to enter the guest again.
     pub stop: AtomicBool,
     /// When the guest first accessed a device: the first sign that it executes instructions.
-    pub first_exit: OnceLock<Instant>,
+    pub first_exit: Arc<OnceLock<Instant>>,
+    /// What vCPUs pass before they enter the guest; closed while the machine is paused.
+    pub gate: Arc<Gate>,
     /// Accesses to devices so far: the guest's signs of life.
     pub accesses: AtomicU64,
 }
@@ -48,6 +51,7 @@ impl VcpuContext {
         ports: Bus,
         memory_errors: Option<Arc<MemoryErrors>>,
         ending: Arc<Ending>,
+        gate: Arc<Gate>,
     ) -> Arc<VcpuContext> {
         Arc::new(VcpuContext {
             machine,
@@ -56,7 +60,8 @@ impl VcpuContext {
             memory_errors,
             ending,
             stop: AtomicBool::new(false),
-            first_exit: OnceLock::new(),
+            first_exit: Arc::default(),
+            gate,
             accesses: AtomicU64::new(0),
         })
     }
@@ -158,7 +163,13 @@ impl Vcpu {
 
     /// Runs the guest until it leaves, fails or is stopped.
     pub fn run(mut self) {
-        while !self.shared.stop.load(Ordering::Acquire) {
+        let shared = self.shared.clone();
+        let _inside = shared.gate.enter();
+        while !shared.stop.load(Ordering::Acquire) {
+            if shared.gate.pass(&shared.stop) {
+                self.tell_of_pause();
+                continue;
+            }
             let errors = self.shared.memory_errors.as_ref();
             let entered = errors.map(|errors| errors.now());
             let exit = self.enter();
@@ -190,6 +201,13 @@ impl Vcpu {
                 }
             }
         }
+    }
+
+    /// Tells a guest with KVM's clock that it was paused, so that it does not take the time for a lockup. All its clocks
+    /// have gone on, as the host's have.
+    fn tell_of_pause(&self) {
+        // Refused where the guest has no such clock.
+        let _ = self.fd.kvmclock_ctrl();
     }
 
     /// Takes the memory error that this vCPU must be told of now. A signal has interrupted `KVM_RUN`, which began at this time.

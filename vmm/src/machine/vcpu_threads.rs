@@ -54,6 +54,15 @@ impl ThreadIds {
         ids.zip(0..).filter(|(id, _)| *id != 0).collect()
     }
 
+    /// Interrupts the threads that have started, wherever they sleep.
+    pub(crate) fn kick(&self) {
+        for thread in self.all().into_keys() {
+            // SAFETY: has no memory to touch. A thread that has ended gets no signal, and one that now has its number does
+            // nothing about it.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGRTMIN()) };
+        }
+    }
+
     fn enter(&self, vcpu: u32) {
         // SAFETY: has no arguments and cannot fail.
         let id = unsafe { libc::gettid() };
@@ -112,6 +121,7 @@ impl VcpuThreads {
     /// the thread is left behind until the process ends: it owns what it uses, and never enters the guest again.
     pub fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
+        self.shared.gate.look_again();
         // A kick makes KVM_RUN return, also when the vCPU sleeps in it on a userfaultfd fault. One
         // that arrives between the thread's look at `stop` and its KVM_RUN is lost. So kick until
         // the thread is gone.

@@ -9,6 +9,7 @@ use hmmvisor_guest_images::CatalogError;
 use hmmvisor_policies::ScriptError;
 use thiserror::Error;
 
+use crate::api::ApiError;
 use crate::config::ConfigError;
 use crate::guest::linux::LoadError;
 use crate::guest::program::image::ImageError;
@@ -60,6 +61,9 @@ pub enum RunError {
     /// The trace's file.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// The API's socket.
+    #[error(transparent)]
+    Api(#[from] ApiError),
     /// The virtual machine.
     #[error(transparent)]
     Vm(#[from] VmError),

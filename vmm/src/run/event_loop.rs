@@ -40,8 +40,13 @@ impl<'a> Periodic<'a> {
     }
 }
 
-/// Ends the run when there has been no sign of life of the guest for `limit` seconds. `signs` counts them.
-pub fn watchdog<'a>(limit: u64, signs: impl Fn() -> u64 + 'a, ending: &'a Ending) -> Periodic<'a> {
+/// Ends the run when there has been no sign of life of the guest for `limit` seconds. `signs` counts them; none while the
+/// machine is paused.
+pub fn watchdog<'a>(
+    limit: u64,
+    signs: impl Fn() -> Option<u64> + 'a,
+    ending: &'a Ending,
+) -> Periodic<'a> {
     let mut watchdog = GuestWatchdog::new(limit, signs);
     Periodic::new(Duration::from_secs(1), move || {
         if watchdog.tick() {
@@ -53,16 +58,16 @@ pub fn watchdog<'a>(limit: u64, signs: impl Fn() -> u64 + 'a, ending: &'a Ending
 struct GuestWatchdog<'a> {
     /// How long the guest may be quiet, in seconds.
     limit: u64,
-    /// Counts the guest's signs of life.
-    signs: Box<dyn Fn() -> u64 + 'a>,
+    /// Counts the guest's signs of life; none while the machine is paused.
+    signs: Box<dyn Fn() -> Option<u64> + 'a>,
     /// Their number at the last tick.
-    before: u64,
+    before: Option<u64>,
     /// Seconds without a sign.
     quiet: u64,
 }
 
 impl<'a> GuestWatchdog<'a> {
-    fn new(limit: u64, signs: impl Fn() -> u64 + 'a) -> GuestWatchdog<'a> {
+    fn new(limit: u64, signs: impl Fn() -> Option<u64> + 'a) -> GuestWatchdog<'a> {
         GuestWatchdog {
             limit,
             before: signs(),
@@ -74,7 +79,7 @@ impl<'a> GuestWatchdog<'a> {
     /// Counts another second; returns whether the guest has been quiet for too long.
     fn tick(&mut self) -> bool {
         let now = (self.signs)();
-        self.quiet = if now == self.before {
+        self.quiet = if now.is_some() && now == self.before {
             self.quiet + 1
         } else {
             0
@@ -232,7 +237,7 @@ mod tests {
     #[test]
     fn the_watchdog_waits_for_that_many_quiet_seconds_in_a_row() {
         let signs = Cell::new(0);
-        let mut watchdog = GuestWatchdog::new(3, || signs.get());
+        let mut watchdog = GuestWatchdog::new(3, || Some(signs.get()));
         let mut ticks = |lives: &[bool]| {
             let tick = |lives: &bool| {
                 signs.set(signs.get() + u64::from(*lives));

@@ -9,6 +9,7 @@
 //! | `torture` | what the host does to a guest that runs `torture` |
 //! | `outputs` | the files that a run reads and writes |
 //! | `recording` | the thread that writes events into a trace |
+//! | `live` | the figures while the run goes on, and recordings on request |
 //! | `event_loop`, `signals` | the main thread's wait for the end; the thread that takes signals |
 //! | `helpers`, `progress` | the threads that accompany a running machine; one of them shows the progress |
 //! | `stop` | stopping everything |
@@ -20,6 +21,7 @@ mod error;
 pub(crate) mod event_loop;
 mod guest;
 mod helpers;
+mod live;
 pub mod outputs;
 pub mod placement;
 pub(crate) mod policy_scripts;
@@ -35,7 +37,7 @@ pub mod virtio;
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hmmvisor_devices::virtio::Balloon;
 use hmmvisor_experiments::output::Output;
@@ -51,7 +53,7 @@ use helpers::Helpers;
 use policy_scripts::{Policies, Reloader};
 use prepare::Prepared;
 use progress::Progress;
-use report::{DriverReport, OutputReport, Replay, Report};
+use report::{OutputReport, Replay, Report};
 use signals::Signals;
 use stop::{Stopped, Stopper, Stopping};
 
@@ -93,7 +95,8 @@ impl Default for Options {
 
 /// Runs a guest to its end, stops everything and reports.
 pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
-    let mut run = Prepared::new(config, options.console, options.trace)?;
+    let started = options.started;
+    let mut run = Prepared::new(config, options.console, options.trace, started)?;
     let chaos = run.torture.start(&run.backend, &run.vm);
     chaos.map_err(VmError::system("the chaos thread"))?;
     let progress = options.progress.as_ref();
@@ -106,24 +109,26 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     }
 
     let overhead = OverheadProbe::new();
-    let begin = Instant::now();
+    let begin = *run.observed.began.get_or_init(Instant::now);
     run.vm.start()?;
+    let api = run.start_api()?;
     if let Some(sandbox) = &options.sandbox {
         sandbox.confine_this_thread(Kind::Main, "main");
     }
-    let end = wait(config, &run.vm, run.balloon.get(), &run.policies, reloader);
+    let balloon = run.observed.balloon.get();
+    let end = wait(config, &run.vm, balloon, &run.policies, reloader);
+    drop(api);
     drop(helpers.progress);
     let elapsed = begin.elapsed();
 
-    let seen = Seen::of(config, &run, options.started, overhead);
-    let (control, ending) = (run.vm.control().clone(), run.vm.ending().clone());
-    let accelerators = run.vm.accelerators().to_vec();
+    let seen = Seen::of(config, &run, overhead);
+    let observed = run.observed;
     let stopping = Stopping {
         end,
         vm: run.vm,
         torture: run.torture,
         console: helpers.console,
-        recording: run.recording,
+        recording: observed.close_recordings(),
     };
     let Stopped {
         end,
@@ -134,28 +139,21 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
 
     let failed = !matches!(end, End::Exit(0) | End::Signal(_));
     Ok(Report {
-        workload: run.workload,
-        scripts: run.policies.figures(),
         elapsed,
-        first_instruction: seen.first_instruction,
         overhead: seen.overhead,
-        operations_checked: control.checked(),
         rounds: seen.rounds,
         chaos,
         replay: seen.replay.filter(|_| failed),
-        recording,
+        recording: recording.or_else(|| observed.last_recording()),
         balloon: seen.balloon,
-        drivers: DriverReport::of(&accelerators),
         output: OutputReport::new(&config.console, output),
-        left_behind: ending.left_behind(),
-        ..Report::new(config, &run.backend, end)
+        left_behind: observed.ending.left_behind(),
+        ..observed.report(Some(end))
     })
 }
 
 /// The figures that are taken when the run has ended and its machine has not stopped yet.
 struct Seen {
-    /// From the process's start to the guest's first access to a device.
-    first_instruction: Option<Duration>,
     overhead: Option<u64>,
     balloon: Option<BalloonReport>,
     rounds: u64,
@@ -164,19 +162,12 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(
-        config: &Config,
-        run: &Prepared,
-        started: Instant,
-        overhead: Option<OverheadProbe>,
-    ) -> Seen {
-        let first_exit = run.vm.first_exit();
+    fn of(config: &Config, run: &Prepared, overhead: Option<OverheadProbe>) -> Seen {
         let (control, engine) = (run.vm.control(), run.backend.engine());
         let replay = |round| run.torture.replay(config, engine, round);
         Seen {
-            first_instruction: first_exit.map(|exit| exit.duration_since(started)),
             overhead: overhead.and_then(|probe| probe.take(&run.backend.host_ranges())),
-            balloon: run.balloon.get().map(BalloonReport::of),
+            balloon: run.observed.balloon.get().map(BalloonReport::of),
             rounds: control.rounds(),
             replay: control.round().and_then(replay),
         }
@@ -196,7 +187,7 @@ fn wait(
         _ => Vec::new(),
     };
     if let Some(limit) = config.machine.watchdog {
-        let signs = || vm.accesses();
+        let signs = || (!vm.is_paused()).then(|| vm.accesses());
         periodic.push(event_loop::watchdog(limit, signs, vm.ending()));
     }
     event_loop::wait(vm.ending(), periodic, &policies.scripts, reloader)

@@ -118,10 +118,7 @@ impl Policies {
     /// Loads the policies that the configuration names.
     pub(crate) fn load(config: &PolicyConfig, told: Fidelity) -> Result<Policies, ScriptError> {
         let messages = Arc::new(Messages::default());
-        let its = messages.clone();
-        let log: Log = Arc::new(move |line| {
-            its.say(&format!("hmmvisor: policy script {line}\n"));
-        });
+        let log = log(&messages);
         let common = config.spec.load(Limits::default(), log.clone())?;
         common.check_told(told)?;
         let (factory, mut scripts) = (common.factory, common.scripts);
@@ -159,14 +156,23 @@ impl Policies {
         })
     }
 
-    /// Returns the figures of all scripts together; none if there are no scripts.
-    pub(crate) fn figures(&self) -> Option<ScriptFigures> {
-        let figures = self.scripts.iter().map(|script| script.scripts.figures());
-        figures.reduce(|a, b| ScriptFigures {
-            decisions: a.decisions + b.decisions,
-            failures: a.failures + b.failures,
-            reloads: a.reloads + b.reloads,
-            off: a.off + b.off,
-        })
+    /// Returns what takes the messages of scripts.
+    pub(crate) fn log(&self) -> Log {
+        log(&self.messages)
     }
+}
+
+fn log(messages: &Arc<Messages>) -> Log {
+    let its = messages.clone();
+    Arc::new(move |line| its.say(&format!("hmmvisor: policy script {line}\n")))
+}
+
+/// Returns the figures of several scripts together; none of no scripts.
+pub(crate) fn sum(figures: impl Iterator<Item = ScriptFigures>) -> Option<ScriptFigures> {
+    figures.reduce(|a, b| ScriptFigures {
+        decisions: a.decisions + b.decisions,
+        failures: a.failures + b.failures,
+        reloads: a.reloads + b.reloads,
+        off: a.off + b.off,
+    })
 }

@@ -2,23 +2,26 @@
 
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
-use hmm_backend::{Backend, BackendConfig};
+use hmm_backend::{Backend, BackendConfig, EventTap};
 use hmmvisor_devices::NewDevice;
-use hmmvisor_devices::virtio::Balloon;
 use hmmvisor_experiments::output::{Files, Output};
+use parking_lot::Mutex;
 
 use super::error::RunError;
 use super::guest::ChosenGuest;
+use super::live::Observed;
 use super::placement::CpuPlacement;
 use super::policy_scripts::Policies;
-use super::recording::{self, Recording};
+use super::recording::{self, Begin};
 use super::torture::Torture;
 use super::{outputs, virtio};
+use crate::api::{ApiServer, Listeners, Live, PinBoard, Provoker};
 use crate::config::{Config, DeviceKind};
 use crate::guest::{Guest, GuestError};
 use crate::host::Host;
-use crate::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig, VmError};
+use crate::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig, VmError, WrapDriver};
 
 /// A run whose guest is about to begin.
 pub(super) struct Prepared {
@@ -26,11 +29,11 @@ pub(super) struct Prepared {
     pub(super) vm: Vm,
     pub(super) policies: Policies,
     pub(super) torture: Torture,
-    pub(super) recording: Option<Recording>,
-    /// The balloon, if there is one.
-    pub(super) balloon: Arc<OnceLock<Balloon>>,
-    /// The workload's name, if there is one.
-    pub(super) workload: Option<String>,
+    /// Where the figures come from.
+    pub(super) observed: Arc<Observed>,
+    /// What the API answers at, if there is one.
+    listeners: Option<Listeners>,
+    provoker: Arc<Provoker>,
 }
 
 impl Prepared {
@@ -39,9 +42,11 @@ impl Prepared {
         config: &Config,
         console: Box<dyn Write + Send>,
         trace: Option<Output>,
+        started: Instant,
     ) -> Result<Prepared, RunError> {
         let host = Host::here();
         config.check(&host)?;
+        let listeners = Listeners::of(&config.api)?;
         let trace = open_trace(config, trace)?;
         let ChosenGuest {
             guest,
@@ -58,15 +63,20 @@ impl Prepared {
         };
         let backend = Backend::new(BackendConfig {
             policy,
-            events: trace
-                .as_ref()
-                .map_or(0, |_| recording::ring(config.devices.accesses)),
             ..memory(config, &*guest, &torture)
         })?;
+        let told = config.devices.accesses;
+        let tap = EventTap::new(backend.clone());
+        // From the first event on, also of those that making the machine causes.
+        let begin = trace.map(|output| Begin {
+            output,
+            events: recording::reader(&tap, told),
+        });
         // The last one first: it comes last in the policy's name.
         for (pages, policy) in regions.iter().rev() {
             backend.replace_policy(Some(*pages), policy.clone())?;
         }
+        let provoker = Provoker::new(config.devices.count);
         let placement = CpuPlacement::new(config, &host.cpus);
         let vm = Vm::new(VmConfig {
             vcpus: config.machine.vcpus,
@@ -75,18 +85,33 @@ impl Prepared {
             guest,
             console,
             hooks: Hooks {
-                driver: torture.wrap_driver(),
+                driver: wrap_driver(config, &torture, &provoker),
                 ..Hooks::default()
             },
         });
         let vm = vm.map_err(|error| name_guest(config, error))?;
-        // The recording starts only when the machine has been made: a run that cannot start leaves no trace.
-        let recording = trace.map(|output| {
-            let files = backend.policy_files();
-            let meta = recording::meta(config, &backend, &cmdline, workload.clone(), files);
-            Recording::start(output, meta, &backend, vm.thread_ids(), vm.ending())
+        let scripts = policies.scripts.iter().map(|it| it.scripts.clone());
+        let observed = Arc::new(Observed {
+            config: config.clone(),
+            backend: backend.clone(),
+            tap,
+            workload,
+            cmdline,
+            control: vm.control().clone(),
+            accelerators: vm.accelerators().to_vec(),
+            balloon: virtio.balloon,
+            threads: vm.thread_ids().clone(),
+            ending: vm.ending().clone(),
+            scripts: Mutex::new(scripts.collect()),
+            recordings: Mutex::default(),
+            started,
+            first_exit: vm.first_exit_place().clone(),
+            began: OnceLock::new(),
         });
-        let recording = recording.transpose()?;
+        // The recording starts only when the machine has been made: a run that cannot start leaves no trace.
+        if let Some(begin) = begin {
+            observed.start_recording(begin)?;
+        }
         // Hints are given before the guest touches anything, and after the devices, which hints can name, have been attached.
         for hint in &config.hint {
             backend.hint(hint.pages(), hint.hint)?;
@@ -96,11 +121,75 @@ impl Prepared {
             vm,
             policies,
             torture,
-            recording,
-            balloon: virtio.balloon,
-            workload,
+            observed,
+            listeners,
+            provoker,
         })
     }
+}
+
+impl Prepared {
+    /// Starts the API of the machine, which runs, if there is to be one.
+    pub(super) fn start_api(&mut self) -> Result<Option<Api>, RunError> {
+        let Some(listeners) = self.listeners.take() else {
+            return Ok(None);
+        };
+        let observed = &self.observed;
+        let live = Live {
+            config: observed.config.clone(),
+            workload: observed.workload.clone(),
+            backend: self.backend.clone(),
+            tap: observed.tap.clone(),
+            ending: observed.ending.clone(),
+            accelerators: observed.accelerators.clone(),
+            balloon: observed.balloon.clone(),
+            pausing: self.vm.pausing(),
+            threads: observed.threads.clone(),
+            provoker: self.provoker.clone(),
+            pins: PinBoard::default(),
+            log: self.policies.log(),
+            began: Instant::now(),
+            metrics: listeners.metrics(),
+            run: observed.clone(),
+        };
+        Ok(Some(Api {
+            provoker: self.provoker.clone(),
+            _server: ApiServer::start(listeners, live)?,
+        }))
+    }
+}
+
+/// The API of a run. Dropping it ends what requests have provoked, and answers no more.
+pub(super) struct Api {
+    provoker: Arc<Provoker>,
+    _server: ApiServer,
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.provoker.clear_all();
+    }
+}
+
+/// Returns what is put in front of the accelerators' own drivers: what a torture wants, and, where there is an API, what its
+/// requests provoke.
+fn wrap_driver(
+    config: &Config,
+    torture: &Torture,
+    provoker: &Arc<Provoker>,
+) -> Option<Box<WrapDriver>> {
+    let torture = torture.wrap_driver();
+    if config.api.socket.is_none() {
+        return torture;
+    }
+    let provoker = provoker.clone();
+    Some(Box::new(move |device, own| {
+        let provoked = provoker.wrap(device, own);
+        match &torture {
+            Some(torture) => torture(device, provoked),
+            None => provoked,
+        }
+    }))
 }
 
 /// Returns the trace's file, opened here unless the caller has opened it; none if the run is not recorded.

@@ -1,17 +1,17 @@
 //! `--record`: a thread that takes events out of the backend's rings and writes them into a trace.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use hmm_backend::Backend;
 use hmm_backend::limits;
 use hmm_backend::observe::EventKind;
 use hmm_backend::pages::{Fidelity, PAGE_SIZE};
 use hmm_backend::policy::PolicyFile;
+use hmm_backend::{Backend, EventReader, EventTap};
 use hmmvisor_devices::thread::{self, Joined, Thread};
 use hmmvisor_experiments::output::Output;
 use hmmvisor_experiments::trace::{Dropped, TraceError, TraceKind, TraceMeta, TraceWriter};
@@ -27,14 +27,6 @@ use crate::run::signals::{self, Signals};
 const RING: usize = 1 << 16;
 /// The same where accelerators tell of every access: millions a second.
 const RING_OF_ACCESSES: usize = 1 << 20;
-
-/// Returns how many events the ring of each thread has to hold.
-pub(super) fn ring(told: Fidelity) -> usize {
-    match told {
-        Fidelity::Faults | Fidelity::Bits => RING,
-        Fidelity::All => RING_OF_ACCESSES,
-    }
-}
 
 /// How often the rings are emptied.
 const DRAIN: Duration = Duration::from_millis(10);
@@ -96,6 +88,11 @@ pub(crate) struct RecordingFile {
 }
 
 impl RecordingFile {
+    /// Returns the path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Says what an error that ended the writing leaves behind.
     fn left(&self) -> &'static str {
         match self.replaces {
@@ -118,35 +115,53 @@ impl RecordingFile {
     }
 }
 
+/// What a recording begins with.
+pub struct Begin {
+    /// Where the trace goes.
+    pub output: Output,
+    /// The events that it gets.
+    pub events: EventReader,
+}
+
+/// Returns a reader whose events have room until the recording takes them.
+pub(super) fn reader(tap: &Arc<EventTap>, told: Fidelity) -> EventReader {
+    let ring = match told {
+        Fidelity::Faults | Fidelity::Bits => RING,
+        Fidelity::All => RING_OF_ACCESSES,
+    };
+    // As many as the rings of all threads hold.
+    tap.reader(ring, 16 * ring)
+}
+
 impl Recording {
     /// Starts the thread, which writes the beginning of the trace; an error if that is refused, or not taken in time.
     pub fn start(
-        output: Output,
+        begin: Begin,
         meta: TraceMeta,
-        backend: &Arc<Backend>,
         threads: &ThreadIds,
         ending: &Arc<Ending>,
     ) -> Result<Recording, TraceError> {
+        let Begin { output, events } = begin;
         let file = RecordingFile {
             path: output.path().to_owned(),
             replaces: output.replaces(),
         };
         let (stop, stopped) = mpsc::channel();
-        let (begin, begun) = mpsc::channel();
+        let (started, begun) = mpsc::channel();
         let progress = Arc::<RecordingProgress>::default();
         let (its, its_progress) = (file.clone(), progress.clone());
-        let (backend, threads) = (backend.clone(), threads.clone());
+        let threads = threads.clone();
         // Sending fails only where the receiver is gone because the run has ended.
         let body = move || match TraceWriter::new(output, &meta) {
             Err(error) => {
-                let _ = begin.send(Err(error));
+                let _ = started.send(Err(error));
                 RecordingFigures::default()
             }
             Ok(writer) => {
-                let _ = begin.send(Ok(()));
+                let _ = started.send(Ok(()));
                 let recorder = Recorder {
                     writer,
-                    backend,
+                    events,
                     threads,
                     progress: its_progress,
                     error: None,
@@ -214,7 +229,7 @@ impl Recording {
 
 struct Recorder {
     writer: TraceWriter,
-    backend: Arc<Backend>,
+    events: EventReader,
     threads: ThreadIds,
     progress: Arc<RecordingProgress>,
     /// The first failure.
@@ -266,7 +281,7 @@ impl Recorder {
     }
 
     fn drain(&mut self) {
-        let events = self.backend.drain_events();
+        let events = self.events.take();
         for kind in EventKind::ALL {
             self.writer.dropped(kind, events.dropped(kind));
         }
@@ -341,11 +356,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_counted_by_kind() {
-        let backend = Backend::new(BackendConfig {
-            events: 2,
-            ..BackendConfig::new(2 << 20)
-        })
-        .unwrap();
+        let backend = Backend::new(BackendConfig::new(2 << 20)).unwrap();
+        let events = EventTap::new(backend.clone()).reader(2, 100);
         // This thread's ring is full before it is emptied.
         for _ in 0..5 {
             backend.guest_freed(PageRange::single(Page(3))).unwrap();
@@ -356,7 +368,8 @@ mod tests {
         let ending = Arc::new(Ending::new().unwrap());
         let meta = TraceMeta::default();
         let output = crate::run::outputs::trace(&mut Files::default(), &path).unwrap();
-        let recording = Recording::start(output, meta, &backend, &ids, &ending).unwrap();
+        let begin = Begin { output, events };
+        let recording = Recording::start(begin, meta, &ids, &ending).unwrap();
         let figures = recording.finish(None, Duration::ZERO);
         assert_eq!(figures.error, None);
         assert_eq!(figures.events, 2);

@@ -30,8 +30,8 @@ use hmmvisor_experiments::size::Size;
 /// A run's outcome and figures. There is one as soon as a guest has been started, however it ended.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// How the run ended.
-    pub end: End,
+    /// How the run ended; none while it goes on.
+    pub end: Option<End>,
     /// Name of the workload; none if a guest of the user's ran without one.
     pub workload: Option<String>,
     /// The guest's file; none for the embedded guest and for operating systems.
@@ -164,7 +164,7 @@ pub struct Replay {
 
 impl Report {
     /// Makes a report of a run with this configuration. It has the backend's figures; all others are 0 or none.
-    pub(super) fn new(config: &Config, backend: &Backend, end: End) -> Report {
+    pub(super) fn new(config: &Config, backend: &Backend, end: Option<End>) -> Report {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         Report {
             end,
@@ -199,20 +199,20 @@ impl Report {
 
     /// Whether the guest verified all of its results.
     pub fn verified(&self) -> bool {
-        self.end == End::Exit(0)
+        self.end == Some(End::Exit(0))
     }
 
     /// Returns the exit code for a process that did nothing but this run: 0 only if everything was verified, or an operating
     /// system ended the run in good order, everything was written that was to be, and the figures are those of the policy's scripts.
     pub fn exit_code(&self) -> u8 {
         match self.end {
-            End::Exit(0) | End::PowerOff | End::Reboot | End::Quit => {
+            None | Some(End::Exit(0) | End::PowerOff | End::Reboot | End::Quit) => {
                 u8::from(self.lost().is_some())
             }
             // Codes from 126 on have meanings of their own in shells.
-            End::Exit(code @ 1..=125) => code as u8,
-            End::Exit(_) | End::Failed(_) => 1,
-            End::Signal(signal) => 128 + signal as u8,
+            Some(End::Exit(code @ 1..=125)) => code as u8,
+            Some(End::Exit(_) | End::Failed(_)) => 1,
+            Some(End::Signal(signal)) => 128 + signal as u8,
         }
     }
 
@@ -256,7 +256,7 @@ impl Report {
     }
 
     fn end_error(&self) -> Option<String> {
-        match &self.end {
+        match self.end.as_ref()? {
             End::Exit(0) | End::PowerOff | End::Reboot | End::Quit => None,
             End::Exit(code) => {
                 // The codes of a user's guest mean what its author says.
@@ -293,18 +293,19 @@ impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let stats = &self.stats;
         let (end, guest_exit) = match self.end {
-            End::Exit(code) => ("exit", Some(code)),
-            End::PowerOff => ("power-off", None),
-            End::Reboot => ("reboot", None),
-            End::Quit => ("quit", None),
-            End::Signal(_) => ("signal", None),
-            End::Failed(_) => ("failed", None),
+            None => (None, None),
+            Some(End::Exit(code)) => (Some("exit"), Some(code)),
+            Some(End::PowerOff) => (Some("power-off"), None),
+            Some(End::Reboot) => (Some("reboot"), None),
+            Some(End::Quit) => (Some("quit"), None),
+            Some(End::Signal(_)) => (Some("signal"), None),
+            Some(End::Failed(_)) => (Some("failed"), None),
         };
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("workload", &self.workload)?;
         map.serialize_entry("guest", &self.guest)?;
         map.serialize_entry("kernel", &self.kernel)?;
-        map.serialize_entry("end", end)?;
+        map.serialize_entry("end", &end)?;
         map.serialize_entry("engine", &self.engine.to_string())?;
         map.serialize_entry("policy", &self.policy)?;
         map.serialize_entry("policy_exact", &self.policy_exact)?;

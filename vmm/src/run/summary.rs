@@ -53,7 +53,7 @@ impl fmt::Display for Summary<'_> {
 /// codes of a guest of the user's mean what its author says.
 fn could_not_start(report: &Report) -> bool {
     let faults = report.stats.cpu_faults + report.stats.device_faults;
-    report.guest.is_none() && report.end == End::Exit(EXIT_USAGE) && faults == 0
+    report.guest.is_none() && report.end == Some(End::Exit(EXIT_USAGE)) && faults == 0
 }
 
 /// Writes a line of the summary's first table.
@@ -296,7 +296,10 @@ fn migrations(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 }
 
 fn verdict(report: &Report) -> &'static str {
-    match report.end {
+    let Some(end) = &report.end else {
+        return "goes on";
+    };
+    match *end {
         End::PowerOff => "powered off",
         End::Reboot => "asked for a reboot, which ends the run",
         End::Quit => "ended at the console",

@@ -11,6 +11,7 @@ use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
 use crate::machine::kvm_machine::Machine;
 use crate::machine::memory_errors::{self, Kicker, MemoryErrors, OnMemoryError};
+use crate::machine::pause::Gate;
 use crate::machine::vcpu_threads::ThreadIds;
 
 /// The running threads that serve CPU faults, and the one that kicks vCPUs. Dropping it stops them.
@@ -23,17 +24,19 @@ pub(crate) struct FaultServing {
 }
 
 impl FaultServing {
-    /// Starts the threads. `ids` says which vCPU a thread that faults runs.
+    /// Starts the threads. `ids` says which vCPU a thread that faults runs, `gate` what the vCPUs pass.
     pub(crate) fn start(
         managed: &Managed,
         machine: &Machine,
         ids: &ThreadIds,
         ending: &Arc<Ending>,
+        gate: &Arc<Gate>,
     ) -> Result<FaultServing, VmError> {
         let (backend, base) = (&managed.backend, machine.managed_base());
         let (mut errors, mut kicker, mut reporter) = (None, None, None);
         if managed.on_memory_error == OnMemoryError::MachineCheck {
-            let new = Arc::new(MemoryErrors::new(machine.vcpus(), backend.clone(), base));
+            let new = MemoryErrors::new(machine.vcpus(), backend.clone(), base, gate.clone());
+            let new = Arc::new(new);
             let started = Kicker::start(&new, ending).map_err(VmError::system("a thread"))?;
             (kicker, reporter) = (Some(started.0), Some(started.1));
             errors = Some(new);

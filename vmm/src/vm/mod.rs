@@ -6,17 +6,20 @@
 //! |---|---|
 //! | `config` | what a machine is made of |
 //! | `faults` | the threads that serve CPU faults |
+//! | `pausing` | pausing the machine |
 //! | `error` | why a machine could not be made |
 
 mod config;
 mod error;
 mod faults;
+mod pausing;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hmmvisor_devices::Accelerator;
+use parking_lot::Mutex;
 
 use crate::console::outlet::{Outlet, OutletFigures, OutletThread};
 use crate::console::serial::Console;
@@ -24,6 +27,7 @@ use crate::ending::Ending;
 use crate::guest::program::control::Control;
 use crate::guest::{BoardParts, Guest};
 use crate::machine::kvm_machine::Machine;
+use crate::machine::pause::Gate;
 use crate::machine::slots::{Devices, Slots};
 use crate::machine::vcpu::{Vcpu, VcpuContext};
 use crate::machine::vcpu_threads::{ThreadIds, VcpuThreads};
@@ -31,6 +35,7 @@ use faults::FaultServing;
 
 pub use config::{DeviceConfig, Hooks, Managed, VmConfig, WrapDriver};
 pub use error::VmError;
+pub use pausing::{PauseError, Pausing};
 
 /// A virtual machine. Dropping it stops everything it has started.
 pub struct Vm {
@@ -69,8 +74,10 @@ impl Vm {
         let machine = guest.machine(vcpus, backend)?;
         let ending = Arc::new(Ending::new().map_err(VmError::system("an event"))?);
         let ids = ThreadIds::new(vcpus);
+        let gate = Arc::<Gate>::default();
         let faults = managed.as_ref();
-        let faults = faults.map(|managed| FaultServing::start(managed, &machine, &ids, &ending));
+        let faults =
+            faults.map(|managed| FaultServing::start(managed, &machine, &ids, &ending, &gate));
         let faults = faults.transpose()?;
         let mut slots = Slots::new(&machine, &ending);
         let accelerators = match managed {
@@ -96,7 +103,7 @@ impl Vm {
         }
 
         let errors = faults.as_ref().and_then(|faults| faults.errors.clone());
-        let shared = VcpuContext::new(machine, board.mmio, board.ports, errors, ending);
+        let shared = VcpuContext::new(machine, board.mmio, board.ports, errors, ending, gate);
         let (waiting, tsc_khz) = make_vcpus(&*guest, &shared)?;
         guest.describe(&shared.machine, accelerators.len() as u32, tsc_khz)?;
         Ok(Vm {
@@ -155,6 +162,26 @@ impl Vm {
     /// Returns when the guest first accessed a device, if it has.
     pub fn first_exit(&self) -> Option<Instant> {
         self.shared.first_exit.get().copied()
+    }
+
+    /// Returns the place of the same time, for others who look while the machine runs.
+    pub(crate) fn first_exit_place(&self) -> &Arc<OnceLock<Instant>> {
+        &self.shared.first_exit
+    }
+
+    /// Returns what pauses the machine.
+    pub fn pausing(&self) -> Pausing {
+        Pausing {
+            gate: self.shared.gate.clone(),
+            ids: self.ids.clone(),
+            accelerators: self.accelerators.clone(),
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// Whether the machine is paused.
+    pub fn is_paused(&self) -> bool {
+        self.shared.gate.is_closed()
     }
 
     /// Returns the control device, which has the progress that the guest reports.

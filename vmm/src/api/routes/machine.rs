@@ -1,0 +1,95 @@
+//! The machine as a whole.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use hmmvisor_api::{Balloon, Problem, SetBalloon, Vm};
+
+use super::{Answer, Machine, apart};
+use crate::api::extract::Body;
+
+/// The machine, and what it was started with
+#[utoipa::path(
+    get, path = "/v1/vm", tag = "vm",
+    responses(
+        (status = 200, body = Vm)
+    )
+)]
+pub(super) async fn vm(State(live): Machine) -> Json<Vm> {
+    Json(live.vm())
+}
+
+/// End the run
+///
+/// The machine stops in good order, the process reports and exits with 0.
+#[utoipa::path(
+    post, path = "/v1/vm/stop", tag = "vm",
+    responses(
+        (status = 204)
+    )
+)]
+pub(super) async fn stop(State(live): Machine) -> StatusCode {
+    live.stop();
+    StatusCode::NO_CONTENT
+}
+
+/// Pause the machine
+///
+/// The answer comes when no vCPU is in the guest and each accelerator has finished its command. Requests are served as before,
+/// migrations included. Pausing a paused machine changes nothing.
+#[utoipa::path(
+    post, path = "/v1/vm/pause", tag = "vm",
+    responses(
+        (status = 200, body = Vm),
+        (status = 409, body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn pause(State(live): Machine) -> Answer<Vm> {
+    apart(live, |live| live.pause()).await.map(Json)
+}
+
+/// Have a paused machine go on
+///
+/// The guest's clocks have gone on meanwhile, as the host's have.
+#[utoipa::path(
+    post, path = "/v1/vm/resume", tag = "vm",
+    responses(
+        (status = 200, body = Vm)
+    )
+)]
+pub(super) async fn resume(State(live): Machine) -> Json<Vm> {
+    Json(live.resume())
+}
+
+/// The balloon
+#[utoipa::path(
+    get, path = "/v1/balloon", tag = "vm",
+    responses(
+        (status = 200, body = Balloon),
+        (status = 404, body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn balloon(State(live): Machine) -> Answer<Balloon> {
+    live.balloon().map(Json)
+}
+
+/// Ask the guest to give memory back, or to take it again
+#[utoipa::path(
+    put, path = "/v1/balloon", tag = "vm", request_body = SetBalloon,
+    responses(
+        (status = 200, body = Balloon),
+        (status = 400, body = Problem, content_type = "application/problem+json"),
+        (status = 404, body = Problem, content_type = "application/problem+json"),
+        (status = 408, body = Problem, content_type = "application/problem+json"),
+        (status = 413, body = Problem, content_type = "application/problem+json"),
+        (status = 415, body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn set_balloon(
+    State(live): Machine,
+    Body(to): Body<SetBalloon>,
+) -> Answer<Balloon> {
+    apart(live, move |live| live.set_balloon(to))
+        .await
+        .map(Json)
+}
