@@ -187,7 +187,6 @@ impl Top {
             }
             assert!(begin.elapsed() < PATIENCE, "top does not end");
         };
-        self.read();
         let after = settings(&self.slave);
         assert_eq!(
             (after.c_iflag, after.c_oflag, after.c_lflag, after.c_cflag),
@@ -199,9 +198,12 @@ impl Top {
             ),
             "{status}"
         );
-        let screen = self.screen.screen();
-        assert!(!screen.alternate_screen(), "the other screen is left");
-        assert!(!screen.hide_cursor(), "the cursor is back");
+        // What it wrote last may still be on its way.
+        let begin = Instant::now();
+        while self.screen.screen().alternate_screen() || self.screen.screen().hide_cursor() {
+            assert!(begin.elapsed() < PATIENCE, "the screen is not as it was");
+            self.read();
+        }
         status
     }
 }

@@ -21,6 +21,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use hmmvisor::run::signals::{Signals, Taken};
 use hmmvisor_api::{Client, ClientError};
+use parking_lot::{Mutex, MutexGuard};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
 use super::failed::failed;
@@ -46,19 +47,51 @@ pub struct TopArgs {
 /// The longest sleep of the loop: how soon it notices a signal, or a new look at the machine.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// The screen as it was before, when it is dropped. A panic restores it, too.
-struct Screen(ratatui::DefaultTerminal);
+/// How long a signal waits for the end of a drawing.
+const DRAWN_WITHIN: Duration = Duration::from_millis(300);
+
+/// Whether the terminal is taken. Shared with the thread that takes signals, which restores the terminal itself: the process
+/// ends soon after a signal, whatever this thread is doing.
+#[derive(Clone, Default)]
+struct Taking(Arc<Mutex<bool>>);
+
+impl Taking {
+    fn restore(mut taken: MutexGuard<'_, bool>) {
+        if std::mem::take(&mut *taken) {
+            ratatui::restore();
+        }
+    }
+}
+
+/// The terminal, which is as it was before when this is dropped. A panic restores it, too.
+struct Screen {
+    terminal: ratatui::DefaultTerminal,
+    taking: Taking,
+}
 
 impl Screen {
-    fn enter() -> Result<Screen> {
+    fn enter(taking: Taking) -> Result<Screen> {
+        let mut taken = taking.0.lock();
         let terminal = ratatui::try_init().map_err(failed("taking the terminal"))?;
-        Ok(Screen(terminal))
+        *taken = true;
+        drop(taken);
+        Ok(Screen { terminal, taking })
+    }
+
+    /// Draws, unless the terminal has been restored.
+    fn draw(&mut self, watch: &Watch, line: String) -> Result<()> {
+        let taken = self.taking.0.lock();
+        if *taken {
+            let draw = |frame: &mut ratatui::Frame<'_>| screen::draw(frame, watch, line);
+            self.terminal.draw(draw).map_err(failed("drawing"))?;
+        }
+        Ok(())
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        ratatui::restore();
+        Taking::restore(self.taking.0.lock());
     }
 }
 
@@ -74,21 +107,20 @@ pub fn top(args: TopArgs) -> Result<ExitCode> {
     let client = Client::new(args.socket);
     let mut watch = Watch::begin(&client)?;
     let came = Arc::new(AtomicI32::new(0));
-    let its = came.clone();
+    let taking = Taking::default();
+    let its = (came.clone(), taking.clone());
     signals.on_signal(move |signal| {
-        its.store(signal, Ordering::Relaxed);
+        its.0.store(signal, Ordering::Relaxed);
+        its.1.0.try_lock_for(DRAWN_WITHIN).map(Taking::restore);
         Taken::Ends
     });
     let mut keys = Keys::new(client.clone(), args.record);
     let every = Duration::from_millis(args.every);
     let watcher = Watcher::start(client, watch.clone(), every);
     let watcher = watcher.map_err(failed("starting the thread that looks at the machine"))?;
-    let mut screen = Screen::enter()?;
+    let mut screen = Screen::enter(taking)?;
     loop {
-        let drawn = screen
-            .0
-            .draw(|frame| screen::draw(frame, &watch, keys.line()));
-        drawn.map_err(failed("drawing"))?;
+        screen.draw(&watch, keys.line())?;
         if event::poll(LOOK_AGAIN).map_err(failed("waiting for a key"))?
             && let Event::Key(key) = event::read().map_err(failed("reading a key"))?
             && key.kind == KeyEventKind::Press

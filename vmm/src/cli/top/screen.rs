@@ -1,4 +1,4 @@
-//! How a machine is shown. Nothing is told by colour alone: with `NO_COLOR` there is none.
+//! How a machine is shown. Nothing is told by colour alone: with `NO_COLOR`, which the library heeds, there is none.
 
 use hmm_backend::text::printable;
 use hmmvisor_api::VmState;
@@ -95,7 +95,7 @@ fn draw_map(frame: &mut Frame<'_>, watch: &Watch, area: Rect) {
     let rows = cells.chunks(width).map(|row| {
         let cell = |cell: &Cell| {
             let (letter, colour) = look_of(*cell);
-            Span::styled(letter.to_string(), coloured(colour))
+            Span::styled(letter.to_string(), Style::new().fg(colour))
         };
         let margin = std::iter::once(Span::raw(" "));
         Line::from_iter(margin.chain(row.iter().map(cell)))
@@ -123,13 +123,6 @@ fn digit(tenths: u32) -> char {
     char::from_digit(tenths.max(1), 10).unwrap_or('#')
 }
 
-fn coloured(colour: Color) -> Style {
-    match std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
-        true => Style::new(),
-        false => Style::new().fg(colour),
-    }
-}
-
 fn draw_rate(frame: &mut Frame<'_>, rate: &Rate, row: Rect) {
     let now = match rate.is_bytes {
         true => format!("{}/s", bytes(rate.now())),
@@ -144,7 +137,7 @@ fn draw_rate(frame: &mut Frame<'_>, rate: &Rate, row: Rect) {
     let seen: Vec<u64> = rate.seen.iter().skip(first).copied().collect();
     let bar = Sparkline::default()
         .data(&seen)
-        .style(coloured(Color::Green));
+        .style(Style::new().fg(Color::Green));
     frame.render_widget(bar, bars);
 }
 
