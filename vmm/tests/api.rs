@@ -71,6 +71,7 @@ impl Machine {
         let mut command = hmmvisor(args);
         command.arg("--api").arg(&socket);
         command.arg("--json").arg(folder.path().join("json"));
+        command.arg("--allow-write").arg(folder.path());
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut machine = Machine {
             child: command.spawn().unwrap(),
@@ -838,6 +839,9 @@ fn a_recording_begins_and_ends_while_the_machine_runs() {
     let body = |path: &Path| Record {
         path: path.display().to_string(),
     };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let problem = machine.refused("PUT", "/v1/recording", body(&elsewhere.path().join("t")));
+    assert!(problem.detail.contains("--allow-write"), "{problem:?}");
     let begun: Recording = machine.put("/v1/recording", body(&path));
     assert!(begun.active && begun.path.as_deref() == path.to_str());
     let problem = machine.refused("PUT", "/v1/recording", body(&machine.path("second.trace")));

@@ -49,6 +49,7 @@ impl Machine {
         let mut command = Command::new(HMMVISOR);
         command.args(["--workload", "pingpong", "--param", "rounds=1000000"]);
         command.arg("--api").arg(&socket);
+        command.arg("--allow-write").arg(folder.path());
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let machine = Machine {
             child: Killed(command.spawn().unwrap()),

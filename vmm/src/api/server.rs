@@ -93,6 +93,8 @@ impl ApiServer {
             .enable_all()
             .max_blocking_threads(WORKERS)
             .thread_name("api-worker")
+            // The workers have the rights of the thread below; so have the threads that they start.
+            .on_thread_start(thread::passes_on)
             .build()
             .map_err(ApiError::Thread)?;
         let ending = live.ending.clone();

@@ -1,5 +1,6 @@
 //! The figures of a run while it goes on, and the recordings that are begun and ended meanwhile: what its API asks for.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use hmm_backend::{Backend, EventTap};
 use hmmvisor_api as api;
 use hmmvisor_devices::Accelerator;
 use hmmvisor_devices::virtio::Balloon;
-use hmmvisor_experiments::output::{Files, Output};
+use hmmvisor_experiments::output::{Files, Output, OutputError};
 use hmmvisor_experiments::trace::TraceError;
 use hmmvisor_policies::{ScriptFigures, Scripts};
 use parking_lot::Mutex;
@@ -23,6 +24,7 @@ use crate::config::console_choice::ConsoleChoice;
 use crate::ending::{End, Ending};
 use crate::guest::program::control::Control;
 use crate::machine::vcpu_threads::ThreadIds;
+use crate::sandbox::Mode;
 
 /// What a run's figures come from.
 pub(super) struct Observed {
@@ -120,7 +122,16 @@ impl Observed {
         if let ConsoleChoice::File(console) = &self.config.console {
             files.reads("the console", console);
         }
-        outputs::trace(&mut files, path).map_err(|error| wrong(&error))
+        outputs::trace(&mut files, path).map_err(|error| match &error {
+            OutputError::System { error: cause, .. }
+                if cause.kind() == ErrorKind::PermissionDenied
+                    && self.config.sandbox.mode == Mode::On =>
+            {
+                let hint = "a recording on request needs a file in a folder of --allow-write";
+                wrong(&format!("{error}; {hint}"))
+            }
+            _ => wrong(&error),
+        })
     }
 }
 

@@ -59,8 +59,6 @@ pub fn inputs(config: &Config, files: &mut Files) {
     for disk in &config.disk {
         reads("the disk", Some(&disk.file));
     }
-    // It is removed at the end.
-    let socket = config.api.socket.as_ref();
     let regions = config.policy.region.iter().map(|region| &region.spec);
     for policy in regions.chain([&config.policy.spec]) {
         for file in policy.files() {
@@ -77,15 +75,15 @@ pub fn paths(config: &Config) -> Paths {
         ConsoleChoice::Auto | ConsoleChoice::Stdio => None,
     };
     // It is removed at the end.
-    let socket = config.api.socket.as_ref();
+    let socket = config.api.socket.iter();
     let regions = config.policy.region.iter().map(|region| &region.spec);
     let policies = regions.chain([&config.policy.spec]);
     let read = policies.flat_map(|policy| policy.files());
     Paths {
         outputs: written
             .chain(console)
-            .chain(socket)
             .filter_map(|path| real_path(path))
+            .chain(socket.cloned())
             .collect(),
         scripts: read.map(|file| file.path.to_owned()).collect(),
         allow_write: config.sandbox.allow_write.clone(),

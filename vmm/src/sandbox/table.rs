@@ -266,6 +266,8 @@ const VCPUS: &[Allowed] = &[
             KVM_X86_SET_MCE,
             // A guest that changes which vCPU its devices interrupt.
             KVM_SET_GSI_ROUTING,
+            // After a pause.
+            KVM_KVMCLOCK_CTRL,
         ],
     ),
     // When the thread begins: which CPU it runs on, and that it does not preempt the thread that wakes it.
@@ -276,6 +278,7 @@ const KVM_RUN: u64 = 0xae80;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 const KVM_GET_SREGS: u64 = 0x8138_ae83;
 const KVM_X86_SET_MCE: u64 = 0x4040_ae9e;
+const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
 const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
 
 /// Threads that are bound to a CPU when they begin.
@@ -312,6 +315,7 @@ const EVENTS: &[Allowed] = &[
 /// Outputs that take their place: a file without a name gets one, a new file replaces an old one, an old one is written over.
 const OUTPUTS: &[Allowed] = &[
     always(libc::SYS_openat),
+    always(libc::SYS_flock),
     always(libc::SYS_ftruncate),
     always(libc::SYS_fsync),
     always(libc::SYS_fallocate),
