@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hmmvisor_api::{Client, Policy, Recording, Vm, VmState};
@@ -27,11 +28,16 @@ impl Drop for Killed {
     }
 }
 
+/// One test at a time: each keeps both of a small host's CPUs busy.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// A machine whose guest faults all the time.
 struct Machine {
     child: Killed,
     folder: tempfile::TempDir,
     client: Client,
+    /// Ends after the child, because fields are dropped in this order.
+    _turn: MutexGuard<'static, ()>,
 }
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
@@ -48,10 +54,12 @@ impl Machine {
         let socket = folder.path().join("api");
         let mut command = Command::new(HMMVISOR);
         command.args(["--workload", "pingpong", "--param", "rounds=1000000"]);
+        command.args(["--memory", "16M"]);
         command.arg("--api").arg(&socket);
         command.arg("--allow-write").arg(folder.path());
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let machine = Machine {
+            _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner),
             child: Killed(command.spawn().unwrap()),
             client: Client::new(socket),
             folder,

@@ -48,7 +48,7 @@ pub struct TopArgs {
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How long a signal waits for the end of a drawing.
-const DRAWN_WITHIN: Duration = Duration::from_millis(300);
+const DRAWN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Whether the terminal is taken. Shared with the thread that takes signals, which restores the terminal itself: the process
 /// ends soon after a signal, whatever this thread is doing.
@@ -119,14 +119,24 @@ pub fn top(args: TopArgs) -> Result<ExitCode> {
     let watcher = Watcher::start(client, watch.clone(), every);
     let watcher = watcher.map_err(failed("starting the thread that looks at the machine"))?;
     let mut screen = Screen::enter(taking)?;
+    // The last line of the screen; none if the rest is to be drawn again, too.
+    let mut shown = None;
     loop {
-        screen.draw(&watch, keys.line())?;
-        if event::poll(LOOK_AGAIN).map_err(failed("waiting for a key"))?
-            && let Event::Key(key) = event::read().map_err(failed("reading a key"))?
-            && key.kind == KeyEventKind::Press
-            && keys.press(key, &watch) == Doing::Quits
-        {
-            return Ok(ExitCode::SUCCESS);
+        let line = keys.line();
+        if shown.as_ref() != Some(&line) {
+            screen.draw(&watch, line.clone())?;
+            shown = Some(line);
+        }
+        if event::poll(LOOK_AGAIN).map_err(failed("waiting for a key"))? {
+            match event::read().map_err(failed("reading a key"))? {
+                Event::Key(key) if key.kind == KeyEventKind::Press => {
+                    if keys.press(key, &watch) == Doing::Quits {
+                        return Ok(ExitCode::SUCCESS);
+                    }
+                }
+                Event::Resize(..) => shown = None,
+                _ => {}
+            }
         }
         match came.load(Ordering::Relaxed) {
             0 => {}
@@ -134,7 +144,7 @@ pub fn top(args: TopArgs) -> Result<ExitCode> {
         }
         match watcher.newest() {
             None => {}
-            Some(Ok(look)) => watch = look,
+            Some(Ok(look)) => (watch, shown) = (look, None),
             Some(Err(ClientError::Connect { .. } | ClientError::Broken { .. })) => {
                 drop(screen);
                 print("the machine has ended\n")?;
