@@ -129,10 +129,11 @@ pub fn top(args: TopArgs) -> Result<ExitCode> {
         }
         if event::poll(LOOK_AGAIN).map_err(failed("waiting for a key"))? {
             match event::read().map_err(failed("reading a key"))? {
-                Event::Key(key) if key.kind == KeyEventKind::Press => {
-                    if keys.press(key, &watch) == Doing::Quits {
-                        return Ok(ExitCode::SUCCESS);
-                    }
+                Event::Key(key)
+                    if key.kind == KeyEventKind::Press
+                        && keys.press(key, &watch) == Doing::Quits =>
+                {
+                    return Ok(ExitCode::SUCCESS);
                 }
                 Event::Resize(..) => shown = None,
                 _ => {}
