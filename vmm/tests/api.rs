@@ -273,6 +273,39 @@ fn a_machine_is_watched_and_steered() {
     assert!(report["migrations_to_device"]["user"].as_u64().unwrap() >= 50);
 }
 
+/// Policies of all kinds, again and again, while drivers fail and devices come and go.
+#[test]
+fn a_torture_is_verified_while_its_policy_changes() {
+    let policies = [
+        json!({"spec": "on-demand+fifo"}),
+        json!({"spec": "adaptive+s3-fifo"}),
+        json!({"spec": "four.luau", "script": "return { on_fault = function(page) return page, 4 end }"}),
+        json!({"spec": "sequential+clock+thrash"}),
+        json!({"spec": "density", "region": {"first": 512, "pages": 1024}}),
+    ];
+    for engine in ["remap", "copy"] {
+        let mut machine = Machine::with(&[
+            "--workload",
+            "torture",
+            "--param",
+            "seconds=3",
+            "--param",
+            "chaos=on",
+            "--devices",
+            "2",
+            "--engine",
+            engine,
+        ]);
+        let again = policies.iter().cycle();
+        let taken = again.map_while(|policy| machine.client.put("/v1/policy", policy).ok());
+        let changes = taken.count();
+        assert!(changes > 50, "{changes}");
+        let report = machine.ended();
+        assert_eq!(report["verified"], true, "{report}");
+        assert_eq!(report["counters"]["faults_lost"], 0, "{report}");
+    }
+}
+
 #[test]
 fn policies_are_replaced_and_bad_ones_change_nothing() {
     let machine = Machine::start(&[]);

@@ -311,6 +311,15 @@ impl Backend {
         Ok(self.core().table.word(page))
     }
 
+    /// Returns where these pages are, in order. Each word is true at some moment during the call, not all at the same one.
+    pub fn words(&self, range: PageRange) -> Result<Vec<Word>, Error> {
+        self.core().check_range(range)?;
+        let parts = range.split_by_block();
+        Ok(parts
+            .flat_map(|part| self.core().table.words(part))
+            .collect())
+    }
+
     /// Sleeps until no thread works on any of these pages. A CPU resumes as soon as its page is there, a moment
     /// before the residency word says so. So call this before checking what a CPU's access has done.
     pub fn settle(&self, range: PageRange) -> Result<(), Error> {

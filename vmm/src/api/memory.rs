@@ -97,12 +97,20 @@ impl Live {
         mut each: impl FnMut(Page, Byte) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let hole = self.backend.hole();
-        for page in range.pages() {
-            let byte = match hole.contains(page) {
-                true => Byte::new(Where::Untouched, None, false),
-                false => byte(self.backend.word(page)?),
-            };
-            each(page, byte)?;
+        for part in range.split_by_block() {
+            if part.overlap(hole) == 0 {
+                for (page, word) in part.pages().zip(self.backend.words(part)?) {
+                    each(page, byte(word))?;
+                }
+                continue;
+            }
+            for page in part.pages() {
+                let byte = match hole.contains(page) {
+                    true => Byte::new(Where::Untouched, None, false),
+                    false => byte(self.backend.word(page)?),
+                };
+                each(page, byte)?;
+            }
         }
         Ok(())
     }
