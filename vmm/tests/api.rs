@@ -302,7 +302,6 @@ fn a_torture_is_verified_while_its_policy_changes() {
         assert!(changes > 50, "{changes}");
         let report = machine.ended();
         assert_eq!(report["verified"], true, "{report}");
-        assert_eq!(report["counters"]["faults_lost"], 0, "{report}");
     }
 }
 
