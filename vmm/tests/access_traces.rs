@@ -26,7 +26,8 @@ fn run(args: &[&str], output: &Path) -> Vec<Event> {
     reader.map(Result::unwrap).collect()
 }
 
-/// The pages in the order of their first accesses, and whether a device was the first.
+/// The pages in the order of their first accesses, and whether a device was the first. A live trace has faults in the order in which
+/// they were recorded; a vCPU runs again, and has its accelerator fault, a moment before its own fault is.
 fn first_touches(events: &[Event]) -> Vec<(u32, bool)> {
     let touches = [
         EventKind::CpuFault,
@@ -35,7 +36,12 @@ fn first_touches(events: &[Event]) -> Vec<(u32, bool)> {
     ];
     let mut seen = BTreeSet::new();
     let mut first = Vec::new();
-    for event in events.iter().filter(|event| touches.contains(&event.kind)) {
+    let mut events: Vec<_> = events
+        .iter()
+        .filter(|event| touches.contains(&event.kind))
+        .collect();
+    events.sort_by_key(|event| event.time.saturating_sub(event.latency));
+    for event in events {
         for page in PageRange::new(event.page, event.page.plus(event.pages)).pages() {
             if !QUEUE.contains(&page.0) && seen.insert(page.0) {
                 first.push((page.0, event.device.is_some()));
