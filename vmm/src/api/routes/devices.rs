@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use hmmvisor_api::{Device, Devices, Problem, Provocations, Provoke};
 
-use super::{Answer, Machine, apart};
+use super::{Answer, BodyRefused, Machine, apart};
 use crate::api::error::Refusal;
 use crate::api::extract::{Body, Number};
 
@@ -68,12 +68,9 @@ pub(super) async fn provocations(
     post, path = "/v1/devices/{device}/provocations", tag = "devices", params(("device" = u8, Path, description = "Its number")), request_body = Provoke,
     responses(
         (status = 200, body = Provocations),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
         (status = 404, body = Problem, content_type = "application/problem+json"),
-        (status = 408, body = Problem, content_type = "application/problem+json"),
         (status = 409, body = Problem, content_type = "application/problem+json"),
-        (status = 413, body = Problem, content_type = "application/problem+json"),
-        (status = 415, body = Problem, content_type = "application/problem+json")
+        BodyRefused
     )
 )]
 pub(super) async fn provoke(

@@ -11,7 +11,7 @@ use hmmvisor_api::{Event, Problem, Record, Recording};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Answer, Machine, apart};
+use super::{Answer, BodyRefused, Machine, apart};
 use crate::api::error::Refusal;
 use crate::api::extract::{Asked, Body};
 use crate::api::live::Live;
@@ -95,11 +95,8 @@ pub(super) async fn recording(State(live): Machine) -> Answer<Recording> {
     put, path = "/v1/recording", tag = "figures", request_body = Record,
     responses(
         (status = 200, body = Recording),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 408, body = Problem, content_type = "application/problem+json"),
         (status = 409, body = Problem, content_type = "application/problem+json"),
-        (status = 413, body = Problem, content_type = "application/problem+json"),
-        (status = 415, body = Problem, content_type = "application/problem+json")
+        BodyRefused
     )
 )]
 pub(super) async fn record(

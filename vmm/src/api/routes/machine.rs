@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use hmmvisor_api::{Balloon, Problem, SetBalloon, Vm};
 
-use super::{Answer, Machine, apart};
+use super::{Answer, BodyRefused, Machine, apart};
 use crate::api::extract::Body;
 
 /// The machine, and what it was started with
@@ -78,11 +78,8 @@ pub(super) async fn balloon(State(live): Machine) -> Answer<Balloon> {
     put, path = "/v1/balloon", tag = "vm", request_body = SetBalloon,
     responses(
         (status = 200, body = Balloon),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
         (status = 404, body = Problem, content_type = "application/problem+json"),
-        (status = 408, body = Problem, content_type = "application/problem+json"),
-        (status = 413, body = Problem, content_type = "application/problem+json"),
-        (status = 415, body = Problem, content_type = "application/problem+json")
+        BodyRefused
     )
 )]
 pub(super) async fn set_balloon(

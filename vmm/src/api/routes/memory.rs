@@ -8,7 +8,7 @@ use hmmvisor_api::{
     Hint, Memory, Migrate, Migrated, Pages, Pin, Pins, Poison, Problem, Protect, Residency,
 };
 
-use super::{Answer, Machine, apart};
+use super::{Answer, BodyRefused, Machine, apart};
 use crate::api::error::Refusal;
 use crate::api::extract::{Asked, Body, Number};
 
@@ -67,11 +67,8 @@ pub(super) async fn residency_bytes(
     post, path = "/v1/memory/migrate", tag = "memory", request_body = Migrate,
     responses(
         (status = 200, body = Migrated),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 408, body = Problem, content_type = "application/problem+json"),
         (status = 409, body = Problem, content_type = "application/problem+json"),
-        (status = 413, body = Problem, content_type = "application/problem+json"),
-        (status = 415, body = Problem, content_type = "application/problem+json")
+        BodyRefused
     )
 )]
 pub(super) async fn migrate(
@@ -87,11 +84,8 @@ pub(super) async fn migrate(
     post, path = "/v1/memory/protect", tag = "memory", request_body = Protect,
     responses(
         (status = 204),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 408, body = Problem, content_type = "application/problem+json"),
         (status = 409, body = Problem, content_type = "application/problem+json"),
-        (status = 413, body = Problem, content_type = "application/problem+json"),
-        (status = 415, body = Problem, content_type = "application/problem+json")
+        BodyRefused
     )
 )]
 pub(super) async fn protect(
@@ -107,11 +101,8 @@ pub(super) async fn protect(
     post, path = "/v1/memory/hint", tag = "memory", request_body = Hint,
     responses(
         (status = 204),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 408, body = Problem, content_type = "application/problem+json"),
         (status = 409, body = Problem, content_type = "application/problem+json"),
-        (status = 413, body = Problem, content_type = "application/problem+json"),
-        (status = 415, body = Problem, content_type = "application/problem+json")
+        BodyRefused
     )
 )]
 pub(super) async fn hint(
@@ -127,11 +118,8 @@ pub(super) async fn hint(
     post, path = "/v1/memory/poison", tag = "memory", request_body = Poison,
     responses(
         (status = 204),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 408, body = Problem, content_type = "application/problem+json"),
         (status = 409, body = Problem, content_type = "application/problem+json"),
-        (status = 413, body = Problem, content_type = "application/problem+json"),
-        (status = 415, body = Problem, content_type = "application/problem+json")
+        BodyRefused
     )
 )]
 pub(super) async fn poison(
@@ -158,11 +146,8 @@ pub(super) async fn pins(State(live): Machine) -> Json<Pins> {
     post, path = "/v1/memory/pins", tag = "memory", request_body = Pages,
     responses(
         (status = 200, body = Pin),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 408, body = Problem, content_type = "application/problem+json"),
         (status = 409, body = Problem, content_type = "application/problem+json"),
-        (status = 413, body = Problem, content_type = "application/problem+json"),
-        (status = 415, body = Problem, content_type = "application/problem+json")
+        BodyRefused
     )
 )]
 pub(super) async fn pin(State(live): Machine, Body(pages): Body<Pages>) -> Answer<Pin> {

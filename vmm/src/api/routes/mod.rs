@@ -6,13 +6,15 @@ mod machine;
 mod memory;
 mod policy;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::routing::get;
 use axum::{Json, Router};
-use utoipa::OpenApi;
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::{IntoResponses, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -40,6 +42,23 @@ type Answer<T> = Result<Json<T>, Refusal>;
     )
 )]
 struct Description;
+
+/// What a request may be refused with because of its body, in the document.
+struct BodyRefused;
+
+impl IntoResponses for BodyRefused {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let problem = || {
+            let schema = Some(Ref::from_schema_name("Problem"));
+            let content = ContentBuilder::new().schema(schema).build();
+            let response = ResponseBuilder::new().content("application/problem+json", content);
+            RefOr::T(response.build())
+        };
+        ["400", "408", "413", "415"]
+            .map(|status| (status.to_owned(), problem()))
+            .into()
+    }
+}
 
 fn described() -> OpenApiRouter<Arc<Live>> {
     OpenApiRouter::with_openapi(Description::openapi())

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use hmmvisor_api::{Policy, Problem, SetPolicy};
 
-use super::{Answer, Machine, apart};
+use super::{Answer, BodyRefused, Machine, apart};
 use crate::api::extract::Body;
 
 /// What decides what migrates
@@ -26,11 +26,8 @@ pub(super) async fn policy(State(live): Machine) -> Json<Policy> {
     put, path = "/v1/policy", tag = "policy", request_body = SetPolicy,
     responses(
         (status = 200, body = Policy),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 408, body = Problem, content_type = "application/problem+json"),
         (status = 409, body = Problem, content_type = "application/problem+json"),
-        (status = 413, body = Problem, content_type = "application/problem+json"),
-        (status = 415, body = Problem, content_type = "application/problem+json")
+        BodyRefused
     )
 )]
 pub(super) async fn set_policy(
@@ -47,10 +44,7 @@ pub(super) async fn set_policy(
     post, path = "/v1/policy/check", tag = "policy", request_body = SetPolicy,
     responses(
         (status = 200, body = Policy),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 408, body = Problem, content_type = "application/problem+json"),
-        (status = 413, body = Problem, content_type = "application/problem+json"),
-        (status = 415, body = Problem, content_type = "application/problem+json")
+        BodyRefused
     )
 )]
 pub(super) async fn check(State(live): Machine, Body(request): Body<SetPolicy>) -> Answer<Policy> {
