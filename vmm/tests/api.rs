@@ -135,6 +135,17 @@ impl Machine {
         }
     }
 
+    /// Returns how many pages moved.
+    fn migrate(&self, first: u32, pages: u32, to: &str) -> u64 {
+        let to = to.to_owned();
+        let body = Migrate { first, pages, to };
+        self.post::<Migrated>("/v1/memory/migrate", body).pages
+    }
+
+    fn pin(&self, first: u32, pages: u32) -> Pin {
+        self.post("/v1/memory/pins", Pages { first, pages })
+    }
+
     /// Ends the run by the API; returns the report.
     fn stop(mut self) -> Value {
         self.act("/v1/vm/stop");
@@ -212,22 +223,12 @@ fn a_machine_is_watched_and_steered() {
         assert_eq!(answer.body, bytes.collect::<Vec<u8>>());
     };
     residency(&[(60000, 100, Where::Untouched, None)]);
-    let pin: Pin = machine.post(
-        "/v1/memory/pins",
-        Pages {
-            first: 60000,
-            pages: 50,
-        },
-    );
+    let pin = machine.pin(60000, 50);
     residency(&[
         (60000, 50, Where::System, None),
         (60050, 50, Where::Untouched, None),
     ]);
-    let migrate = |first, pages, to: &str| {
-        let to = to.to_owned();
-        let body = Migrate { first, pages, to };
-        machine.post::<Migrated>("/v1/memory/migrate", body).pages
-    };
+    let migrate = |first, pages, to: &str| machine.migrate(first, pages, to);
     // Pinned.
     assert_eq!(migrate(60000, 50, "device1"), 0);
     assert_eq!(machine.get::<Pins>("/v1/memory/pins").pins, [pin]);
@@ -724,19 +725,8 @@ fn a_paused_machine_serves_requests_and_goes_on() {
         machine.act("/v1/vm/pause");
         machine.act("/v1/vm/pause");
         assert_eq!(machine.get::<Vm>("/v1/vm").state, VmState::Paused);
-        let pages = |to: &str| {
-            let to = to.to_owned();
-            let (first, pages) = (60000, 512);
-            let body = Migrate { first, pages, to };
-            machine.post::<Migrated>("/v1/memory/migrate", body).pages
-        };
-        machine.post::<Pin>(
-            "/v1/memory/pins",
-            Pages {
-                first: 60000,
-                pages: 512,
-            },
-        );
+        let pages = |to: &str| machine.migrate(60000, 512, to);
+        machine.pin(60000, 512);
         let pins: Pins = machine.get("/v1/memory/pins");
         machine
             .client
@@ -919,21 +909,8 @@ fn drivers_are_provoked_and_a_device_is_detached() {
     let path = "/v1/devices/1/provocations";
     // So that only the requests' migrations pass the way-points.
     machine.act("/v1/vm/pause");
-    let migrate = |to: &str| {
-        let body = Migrate {
-            first: 60000,
-            pages: 4,
-            to: to.to_owned(),
-        };
-        machine.post::<Migrated>("/v1/memory/migrate", body).pages
-    };
-    machine.post::<Pin>(
-        "/v1/memory/pins",
-        Pages {
-            first: 60000,
-            pages: 4,
-        },
-    );
+    let migrate = |to: &str| machine.migrate(60000, 4, to);
+    machine.pin(60000, 4);
     machine.client.delete("/v1/memory/pins/0").unwrap();
     let provoke = |at, outcome, times| {
         let body = Provoke { at, outcome, times };

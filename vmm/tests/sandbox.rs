@@ -47,6 +47,10 @@ struct Trial {
     call: fn(&Path) -> i64,
 }
 
+const fn trial(name: &'static str, call: fn(&Path) -> i64) -> Trial {
+    Trial { name, call }
+}
+
 fn path(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).unwrap()
 }
@@ -89,180 +93,88 @@ const CREATE: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOE
 /// What a thread that is confined tries.
 const TRIALS: &[Trial] = &[
     // No kind of thread may make these.
-    Trial {
-        name: "execve",
-        call: |_| call(libc::SYS_execve, [0; 4]),
-    },
-    Trial {
-        name: "ptrace",
-        call: |_| call(libc::SYS_ptrace, [0; 4]),
-    },
-    Trial {
-        name: "socket",
-        call: |_| call(libc::SYS_socket, [libc::AF_INET.into(), 1, 0, 0]),
-    },
-    Trial {
-        name: "connect",
-        call: |_| call(libc::SYS_connect, [-1, 0, 0, 0]),
-    },
-    Trial {
-        name: "kill",
-        call: |_| call(libc::SYS_kill, [1, 0, 0, 0]),
-    },
-    Trial {
-        name: "tgkill",
-        call: |_| call(libc::SYS_tgkill, [1, 1, 0, 0]),
-    },
-    Trial {
-        name: "mmap",
-        call: |_| map(libc::PROT_READ | libc::PROT_EXEC),
-    },
-    Trial {
-        name: "mprotect",
-        call: |_| call(libc::SYS_mprotect, [0, 4096, libc::PROT_EXEC.into(), 0]),
-    },
-    Trial {
-        name: "rt_sigaction",
-        call: |_| call(libc::SYS_rt_sigaction, [1, 0, 0, 8]),
-    },
-    Trial {
-        name: "seccomp",
-        call: |_| call(libc::SYS_seccomp, [0; 4]),
-    },
-    Trial {
-        name: "capset",
-        call: |_| call(libc::SYS_capset, [0; 4]),
-    },
-    Trial {
-        name: "setuid",
-        call: |_| call(libc::SYS_setuid, [0; 4]),
-    },
-    Trial {
-        name: "memfd_create",
-        call: |_| call(libc::SYS_memfd_create, [0; 4]),
-    },
-    Trial {
-        name: "io_uring_setup",
-        call: |_| call(libc::SYS_io_uring_setup, [0; 4]),
-    },
-    Trial {
-        name: "process_vm_readv",
-        call: |_| call(libc::SYS_process_vm_readv, [1, 0, 0, 0]),
-    },
-    Trial {
-        name: "prctl",
-        call: |_| call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1, 0, 0]),
-    },
-    Trial {
-        name: "fcntl",
-        call: |_| call(libc::SYS_fcntl, [-1, libc::F_SETOWN.into(), 1, 0]),
-    },
-    Trial {
-        name: "type into a terminal",
-        call: |_| ioctl(libc::TIOCSTI as i64),
-    },
+    trial("execve", |_| call(libc::SYS_execve, [0; 4])),
+    trial("ptrace", |_| call(libc::SYS_ptrace, [0; 4])),
+    trial("socket", |_| {
+        call(libc::SYS_socket, [libc::AF_INET.into(), 1, 0, 0])
+    }),
+    trial("connect", |_| call(libc::SYS_connect, [-1, 0, 0, 0])),
+    trial("kill", |_| call(libc::SYS_kill, [1, 0, 0, 0])),
+    trial("tgkill", |_| call(libc::SYS_tgkill, [1, 1, 0, 0])),
+    trial("mmap", |_| map(libc::PROT_READ | libc::PROT_EXEC)),
+    trial("mprotect", |_| {
+        call(libc::SYS_mprotect, [0, 4096, libc::PROT_EXEC.into(), 0])
+    }),
+    trial("rt_sigaction", |_| {
+        call(libc::SYS_rt_sigaction, [1, 0, 0, 8])
+    }),
+    trial("seccomp", |_| call(libc::SYS_seccomp, [0; 4])),
+    trial("capset", |_| call(libc::SYS_capset, [0; 4])),
+    trial("setuid", |_| call(libc::SYS_setuid, [0; 4])),
+    trial("memfd_create", |_| call(libc::SYS_memfd_create, [0; 4])),
+    trial("io_uring_setup", |_| call(libc::SYS_io_uring_setup, [0; 4])),
+    trial("process_vm_readv", |_| {
+        call(libc::SYS_process_vm_readv, [1, 0, 0, 0])
+    }),
+    trial("prctl", |_| {
+        call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1, 0, 0])
+    }),
+    trial("fcntl", |_| {
+        call(libc::SYS_fcntl, [-1, libc::F_SETOWN.into(), 1, 0])
+    }),
+    trial("type into a terminal", |_| ioctl(libc::TIOCSTI as i64)),
     // Some kinds may make these.
-    Trial {
-        name: "clone3",
-        call: |_| call(libc::SYS_clone3, [0; 4]),
-    },
-    Trial {
-        name: "userfaultfd",
-        call: |_| call(libc::SYS_userfaultfd, [-1, 0, 0, 0]),
-    },
-    Trial {
-        name: "linkat",
-        call: |_| call(libc::SYS_linkat, [-1, 0, -1, 0]),
-    },
-    Trial {
-        name: "accept4",
-        call: |_| call(libc::SYS_accept4, [-1, 0, 0, 0]),
-    },
-    Trial {
-        name: "pwritev",
-        call: |_| call(libc::SYS_pwritev, [-1, 0, 0, 0]),
-    },
-    Trial {
-        name: "rt_sigtimedwait",
-        call: |_| call(libc::SYS_rt_sigtimedwait, [0; 4]),
-    },
-    Trial {
-        name: "epoll_wait",
-        call: |_| call(libc::SYS_epoll_wait, [-1, 0, 0, 0]),
-    },
-    Trial {
-        name: "sched_setaffinity",
-        call: |_| call(libc::SYS_sched_setaffinity, [0; 4]),
-    },
-    Trial {
-        name: "KVM_RUN",
-        call: |_| ioctl(0xae80),
-    },
-    Trial {
-        name: "UFFDIO_MOVE",
-        call: |_| ioctl(0xc028_aa05),
-    },
-    Trial {
-        name: "UFFDIO_REGISTER",
-        call: |_| ioctl(0xc020_aa00),
-    },
-    Trial {
-        name: "UFFDIO_UNREGISTER",
-        call: |_| ioctl(0x8010_aa01),
-    },
-    Trial {
-        name: "make a file",
-        call: |folder| open(&folder.join("other/new"), CREATE),
-    },
+    trial("clone3", |_| call(libc::SYS_clone3, [0; 4])),
+    trial("userfaultfd", |_| {
+        call(libc::SYS_userfaultfd, [-1, 0, 0, 0])
+    }),
+    trial("linkat", |_| call(libc::SYS_linkat, [-1, 0, -1, 0])),
+    trial("accept4", |_| call(libc::SYS_accept4, [-1, 0, 0, 0])),
+    trial("pwritev", |_| call(libc::SYS_pwritev, [-1, 0, 0, 0])),
+    trial("rt_sigtimedwait", |_| {
+        call(libc::SYS_rt_sigtimedwait, [0; 4])
+    }),
+    trial("epoll_wait", |_| call(libc::SYS_epoll_wait, [-1, 0, 0, 0])),
+    trial("sched_setaffinity", |_| {
+        call(libc::SYS_sched_setaffinity, [0; 4])
+    }),
+    trial("KVM_RUN", |_| ioctl(0xae80)),
+    trial("UFFDIO_MOVE", |_| ioctl(0xc028_aa05)),
+    trial("UFFDIO_REGISTER", |_| ioctl(0xc020_aa00)),
+    trial("UFFDIO_UNREGISTER", |_| ioctl(0x8010_aa01)),
+    trial("make a file", |folder| {
+        open(&folder.join("other/new"), CREATE)
+    }),
     // All kinds may make these.
-    Trial {
-        name: "write",
-        call: |_| call(libc::SYS_write, [-1, 0, 0, 0]),
-    },
-    Trial {
-        name: "futex",
-        call: |_| call(libc::SYS_futex, [0; 4]),
-    },
-    Trial {
-        name: "memory",
-        call: |_| map(libc::PROT_READ | libc::PROT_WRITE),
-    },
-    Trial {
-        name: "read a file",
-        call: |folder| open(&folder.join("other/file"), libc::O_CLOEXEC),
-    },
-    Trial {
-        name: "panic",
-        call: |_| i64::from(std::panic::catch_unwind(|| panic!("on purpose")).is_ok()),
-    },
-    Trial {
-        name: "start a thread",
-        call: |_| {
-            let recorder = hmmvisor_devices::thread::spawn("recorder", |_| {}, || ());
-            i64::from(recorder.is_err())
-        },
-    },
+    trial("write", |_| call(libc::SYS_write, [-1, 0, 0, 0])),
+    trial("futex", |_| call(libc::SYS_futex, [0; 4])),
+    trial("memory", |_| map(libc::PROT_READ | libc::PROT_WRITE)),
+    trial("read a file", |folder| {
+        open(&folder.join("other/file"), libc::O_CLOEXEC)
+    }),
+    trial("panic", |_| {
+        i64::from(std::panic::catch_unwind(|| panic!("on purpose")).is_ok())
+    }),
+    trial("start a thread", |_| {
+        let recorder = hmmvisor_devices::thread::spawn("recorder", |_| {}, || ());
+        i64::from(recorder.is_err())
+    }),
     // Landlock says which files.
-    Trial {
-        name: "make the output",
-        call: |folder| open(&folder.join("out/new"), CREATE),
-    },
-    Trial {
-        name: "write over the output",
-        call: |folder| open(&folder.join("out/json"), libc::O_WRONLY | libc::O_TRUNC),
-    },
-    Trial {
-        name: "write beside the output",
-        call: |folder| open(&folder.join("out/beside"), libc::O_WRONLY),
-    },
-    Trial {
-        name: "read the script",
-        call: |folder| open(&folder.join("scripts/script"), libc::O_CLOEXEC),
-    },
-    Trial {
-        name: "make a file later",
-        call: |folder| open(&folder.join("later/new"), CREATE),
-    },
+    trial("make the output", |folder| {
+        open(&folder.join("out/new"), CREATE)
+    }),
+    trial("write over the output", |folder| {
+        open(&folder.join("out/json"), libc::O_WRONLY | libc::O_TRUNC)
+    }),
+    trial("write beside the output", |folder| {
+        open(&folder.join("out/beside"), libc::O_WRONLY)
+    }),
+    trial("read the script", |folder| {
+        open(&folder.join("scripts/script"), libc::O_CLOEXEC)
+    }),
+    trial("make a file later", |folder| {
+        open(&folder.join("later/new"), CREATE)
+    }),
 ];
 
 /// The kinds, each with a name that its threads have.
