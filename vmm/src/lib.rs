@@ -13,6 +13,8 @@
 //! | `machine` | the parts of it that are KVM's, and what connects devices to them |
 //! | `guest` | what runs in it: a small program, or an operating system's kernel |
 //! | `console` | the serial port, and its output and input on the host |
+//! | `messages` | what the process says on standard error |
+//! | `outlet` | the thread that writes output out of a bounded queue: the console's, and messages |
 //! | `ending` | how a run ends: the reasons, and the event that says so |
 
 pub mod api;
@@ -22,6 +24,8 @@ pub mod ending;
 pub mod guest;
 pub mod host;
 pub mod machine;
+pub mod messages;
+pub mod outlet;
 pub mod run;
 pub mod sandbox;
 pub mod vm;

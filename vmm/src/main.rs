@@ -11,9 +11,11 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser};
 use hmm_backend::limits::{self, Refusal, Resource};
 use hmm_backend::policy::policies;
+use hmmvisor::config::LogConfig;
 use hmmvisor::config::console_choice::ConsoleChoice;
-use hmmvisor::console::outlet::MayClose;
 use hmmvisor::console::terminal::{RawTerminal, restore, take_memory_faults};
+use hmmvisor::messages::{self, Format, Threshold};
+use hmmvisor::outlet::MayClose;
 use hmmvisor::run::outputs::{self, ConsoleFile, Outputs};
 use hmmvisor::run::progress::Progress;
 use hmmvisor::run::signals::Signals;
@@ -24,6 +26,7 @@ use hmmvisor_experiments::output::{Files, Output};
 use hmmvisor_experiments::steady::write_all;
 use hmmvisor_guest_images::{Param, workloads};
 use hmmvisor_policies::EXAMPLES;
+use sd_notify::NotifyState;
 
 use cli::check::{State, can_run, check};
 use cli::failed::failed;
@@ -47,10 +50,8 @@ fn main() -> ExitCode {
 
     // The allocator can only end the process when it is refused memory.
     if let Err(error) = limits::room_for(0, 1) {
-        say(
-            None,
-            format!("error: getting memory to begin with: {error}"),
-        );
+        messages::start(Format::Text, Threshold::default());
+        say(None, format!("getting memory to begin with: {error}"));
         return ExitCode::FAILURE;
     }
     // Signals do what they do by default, here and in all commands but `run`: they end the process at once. What a sweep has
@@ -58,10 +59,17 @@ fn main() -> ExitCode {
     let Cli { command, run } = match Cli::try_parse() {
         Ok(cli) => cli,
         // What was asked for is help or the version.
-        Err(answer) if !answer.use_stderr() => return give(&answer),
+        Err(answer) if !answer.use_stderr() => {
+            messages::start(Format::Text, Threshold::default());
+            return give(&answer);
+        }
         Err(mistake) => mistake.exit(),
     };
     let command = command.unwrap_or(Command::Run(Box::new(run)));
+    // A run's configuration says how its messages are written.
+    if !matches!(command, Command::Run(_)) {
+        messages::start(Format::Text, Threshold::default());
+    }
     let result = match command {
         Command::Run(args) => run_guest(*args, started),
         Command::Workloads => print(&list_of_workloads()).map(|()| ExitCode::SUCCESS),
@@ -83,7 +91,7 @@ fn main() -> ExitCode {
         Command::Man(args) => args.print(Cli::command()),
     };
     result.unwrap_or_else(|error| {
-        say(None, format!("error: {}", limits::explain(error.as_ref())));
+        say(None, limits::explain(error.as_ref()));
         exit_code(&error)
     })
 }
@@ -92,7 +100,7 @@ fn main() -> ExitCode {
 fn give(answer: &clap::Error) -> ExitCode {
     match answer.print().and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            say(None, format!("error: writing to standard output: {error}"));
+            say(None, format!("writing to standard output: {error}"));
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
@@ -104,7 +112,11 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
     if let Some(file) = args.file() {
         files.reads("the configuration file", file);
     }
-    let config = args.config()?;
+    let LogConfig { format, level } = args.log();
+    let config = args
+        .config()
+        .inspect_err(|_| messages::start(format, level))?;
+    messages::start(config.log.format, config.log.level);
     // Before any thread is started that is to be confined.
     let sandbox = sandbox(&config)?;
     // Signals are taken before anything that may take long, and before any other thread is started.
@@ -173,12 +185,22 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
         signals: Some(signals.clone()),
         progress,
         sandbox,
+        ready: Some(Box::new(notify_supervisor)),
     };
     let report = hmmvisor::run(&config, options);
     // The terminal is restored before anything else is written to it.
     drop(terminal);
     let report = Arc::new(report?);
     write_report(&report, &signals, output, console_file, json)
+}
+
+/// Tells the service manager that has started this process, if one has, that the machine runs (`sd_notify(3)`).
+fn notify_supervisor() {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        note(&format!(
+            "telling the service manager that the machine runs: {error}"
+        ));
+    }
 }
 
 /// Makes the sandbox that the configuration asks for, and has all threads that begin from now on confine themselves.
@@ -226,7 +248,7 @@ fn write_report(
         },
     );
     if let Some(error) = report.error() {
-        say(Some(signals), format!("error: {error}"));
+        say(Some(signals), error.to_string());
     }
     let console = console.map_or(Ok(()), |console| {
         console.end().map_err(failed("emptying the console's file"))
@@ -236,10 +258,7 @@ fn write_report(
         (code, Ok(())) => Ok(ExitCode::from(code)),
         // The code says why the run ended.
         (code, Err(error)) => {
-            say(
-                Some(signals),
-                format!("error: {}", limits::explain(error.as_ref())),
-            );
+            say(Some(signals), limits::explain(error.as_ref()));
             Ok(ExitCode::from(code))
         }
     }
@@ -280,7 +299,14 @@ fn list_of_policies() -> String {
 "
             .to_owned();
     for policy in policies() {
-        text += &format!("{:<16}{:<10}{}\n", policy.name, policy.kind, policy.summary);
+        let default = match policy.is_default() {
+            true => " [default]",
+            false => "",
+        };
+        text += &format!(
+            "{:<16}{:<10}{}{default}\n",
+            policy.name, policy.kind, policy.summary
+        );
         for param in policy.params {
             text += &format!(
                 "  {:<24}{}\n",

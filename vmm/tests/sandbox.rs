@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use hmmvisor::messages::{self, Format, Threshold};
 use hmmvisor::sandbox::{EXIT_CODE, Kind, Mode, Paths, Sandbox};
 use tempfile::TempDir;
 
@@ -212,6 +213,7 @@ fn child() {
         userfaultfd: true,
     };
     let mode: Mode = mode.parse().unwrap();
+    messages::start(Format::Text, Threshold::default());
     let sandbox = Sandbox::new(mode, &paths, || {}).unwrap().unwrap();
     let trial = TRIALS.iter().find(|trial| trial.name == name).unwrap();
     sandbox.confine_new_threads().unwrap();

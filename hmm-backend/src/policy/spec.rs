@@ -15,7 +15,7 @@ use super::eviction::{ByMigration, Clock, Fifo, Fill, Lfu, Lru, S3Fifo};
 use super::fault::{AccessCounter, Adaptive, Density, FirstTouch, OnDemand, Sequential, Static};
 use super::file::PolicyFile;
 use super::modifier::{Hints, Modified, Thrash, ThrashParams, Timeslice};
-use super::params::{Component, names};
+use super::params::{Component, PolicyInfo, names};
 
 /// A parsed specification. The default is `adaptive+lru+timeslice`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,6 +27,13 @@ pub struct PolicySpec {
 
 /// The components that are added if no other component of their kind (or, for modifiers, of their name) is given.
 const DEFAULTS: [&str; 3] = ["adaptive", "lru", "timeslice"];
+
+impl PolicyInfo {
+    /// Whether specifications that say nothing about this component's kind, or, for modifiers, do not name it, have it.
+    pub fn is_default(&self) -> bool {
+        DEFAULTS.contains(&self.name)
+    }
+}
 
 impl PolicySpec {
     /// Whether the specification has a component of this name.
@@ -93,7 +100,7 @@ impl FromStr for PolicySpec {
                 None => components.push(Component::parse(info, params)?),
             }
         }
-        for info in POLICIES.iter().filter(|p| DEFAULTS.contains(&p.name)) {
+        for info in POLICIES.iter().filter(|p| p.is_default()) {
             let there = |c: &Component| match info.kind {
                 MODIFIER => c.info.name == info.name,
                 kind => c.info.kind == kind,

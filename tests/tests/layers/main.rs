@@ -79,8 +79,8 @@ const HOUSES: &[House] = &[
     House {
         package: "vmm",
         layers: &[
-            "host", "sandbox", "ending", "machine", "console", "guest", "config", "vm", "api",
-            "run", "cli",
+            "host", "outlet", "messages", "sandbox", "ending", "machine", "console", "guest",
+            "config", "vm", "api", "run", "cli",
         ],
         circles: &[],
     },

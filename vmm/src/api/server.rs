@@ -1,5 +1,6 @@
 //! The API's socket and the thread that serves it.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -87,8 +88,15 @@ pub(crate) struct ApiServer {
 impl ApiServer {
     /// Starts to answer.
     pub(crate) fn start(listeners: Listeners, live: Live) -> Result<ApiServer, ApiError> {
+        let address = listeners.metrics();
         let Listeners { unix, metrics } = listeners;
         let (unix, socket) = unix.unzip();
+        if let Some(socket) = &socket {
+            tracing::info!(socket = %socket.path.display(), "the API answers");
+        }
+        if let Some(address) = address {
+            tracing::info!(url = %format_args!("http://{address}/metrics"), "metrics are served");
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(WORKERS)
@@ -275,11 +283,15 @@ async fn converse(
     let its = patience.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(its.clone());
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let (answering, answer) = (its.answer(), router.clone().call(request));
         async move {
-            let answer = answer.await;
+            let Ok(answer) = answer.await;
+            if !method.is_safe() {
+                tracing::info!(%method, path, status = answer.status().as_u16(), "answered a request");
+            }
             drop(answering);
-            answer
+            Ok::<_, Infallible>(answer)
         }
     });
     let connection = http1::Builder::new()

@@ -11,6 +11,7 @@ use hmmvisor::ending::End;
 use hmmvisor::guest::linux::kernel_mode::{self, NATIVE};
 use hmmvisor::host::Host;
 use hmmvisor::machine::kvm::{self, API_VERSION, Capability, KvmError};
+use hmmvisor::sandbox::Support;
 use hmmvisor::vm::{Vm, VmConfig};
 
 /// How long the kernel's reports of moved pages are tried.
@@ -82,6 +83,7 @@ impl Finding {
 pub fn check() -> Vec<Finding> {
     let mut findings = kvm_findings();
     findings.extend(userfaultfd_findings());
+    findings.extend(sandbox_findings());
     findings.extend(host_findings());
     // A guest is tried only when nothing is known to be missing.
     if can_run(&findings) {
@@ -188,6 +190,28 @@ fn moved_pages() -> Finding {
             ),
         ),
     }
+}
+
+fn sandbox_findings() -> [Finding; 2] {
+    let Support { filters, files } = Support::here();
+    let what = "sandbox, system calls";
+    let filters = match filters {
+        Ok(()) => Finding::ok(what, "threads make only those of their kind (seccomp)"),
+        Err(error) => Finding::limited(
+            what,
+            format!(
+                "seccomp: {error}; runs need `--sandbox off`, or a kernel with CONFIG_SECCOMP_FILTER"
+            ),
+        ),
+    };
+    let what = "sandbox, files";
+    let without = "threads that write outputs are not confined to their files; Landlock needs Linux 5.13 and `landlock` among the kernel's `lsm=`";
+    let files = match files {
+        Ok(true) => Finding::ok(what, "threads open only those of the run (Landlock)"),
+        Ok(false) => Finding::limited(what, without),
+        Err(error) => Finding::limited(what, format!("{error}; {without}")),
+    };
+    [filters, files]
 }
 
 fn host_findings() -> Vec<Finding> {

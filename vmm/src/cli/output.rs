@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use hmm_backend::limits::{Refusal, Resource};
-use hmm_backend::text::printable_lines;
 use hmmvisor::run::signals::{self, Signals};
 use hmmvisor_devices::thread::{self, Joined};
 use hmmvisor_experiments::output::{Files, Output, shown};
@@ -81,11 +80,9 @@ pub fn put(mut output: Output, what: &str, text: &str) -> Result<()> {
     }
 }
 
-/// Says something on standard error that is not the result; there is nowhere to say that this failed.
+/// Says something on standard error that is not the result.
 pub fn note(text: &str) {
-    // It may have the words of a script or a file in it.
-    let text = printable_lines(text.trim_end());
-    let _ = writeln!(io::stderr(), "hmmvisor: {text}");
+    tracing::warn!("{text}");
 }
 
 /// Does in a thread of its own what may never end, such as writing into a pipe that is not read, and waits for it for at most
@@ -111,11 +108,11 @@ pub fn within(
 pub fn say(signals: Option<&Signals>, text: String) {
     let text = Arc::new(text);
     let its = text.clone();
-    match thread::spawn("report", |_| {}, move || note(&its)) {
+    match thread::spawn("report", |_| {}, move || tracing::error!("{its}")) {
         Ok(mut thread) => {
             signals::wait_for(signals, READ_WITHIN, RESERVE, |limit| thread.wait(limit));
         }
         // The message matters more than the bound.
-        Err(_) => note(&text),
+        Err(_) => tracing::error!("{text}"),
     }
 }

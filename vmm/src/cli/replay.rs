@@ -12,6 +12,7 @@ use hmm_backend::pages::Fidelity;
 use hmm_backend::policy::{LinkMatrix, PART, PolicyFile};
 use hmm_backend::text::printable;
 use hmm_backend::{EVICTION_BATCH, limits};
+use hmmvisor::messages;
 use hmmvisor::run::summary::{mark_of_scripts, of_scripts};
 use hmmvisor::size::Size;
 use hmmvisor_experiments::figures::{bytes, count, grouped, time};
@@ -141,7 +142,7 @@ fn settings(
         }
         None => meta.device_memory,
     };
-    let log: Log = Arc::new(|line: &str| note(&format!("policy script {line}")));
+    let log = messages::of_scripts();
     let chosen = match &args.policy {
         Some(policy) => policy.load(Limits::default(), log)?,
         None if meta.policy.is_empty() => return Err(missing("--policy", "policy")),

@@ -10,8 +10,9 @@ use hmmvisor::OnMemoryError;
 use hmmvisor::config::console_choice::ConsoleChoice;
 use hmmvisor::config::links::{LinkOption, LinksConfig, PeerOption};
 use hmmvisor::config::virtio::{BalloonConfig, DiskConfig};
-use hmmvisor::config::{Config, DeviceKind, MetricsAddress};
+use hmmvisor::config::{Config, DeviceKind, LogConfig, MetricsAddress};
 use hmmvisor::guest::linux::cpuid::Template;
+use hmmvisor::messages::{Format, Threshold};
 use hmmvisor::sandbox::Mode;
 use hmmvisor::size::Size;
 use hmmvisor_policies::PolicyChoice;
@@ -31,7 +32,7 @@ pub struct RunArgs {
     /// Parameter of the workload; may be given several times
     #[arg(long = "param", value_name = "K=V", value_parser = param)]
     params: Vec<(String, String)>,
-    /// What migrates when, like `density:threshold=60+lru`; `hmmvisor policies` lists the parts; or a script's file, like `stride.luau:window=32+lru`
+    /// What migrates when, like `density:threshold=60+lru`; `hmmvisor policies` lists the parts; or a script's file, like `stride.luau:window=32+lru` [default: adaptive+lru+timeslice]
     #[arg(long, value_name = "SPEC")]
     policy: Option<PolicyChoice>,
     /// How pages migrate: auto, remap (moves them, Linux 6.8 or later) or copy [default: auto]
@@ -128,6 +129,8 @@ pub struct RunArgs {
     /// the configuration file's
     #[arg(long, value_name = "DIR")]
     allow_write: Vec<PathBuf>,
+    #[command(flatten)]
+    log: LogArgs,
     /// Answer at this Unix socket while the machine runs (HTTP/1.1; `hmmvisor ctl`, `curl --unix-socket`); docs/api.md
     #[arg(long, value_name = "SOCKET")]
     api: Option<PathBuf>,
@@ -136,7 +139,33 @@ pub struct RunArgs {
     metrics: Option<MetricsAddress>,
 }
 
+/// How messages are written on standard error.
+#[derive(Args, Clone, Copy)]
+pub struct LogArgs {
+    /// How messages are written on standard error: text, or json (an object for each) [default: text]
+    #[arg(long, value_name = "text|json")]
+    log_format: Option<Format>,
+    /// The least weight of messages that are written: error, warn, or info (also what the run and requests do) [default: warn]
+    #[arg(long, value_name = "error|warn|info")]
+    log_level: Option<Threshold>,
+}
+
+impl LogArgs {
+    /// Returns what the options say, and where they say nothing what `config` does.
+    pub fn over(self, config: LogConfig) -> LogConfig {
+        LogConfig {
+            format: self.log_format.unwrap_or(config.format),
+            level: self.log_level.unwrap_or(config.level),
+        }
+    }
+}
+
 impl RunArgs {
+    /// Returns how messages are written if there is no configuration.
+    pub fn log(&self) -> LogConfig {
+        self.log.over(LogConfig::default())
+    }
+
     /// Returns the path of the configuration file, if one was given.
     pub fn file(&self) -> Option<&Path> {
         self.config.as_deref()
@@ -218,6 +247,7 @@ impl RunArgs {
         config.rng |= self.rng;
         set(&mut config.sandbox.mode, self.sandbox);
         config.sandbox.allow_write.extend(self.allow_write);
+        config.log = self.log.over(config.log);
         Ok(config)
     }
 }

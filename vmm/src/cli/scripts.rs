@@ -1,7 +1,6 @@
 //! What commands say about policy scripts, and `hmmvisor policies --check`.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -9,12 +8,13 @@ use hmm_backend::EVICTION_BATCH;
 use hmm_backend::observe::{Event, EventKind};
 use hmm_backend::pages::{Access, DeviceId, Hint, Page, PageRange, Place};
 use hmm_backend::policy::LinkMatrix;
+use hmmvisor::messages;
 use hmmvisor_experiments::figures::count;
 use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
-use hmmvisor_policies::{Limits, Log, PolicyChoice};
+use hmmvisor_policies::{Limits, PolicyChoice};
 
 use super::mistake::Mistake;
-use super::output::{note, print};
+use super::output::print;
 
 /// Loads a script and lets it decide in a short replay. What it does wrong is an error.
 pub fn check(script: PolicyChoice) -> Result<ExitCode> {
@@ -28,7 +28,7 @@ pub fn check(script: PolicyChoice) -> Result<ExitCode> {
         true => script,
         false => format!("{script}+hints").parse()?,
     };
-    let log: Log = Arc::new(|line: &str| note(&format!("policy script {line}")));
+    let log = messages::of_scripts();
     let chosen = script.load(Limits::default(), log)?;
     let told = chosen.scripts.iter().map(|script| script.accesses()).max();
     let config = ReplayConfig {

@@ -16,6 +16,7 @@ use hmm_backend::EVICTION_BATCH;
 use hmm_backend::pages::PAGE_SIZE;
 use hmmvisor::config::Config;
 use hmmvisor::host::Host;
+use hmmvisor::messages;
 use hmmvisor::size::Size;
 use hmmvisor_accesses::Settings as Accesses;
 use hmmvisor_experiments::figures::count;
@@ -335,8 +336,9 @@ fn accesses(workload: &Workload, seed: u64) -> Accesses {
 /// Loads a policy; if it is a script, its file is read.
 fn loaded(spec: &str) -> Result<Chosen, String> {
     let choice: PolicyChoice = spec.parse().map_err(text)?;
-    let log = Arc::new(|line: &str| note(&format!("policy script {line}")));
-    choice.load(Limits::default(), log).map_err(text)
+    choice
+        .load(Limits::default(), messages::of_scripts())
+        .map_err(text)
 }
 
 /// Whether a run was under the policy that the sweep is about; files may have changed since it began.

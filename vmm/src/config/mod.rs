@@ -16,6 +16,7 @@ use std::str::FromStr;
 use crate::guest::linux::cpuid::Template;
 use crate::host::file;
 use crate::machine::memory_errors::OnMemoryError;
+use crate::messages::{Format, Threshold};
 use crate::sandbox::Mode;
 use hmm_backend::EVICTION_BATCH;
 use hmm_backend::engine::EngineChoice;
@@ -81,6 +82,8 @@ pub struct Config {
     pub placement: PlacementConfig,
     /// What the threads may ask of the kernel while the guest runs.
     pub sandbox: SandboxConfig,
+    /// Messages on standard error.
+    pub log: LogConfig,
 }
 
 /// `[api]`
@@ -271,6 +274,18 @@ pub struct SandboxConfig {
     pub allow_write: Vec<PathBuf>,
 }
 
+/// `[log]`
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "the table [log]")]
+pub struct LogConfig {
+    /// `text` or `json`.
+    #[serde(deserialize_with = "from_str")]
+    pub format: Format,
+    /// The least weight of messages that are written: `error`, `warn` or `info`.
+    #[serde(deserialize_with = "from_str")]
+    pub level: Threshold,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -294,6 +309,7 @@ impl Default for Config {
             service: ServiceConfig::default(),
             placement: PlacementConfig::default(),
             sandbox: SandboxConfig::default(),
+            log: LogConfig::default(),
         }
     }
 }

@@ -3,11 +3,9 @@
 //! | module | what |
 //! |---|---|
 //! | `serial` | the serial port as the guest sees it |
-//! | `outlet` | the thread that writes the output, out of a bounded queue |
 //! | `thread` | the thread that brings an operating system's input |
 //! | `terminal` | the terminal's mode |
 
-pub mod outlet;
 pub mod serial;
 pub mod terminal;
 pub mod thread;

@@ -12,9 +12,9 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::console::outlet::Outlet;
 use crate::ending::Ending;
 use crate::machine::bus::{Device, Next};
+use crate::outlet::Outlet;
 
 /// Where a PC has its first serial port.
 pub const PORTS: Range<u64> = 0x3f8..0x400;

@@ -12,12 +12,12 @@ use std::sync::Arc;
 use hmm_backend::{Backend, BackendConfig};
 use kvm_ioctls::VcpuFd;
 
-use crate::console::outlet::Outlet;
 use crate::console::serial::Console;
 use crate::ending::Ending;
 use crate::machine::bus::Bus;
 use crate::machine::kvm_machine::{Machine, MachineError};
 use crate::machine::slots::SlotInfo;
+use crate::outlet::Outlet;
 use program::control::Control;
 
 pub use error::GuestError;

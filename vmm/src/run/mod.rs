@@ -76,6 +76,8 @@ pub struct Options {
     /// Confines the calling thread from the guest's first instruction on, for good. (Other threads confine themselves: see
     /// [`Sandbox::confine_new_threads`].)
     pub sandbox: Option<Arc<Sandbox>>,
+    /// Called once when the guest runs and the API answers, before the calling thread is confined.
+    pub ready: Option<Box<dyn FnOnce()>>,
 }
 
 impl Default for Options {
@@ -89,6 +91,7 @@ impl Default for Options {
             signals: None,
             progress: None,
             sandbox: None,
+            ready: None,
         }
     }
 }
@@ -112,6 +115,18 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     let begin = *run.observed.began.get_or_init(Instant::now);
     run.vm.start()?;
     let api = run.start_api()?;
+    tracing::info!(
+        vcpus = config.machine.vcpus,
+        memory_bytes = config.machine.memory.0,
+        devices = config.devices.count,
+        device_memory_bytes = config.devices.memory.0,
+        engine = %run.backend.engine(),
+        policy = %run.backend.policy_name(),
+        "the machine runs"
+    );
+    if let Some(ready) = options.ready {
+        ready();
+    }
     if let Some(sandbox) = &options.sandbox {
         sandbox.confine_this_thread(Kind::Main, "main");
     }
@@ -138,7 +153,7 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
     } = stopper.stop(stopping, options.signals.as_ref());
 
     let failed = !matches!(end, End::Exit(0) | End::Signal(_));
-    Ok(Report {
+    let report = Report {
         elapsed,
         overhead: seen.overhead,
         rounds: seen.rounds,
@@ -149,7 +164,13 @@ pub fn run(config: &Config, options: Options) -> Result<Report, RunError> {
         output: OutputReport::new(&config.console, output),
         left_behind: observed.ending.left_behind(),
         ..observed.report(Some(end))
-    })
+    };
+    tracing::info!(
+        exit_code = report.exit_code(),
+        elapsed_s = elapsed.as_secs_f64(),
+        "the machine has stopped"
+    );
+    Ok(report)
 }
 
 /// The figures that are taken when the run has ended and its machine has not stopped yet.

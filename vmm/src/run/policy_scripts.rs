@@ -1,19 +1,17 @@
 //! The policies of a run: loaded, and their scripts reloaded when their files change or SIGHUP comes.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use hmm_backend::pages::{Fidelity, PAGE_SIZE, Page, PageRange};
 use hmm_backend::policy::PolicyFactory;
 use hmmvisor_devices::thread;
-use hmmvisor_policies::{FileWatch, Limits, Log, ScriptError, ScriptFigures, Scripts};
-use parking_lot::Mutex;
+use hmmvisor_policies::{FileWatch, Limits, ScriptError, ScriptFigures, Scripts};
 
 use crate::config::PolicyConfig;
-use crate::console::outlet::{MayClose, Outlet, OutletThread};
 use crate::ending::Ending;
+use crate::messages;
 
 /// The policies of a run.
 pub(crate) struct Policies {
@@ -22,56 +20,6 @@ pub(crate) struct Policies {
     /// Parts of memory that have policies of their own.
     pub(crate) regions: Vec<(PageRange, Arc<dyn PolicyFactory>)>,
     pub(crate) scripts: Vec<Script>,
-    messages: Arc<Messages>,
-}
-
-impl Drop for Policies {
-    /// Writes the scripts' messages so far, which would be lost with the process: scripts may live on in threads that are not
-    /// waited for.
-    fn drop(&mut self) {
-        self.messages.finish();
-    }
-}
-
-/// Passes the messages of scripts to standard error. Scripts run in the service of faults, which must not wait for a reader: a message
-/// that finds no room is dropped.
-#[derive(Default)]
-struct Messages(OnceLock<Option<Speaker>>);
-
-struct Speaker {
-    outlet: Outlet,
-    thread: Mutex<OutletThread>,
-}
-
-/// How long writing the last messages may take.
-const LAST_MESSAGES: Duration = Duration::from_millis(100);
-
-impl Messages {
-    fn say(&self, text: &str) {
-        if let Some(speaker) = self.speaker() {
-            speaker.outlet.offer(text.as_bytes());
-        }
-    }
-
-    /// Returns the thread that writes, started if this is the first call; none if it cannot be started, and messages are dropped.
-    fn speaker(&self) -> Option<&Speaker> {
-        let start = || {
-            let thread =
-                Outlet::start("messages", Box::new(MayClose(io::stderr())), |_| {}).ok()?;
-            Some(Speaker {
-                outlet: thread.outlet().clone(),
-                thread: Mutex::new(thread),
-            })
-        };
-        self.0.get_or_init(start).as_ref()
-    }
-
-    /// Waits until the last messages are written. Later messages are dropped.
-    fn finish(&self) {
-        if let Some(Some(speaker)) = self.0.get() {
-            speaker.thread.lock().finish(LAST_MESSAGES);
-        }
-    }
 }
 
 /// The thread that reloads scripts: reading a file may take long, and the run's end does not wait for it. Ends when it is dropped.
@@ -117,8 +65,7 @@ pub(crate) struct Script {
 impl Policies {
     /// Loads the policies that the configuration names.
     pub(crate) fn load(config: &PolicyConfig, told: Fidelity) -> Result<Policies, ScriptError> {
-        let messages = Arc::new(Messages::default());
-        let log = log(&messages);
+        let log = messages::of_scripts();
         let common = config.spec.load(Limits::default(), log.clone())?;
         common.check_told(told)?;
         let (factory, mut scripts) = (common.factory, common.scripts);
@@ -132,10 +79,6 @@ impl Policies {
                 page(region.start.0.saturating_add(region.size.0)),
             );
             regions.push((pages, chosen.factory));
-        }
-        if !scripts.is_empty() {
-            // Threads that run scripts are confined, and can start no other thread.
-            messages.speaker();
         }
         let watched = |scripts: Arc<Scripts>| Script {
             watch: FileWatch::new(scripts.path())
@@ -152,19 +95,8 @@ impl Policies {
             factory,
             regions,
             scripts: scripts.into_iter().map(watched).collect(),
-            messages,
         })
     }
-
-    /// Returns what takes the messages of scripts.
-    pub(crate) fn log(&self) -> Log {
-        log(&self.messages)
-    }
-}
-
-fn log(messages: &Arc<Messages>) -> Log {
-    let its = messages.clone();
-    Arc::new(move |line| its.say(&format!("hmmvisor: policy script {line}\n")))
 }
 
 /// Returns the figures of several scripts together; none of no scripts.

@@ -21,6 +21,7 @@ use crate::api::{ApiServer, Listeners, Live, PinBoard, Provoker};
 use crate::config::{Config, DeviceKind};
 use crate::guest::{Guest, GuestError};
 use crate::host::Host;
+use crate::messages::{self, Queue};
 use crate::vm::{DeviceConfig, Hooks, Managed, Vm, VmConfig, VmError, WrapDriver};
 
 /// A run whose guest is about to begin.
@@ -34,6 +35,8 @@ pub(super) struct Prepared {
     /// What the API answers at, if there is one.
     listeners: Option<Listeners>,
     provoker: Arc<Provoker>,
+    /// Writes the messages of threads that must not wait; dropped last, because scripts may live on in threads that are not waited for.
+    _messages: Option<Queue>,
 }
 
 impl Prepared {
@@ -56,6 +59,12 @@ impl Prepared {
         let virtio = virtio::devices(config)?;
         let torture = Torture::of(config);
         let policies = Policies::load(&config.policy, config.devices.accesses)?;
+        // Confined threads have messages, and can start no other thread.
+        let has_messages = !policies.scripts.is_empty()
+            || listeners.is_some()
+            || tracing::enabled!(tracing::Level::INFO);
+        let messages = has_messages.then(Queue::start).transpose();
+        let messages = messages.map_err(VmError::system("the thread that writes messages"))?;
         // The torture's policy takes the place of the configuration's, also in regions.
         let (policy, regions) = match torture.policy() {
             Some(policy) => (policy, &[][..]),
@@ -124,6 +133,7 @@ impl Prepared {
             observed,
             listeners,
             provoker,
+            _messages: messages,
         })
     }
 }
@@ -147,7 +157,7 @@ impl Prepared {
             threads: observed.threads.clone(),
             provoker: self.provoker.clone(),
             pins: PinBoard::default(),
-            log: self.policies.log(),
+            log: messages::of_scripts(),
             began: Instant::now(),
             metrics: listeners.metrics(),
             run: observed.clone(),

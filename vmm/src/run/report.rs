@@ -19,9 +19,9 @@ use serde::{Serialize, Serializer};
 
 use crate::config::Config;
 use crate::config::console_choice::ConsoleChoice;
-use crate::console::outlet::OutletFigures;
 use crate::ending::End;
 use crate::ending::failure::Failure;
+use crate::outlet::OutletFigures;
 use crate::run::balloon::BalloonReport;
 use crate::run::recording::RecordingFigures;
 use crate::run::signals;

@@ -17,6 +17,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::console::terminal;
 use crate::ending::LOOK_AGAIN;
+use crate::messages::last_words;
 
 /// How long a run may take to end after the first signal. The process is gone within a second after it: what is left is for the
 /// kernel, which has the guest's memory to free.
@@ -176,11 +177,12 @@ pub fn name(signal: i32) -> String {
 /// Ends the process, whatever its other threads are doing.
 fn end(signal: libc::c_int) -> ! {
     terminal::restore();
-    let text = format!(
-        "hmmvisor: error: interrupted by {} (ended without a summary)\n",
-        name(signal)
-    );
-    say(text.as_bytes());
+    if stderr_has_room() {
+        let name = name(signal);
+        last_words(format_args!(
+            "interrupted by {name} (ended without a summary)"
+        ));
+    }
     // SAFETY: ends the process without running anything of it, which may hang.
     unsafe { libc::_exit(128 + signal) }
 }
@@ -192,8 +194,8 @@ fn fail() -> ! {
     unsafe { libc::_exit(1) }
 }
 
-/// Writes a short text to standard error, if that can be done without waiting.
-fn say(text: &[u8]) {
+/// Whether a short text can be written to standard error without waiting.
+fn stderr_has_room() -> bool {
     let mut stderr = libc::pollfd {
         fd: libc::STDERR_FILENO,
         events: libc::POLLOUT,
@@ -201,10 +203,7 @@ fn say(text: &[u8]) {
     };
     // SAFETY: one valid structure, as the count says.
     let ready = unsafe { libc::poll(&mut stderr, 1, 0) };
-    if ready == 1 && stderr.revents & libc::POLLOUT != 0 {
-        // SAFETY: the kernel reads the text. There is nothing to do about a failure: the process ends.
-        let _ = unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
-    }
+    ready == 1 && stderr.revents & libc::POLLOUT != 0
 }
 
 /// Does what SIGTSTP does by default, with the terminal as it was before the run while the process is stopped.

@@ -11,10 +11,10 @@ use hmmvisor_torture::Figures;
 use super::recording::{Recording, RecordingFigures};
 use super::signals::{self, Signals};
 use super::torture::Torture;
-use crate::console::outlet::OutletFigures;
 use crate::console::thread::ConsoleThread;
 use crate::ending::failure::Failure;
 use crate::ending::{End, Ending};
+use crate::outlet::OutletFigures;
 use crate::vm::Vm;
 
 /// How long the machine may take to stop. Milliseconds are usual; its threads have bounds of their own, which add up to less

@@ -199,6 +199,24 @@ pub(super) fn install_with_listener(program: &Program) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(listener) })
 }
 
+/// Whether the kernel takes filters that trap.
+pub(super) fn are_available() -> io::Result<()> {
+    let action: u32 = libc::SECCOMP_RET_TRAP;
+    // SAFETY: the kernel reads an integer.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_GET_ACTION_AVAIL,
+            0,
+            &raw const action,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn set_filter(program: &Program, flags: libc::c_ulong) -> io::Result<RawFd> {
     let header = libc::sock_fprog {
         len: program.len() as u16,

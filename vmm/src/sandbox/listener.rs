@@ -131,11 +131,9 @@ fn notice(filter: &OwnedFd, told: &mut BTreeSet<(String, i32, Option<u64>)>) {
             number: notification.call.into(),
             arguments: [first, second, third],
         };
-        let text = format!(
-            "hmmvisor: sandbox: thread {name} makes the system call {call}, which `--sandbox on` does not allow\n"
+        tracing::warn!(
+            "sandbox: thread {name} makes the system call {call}, which `--sandbox on` does not allow"
         );
-        // There is nowhere else to say that this failed.
-        let _ = io::stderr().write_all(text.as_bytes());
     }
     let mut verdict = Verdict {
         id: notification.id,

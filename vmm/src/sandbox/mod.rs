@@ -164,3 +164,22 @@ impl Sandbox {
         filter::install(filter).map_err(failed("installing its filter"))
     }
 }
+
+/// What this kernel offers to the sandbox.
+#[derive(Debug)]
+pub struct Support {
+    /// Whether threads can be given filters of system calls. Without them no run begins under [`Mode::On`].
+    pub filters: io::Result<()>,
+    /// Whether threads can be confined to files by their paths (Landlock).
+    pub files: Result<bool, SandboxError>,
+}
+
+impl Support {
+    /// Asks the kernel. Changes nothing.
+    pub fn here() -> Support {
+        Support {
+            filters: filter::are_available(),
+            files: Opening::new(Files::Nothing, &Paths::default()).map(|it| it.is_enforced()),
+        }
+    }
+}

@@ -5,12 +5,13 @@
 //! hung or taken over, and says more than `SECCOMP_RET_KILL_PROCESS`, after which a shell prints "Bad system call". A
 //! thread that has blocked the signal, or whose handler makes a forbidden call itself, is killed by the kernel, and the process with it.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::io;
 use std::mem;
 use std::sync::OnceLock;
 
 use super::names;
+use crate::messages::last_words;
 
 /// The exit code of a run that a violation has ended: what a shell shows for a process that SIGSYS has killed.
 pub const EXIT_CODE: i32 = 128 + libc::SIGSYS;
@@ -43,22 +44,6 @@ impl fmt::Display for Call {
     }
 }
 
-/// Text of a bounded length, made without an allocation: what does not fit is cut off.
-struct Text {
-    bytes: [u8; 512],
-    length: usize,
-}
-
-impl Write for Text {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = &mut self.bytes[self.length..];
-        let length = text.len().min(room.len());
-        room[..length].copy_from_slice(&text.as_bytes()[..length]);
-        self.length += length;
-        Ok(())
-    }
-}
-
 /// Has violations end the process from now on, with `before_the_end` called last.
 ///
 /// # Errors
@@ -77,17 +62,9 @@ pub(super) fn end_the_process(before_the_end: fn()) -> io::Result<()> {
     }
 }
 
-/// Ends the process with a message. May be called from a signal handler: formats into a buffer on the stack and makes system calls that
-/// every row of the table allows.
+/// Ends the process with a message. May be called from a signal handler.
 fn end(message: fmt::Arguments<'_>, code: i32) -> ! {
-    let mut text = Text {
-        bytes: [0; _],
-        length: 0,
-    };
-    // Cannot fail.
-    let _ = text.write_fmt(message);
-    // SAFETY: the kernel reads the text. There is nothing to do about a failure: the process ends.
-    let _ = unsafe { libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.length) };
+    last_words(message);
     if let Some(before_the_end) = BEFORE_THE_END.get() {
         before_the_end();
     }
@@ -98,9 +75,7 @@ fn end(message: fmt::Arguments<'_>, code: i32) -> ! {
 /// Ends the process because a thread cannot be confined: it must not begin.
 pub(super) fn refuse(thread: &str, why: &dyn fmt::Display) -> ! {
     end(
-        format_args!(
-            "hmmvisor: error: confining thread {thread}: {why}; `--sandbox off` runs without confinement\n"
-        ),
+        format_args!("confining thread {thread}: {why}; `--sandbox off` runs without confinement"),
         1,
     )
 }
@@ -148,26 +123,10 @@ extern "C" fn on_sigsys(
     };
     end(
         format_args!(
-            "hmmvisor: error: thread {name} made the system call {call}, which the sandbox does not allow; \
+            "thread {name} made the system call {call}, which the sandbox does not allow; \
              the call was not executed, and the run has ended. Either the guest, a disk or a script has taken over the \
-             thread, or this is a bug in Hmmvisor: report it with this line. `--sandbox log` tells such calls and lets them pass\n"
+             thread, or this is a bug in Hmmvisor: report it with this line. `--sandbox log` tells such calls and lets them pass"
         ),
         EXIT_CODE,
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_text_is_cut_off() {
-        let mut text = Text {
-            bytes: [0; _],
-            length: 0,
-        };
-        write!(text, "{:600}", "begin").unwrap();
-        assert_eq!(text.length, text.bytes.len());
-        assert!(text.bytes.starts_with(b"begin "));
-    }
 }

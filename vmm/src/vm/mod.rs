@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use hmmvisor_devices::Accelerator;
 use parking_lot::Mutex;
 
-use crate::console::outlet::{Outlet, OutletFigures, OutletThread};
 use crate::console::serial::Console;
 use crate::ending::Ending;
 use crate::guest::program::control::Control;
@@ -31,6 +30,7 @@ use crate::machine::pause::Gate;
 use crate::machine::slots::{Devices, Slots};
 use crate::machine::vcpu::{Vcpu, VcpuContext};
 use crate::machine::vcpu_threads::{ThreadIds, VcpuThreads};
+use crate::outlet::{Outlet, OutletFigures, OutletThread};
 use faults::FaultServing;
 
 pub use config::{DeviceConfig, Hooks, Managed, VmConfig, WrapDriver};
