@@ -96,30 +96,37 @@ fn described() -> OpenApiRouter<Arc<Live>> {
         ))
 }
 
-fn document(api: utoipa::openapi::OpenApi) -> String {
-    // It consists of maps with strings as keys.
-    api.to_pretty_json().unwrap_or_default()
-}
-
 /// Returns the OpenAPI description of all resources, as JSON.
 pub fn openapi() -> String {
-    document(described().split_for_parts().1)
+    let description = described().split_for_parts().1;
+    // It consists of maps with strings as keys.
+    description.to_pretty_json().unwrap_or_default()
 }
 
 /// Makes the resources of a machine.
 pub(super) fn router(live: Arc<Live>) -> Router {
-    let (router, api) = described().split_for_parts();
-    let document = document(api);
+    let router = described().split_for_parts().0;
+    // The description of the resources has been made along with them. It is made again for each client that asks for it, because it is
+    // larger than all else that the API needs while it is idle.
+    give_back_free_memory();
     let json = [(header::CONTENT_TYPE, "application/json")];
+    let description = move || async move {
+        let answer = (json, openapi());
+        give_back_free_memory();
+        answer
+    };
     router
-        .route(
-            "/v1/openapi.json",
-            get(move || async move { (json, document) }),
-        )
+        .route("/v1/openapi.json", get(description))
         .fallback(unknown)
         .method_not_allowed_fallback(other_method)
         .layer(DefaultBodyLimit::max(MOST_BYTES))
         .with_state(live)
+}
+
+/// Has the allocator return pages to the kernel in which nothing is allocated.
+fn give_back_free_memory() {
+    // SAFETY: takes a number; the function may be called at any time, by any thread.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// Makes what is served by TCP: the metrics, and nothing else.
