@@ -13,6 +13,7 @@ use hmmvisor_policies::{Log, Scripts};
 
 use super::error::Refusal;
 use super::memory::PinBoard;
+use super::operations::OperationBoard;
 use super::provoke::Provoker;
 use crate::config::Config;
 use crate::ending::{End, Ending};
@@ -33,6 +34,7 @@ pub(crate) struct Live {
     pub(crate) threads: ThreadIds,
     pub(crate) provoker: Arc<Provoker>,
     pub(crate) pins: PinBoard,
+    pub(crate) operations: OperationBoard,
     /// Takes what policy scripts print.
     pub(crate) log: Log,
     /// When the vCPUs started.
