@@ -677,6 +677,14 @@ fn wrong_requests_say_what_would_be_right() {
             None,
             "number",
         ),
+        (
+            "POST",
+            "/v1/vm/power-button",
+            nothing.clone(),
+            409,
+            None,
+            "--kernel",
+        ),
         ("GET", "/v1/devices/1", nothing.clone(), 404, None, "0 to 0"),
         (
             "PUT",

@@ -41,6 +41,8 @@ enum Verb {
     Vm,
     /// End the run, in good order
     Stop,
+    /// Press the power button of an operating system, which most of them answer by switching the machine off
+    PowerButton,
     /// Pause the machine: vCPUs outside the guest, accelerators between two commands
     Pause,
     /// Have a paused machine go on
@@ -193,6 +195,7 @@ impl Verb {
         Ok(match self {
             Verb::Vm => (client.get("/v1/vm")?, vm),
             Verb::Stop => (client.post("/v1/vm/stop", none)?, nothing),
+            Verb::PowerButton => (client.post("/v1/vm/power-button", none)?, nothing),
             Verb::Pause => (client.post("/v1/vm/pause", none)?, vm),
             Verb::Resume => (client.post("/v1/vm/resume", none)?, vm),
             Verb::Balloon { size: None } => (client.get("/v1/balloon")?, balloon),

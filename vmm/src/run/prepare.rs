@@ -144,6 +144,7 @@ impl Prepared {
             accelerators: observed.accelerators.clone(),
             balloon: observed.balloon.clone(),
             pausing: self.vm.pausing(),
+            power_button: self.vm.take_power_button(),
             threads: observed.threads.clone(),
             provoker: self.provoker.clone(),
             pins: PinBoard::default(),

@@ -66,6 +66,7 @@ fn described() -> OpenApiRouter<Arc<Live>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(machine::vm))
         .routes(routes!(machine::stop))
+        .routes(routes!(machine::power_button))
         .routes(routes!(machine::pause))
         .routes(routes!(machine::resume))
         .routes(routes!(machine::balloon, machine::set_balloon))
