@@ -889,10 +889,33 @@ fn the_figures_go_on_and_end_as_the_report() {
             ("cpu", "fault_latency_us"),
             ("device", "device_fault_latency_us"),
         ] {
-            same(
-                &format!("fault_latency_seconds_count{{side=\"{side}\"}}"),
-                &report[name]["count"],
-            );
+            // The causes of a side add up to the side's figure.
+            let of_side = format!("hmmvisor_fault_latency_seconds_count{{side=\"{side}\",cause=");
+            let counts = last.iter().filter(|(name, _)| name.starts_with(&of_side));
+            let counts: Vec<_> = counts.map(|(_, count)| *count).collect();
+            assert_eq!(counts.len(), 5, "{side}");
+            let sum: f64 = counts.iter().sum();
+            assert_eq!(Some(sum), report[name]["count"].as_f64(), "{side}");
+        }
+        let faults = report["vcpu_faults"].as_array().unwrap();
+        for (vcpu, faults) in faults.iter().enumerate() {
+            same(&format!("vcpu_faults_total{{vcpu=\"{vcpu}\"}}"), faults);
+        }
+        // No other thread of this machine touches guest memory.
+        let of_vcpus: f64 = faults.iter().map(number).sum();
+        assert_eq!(of_vcpus, number(&report["cpu_faults"]));
+        for (n, it) in report["accelerators"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .enumerate()
+        {
+            for name in ["commands", "errors", "faults", "guest_faults"] {
+                let name_there = format!("accelerator_{name}_total{{device=\"{n}\"}}");
+                same(&name_there, &it[name]);
+            }
+            assert!(it["bytes_in"].as_u64() > Some(0), "{it}");
+            assert!(it["bytes_out"].as_u64() > Some(0), "{it}");
         }
         for link in report["links"].as_array().unwrap() {
             let label = |name: &str| link[name].as_str().unwrap();

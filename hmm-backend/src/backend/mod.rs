@@ -8,6 +8,7 @@ mod model;
 mod properties;
 mod tap;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use parking_lot::Mutex;
 use crate::fault::{DeviceMmu, Fatal, FatalFault, FaultConfig, Faults, Mirror};
 use crate::memory::{Engine, GuestConfig, GuestMemory};
 use crate::migrate::{Core, Driver, LinkTraffic, Links, MAX_DEVICES, first_outside};
-use crate::observe::{Events, LatencyBuckets, Recorder, Stats};
+use crate::observe::{Events, FaultLatencies, Recorder, Stats};
 use crate::ops::{self, Pinned, Progress};
 use crate::pages::time::Clock;
 use crate::pages::{
@@ -370,9 +371,15 @@ impl Backend {
         core.links.traffic(core.devices().count())
     }
 
-    /// Returns how long faults have taken so far: those of CPUs, and those of devices.
-    pub fn latency_buckets(&self) -> [LatencyBuckets; 2] {
-        self.core().recorder.latency_buckets()
+    /// Returns how long faults have taken so far, by cause.
+    pub fn fault_latencies(&self) -> FaultLatencies {
+        self.core().recorder.fault_latencies()
+    }
+
+    /// Returns how many CPU faults each thread of the host has had so far, by its number as `gettid` returns it; 0 is the number
+    /// of threads that the kernel did not name. All together are [`Stats::cpu_faults`], if there are not more than 256 threads.
+    pub fn faults_by_thread(&self) -> BTreeMap<u32, u64> {
+        self.core().recorder.faults_by_thread()
     }
 
     /// Returns how a device's memory is used at this moment.
