@@ -12,13 +12,17 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hmm_backend::observe as backend;
+use hmm_backend::policy::PolicySpec;
 use hmmvisor_api::{
     Byte, Client, ClientError, Device, Devices, Doing, Event, Memory, Migrate, Migrated, Operation,
     Operations, Outcome, Pages, Pin, Pins, Policy, Problem, Provocations, Provoke, Record,
     Recording, Residency, SetDevice, SetPolicy, Vm, VmState, WayPoint, Where,
 };
+use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_experiments::trace::{Tail, TraceReader};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -1120,6 +1124,93 @@ fn a_recording_begins_and_ends_while_the_machine_runs() {
     let reader = TraceReader::open(&path).unwrap();
     assert_eq!(reader.tail(), Tail::Complete);
     assert_eq!(value["recording"]["events"], reader.totals().events);
+}
+
+/// A trace that begins in the middle of a run says first where pages are. Its replay makes the same migrations as the run.
+#[test]
+fn a_recording_in_the_middle_says_where_pages_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("run.toml");
+    fs::write(&config, "[engine]\nlockstep = true\n").unwrap();
+    let policy = "on-demand+lru+timeslice:min=0us";
+    let config = ["run", config.to_str().unwrap(), "--policy", policy];
+    let machine = Machine::with(&[&config[..], &PINGPONG].concat());
+    wait_until("pages that have moved", || {
+        let stats: Value = machine.get("/v1/stats");
+        stats["pages_to_device"].as_u64() > Some(200)
+    });
+    // Some pages that the guest does not use, on either side.
+    machine.act("/v1/vm/pause");
+    machine.pin(60000, 700);
+    machine.client.delete("/v1/memory/pins/0").unwrap();
+    assert_eq!(machine.migrate(60100, 50, "device0"), 50);
+    let at_first = machine.get::<Memory>("/v1/memory");
+    let path = machine.path("t");
+    let record = Record {
+        path: path.display().to_string(),
+    };
+    machine.put::<Recording>("/v1/recording", record);
+    machine.act("/v1/vm/resume");
+    wait_until("events in the trace", || {
+        TraceReader::open(&path).is_ok_and(|reader| reader.totals().events > 2000)
+    });
+    machine.act("/v1/vm/pause");
+    machine.client.delete("/v1/recording").unwrap();
+
+    let reader = TraceReader::open(&path).unwrap();
+    let meta = reader.meta().clone();
+    let events: Vec<backend::Event> = reader.map(Result::unwrap).collect();
+    let begin = events.partition_point(|event| event.kind == backend::EventKind::Placed);
+    let pages = |on_device| {
+        let placed = events[..begin].iter();
+        let there = placed.filter(|event| event.device.is_some() == on_device);
+        there.map(|event| u64::from(event.pages)).sum::<u64>()
+    };
+    let placed = (pages(true), pages(false));
+    assert_eq!(placed, (at_first.device_pages, at_first.system_pages));
+    let replay = |events: &[backend::Event]| {
+        let config = ReplayConfig {
+            policy: Arc::new(policy.parse::<PolicySpec>().unwrap()),
+            memory: meta.memory,
+            device_memory: meta.device_memory,
+            devices: 1,
+            links: meta.link.parse().unwrap(),
+            costs: Costs::default(),
+            fidelity: meta.fidelity.parse().unwrap(),
+            eviction_batch: meta.eviction_batch.unwrap(),
+            time: Time::Trace,
+            optimal: false,
+            moves: true,
+        };
+        replay(events.iter().copied(), &config).unwrap()
+    };
+    /// For each page, where it has gone, in order.
+    fn ways(events: &[backend::Event]) -> BTreeMap<u32, Vec<backend::EventKind>> {
+        let mut ways = BTreeMap::<_, Vec<_>>::new();
+        let moved = |kind| {
+            matches!(
+                kind,
+                backend::EventKind::ToDevice | backend::EventKind::ToSystem
+            )
+        };
+        for event in events.iter().filter(|event| moved(event.kind)) {
+            for page in event.page.0..event.page.0 + event.pages {
+                ways.entry(page).or_default().push(event.kind);
+            }
+        }
+        ways
+    }
+    let live = ways(&events);
+    let moves: u64 = live.values().map(|way| way.len() as u64).sum();
+    assert!(moves > 500, "{moves}");
+    let replayed = replay(&events);
+    assert_eq!(ways(&replayed.moves), live);
+    // What was there at the beginning is no figure of the policy's.
+    let all = replayed.pages_to_device + replayed.pages_to_system;
+    assert_eq!((all, replayed.cpu_faults > 0), (moves, true));
+    // Without the beginning, pages that were on the device are taken for untouched.
+    assert_ne!(ways(&replay(&events[begin..]).moves), live);
+    machine.stop();
 }
 
 #[test]

@@ -159,7 +159,9 @@ impl Run for Observed {
         }
         let begin = Begin {
             output: self.open_trace(path)?,
+            // From here on, so that what moves while the trace begins is in it, too.
             events: recording::reader(&self.tap, self.config.devices.accesses),
+            memory: Some(self.backend.clone()),
         };
         let recording = self.recording_of(begin);
         recordings.running = Some(recording.map_err(|error| Refusal::bad("path", error))?);

@@ -71,6 +71,7 @@ impl Prepared {
         let begin = trace.map(|output| Begin {
             output,
             events: recording::reader(&tap, told),
+            memory: None,
         });
         // The last one first: it comes last in the policy's name.
         for (pages, policy) in regions.iter().rev() {
