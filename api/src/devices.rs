@@ -12,7 +12,9 @@ pub struct Device {
     pub attached: bool,
     /// Pages that its memory can hold.
     pub capacity_pages: u32,
-    /// Pages that its memory holds.
+    /// Pages up to which its memory can grow.
+    pub capacity_max_pages: u32,
+    /// Pages that its memory holds. While it shrinks, they may be more than it can hold.
     pub used_pages: u32,
     /// Commands completed, failed ones included.
     pub commands: u64,
@@ -33,6 +35,15 @@ pub struct Device {
 pub struct Devices {
     /// In the order of their numbers.
     pub devices: Vec<Device>,
+}
+
+/// Changes an accelerator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetDevice {
+    /// The size of its memory in bytes: a multiple of 4096 from 4096 on, not more than `capacity_max_pages`.
+    #[schema(minimum = 4096)]
+    pub memory_bytes: u64,
 }
 
 /// A point that a driver's migrations pass.

@@ -116,6 +116,7 @@ impl Guest {
             fidelity: hmm_backend::pages::Fidelity::default(),
             coherent: false,
             memory: (u64::from(input.device_pages) + 1) * PAGE_SIZE,
+            memory_max: (u64::from(input.device_pages) + 1) * PAGE_SIZE,
             managed_base: MANAGED,
             vcpus: 2,
             cpu: None,

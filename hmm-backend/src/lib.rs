@@ -64,7 +64,7 @@ pub use backend::{
     Backend, BackendConfig, DeviceUsage, EVICTION_BATCH, EventReader, EventTap, ModelBackend,
 };
 pub use host::limits;
-pub use ops::{Pinned, snapshot};
+pub use ops::{Pinned, Progress, snapshot};
 pub use pages::error::Error;
 #[cfg(all(feature = "fuzzing", not(loom)))]
 #[doc(hidden)]

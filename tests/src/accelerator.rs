@@ -84,6 +84,7 @@ impl Rig {
             coherent: false,
             fidelity,
             memory: device_pages * PAGE_SIZE,
+            memory_max: device_pages * PAGE_SIZE,
             managed_base: MANAGED,
             vcpus: 2,
             cpu: None,

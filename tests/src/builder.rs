@@ -186,6 +186,7 @@ impl Builder {
             fidelity: hmm_backend::pages::Fidelity::default(),
             coherent: false,
             memory: u64::from(*pages) * PAGE_SIZE,
+            memory_max: u64::from(*pages) * PAGE_SIZE,
             cpu: None,
         };
         let config = VmConfig {

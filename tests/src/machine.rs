@@ -143,6 +143,7 @@ impl Setup {
             fidelity: hmm_backend::pages::Fidelity::default(),
             coherent: false,
             memory: u64::from(self.device_pages) * PAGE_SIZE,
+            memory_max: u64::from(self.device_pages) * PAGE_SIZE,
             cpu: None,
         };
         let output = Output::default();

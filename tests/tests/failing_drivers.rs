@@ -67,6 +67,8 @@ fn loader(engine: Engine) -> (Machine, Arc<CheckedDriver>) {
 fn report(end: End) -> Report {
     Report {
         fidelity: hmm_backend::pages::Fidelity::default(),
+        vcpu_faults: Vec::new(),
+        accelerators: Vec::new(),
         links: Vec::new(),
         end: Some(end),
         workload: None,

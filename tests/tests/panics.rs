@@ -85,6 +85,7 @@ fn with_driver(at: At) -> Vm {
                 fidelity: hmm_backend::pages::Fidelity::default(),
                 coherent: false,
                 memory: 1 << 20,
+                memory_max: 1 << 20,
                 cpu: None,
             }],
             ..Managed::new(backend)

@@ -77,6 +77,7 @@ fn machine(foreign: Vec<NewDevice>) -> Result<Vm, VmError> {
                 fidelity: hmm_backend::pages::Fidelity::default(),
                 coherent: false,
                 memory: 1 << 20,
+                memory_max: 1 << 20,
                 cpu: None,
             }],
             foreign,

@@ -12,13 +12,17 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hmm_backend::observe as backend;
+use hmm_backend::policy::PolicySpec;
 use hmmvisor_api::{
-    Byte, Client, ClientError, Device, Devices, Event, Memory, Migrate, Migrated, Outcome, Pages,
-    Pin, Pins, Policy, Problem, Provocations, Provoke, Record, Recording, Residency, SetPolicy, Vm,
-    VmState, WayPoint, Where,
+    Byte, Client, ClientError, Device, Devices, Doing, Event, Memory, Migrate, Migrated, Operation,
+    Operations, Outcome, Pages, Pin, Pins, Policy, Problem, Provocations, Provoke, Record,
+    Recording, Residency, SetDevice, SetPolicy, Vm, VmState, WayPoint, Where,
 };
+use hmmvisor_experiments::replay::{Costs, ReplayConfig, Time, replay};
 use hmmvisor_experiments::trace::{Tail, TraceReader};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -140,6 +144,12 @@ impl Machine {
         let to = to.to_owned();
         let body = Migrate { first, pages, to };
         self.post::<Migrated>("/v1/memory/migrate", body).pages
+    }
+
+    /// Pauses the machine with all pages in system memory: nothing but requests moves pages then.
+    fn empty_and_pause(&self) {
+        self.act("/v1/vm/pause");
+        self.migrate(0, 65536, "system");
     }
 
     fn pin(&self, first: u32, pages: u32) -> Pin {
@@ -304,6 +314,156 @@ fn a_torture_is_verified_while_its_policy_changes() {
         let report = machine.ended();
         assert_eq!(report["verified"], true, "{report}");
     }
+}
+
+/// Accelerators' memories shrink and grow while the guest checks what is in them.
+#[test]
+fn a_torture_is_verified_while_memories_change_their_size() {
+    for engine in ["remap", "copy"] {
+        let mut machine = Machine::with(&[
+            "--workload",
+            "torture",
+            "--param",
+            "seconds=3",
+            "--param",
+            "chaos=on",
+            "--devices",
+            "2",
+            "--device-memory",
+            "512K",
+            "--device-memory-max",
+            "2M",
+            "--engine",
+            engine,
+        ]);
+        let device: Device = machine.get("/v1/devices/1");
+        assert_eq!(
+            (device.capacity_pages, device.capacity_max_pages),
+            (128, 512)
+        );
+        let sizes = [512, 1, 64, 300, 5, 128, 20].into_iter().cycle();
+        let mut changed = 0;
+        for (n, pages) in sizes.enumerate() {
+            let path = format!("/v1/devices/{}", n % 2);
+            let memory_bytes = pages * 4096;
+            match machine.client.put(&path, &SetDevice { memory_bytes }) {
+                Ok(answer) => {
+                    let device: Device = serde_json::from_slice(&answer.body).unwrap();
+                    assert_eq!(u64::from(device.capacity_pages), pages, "{device:?}");
+                    assert!(u64::from(device.used_pages) <= pages, "{device:?}");
+                    changed += 1;
+                }
+                // Drivers fail on purpose here: its pages could not leave for a second.
+                Err(ClientError::Refused(problem)) if problem.detail.contains("keeps its size") => {
+                }
+                Err(_) => break,
+            }
+        }
+        assert!(changed > 50, "{changed}");
+        let report = machine.ended();
+        assert_eq!(report["verified"], true, "{report}");
+    }
+}
+
+#[test]
+fn a_memory_that_cannot_shrink_keeps_its_size() {
+    let machine = Machine::start(&["--devices", "2"]);
+    machine.empty_and_pause();
+    let memory_bytes = 64 << 12;
+    machine.migrate(60000, 100, "device1");
+    let fail = Provoke {
+        at: WayPoint::ToSystemBeforeCopy,
+        outcome: Outcome::Fail,
+        times: None,
+    };
+    let provocations = "/v1/devices/1/provocations";
+    let _: Provocations = machine.post(provocations, fail);
+    let problem = machine.refused("PUT", "/v1/devices/1", SetDevice { memory_bytes });
+    assert_eq!(problem.status, 409, "{problem:?}");
+    assert!(problem.detail.contains("36 pages"), "{problem:?}");
+    let device: Device = machine.get("/v1/devices/1");
+    assert_eq!((device.capacity_pages, device.used_pages), (4096, 100));
+    machine.client.delete(provocations).unwrap();
+    let device: Device = machine.put("/v1/devices/1", SetDevice { memory_bytes });
+    assert_eq!((device.capacity_pages, device.used_pages), (64, 64));
+    machine.migrate(60000, 100, "device1");
+    assert_eq!(machine.get::<Device>("/v1/devices/1").used_pages, 64);
+    let report = machine.stop();
+    assert!(report["migrations_to_system"]["eviction"].as_u64().unwrap() >= 36);
+}
+
+#[test]
+fn long_requests_are_followed_and_cancelled() {
+    let machine = Machine::start(&["--devices", "2", "--device-memory", "64M"]);
+    machine.empty_and_pause();
+    let provocations = "/v1/devices/1/provocations";
+    let delay = |at| {
+        let outcome = Outcome::DelayMs(10_000);
+        let times = None;
+        let _: Provocations = machine.post(provocations, Provoke { at, outcome, times });
+    };
+    /// Has a request begin in another thread, cancels it while its driver waits, and returns what it is answered.
+    fn cancelled(machine: &Machine, path: &str, body: Option<Value>) -> (Operation, Problem) {
+        std::thread::scope(|scope| {
+            let request = scope.spawn(|| machine.client.post(path, body.as_ref()));
+            let operations = || machine.get::<Operations>("/v1/operations").operations;
+            wait_until("an operation", || {
+                operations().iter().any(|it| it.total_pages > 0)
+            });
+            let begun = operations()[0];
+            assert!(!begun.cancelled && begun.done_pages < begun.total_pages);
+            // One of the two at a time.
+            if begun.doing == Doing::Detach {
+                for (method, path) in [("POST", path), ("PUT", "/v1/devices/1")] {
+                    let body = json!({"memory_bytes": 4096});
+                    let problem = machine.refused(method, path, body);
+                    assert_eq!(problem.status, 409, "{problem:?}");
+                    let number = format!("operation {}", begun.operation);
+                    assert!(problem.detail.contains(&number), "{problem:?}");
+                }
+            }
+            let path = format!("/v1/operations/{}", begun.operation);
+            let answer = machine.client.delete(&path).unwrap();
+            let now: Operation = serde_json::from_slice(&answer.body).unwrap();
+            assert!(now.cancelled, "{now:?}");
+            machine.client.delete("/v1/devices/1/provocations").unwrap();
+            let problem = match request.join().unwrap() {
+                Err(ClientError::Refused(problem)) => problem,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((problem.status, problem.title.as_str()), (409, "cancelled"));
+            assert_eq!(operations(), []);
+            (begun, problem)
+        })
+    }
+
+    delay(WayPoint::ToDeviceCopied);
+    let migrate = json!({"first": 40000, "pages": 16384, "to": "device1"});
+    let (begun, problem) = cancelled(&machine, "/v1/memory/migrate", Some(migrate));
+    assert_eq!((begun.doing, begun.device), (Doing::Migrate, Some(1)));
+    assert_eq!(begun.total_pages, 16384);
+    assert!(problem.detail.contains("of 16384 pages"), "{problem:?}");
+    let moved = machine.get::<Device>("/v1/devices/1").used_pages;
+    assert!(moved > 0 && moved < 16384, "{moved}");
+    assert_eq!(machine.migrate(40000, 16384, "system"), u64::from(moved));
+
+    // Each page is a folio of its own, so that it takes more than one call of the driver.
+    for page in 0..100 {
+        assert_eq!(machine.migrate(60000 + 2 * page, 1, "device1"), 1);
+    }
+    delay(WayPoint::ToSystemCopied);
+    let (begun, problem) = cancelled(&machine, "/v1/devices/1/detach", None);
+    assert_eq!((begun.doing, begun.device), (Doing::Detach, Some(1)));
+    assert!(problem.detail.contains("of 100 pages"), "{problem:?}");
+    let device: Device = machine.get("/v1/devices/1");
+    assert!(device.attached, "{device:?}");
+    assert!((1..100).contains(&device.used_pages), "{device:?}");
+    assert_eq!(machine.migrate(50000, 10, "device1"), 10);
+    // What is not cancelled ends as it should.
+    machine.act("/v1/devices/1/detach");
+    let device: Device = machine.get("/v1/devices/1");
+    assert_eq!((device.attached, device.used_pages), (false, 0));
+    machine.stop();
 }
 
 #[test]
@@ -521,7 +681,47 @@ fn wrong_requests_say_what_would_be_right() {
             None,
             "number",
         ),
+        (
+            "POST",
+            "/v1/vm/power-button",
+            nothing.clone(),
+            409,
+            None,
+            "--kernel",
+        ),
         ("GET", "/v1/devices/1", nothing.clone(), 404, None, "0 to 0"),
+        (
+            "PUT",
+            "/v1/devices/1",
+            json!({"memory_bytes": 4096}),
+            404,
+            None,
+            "0 to 0",
+        ),
+        (
+            "PUT",
+            "/v1/devices/0",
+            json!({"memory_bytes": 5000}),
+            400,
+            Some("memory_bytes"),
+            "multiple of 4096",
+        ),
+        (
+            "PUT",
+            "/v1/devices/0",
+            json!({"memory_bytes": 32 << 20}),
+            400,
+            Some("memory_bytes"),
+            "--device-memory-max",
+        ),
+        (
+            "DELETE",
+            "/v1/operations/5",
+            nothing.clone(),
+            404,
+            None,
+            "no operation 5",
+        ),
         (
             "POST",
             "/v1/devices/0/provocations",
@@ -693,10 +893,33 @@ fn the_figures_go_on_and_end_as_the_report() {
             ("cpu", "fault_latency_us"),
             ("device", "device_fault_latency_us"),
         ] {
-            same(
-                &format!("fault_latency_seconds_count{{side=\"{side}\"}}"),
-                &report[name]["count"],
-            );
+            // The causes of a side add up to the side's figure.
+            let of_side = format!("hmmvisor_fault_latency_seconds_count{{side=\"{side}\",cause=");
+            let counts = last.iter().filter(|(name, _)| name.starts_with(&of_side));
+            let counts: Vec<_> = counts.map(|(_, count)| *count).collect();
+            assert_eq!(counts.len(), 5, "{side}");
+            let sum: f64 = counts.iter().sum();
+            assert_eq!(Some(sum), report[name]["count"].as_f64(), "{side}");
+        }
+        let faults = report["vcpu_faults"].as_array().unwrap();
+        for (vcpu, faults) in faults.iter().enumerate() {
+            same(&format!("vcpu_faults_total{{vcpu=\"{vcpu}\"}}"), faults);
+        }
+        // No other thread of this machine touches guest memory.
+        let of_vcpus: f64 = faults.iter().map(number).sum();
+        assert_eq!(of_vcpus, number(&report["cpu_faults"]));
+        for (n, it) in report["accelerators"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .enumerate()
+        {
+            for name in ["commands", "errors", "faults", "guest_faults"] {
+                let name_there = format!("accelerator_{name}_total{{device=\"{n}\"}}");
+                same(&name_there, &it[name]);
+            }
+            assert!(it["bytes_in"].as_u64() > Some(0), "{it}");
+            assert!(it["bytes_out"].as_u64() > Some(0), "{it}");
         }
         for link in report["links"].as_array().unwrap() {
             let label = |name: &str| link[name].as_str().unwrap();
@@ -901,6 +1124,93 @@ fn a_recording_begins_and_ends_while_the_machine_runs() {
     let reader = TraceReader::open(&path).unwrap();
     assert_eq!(reader.tail(), Tail::Complete);
     assert_eq!(value["recording"]["events"], reader.totals().events);
+}
+
+/// A trace that begins in the middle of a run says first where pages are. Its replay makes the same migrations as the run.
+#[test]
+fn a_recording_in_the_middle_says_where_pages_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("run.toml");
+    fs::write(&config, "[engine]\nlockstep = true\n").unwrap();
+    let policy = "on-demand+lru+timeslice:min=0us";
+    let config = ["run", config.to_str().unwrap(), "--policy", policy];
+    let machine = Machine::with(&[&config[..], &PINGPONG].concat());
+    wait_until("pages that have moved", || {
+        let stats: Value = machine.get("/v1/stats");
+        stats["pages_to_device"].as_u64() > Some(200)
+    });
+    // Some pages that the guest does not use, on either side.
+    machine.act("/v1/vm/pause");
+    machine.pin(60000, 700);
+    machine.client.delete("/v1/memory/pins/0").unwrap();
+    assert_eq!(machine.migrate(60100, 50, "device0"), 50);
+    let at_first = machine.get::<Memory>("/v1/memory");
+    let path = machine.path("t");
+    let record = Record {
+        path: path.display().to_string(),
+    };
+    machine.put::<Recording>("/v1/recording", record);
+    machine.act("/v1/vm/resume");
+    wait_until("events in the trace", || {
+        TraceReader::open(&path).is_ok_and(|reader| reader.totals().events > 2000)
+    });
+    machine.act("/v1/vm/pause");
+    machine.client.delete("/v1/recording").unwrap();
+
+    let reader = TraceReader::open(&path).unwrap();
+    let meta = reader.meta().clone();
+    let events: Vec<backend::Event> = reader.map(Result::unwrap).collect();
+    let begin = events.partition_point(|event| event.kind == backend::EventKind::Placed);
+    let pages = |on_device| {
+        let placed = events[..begin].iter();
+        let there = placed.filter(|event| event.device.is_some() == on_device);
+        there.map(|event| u64::from(event.pages)).sum::<u64>()
+    };
+    let placed = (pages(true), pages(false));
+    assert_eq!(placed, (at_first.device_pages, at_first.system_pages));
+    let replay = |events: &[backend::Event]| {
+        let config = ReplayConfig {
+            policy: Arc::new(policy.parse::<PolicySpec>().unwrap()),
+            memory: meta.memory,
+            device_memory: meta.device_memory,
+            devices: 1,
+            links: meta.link.parse().unwrap(),
+            costs: Costs::default(),
+            fidelity: meta.fidelity.parse().unwrap(),
+            eviction_batch: meta.eviction_batch.unwrap(),
+            time: Time::Trace,
+            optimal: false,
+            moves: true,
+        };
+        replay(events.iter().copied(), &config).unwrap()
+    };
+    /// For each page, where it has gone, in order.
+    fn ways(events: &[backend::Event]) -> BTreeMap<u32, Vec<backend::EventKind>> {
+        let mut ways = BTreeMap::<_, Vec<_>>::new();
+        let moved = |kind| {
+            matches!(
+                kind,
+                backend::EventKind::ToDevice | backend::EventKind::ToSystem
+            )
+        };
+        for event in events.iter().filter(|event| moved(event.kind)) {
+            for page in event.page.0..event.page.0 + event.pages {
+                ways.entry(page).or_default().push(event.kind);
+            }
+        }
+        ways
+    }
+    let live = ways(&events);
+    let moves: u64 = live.values().map(|way| way.len() as u64).sum();
+    assert!(moves > 500, "{moves}");
+    let replayed = replay(&events);
+    assert_eq!(ways(&replayed.moves), live);
+    // What was there at the beginning is no figure of the policy's.
+    let all = replayed.pages_to_device + replayed.pages_to_system;
+    assert_eq!((all, replayed.cpu_faults > 0), (moves, true));
+    // Without the beginning, pages that were on the device are taken for untouched.
+    assert_ne!(ways(&replay(&events[begin..]).moves), live);
+    machine.stop();
 }
 
 #[test]
@@ -1166,6 +1476,9 @@ fn ctl_asks_for_everything() {
     );
     says("provoke 1 --end");
     assert_eq!(says("provoke 1"), "");
+    assert!(says("resize 1 8M").contains("of 2048 pages"));
+    assert_eq!(says("operations"), "");
+    assert_eq!(machine.ctl(&["cancel", "99"]).status.code(), Some(1));
     assert!(says("pause").contains("paused"));
     assert!(says("resume").contains("running"));
     assert!(says("record").contains("nothing has been recorded"));

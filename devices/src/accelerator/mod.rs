@@ -32,10 +32,10 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmm_backend::Backend;
 use hmm_backend::driver::Driver;
 use hmm_backend::limits::{Refusal, Resource};
 use hmm_backend::pages::{DeviceId, Fidelity, PAGE_SIZE};
+use hmm_backend::{Backend, Progress};
 use hmmvisor_abi::accel::{self, queue_bytes};
 use parking_lot::Mutex;
 
@@ -58,6 +58,8 @@ use crate::thread::{self, STOP_WITHIN, Thread};
 pub struct AcceleratorConfig {
     /// Device memory in bytes.
     pub memory: u64,
+    /// Bytes up to which it can grow while the machine runs ([`Backend::resize`]); at least `memory`.
+    pub memory_max: u64,
     /// Whether CPUs reach it in place.
     pub coherent: bool,
     /// How much it tells of its accesses.
@@ -145,12 +147,15 @@ impl Accelerator {
         irq: Box<dyn Interrupt>,
         wrap: impl FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver>,
     ) -> Result<Accelerator, AcceleratorError> {
-        let driver = Arc::new(AcceleratorDriver::new(config.memory));
+        let driver = Arc::new(AcceleratorDriver::new(config.memory_max));
         let attach = match config.coherent {
             true => Backend::attach_coherent,
             false => Backend::attach,
         };
-        let device = attach(backend, config.memory, wrap(driver.clone()))
+        let device = attach(backend, config.memory_max, wrap(driver.clone()))
+            .map_err(|error| AcceleratorError::Attach { index, error })?;
+        backend
+            .resize(device, config.memory, &Progress::default())
             .map_err(|error| AcceleratorError::Attach { index, error })?;
         Accelerator::attached(index, config, backend, device, &driver, irq).inspect_err(|_| {
             // The first error is the one to report.

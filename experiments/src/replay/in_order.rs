@@ -7,14 +7,17 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use hmm_backend::observe::Event;
+use hmm_backend::observe::{Event, EventKind};
 
 /// How many later events an event is compared with: more than there are threads that could overtake each other.
 const WINDOW: usize = 1024;
 
-/// Returns the time at which the access or migration of the event began.
+/// Returns the time at which the access or migration of the event began. Where pages are at the beginning comes before all else.
 pub(super) fn began(event: &Event) -> Duration {
-    event.time.saturating_sub(event.latency)
+    match event.kind {
+        EventKind::Placed => Duration::ZERO,
+        _ => event.time.saturating_sub(event.latency),
+    }
 }
 
 /// Sorts within a window.
@@ -72,7 +75,6 @@ impl<I: Iterator<Item = (usize, Event)>> Iterator for InOrder<I> {
 
 #[cfg(test)]
 mod tests {
-    use hmm_backend::observe::EventKind;
     use hmm_backend::pages::{Page, PageRange};
 
     use super::*;

@@ -70,7 +70,8 @@ fn is_input(event: &Event) -> bool {
         | EventKind::Freed
         | EventKind::Pinned
         | EventKind::Unpinned
-        | EventKind::Hint => true,
+        | EventKind::Hint
+        | EventKind::Placed => true,
         EventKind::ToDevice
         | EventKind::BetweenDevices
         | EventKind::ToSystem
@@ -82,6 +83,20 @@ fn is_input(event: &Event) -> bool {
 struct Device {
     mirror: Mirror<ReplayPageTable>,
     pages: ReplayPageTable,
+}
+
+/// What was done to put pages where they are when the trace begins. It is no work of the policy, and in no figure.
+#[derive(Default)]
+struct Placing {
+    /// Pages may have been placed since the figures below were taken.
+    goes_on: bool,
+    to_device: u64,
+    to_system: u64,
+    evicted: u64,
+    transfers: u64,
+    /// To devices, to system memory and between devices.
+    bytes: [u64; 3],
+    links: Duration,
 }
 
 /// What the modelled time does not contain yet.
@@ -110,6 +125,7 @@ struct Replay<'c> {
     /// The pins by start and end of their pages. The same pages may be pinned several times.
     pinned: BTreeMap<(Page, Page), Vec<Pinned>>,
     uncharged: Uncharged,
+    placing: Placing,
     /// Time of looking at accessed bits.
     looks: Duration,
 }
@@ -150,6 +166,7 @@ impl<'c> Replay<'c> {
             moves: Vec::new(),
             pinned: BTreeMap::new(),
             uncharged: Uncharged::default(),
+            placing: Placing::default(),
             looks: Duration::ZERO,
         })
     }
@@ -175,7 +192,18 @@ impl<'c> Replay<'c> {
             _ => 1,
         };
         let access = event.access.unwrap_or(Access::Read);
+        if event.kind != EventKind::Placed {
+            self.end_placing();
+        }
         match (event.kind, event.device) {
+            (EventKind::Placed, place) => {
+                self.placing.goes_on = true;
+                self.ledger.touched(range);
+                match place {
+                    Some(device) => drop(self.backend().migrate_to_device(device, range)?),
+                    None => self.model.place_in_system(range)?,
+                }
+            }
             (EventKind::Freed, _) => {
                 // Where no page has contents, there is nothing to free.
                 for part in self.ledger.with_contents(range) {
@@ -213,6 +241,31 @@ impl<'c> Replay<'c> {
             (_, Some(device)) => self.device(number, device, range, access, repeats)?,
         }
         Ok(())
+    }
+
+    /// Notes what the placing of pages has done, if any were placed since the last event of another kind.
+    fn end_placing(&mut self) {
+        if !std::mem::take(&mut self.placing.goes_on) {
+            return;
+        }
+        let stats = self.backend().stats();
+        let (transfers, pages) = self.ledger.transferred();
+        let links = self.time_on_links();
+        let evicted = stats.to_system.get(&Cause::Eviction).copied();
+        self.placing = Placing {
+            goes_on: false,
+            to_device: stats.pages_to_device(),
+            to_system: stats.pages_to_system(),
+            evicted: evicted.unwrap_or_default(),
+            transfers,
+            bytes: self.ledger.bytes(),
+            links,
+        };
+        (self.uncharged.transfers, self.uncharged.pages) = (transfers, pages);
+        self.uncharged.links = links;
+        if self.config.moves {
+            self.backend().drain_events();
+        }
     }
 
     fn note(&mut self, range: PageRange, step: Step) -> Result<(), ReplayError> {
@@ -504,6 +557,7 @@ impl<'c> Replay<'c> {
     }
 
     fn finish(mut self) -> Result<Replayed, ReplayError> {
+        self.end_placing();
         self.pass_accesses();
         if self.config.moves {
             self.keep_moves();
@@ -512,15 +566,21 @@ impl<'c> Replay<'c> {
         let of = |map: &std::collections::BTreeMap<Cause, u64>, cause| {
             map.get(&cause).copied().unwrap_or_default()
         };
-        let (transfers, pages) = self.ledger.transferred();
-        let [to_device, to_system, between_devices] = self.ledger.bytes();
+        let placing = &self.placing;
+        let transfers = self.ledger.transferred().0 - placing.transfers;
+        let mut bytes = self.ledger.bytes();
+        for (bytes, placed) in bytes.iter_mut().zip(placing.bytes) {
+            *bytes -= placed;
+        }
+        let pages = bytes.iter().sum::<u64>() / PAGE_SIZE;
+        let [to_device, to_system, between_devices] = bytes;
         let costs = &self.config.costs;
         let faults = stats.cpu_faults + stats.device_faults;
         let accesses =
             times(costs.access, self.accesses) + times(costs.remote, self.remote_accesses);
         let link = match self.one_link() {
             Some(link) => link_time(link, transfers, pages),
-            None => self.time_on_links(),
+            None => self.time_on_links() - placing.links,
         };
         let all = accesses + times(costs.fault, faults) + self.looks + link;
         let frames = self.config.device_memory / PAGE_SIZE;
@@ -535,13 +595,13 @@ impl<'c> Replay<'c> {
             cpu_faults: stats.cpu_faults,
             device_faults: stats.device_faults,
             mapped_in_place: stats.counters.mapped_in_place,
-            pages_to_device: stats.pages_to_device(),
-            pages_to_system: stats.pages_to_system(),
+            pages_to_device: stats.pages_to_device() - placing.to_device,
+            pages_to_system: stats.pages_to_system() - placing.to_system,
             bytes_to_device: to_device,
             bytes_to_system: to_system,
             pages_between_devices: stats.pages_between_devices(),
             bytes_between_devices: between_devices,
-            evicted: of(&stats.to_system, Cause::Eviction),
+            evicted: of(&stats.to_system, Cause::Eviction) - placing.evicted,
             prefetched: [&stats.to_device, &stats.to_system, &stats.between_devices]
                 .map(|pages| of(pages, Cause::Prefetch))
                 .iter()

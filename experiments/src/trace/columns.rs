@@ -40,6 +40,7 @@ fn kind_code(kind: EventKind) -> u8 {
         EventKind::Collapsed => 14,
         EventKind::Hint => 15,
         EventKind::BetweenDevices => 16,
+        EventKind::Placed => 17,
     }
 }
 

@@ -12,8 +12,8 @@
 /// The first bytes of every trace.
 pub const MAGIC: &[u8; 8] = b"HMMTRACE";
 /// The version of the format. Since 2 there are events of duplicates and of hints, since 3 accesses say how often they
-/// were repeated.
-pub const VERSION: u32 = 4;
+/// were repeated, since 5 a trace may say where pages are when it begins.
+pub const VERSION: u32 = 5;
 /// Bytes before the metadata.
 pub const HEADER: usize = 20;
 /// Bytes before a block's payload.

@@ -43,7 +43,7 @@ fn most(kind: EventKind) -> u32 {
     use EventKind::*;
     match kind {
         CpuFault | ToDevice | ToSystem | BetweenDevices | MappedInPlace | Deferred | Fatal
-        | Advice | SlowDriver | Duplicated | Collapsed => BLOCK_PAGES as u32,
+        | Advice | SlowDriver | Duplicated | Collapsed | Placed => BLOCK_PAGES as u32,
         DeviceFault | Freed | Access | Pinned | Unpinned | Hint => u32::MAX,
     }
 }
@@ -63,8 +63,8 @@ impl Named {
         let looked_at = match event.kind {
             // A replay looks at each block, and at pages only in blocks that may have contents.
             EventKind::Freed => pages.div_ceil(BLOCK_PAGES),
-            // Policies keep hints for each block, as sets of its pages.
-            EventKind::Hint => pages.div_ceil(16),
+            // Policies keep hints for each block, as sets of its pages. A page that is placed takes one word.
+            EventKind::Hint | EventKind::Placed => pages.div_ceil(16),
             _ => pages,
         };
         // Programs whose accesses are all alike make files in which many events share a byte; each is an access all the same.

@@ -267,7 +267,7 @@ fn other_files_are_told_apart() {
     future.extend([9, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']);
     let text = message(&future);
     assert!(
-        text.contains("version 9") && text.contains("up to version 4"),
+        text.contains("version 9") && text.contains("up to version 5"),
         "{text}"
     );
     let missing = TraceReader::open(&path.join("nosuch")).err().unwrap();

@@ -8,6 +8,7 @@ mod model;
 mod properties;
 mod tap;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +22,12 @@ use parking_lot::Mutex;
 use crate::fault::{DeviceMmu, Fatal, FatalFault, FaultConfig, Faults, Mirror};
 use crate::memory::{Engine, GuestConfig, GuestMemory};
 use crate::migrate::{Core, Driver, LinkTraffic, Links, MAX_DEVICES, first_outside};
-use crate::observe::{Events, LatencyBuckets, Recorder, Stats};
-use crate::ops::{self, Pinned};
+use crate::observe::{Events, FaultLatencies, Recorder, Stats};
+use crate::ops::{self, Pinned, Progress};
 use crate::pages::time::Clock;
-use crate::pages::{BLOCK_PAGES, DeviceId, Error, Hint, PAGE_SIZE, Page, PageRange, Permission};
+use crate::pages::{
+    BLOCK_PAGES, DeviceId, Error, Hint, PAGE_SIZE, Page, PageRange, Permission, Place,
+};
 use crate::policy::{MAX_REGIONS, PolicyFactory, PolicyFile, Regions};
 use crate::residency::{ResidencyTable, Word};
 use crate::service::{FaultService, ServiceConfig};
@@ -156,7 +159,7 @@ impl Backend {
         self.faults.replace_policies(pages, of_shards);
         if pages.is_none() {
             for device in self.core().devices() {
-                device.replace_eviction(policy.eviction_policy(device.capacity()));
+                device.replace_eviction(policy.eviction_policy(device.reserved()));
             }
         }
         policies.set(pages, policy);
@@ -187,7 +190,7 @@ impl Backend {
     }
 
     /// Adds a device with `memory` bytes of private memory (a multiple of the page size). CPUs cannot reach
-    /// private memory; pages migrate on faults.
+    /// private memory; pages migrate on faults. The memory can shrink later, and grow again ([`Self::resize`]).
     pub fn attach(&self, memory: u64, driver: Arc<dyn Driver>) -> Result<DeviceId, Error> {
         check_size("device memory", memory, PAGE_SIZE, MAX_MEMORY)?;
         let private = self.core().guest.device_memory(memory)?;
@@ -216,7 +219,23 @@ impl Backend {
     /// migrates to the device. On an error the remaining pages are still in the device's memory, CPUs can still
     /// fault them back, and no new page goes there; the caller can try again.
     pub fn detach(&self, id: DeviceId) -> Result<(), Error> {
-        ops::detach(&self.faults, id)
+        self.detach_followed(id, &Progress::default())
+    }
+
+    /// Detaches a device as [`Self::detach`] does, while other threads may follow it or cancel it. After a cancel, the device
+    /// is attached as before, without the pages that have left it; its accesses meanwhile have failed.
+    pub fn detach_followed(&self, id: DeviceId, progress: &Progress) -> Result<(), Error> {
+        ops::detach(&self.faults, id, progress)
+    }
+
+    /// Changes the size of a device's memory to this many bytes (a multiple of the page size), up to what
+    /// [`Backend::attach`] has reserved, and returns when no more is in use. To shrink, it evicts what the policy's order
+    /// names; from the call on, no page migrates to the device as long as more is in use. On an error or after a cancel,
+    /// the memory has the size that it had before; pages that have left it stay in system memory.
+    pub fn resize(&self, id: DeviceId, memory: u64, progress: &Progress) -> Result<(), Error> {
+        let reserved = u64::from(self.core().device(id)?.reserved()) * PAGE_SIZE;
+        check_size("device memory", memory, PAGE_SIZE, reserved)?;
+        ops::resize(&self.faults, id, (memory / PAGE_SIZE) as u32, progress)
     }
 
     /// Makes a mirror for a device. A device may have several mirrors.
@@ -252,13 +271,22 @@ impl Backend {
     /// Migrates pages to a device at the caller's request and returns how many moved. Waits for pages in
     /// motion; pages that cannot move stay.
     pub fn migrate_to_device(&self, device: DeviceId, range: PageRange) -> Result<u64, Error> {
-        ops::migrate_to_device(&self.faults, device, range)
+        self.migrate(Place::Device(device), range, &Progress::default())
     }
 
     /// Migrates pages to system memory at the caller's request and returns how many moved. Waits for pages in
     /// motion; pages that cannot move stay. Ends exclusive access, and drops the device's copy of duplicates.
     pub fn migrate_to_system(&self, range: PageRange) -> Result<u64, Error> {
-        ops::migrate_to_system(self.core(), range)
+        self.migrate(Place::System, range, &Progress::default())
+    }
+
+    /// Migrates pages as [`Self::migrate_to_device`] or [`Self::migrate_to_system`] does, while other threads may follow it
+    /// or cancel it. After a cancel, each page is where it was or where it was to go.
+    pub fn migrate(&self, to: Place, range: PageRange, progress: &Progress) -> Result<u64, Error> {
+        match to {
+            Place::Device(device) => ops::migrate_to_device(&self.faults, device, range, progress),
+            Place::System => ops::migrate_to_system(self.core(), range, progress),
+        }
     }
 
     /// Frees pages for the guest and returns how many of them had contents. The contents are dropped wherever
@@ -343,18 +371,24 @@ impl Backend {
         core.links.traffic(core.devices().count())
     }
 
-    /// Returns how long faults have taken so far: those of CPUs, and those of devices.
-    pub fn latency_buckets(&self) -> [LatencyBuckets; 2] {
-        self.core().recorder.latency_buckets()
+    /// Returns how long faults have taken so far, by cause.
+    pub fn fault_latencies(&self) -> FaultLatencies {
+        self.core().recorder.fault_latencies()
+    }
+
+    /// Returns how many CPU faults each thread of the host has had so far, by its number as `gettid` returns it; 0 is the number
+    /// of threads that the kernel did not name. All together are [`Stats::cpu_faults`], if there are not more than 256 threads.
+    pub fn faults_by_thread(&self) -> BTreeMap<u32, u64> {
+        self.core().recorder.faults_by_thread()
     }
 
     /// Returns how a device's memory is used at this moment.
     pub fn device_usage(&self, id: DeviceId) -> Result<DeviceUsage, Error> {
         let device = self.core().any_device(id)?;
-        let capacity = device.capacity();
         Ok(DeviceUsage {
-            capacity,
-            used: capacity - device.free_frames(),
+            capacity: device.capacity(),
+            reserved: device.reserved(),
+            used: device.used_frames(),
             attached: !device.detaching(),
         })
     }
@@ -400,9 +434,11 @@ impl Backend {
 /// How a device's memory is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DeviceUsage {
-    /// Frames that it has.
+    /// Frames that may hold pages.
     pub capacity: u32,
-    /// Frames that hold pages.
+    /// Frames up to which its memory can grow ([`Backend::resize`]).
+    pub reserved: u32,
+    /// Frames that hold pages. While the memory shrinks, there are more of them than its capacity.
     pub used: u32,
     /// False from the beginning of a detach on: no page migrates there any more.
     pub attached: bool,

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use super::{Backend, BackendConfig};
 use crate::memory::{Engine, EngineChoice};
-use crate::pages::{Access, Error, FatalCause, Page};
+use crate::pages::{Access, Error, FatalCause, Page, PageRange};
+use crate::residency::Residency;
 use crate::service::serve_by_call;
 
 /// Managed memory with residency words, but without bytes.
@@ -42,6 +43,17 @@ impl ModelBackend {
         if self.ticks {
             self.backend.faults.tick_policies();
         }
+    }
+
+    /// Gives untouched pages contents in system memory, without an access and without the policy. Other pages stay as they are.
+    pub fn place_in_system(&self, range: PageRange) -> Result<(), Error> {
+        let core = self.backend.core();
+        core.check_range(range)?;
+        let untouched = |page: &Page| core.table.word(*page).residency() == Residency::Untouched;
+        for page in range.pages().filter(untouched) {
+            core.table.set_present(PageRange::single(page));
+        }
+        Ok(())
     }
 
     /// Returns whether a CPU's access to this page would fault. The page must exist.

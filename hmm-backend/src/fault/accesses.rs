@@ -43,7 +43,7 @@ impl Faults {
     }
 
     /// Asks the device's eviction policy for victims, after telling it of all visits.
-    pub(super) fn victims(&self, device: &Device, frames: u32) -> Vec<Frame> {
+    pub(crate) fn victims(&self, device: &Device, frames: u32) -> Vec<Frame> {
         let core = &self.core;
         let mirrors = core.mirrors.all();
         let mut eviction = device.eviction();
@@ -54,7 +54,9 @@ impl Faults {
             mirrors: &mirrors,
             read: 0,
         };
-        let victims = eviction.victims(frames, &mut bits);
+        let mut victims = eviction.victims(frames, &mut bits);
+        // A policy may name frames that the device does not have.
+        victims.retain(|frame| frame.0 < device.reserved());
         if bits.read > 0 {
             core.recorder.add(Counter::BitsRead, bits.read);
         }
@@ -92,7 +94,7 @@ impl AccessedBits for Bits<'_> {
     }
 
     fn take(&mut self, head: Frame) -> Option<Access> {
-        if !self.there() || head.0 >= self.device.capacity() {
+        if !self.there() || head.0 >= self.device.reserved() {
             return None;
         }
         let page = self.device.page_of(head)?;

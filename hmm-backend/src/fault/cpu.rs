@@ -9,7 +9,7 @@ use super::faults::Faults;
 use super::retry::{Attempts, Unresolved};
 use crate::memory::Fill;
 use crate::migrate::{Core, Device, Leaving, Reason, collect_from_devices, to_system};
-use crate::observe::{Cause, Counter};
+use crate::observe::{Cause, Counter, FaultCause};
 use crate::pages::time::Tick;
 use crate::pages::{Access, BLOCK_PAGES, Block, FatalCause, Page, PageRange, PageSet, Place};
 use crate::policy::BlockFault;
@@ -17,7 +17,7 @@ use crate::residency::{BlockWords, Residency, TryLock, Word};
 
 /// The result of serving faults. A page that is not in `unresolved` is resolved, or the thread that has its
 /// lock wakes the CPU when it unlocks the page.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Served {
     pub(crate) unresolved: Vec<(Page, Unresolved)>,
     /// Pages filled with zeros because they were touched for the first time.
@@ -26,6 +26,42 @@ pub(crate) struct Served {
     pub(crate) prefetch: PageSet,
     /// Those of the pages in `prefetch` of which the devices keep a copy.
     pub(crate) duplicate: PageSet,
+    /// Why pages faulted; those that are in none were there.
+    causes: [(FaultCause, PageSet); 4],
+}
+
+impl Default for Served {
+    fn default() -> Served {
+        let causes = [
+            FaultCause::FirstTouch,
+            FaultCause::Migrated,
+            FaultCause::Duplicated,
+            FaultCause::Exclusive,
+        ];
+        Served {
+            unresolved: Vec::new(),
+            first_touches: 0,
+            prefetch: PageSet::EMPTY,
+            duplicate: PageSet::EMPTY,
+            causes: causes.map(|cause| (cause, PageSet::EMPTY)),
+        }
+    }
+}
+
+impl Served {
+    /// Returns why a page faulted.
+    pub(crate) fn cause(&self, page: Page) -> FaultCause {
+        let mut causes = self.causes.iter();
+        let its = causes.find(|(_, pages)| pages.contains(page.index_in_block()));
+        its.map_or(FaultCause::There, |(cause, _)| *cause)
+    }
+
+    fn because(&mut self, cause: FaultCause, index: usize) {
+        let mut causes = self.causes.iter_mut();
+        if let Some((_, pages)) = causes.find(|(its, _)| *its == cause) {
+            pages.insert(index);
+        }
+    }
 }
 
 /// CPU faults on pages of one block that are served together.
@@ -124,13 +160,29 @@ impl Faults {
             self.prefetch_to_system(block, &prefetch, &advice.duplicate, access);
             prefetch = PageSet::EMPTY;
         }
+        // A page that is written is not duplicated. `fault_in` asks for a write without `writes`: then no page is
+        // duplicated.
+        let duplicate = match access {
+            Access::Write if writes.is_empty() => PageSet::EMPTY,
+            _ => advice.duplicate.difference(writes),
+        };
         let (mut on_device, mut exclusive) = (PageSet::EMPTY, PageSet::EMPTY);
         for (index, word) in before.among(&needed) {
-            match word.residency() {
-                Residency::Device(_) | Residency::Duplicated(_) => on_device.insert(index),
-                Residency::Exclusive(_) => exclusive.insert(index),
-                _ => {}
-            }
+            let cause = match word.residency() {
+                Residency::Device(_) | Residency::Duplicated(_) => {
+                    on_device.insert(index);
+                    match word.residency().duplicated() || duplicate.contains(index) {
+                        true => FaultCause::Duplicated,
+                        false => FaultCause::Migrated,
+                    }
+                }
+                Residency::Exclusive(_) => {
+                    exclusive.insert(index);
+                    FaultCause::Exclusive
+                }
+                _ => FaultCause::FirstTouch,
+            };
+            served.because(cause, index);
         }
         let untouched = needed.difference(&on_device).difference(&exclusive);
         let reason = Reason {
@@ -153,12 +205,6 @@ impl Faults {
         }
         if !on_device.is_empty() {
             let demand = with_whole_folios(&before, &on_device, &prefetch, block);
-            // A page that is written is not duplicated. `fault_in` asks for a write without `writes`: then no
-            // page is duplicated.
-            let duplicate = match access {
-                Access::Write if writes.is_empty() => PageSet::EMPTY,
-                _ => advice.duplicate.difference(writes),
-            };
             for (pages, duplicate) in [
                 (demand.intersection(&duplicate), true),
                 (demand.difference(&duplicate), false),

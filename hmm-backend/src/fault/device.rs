@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::mirror::{DeviceMmu, HostPage, InFlight, Mapping, Mirror, Target};
 use super::retry::{Attempts, Unresolved};
 use crate::migrate::{Reason, between_devices, to_device};
-use crate::observe::{Cause, Counter, Event, EventKind, Toucher};
+use crate::observe::{Cause, Counter, Event, EventKind, FaultCause};
 use crate::pages::time::Tick;
 use crate::pages::{
     Access, FatalCause, FaultError, Frame, MirrorError, Page, PageRange, PageSet, Place,
@@ -119,15 +119,18 @@ impl<M: DeviceMmu> Mirror<M> {
         let started = self.faults.core.clock.now();
         self.device.set_fault_began(Some(started));
         self.shared.set_told(true);
-        let served = self.resolve(range, want, &mut program);
+        let cause = self.resolve(range, want, &mut program);
         self.shared.set_told(false);
         self.device.set_fault_began(None);
-        let served = served?;
+        let cause = cause?;
         let latency = self.faults.core.clock.now().saturating_sub(started);
-        if served == Served::Fault {
-            self.faults.core.recorder.add(Counter::DeviceFaults, 1);
-            self.faults.core.recorder.latency(Toucher::Device, latency);
-        }
+        let served = match cause {
+            None => Served::There,
+            Some(cause) => {
+                self.faults.core.recorder.device_fault(cause, latency);
+                Served::Fault
+            }
+        };
         self.faults.core.recorder.event(|| Event {
             device: Some(self.device.id),
             access: Some(want.access()),
@@ -144,14 +147,15 @@ impl<M: DeviceMmu> Mirror<M> {
         Ok(served)
     }
 
-    /// Makes the pages accessible and enters their translations.
+    /// Makes the pages accessible and enters their translations. Returns why that was a fault, if it was one: of several
+    /// pages, what was done about the last one that needed something.
     fn resolve(
         &mut self,
         range: PageRange,
         want: Want,
         program: &mut impl FnMut(&mut M, &[Mapping]),
-    ) -> Result<Served, MirrorError> {
-        let mut served = Served::There;
+    ) -> Result<Option<FaultCause>, MirrorError> {
+        let mut cause = None;
         let mut rounds = 0;
         loop {
             let mut mappings: SmallVec<[Mapping; 1]> = SmallVec::new();
@@ -160,7 +164,7 @@ impl<M: DeviceMmu> Mirror<M> {
                     ..MIGRATION_ATTEMPTS => Aim::OwnMemory,
                     _ => Aim::InPlace,
                 };
-                let made = self.make_accessible(page, want, aim, &mut served);
+                let made = self.make_accessible(page, want, aim, &mut cause);
                 mappings.push(
                     made.inspect_err(|_| self.shared.tables().in_flight = InFlight::default())?,
                 );
@@ -169,7 +173,7 @@ impl<M: DeviceMmu> Mirror<M> {
             let in_flight = std::mem::take(&mut guard.tables.in_flight);
             if !in_flight.stale {
                 program(&mut guard, &mappings);
-                return Ok(served);
+                return Ok(cause);
             }
             drop(guard);
             rounds += 1;
@@ -183,14 +187,14 @@ impl<M: DeviceMmu> Mirror<M> {
         in_flight.found = Some(PageRange::new(start, page.plus(1)));
     }
 
-    /// Makes one page reachable for the device and returns its translation. Sets `served` unless the page was
+    /// Makes one page reachable for the device and returns its translation. Sets `cause` unless the page was
     /// in the device's own memory already.
     fn make_accessible(
         &self,
         page: Page,
         want: Want,
         mut aim: Aim,
-        served: &mut Served,
+        cause: &mut Option<FaultCause>,
     ) -> Result<Mapping, MirrorError> {
         let faults = &*self.faults;
         let fatal = |cause| MirrorError::Fatal { page, cause };
@@ -223,7 +227,7 @@ impl<M: DeviceMmu> Mirror<M> {
                         if attempts == 0 {
                             self.used(page, marked);
                         }
-                        return Ok(self.translation(page, marked, served));
+                        return Ok(self.translation(page, marked, cause));
                     }
                     _ => continue,
                 }
@@ -231,7 +235,13 @@ impl<M: DeviceMmu> Mirror<M> {
             if word.residency() == Residency::Poisoned {
                 return Err(fatal(FatalCause::ContentsLost));
             }
-            *served = Served::Fault;
+            *cause = Some(match word.residency() {
+                Residency::Untouched => FaultCause::FirstTouch,
+                Residency::Duplicated(_) => FaultCause::Duplicated,
+                Residency::Exclusive(_) => FaultCause::Exclusive,
+                _ if want == Want::Exclusive => FaultCause::Exclusive,
+                _ => FaultCause::Migrated,
+            });
             attempts += 1;
             if attempts > MIGRATION_ATTEMPTS {
                 aim = Aim::InPlace;
@@ -328,7 +338,7 @@ impl<M: DeviceMmu> Mirror<M> {
         }
     }
 
-    fn translation(&self, page: Page, word: Word, served: &mut Served) -> Mapping {
+    fn translation(&self, page: Page, word: Word, cause: &mut Option<FaultCause>) -> Mapping {
         let faults = &*self.faults;
         let in_place = || faults.core.guest.mapping().address(page.offset());
         let own = word.residency().placed();
@@ -343,7 +353,7 @@ impl<M: DeviceMmu> Mirror<M> {
                 (Target::System, faults.core.exclusive.address(Frame(page.0)))
             }
             _ => {
-                *served = Served::Fault;
+                *cause = Some(FaultCause::InPlace);
                 faults.core.recorder.add(Counter::MappedInPlace, 1);
                 let device = Some(self.device.id);
                 faults

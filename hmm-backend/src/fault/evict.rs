@@ -22,13 +22,12 @@ impl Faults {
                 return free;
             }
             // Every folio has been proposed: those that are left are held or busy.
-            if tried >= device.capacity() {
+            if tried >= device.reserved() {
                 self.core.recorder.add(Counter::DeviceMemoryFull, 1);
                 return free;
             }
             let batch = (want - free).max(self.eviction_batch.min(device.capacity() / 8));
-            let mut victims = self.victims(device, batch);
-            victims.retain(|frame| frame.0 < device.capacity());
+            let victims = self.victims(device, batch);
             if victims.is_empty() {
                 self.core.recorder.add(Counter::DeviceMemoryFull, 1);
                 return free;

@@ -24,11 +24,19 @@ struct FrameMeta {
     held_until: AtomicU32,
 }
 
-/// The free frames, and how many threads wait for more. A freed folio signals only if a thread waits, because a
-/// signal costs a system call even without one.
+/// The free frames, how many may be in use, and how many threads wait for free ones. A freed folio signals only if a thread
+/// waits, because a signal costs a system call even without one.
 struct Pool {
     buddy: Buddy,
+    /// No folio is allocated that would have more frames than this be in use. While the memory shrinks, more are in use.
+    limit: u32,
     waiting: u32,
+}
+
+impl Pool {
+    fn used(&self, reserved: u32) -> u32 {
+        reserved - self.buddy.free_frames()
+    }
 }
 
 /// The number of pages in the memory of all devices together, and its peak.
@@ -76,13 +84,17 @@ pub(crate) struct Device {
     pub(crate) memory: Option<DeviceMemory>,
     frames: Box<[FrameMeta]>,
     pool: Mutex<Pool>,
-    /// How many frames are free; changed only under the pool's mutex.
+    /// A copy of the pool's limit.
+    capacity: AtomicU32,
+    /// How many more frames may be in use; changed only under the pool's mutex.
     free_frames: AtomicU32,
     /// Signalled when frames return to the pool and a thread waits for that.
     freed: Condvar,
     eviction: Mutex<Eviction>,
     occupancy: Arc<Occupancy>,
     detaching: AtomicBool,
+    /// Held by the thread that changes the memory's size or detaches the device: one at a time.
+    pub(crate) changing: Mutex<()>,
     /// Nanoseconds of the backend's clock at which the device's present fault began; 0 if there is none.
     fault_began: AtomicU64,
 }
@@ -106,36 +118,61 @@ impl Device {
             memory,
             pool: Mutex::new(Pool {
                 buddy: Buddy::new(frames.len() as u32),
+                limit: frames.len() as u32,
                 waiting: 0,
             }),
+            capacity: AtomicU32::new(frames.len() as u32),
             free_frames: AtomicU32::new(frames.len() as u32),
             frames,
             freed: Condvar::new(),
             eviction: Mutex::new(eviction),
             occupancy,
             detaching: AtomicBool::new(false),
+            changing: Mutex::new(()),
             fault_began: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn capacity(&self) -> u32 {
+    /// Returns the number of frames: as many as can ever be in use.
+    pub(crate) fn reserved(&self) -> u32 {
         self.frames.len() as u32
     }
 
-    /// Returns how many frames are free at this moment. They may be allocated at any time, also to a fault that asks.
+    /// Returns how many frames may be in use at this moment.
+    pub(crate) fn capacity(&self) -> u32 {
+        self.capacity.load(Ordering::Acquire)
+    }
+
+    /// From now on this many frames may be in use, at most [`Self::reserved`]. Returns how many could be before. Frames
+    /// beyond stay in use until they are freed; until then, none is allocated.
+    pub(crate) fn set_capacity(&self, frames: u32) -> u32 {
+        let mut pool = self.pool();
+        let before = std::mem::replace(&mut pool.limit, frames.min(self.reserved()));
+        self.capacity.store(pool.limit, Ordering::Release);
+        self.note_free(&pool);
+        before
+    }
+
+    /// Returns how many more frames may be in use at this moment. They may be allocated at any time, also to a fault that
+    /// asks.
     pub(crate) fn free_frames(&self) -> u32 {
         self.free_frames.load(Ordering::Acquire)
     }
 
     /// Notes how many frames are free, before the pool is unlocked.
     fn note_free(&self, pool: &Pool) {
-        let free = pool.buddy.free_frames();
+        let free = pool.limit.saturating_sub(pool.used(self.reserved()));
         self.free_frames.store(free, Ordering::Release);
     }
 
     /// Begins a detach: from now on no frame is allocated.
     pub(crate) fn start_detaching(&self) {
         self.detaching.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends a detach before its end: the device is attached as before.
+    pub(crate) fn stay_attached(&self) {
+        self.detaching.store(false, Ordering::SeqCst);
     }
 
     pub(crate) fn detaching(&self) -> bool {
@@ -173,13 +210,13 @@ impl Device {
         &self.frames[frame.0 as usize]
     }
 
-    /// Allocates frames for `1 << order` pages from `page`. `None` if there is no such run of free frames, or
-    /// if the device is being detached.
+    /// Allocates frames for `1 << order` pages from `page`. `None` if there is no such run of free frames, if more would be
+    /// in use than may be, or if the device is being detached.
     pub(crate) fn alloc(&self, page: Page, order: u8) -> Option<DeviceFolio> {
         let mut pool = self.pool();
         // Check under the pool's mutex. Detaching takes the same mutex after setting the flag, so it sees every
         // folio that was allocated before.
-        if self.detaching() {
+        if self.detaching() || pool.used(self.reserved()) + (1 << order) > pool.limit {
             return None;
         }
         let frame = pool.buddy.alloc(order)?;
@@ -315,7 +352,7 @@ impl Device {
     /// use.
     pub(crate) fn wait_for_frames(&self, before: u32, timeout: Duration) -> u32 {
         let mut pool = self.pool();
-        let used = |pool: &Pool| self.capacity() - pool.buddy.free_frames();
+        let used = |pool: &Pool| pool.used(self.reserved());
         pool.waiting += 1;
         self.freed
             .wait_while_for(&mut pool, |p| used(p) >= before, timeout);
@@ -325,14 +362,14 @@ impl Device {
 
     /// Returns the first frames of all folios that the device has at this moment.
     pub(crate) fn folios(&self) -> Vec<Frame> {
-        let frames = (0..self.capacity()).map(Frame);
+        let frames = (0..self.reserved()).map(Frame);
         frames.filter(|f| self.page_of(*f).is_some()).collect()
     }
 
     /// Returns how many frames are in use. Takes the pool's mutex, unlike [`Self::free_frames`]: so a thread that has called
     /// [`Self::start_detaching`] also counts the allocation that was in progress then.
     pub(crate) fn used_frames(&self) -> u32 {
-        self.capacity() - self.pool().buddy.free_frames()
+        self.pool().used(self.reserved())
     }
 }
 

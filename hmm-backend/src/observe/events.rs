@@ -47,6 +47,9 @@ pub enum EventKind {
     Hint,
     /// Pages arrived in `device`'s memory directly from another device's.
     BetweenDevices,
+    /// The pages have contents when a recording begins in the middle of a run: in the memory of `device`, or in system memory if
+    /// `device` is `None`. A backend makes no such events: recordings begin with them.
+    Placed,
 }
 
 /// Number of kinds.
@@ -54,7 +57,7 @@ const KINDS: usize = EventKind::ALL.len();
 
 impl EventKind {
     /// All kinds, ordered by their number.
-    pub const ALL: [EventKind; 17] = [
+    pub const ALL: [EventKind; 18] = [
         EventKind::CpuFault,
         EventKind::DeviceFault,
         EventKind::ToDevice,
@@ -72,6 +75,7 @@ impl EventKind {
         EventKind::Collapsed,
         EventKind::Hint,
         EventKind::BetweenDevices,
+        EventKind::Placed,
     ];
 
     /// The name of the kind in files.
@@ -94,6 +98,7 @@ impl EventKind {
             EventKind::Collapsed => "collapsed",
             EventKind::Hint => "hint",
             EventKind::BetweenDevices => "between-devices",
+            EventKind::Placed => "placed",
         }
     }
 }

@@ -4,7 +4,7 @@ mod cause;
 mod events;
 mod stats;
 
-pub use cause::Cause;
+pub use cause::{Cause, FaultCause};
 pub use events::{Event, EventKind, Events};
-pub(crate) use stats::{Counter, Recorder, Toucher};
-pub use stats::{Counters, Direction, Latency, LatencyBuckets, Stats};
+pub(crate) use stats::{Counter, Recorder};
+pub use stats::{Counters, Direction, FaultLatencies, Latency, LatencyBuckets, Stats};

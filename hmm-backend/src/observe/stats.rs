@@ -8,7 +8,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
-use super::cause::Cause;
+use super::cause::{Cause, FaultCause};
 use super::events::{Event, Events, Ring};
 
 macro_rules! counters {
@@ -160,6 +160,15 @@ impl LatencyBuckets {
     }
 }
 
+/// How long faults took, by their causes; faults of other causes have not been.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FaultLatencies {
+    /// Those of CPUs: of [`FaultCause::OF_CPUS`]. Together as many as [`Stats::cpu_faults`].
+    pub cpus: BTreeMap<FaultCause, LatencyBuckets>,
+    /// Those of devices: of [`FaultCause::OF_DEVICES`]. Together as many as [`Stats::device_faults`].
+    pub devices: BTreeMap<FaultCause, LatencyBuckets>,
+}
+
 /// The statistics of a backend since it was made.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
@@ -244,8 +253,37 @@ const SHARED: usize = STRIPES - 1;
 struct Stripe {
     counters: [AtomicU64; COUNTERS],
     migrated: [[AtomicU64; Cause::ALL.len()]; 3],
-    latency: [Mutex<Option<Histogram<u64>>>; 2],
+    faults: Mutex<FaultLog>,
     events: Mutex<Ring>,
+}
+
+/// The faults that a stripe's threads have served.
+#[derive(Default)]
+struct FaultLog {
+    /// How long they took, of CPUs and of devices, by cause. A histogram has 25 KiB, and is made when it is needed.
+    latency: [[Option<Box<Histogram<u64>>>; FaultCause::COUNT]; 2],
+    /// How many faults each thread had that ran a CPU, for the first [`MOST_THREADS`] threads.
+    by_thread: Vec<(u32, u64)>,
+}
+
+/// The most threads whose faults are counted one by one: more than a machine has vCPUs.
+const MOST_THREADS: usize = 256;
+
+impl FaultLog {
+    fn latency(&mut self, toucher: Toucher, cause: FaultCause, time: Duration) {
+        let histogram = &mut self.latency[toucher as usize][cause as usize];
+        histogram
+            .get_or_insert_with(|| Box::new(new_histogram()))
+            .saturating_record(time.as_nanos().min(u64::MAX.into()) as u64);
+    }
+
+    fn count(&mut self, thread: u32) {
+        if let Some((_, faults)) = self.by_thread.iter_mut().find(|(id, _)| *id == thread) {
+            *faults += 1;
+        } else if self.by_thread.len() < MOST_THREADS {
+            self.by_thread.push((thread, 1));
+        }
+    }
 }
 
 /// Counts and records everything that happens in a backend.
@@ -260,7 +298,7 @@ impl Recorder {
         let stripe = |_| Stripe {
             counters: [const { AtomicU64::new(0) }; _],
             migrated: [const { [const { AtomicU64::new(0) }; _] }; 3],
-            latency: [const { Mutex::new(None) }; 2],
+            faults: Mutex::default(),
             events: Mutex::new(Ring::new(events)),
         };
         Recorder {
@@ -308,11 +346,19 @@ impl Recorder {
         );
     }
 
-    pub(crate) fn latency(&self, toucher: Toucher, time: Duration) {
-        let mut histogram = self.stripe().latency[toucher as usize].lock();
-        histogram
-            .get_or_insert_with(new_histogram)
-            .saturating_record(time.as_nanos().min(u64::MAX.into()) as u64);
+    /// Counts a served fault of the CPU that this thread ran.
+    pub(crate) fn cpu_fault(&self, thread: u32, cause: FaultCause, time: Duration) {
+        self.add(Counter::CpuFaults, 1);
+        let mut faults = self.stripe().faults.lock();
+        faults.latency(Toucher::Cpu, cause, time);
+        faults.count(thread);
+    }
+
+    /// Counts a served fault of a device.
+    pub(crate) fn device_fault(&self, cause: FaultCause, time: Duration) {
+        self.add(Counter::DeviceFaults, 1);
+        let mut faults = self.stripe().faults.lock();
+        faults.latency(Toucher::Device, cause, time);
     }
 
     /// Puts an event into this thread's ring. `event` is called only if events are enabled.
@@ -375,29 +421,60 @@ impl Recorder {
             pages_freed: counter(Counter::PagesFreed),
             device_pages_peak: 0,
             device_pages_capacity: 0,
-            fault_latency: self.merged(Toucher::Cpu),
-            device_fault_latency: self.merged(Toucher::Device),
+            fault_latency: self.merged(Toucher::Cpu, FaultCause::OF_CPUS),
+            device_fault_latency: self.merged(Toucher::Device, FaultCause::OF_DEVICES),
             counters: Counters::read(counter),
         }
     }
 
-    /// How long faults have taken so far, of CPUs and of devices.
-    pub(crate) fn latency_buckets(&self) -> [LatencyBuckets; 2] {
-        [Toucher::Cpu, Toucher::Device].map(|it| LatencyBuckets::of(&self.histogram(it)))
+    /// How long faults have taken so far.
+    pub(crate) fn fault_latencies(&self) -> FaultLatencies {
+        let by_cause = |toucher, causes: &[FaultCause]| {
+            let buckets = |cause: &FaultCause| {
+                let all = self.histogram(toucher, &[*cause]);
+                all.map(|all| (*cause, LatencyBuckets::of(&all)))
+            };
+            causes.iter().filter_map(buckets).collect()
+        };
+        FaultLatencies {
+            cpus: by_cause(Toucher::Cpu, FaultCause::OF_CPUS),
+            devices: by_cause(Toucher::Device, FaultCause::OF_DEVICES),
+        }
     }
 
-    fn histogram(&self, toucher: Toucher) -> Histogram<u64> {
-        let mut all = new_histogram();
+    /// How many CPU faults each thread has had, by its number.
+    pub(crate) fn faults_by_thread(&self) -> BTreeMap<u32, u64> {
+        let mut all = BTreeMap::new();
         for stripe in &self.stripes {
-            if let Some(histogram) = &*stripe.latency[toucher as usize].lock() {
-                all.add(histogram).expect("all histograms are alike");
+            for (thread, faults) in &stripe.faults.lock().by_thread {
+                *all.entry(*thread).or_default() += faults;
             }
         }
         all
     }
 
-    fn merged(&self, toucher: Toucher) -> Latency {
-        let all = self.histogram(toucher);
+    /// Adds up the histograms of some causes; none if there was no such fault.
+    fn histogram(&self, toucher: Toucher, causes: &[FaultCause]) -> Option<Histogram<u64>> {
+        let mut all = None;
+        for stripe in &self.stripes {
+            let faults = stripe.faults.lock();
+            let of_side = &faults.latency[toucher as usize];
+            for histogram in causes
+                .iter()
+                .filter_map(|it| of_side[*it as usize].as_ref())
+            {
+                all.get_or_insert_with(new_histogram)
+                    .add(&**histogram)
+                    .expect("all histograms are alike");
+            }
+        }
+        all
+    }
+
+    fn merged(&self, toucher: Toucher, causes: &[FaultCause]) -> Latency {
+        let Some(all) = self.histogram(toucher, causes) else {
+            return Latency::default();
+        };
         let us = |ns: u64| ns as f64 / 1000.0;
         Latency {
             p50: us(all.value_at_quantile(0.5)),
@@ -421,10 +498,12 @@ mod tests {
     fn buckets_count_what_took_at_most_their_time() {
         let recorder = Recorder::new(0);
         for micros in [1, 3, 3, 40, 2_000_000] {
-            recorder.latency(Toucher::Cpu, Duration::from_micros(micros));
+            let time = Duration::from_micros(micros);
+            recorder.cpu_fault(7, FaultCause::Migrated, time);
         }
-        let [cpu, device] = recorder.latency_buckets();
-        assert_eq!(device, LatencyBuckets::default());
+        let all = recorder.fault_latencies();
+        assert_eq!((all.cpus.len(), all.devices.len()), (1, 0));
+        let cpu = &all.cpus[&FaultCause::Migrated];
         assert_eq!(cpu.count, 5);
         let at_most = |micros| {
             let bound = Duration::from_micros(micros);
@@ -435,6 +514,39 @@ mod tests {
         assert_eq!((at_most(25), at_most(50), at_most(1_000_000)), (3, 4, 4));
         let sum = cpu.sum.as_secs_f64();
         assert!((sum / 2.000_047 - 1.0).abs() < 0.01, "{sum}");
+    }
+
+    #[test]
+    fn faults_are_counted_by_cause_and_thread() {
+        let recorder = Recorder::new(0);
+        let time = Duration::from_micros(5);
+        for (thread, cause) in [
+            (7, FaultCause::Migrated),
+            (8, FaultCause::FirstTouch),
+            (7, FaultCause::There),
+            (7, FaultCause::Migrated),
+        ] {
+            recorder.cpu_fault(thread, cause, time);
+        }
+        recorder.device_fault(FaultCause::Migrated, time);
+        recorder.device_fault(FaultCause::InPlace, time);
+        assert_eq!(recorder.faults_by_thread(), [(7, 3), (8, 1)].into());
+        let all = recorder.fault_latencies();
+        let counts = |of: &BTreeMap<FaultCause, LatencyBuckets>| -> Vec<_> {
+            of.iter().map(|(cause, it)| (*cause, it.count)).collect()
+        };
+        let of_cpus = [
+            (FaultCause::FirstTouch, 1),
+            (FaultCause::Migrated, 2),
+            (FaultCause::There, 1),
+        ];
+        assert_eq!(counts(&all.cpus), of_cpus);
+        let of_devices = [(FaultCause::Migrated, 1), (FaultCause::InPlace, 1)];
+        assert_eq!(counts(&all.devices), of_devices);
+        let stats = recorder.stats();
+        assert_eq!((stats.fault_latency.count, stats.cpu_faults), (4, 4));
+        let of_devices = (stats.device_fault_latency.count, stats.device_faults);
+        assert_eq!(of_devices, (2, 2));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Migrations that the VMM or the guest requests.
 
+use super::Progress;
 use crate::fault::Faults;
 use crate::migrate::{
     Core, Leaving, Reason, between_devices, collect_from_devices, to_device, to_system,
@@ -17,10 +18,12 @@ pub(crate) fn migrate_to_device(
     faults: &Faults,
     device: DeviceId,
     range: PageRange,
+    progress: &Progress,
 ) -> Result<u64, Error> {
     let core = &faults.core;
     core.settle(range)?;
     let device = core.device(device)?;
+    progress.begin(range.len());
     let mut moved = 0;
     let mut left = range;
     while !left.is_empty() {
@@ -41,13 +44,19 @@ pub(crate) fn migrate_to_device(
         // First the direct migrations: the pages that a driver refuses are in system memory afterwards.
         moved += between_devices(core, device, on_peers, reason, None).pages;
         moved += to_device(core, device, sets_of(part), reason);
+        progress.left(left.len())?;
     }
     Ok(moved)
 }
 
 /// See [`crate::Backend::migrate_to_system`].
-pub(crate) fn migrate_to_system(core: &Core, range: PageRange) -> Result<u64, Error> {
+pub(crate) fn migrate_to_system(
+    core: &Core,
+    range: PageRange,
+    progress: &Progress,
+) -> Result<u64, Error> {
     core.settle(range)?;
+    progress.begin(range.len());
     let mut moved = 0;
     let mut left = range;
     while !left.is_empty() {
@@ -58,6 +67,7 @@ pub(crate) fn migrate_to_system(core: &Core, range: PageRange) -> Result<u64, Er
             moved += to_system(core, device, sources, reason, None)
                 .map_or(0, |done| u64::from(done.pages()));
         }
+        progress.left(left.len())?;
     }
     Ok(moved)
 }

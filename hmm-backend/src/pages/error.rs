@@ -200,6 +200,27 @@ pub enum Error {
         #[source]
         cause: FatalCause,
     },
+    /// Some pages could not leave a memory that was to shrink.
+    #[error(
+        "device {device:?}: its memory keeps its size, because {left} pages could not leave it: {cause}"
+    )]
+    Resize {
+        /// The device.
+        device: DeviceId,
+        /// Number of pages that would have had to leave.
+        left: u32,
+        /// The reason of the last failure.
+        #[source]
+        cause: FatalCause,
+    },
+    /// An operation was cancelled ([`crate::Progress::cancel`]). Each page is where it was, or where it was to go.
+    #[error("cancelled after {done} of {total} pages")]
+    Cancelled {
+        /// Number of pages that were done.
+        done: u32,
+        /// Number of pages that there were to do.
+        total: u32,
+    },
     /// A service thread could not be started.
     #[error("cannot start service thread: {0}")]
     Thread(#[source] Refusal),

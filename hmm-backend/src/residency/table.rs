@@ -221,7 +221,7 @@ impl ResidencyTable {
         debug_assert!(before.pins() > 0, "unpin of an unpinned {page:?}");
     }
 
-    /// Says that these pages are in system memory from the start. Call it before another thread has the table.
+    /// Says that these untouched pages are in system memory. Call it while no other thread has the table.
     pub(crate) fn set_present(&self, range: PageRange) {
         let word = Word::default().to_system(Tick::default());
         range

@@ -21,7 +21,7 @@ use crate::host::doorbell::Doorbell;
 use crate::host::limits::{Refusal, Resource};
 use crate::host::patience::Patience;
 use crate::memory::{BATCH, FaultMessage, Uffd};
-use crate::observe::{Counter, Event, EventKind, Toucher};
+use crate::observe::{Counter, Event, EventKind, FaultCause};
 use crate::pages::{Access, Error, FatalCause, PageRange, PageSet, Place, ServiceFailure};
 
 pub(crate) type OnFatal = dyn Fn(Fatal) + Send + Sync;
@@ -252,7 +252,7 @@ impl Worker {
                     .iter()
                     .find(|(page, _)| *page == fault.page);
                 match unresolved {
-                    None => self.resolved(fault, now),
+                    None => self.resolved(fault, served.cause(fault.page), now),
                     // The refusal is for a thread that wrote to the page in the same batch. This fault is a
                     // read: serve it again without the writer.
                     Some((_, Unresolved::Fatal(FatalCause::ReadOnly)))
@@ -282,11 +282,11 @@ impl Worker {
         }
     }
 
-    fn resolved(&self, fault: &Fault, now: Duration) {
+    fn resolved(&self, fault: &Fault, cause: FaultCause, now: Duration) {
         let latency = now.saturating_sub(fault.since);
-        self.faults.core.recorder.add(Counter::CpuFaults, 1);
-        self.faults.core.recorder.latency(Toucher::Cpu, latency);
-        self.faults.core.recorder.event(|| Event {
+        let recorder = &self.faults.core.recorder;
+        recorder.cpu_fault(fault.thread, cause, latency);
+        recorder.event(|| Event {
             access: Some(fault.access),
             thread: fault.thread,
             latency,

@@ -46,6 +46,7 @@ impl Subject for Accelerated {
             coherent: false,
             fidelity: Fidelity::default(),
             memory: MEMORY,
+            memory_max: MEMORY,
             managed_base: MANAGED,
             vcpus: 1,
             cpu: None,

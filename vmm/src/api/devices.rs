@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use hmmvisor_api::{Device, Devices, Provocations, Provoke};
+use hmm_backend::Error;
+use hmmvisor_api::{Device, Devices, Doing, Provocations, Provoke, SetDevice};
 use hmmvisor_devices::Accelerator;
 
 use super::error::Refusal;
@@ -30,6 +31,7 @@ impl Live {
             device: number,
             attached: usage.attached,
             capacity_pages: usage.capacity,
+            capacity_max_pages: usage.reserved,
             used_pages: usage.used,
             commands: stats.commands,
             errors: stats.errors,
@@ -58,7 +60,26 @@ impl Live {
             )));
         }
         self.going_on()?;
-        self.backend.detach(id)?;
+        self.follow(Doing::Detach, Some(number), |progress| {
+            self.backend.detach_followed(id, progress)
+        })??;
+        self.device(number)
+    }
+
+    /// Changes the size of an accelerator's memory; returns when no more of it is in use.
+    pub(super) fn set_device(&self, number: u8, to: SetDevice) -> Result<Device, Refusal> {
+        let id = self.accelerator(number)?.device_id();
+        self.going_on()?;
+        let resized = self.follow(Doing::Resize, Some(number), |progress| {
+            self.backend.resize(id, to.memory_bytes, progress)
+        })?;
+        resized.map_err(|error| match error {
+            Error::BadSize { .. } => Refusal::bad(
+                "memory_bytes",
+                format!("{error}; --device-memory-max of the run sets how far it can grow"),
+            ),
+            error => error.into(),
+        })?;
         self.device(number)
     }
 

@@ -126,6 +126,7 @@ impl From<hmm_backend::Error> for Refusal {
         use hmm_backend::Error::*;
         match error {
             OutOfRange { .. } | NotWholeBlocks(_) => Refusal::bad("first, pages", error),
+            Cancelled { .. } => Refusal::new(StatusCode::CONFLICT, "cancelled", None, error),
             other => Refusal::conflict(other),
         }
     }

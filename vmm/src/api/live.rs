@@ -7,12 +7,14 @@ use std::time::Instant;
 
 use hmm_backend::{Backend, EventTap};
 use hmmvisor_api::{self as api, Recording, SetBalloon, Vm, VmState};
-use hmmvisor_devices::Accelerator;
 use hmmvisor_devices::virtio::Balloon;
+use hmmvisor_devices::{Accelerator, bell};
 use hmmvisor_policies::{Log, Scripts};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::error::Refusal;
 use super::memory::PinBoard;
+use super::operations::OperationBoard;
 use super::provoke::Provoker;
 use crate::config::Config;
 use crate::ending::{End, Ending};
@@ -30,9 +32,12 @@ pub(crate) struct Live {
     pub(crate) accelerators: Vec<Arc<Accelerator>>,
     pub(crate) balloon: Arc<OnceLock<Balloon>>,
     pub(crate) pausing: Pausing,
+    /// Writing to it presses the guest's power button, if it knows one.
+    pub(crate) power_button: Option<EventFd>,
     pub(crate) threads: ThreadIds,
     pub(crate) provoker: Arc<Provoker>,
     pub(crate) pins: PinBoard,
+    pub(crate) operations: OperationBoard,
     /// Takes what policy scripts print.
     pub(crate) log: Log,
     /// When the vCPUs started.
@@ -84,6 +89,17 @@ impl Live {
     /// Ends the run, as the user at the console can.
     pub(super) fn stop(&self) {
         self.ending.set(End::Quit);
+    }
+
+    /// Presses the guest's power button; returns at once.
+    pub(super) fn press_power_button(&self) -> Result<(), Refusal> {
+        let Some(button) = &self.power_button else {
+            let detail = "the guest has no power button: only an operating system (--kernel) has one; POST /v1/vm/stop ends the run";
+            return Err(Refusal::conflict(detail));
+        };
+        self.going_on()?;
+        bell::ring(button)
+            .map_err(|error| Refusal::conflict(format!("the host refused the event: {error}")))
     }
 
     pub(super) fn pause(&self) -> Result<Vm, Refusal> {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use hmm_backend::Pinned;
-use hmm_backend::pages::{DeviceId, Page, PageRange, Permission};
+use hmm_backend::pages::{DeviceId, Page, PageRange, Permission, Place};
 use hmm_backend::residency::{Residency, Word};
-use hmmvisor_api::{self as api, Byte, Memory, Migrate, Pages, Pin, Pins, Run, Where};
+use hmmvisor_api::{self as api, Byte, Doing, Memory, Migrate, Pages, Pin, Pins, Run, Where};
 use parking_lot::Mutex;
 
 use super::error::Refusal;
@@ -149,10 +149,10 @@ impl Live {
             }
         };
         self.going_on()?;
-        let moved = match device {
-            None => self.backend.migrate_to_system(range),
-            Some(device) => self.backend.migrate_to_device(device, range),
-        };
+        let to = device.map_or(Place::System, Place::Device);
+        let moved = self.follow(Doing::Migrate, device.map(|it| it.0), |progress| {
+            self.backend.migrate(to, range, progress)
+        })?;
         moved.map_err(|error| Refusal::of_device("to", error))
     }
 

@@ -4,7 +4,7 @@
 use std::fmt::{Display, Write};
 
 use hmm_backend::links::Route;
-use hmm_backend::observe::{Cause, Counters, LatencyBuckets, Stats};
+use hmm_backend::observe::{Cause, Counters, FaultCause, FaultLatencies, LatencyBuckets, Stats};
 use hmm_backend::pages::{PAGE_SIZE, Place};
 use hmmvisor_api::VmState;
 
@@ -65,32 +65,43 @@ impl Text {
         self.family(name, "gauge", help, [(Labels::none(), value)]);
     }
 
-    fn latencies(&mut self, [cpus, devices]: &[LatencyBuckets; 2]) {
+    fn latencies(&mut self, all: &FaultLatencies) {
         let name = "fault_latency_seconds";
-        let help = "How long faults took: of CPUs from the message's arrival to the wake-up, of devices from the access to the translation.";
+        let help = "How long faults took, by what was done about them: of CPUs from the message's arrival to the wake-up, of devices from the access to the translation.";
         self.head(name, "histogram", help);
-        for (side, buckets) in [("cpu", cpus), ("device", devices)] {
+        let cpus = FaultCause::OF_CPUS.iter();
+        let cpus = cpus.map(|cause| ("cpu", cause, all.cpus.get(cause)));
+        let devices = FaultCause::OF_DEVICES.iter();
+        let devices = devices.map(|cause| ("device", cause, all.devices.get(cause)));
+        let none = LatencyBuckets::default();
+        for (side, cause, buckets) in cpus.chain(devices) {
+            let (cause, buckets) = (cause.name(), buckets.unwrap_or(&none));
+            let labels = format!("side=\"{side}\",cause=\"{cause}\"");
             let bounds = LatencyBuckets::BOUNDS.iter().zip(buckets.counts);
             for (bound, count) in bounds {
                 let le = bound.as_secs_f64();
                 let _ = writeln!(
                     self.0,
-                    "hmmvisor_{name}_bucket{{side=\"{side}\",le=\"{le}\"}} {count}"
+                    "hmmvisor_{name}_bucket{{{labels},le=\"{le}\"}} {count}"
                 );
             }
             let (count, sum) = (buckets.count, buckets.sum.as_secs_f64());
             let _ = write!(
                 self.0,
-                "hmmvisor_{name}_bucket{{side=\"{side}\",le=\"+Inf\"}} {count}\n\
-                 hmmvisor_{name}_sum{{side=\"{side}\"}} {sum}\n\
-                 hmmvisor_{name}_count{{side=\"{side}\"}} {count}\n"
+                "hmmvisor_{name}_bucket{{{labels},le=\"+Inf\"}} {count}\n\
+                 hmmvisor_{name}_sum{{{labels}}} {sum}\n\
+                 hmmvisor_{name}_count{{{labels}}} {count}\n"
             );
         }
     }
 
-    fn stats(&mut self, stats: &Stats) {
+    fn stats(&mut self, live: &Live, stats: &Stats) {
         let help = "Served CPU faults.";
         self.counter("cpu_faults", help, stats.cpu_faults);
+        let help = "Served CPU faults of a vCPU; those of the VMM's own accesses are in none.";
+        let faults = live.threads.faults(&live.backend).into_iter().enumerate();
+        let samples = faults.map(|(vcpu, faults)| (Labels::of(&[("vcpu", &vcpu)]), faults));
+        self.family("vcpu_faults_total", "counter", help, samples);
         let help = "CPU faults on pages that had never been touched.";
         self.counter("first_touch_faults", help, stats.first_touch_faults);
         let help = "Served device faults.";
@@ -160,6 +171,13 @@ impl Text {
         counter("accelerator_commands_total", help, &|n| stats[n].commands);
         let help = "Commands of an accelerator that failed.";
         counter("accelerator_errors_total", help, &|n| stats[n].errors);
+        let help =
+            "Accesses of an accelerator that neither its TLB nor its page table could translate.";
+        counter("accelerator_faults_total", help, &|n| stats[n].faults);
+        let help = "Faults of an accelerator on virtual addresses, which the guest had to answer.";
+        counter("accelerator_guest_faults_total", help, &|n| {
+            stats[n].guest_faults
+        });
         let help = "Translations found in an accelerator's TLB.";
         counter("accelerator_tlb_hits_total", help, &|n| stats[n].tlb_hits);
         let help = "Translations not found in an accelerator's TLB.";
@@ -215,8 +233,8 @@ fn counter_name(name: &str) -> &str {
 pub(super) fn text(live: &Live) -> String {
     let mut text = Text::default();
     text.machine(live);
-    text.stats(&live.backend.stats());
-    text.latencies(&live.backend.latency_buckets());
+    text.stats(live, &live.backend.stats());
+    text.latencies(&live.backend.fault_latencies());
     text.devices(live);
     text.links(live);
     text.0

@@ -6,6 +6,7 @@
 //! | `routes` | the resources, and the document that describes them |
 //! | `extract` | bodies and queries of requests, checked |
 //! | `live` | the machine that is asked about; `memory`, `policy`, `devices`: its parts |
+//! | `operations` | requests that take long, while they are carried out |
 //! | `provoke` | drivers that fail at a request |
 //! | `events`, `metrics` | the stream of events; the figures for Prometheus |
 //! | `error` | why there is no API; why a request is refused |
@@ -19,6 +20,7 @@ mod extract;
 mod live;
 mod memory;
 mod metrics;
+mod operations;
 mod patience;
 mod policy;
 mod provoke;
@@ -29,6 +31,7 @@ pub use error::ApiError;
 pub(crate) use error::Refusal;
 pub(crate) use live::{Live, Run};
 pub(crate) use memory::PinBoard;
+pub(crate) use operations::OperationBoard;
 pub(crate) use provoke::Provoker;
 pub use routes::openapi;
 pub(crate) use server::{ApiServer, Listeners};

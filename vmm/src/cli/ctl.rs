@@ -9,9 +9,10 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use hmmvisor::size::Size;
 use hmmvisor_api::{
-    Answer, Balloon, Client, Device, Devices, Hint, Memory, Migrate, Migrated, Outcome, Pages,
-    Permission, Pin, Pins, Poison, Policy, Protect, Provocation, Provocations, Provoke, Record,
-    Recording, Residency, SetBalloon, SetPolicy, Vm, VmState, WayPoint,
+    Answer, Balloon, Client, Device, Devices, Hint, Memory, Migrate, Migrated, Operation,
+    Operations, Outcome, Pages, Permission, Pin, Pins, Poison, Policy, Protect, Provocation,
+    Provocations, Provoke, Record, Recording, Residency, SetBalloon, SetDevice, SetPolicy, Vm,
+    VmState, WayPoint,
 };
 use hmmvisor_policies::PolicyChoice;
 use serde::Serialize;
@@ -40,6 +41,8 @@ enum Verb {
     Vm,
     /// End the run, in good order
     Stop,
+    /// Press the power button of an operating system, which most of them answer by switching the machine off
+    PowerButton,
     /// Pause the machine: vCPUs outside the guest, accelerators between two commands
     Pause,
     /// Have a paused machine go on
@@ -114,6 +117,23 @@ enum Verb {
     },
     /// Show the accelerators
     Devices,
+    /// Change the size of an accelerator's memory
+    Resize {
+        /// Its number
+        #[arg(value_name = "DEVICE")]
+        device: u8,
+        /// The new size, like 8M; at most what `--device-memory-max` of the run says
+        #[arg(value_name = "SIZE")]
+        memory: Size,
+    },
+    /// List the requests that take long and are being carried out: migrations, detaches, changes of size
+    Operations,
+    /// Have such a request end early; what has moved stays where it is then
+    Cancel {
+        /// Its number, as `operations` lists it
+        #[arg(value_name = "OPERATION")]
+        operation: u64,
+    },
     /// Detach an accelerator: all its pages move to system memory
     Detach {
         /// Its number
@@ -175,6 +195,7 @@ impl Verb {
         Ok(match self {
             Verb::Vm => (client.get("/v1/vm")?, vm),
             Verb::Stop => (client.post("/v1/vm/stop", none)?, nothing),
+            Verb::PowerButton => (client.post("/v1/vm/power-button", none)?, nothing),
             Verb::Pause => (client.post("/v1/vm/pause", none)?, vm),
             Verb::Resume => (client.post("/v1/vm/resume", none)?, vm),
             Verb::Balloon { size: None } => (client.get("/v1/balloon")?, balloon),
@@ -236,6 +257,16 @@ impl Verb {
                 (answer?, policy)
             }
             Verb::Devices => (client.get("/v1/devices")?, devices),
+            Verb::Resize { device, memory } => {
+                let memory_bytes = memory.0;
+                let path = format!("/v1/devices/{device}");
+                (client.put(&path, &SetDevice { memory_bytes })?, device_line)
+            }
+            Verb::Operations => (client.get("/v1/operations")?, operations),
+            Verb::Cancel { operation } => {
+                let path = format!("/v1/operations/{operation}");
+                (client.delete(&path)?, operation_line)
+            }
             Verb::Detach { device } => {
                 let path = format!("/v1/devices/{device}/detach");
                 (client.post(&path, none)?, nothing)
@@ -470,16 +501,45 @@ fn pins(body: &[u8]) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
+fn one_device(it: &Device) -> String {
+    let state = if it.attached { "attached" } else { "detached" };
+    format!(
+        "device{}  {state}  {} of {} pages, {} commands ({} failed), {} faults",
+        it.device, it.used_pages, it.capacity_pages, it.commands, it.errors, it.faults
+    )
+}
+
+fn device_line(body: &[u8]) -> Result<String> {
+    Ok(one_device(&parsed(body)?))
+}
+
 fn devices(body: &[u8]) -> Result<String> {
     let devices: Devices = parsed(body)?;
-    let line = |it: &Device| {
-        let state = if it.attached { "attached" } else { "detached" };
-        format!(
-            "device{}  {state}  {} of {} pages, {} commands ({} failed), {} faults",
-            it.device, it.used_pages, it.capacity_pages, it.commands, it.errors, it.faults
-        )
-    };
-    let lines: Vec<_> = devices.devices.iter().map(line).collect();
+    let lines: Vec<_> = devices.devices.iter().map(one_device).collect();
+    Ok(lines.join("\n"))
+}
+
+fn one_operation(it: &Operation) -> String {
+    let device = it
+        .device
+        .map_or(String::new(), |device| format!(" device{device}"));
+    let cancelled = if it.cancelled { ", cancelled" } else { "" };
+    format!(
+        "operation {}: {}{device}, {} of {} pages{cancelled}",
+        it.operation,
+        named(&it.doing),
+        it.done_pages,
+        it.total_pages
+    )
+}
+
+fn operation_line(body: &[u8]) -> Result<String> {
+    Ok(one_operation(&parsed(body)?))
+}
+
+fn operations(body: &[u8]) -> Result<String> {
+    let operations: Operations = parsed(body)?;
+    let lines: Vec<_> = operations.operations.iter().map(one_operation).collect();
     Ok(lines.join("\n"))
 }
 

@@ -54,6 +54,9 @@ pub struct RunArgs {
     /// Memory of each accelerator [default: 16M]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     device_memory: Option<Size>,
+    /// Up to what that memory can grow while the machine runs, by the API [default: what --device-memory says]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    device_memory_max: Option<Size>,
     /// What that memory is: private (out of reach of vCPUs, pages migrate on faults) or coherent (reached by all in
     /// place, pages move only when the guest asks for it) [default: private]
     #[arg(long, value_name = "KIND")]
@@ -219,6 +222,7 @@ impl RunArgs {
         set(&mut config.machine.shared, self.shared);
         set(&mut config.machine.on_memory_error, self.on_memory_error);
         set(&mut config.devices.memory, self.device_memory);
+        config.devices.memory_max = self.device_memory_max.or(config.devices.memory_max);
         set(&mut config.devices.kind, self.device_kind);
         set(&mut config.devices.accesses, self.accesses);
         set(&mut config.devices.count, self.devices);

@@ -205,7 +205,7 @@ impl Config {
     /// An error if the host's limits leave too little memory, address space or threads. Guest memory fills as the guest touches it,
     /// and the guest may touch all of it: without this check the kernel would kill the run in the middle.
     fn check_room(&self, host: &Host) -> Result<(), ConfigError> {
-        let devices = u64::from(self.devices.count).saturating_mul(self.devices.memory.0);
+        let devices = u64::from(self.devices.count).saturating_mul(self.devices.memory_max().0);
         let pages = self.machine.memory.0.saturating_add(devices);
         let needed = pages.saturating_add(OVERHEAD);
         for group in &host.groups {
@@ -286,6 +286,11 @@ impl Config {
     fn check_units(&self) -> Result<(), ConfigError> {
         multiple("guest memory", self.machine.memory, BLOCK)?;
         multiple("device memory", self.devices.memory, PAGE_SIZE)?;
+        multiple(
+            "the largest device memory",
+            self.devices.memory_max(),
+            PAGE_SIZE,
+        )?;
         match self.machine.shared {
             Size(0) => Ok(()),
             shared => multiple("shared memory", shared, BLOCK),
@@ -293,7 +298,7 @@ impl Config {
     }
 
     /// Returns the limits of memory. They are for sizes that are multiples of their units.
-    fn size_limits(&self, host: &Host) -> [TooLarge; 4] {
+    fn size_limits(&self, host: &Host) -> [TooLarge; 6] {
         let memory = self.machine.memory;
         // Shared memory has no gap in it.
         let (shared_limit_of, shared_limit) = match &self.boot.kernel {
@@ -328,6 +333,20 @@ impl Config {
                 limit_of: "guest memory",
                 limit: memory,
                 remedy: "use less with --device-memory, or more with --memory",
+            },
+            TooLarge {
+                what: "the largest device memory",
+                given: self.devices.memory_max(),
+                limit_of: "guest memory",
+                limit: memory,
+                remedy: "use less with --device-memory-max, or more with --memory",
+            },
+            TooLarge {
+                what: "device memory",
+                given: self.devices.memory,
+                limit_of: "what it can grow to",
+                limit: self.devices.memory_max(),
+                remedy: "use less with --device-memory, or more with --device-memory-max",
             },
             TooLarge {
                 what: "shared memory",
@@ -643,6 +662,14 @@ mod tests {
         assert!(
             complaint(|config| config.devices.memory = Size(1 << 30))
                 .contains("more than guest memory (256 MiB)")
+        );
+        assert!(
+            complaint(|config| config.devices.memory_max = Some(Size(1 << 30)))
+                .contains("more than guest memory (256 MiB)")
+        );
+        assert!(
+            complaint(|config| config.devices.memory_max = Some(Size(1 << 20)))
+                .contains("more than what it can grow to (1 MiB)")
         );
         assert!(
             complaint(|config| config.machine.shared = Size(258 << 20))

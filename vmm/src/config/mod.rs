@@ -161,6 +161,8 @@ pub struct DevicesConfig {
     pub count: u32,
     /// Memory of each accelerator, a multiple of 4 KiB.
     pub memory: Size,
+    /// Up to what it can grow while the machine runs, a multiple of 4 KiB; without, it cannot grow beyond `memory`.
+    pub memory_max: Option<Size>,
     /// What that memory is: `private` or `coherent`.
     #[serde(deserialize_with = "from_str")]
     pub kind: DeviceKind,
@@ -326,11 +328,19 @@ impl Default for MachineConfig {
     }
 }
 
+impl DevicesConfig {
+    /// Returns up to what the memory of each accelerator can grow.
+    pub fn memory_max(&self) -> Size {
+        self.memory_max.unwrap_or(self.memory)
+    }
+}
+
 impl Default for DevicesConfig {
     fn default() -> DevicesConfig {
         DevicesConfig {
             count: 1,
             memory: Size(16 << 20),
+            memory_max: None,
             kind: DeviceKind::default(),
             accesses: Fidelity::default(),
             eviction_batch: EVICTION_BATCH,

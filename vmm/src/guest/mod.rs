@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use hmm_backend::{Backend, BackendConfig};
 use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::serial::Console;
 use crate::ending::Ending;
@@ -58,9 +59,10 @@ pub struct BoardParts<'a> {
     pub(crate) ending: &'a Arc<Ending>,
 }
 
-/// The buses of a machine, and the serial port on them.
+/// The buses of a machine, the serial port on them, and the power button of guests that know one: writing to it presses it.
 pub struct Board {
     pub(crate) console: Arc<Console>,
+    pub(crate) power_button: Option<EventFd>,
     pub(crate) mmio: Bus,
     pub(crate) ports: Bus,
 }

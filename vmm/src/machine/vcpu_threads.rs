@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
+use hmm_backend::Backend;
 use hmmvisor_devices::thread::{self, Thread};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -52,6 +53,18 @@ impl ThreadIds {
     pub fn all(&self) -> BTreeMap<u32, u32> {
         let ids = self.0.iter().map(|id| id.load(Ordering::Acquire));
         ids.zip(0..).filter(|(id, _)| *id != 0).collect()
+    }
+
+    /// Returns how many CPU faults each vCPU has had.
+    pub fn faults(&self, backend: &Backend) -> Vec<u64> {
+        let by_thread = backend.faults_by_thread();
+        let ids = self.0.iter().map(|id| id.load(Ordering::Acquire));
+        ids.map(|id| match id {
+            // Not started yet. Faults that the kernel gives no thread have this number, too.
+            0 => 0,
+            id => by_thread.get(&id).copied().unwrap_or(0),
+        })
+        .collect()
     }
 
     /// Interrupts the threads that have started, wherever they sleep.

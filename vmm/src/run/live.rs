@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::balloon::BalloonReport;
 use super::recording::{self, Begin, Recording, RecordingFigures};
-use super::report::{DriverReport, Report};
+use super::report::{AcceleratorReport, DriverReport, Report};
 use super::{outputs, policy_scripts};
 use crate::api::{Refusal, Run};
 use crate::config::Config;
@@ -64,7 +64,10 @@ impl Observed {
     /// Returns the figures as they are now. Those of what is taken at the end only are none.
     pub(super) fn report(&self, end: Option<End>) -> Report {
         let first_exit = self.first_exit.get();
+        let report = Report::new(&self.config, &self.backend, end);
         Report {
+            vcpu_faults: self.threads.faults(&self.backend),
+            accelerators: AcceleratorReport::of(&self.accelerators, &report.links),
             workload: self.workload.clone(),
             scripts: self.scripts(),
             elapsed: self.began.get().map_or(Duration::ZERO, Instant::elapsed),
@@ -73,7 +76,7 @@ impl Observed {
             rounds: self.control.rounds(),
             balloon: self.balloon.get().map(BalloonReport::of),
             drivers: DriverReport::of(&self.accelerators),
-            ..Report::new(&self.config, &self.backend, end)
+            ..report
         }
     }
 
@@ -156,7 +159,9 @@ impl Run for Observed {
         }
         let begin = Begin {
             output: self.open_trace(path)?,
+            // From here on, so that what moves while the trace begins is in it, too.
             events: recording::reader(&self.tap, self.config.devices.accesses),
+            memory: Some(self.backend.clone()),
         };
         let recording = self.recording_of(begin);
         recordings.running = Some(recording.map_err(|error| Refusal::bad("path", error))?);

@@ -17,7 +17,7 @@ use super::policy_scripts::Policies;
 use super::recording::{self, Begin};
 use super::torture::Torture;
 use super::{outputs, virtio};
-use crate::api::{ApiServer, Listeners, Live, PinBoard, Provoker};
+use crate::api::{ApiServer, Listeners, Live, OperationBoard, PinBoard, Provoker};
 use crate::config::{Config, DeviceKind};
 use crate::guest::{Guest, GuestError};
 use crate::host::Host;
@@ -80,6 +80,7 @@ impl Prepared {
         let begin = trace.map(|output| Begin {
             output,
             events: recording::reader(&tap, told),
+            memory: None,
         });
         // The last one first: it comes last in the policy's name.
         for (pages, policy) in regions.iter().rev() {
@@ -154,9 +155,11 @@ impl Prepared {
             accelerators: observed.accelerators.clone(),
             balloon: observed.balloon.clone(),
             pausing: self.vm.pausing(),
+            power_button: self.vm.take_power_button(),
             threads: observed.threads.clone(),
             provoker: self.provoker.clone(),
             pins: PinBoard::default(),
+            operations: OperationBoard::default(),
             log: messages::of_scripts(),
             began: Instant::now(),
             metrics: listeners.metrics(),
@@ -239,6 +242,7 @@ fn managed(
 ) -> Managed {
     let device = |cpu| DeviceConfig {
         memory: config.devices.memory.0,
+        memory_max: config.devices.memory_max().0,
         coherent: config.devices.kind == DeviceKind::Coherent,
         fidelity: config.devices.accesses,
         cpu,

@@ -8,9 +8,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use hmm_backend::limits;
-use hmm_backend::observe::EventKind;
-use hmm_backend::pages::{Fidelity, PAGE_SIZE};
+use hmm_backend::observe::{Event, EventKind};
+use hmm_backend::pages::{Fidelity, PAGE_SIZE, Page, PageRange};
 use hmm_backend::policy::PolicyFile;
+use hmm_backend::residency::Residency;
 use hmm_backend::{Backend, EventReader, EventTap};
 use hmmvisor_devices::thread::{self, Joined, Thread};
 use hmmvisor_experiments::output::Output;
@@ -121,6 +122,46 @@ pub struct Begin {
     pub output: Output,
     /// The events that it gets.
     pub events: EventReader,
+    /// The memory of a run that goes on already: the trace says first where its pages are. None where the run begins with it.
+    pub memory: Option<Arc<Backend>>,
+}
+
+/// Says where pages with contents are: runs of pages, each within a block. Each page is there at some moment during the
+/// iteration.
+fn placed(backend: &Backend) -> impl Iterator<Item = Event> {
+    let time = backend.now();
+    let all = PageRange::new(Page(0), Page(backend.pages()));
+    all.split_by_block().flat_map(move |block| {
+        // A block that is partly in the hole has no words of its own; it is looked at page by page.
+        let words = backend
+            .words(block)
+            .map(|words| words.into_iter().map(Some).collect());
+        let words: Vec<_> = words.unwrap_or_else(|_| {
+            let word = |page| backend.word(page).ok();
+            block.pages().map(word).collect()
+        });
+        let mut runs: Vec<Event> = Vec::new();
+        for (page, word) in block.pages().zip(words) {
+            let device = match word.map(|word| word.residency()) {
+                None | Some(Residency::Untouched | Residency::Poisoned) => continue,
+                Some(Residency::System | Residency::Exclusive(_)) => None,
+                // A duplicate takes up a frame.
+                Some(
+                    Residency::Device(its) | Residency::Coherent(its) | Residency::Duplicated(its),
+                ) => Some(its.device),
+            };
+            match runs.last_mut() {
+                Some(run) if run.device == device && run.page.0 + run.pages == page.0 => {
+                    run.pages += 1;
+                }
+                _ => runs.push(Event {
+                    device,
+                    ..Event::new(time, EventKind::Placed, PageRange::single(page))
+                }),
+            }
+        }
+        runs
+    })
 }
 
 /// Returns a reader whose events have room until the recording takes them.
@@ -141,7 +182,11 @@ impl Recording {
         threads: &ThreadIds,
         ending: &Arc<Ending>,
     ) -> Result<Recording, TraceError> {
-        let Begin { output, events } = begin;
+        let Begin {
+            output,
+            events,
+            memory,
+        } = begin;
         let file = RecordingFile {
             path: output.path().to_owned(),
             replaces: output.replaces(),
@@ -157,8 +202,20 @@ impl Recording {
                 let _ = started.send(Err(error));
                 RecordingFigures::default()
             }
-            Ok(writer) => {
-                let _ = started.send(Ok(()));
+            Ok(mut writer) => {
+                let mut events_there = memory.iter().flat_map(|memory| placed(memory));
+                let written = loop {
+                    let piece: Vec<_> = events_there.by_ref().take(PIECE).collect();
+                    match writer.write(&piece) {
+                        Ok(()) if !piece.is_empty() => {}
+                        written => break written,
+                    }
+                };
+                let begun = written.is_ok();
+                let _ = started.send(written);
+                if !begun {
+                    return RecordingFigures::default();
+                }
                 let recorder = Recorder {
                     writer,
                     events,
@@ -350,7 +407,6 @@ pub(super) fn meta(
 mod tests {
     use super::*;
     use hmm_backend::BackendConfig;
-    use hmm_backend::pages::{Page, PageRange};
     use hmmvisor_experiments::output::Files;
     use hmmvisor_experiments::trace::{Tail, TraceReader};
 
@@ -368,7 +424,11 @@ mod tests {
         let ending = Arc::new(Ending::new().unwrap());
         let meta = TraceMeta::default();
         let output = crate::run::outputs::trace(&mut Files::default(), &path).unwrap();
-        let begin = Begin { output, events };
+        let begin = Begin {
+            output,
+            events,
+            memory: None,
+        };
         let recording = Recording::start(begin, meta, &ids, &ending).unwrap();
         let figures = recording.finish(None, Duration::ZERO);
         assert_eq!(figures.error, None);

@@ -58,6 +58,10 @@ pub struct Report {
     pub seed: u64,
     /// The backend's figures.
     pub stats: Stats,
+    /// CPU faults of each vCPU. Those of the VMM's own accesses are in none.
+    pub vcpu_faults: Vec<u64>,
+    /// The figures of each accelerator.
+    pub accelerators: Vec<AcceleratorReport>,
     /// What crossed the accelerators' links.
     pub links: Vec<LinkTraffic>,
     /// From the vCPUs' start to the end.
@@ -153,6 +157,45 @@ impl DriverReport {
     }
 }
 
+/// The figures of one accelerator.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct AcceleratorReport {
+    /// Commands completed, failed ones included.
+    pub commands: u64,
+    /// Commands that failed.
+    pub errors: u64,
+    /// Accesses that neither its TLB nor its page table could translate. Some of them found their page in its memory.
+    pub faults: u64,
+    /// Faults on virtual addresses, which the guest had to answer.
+    pub guest_faults: u64,
+    /// Bytes of contents that came to its memory.
+    pub bytes_in: u64,
+    /// Bytes of contents that left it.
+    pub bytes_out: u64,
+}
+
+impl AcceleratorReport {
+    /// Makes those of all, with what has crossed their links.
+    pub(super) fn of(all: &[Arc<Accelerator>], links: &[LinkTraffic]) -> Vec<AcceleratorReport> {
+        let report = |it: &Arc<Accelerator>| {
+            let (stats, here) = (it.stats(), Place::Device(it.device_id()));
+            let bytes = |end: fn(&LinkTraffic) -> Place| {
+                let its = links.iter().filter(|link| end(link) == here);
+                its.map(|link| link.bytes).sum()
+            };
+            AcceleratorReport {
+                commands: stats.commands,
+                errors: stats.errors,
+                faults: stats.faults,
+                guest_faults: stats.guest_faults,
+                bytes_in: bytes(|link| link.to),
+                bytes_out: bytes(|link| link.from),
+            }
+        };
+        all.iter().map(report).collect()
+    }
+}
+
 /// A round of a torture that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replay {
@@ -181,6 +224,8 @@ impl Report {
             memory: config.machine.memory,
             seed: config.seed,
             stats: backend.stats(),
+            vcpu_faults: Vec::new(),
+            accelerators: Vec::new(),
             links: backend.link_traffic(),
             elapsed: Duration::ZERO,
             first_instruction: None,
@@ -319,6 +364,7 @@ impl Serialize for Report {
         map.serialize_entry("guest_exit", &guest_exit)?;
         map.serialize_entry("error", &self.error())?;
         map.serialize_entry("cpu_faults", &stats.cpu_faults)?;
+        map.serialize_entry("vcpu_faults", &self.vcpu_faults)?;
         map.serialize_entry("first_touch_faults", &stats.first_touch_faults)?;
         map.serialize_entry("device_faults", &stats.device_faults)?;
         map.serialize_entry("pages_to_device", &stats.pages_to_device())?;
@@ -346,6 +392,7 @@ impl Serialize for Report {
         map.serialize_entry("balloon", &self.balloon)?;
         let links: Vec<_> = self.links.iter().map(JsonLink::from).collect();
         map.serialize_entry("links", &links)?;
+        map.serialize_entry("accelerators", &self.accelerators)?;
         map.serialize_entry("drivers", &self.drivers)?;
         map.serialize_entry("output", &self.output)?;
         map.serialize_entry("elapsed_s", &self.elapsed.as_secs_f64())?;

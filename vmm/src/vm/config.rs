@@ -116,6 +116,8 @@ impl Managed {
 pub struct DeviceConfig {
     /// Device memory in bytes.
     pub memory: u64,
+    /// Bytes up to which it can grow; at least `memory`.
+    pub memory_max: u64,
     /// Whether CPUs reach it in place; otherwise pages migrate on faults.
     pub coherent: bool,
     /// How much it tells of its accesses.
@@ -133,6 +135,7 @@ impl DeviceConfig {
     ) -> Result<Arc<Accelerator>, VmError> {
         let config = AcceleratorConfig {
             memory: self.memory,
+            memory_max: self.memory_max,
             coherent: self.coherent,
             fidelity: self.fidelity,
             managed_base: slot.managed_base,

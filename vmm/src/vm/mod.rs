@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use hmmvisor_devices::Accelerator;
 use parking_lot::Mutex;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::serial::Console;
 use crate::ending::Ending;
@@ -50,6 +51,7 @@ pub struct Vm {
     ids: ThreadIds,
     control: Arc<Control>,
     console: Arc<Console>,
+    power_button: Option<EventFd>,
     output: OutletThread,
     /// The output's figures, once the machine has stopped.
     written: Option<OutletFigures>,
@@ -117,6 +119,7 @@ impl Vm {
             ids,
             control,
             console: board.console,
+            power_button: board.power_button,
             output,
             written: None,
         })
@@ -192,6 +195,11 @@ impl Vm {
     /// Returns the serial port.
     pub fn console(&self) -> &Arc<Console> {
         &self.console
+    }
+
+    /// Takes the power button of a guest that has one: each event presses it.
+    pub(crate) fn take_power_button(&mut self) -> Option<EventFd> {
+        self.power_button.take()
     }
 
     /// Counts the guest's signs of life: its accesses to devices, except to a serial port whose output is stalled.

@@ -91,8 +91,8 @@ impl ResidencyPlot {
             EventKind::ToSystem | EventKind::CpuFault | EventKind::MappedInPlace => SYSTEM,
             // Duplicates count as in device memory: they take up frames.
             EventKind::Duplicated => DEVICE,
-            EventKind::Collapsed if event.device.is_some() => DEVICE,
-            EventKind::Collapsed => SYSTEM,
+            EventKind::Collapsed | EventKind::Placed if event.device.is_some() => DEVICE,
+            EventKind::Collapsed | EventKind::Placed => SYSTEM,
             EventKind::Freed => 0,
             _ => return Ok(()),
         };

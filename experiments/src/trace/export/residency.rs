@@ -30,7 +30,9 @@ impl ResidencyTracker {
     /// Takes notice of an event. Returns whether it may have changed how many pages a device holds.
     pub fn apply(&mut self, event: &Event) -> bool {
         let place = match (event.kind, event.device) {
-            (EventKind::ToDevice | EventKind::BetweenDevices, Some(device)) => u16::from(device.0),
+            (EventKind::ToDevice | EventKind::BetweenDevices | EventKind::Placed, Some(device)) => {
+                u16::from(device.0)
+            }
             (EventKind::ToSystem | EventKind::Freed, _) | (EventKind::Collapsed, None) => SYSTEM,
             // Duplicates are in the device's memory all the while.
             _ => return false,

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use hmmvisor_api::{Device, Devices, Problem, Provocations, Provoke};
+use hmmvisor_api::{Device, Devices, Problem, Provocations, Provoke, SetDevice};
 
 use super::{Answer, BodyRefused, Machine, apart};
 use crate::api::error::Refusal;
@@ -32,10 +32,34 @@ pub(super) async fn device(State(live): Machine, Number(device): Number<u8>) -> 
     live.device(device).map(Json)
 }
 
+/// Change the size of an accelerator's memory
+///
+/// The answer comes when no more of it is in use than is to be: a memory that shrinks is emptied in the order of the policy. Its
+/// pages move to system memory. If they cannot, it keeps its size. The guest is told the size that the memory had at the beginning.
+#[utoipa::path(
+    put, path = "/v1/devices/{device}", tag = "devices", params(("device" = u8, Path, description = "Its number")), request_body = SetDevice,
+    responses(
+        (status = 200, body = Device),
+        (status = 404, body = Problem, content_type = "application/problem+json"),
+        (status = 409, body = Problem, content_type = "application/problem+json"),
+        BodyRefused
+    )
+)]
+pub(super) async fn set_device(
+    State(live): Machine,
+    Number(device): Number<u8>,
+    Body(to): Body<SetDevice>,
+) -> Answer<Device> {
+    apart(live, move |live| live.set_device(device, to))
+        .await
+        .map(Json)
+}
+
 /// Detach an accelerator
 ///
 /// The answer comes when all its pages are in system memory; meanwhile `used_pages` of the accelerator tells how many are left. The
-/// guest's commands fail from then on. On an error the pages that are left stay reachable, and it can be tried again.
+/// guest's commands fail from then on. On an error the pages that are left stay reachable, and it can be tried again. If it is
+/// cancelled, the accelerator is attached again; commands that needed its memory meanwhile have failed.
 #[utoipa::path(
     post, path = "/v1/devices/{device}/detach", tag = "devices", params(("device" = u8, Path, description = "Its number")),
     responses(

@@ -90,7 +90,8 @@ pub(super) async fn recording(State(live): Machine) -> Answer<Recording> {
 
 /// Begin to record a trace
 ///
-/// Its first events are those after the answer; a trace that begins in the middle of a run says nothing of what was where before.
+/// The trace says first where pages are, and then what happens from then on. While the machine is paused, it tells of all pages as
+/// they are at one moment.
 #[utoipa::path(
     put, path = "/v1/recording", tag = "figures", request_body = Record,
     responses(

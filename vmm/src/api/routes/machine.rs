@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use hmmvisor_api::{Balloon, Problem, SetBalloon, Vm};
 
 use super::{Answer, BodyRefused, Machine, apart};
+use crate::api::error::Refusal;
 use crate::api::extract::Body;
 
 /// The machine, and what it was started with
@@ -31,6 +32,22 @@ pub(super) async fn vm(State(live): Machine) -> Json<Vm> {
 pub(super) async fn stop(State(live): Machine) -> StatusCode {
     live.stop();
     StatusCode::NO_CONTENT
+}
+
+/// Press the guest's power button
+///
+/// An operating system is told by ACPI, and does what it does about it: most switch themselves off, which ends the run. The answer
+/// comes at once. Small guests have no button.
+#[utoipa::path(
+    post, path = "/v1/vm/power-button", tag = "vm",
+    responses(
+        (status = 204),
+        (status = 409, body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn power_button(State(live): Machine) -> Result<StatusCode, Refusal> {
+    live.press_power_button()?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Pause the machine

@@ -62,7 +62,7 @@ pub(super) async fn residency_bytes(
 /// Move pages to system memory or to an accelerator
 ///
 /// The answer comes when they have moved. Pages that are pinned or cannot move stay where they are. Moving pages to system memory
-/// evicts them.
+/// evicts them. If it is cancelled, the answer is 409, and what has moved stays where it is then.
 #[utoipa::path(
     post, path = "/v1/memory/migrate", tag = "memory", request_body = Migrate,
     responses(

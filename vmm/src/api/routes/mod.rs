@@ -4,6 +4,7 @@ mod devices;
 mod figures;
 mod machine;
 mod memory;
+mod operations;
 mod policy;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ type Answer<T> = Result<Json<T>, Refusal>;
         (name = "memory", description = "Where pages are, moving them, and what may be done with them"),
         (name = "policy", description = "What decides what migrates"),
         (name = "devices", description = "The accelerators, and provoking their drivers"),
+        (name = "operations", description = "Requests that take long, while they are carried out"),
         (name = "figures", description = "Figures, events and recordings")
     )
 )]
@@ -64,6 +66,7 @@ fn described() -> OpenApiRouter<Arc<Live>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(machine::vm))
         .routes(routes!(machine::stop))
+        .routes(routes!(machine::power_button))
         .routes(routes!(machine::pause))
         .routes(routes!(machine::resume))
         .routes(routes!(machine::balloon, machine::set_balloon))
@@ -79,13 +82,15 @@ fn described() -> OpenApiRouter<Arc<Live>> {
         .routes(routes!(policy::policy, policy::set_policy))
         .routes(routes!(policy::check))
         .routes(routes!(devices::devices))
-        .routes(routes!(devices::device))
+        .routes(routes!(devices::device, devices::set_device))
         .routes(routes!(devices::detach))
         .routes(routes!(
             devices::provocations,
             devices::provoke,
             devices::end_provocations
         ))
+        .routes(routes!(operations::operations))
+        .routes(routes!(operations::cancel))
         .routes(routes!(figures::stats))
         .routes(routes!(figures::metrics))
         .routes(routes!(figures::events))

@@ -12,6 +12,8 @@ use super::watch::{Cell, Rate, Watch};
 
 /// Rows of the map of memory, at least.
 const LEAST_MAP: u16 = 6;
+/// Columns of an accelerator's line besides its bar, at most.
+const BESIDE_USE: usize = 76;
 /// Columns before a line of small bars.
 const BEFORE_BARS: u16 = 28;
 
@@ -24,11 +26,21 @@ pub(super) fn draw(frame: &mut Frame<'_>, watch: &Watch, line: String) {
         Constraint::Min(LEAST_MAP),
         Constraint::Length(1),
         Constraint::Length(rates),
+        Constraint::Length(1),
         Constraint::Length(2),
         Constraint::Length(devices),
         Constraint::Length(1),
     ]);
-    let [head, map, legend, of_rates, latencies, of_devices, last] = rows.areas(frame.area());
+    let [
+        head,
+        map,
+        legend,
+        of_rates,
+        of_vcpus,
+        latencies,
+        of_devices,
+        last,
+    ] = rows.areas(frame.area());
     frame.render_widget(heading(watch), head);
     draw_map(frame, watch, map);
     let bold = Style::new().add_modifier(Modifier::BOLD);
@@ -37,6 +49,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, watch: &Watch, line: String) {
     for (rate, row) in watch.rates.iter().zip(of_rates.rows()) {
         draw_rate(frame, rate, row);
     }
+    frame.render_widget(Line::raw(vcpus(watch, of_vcpus.width)), of_vcpus);
     let latency = |side, name: &str| latency(watch, side, name);
     let lines = vec![
         latency("CPU fault", "fault_latency_us"),
@@ -44,17 +57,29 @@ pub(super) fn draw(frame: &mut Frame<'_>, watch: &Watch, line: String) {
     ];
     frame.render_widget(Paragraph::new(lines), latencies);
     for (device, row) in watch.devices.iter().zip(of_devices.rows()) {
-        let width = usize::from(row.width).saturating_sub(60).clamp(4, 40);
+        let width = usize::from(row.width)
+            .saturating_sub(BESIDE_USE)
+            .clamp(4, 40);
         let filled = width * device.used_pages as usize / device.capacity_pages.max(1) as usize;
-        let state = if device.attached { "" } else { ", detached" };
+        // A memory that shrinks may hold more than it can.
+        let filled = filled.min(width);
+        let rates = watch.accelerators.get(usize::from(device.device));
+        let rates = match rates {
+            Some(it) if device.attached => format!(
+                "{:>6} faults/s in {}/s out {}/s",
+                it.faults.now(),
+                short(it.bytes_in.now()),
+                short(it.bytes_out.now())
+            ),
+            _ => "detached".to_owned(),
+        };
         let text = format!(
-            " device{} [{}{}] {} of {}, {} commands{state}",
+            " device{} [{}{}] {} of {} {rates}",
             device.device,
             "=".repeat(filled),
             " ".repeat(width - filled),
             bytes(u64::from(device.used_pages) * 4096),
             bytes(u64::from(device.capacity_pages) * 4096),
-            device.commands
         );
         frame.render_widget(Line::raw(text), row);
     }
@@ -151,6 +176,26 @@ fn latency<'w>(watch: &Watch, side: &str, name: &str) -> Line<'w> {
     ))
 }
 
+/// Faults of each vCPU, as far as they have room.
+fn vcpus(watch: &Watch, width: u16) -> String {
+    let mut text = " vCPU faults/s".to_owned();
+    for (vcpu, rate) in watch.vcpus.iter().enumerate() {
+        let next = format!("  {vcpu}: {}", rate.now());
+        if text.len() + next.len() + 2 > usize::from(width) {
+            return text + " …";
+        }
+        text += &next;
+    }
+    text
+}
+
+/// A size with one letter for its unit.
+fn short(size: u64) -> String {
+    let text = bytes(size);
+    let letters = text.replace([' ', 'i'], "");
+    letters.strip_suffix('B').unwrap_or(&letters).to_owned()
+}
+
 /// A size, short.
 fn bytes(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -194,5 +239,7 @@ mod tests {
         assert_eq!(bytes(5), "5 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(256 << 20), "256.0 MiB");
+        assert_eq!(short(256 << 20), "256.0M");
+        assert_eq!(short(5), "5");
     }
 }

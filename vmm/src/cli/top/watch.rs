@@ -53,7 +53,7 @@ impl Watcher {
 #[derive(Clone)]
 pub(super) struct Rate {
     pub(super) what: &'static str,
-    pointer: &'static str,
+    pointer: String,
     /// What one is worth in the unit that is shown.
     each: f64,
     /// Whether it is bytes.
@@ -61,6 +61,25 @@ pub(super) struct Rate {
     before: Option<f64>,
     /// The last rates, a second, the newest last.
     pub(super) seen: VecDeque<u64>,
+}
+
+/// The rates of an accelerator.
+#[derive(Clone)]
+pub(super) struct AcceleratorRates {
+    pub(super) faults: Rate,
+    pub(super) bytes_in: Rate,
+    pub(super) bytes_out: Rate,
+}
+
+impl AcceleratorRates {
+    fn of(number: u32) -> AcceleratorRates {
+        let at = |name: &str| format!("/accelerators/{number}/{name}");
+        AcceleratorRates {
+            faults: Rate::new("faults", at("faults"), 1.0, false),
+            bytes_in: Rate::new("in", at("bytes_in"), 1.0, true),
+            bytes_out: Rate::new("out", at("bytes_out"), 1.0, true),
+        }
+    }
 }
 
 /// What is known of the machine.
@@ -71,6 +90,10 @@ pub(super) struct Watch {
     pub(super) recording: Recording,
     pub(super) stats: Value,
     pub(super) rates: Vec<Rate>,
+    /// Faults of each vCPU.
+    pub(super) vcpus: Vec<Rate>,
+    /// Of each accelerator.
+    pub(super) accelerators: Vec<AcceleratorRates>,
     /// A byte for each page.
     residency: Vec<u8>,
 }
@@ -95,18 +118,14 @@ fn get<T: DeserializeOwned>(client: &Client, path: &str) -> Result<T, ClientErro
 
 impl Watch {
     pub(super) fn begin(client: &Client) -> Result<Watch, ClientError> {
-        let rate = |what, pointer, each, is_bytes| Rate {
-            what,
-            pointer,
-            each,
-            is_bytes,
-            before: None,
-            seen: VecDeque::new(),
-        };
-        let faults = |what, pointer| rate(what, pointer, 1.0, false);
-        let moved = |what, pointer| rate(what, pointer, PAGE_BYTES, true);
+        let faults = |what, pointer: &str| Rate::new(what, pointer.to_owned(), 1.0, false);
+        let moved = |what, pointer: &str| Rate::new(what, pointer.to_owned(), PAGE_BYTES, true);
+        let vm: Vm = get(client, "/v1/vm")?;
+        let vcpu = |vcpu| faults("faults", &format!("/vcpu_faults/{vcpu}"));
         let mut watch = Watch {
-            vm: get(client, "/v1/vm")?,
+            vcpus: (0..vm.vcpus).map(vcpu).collect(),
+            accelerators: (0..vm.devices).map(AcceleratorRates::of).collect(),
+            vm,
             devices: Vec::new(),
             recording: Recording::default(),
             stats: Value::Null,
@@ -138,8 +157,12 @@ impl Watch {
         );
         self.residency = client.get(&path)?.body;
         let seconds = (self.vm.uptime_s - before).max(1e-3);
-        for rate in &mut self.rates {
-            let now = self.stats.pointer(rate.pointer).and_then(Value::as_f64);
+        let accelerators = self.accelerators.iter_mut();
+        let of_accelerators =
+            accelerators.flat_map(|it| [&mut it.faults, &mut it.bytes_in, &mut it.bytes_out]);
+        let rates = self.rates.iter_mut().chain(&mut self.vcpus);
+        for rate in rates.chain(of_accelerators) {
+            let now = self.stats.pointer(&rate.pointer).and_then(Value::as_f64);
             let now = now.unwrap_or(0.0);
             rate.add(now, seconds);
         }
@@ -164,6 +187,17 @@ impl Watch {
 }
 
 impl Rate {
+    fn new(what: &'static str, pointer: String, each: f64, is_bytes: bool) -> Rate {
+        Rate {
+            what,
+            pointer,
+            each,
+            is_bytes,
+            before: None,
+            seen: VecDeque::new(),
+        }
+    }
+
     fn add(&mut self, now: f64, seconds: f64) {
         if let Some(before) = self.before.replace(now) {
             let rate = (now - before) * self.each / seconds;
@@ -221,14 +255,7 @@ mod tests {
 
     #[test]
     fn rates_are_by_the_second() {
-        let mut rate = Rate {
-            what: "",
-            pointer: "",
-            each: 4096.0,
-            is_bytes: true,
-            before: None,
-            seen: VecDeque::new(),
-        };
+        let mut rate = Rate::new("", String::new(), 4096.0, true);
         rate.add(10.0, 1.0);
         assert_eq!(rate.now(), 0);
         rate.add(30.0, 0.5);

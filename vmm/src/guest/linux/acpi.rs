@@ -1,9 +1,11 @@
 //! The ACPI tables, which describe the machine to an operating system.
 //!
-//! The hardware-reduced kind of ACPI: no fixed hardware, no legacy devices, power off and reset by registers of their own.
+//! The hardware-reduced kind of ACPI: no fixed hardware, no legacy devices, power off and reset by registers of their own, the power
+//! button as an event.
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
+    Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -23,6 +25,10 @@ use crate::machine::slots::SlotInfo;
 
 /// The hardware ID that a driver for the accelerator binds to.
 pub const ACCELERATOR_ID: &str = "HMMV0001";
+/// ACPI's own hardware ID of a device that makes events of interrupts.
+const EVENTS_ID: &str = "ACPI0013";
+/// ACPI's value for "the button was pressed".
+const PRESSED: u8 = 0x80;
 /// The hardware ID that Linux's driver for virtio-mmio binds to.
 const VIRTIO_ID: &str = "LNRO0005";
 
@@ -115,7 +121,8 @@ fn dsdt(slots: &[SlotInfo]) -> impl Aml {
     )
     .to_aml_bytes(&mut contents);
     let devices = Devices(slots);
-    Scope::new(Path::new("_SB_"), vec![&SerialPort, &devices]).to_aml_bytes(&mut contents);
+    let devices: Vec<&dyn Aml> = vec![&SerialPort, &PowerButton, &devices];
+    Scope::new(Path::new("_SB_"), devices).to_aml_bytes(&mut contents);
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
     table.append_slice(&contents);
     table
@@ -141,6 +148,44 @@ impl Aml for SerialPort {
                         &IO::new(first, first, 1, length),
                         &interrupt(serial::PIN),
                     ]),
+                ),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// A power button, and the device that makes an event of its interrupt.
+struct PowerButton;
+
+impl Aml for PowerButton {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let button = Path::new("PWRB");
+        Device::new(
+            Path::new("PWRB"),
+            vec![
+                &Name::new(Path::new("_HID"), &EISAName::new("PNP0C0C")),
+                &Name::new(Path::new("_UID"), &0u8),
+            ],
+        )
+        .to_aml_bytes(sink);
+        let its = power::BUTTON_PIN as u8;
+        let pressed = Notify::new(&button, &PRESSED);
+        let is_its = Equal::new(&Arg(0), &its);
+        Device::new(
+            Path::new("GED0"),
+            vec![
+                &Name::new(Path::new("_HID"), &EVENTS_ID),
+                &Name::new(Path::new("_UID"), &0u8),
+                &Name::new(
+                    Path::new("_CRS"),
+                    &ResourceTemplate::new(vec![&interrupt(power::BUTTON_PIN)]),
+                ),
+                &Method::new(
+                    Path::new("_EVT"),
+                    1,
+                    true,
+                    vec![&If::new(&is_its, vec![&pressed])],
                 ),
             ],
         )
@@ -315,8 +360,11 @@ mod tests {
         };
         let text = std::fs::read_to_string(folder.path().join("dsdt.dsl"));
         let text = text.unwrap_or_else(|_| panic!("{output:?}"));
+        assert!(text.contains("Notify (PWRB, 0x80)"), "{text}");
         for device in [
             "Device (COM1)",
+            "Device (PWRB)",
+            "Device (GED0)",
             "Device (A000)",
             "Device (V000)",
             "Device (V001)",

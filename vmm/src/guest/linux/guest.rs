@@ -99,8 +99,11 @@ impl Guest for LinuxGuest {
         let power = Power::new(ending.clone(), console.clone());
         ports.insert(power::PORTS, Arc::new(power));
         ports.insert(serial::PORTS, console.clone());
+        let button = pin_event(machine.vm(), power::BUTTON_PIN)
+            .map_err(GuestError::event("the power button's interrupt"))?;
         Ok(Board {
             console,
+            power_button: Some(button),
             mmio: Bus::floating(),
             ports,
         })

@@ -1,4 +1,4 @@
-//! The registers by which an operating system switches the machine off or resets it. Both end the run.
+//! The registers by which an operating system switches the machine off or resets it, which end the run, and the button that asks it to.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use crate::machine::bus::{Device, Next};
 
 /// Ports of the registers.
 pub const PORTS: Range<u64> = 0x600..0x603;
+/// The I/O APIC's pin of the power button: an event that the guest's ACPI tables describe. No device of a PC's that the machine has uses it.
+pub const BUTTON_PIN: u32 = 5;
 /// ACPI's sleep control register.
 pub const SLEEP_CONTROL: u16 = 0x600;
 /// ACPI's sleep status register; this machine never wakes up, so it reads as zero.

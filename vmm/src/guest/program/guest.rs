@@ -112,6 +112,7 @@ impl Guest for Program<'_> {
         ports.insert(serial::PORTS, console.clone());
         Ok(Board {
             console,
+            power_button: None,
             mmio,
             ports,
         })
