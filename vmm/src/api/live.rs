@@ -12,6 +12,7 @@ use hmmvisor_devices::virtio::Balloon;
 use hmmvisor_policies::{Log, Scripts};
 
 use super::error::Refusal;
+use super::events::OpenStreams;
 use super::memory::PinBoard;
 use super::provoke::Provoker;
 use crate::config::Config;
@@ -33,6 +34,7 @@ pub(crate) struct Live {
     pub(crate) threads: ThreadIds,
     pub(crate) provoker: Arc<Provoker>,
     pub(crate) pins: PinBoard,
+    pub(crate) streams: OpenStreams,
     /// Takes what policy scripts print.
     pub(crate) log: Log,
     /// When the vCPUs started.

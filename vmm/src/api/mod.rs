@@ -27,6 +27,7 @@ mod server;
 
 pub use error::ApiError;
 pub(crate) use error::Refusal;
+pub(crate) use events::OpenStreams;
 pub(crate) use live::{Live, Run};
 pub(crate) use memory::PinBoard;
 pub(crate) use provoke::Provoker;

@@ -17,7 +17,7 @@ use super::policy_scripts::Policies;
 use super::recording::{self, Begin};
 use super::torture::Torture;
 use super::{outputs, virtio};
-use crate::api::{ApiServer, Listeners, Live, PinBoard, Provoker};
+use crate::api::{ApiServer, Listeners, Live, OpenStreams, PinBoard, Provoker};
 use crate::config::{Config, DeviceKind};
 use crate::guest::{Guest, GuestError};
 use crate::host::Host;
@@ -147,6 +147,7 @@ impl Prepared {
             threads: observed.threads.clone(),
             provoker: self.provoker.clone(),
             pins: PinBoard::default(),
+            streams: OpenStreams::default(),
             log: self.policies.log(),
             began: Instant::now(),
             metrics: listeners.metrics(),

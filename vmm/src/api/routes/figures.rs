@@ -72,9 +72,10 @@ pub(super) async fn events(
 ) -> Result<Response, Refusal> {
     let kinds = stream::kinds(asked.kinds.as_deref())?;
     live.going_on()?;
+    let events = stream::stream(&live, kinds)?;
     patience.without_end();
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((kind, stream::stream(&live, kinds)).into_response())
+    Ok((kind, events).into_response())
 }
 
 /// The recording, or the last one
