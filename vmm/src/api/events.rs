@@ -21,6 +21,8 @@ use super::live::Live;
 use crate::ending::Ending;
 use crate::machine::vcpu_threads::ThreadIds;
 
+/// The media type.
+pub(super) const TYPE: &str = "application/x-ndjson";
 /// How often the events are taken out of the backend's rings.
 const TAKE: Duration = Duration::from_millis(20);
 /// Events that the ring of each of the backend's threads holds: many times what a thread produces in [`TAKE`]. Each has 72

@@ -156,8 +156,10 @@ impl Policies {
         })
     }
 
-    /// Returns what takes the messages of scripts.
+    /// Returns what takes the messages of scripts that come while the machine runs.
     pub(crate) fn log(&self) -> Log {
+        // Before there is one, for the same reason.
+        self.messages.speaker();
         log(&self.messages)
     }
 }
