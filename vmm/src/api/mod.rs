@@ -8,10 +8,13 @@
 //! | `live` | the machine that is asked about; `memory`, `policy`, `devices`: its parts |
 //! | `provoke` | drivers that fail at a request |
 //! | `events`, `metrics` | the stream of events; the figures for Prometheus |
+//! | `asked` | requests without a socket, for the fuzzer |
 //! | `error` | why there is no API; why a request is refused |
 //!
 //! Only the API's threads know of tokio. A run without a socket has none of them.
 
+#[cfg(feature = "fuzzing")]
+mod asked;
 mod devices;
 mod error;
 mod events;
@@ -25,6 +28,10 @@ mod provoke;
 mod routes;
 mod server;
 
+#[cfg(feature = "fuzzing")]
+pub use asked::Reply;
+#[cfg(feature = "fuzzing")]
+pub(crate) use asked::Resources;
 pub use error::ApiError;
 pub(crate) use error::Refusal;
 pub(crate) use events::OpenStreams;

@@ -1,6 +1,7 @@
 //! Everything that is made before a guest runs.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -134,8 +135,17 @@ impl Prepared {
         let Some(listeners) = self.listeners.take() else {
             return Ok(None);
         };
+        let live = self.live(listeners.metrics());
+        Ok(Some(Api {
+            provoker: self.provoker.clone(),
+            _server: ApiServer::start(listeners, live)?,
+        }))
+    }
+
+    /// Returns what requests may see and change. The metrics are served by TCP there.
+    pub(super) fn live(&self, metrics: Option<SocketAddr>) -> Live {
         let observed = &self.observed;
-        let live = Live {
+        Live {
             config: observed.config.clone(),
             workload: observed.workload.clone(),
             backend: self.backend.clone(),
@@ -150,13 +160,15 @@ impl Prepared {
             streams: OpenStreams::default(),
             log: self.policies.log(),
             began: Instant::now(),
-            metrics: listeners.metrics(),
+            metrics,
             run: observed.clone(),
-        };
-        Ok(Some(Api {
-            provoker: self.provoker.clone(),
-            _server: ApiServer::start(listeners, live)?,
-        }))
+        }
+    }
+
+    /// Ends what requests have provoked.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn end_provocations(&self) {
+        self.provoker.clear_all();
     }
 }
 
