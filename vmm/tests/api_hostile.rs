@@ -192,9 +192,9 @@ fn answers_and_events_that_no_client_reads_stay_bounded() {
         let stats: serde_json::Value = besieged.machine.get("/v1/stats");
         stats["cpu_faults"].as_u64().unwrap() + stats["device_faults"].as_u64().unwrap()
     };
-    // More events than all bounds together hold.
+    // More events than all bounds together hold: a fault makes several.
     let before = faults();
-    wait_until("many events", || faults() > before + 30_000);
+    wait_until("many events", || faults() > before + 15_000);
     besieged.serves_others();
     drop(unread);
     // The end of the run ends the streams; a client that reads late finds it.

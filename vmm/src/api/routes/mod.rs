@@ -98,7 +98,9 @@ fn described() -> OpenApiRouter<Arc<Live>> {
 
 fn document(api: utoipa::openapi::OpenApi) -> String {
     // It consists of maps with strings as keys.
-    api.to_pretty_json().unwrap_or_default()
+    let text = api.to_pretty_json().unwrap_or_default();
+    // The formats of integers without a sign, as OpenAPI's registry has them.
+    text.replace("\"u-int", "\"uint")
 }
 
 /// Returns the OpenAPI description of all resources, as JSON.
