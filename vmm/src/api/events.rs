@@ -13,11 +13,11 @@ use hmm_backend::observe::{Event, EventKind, Events};
 use hmm_backend::pages::Access;
 use hmmvisor_api as api;
 use hyper::body::Frame;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::error::Refusal;
 use super::live::Live;
+use super::patience::{OpenStream, OpenStreams};
 use crate::ending::Ending;
 use crate::machine::vcpu_threads::ThreadIds;
 
@@ -30,8 +30,6 @@ const TAKE: Duration = Duration::from_millis(20);
 const RING: usize = 1 << 12;
 /// The most events that wait for a client while others take theirs.
 const MOST: usize = 1 << 14;
-/// The most streams at a time. Each keeps a connection and, for a client that does not read, [`MOST`] events.
-const MOST_STREAMS: usize = 32;
 /// The most events in one piece of the stream.
 const PIECE: usize = 256;
 
@@ -51,20 +49,11 @@ pub(super) fn kinds(list: Option<&str>) -> Result<Vec<EventKind>, Refusal> {
     list.split(',').map(|name| kind(name.trim())).collect()
 }
 
-/// The streams that are open: so many clients read events.
-pub(crate) struct OpenStreams(Arc<Semaphore>);
-
-impl Default for OpenStreams {
-    fn default() -> OpenStreams {
-        OpenStreams(Arc::new(Semaphore::new(MOST_STREAMS)))
-    }
-}
-
 /// Makes the stream.
 pub(super) fn stream(live: &Live, kinds: Vec<EventKind>) -> Result<Body, Refusal> {
-    let open = live.streams.0.clone().try_acquire_owned();
-    let open = open.map_err(|_| {
-        let detail = format!("{MOST_STREAMS} clients read events; one of them has to end first");
+    let open = live.streams.open().ok_or_else(|| {
+        let most = OpenStreams::MOST;
+        let detail = format!("{most} clients read events; one of them has to end first");
         Refusal::conflict(detail)
     })?;
     let mut interval = tokio::time::interval(TAKE);
@@ -84,7 +73,7 @@ pub(super) fn stream(live: &Live, kinds: Vec<EventKind>) -> Result<Body, Refusal
 /// The body of an answer that goes on. It is asked for the next piece only when the client has room; meanwhile events wait in
 /// the reader, and those that find no room there are counted.
 struct Stream {
-    _open: OwnedSemaphorePermit,
+    _open: OpenStream,
     reader: EventReader,
     kinds: Vec<EventKind>,
     interval: Interval,

@@ -12,8 +12,8 @@ use hmmvisor_devices::virtio::Balloon;
 use hmmvisor_policies::{Log, Scripts};
 
 use super::error::Refusal;
-use super::events::OpenStreams;
 use super::memory::PinBoard;
+use super::patience::OpenStreams;
 use super::provoke::Provoker;
 use crate::config::Config;
 use crate::ending::{End, Ending};

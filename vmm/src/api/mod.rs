@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `server`, `patience` | the sockets, and the thread that serves them; how long a connection lasts |
+//! | `server`, `patience` | the sockets, and the thread that serves them; how long a connection lasts, how many carry streams |
 //! | `routes` | the resources, and the document that describes them |
 //! | `extract` | bodies and queries of requests, checked |
 //! | `live` | the machine that is asked about; `memory`, `policy`, `devices`: its parts |
@@ -34,9 +34,9 @@ pub use asked::Reply;
 pub(crate) use asked::Resources;
 pub use error::ApiError;
 pub(crate) use error::Refusal;
-pub(crate) use events::OpenStreams;
 pub(crate) use live::{Live, Run};
 pub(crate) use memory::PinBoard;
+pub(crate) use patience::OpenStreams;
 pub(crate) use provoke::Provoker;
 pub use routes::openapi;
 pub(crate) use server::{ApiServer, Listeners};

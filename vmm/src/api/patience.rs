@@ -1,9 +1,10 @@
-//! How long a connection may last, and which connections make room for others.
+//! How long a connection may last, which connections make room for others, and how many carry streams.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What one connection is doing.
 #[derive(Clone)]
@@ -81,5 +82,30 @@ impl Patience {
 
     fn works(&self) {
         self.0.lock().waits_since = None;
+    }
+}
+
+/// The streams of a machine that are open. Each keeps a connection, and events for a client that does not read.
+pub(crate) struct OpenStreams(Arc<Semaphore>);
+
+/// One of them, until it is dropped.
+pub(super) struct OpenStream {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Default for OpenStreams {
+    fn default() -> OpenStreams {
+        OpenStreams(Arc::new(Semaphore::new(OpenStreams::MOST)))
+    }
+}
+
+impl OpenStreams {
+    /// The most at a time.
+    pub(super) const MOST: usize = 32;
+
+    /// Opens one; none if there are [`Self::MOST`].
+    pub(super) fn open(&self) -> Option<OpenStream> {
+        let permit = self.0.clone().try_acquire_owned().ok()?;
+        Some(OpenStream { _permit: permit })
     }
 }
