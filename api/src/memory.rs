@@ -139,6 +139,7 @@ pub struct Migrate {
     #[schema(minimum = 1)]
     pub pages: u32,
     /// Where to: `system`, or an accelerator like `device0`.
+    #[schema(pattern = "^(system|device[0-9]+)$")]
     pub to: String,
 }
 
@@ -182,6 +183,9 @@ pub struct Hint {
     #[schema(minimum = 1)]
     pub pages: u32,
     /// What is said, as in a configuration: `read-mostly`, `preferred:device0`.
+    #[schema(
+        pattern = "^(preferred:(system|none|device[0-9]+)|(not-)?accessed-by:device[0-9]+|(not-)?read-mostly)$"
+    )]
     pub hint: String,
 }
 

@@ -5,6 +5,7 @@ mod cli;
 pub mod commands;
 pub mod configuration;
 mod managed;
+pub mod requests;
 pub mod residency;
 pub mod scripts;
 pub mod traces;

@@ -17,9 +17,12 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use super::error::Refusal;
 use super::live::Live;
+use super::patience::{OpenStream, OpenStreams};
 use crate::ending::Ending;
 use crate::machine::vcpu_threads::ThreadIds;
 
+/// The media type.
+pub(super) const TYPE: &str = "application/x-ndjson";
 /// How often the events are taken out of the backend's rings.
 const TAKE: Duration = Duration::from_millis(20);
 /// Events that the ring of each of the backend's threads holds: many times what a thread produces in [`TAKE`]. Each has 72
@@ -47,10 +50,16 @@ pub(super) fn kinds(list: Option<&str>) -> Result<Vec<EventKind>, Refusal> {
 }
 
 /// Makes the stream.
-pub(super) fn stream(live: &Live, kinds: Vec<EventKind>) -> Body {
+pub(super) fn stream(live: &Live, kinds: Vec<EventKind>) -> Result<Body, Refusal> {
+    let open = live.streams.open().ok_or_else(|| {
+        let most = OpenStreams::MOST;
+        let detail = format!("{most} clients read events; one of them has to end first");
+        Refusal::conflict(detail)
+    })?;
     let mut interval = tokio::time::interval(TAKE);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    Body::new(Stream {
+    Ok(Body::new(Stream {
+        _open: open,
         reader: live.tap.reader(RING, MOST),
         kinds,
         interval,
@@ -58,12 +67,13 @@ pub(super) fn stream(live: &Live, kinds: Vec<EventKind>) -> Body {
         threads: live.threads.clone(),
         waiting: VecDeque::new(),
         dropped: BTreeMap::new(),
-    })
+    }))
 }
 
 /// The body of an answer that goes on. It is asked for the next piece only when the client has room; meanwhile events wait in
 /// the reader, and those that find no room there are counted.
 struct Stream {
+    _open: OpenStream,
     reader: EventReader,
     kinds: Vec<EventKind>,
     interval: Interval,

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 
 use super::error::Refusal;
+use super::patience::Patience;
 
 /// How long a client may take to send a body.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
@@ -26,7 +27,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             let title = "not JSON";
             return Err(Refusal::new(status, title, Some("Content-Type"), detail));
         }
+        let patience = request.extensions().get::<Patience>().cloned();
+        let receiving = patience.map(|it| it.receive());
         let bytes = tokio::time::timeout(BODY_WITHIN, Bytes::from_request(request, state)).await;
+        drop(receiving);
         let bytes = bytes.map_err(|_| {
             let detail = format!("the body did not come within {} s", BODY_WITHIN.as_secs());
             let status = StatusCode::REQUEST_TIMEOUT;

@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::error::Refusal;
 use super::memory::PinBoard;
 use super::operations::OperationBoard;
+use super::patience::OpenStreams;
 use super::provoke::Provoker;
 use crate::config::Config;
 use crate::ending::{End, Ending};
@@ -38,6 +39,7 @@ pub(crate) struct Live {
     pub(crate) provoker: Arc<Provoker>,
     pub(crate) pins: PinBoard,
     pub(crate) operations: OperationBoard,
+    pub(crate) streams: OpenStreams,
     /// Takes what policy scripts print.
     pub(crate) log: Log,
     /// When the vCPUs started.

@@ -12,7 +12,7 @@ use super::error::Refusal;
 use super::live::Live;
 
 /// The most runs in one answer about residency.
-const MOST_RUNS: usize = 1 << 20;
+const MOST_RUNS: usize = 1 << 16;
 /// The most pins at a time.
 const MOST_PINS: usize = 1024;
 

@@ -39,8 +39,8 @@ const WORKERS: usize = 8;
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How often the thread looks whether connections have ended, when there are too many.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(5);
-/// A connection that is idle makes room for another one only when it is as old as this: a younger one's request may be on its way.
-const YOUNG: Duration = Duration::from_secs(1);
+/// How long a connection may wait for its client when there are too many: what the client sends or reads may be on its way.
+const CROWDED_WAIT: Duration = Duration::from_millis(200);
 /// How long a connection may last, unless it carries a stream.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(600);
 /// How long the API's threads may take to end.
@@ -244,7 +244,7 @@ async fn serve(listener: impl Accept, router: Router, mut stopped: watch::Receiv
             let slot = loop {
                 match slots.clone().try_acquire_owned() {
                     Ok(slot) => break slot,
-                    // Connections that are idle end, and make room.
+                    // Connections that wait for their clients end, and make room.
                     Err(_) => crowded.notify_waiters(),
                 }
                 tokio::time::sleep(LOOK_FOR_ROOM).await;
@@ -277,8 +277,7 @@ async fn converse(
     mut stop: watch::Receiver<bool>,
     crowded: &Notify,
 ) {
-    let began = Instant::now();
-    let mut until = began + CONNECTION_WITHIN;
+    let mut until = Instant::now() + CONNECTION_WITHIN;
     let patience = Patience::default();
     let its = patience.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -310,7 +309,7 @@ async fn converse(
                 until += CONNECTION_WITHIN;
             }
             _ = crowded.notified() => {
-                if patience.is_idle() && began.elapsed() > YOUNG {
+                if patience.waited().is_some_and(|it| it > CROWDED_WAIT) {
                     return;
                 }
             }

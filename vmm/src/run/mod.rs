@@ -10,12 +10,15 @@
 //! | `outputs` | the files that a run reads and writes |
 //! | `recording` | the thread that writes events into a trace |
 //! | `live` | the figures while the run goes on, and recordings on request |
+//! | `asked` | a run whose guest never begins, for the fuzzer's requests |
 //! | `event_loop`, `signals` | the main thread's wait for the end; the thread that takes signals |
 //! | `helpers`, `progress` | the threads that accompany a running machine; one of them shows the progress |
 //! | `stop` | stopping everything |
 //! | `report`, `summary` | the figures, for programs and for people |
 //! | `error` | why a run could not start |
 
+#[cfg(feature = "fuzzing")]
+mod asked;
 pub mod balloon;
 mod error;
 pub(crate) mod event_loop;
@@ -57,6 +60,8 @@ use report::{OutputReport, Replay, Report};
 use signals::Signals;
 use stop::{Stopped, Stopper, Stopping};
 
+#[cfg(feature = "fuzzing")]
+pub use asked::Asked;
 pub use error::RunError;
 
 /// What a run takes from the caller's process, beyond the configuration.

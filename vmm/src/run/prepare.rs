@@ -1,6 +1,7 @@
 //! Everything that is made before a guest runs.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ use super::policy_scripts::Policies;
 use super::recording::{self, Begin};
 use super::torture::Torture;
 use super::{outputs, virtio};
-use crate::api::{ApiServer, Listeners, Live, OperationBoard, PinBoard, Provoker};
+use crate::api::{ApiServer, Listeners, Live, OpenStreams, OperationBoard, PinBoard, Provoker};
 use crate::config::{Config, DeviceKind};
 use crate::guest::{Guest, GuestError};
 use crate::host::Host;
@@ -145,8 +146,17 @@ impl Prepared {
         let Some(listeners) = self.listeners.take() else {
             return Ok(None);
         };
+        let live = self.live(listeners.metrics());
+        Ok(Some(Api {
+            provoker: self.provoker.clone(),
+            _server: ApiServer::start(listeners, live)?,
+        }))
+    }
+
+    /// Returns what requests may see and change. The metrics are served by TCP there.
+    pub(super) fn live(&mut self, metrics: Option<SocketAddr>) -> Live {
         let observed = &self.observed;
-        let live = Live {
+        Live {
             config: observed.config.clone(),
             workload: observed.workload.clone(),
             backend: self.backend.clone(),
@@ -160,15 +170,18 @@ impl Prepared {
             provoker: self.provoker.clone(),
             pins: PinBoard::default(),
             operations: OperationBoard::default(),
+            streams: OpenStreams::default(),
             log: messages::of_scripts(),
             began: Instant::now(),
-            metrics: listeners.metrics(),
+            metrics,
             run: observed.clone(),
-        };
-        Ok(Some(Api {
-            provoker: self.provoker.clone(),
-            _server: ApiServer::start(listeners, live)?,
-        }))
+        }
+    }
+
+    /// Ends what requests have provoked.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn end_provocations(&self) {
+        self.provoker.clear_all();
     }
 }
 

@@ -329,6 +329,13 @@ const OUTPUTS: &[Allowed] = &[
     always(libc::SYS_unlinkat),
 ];
 
+/// Outputs that are opened while the guest runs: a new file gets the mode and the owner of the one that it replaces.
+const REPLACING: &[Allowed] = &[
+    always(libc::SYS_fchmod),
+    always(libc::SYS_fchown),
+    always(libc::SYS_flistxattr),
+];
+
 /// A console's file, which is emptied when the guest's first byte comes; a terminal's size.
 const CONSOLE_FILE: &[Allowed] = &[
     always(libc::SYS_ftruncate),
@@ -452,7 +459,7 @@ pub(super) const ROWS: &[Row] = &[
         kind: Kind::Api,
         threads: &["api"],
         calls: &[
-            MIGRATIONS, DETACHING, EVENTS, STARTING, SERVING, OUTPUTS, EVERY,
+            MIGRATIONS, DETACHING, EVENTS, STARTING, SERVING, OUTPUTS, REPLACING, EVERY,
         ],
         files: Files::Later,
     },

@@ -33,7 +33,7 @@ pub(super) struct Kinds {
 #[utoipa::path(
     get, path = "/v1/stats", tag = "figures",
     responses(
-        (status = 200, body = serde_json::Value)
+        (status = 200, body = BTreeMap<String, serde_json::Value>)
     )
 )]
 pub(super) async fn stats(State(live): Machine) -> Result<Response, Refusal> {
@@ -72,9 +72,10 @@ pub(super) async fn events(
 ) -> Result<Response, Refusal> {
     let kinds = stream::kinds(asked.kinds.as_deref())?;
     live.going_on()?;
+    let events = stream::stream(&live, kinds)?;
     patience.without_end();
-    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((kind, stream::stream(&live, kinds)).into_response())
+    let kind = [(header::CONTENT_TYPE, stream::TYPE)];
+    Ok((kind, events).into_response())
 }
 
 /// The recording, or the last one

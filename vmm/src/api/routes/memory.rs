@@ -8,6 +8,8 @@ use hmmvisor_api::{
     Hint, Memory, Migrate, Migrated, Pages, Pin, Pins, Poison, Problem, Protect, Residency,
 };
 
+use utoipa::ToSchema;
+
 use super::{Answer, BodyRefused, Machine, apart};
 use crate::api::error::Refusal;
 use crate::api::extract::{Asked, Body, Number};
@@ -39,6 +41,12 @@ pub(super) async fn residency(
     Ok(Json(Residency { runs }))
 }
 
+/// One byte for each page.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "it is only described")]
+struct PageBytes(Vec<u8>);
+
 /// Where the pages of a range are, one byte for each
 ///
 /// Bits 0 to 2: 0 untouched, 1 system, 2 device, 3 coherent, 4 duplicated, 5 exclusive, 6 poisoned. Bit 3: read-only. Bits 4 to 7:
@@ -46,7 +54,7 @@ pub(super) async fn residency(
 #[utoipa::path(
     get, path = "/v1/memory/residency/bytes", tag = "memory", params(Pages),
     responses(
-        (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 200, body = PageBytes, content_type = "application/octet-stream"),
         (status = 400, body = Problem, content_type = "application/problem+json")
     )
 )]

@@ -105,7 +105,9 @@ fn described() -> OpenApiRouter<Arc<Live>> {
 pub fn openapi() -> String {
     let description = described().split_for_parts().1;
     // It consists of maps with strings as keys.
-    description.to_pretty_json().unwrap_or_default()
+    let text = description.to_pretty_json().unwrap_or_default();
+    // The formats of integers without a sign, as OpenAPI's registry has them.
+    text.replace("\"u-int", "\"uint")
 }
 
 /// Makes the resources of a machine.
