@@ -42,7 +42,7 @@ pub struct Devices {
 #[serde(deny_unknown_fields)]
 pub struct SetDevice {
     /// The size of its memory in bytes: a multiple of 4096 from 4096 on, not more than `capacity_max_pages`.
-    #[schema(minimum = 4096)]
+    #[schema(minimum = 4096, multiple_of = 4096)]
     pub memory_bytes: u64,
 }
 
