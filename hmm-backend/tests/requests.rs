@@ -87,7 +87,8 @@ fn what_is_cancelled_ends_on_the_way_with_all_pages_whole() {
     both_engines(|engine| {
         const PAGES: u32 = 5 * 4096;
         let rig = Rig::new(PAGES, engine, POLICY);
-        let mut device = rig.device(PAGES);
+        // More than pages: nothing is evicted.
+        let mut device = rig.device(2 * PAGES);
         let all = rig.range(0..PAGES);
         let cancelled = || {
             let progress = Progress::default();
@@ -130,10 +131,13 @@ fn what_is_cancelled_ends_on_the_way_with_all_pages_whole() {
             rig.cpu(page, 0).load(SeqCst);
             device.read(page, 0).unwrap();
         }
+        // A frame may return to the pool after the CPU that waited for its page has gone on.
+        let there = on_device();
+        rig.wait_for(|_| usage(&rig, &device).1 == there);
         let progress = cancelled();
         let detached = rig.backend.detach_followed(device.id, &progress);
         let (done, total) = ended(detached.map(|()| 0), &progress);
-        assert_eq!((total, on_device()), (PAGES, total - done));
+        assert_eq!((total, on_device()), (there, total - done));
         // It is attached and works.
         assert!(rig.backend.device_usage(device.id).unwrap().attached);
         assert_eq!(device.read(3, 0), Ok(3));
@@ -143,7 +147,7 @@ fn what_is_cancelled_ends_on_the_way_with_all_pages_whole() {
         let resized = rig.backend.resize(device.id, 4096, &progress);
         let (done, _) = ended(resized.map(|()| 0), &progress);
         let (capacity, used) = usage(&rig, &device);
-        assert!(done > 0 && capacity == PAGES);
+        assert!(done > 0 && capacity == 2 * PAGES);
         assert_eq!(used - 1, progress.total() - done);
         for page in 0..PAGES {
             assert_eq!(rig.cpu(page, 0).load(SeqCst), u64::from(page));

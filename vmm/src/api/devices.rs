@@ -60,9 +60,10 @@ impl Live {
             )));
         }
         self.going_on()?;
-        self.follow(Doing::Detach, Some(number), |progress| {
-            self.backend.detach_followed(id, progress)
-        })??;
+        self.operations
+            .follow(Doing::Detach, Some(number), |progress| {
+                self.backend.detach_followed(id, progress)
+            })??;
         self.device(number)
     }
 
@@ -70,9 +71,11 @@ impl Live {
     pub(super) fn set_device(&self, number: u8, to: SetDevice) -> Result<Device, Refusal> {
         let id = self.accelerator(number)?.device_id();
         self.going_on()?;
-        let resized = self.follow(Doing::Resize, Some(number), |progress| {
-            self.backend.resize(id, to.memory_bytes, progress)
-        })?;
+        let resized = self
+            .operations
+            .follow(Doing::Resize, Some(number), |progress| {
+                self.backend.resize(id, to.memory_bytes, progress)
+            })?;
         resized.map_err(|error| match error {
             Error::BadSize { .. } => Refusal::bad(
                 "memory_bytes",

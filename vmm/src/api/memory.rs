@@ -150,7 +150,8 @@ impl Live {
         };
         self.going_on()?;
         let to = device.map_or(Place::System, Place::Device);
-        let moved = self.follow(Doing::Migrate, device.map(|it| it.0), |progress| {
+        let operations = &self.operations;
+        let moved = operations.follow(Doing::Migrate, device.map(|it| it.0), |progress| {
             self.backend.migrate(to, range, progress)
         })?;
         moved.map_err(|error| Refusal::of_device("to", error))

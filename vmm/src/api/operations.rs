@@ -8,7 +8,6 @@ use hmmvisor_api::{Doing, Operation, Operations};
 use parking_lot::Mutex;
 
 use super::error::Refusal;
-use super::live::Live;
 
 /// The operations in progress.
 #[derive(Default)]
@@ -76,9 +75,7 @@ impl OperationBoard {
             number,
         })
     }
-}
 
-impl Live {
     /// Does what takes long where other requests can follow it and cancel it. The outer error says why it has not begun.
     pub(super) fn follow<T>(
         &self,
@@ -87,7 +84,7 @@ impl Live {
         work: impl FnOnce(&Progress) -> Result<T, Error>,
     ) -> Result<Result<T, Error>, Refusal> {
         let progress = Arc::<Progress>::default();
-        let _listed = self.operations.list(What {
+        let _listed = self.list(What {
             doing,
             device,
             progress: progress.clone(),
@@ -95,8 +92,9 @@ impl Live {
         Ok(work(&progress))
     }
 
-    pub(super) fn operations(&self) -> Operations {
-        let begun = self.operations.0.lock();
+    /// Returns those in progress.
+    pub(super) fn all(&self) -> Operations {
+        let begun = self.0.lock();
         let told = |(number, what): (&u64, &What)| what.told(*number);
         Operations {
             operations: begun.operations.iter().map(told).collect(),
@@ -105,7 +103,7 @@ impl Live {
 
     /// Has an operation end at its next step. The request that began it is answered then.
     pub(super) fn cancel(&self, number: u64) -> Result<Operation, Refusal> {
-        let begun = self.operations.0.lock();
+        let begun = self.0.lock();
         let Some(what) = begun.operations.get(&number) else {
             let detail = format!(
                 "there is no operation {number}, or it has ended; GET /v1/operations lists those in progress"

@@ -18,7 +18,7 @@ use crate::api::extract::Number;
     )
 )]
 pub(super) async fn operations(State(live): Machine) -> Json<Operations> {
-    Json(live.operations())
+    Json(live.operations.all())
 }
 
 /// Cancel an operation
@@ -33,5 +33,5 @@ pub(super) async fn operations(State(live): Machine) -> Json<Operations> {
     )
 )]
 pub(super) async fn cancel(State(live): Machine, Number(number): Number<u64>) -> Answer<Operation> {
-    live.cancel(number).map(Json)
+    live.operations.cancel(number).map(Json)
 }
