@@ -43,6 +43,12 @@ impl Advice {
     /// not be among the faulting ones and must not be at the destination already; times are bounded; CPUs cannot
     /// access pages in place; only pages that come to system memory can be duplicated.
     pub fn validated(mut self, fault: &BlockFault, view: &BlockView<'_>) -> (Advice, bool) {
+        let cut = self.validate(fault, view);
+        (self, cut)
+    }
+
+    /// Cuts the advice as [`Self::validated`] and returns whether anything was cut.
+    pub(crate) fn validate(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> bool {
         let possible = |wanted: PageSet, not: &PageSet| {
             if wanted.is_empty() {
                 return wanted;
@@ -72,7 +78,7 @@ impl Advice {
         if !self.prefetch.is_empty() {
             self.prefetch = self.prefetch.difference(&view.resident(fault.to));
         }
-        (self, cut)
+        cut
     }
 }
 
