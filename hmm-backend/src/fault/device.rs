@@ -398,11 +398,15 @@ impl<M: DeviceMmu> Mirror<M> {
             wanted = wanted.intersection(&there.union(&faulting));
         }
         let wanted = window(&wanted, page, most);
-        let room = faults.make_room(&self.device, wanted.count() as u32);
+        let count = wanted.count() as u32;
+        let room = faults.make_room(&self.device, count);
         if room == 0 {
             return Ok(Aim::OwnMemory);
         }
-        let pages = window(&wanted, page, room);
+        let pages = match room < count {
+            true => window(&wanted, page, room),
+            false => wanted,
+        };
         let reason = Reason {
             cause: Cause::Demand,
             faulting,

@@ -346,7 +346,6 @@ impl CommittedToSystem<'_> {
         let now = core.clock.now();
         let until = Tick::end_of_hold(now, reason.hold);
         let mut pages = 0;
-        let mut by_cause = [0u64; Cause::ALL.len()];
         let finalized = pages_to_report(&parts.watch, parts.sources.iter().map(|s| s.lock.range()));
         let mut empty = SmallVec::<[_; 1]>::new();
         for source in std::mem::take(&mut parts.sources) {
@@ -363,7 +362,7 @@ impl CommittedToSystem<'_> {
             // not order them if the rings are emptied in between.
             for (cause, part) in reason.causes(range) {
                 if !collapses {
-                    by_cause[cause as usize] += u64::from(part.len());
+                    recorder.migrated(Direction::ToSystem, cause, part.len().into());
                 }
                 recorder.event(|| Event {
                     device: (!collapses).then_some(device.id),
@@ -395,12 +394,6 @@ impl CommittedToSystem<'_> {
         // Release the frames with no lock held.
         for (folio, contents) in empty {
             device.release(folio, contents, recorder);
-        }
-        for cause in Cause::ALL {
-            match by_cause[cause as usize] {
-                0 => {}
-                n => recorder.migrated(Direction::ToSystem, cause, n),
-            }
         }
         notify_finalized(&parts.watch, &finalized);
         pages
