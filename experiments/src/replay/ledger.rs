@@ -109,7 +109,7 @@ impl Ledger {
     }
 
     /// Notes that pages come somewhere, also pages without contents, which have left no place.
-    fn arrive(&self, cause: Cause, pages: PageRange, change: fn(Returns) -> Returns) {
+    fn arrive(&self, cause: Cause, pages: PageRange, change: impl Fn(Returns) -> Returns) {
         self.touched(pages);
         let unused = match cause {
             Cause::Prefetch => UNUSED,
@@ -166,13 +166,16 @@ impl Driver for Ledger {
             self.leave(range);
             pages += u64::from(range.len());
         }
-        // A page that comes from another device was in device memory all the while.
-        let (sum, change): (_, fn(Returns) -> Returns) = match migration.source() {
-            Place::System => (&self.to_device, Returns::arrived),
-            Place::Device(_) => (&self.between, |returns| returns),
+        let sum = match migration.source() {
+            Place::System => &self.to_device,
+            Place::Device(_) => &self.between,
         };
         for (cause, range) in migration.causes() {
-            self.arrive(cause, range, change);
+            self.arrive(cause, range, |returns| match migration.source() {
+                Place::System => returns.arrived(),
+                // The page was in device memory all the while.
+                Place::Device(_) => returns,
+            });
         }
         add(sum, pages);
         add(&self.transfers, u64::from(pages > 0));

@@ -1,27 +1,30 @@
 //! Accesses that a device tells of, on their way to its eviction policy.
 //!
-//! Locks: the list of mirrors first, then the eviction policy's, then the mirror's. A thread that holds a mirror's guard calls nothing of the backend.
+//! Locks: the list of mirrors first, if several are asked, then the eviction policy's, then the mirror's. A thread that holds a mirror's guard calls nothing of the backend.
 
 use super::faults::Faults;
-use crate::migrate::{AllMirrors, Core, Device, Eviction};
+use crate::migrate::{AllMirrors, Core, Device, Eviction, Invalidate};
 use crate::observe::{Counter, Event, EventKind};
 use crate::pages::{Access, Fidelity, Frame, PageRange, Visit};
 use crate::policy::AccessedBits;
 use crate::residency::Residency;
 
 impl Faults {
-    /// Tells the device's eviction policy of the visits that the device has made since the last call.
-    pub(crate) fn tell_visits(&self, device: &Device) {
-        let mirrors = self.core.mirrors.all();
-        if mirrors.telling(device.id, Fidelity::All).next().is_some() {
-            self.pass_on(device, &mirrors, &mut device.eviction());
-        }
+    /// Tells the device's eviction policy of the visits that the device has made through this mirror since the last call.
+    pub(crate) fn tell_visits(&self, device: &Device, mirror: &dyn Invalidate) {
+        self.pass_on(device, [mirror], &mut device.eviction());
     }
 
-    fn pass_on(&self, device: &Device, mirrors: &AllMirrors<'_>, eviction: &mut Eviction) {
+    /// Tells the eviction policy of the visits through these mirrors, which tell of all.
+    fn pass_on<'m>(
+        &self,
+        device: &Device,
+        mirrors: impl IntoIterator<Item = &'m dyn Invalidate>,
+        eviction: &mut Eviction,
+    ) {
         let core = &self.core;
         let mut visits = 0;
-        for mirror in mirrors.telling(device.id, Fidelity::All) {
+        for mirror in mirrors {
             mirror.take_visits(&mut |visit| {
                 if visit.page.0 >= core.pages() {
                     core.recorder.add(Counter::VisitsCut, 1);
@@ -47,7 +50,8 @@ impl Faults {
         let core = &self.core;
         let mirrors = core.mirrors.all();
         let mut eviction = device.eviction();
-        self.pass_on(device, &mirrors, &mut eviction);
+        let telling = mirrors.telling(device.id, Fidelity::All);
+        self.pass_on(device, telling, &mut eviction);
         let mut bits = Bits {
             core,
             device,

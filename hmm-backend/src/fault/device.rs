@@ -317,12 +317,13 @@ impl<M: DeviceMmu> Mirror<M> {
         turn: &mut Turn,
     ) -> Result<(), Unresolved> {
         let advice = self.ask_policy(page, Access::Write, word, turn);
-        if !self.wait_for_turn(page, word, &advice, turn) {
+        let hold = advice.hold;
+        if !self.wait_for_turn(page, word, advice, turn) {
             // The page may have changed during the wait: the caller checks it again.
             return Ok(());
         }
         let faults = &*self.faults;
-        let until = Tick::end_of_hold(faults.core.clock.now(), advice.hold);
+        let until = Tick::end_of_hold(faults.core.clock.now(), hold);
         let taken = faults.core.make_exclusive(self.device.id, page, until);
         taken.map_err(Unresolved::from)
     }
@@ -394,27 +395,32 @@ impl<M: DeviceMmu> Mirror<M> {
         if advice.stay {
             return Ok(Aim::InPlace);
         }
-        if !self.wait_for_turn(page, word, &advice, turn) {
+        let (prefetch, hold) = (advice.prefetch, advice.hold);
+        if !self.wait_for_turn(page, word, advice, turn) {
             return Ok(Aim::OwnMemory);
         }
         // Prefetching more than a quarter of the device's memory would evict pages that the device works on.
         let most = (self.device.capacity() / 4).max(1);
-        let mut wanted = advice.prefetch.union(&faulting);
+        let mut wanted = prefetch.union(&faulting);
         let source = word.residency().placed().map(|place| place.device);
         if let Some(source) = source {
             let there = Pattern::on_device(source).find(&faults.core.block_words(block));
             wanted = wanted.intersection(&there.union(&faulting));
         }
         let wanted = window(&wanted, page, most);
-        let room = faults.make_room(&self.device, wanted.count() as u32);
+        let count = wanted.count() as u32;
+        let room = faults.make_room(&self.device, count);
         if room == 0 {
             return Ok(Aim::OwnMemory);
         }
-        let pages = window(&wanted, page, room);
+        let pages = match room < count {
+            true => window(&wanted, page, room),
+            false => wanted,
+        };
         let reason = Reason {
             cause: Cause::Demand,
             faulting,
-            hold: advice.hold,
+            hold,
             duplicate: false,
         };
         let (core, pages) = (&faults.core, [(block, pages)]);
@@ -458,15 +464,15 @@ impl<M: DeviceMmu> Mirror<M> {
     }
 
     /// Waits as long as the page is held or the policy throttles. Returns false after a wait, because the page
-    /// may have changed; true if there was nothing to wait for.
-    fn wait_for_turn(&self, page: Page, word: Word, advice: &Advice, turn: &mut Turn) -> bool {
+    /// may have changed; true if there was nothing to wait for. Keeps advice that does not throttle for the next attempt.
+    fn wait_for_turn(&self, page: Page, word: Word, advice: Advice, turn: &mut Turn) -> bool {
         let faults = &*self.faults;
         let throttle = match turn.waited {
             true => Duration::ZERO,
             false => advice.throttle,
         };
         if throttle.is_zero() {
-            turn.advice = Some((word.generation(), advice.clone()));
+            turn.advice = Some((word.generation(), advice));
         }
         // The CPU or device that got the page last must make progress with it first.
         let core = &faults.core;
@@ -504,6 +510,9 @@ fn window(pages: &PageSet, page: Page, most: u32) -> PageSet {
     // The largest window is the block.
     let mut order = crate::pages::MAX_ORDER;
     let mut part = *pages;
+    if most >= 1 << order {
+        return part;
+    }
     while order > 0 && part.count() as u32 > most {
         order -= 1;
         let around = PageRange::with_len(page.folio_head(order), 1 << order);

@@ -120,6 +120,11 @@ impl GuestMemory {
             .each_shard_range(|uffd, start, len| uffd.unregister(start, len));
     }
 
+    /// Whether there are contents to move. A replay has none: its migrations only change words.
+    pub(crate) fn has_contents(&self) -> bool {
+        self.engine != Engine::Model
+    }
+
     pub(crate) fn engine(&self) -> Engine {
         self.engine
     }

@@ -66,9 +66,9 @@ struct Lane {
     busy_until: Mutex<Duration>,
 }
 
-/// The lanes of a device's link to the host.
-#[derive(Default)]
+/// A device's link to the host.
 struct HostLanes {
+    model: LinkModel,
     down: Lane,
     up: Lane,
 }
@@ -85,10 +85,15 @@ pub(crate) struct Links {
 impl Links {
     /// Links for this many devices.
     pub(crate) fn new(devices: usize, matrix: LinkMatrix, pacing: Pacing) -> Links {
+        let host = |number| HostLanes {
+            model: matrix.host(DeviceId(number as u8)),
+            down: Lane::default(),
+            up: Lane::default(),
+        };
         Links {
+            hosts: (0..devices).map(host).collect(),
             matrix,
             pacing,
-            hosts: (0..devices).map(|_| HostLanes::default()).collect(),
             peers: Mutex::default(),
         }
     }
@@ -108,19 +113,22 @@ impl Links {
             return;
         }
         let bytes = u64::from(pages) * PAGE_SIZE;
-        let time = self.matrix.between(from, to).time(bytes);
+        let over_host = |link: &HostLanes, lane: &Lane| {
+            let time = link.model.time(bytes);
+            lane.count(bytes, time);
+            self.pace(clock, time, &[lane]);
+        };
         match (from, to) {
             (Place::System, Place::Device(device)) => {
-                let lane = &self.host(device).down;
-                lane.count(bytes, time);
-                self.pace(clock, time, &[lane]);
+                let link = self.host(device);
+                over_host(link, &link.down);
             }
             (Place::Device(device), Place::System) => {
-                let lane = &self.host(device).up;
-                lane.count(bytes, time);
-                self.pace(clock, time, &[lane]);
+                let link = self.host(device);
+                over_host(link, &link.up);
             }
             (Place::Device(a), Place::Device(b)) => {
+                let time = self.matrix.between(from, to).time(bytes);
                 let lane = self.peers.lock().entry((a, b)).or_default().clone();
                 lane.count(bytes, time);
                 match self.matrix.peer(a, b) {
@@ -134,6 +142,7 @@ impl Links {
 
     /// Waits until these lanes are free and the time is over, if that is enforced. Lanes up come before lanes down, so that two
     /// transfers do not wait for each other.
+    #[inline]
     fn pace(&self, clock: &Clock, time: Duration, lanes: &[&Lane]) {
         if let (Pacing::Enforced, Clock::Real(_)) = (self.pacing, clock) {
             let now = clock.now();

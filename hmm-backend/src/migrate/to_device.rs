@@ -86,8 +86,8 @@ pub(super) struct Source<'b> {
     pub(super) memory: &'b DeviceMemory,
 }
 
-/// Phase *collected*: source pages are locked, frames allocated; nothing has moved.
-pub struct ToDevice<'b> {
+/// What a migration works on. Boxed, so that the phases and drivers pass it on without copying it.
+struct Parts<'b> {
     core: &'b Core,
     /// `None`: system memory.
     source: Option<Source<'b>>,
@@ -97,144 +97,37 @@ pub struct ToDevice<'b> {
     watch: Option<Arc<dyn Watch>>,
 }
 
+/// Phase *collected*: source pages are locked, frames allocated; nothing has moved.
+pub struct ToDevice<'b>(Box<Parts<'b>>);
+
 /// Phase *copied*: the frames hold the contents, and no CPU and no device can reach the old place.
-pub struct CopiedToDevice<'b>(ToDevice<'b>);
+pub struct CopiedToDevice<'b>(Option<Box<Parts<'b>>>);
 
 /// Phase *committed*: the residency words name the device; the pages are still locked.
 pub struct CommittedToDevice<'b> {
-    core: &'b Core,
-    source: Option<Source<'b>>,
+    /// Without targets.
+    parts: Box<Parts<'b>>,
     /// The folios that the pages had in the source's memory.
     emptied: Vec<DeviceFolio>,
-    device: DeviceId,
     folios: Locks<'b>,
-    reason: Reason,
-    watch: Option<Arc<dyn Watch>>,
 }
 
-impl<'b> ToDevice<'b> {
-    /// Locks those of these pages that can migrate, and allocates frames for them, in folios as large as
-    /// alignment and free memory permit. The blocks must ascend. Skips pages that are locked, pinned, held or
-    /// not in system memory, and pages for which there is no frame. `None` if no page is left.
-    pub(crate) fn collect(
-        core: &'b Core,
-        device: &'b Device,
-        wanted: impl IntoIterator<Item = (Block, PageSet)>,
-        reason: Reason,
-    ) -> Option<ToDevice<'b>> {
-        let now = core.clock.now();
-        let mut targets = Targets::new();
-        for (block, pages) in wanted {
-            let mut locks = Locks::new();
-            let mut left = pages;
-            while let Some(index) = left.first() {
-                left.remove(index);
-                if let Some(lock) = core.lock_for_device(block.page(index), reason.cause, now) {
-                    left = left.difference(&PageSet::of(lock.range()));
-                    lock.carve(&|range| pages.count_of(range), &mut locks);
-                }
-            }
-            allocate_for_block(core, device, block, locks, &mut targets);
-        }
-        (!targets.is_empty()).then_some(ToDevice {
-            core,
-            source: None,
-            device,
-            targets,
-            reason,
-            watch: None,
-        })
-    }
-
-    /// Allocates frames for pages in the memory of `source`. The locks must ascend. `None` if there is no frame for any
-    /// of them.
-    pub(super) fn from_device(
-        core: &'b Core,
-        source: Source<'b>,
-        device: &'b Device,
-        mut locks: Vec<FolioLock<'b>>,
-        reason: Reason,
-    ) -> Option<ToDevice<'b>> {
-        let mut targets = Targets::new();
-        while let Some(first) = locks.first() {
-            let block = first.head().block();
-            let end = locks.partition_point(|l| l.head().block() == block);
-            let of_block = locks.drain(..end).collect();
-            allocate_for_block(core, device, block, of_block, &mut targets);
-        }
-        (!targets.is_empty()).then_some(ToDevice {
-            core,
-            source: Some(source),
-            device,
-            targets,
-            reason,
-            watch: None,
-        })
-    }
-
-    /// Returns where the pages are: in system memory (or untouched), or in another device's private memory.
-    pub fn source(&self) -> Place {
+impl<'b> Parts<'b> {
+    fn from(&self) -> Place {
         self.source
             .map_or(Place::System, |it| Place::Device(it.device.id))
     }
 
-    /// Returns the destination.
-    pub fn device(&self) -> DeviceId {
-        self.device.id
-    }
-
-    /// Returns why the pages move.
-    pub fn cause(&self) -> Cause {
-        self.reason.cause
-    }
-
-    /// Returns the folios that will be filled, in page order.
-    pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
+    fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
         self.targets.iter().map(|t| t.allocation.folio)
     }
 
-    /// Returns the source pages that have contents, in page order; the other pages are untouched and become
-    /// zeros.
-    pub fn contents(&self) -> impl Iterator<Item = PageRange> + '_ {
-        let locks = self.targets.iter().flat_map(|t| &t.locks);
-        locks
-            .filter(|l| l.word().residency() != Residency::Untouched)
-            .map(FolioLock::range)
-    }
-
-    /// Returns the pages of the folios with the cause of each: a fault's migration may include prefetched
-    /// pages.
-    pub fn causes(&self) -> impl Iterator<Item = (Cause, PageRange)> + '_ {
-        let ranges = self
-            .folios()
-            .map(|folio| PageRange::with_len(folio.page, folio.pages()));
-        ranges.flat_map(|range| self.reason.causes(range))
-    }
-
-    /// Gives each folio the cookie that `cookie` returns.
-    pub fn set_cookies(&mut self, mut cookie: impl FnMut(DeviceFolio) -> u64) {
-        for target in &mut self.targets {
-            let value = cookie(target.allocation.folio);
-            target.allocation.set_cookie(value);
-        }
-    }
-
-    /// Keeps only the folios for which `keep` returns true; the pages of the other folios stay where they are.
-    pub fn retain(&mut self, mut keep: impl FnMut(DeviceFolio) -> bool) {
-        self.targets.retain(|t| keep(t.allocation.folio));
-    }
-
-    /// Sets the watch, which is called at each [`Step`].
-    pub fn watch(&mut self, watch: Arc<dyn Watch>) {
-        self.watch = Some(watch);
-    }
-
-    /// Returns the number of pages with this residency.
-    fn count(&self, residency: Residency) -> u32 {
+    /// Returns the number of pages without contents.
+    fn untouched(&self) -> u32 {
         let mut pages = 0;
         for target in &self.targets {
             for lock in &target.locks {
-                if lock.word().residency() == residency {
+                if lock.word().residency() == Residency::Untouched {
                     pages += lock.range().len();
                 }
             }
@@ -260,24 +153,8 @@ impl<'b> ToDevice<'b> {
         .map_err(|error| MigrateError::Device(error.to_string()))
     }
 
-    /// Runs the remaining phases.
-    #[inline]
-    pub fn run(self) -> Result<Finalized, MigrateError> {
-        Ok(self.copy()?.commit().finalize())
-    }
-
-    /// Moves the contents into the frames, out of reach of CPUs and devices. Pages that cannot move now are
-    /// left behind.
-    #[inline]
-    pub fn copy(mut self) -> Result<CopiedToDevice<'b>, MigrateError> {
-        self.notify(Step::BeforeCopy)?;
-        let locks = self.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
-        self.core.invalidate_mirrors(locks);
-        let pages = self.contents().map(|range| range.len()).sum();
-        let untouched = self.count(Residency::Untouched);
-        let to = Place::Device(self.device.id);
-        let links = &self.core.links;
-        links.transfer(&self.core.clock, self.source(), to, pages);
+    /// Moves the contents of `all` pages, of which `untouched` have none, and returns the pages that stay where they are.
+    fn move_contents(&self, all: u32, untouched: u32) -> Vec<Page> {
         let mut failed = Vec::new();
         let guest = &self.core.guest;
         let mut fail = |run: Run, at| failed.push(run.page.plus(at));
@@ -288,7 +165,7 @@ impl<'b> ToDevice<'b> {
                 });
             }
         } else if let Some(memory) = &self.device.memory {
-            if pages > 0 {
+            if all > untouched {
                 for run in self.runs(Residency::System) {
                     guest.take(run, memory, |at, _| fail(run, at));
                 }
@@ -308,16 +185,7 @@ impl<'b> ToDevice<'b> {
                 guest.fill_zero(run.range(), fill, |at, _| fail(run, at));
             }
         }
-        if !failed.is_empty() {
-            self.core
-                .recorder
-                .add(Counter::PagesSkippedBusy, failed.len() as u64);
-            self.leave_behind(&failed);
-        }
-        // From here on, a drop on an error rolls back.
-        let copied = CopiedToDevice(self);
-        copied.0.notify(Step::Copied)?;
-        Ok(copied)
+        failed
     }
 
     /// Drops the targets of the failed pages, splitting larger folios so that the other pages still move.
@@ -347,41 +215,199 @@ impl<'b> ToDevice<'b> {
     }
 }
 
+impl<'b> ToDevice<'b> {
+    /// Locks those of these pages that can migrate, and allocates frames for them, in folios as large as
+    /// alignment and free memory permit. The blocks must ascend. Skips pages that are locked, pinned, held or
+    /// not in system memory, and pages for which there is no frame. `None` if no page is left.
+    pub(crate) fn collect(
+        core: &'b Core,
+        device: &'b Device,
+        wanted: impl IntoIterator<Item = (Block, PageSet)>,
+        reason: Reason,
+    ) -> Option<ToDevice<'b>> {
+        let now = core.clock.now();
+        let mut targets = Targets::new();
+        for (block, pages) in wanted {
+            let mut locks = Locks::new();
+            let mut left = pages;
+            while let Some(index) = left.first() {
+                left.remove(index);
+                if let Some(lock) = core.lock_for_device(block.page(index), reason.cause, now) {
+                    if lock.order() == 0 {
+                        locks.push(lock);
+                        continue;
+                    }
+                    left = left.difference(&PageSet::of(lock.range()));
+                    lock.carve(&|range| pages.count_of(range), &mut locks);
+                }
+            }
+            allocate_for_block(core, device, block, locks, &mut targets);
+        }
+        ToDevice::new(core, None, device, targets, reason)
+    }
+
+    /// Allocates frames for pages in the memory of `source`. The locks must ascend. `None` if there is no frame for any
+    /// of them.
+    pub(super) fn from_device(
+        core: &'b Core,
+        source: Source<'b>,
+        device: &'b Device,
+        mut locks: Vec<FolioLock<'b>>,
+        reason: Reason,
+    ) -> Option<ToDevice<'b>> {
+        let mut targets = Targets::new();
+        while let Some(first) = locks.first() {
+            let block = first.head().block();
+            let end = locks.partition_point(|l| l.head().block() == block);
+            let of_block = locks.drain(..end).collect();
+            allocate_for_block(core, device, block, of_block, &mut targets);
+        }
+        ToDevice::new(core, Some(source), device, targets, reason)
+    }
+
+    /// `None` if there are no targets.
+    fn new(
+        core: &'b Core,
+        source: Option<Source<'b>>,
+        device: &'b Device,
+        targets: Targets<'b>,
+        reason: Reason,
+    ) -> Option<ToDevice<'b>> {
+        (!targets.is_empty()).then(|| {
+            ToDevice(Box::new(Parts {
+                core,
+                source,
+                device,
+                targets,
+                reason,
+                watch: None,
+            }))
+        })
+    }
+
+    /// Returns where the pages are: in system memory (or untouched), or in another device's private memory.
+    pub fn source(&self) -> Place {
+        self.0.from()
+    }
+
+    /// Returns the destination.
+    pub fn device(&self) -> DeviceId {
+        self.0.device.id
+    }
+
+    /// Returns why the pages move.
+    pub fn cause(&self) -> Cause {
+        self.0.reason.cause
+    }
+
+    /// Returns the folios that will be filled, in page order.
+    pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
+        self.0.folios()
+    }
+
+    /// Returns the source pages that have contents, in page order; the other pages are untouched and become
+    /// zeros.
+    pub fn contents(&self) -> impl Iterator<Item = PageRange> + '_ {
+        let locks = self.0.targets.iter().flat_map(|t| &t.locks);
+        locks
+            .filter(|l| l.word().residency() != Residency::Untouched)
+            .map(FolioLock::range)
+    }
+
+    /// Returns the pages of the folios with the cause of each: a fault's migration may include prefetched
+    /// pages.
+    pub fn causes(&self) -> impl Iterator<Item = (Cause, PageRange)> + '_ {
+        let ranges = self
+            .folios()
+            .map(|folio| PageRange::with_len(folio.page, folio.pages()));
+        ranges.flat_map(|range| self.0.reason.causes(range))
+    }
+
+    /// Gives each folio the cookie that `cookie` returns.
+    pub fn set_cookies(&mut self, mut cookie: impl FnMut(DeviceFolio) -> u64) {
+        for target in &mut self.0.targets {
+            let value = cookie(target.allocation.folio);
+            target.allocation.set_cookie(value);
+        }
+    }
+
+    /// Keeps only the folios for which `keep` returns true; the pages of the other folios stay where they are.
+    pub fn retain(&mut self, mut keep: impl FnMut(DeviceFolio) -> bool) {
+        self.0.targets.retain(|t| keep(t.allocation.folio));
+    }
+
+    /// Sets the watch, which is called at each [`Step`].
+    pub fn watch(&mut self, watch: Arc<dyn Watch>) {
+        self.0.watch = Some(watch);
+    }
+
+    /// Runs the remaining phases.
+    #[inline]
+    pub fn run(self) -> Result<Finalized, MigrateError> {
+        Ok(self.copy()?.commit().finalize())
+    }
+
+    /// Moves the contents into the frames, out of reach of CPUs and devices. Pages that cannot move now are
+    /// left behind.
+    #[inline]
+    pub fn copy(mut self) -> Result<CopiedToDevice<'b>, MigrateError> {
+        let parts = &mut *self.0;
+        let core = parts.core;
+        parts.notify(Step::BeforeCopy)?;
+        let locks = parts.targets.iter_mut().flat_map(|t| t.locks.iter_mut());
+        core.invalidate_mirrors(locks);
+        let all: u32 = parts.folios().map(|folio| folio.pages()).sum();
+        let untouched = parts.untouched();
+        let to = Place::Device(parts.device.id);
+        core.links
+            .transfer(&core.clock, parts.from(), to, all - untouched);
+        let failed = match core.guest.has_contents() {
+            true => parts.move_contents(all, untouched),
+            false => Vec::new(),
+        };
+        if !failed.is_empty() {
+            core.recorder
+                .add(Counter::PagesSkippedBusy, failed.len() as u64);
+            parts.leave_behind(&failed);
+        }
+        // From here on, a drop on an error rolls back.
+        let copied = CopiedToDevice(Some(self.0));
+        copied.notify()?;
+        Ok(copied)
+    }
+}
+
 impl<'b> CopiedToDevice<'b> {
     /// Returns the folios, which hold the contents now.
     pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
-        self.0.folios()
+        self.0.iter().flat_map(|parts| parts.folios())
+    }
+
+    fn notify(&self) -> Result<(), MigrateError> {
+        self.0.iter().try_for_each(|it| it.notify(Step::Copied))
     }
 
     /// Makes the frames the valid place of the pages.
     #[inline]
     pub fn commit(mut self) -> CommittedToDevice<'b> {
-        let ToDevice {
-            core,
-            source,
-            device,
-            reason,
-            ..
-        } = self.0;
-        let until = Tick::end_of_hold(core.clock.now(), reason.hold);
-        let targets = std::mem::take(&mut self.0.targets);
-        let mut emptied = Vec::new();
-        let committed = CommittedToDevice {
-            core,
-            source,
-            device: device.id,
-            folios: targets
-                .into_iter()
-                .map(|t| make_resident(t, source, device, until, &mut emptied))
-                .collect(),
-            emptied,
-            reason,
-            watch: self.0.watch.take(),
+        let Some(mut parts) = self.0.take() else {
+            unreachable!("only a commit and a drop take the parts, and both end this phase");
         };
-        let pages = committed.folios.iter().map(FolioLock::range);
+        let (source, device) = (parts.source, parts.device);
+        let until = Tick::end_of_hold(parts.core.clock.now(), parts.reason.hold);
+        let mut emptied = Vec::new();
+        let mut folios = Locks::new();
+        for target in parts.targets.drain(..) {
+            folios.push(make_resident(target, source, device, until, &mut emptied));
+        }
+        let pages = folios.iter().map(FolioLock::range);
         // The watch's error is ignored: after the commit there is no rollback.
-        let _ = notify(&committed.watch, Step::Committed, pages);
-        committed
+        let _ = notify(&parts.watch, Step::Committed, pages);
+        CommittedToDevice {
+            parts,
+            emptied,
+            folios,
+        }
     }
 }
 
@@ -414,6 +440,13 @@ fn allocate<'b>(
     mut locks: Locks<'b>,
     targets: &mut Targets<'b>,
 ) {
+    // Most often, one folio goes to a folio of the same size.
+    if let [lock] = &locks[..]
+        && let Some(allocation) = Allocation::new(device, lock.head(), lock.order(), &core.recorder)
+    {
+        targets.push(DestinationFolio { locks, allocation });
+        return;
+    }
     let mut taken = PageSet::EMPTY;
     for lock in &locks {
         taken = taken.union(&PageSet::of(lock.range()));
@@ -492,15 +525,15 @@ fn make_resident<'b>(
 impl Drop for CopiedToDevice<'_> {
     /// Rolls back: the contents return to where they were.
     fn drop(&mut self) {
-        if self.0.targets.is_empty() {
+        let Some(mut parts) = self.0.take() else {
             return;
-        }
-        let now = self.0.core.clock.now();
+        };
+        let now = parts.core.clock.now();
         let until = Tick::end_of_hold(now, Duration::ZERO);
-        let Some(memory) = &self.0.device.memory else {
+        let Some(memory) = &parts.device.memory else {
             // Coherent memory: the contents have not moved. Untouched pages have been filled, and CPUs may have
             // written to them since: they become system pages.
-            for target in std::mem::take(&mut self.0.targets) {
+            for target in std::mem::take(&mut parts.targets) {
                 for lock in target.locks {
                     if lock.word().residency() == Residency::Untouched {
                         lock.publish_pages(|word| word.to_system(until));
@@ -509,20 +542,15 @@ impl Drop for CopiedToDevice<'_> {
             }
             return;
         };
-        let ToDevice {
-            core,
-            source,
-            device,
-            ..
-        } = self.0;
+        let (core, source, device) = (parts.core, parts.source, parts.device);
         let mut stuck = Vec::new();
-        for run in self.0.runs(Residency::System) {
+        for run in parts.runs(Residency::System) {
             core.guest.undo_take(run, memory, |at| {
                 stuck.push(run.page.plus(at));
             });
         }
         if let Some(source) = source {
-            for passage in self.0.passages() {
+            for passage in parts.passages() {
                 core.guest
                     .pass(passage.back(), memory, source.memory, |at| {
                         stuck.push(passage.page.plus(at));
@@ -532,7 +560,7 @@ impl Drop for CopiedToDevice<'_> {
         let mut emptied = Vec::new();
         // If the host has no memory to take a page back, its contents are safe in the frame: the page stays in
         // the device's memory. All other pages are as before.
-        let targets = std::mem::take(&mut self.0.targets);
+        let targets = std::mem::take(&mut parts.targets);
         let mut todo = targets;
         while let Some(mut target) = todo.pop() {
             let range = target.range();
@@ -561,27 +589,28 @@ impl CommittedToDevice<'_> {
     }
 
     fn publish(&mut self) -> u32 {
-        let recorder = &self.core.recorder;
-        let (direction, kind) = match self.source {
+        let parts = &*self.parts;
+        let (core, recorder) = (parts.core, &parts.core.recorder);
+        let (direction, kind) = match parts.source {
             None => (Direction::ToDevice, EventKind::ToDevice),
             Some(_) => (Direction::BetweenDevices, EventKind::BetweenDevices),
         };
         let mut pages = 0;
-        let finalized = pages_to_report(&self.watch, self.folios.iter().map(FolioLock::range));
+        let finalized = pages_to_report(&parts.watch, self.folios.iter().map(FolioLock::range));
         for folio in std::mem::take(&mut self.folios) {
             let range = folio.range();
             pages += range.len();
-            for (cause, part) in self.reason.causes(range) {
+            for (cause, part) in parts.reason.causes(range) {
                 recorder.migrated(direction, cause, part.len().into());
                 recorder.event(|| Event {
-                    device: Some(self.device),
+                    device: Some(parts.device.id),
                     cause: Some(cause),
-                    ..Event::new(self.core.clock.now(), kind, part)
+                    ..Event::new(core.clock.now(), kind, part)
                 });
             }
         }
-        release_all(self.core, self.source, std::mem::take(&mut self.emptied));
-        notify_finalized(&self.watch, &finalized);
+        release_all(core, parts.source, std::mem::take(&mut self.emptied));
+        notify_finalized(&parts.watch, &finalized);
         pages
     }
 }

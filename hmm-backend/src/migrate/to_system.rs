@@ -62,8 +62,8 @@ impl<'b> Source<'b> {
     }
 }
 
-/// Phase *collected*: device folios are locked; nothing has moved.
-pub struct ToSystem<'b> {
+/// What a migration works on. Boxed, so that the phases and drivers pass it on without copying it.
+struct Parts<'b> {
     core: &'b Core,
     device: &'b Device,
     sources: Sources<'b>,
@@ -73,11 +73,33 @@ pub struct ToSystem<'b> {
     watch: Option<Arc<dyn Watch>>,
 }
 
+impl Parts<'_> {
+    fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
+        self.sources.iter().map(|s| s.folio)
+    }
+
+    fn contents(&self) -> impl Iterator<Item = PageRange> + '_ {
+        let single = self.sources.iter().filter(|s| !s.duplicated());
+        single.map(|s| s.lock.range())
+    }
+
+    fn notify(&self, step: Step) -> Result<(), FaultError> {
+        notify(
+            &self.watch,
+            step,
+            self.sources.iter().map(|s| s.lock.range()),
+        )
+    }
+}
+
+/// Phase *collected*: device folios are locked; nothing has moved.
+pub struct ToSystem<'b>(Box<Parts<'b>>);
+
 /// Phase *copied*: no device can reach the pages any more, and their contents are stable.
-pub struct CopiedToSystem<'b>(ToSystem<'b>);
+pub struct CopiedToSystem<'b>(Box<Parts<'b>>);
 
 /// Phase *committed*: the pages are in system memory, where CPUs can use them; they are still locked.
-pub struct CommittedToSystem<'b>(ToSystem<'b>);
+pub struct CommittedToSystem<'b>(Box<Parts<'b>>);
 
 /// Folios in one device's memory, locked.
 type Group<'b> = (&'b Arc<Device>, Sources<'b>);
@@ -120,7 +142,9 @@ fn collect_block<'b>(
         let Some((device, source)) = core.lock_device_folio(block.page(index)) else {
             continue;
         };
-        left = left.difference(&PageSet::of(source.lock.range()));
+        if source.folio.order > 0 {
+            left = left.difference(&PageSet::of(source.lock.range()));
+        }
         if leaving != Leaving::All && source.duplicated() {
             continue;
         }
@@ -152,7 +176,7 @@ impl<'b> ToSystem<'b> {
     ) -> ToSystem<'b> {
         // A device that is being detached cannot keep a copy; coherent memory has nothing to duplicate.
         let keeps_frames = reason.duplicate && device.memory.is_some() && !device.detaching();
-        ToSystem {
+        ToSystem(Box::new(Parts {
             core,
             device,
             sources,
@@ -160,67 +184,58 @@ impl<'b> ToSystem<'b> {
             fault,
             keeps_frames,
             watch: None,
-        }
+        }))
     }
 
     /// Sets the watch, which is called at each [`Step`].
     pub fn watch(&mut self, watch: Arc<dyn Watch>) {
-        self.watch = Some(watch);
-    }
-
-    fn notify(&self, step: Step) -> Result<(), FaultError> {
-        notify(
-            &self.watch,
-            step,
-            self.sources.iter().map(|s| s.lock.range()),
-        )
+        self.0.watch = Some(watch);
     }
 
     /// Returns the device whose memory the pages leave.
     pub fn device(&self) -> DeviceId {
-        self.device.id
+        self.0.device.id
     }
 
     /// Returns why the pages move.
     pub fn cause(&self) -> Cause {
-        self.reason.cause
+        self.0.reason.cause
     }
 
     /// Returns the page that a CPU or a device touched, if a fault is the reason. That page should move; the
     /// other pages are optional.
     pub fn fault(&self) -> Option<Page> {
-        self.fault
+        self.0.fault
     }
 
     /// Returns the folios to be emptied, or duplicated.
     pub fn folios(&self) -> impl Iterator<Item = DeviceFolio> + '_ {
-        self.sources.iter().map(|s| s.folio)
+        self.0.folios()
     }
 
     /// Returns whether the folios are only duplicated: they stay in their frames with their cookies, for the
     /// device to read, and [`crate::driver::Driver::page_free`] is not called for them. When the duplication ends, they
     /// are migrated once more, or freed.
     pub fn keeps_frames(&self) -> bool {
-        self.keeps_frames
+        self.0.keeps_frames
     }
 
     /// Returns the pages whose contents move or are copied, in the order of the folios. The other pages are
     /// duplicates, which system memory has already.
     pub fn contents(&self) -> impl Iterator<Item = PageRange> + '_ {
-        let single = self.sources.iter().filter(|s| !s.duplicated());
-        single.map(|s| s.lock.range())
+        self.0.contents()
     }
 
     /// Returns the pages of the folios with the cause of each: a fault's migration may include prefetched
     /// pages.
     pub fn causes(&self) -> impl Iterator<Item = (Cause, PageRange)> + '_ {
-        let ranges = self.sources.iter().map(|s| s.lock.range());
-        ranges.flat_map(|range| self.reason.causes(range))
+        let ranges = self.0.sources.iter().map(|s| s.lock.range());
+        ranges.flat_map(|range| self.0.reason.causes(range))
     }
 
     /// Keeps only the folios for which `keep` returns true; the pages of the other folios stay where they are.
     pub fn retain(&mut self, mut keep: impl FnMut(DeviceFolio) -> bool) {
-        self.sources.retain(|s| keep(s.folio));
+        self.0.sources.retain(|s| keep(s.folio));
     }
 
     /// Runs the remaining phases.
@@ -232,11 +247,12 @@ impl<'b> ToSystem<'b> {
     /// Takes the pages' translations away from devices: when it returns, no device uses one.
     #[inline]
     pub fn copy(mut self) -> Result<CopiedToSystem<'b>, FaultError> {
-        self.notify(Step::BeforeCopy)?;
-        self.core
-            .invalidate_mirrors(self.sources.iter_mut().map(|s| &mut s.lock));
-        self.notify(Step::Copied)?;
-        Ok(CopiedToSystem(self))
+        self.0.notify(Step::BeforeCopy)?;
+        let parts = &mut *self.0;
+        let locks = parts.sources.iter_mut().map(|s| &mut s.lock);
+        parts.core.invalidate_mirrors(locks);
+        self.0.notify(Step::Copied)?;
+        Ok(CopiedToSystem(self.0))
     }
 }
 
@@ -264,7 +280,9 @@ impl<'b> CopiedToSystem<'b> {
             )
         };
         // Coherent memory needs no move: CPUs reach it already.
-        if let Some(memory) = &this.device.memory {
+        if let Some(memory) = &this.device.memory
+            && this.core.guest.has_contents()
+        {
             for mut run in those(|source| !source.duplicated()) {
                 // A duplicate is write-protected.
                 if this.keeps_frames {
@@ -322,26 +340,20 @@ impl CommittedToSystem<'_> {
     }
 
     fn publish(&mut self) -> u32 {
-        let ToSystem {
-            core,
-            device,
-            reason,
-            ..
-        } = self.0;
+        let parts = &mut *self.0;
+        let (core, device, reason) = (parts.core, parts.device, &parts.reason);
         let recorder = &core.recorder;
         let now = core.clock.now();
         let until = Tick::end_of_hold(now, reason.hold);
         let mut pages = 0;
-        let mut by_cause = [0u64; Cause::ALL.len()];
-        let finalized =
-            pages_to_report(&self.0.watch, self.0.sources.iter().map(|s| s.lock.range()));
+        let finalized = pages_to_report(&parts.watch, parts.sources.iter().map(|s| s.lock.range()));
         let mut empty = SmallVec::<[_; 1]>::new();
-        for source in std::mem::take(&mut self.0.sources) {
+        for source in std::mem::take(&mut parts.sources) {
             let collapses = source.duplicated();
             let Source { lock, folio } = source;
             let range = lock.range();
             pages += range.len();
-            let kind = match (self.0.keeps_frames, collapses) {
+            let kind = match (parts.keeps_frames, collapses) {
                 (true, _) => EventKind::Duplicated,
                 (false, true) => EventKind::Collapsed,
                 (false, false) => EventKind::ToSystem,
@@ -350,7 +362,7 @@ impl CommittedToSystem<'_> {
             // not order them if the rings are emptied in between.
             for (cause, part) in reason.causes(range) {
                 if !collapses {
-                    by_cause[cause as usize] += u64::from(part.len());
+                    recorder.migrated(Direction::ToSystem, cause, part.len().into());
                 }
                 recorder.event(|| Event {
                     device: (!collapses).then_some(device.id),
@@ -358,7 +370,7 @@ impl CommittedToSystem<'_> {
                     ..Event::new(now, kind, part)
                 });
             }
-            if self.0.keeps_frames {
+            if parts.keeps_frames {
                 recorder.add(Counter::Duplicated, range.len().into());
                 // The hold gives the CPUs time with their copy; set it before the device can write again.
                 device.hold(folio.frame, until);
@@ -383,13 +395,7 @@ impl CommittedToSystem<'_> {
         for (folio, contents) in empty {
             device.release(folio, contents, recorder);
         }
-        for cause in Cause::ALL {
-            match by_cause[cause as usize] {
-                0 => {}
-                n => recorder.migrated(Direction::ToSystem, cause, n),
-            }
-        }
-        notify_finalized(&self.0.watch, &finalized);
+        notify_finalized(&parts.watch, &finalized);
         pages
     }
 }

@@ -29,6 +29,7 @@ pub trait Watch: Send + Sync {
 }
 
 /// Calls the watch, if there is one, and returns its answer.
+#[inline]
 pub(super) fn notify(
     watch: &Option<Arc<dyn Watch>>,
     step: Step,
@@ -42,6 +43,7 @@ pub(super) fn notify(
 
 /// Returns the pages if there is a watch to be called with them; otherwise an empty vector, which needs no
 /// memory.
+#[inline]
 pub(super) fn pages_to_report(
     watch: &Option<Arc<dyn Watch>>,
     pages: impl Iterator<Item = PageRange>,

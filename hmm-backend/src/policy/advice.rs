@@ -43,36 +43,36 @@ impl Advice {
     /// not be among the faulting ones and must not be at the destination already; times are bounded; CPUs cannot
     /// access pages in place; only pages that come to system memory can be duplicated.
     pub fn validated(mut self, fault: &BlockFault, view: &BlockView<'_>) -> (Advice, bool) {
-        let possible = |wanted: PageSet, not: &PageSet| {
-            if wanted.is_empty() {
-                return wanted;
-            }
-            let exist = PageSet::from_range(0..view.len());
-            wanted.intersection(&exist).difference(not)
-        };
-        let prefetch = possible(self.prefetch, &fault.pages);
+        let cut = self.validate(fault, view);
+        (self, cut)
+    }
+
+    /// Cuts the advice as [`Self::validated`] and returns whether anything was cut.
+    pub(crate) fn validate(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> bool {
+        let exist = || PageSet::from_range(0..view.len());
         let (hold, throttle) = (self.hold.min(MAX_HOLD), self.throttle.min(MAX_HOLD));
         let stay = self.stay && fault.to != Place::System;
-        let duplicate = match fault.to {
-            Place::System => possible(self.duplicate, &PageSet::EMPTY),
-            Place::Device(_) => PageSet::EMPTY,
-        };
-        // The length of each wish is cut when the wish is queued.
-        let wishes = self.migrate.len() <= MAX_WISHES;
-        let same_pages =
-            |possible: &PageSet, wanted: &PageSet| wanted.is_empty() || possible == wanted;
-        let cut = !wishes
-            || (hold, throttle, stay) != (self.hold, self.throttle, self.stay)
-            || !same_pages(&prefetch, &self.prefetch)
-            || !same_pages(&duplicate, &self.duplicate);
-        (self.prefetch, self.hold, self.throttle) = (prefetch, hold, throttle);
-        (self.stay, self.duplicate) = (stay, duplicate);
-        self.migrate.truncate(MAX_WISHES);
-        // Migrating a page to where it already is would do nothing. Removing such pages does not count as a cut.
+        let mut cut = (hold, throttle, stay) != (self.hold, self.throttle, self.stay);
+        (self.hold, self.throttle, self.stay) = (hold, throttle, stay);
         if !self.prefetch.is_empty() {
-            self.prefetch = self.prefetch.difference(&view.resident(fault.to));
+            let possible = self.prefetch.intersection(&exist());
+            let possible = possible.difference(&fault.pages);
+            cut |= possible != self.prefetch;
+            // Migrating a page to where it already is would do nothing. Removing such pages does not count as a cut.
+            self.prefetch = possible.difference(&view.resident(fault.to));
         }
-        (self, cut)
+        if !self.duplicate.is_empty() {
+            let possible = match fault.to {
+                Place::System => self.duplicate.intersection(&exist()),
+                Place::Device(_) => PageSet::EMPTY,
+            };
+            cut |= possible != self.duplicate;
+            self.duplicate = possible;
+        }
+        // The length of each wish is cut when the wish is queued.
+        cut |= self.migrate.len() > MAX_WISHES;
+        self.migrate.truncate(MAX_WISHES);
+        cut
     }
 }
 

@@ -48,6 +48,17 @@ impl<'t> BlockWords<'t> {
         }
     }
 
+    /// Returns the word of the page with this index, `None` behind the last one. Reads only this word if they are still unread.
+    pub(crate) fn get(&self, index: usize) -> Option<Word> {
+        match (self.words.get(), self.unread) {
+            (None, Some((table, pages))) => {
+                let page = pages.start.plus(index as u32);
+                pages.contains(page).then(|| table.word(page))
+            }
+            _ => self[..].get(index).copied(),
+        }
+    }
+
     /// The number of words. Reads none of them.
     pub(crate) fn len(&self) -> usize {
         self.unread
@@ -87,6 +98,12 @@ mod tests {
             TryLock::Busy => panic!("page {page} is busy"),
         };
         assert_eq!(words.len(), 8);
+        assert_eq!(
+            words.get(0).map(Word::residency),
+            Some(Residency::Untouched)
+        );
+        assert_eq!(words.get(8), None);
+        // That has read no other word.
         fill(5);
         assert_eq!(words[1].residency(), Residency::System);
         fill(6);

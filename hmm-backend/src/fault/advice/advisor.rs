@@ -90,8 +90,8 @@ impl Advisor {
             ..view
         };
         let page = fault.block.first_page();
-        let advice = self.deciders.of(page).policy.advise(fault, &view);
-        let (advice, cut) = advice.validated(fault, &view);
+        let mut advice = self.deciders.of(page).policy.advise(fault, &view);
+        let cut = advice.validate(fault, &view);
         match fault.to {
             Place::System => self.seen.cpu_faults += 1,
             Place::Device(_) => self.seen.device_faults += 1,

@@ -252,7 +252,7 @@ impl<M: DeviceMmu> Mirror<M> {
     /// too.
     pub fn tell_visits(&mut self) {
         if self.shared.fidelity == Fidelity::All {
-            self.faults.tell_visits(&self.device);
+            self.faults.tell_visits(&self.device, &*self.shared);
         }
     }
 

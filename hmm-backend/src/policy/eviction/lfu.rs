@@ -11,6 +11,8 @@ use crate::policy::{AccessedBits, EvictionPolicy};
 
 /// The list of folios that could not be evicted lately.
 const ASIDE: usize = 0;
+/// The list of folios without uses. It is there without a search: where most accesses miss, most folios are in it.
+const UNUSED: usize = 1;
 
 /// The least-frequently-used policy: one list for each number of uses that a folio has.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub struct Lfu {
     folios: Lists,
     /// The uses of the folio that starts at each frame.
     uses: Box<[u32]>,
-    /// The list of each number of uses. As many lists as folios are enough.
+    /// The list of each number of uses but none. As many lists as folios are enough.
     lists: BTreeMap<u32, usize>,
     /// Lists that are not needed at the moment.
     spare: Vec<usize>,
@@ -29,7 +31,7 @@ impl Lfu {
     /// For a device with this many frames.
     pub fn new(frames: u32) -> Lfu {
         Lfu {
-            folios: Lists::new(frames, 1),
+            folios: Lists::new(frames, 2),
             uses: vec![0; frames as usize].into_boxed_slice(),
             lists: BTreeMap::new(),
             spare: Vec::new(),
@@ -38,6 +40,9 @@ impl Lfu {
     }
 
     fn list(&mut self, uses: u32) -> usize {
+        if uses == 0 {
+            return UNUSED;
+        }
         let (folios, spare) = (&mut self.folios, &mut self.spare);
         let list = self.lists.entry(uses);
         *list.or_insert_with(|| spare.pop().unwrap_or_else(|| folios.add()))
@@ -51,7 +56,8 @@ impl Lfu {
 
     /// Takes back the list of this many uses if no folio is in it any more.
     fn tidy(&mut self, uses: u32) {
-        if let Some(list) = self.lists.get(&uses)
+        if uses > 0
+            && let Some(list) = self.lists.get(&uses)
             && self.folios.frames_in(*list) == 0
         {
             self.spare.push(*list);
@@ -67,8 +73,7 @@ impl EvictionPolicy for Lfu {
             self.move_to(self.uses[aside.0 as usize], aside);
         }
         self.uses[head.0 as usize] = 0;
-        let list = self.list(0);
-        self.folios.push(list, head, order);
+        self.folios.push(UNUSED, head, order);
         self.aging.allocated(order);
     }
 
@@ -100,17 +105,18 @@ impl EvictionPolicy for Lfu {
     }
 
     fn victims(&mut self, frames: u32, bits: &mut dyn AccessedBits) -> Vec<Frame> {
-        let lists = self.lists.values().copied();
+        let lists = [UNUSED].into_iter().chain(self.lists.values().copied());
         for head in self.aging.used(bits, &self.folios, lists) {
             self.touched(head, 1);
         }
         let mut victims = Vec::new();
         let mut left = frames;
-        for list in self.lists.values().copied().chain([ASIDE]) {
+        let lists = [UNUSED].into_iter().chain(self.lists.values().copied());
+        for list in lists.chain([ASIDE]) {
             if left == 0 {
                 break;
             }
-            victims.extend(self.folios.first(list, left));
+            self.folios.add_first(list, left, &mut victims);
             left = left.saturating_sub(self.folios.frames_in(list));
         }
         victims

@@ -195,6 +195,12 @@ impl Lists {
     pub(super) fn first(&self, list: usize, frames: u32) -> Vec<Frame> {
         // Usually few are asked for; all, when the policy looks at accessed bits.
         let mut found = Vec::with_capacity(frames.min(self.ends[list].frames).min(64) as usize);
+        self.add_first(list, frames, &mut found);
+        found
+    }
+
+    /// Does the same, and adds them to `found`.
+    pub(super) fn add_first(&self, list: usize, frames: u32, found: &mut Vec<Frame>) {
         let mut sum = 0;
         let mut at = self.oldest(list);
         while let Some(head) = at.filter(|_| sum < frames) {
@@ -202,6 +208,5 @@ impl Lists {
             sum += self.frames(head);
             at = self.next(head);
         }
-        found
     }
 }

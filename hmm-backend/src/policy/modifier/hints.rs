@@ -169,7 +169,7 @@ impl Hints {
 }
 
 impl Modifier for Hints {
-    fn modify(&mut self, mut advice: Advice, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
+    fn modify(&mut self, advice: &mut Advice, fault: &BlockFault, view: &BlockView<'_>) {
         if let Place::Device(device) = fault.to
             && let Some(stays) = self.stays(fault, device, view)
         {
@@ -181,7 +181,7 @@ impl Modifier for Hints {
             advice.duplicate = advice.duplicate.union(&read_mostly);
         }
         let Some(sets) = self.preferences.0.get(&fault.block) else {
-            return advice;
+            return;
         };
         // Do not prefetch pages away from their preferred location. If an untouched block is first touched at the
         // preferred location, prefetch all its pages with that preferred location.
@@ -194,7 +194,6 @@ impl Modifier for Hints {
             let home = home.intersection(&PageSet::from_range(0..view.len()));
             advice.prefetch = advice.prefetch.union(&home.difference(&fault.pages));
         }
-        advice
     }
 
     fn permitted(&mut self, pages: PageSet, seen: &BlockFault) -> PageSet {

@@ -7,8 +7,8 @@ use crate::policy::{Advice, BlockFault, BlockView, FaultPolicy, MAX_WISHES, Seen
 
 /// A change to another policy's advice.
 pub(in crate::policy) trait Modifier: Send {
-    /// Returns the changed advice.
-    fn modify(&mut self, advice: Advice, fault: &BlockFault, view: &BlockView<'_>) -> Advice;
+    /// Changes the advice.
+    fn modify(&mut self, advice: &mut Advice, fault: &BlockFault, view: &BlockView<'_>);
 
     /// Of pages that would migrate because they are used often, returns those that may.
     fn permitted(&mut self, pages: PageSet, seen: &BlockFault) -> PageSet {
@@ -58,8 +58,9 @@ impl<M: Modifier + 'static> Modified<M> {
 
 impl<M: Modifier> FaultPolicy for Modified<M> {
     fn advise(&mut self, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
-        let advice = self.inner.advise(fault, view);
-        self.modifier.modify(advice, fault, view)
+        let mut advice = self.inner.advise(fault, view);
+        self.modifier.modify(&mut advice, fault, view);
+        advice
     }
 
     fn used(&mut self, page: Page) {
@@ -115,8 +116,7 @@ impl<M: Modifier> FaultPolicy for Modified<M> {
 pub(in crate::policy) struct Timeslice(pub(in crate::policy) Duration);
 
 impl Modifier for Timeslice {
-    fn modify(&mut self, mut advice: Advice, _: &BlockFault, _: &BlockView<'_>) -> Advice {
+    fn modify(&mut self, advice: &mut Advice, _: &BlockFault, _: &BlockView<'_>) {
         advice.hold = advice.hold.max(self.0);
-        advice
     }
 }

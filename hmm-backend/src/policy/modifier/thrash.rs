@@ -301,7 +301,7 @@ fn rules(it: &PageState, requester: Place, preferred: Option<Place>, enough_naps
 }
 
 impl Modifier for Thrash {
-    fn modify(&mut self, mut advice: Advice, fault: &BlockFault, view: &BlockView<'_>) -> Advice {
+    fn modify(&mut self, advice: &mut Advice, fault: &BlockFault, view: &BlockView<'_>) {
         let now = nanos(fault.now);
         let mut throttle_until = now;
         let mut stay = false;
@@ -321,7 +321,7 @@ impl Modifier for Thrash {
         if throttle_until > now {
             let nap = Duration::from_nanos(throttle_until - now);
             advice.throttle = advice.throttle.max(nap);
-            return advice;
+            return;
         }
         advice.stay |= stay;
         if !advice.stay {
@@ -337,7 +337,6 @@ impl Modifier for Thrash {
             let moving: PageSet = inside.iter().filter(moves).collect();
             self.migrated(fault.block, &moving, fault.to, now);
         }
-        advice
     }
 
     /// Pinned and throttled pages do not migrate.
