@@ -434,3 +434,34 @@ impl Drop for Allocation<'_> {
         self.device.free(self.folio, self.contents, self.recorder);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::migrate::DefaultDriver;
+    use crate::policy::{PolicyFactory, PolicySpec};
+
+    #[test]
+    fn no_more_frames_are_in_use_than_may_be() {
+        let eviction = PolicySpec::default().eviction_policy(8);
+        let (driver, recorder) = (Arc::new(DefaultDriver), Recorder::new(0));
+        let device = Device::new(DeviceId(0), driver, None, 8, eviction, Arc::default());
+        let take = |order| Allocation::new(&device, Page(0), order, &recorder);
+        assert_eq!(device.set_capacity(3), 8);
+        let two = take(1).unwrap();
+        assert!(take(1).is_none());
+        let one = take(0).unwrap();
+        assert!(take(0).is_none());
+        // What is in use stays, and nothing comes until less is in use than may be.
+        assert_eq!(device.set_capacity(1), 3);
+        assert_eq!((device.used_frames(), device.free_frames()), (3, 0));
+        drop(one);
+        assert!(take(0).is_none());
+        drop(two);
+        assert_eq!((device.used_frames(), device.free_frames()), (0, 1));
+        assert!(take(0).is_some());
+        // Not more than there are.
+        device.set_capacity(100);
+        assert_eq!((device.capacity(), device.free_frames()), (8, 8));
+    }
+}
