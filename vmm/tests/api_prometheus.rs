@@ -195,12 +195,26 @@ fn prometheus_has_the_figures_of_the_report() {
         ("cpu", "fault_latency_us"),
         ("device", "device_fault_latency_us"),
     ] {
-        let labels = serde_json::json!({"side": side});
-        same(
-            "fault_latency_seconds_count",
-            labels,
-            &report[name]["count"],
-        );
+        let of_causes = samples.iter().filter(|it| {
+            it.name == "hmmvisor_fault_latency_seconds_count" && it.labels["side"] == side
+        });
+        let count: f64 = of_causes.map(|it| it.value).sum();
+        assert_eq!(Some(count), report[name]["count"].as_f64(), "{name}");
+    }
+    for (vcpu, faults) in report["vcpu_faults"].as_array().unwrap().iter().enumerate() {
+        let labels = serde_json::json!({"vcpu": vcpu.to_string()});
+        same("vcpu_faults_total", labels, faults);
+    }
+    for (device, figures) in report["accelerators"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .enumerate()
+    {
+        for name in ["commands", "errors", "faults", "guest_faults"] {
+            let labels = serde_json::json!({"device": device.to_string()});
+            same(&format!("accelerator_{name}_total"), labels, &figures[name]);
+        }
     }
     for link in report["links"].as_array().unwrap() {
         let labels =
