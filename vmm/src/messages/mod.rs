@@ -1,8 +1,8 @@
 //! What the process says beside the guest's output and the figures: messages on standard error, lines for people or JSON objects.
 //!
-//! Messages are events of [`tracing`]; [`start`] has them written. A message is written by the thread that has it, unless a [`Queue`]
+//! Messages are events of [`tracing`]; [`start`] has them written. A message is written by the thread that has it, unless a `Queue`
 //! lives: then a thread of its own writes, because those that serve faults and requests must not wait for a reader. A process that
-//! ends on the spot, in a signal handler for instance, says so with [`last_words()`].
+//! ends on the spot, in a signal handler for instance, says so with `last_words`.
 
 mod last_words;
 mod text;
@@ -67,7 +67,7 @@ impl FromStr for Threshold {
     }
 }
 
-/// Where a [`Queue`] takes messages.
+/// Where a `Queue` takes messages.
 static OUTLET: RwLock<Option<Outlet>> = RwLock::new(None);
 
 /// Has messages written from now on; only the first call of a process counts. Without it, none are.
