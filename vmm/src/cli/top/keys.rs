@@ -25,8 +25,10 @@ pub(super) struct Keys {
     /// A policy that is being typed.
     typed: Option<String>,
     said: Option<String>,
-    say: Sender<String>,
-    saying: Receiver<String>,
+    /// Requests so far. Answers have the number of theirs, because they may come in another order.
+    asked: u64,
+    say: Sender<(u64, String)>,
+    saying: Receiver<(u64, String)>,
 }
 
 impl Keys {
@@ -37,6 +39,7 @@ impl Keys {
             record,
             typed: None,
             said: None,
+            asked: 0,
             say,
             saying,
         }
@@ -49,7 +52,9 @@ impl Keys {
 
     /// Returns what the last line says.
     pub(super) fn line(&mut self) -> String {
-        if let Some(text) = self.saying.try_iter().last() {
+        let newest = self.asked;
+        // What became of an earlier request is seen in the rest of the screen.
+        if let Some((_, text)) = self.saying.try_iter().find(|(of, _)| *of == newest) {
             self.said = Some(text);
         }
         match (&self.typed, &self.said) {
@@ -98,11 +103,12 @@ impl Keys {
         ask: impl FnOnce(&Client) -> Result<String, hmmvisor_api::ClientError> + Send + 'static,
     ) {
         self.said = Some(format!("{doing} ..."));
-        let (client, say) = (self.client.clone(), self.say.clone());
+        self.asked += 1;
+        let (client, say, number) = (self.client.clone(), self.say.clone(), self.asked);
         let work = move || {
             let text = ask(&client).unwrap_or_else(|error| error.to_string());
             // `top` has ended otherwise.
-            let _ = say.send(text);
+            let _ = say.send((number, text));
         };
         if let Err(error) = thread::spawn("request", |_| {}, work) {
             self.said = Some(format!("starting a thread for the request: {error}"));
@@ -160,5 +166,25 @@ impl Keys {
             };
             client.put("/v1/policy", &body).map(|_| text)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_answer_hides_no_newer_one() {
+        let mut keys = Keys::new(Client::new("/nowhere"), PathBuf::new());
+        for what in ["pausing", "evicting"] {
+            keys.ask(what, |_| Ok(String::new()));
+        }
+        while !keys.line().is_empty() {
+            std::thread::yield_now();
+        }
+        keys.say.send((2, "512 pages evicted".to_owned())).unwrap();
+        keys.say.send((1, "paused".to_owned())).unwrap();
+        assert_eq!(keys.line(), "512 pages evicted");
+        assert_eq!(keys.line(), "512 pages evicted");
     }
 }
