@@ -34,4 +34,4 @@ pub use memory::{
 pub use operations::{Doing, Operation, Operations};
 pub use policy::{Policy, SetPolicy};
 pub use problem::Problem;
-pub use vm::{Balloon, Record, Recording, SetBalloon, Vm, VmState};
+pub use vm::{Balloon, Pause, PausedCommands, Record, Recording, SetBalloon, Vm, VmState};

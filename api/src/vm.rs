@@ -1,7 +1,7 @@
 //! The machine as a whole.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// Whether the machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 pub enum VmState {
     /// Its vCPUs run.
     Running,
-    /// Its vCPUs are outside the guest and its accelerators have halted between two commands.
+    /// Its vCPUs are outside the guest and its accelerators have halted.
     Paused,
     /// Its run has ended; the process is about to end, too.
     Ended,
@@ -44,6 +44,28 @@ pub struct Vm {
     pub metrics: Option<String>,
     /// The seed of the guest's pseudo-random numbers.
     pub seed: u64,
+}
+
+/// How a machine is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Pause {
+    /// What becomes of the commands that accelerators are executing.
+    #[serde(default)]
+    #[param(inline)]
+    pub commands: PausedCommands,
+}
+
+/// What becomes of a command that an accelerator is executing when the machine is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PausedCommands {
+    /// The accelerator finishes it before the machine counts as paused.
+    #[default]
+    Finish,
+    /// It halts where it is, between two accesses to memory, and goes on there afterwards.
+    Halt,
 }
 
 /// The balloon, with which the guest gives memory back.

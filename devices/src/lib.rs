@@ -28,6 +28,7 @@ pub mod virtio;
 
 pub use accelerator::{
     Accelerator, AcceleratorConfig, AcceleratorDriver, AcceleratorError, AcceleratorStats,
+    CommandInFlight,
 };
 pub use interrupt::{DeviceFailure, Interrupt};
 pub use mmio::{EventFd, MmioDevice, NewDevice, NewDeviceError, Slot, SlotKind};

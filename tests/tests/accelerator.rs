@@ -7,6 +7,7 @@ use std::time::Duration;
 use hmm_backend::pages::{Fidelity, PAGE_SIZE, Page};
 use hmm_backend::residency::Residency;
 use hmmvisor_abi::accel::*;
+use hmmvisor_devices::{CommandInFlight, MmioDevice};
 use hmmvisor_testkit::accelerator::{FIRST, PAGES, Rig, at, command};
 use hmmvisor_testkit::machine::both_engines;
 use hmmvisor_testkit::{Random, pages};
@@ -355,7 +356,7 @@ fn a_paused_accelerator_begins_no_command() {
         for round in 0..20 {
             // One that is being executed is finished.
             rig.submit(command(OP_FILL, &[at(10), 8 * 512, round, 1]));
-            assert!(rig.accelerator.pause(PATIENCE));
+            assert!(rig.accelerator.pause(CommandInFlight::Finishes, PATIENCE));
             let completed = rig.read(REG_COMPLETED);
             rig.submit(command(OP_FILL, &[at(20), 8 * 512, round, 1]));
             // Each write sleeps for milliseconds, because nothing is completed.
@@ -375,5 +376,52 @@ fn a_paused_accelerator_begins_no_command() {
                 (0..8 * 512).map(|i| round + i),
             );
         }
+    });
+}
+
+#[test]
+fn a_command_halts_where_it_is_if_the_pause_says_so() {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const WORDS: u64 = 900 * 512;
+    both_engines("halt", |engine| {
+        let mut rig = Rig::new(engine, "on-demand+lru", 64);
+        let mut halted = false;
+        for round in 1..=1000 {
+            let faults = rig.accelerator.stats().tlb_misses;
+            rig.submit(command(OP_FILL, &[at(10), WORDS, round << 32, 1]));
+            while rig.accelerator.stats().tlb_misses == faults {
+                std::thread::yield_now();
+            }
+            assert!(rig.accelerator.pause(CommandInFlight::Halts, PATIENCE));
+            let completed = rig.read(REG_COMPLETED);
+            // The last page says whether the command is done; pages migrate on request meanwhile, and nothing goes on.
+            rig.backend.migrate_to_system(pages(0..PAGES)).unwrap();
+            let misses = rig.accelerator.stats().tlb_misses;
+            let last = rig.cpu((10 * 512 + WORDS - 1) * 8).load(Relaxed) >> 32;
+            assert_eq!(last == round, completed == rig.sent);
+            assert_eq!(rig.accelerator.stats().tlb_misses, misses);
+            halted = completed < rig.sent;
+            rig.accelerator.resume();
+            rig.wait();
+            if halted {
+                let filled = (0..WORDS).map(|i| (round << 32) + i);
+                rig.expect("what went on after the pause", 10, filled);
+                break;
+            }
+        }
+        assert!(halted, "each command was at its end");
+    });
+}
+
+#[test]
+fn what_the_end_of_a_machine_cuts_off_does_not_count() {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    both_engines("end", |engine| {
+        let mut rig = Rig::new(engine, "on-demand+lru", 64);
+        assert!(rig.accelerator.pause(CommandInFlight::Finishes, PATIENCE));
+        rig.submit(command(OP_FILL, &[at(10), 512, 1, 1]));
+        rig.accelerator.stop();
+        let stats = rig.accelerator.stats();
+        assert_eq!((stats.commands, stats.errors), (0, 0));
     });
 }

@@ -12,6 +12,7 @@ use hmm_backend::engine::Engine;
 use hmm_backend::pages::{PAGE_SIZE, Page};
 use hmm_backend::residency::Residency;
 use hmmvisor_abi::accel::*;
+use hmmvisor_devices::CommandInFlight;
 use hmmvisor_devices::MmioDevice;
 use hmmvisor_testkit::Random;
 use hmmvisor_testkit::accelerator::{PAGES, Rig, at, command};
@@ -416,7 +417,10 @@ fn a_command_that_waits_for_the_guest_halts_there() {
         rig.submit(virtual_command(SPACE, OP_FILL, &[v(0), 512, 5, 1]));
         let (space, addr, write) = fault(&rig);
         assert_eq!((space, addr, write), (SPACE, v(0), true));
-        assert!(rig.accelerator.pause(Duration::from_secs(60)));
+        assert!(
+            rig.accelerator
+                .pause(CommandInFlight::Finishes, Duration::from_secs(60))
+        );
         // The answer comes, and the device has it when the pause is over.
         map(&rig, SPACE, addr, 40, WRITE);
         resume(&rig, 0);

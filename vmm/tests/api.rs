@@ -944,8 +944,10 @@ fn a_paused_machine_serves_requests_and_goes_on() {
         let stats: Value = machine.get("/v1/stats");
         stats["cpu_faults"].as_u64().unwrap()
     };
-    for _ in 0..20 {
-        machine.act("/v1/vm/pause");
+    let problem = machine.refused("POST", "/v1/vm/pause?commands=drop", ());
+    assert_eq!(problem.field.as_deref(), Some("query"), "{problem:?}");
+    for commands in ["finish", "halt"].into_iter().cycle().take(20) {
+        machine.act(&format!("/v1/vm/pause?commands={commands}"));
         machine.act("/v1/vm/pause");
         assert_eq!(machine.get::<Vm>("/v1/vm").state, VmState::Paused);
         let pages = |to: &str| machine.migrate(60000, 512, to);
@@ -1512,7 +1514,7 @@ fn ctl_asks_for_everything() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("0 to 65535"), "{error}");
     // Its guest would find that its commands fail.
-    says("pause");
+    says("pause --commands halt");
     says("detach 1");
     assert!(says("devices").contains("device1  detached"));
     says("stop");

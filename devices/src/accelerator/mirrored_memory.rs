@@ -74,7 +74,10 @@ fn page_of(
 }
 
 impl MirroredMemory {
-    fn check_stop(&self) -> Result<(), CommandError> {
+    /// Called between two accesses, with no lock held: halts here in a pause that wants it, and ends the command if the device
+    /// stops.
+    fn halt_or_stop(&self) -> Result<(), CommandError> {
+        self.shared.halt_in_command();
         match self.shared.stopping() {
             true => Err(CommandError::Aborted),
             false => Ok(()),
@@ -189,7 +192,7 @@ impl MirroredMemory {
     ) -> Result<u64, CommandError> {
         let mut sum = 0;
         for part in pages.split_by_block() {
-            self.check_stop()?;
+            self.halt_or_stop()?;
             sum += act(part).map_err(|_| CommandError::Fault(self.managed.addr(part.start)))?;
         }
         Ok(sum)
@@ -213,7 +216,7 @@ impl MirroredMemory {
     /// Finds the page that an address is in now; it may be in another one by the time that the caller looks.
     fn find_page(&mut self, addr: u64) -> Result<Page, CommandError> {
         loop {
-            self.check_stop()?;
+            self.halt_or_stop()?;
             let guard = self.shared.spaces.lock();
             let found = page_of(
                 &self.managed,
@@ -289,7 +292,7 @@ impl Memory for MirroredMemory {
     ) -> Result<(), CommandError> {
         let mut run = first;
         while !run.is_empty() {
-            self.check_stop()?;
+            self.halt_or_stop()?;
             if let Some(missing) = self.visit_mapped(access, &mut run, &mut step) {
                 self.resolve(missing, run.addr, access)?;
             }
@@ -301,7 +304,7 @@ impl Memory for MirroredMemory {
         let mut left = n;
         let mut first = None;
         while left > 0 {
-            self.check_stop()?;
+            self.halt_or_stop()?;
             match self.add_under_guard(addr, left, value) {
                 Ok((done, before)) => {
                     first = first.or(Some(before));

@@ -25,6 +25,7 @@ mod spaces;
 mod stats;
 
 pub use driver::AcceleratorDriver;
+pub use shared::CommandInFlight;
 pub use stats::AcceleratorStats;
 
 use std::io;
@@ -232,8 +233,8 @@ impl Accelerator {
 
     /// Has the accelerator halt after the command that it is at, which it finishes; a command that waits for the guest's
     /// answer to a fault halts there. Returns whether it has halted within `limit`; if not, it does later.
-    pub fn pause(&self, limit: Duration) -> bool {
-        self.shared.pause(limit)
+    pub fn pause(&self, command: CommandInFlight, limit: Duration) -> bool {
+        self.shared.pause(command, limit)
     }
 
     /// Has the accelerator go on after a pause.

@@ -33,6 +33,8 @@ pub struct ControlBlock {
     pub spaces: Spaces,
     doorbell: Bell,
     stop: AtomicBool,
+    /// A command that is being executed halts where it is: set while the state says so.
+    halts_commands: AtomicBool,
     irq: Arc<dyn Interrupt>,
     counters: Arc<AcceleratorCounters>,
 }
@@ -49,9 +51,19 @@ pub struct State {
     waiting: u32,
     /// The device's thread is not to begin a command.
     paused: bool,
-    /// The device's thread is between two commands, or in a fault that the guest has to answer, and stays there until the
-    /// pause is over.
+    /// The device's thread is between two commands, at a point of a command where it may halt, or in a fault that the guest has
+    /// to answer, and stays there until the pause is over.
     halted: bool,
+}
+
+/// What becomes of the command that a device is executing when it is paused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CommandInFlight {
+    /// The device finishes it.
+    #[default]
+    Finishes,
+    /// It halts where it is, between two accesses to memory, and goes on there after the pause.
+    Halts,
 }
 
 impl ControlBlock {
@@ -77,6 +89,7 @@ impl ControlBlock {
             spaces: Spaces::new(managed),
             doorbell,
             stop: AtomicBool::new(false),
+            halts_commands: AtomicBool::new(false),
             irq: irq.into(),
             counters,
         }
@@ -119,10 +132,14 @@ impl ControlBlock {
         self.ring_doorbell();
     }
 
-    /// Has the device's thread halt when it has finished its command, and waits for that for at most `limit`. Returns
-    /// whether it has halted.
-    pub fn pause(&self, limit: Duration) -> bool {
-        self.lock().paused = true;
+    /// Has the device's thread halt, and waits for that for at most `limit`. Returns whether it has halted.
+    pub fn pause(&self, command: CommandInFlight, limit: Duration) -> bool {
+        {
+            let mut state = self.lock();
+            state.paused = true;
+            let halts = command == CommandInFlight::Halts;
+            self.halts_commands.store(halts, Ordering::Relaxed);
+        }
         // It may sleep in a fault, or for want of commands.
         self.answered.notify_all();
         self.ring_doorbell();
@@ -136,8 +153,18 @@ impl ControlBlock {
 
     /// Ends a pause.
     pub fn resume(&self) {
-        self.lock().paused = false;
+        let mut state = self.lock();
+        state.paused = false;
+        self.halts_commands.store(false, Ordering::Relaxed);
         self.answered.notify_all();
+    }
+
+    /// Called by the device's thread between two accesses of a command, with no lock held: sleeps while the device is paused, if
+    /// commands are to halt.
+    pub fn halt_in_command(&self) {
+        if self.halts_commands.load(Ordering::Relaxed) {
+            self.halt_while_paused(&mut self.lock());
+        }
     }
 
     /// Called by the device's thread between two commands: sleeps while the device is paused.
@@ -173,8 +200,11 @@ impl ControlBlock {
     pub fn command_completed(&self, completed: u64, command: &Command, completion: &Completion) {
         let failed = completion.status != accel::STATUS_OK;
         let interrupt = command.flags & accel::FLAG_INTERRUPT != 0;
-        self.counters.commands.add(1);
-        self.counters.errors.add(u64::from(failed));
+        // What the end of the machine cuts off is in no figure: those of a machine that is paused are the last ones.
+        if !self.stopping() {
+            self.counters.commands.add(1);
+            self.counters.errors.add(u64::from(failed));
+        }
         let mut state = self.lock();
         state.registers.set_completed(completed);
         let interrupt = interrupt && state.registers.interrupts();

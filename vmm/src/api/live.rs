@@ -8,7 +8,7 @@ use std::time::Instant;
 use hmm_backend::{Backend, EventTap};
 use hmmvisor_api::{self as api, Recording, SetBalloon, Vm, VmState};
 use hmmvisor_devices::virtio::Balloon;
-use hmmvisor_devices::{Accelerator, bell};
+use hmmvisor_devices::{Accelerator, CommandInFlight, bell};
 use hmmvisor_policies::{Log, Scripts};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -104,8 +104,11 @@ impl Live {
             .map_err(|error| Refusal::conflict(format!("the host refused the event: {error}")))
     }
 
-    pub(super) fn pause(&self) -> Result<Vm, Refusal> {
-        self.pausing.pause()?;
+    pub(super) fn pause(&self, how: api::Pause) -> Result<Vm, Refusal> {
+        self.pausing.pause(match how.commands {
+            api::PausedCommands::Finish => CommandInFlight::Finishes,
+            api::PausedCommands::Halt => CommandInFlight::Halts,
+        })?;
         Ok(self.vm())
     }
 

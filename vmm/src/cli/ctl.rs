@@ -10,9 +10,9 @@ use clap::{Args, Subcommand};
 use hmmvisor::size::Size;
 use hmmvisor_api::{
     Answer, Balloon, Client, Device, Devices, Hint, Memory, Migrate, Migrated, Operation,
-    Operations, Outcome, Pages, Permission, Pin, Pins, Poison, Policy, Protect, Provocation,
-    Provocations, Provoke, Record, Recording, Residency, SetBalloon, SetDevice, SetPolicy, Vm,
-    VmState, WayPoint,
+    Operations, Outcome, Pages, PausedCommands, Permission, Pin, Pins, Poison, Policy, Protect,
+    Provocation, Provocations, Provoke, Record, Recording, Residency, SetBalloon, SetDevice,
+    SetPolicy, Vm, VmState, WayPoint,
 };
 use hmmvisor_policies::PolicyChoice;
 use serde::Serialize;
@@ -44,7 +44,11 @@ enum Verb {
     /// Press the power button of an operating system, which most of them answer by switching the machine off
     PowerButton,
     /// Pause the machine: vCPUs outside the guest, accelerators between two commands
-    Pause,
+    Pause {
+        /// What becomes of the commands that accelerators are executing: finish, or halt where they are and go on afterwards
+        #[arg(long, value_name = "finish|halt", value_parser = paused_commands, default_value = "finish")]
+        commands: PausedCommands,
+    },
     /// Have a paused machine go on
     Resume,
     /// Show the balloon; or ask the guest to give back this much memory
@@ -196,7 +200,10 @@ impl Verb {
             Verb::Vm => (client.get("/v1/vm")?, vm),
             Verb::Stop => (client.post("/v1/vm/stop", none)?, nothing),
             Verb::PowerButton => (client.post("/v1/vm/power-button", none)?, nothing),
-            Verb::Pause => (client.post("/v1/vm/pause", none)?, vm),
+            Verb::Pause { commands } => {
+                let path = format!("/v1/vm/pause?commands={}", named(&commands));
+                (client.post(&path, none)?, vm)
+            }
             Verb::Resume => (client.post("/v1/vm/resume", none)?, vm),
             Verb::Balloon { size: None } => (client.get("/v1/balloon")?, balloon),
             Verb::Balloon { size: Some(size) } => {
@@ -354,6 +361,10 @@ fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 }
 
 fn permission(text: &str) -> Result<Permission, String> {
+    word(text)
+}
+
+fn paused_commands(text: &str) -> Result<PausedCommands, String> {
     word(text)
 }
 

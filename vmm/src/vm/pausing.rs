@@ -1,9 +1,9 @@
-//! Pausing a machine: vCPUs outside the guest, accelerators between two commands.
+//! Pausing a machine: vCPUs outside the guest, accelerators between two commands or two accesses.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hmmvisor_devices::Accelerator;
+use hmmvisor_devices::{Accelerator, CommandInFlight};
 use parking_lot::Mutex;
 
 use crate::machine::pause::Gate;
@@ -21,7 +21,7 @@ pub enum PauseError {
     #[error("a vCPU has not stopped within {} s; the machine runs on", WITHIN.as_secs())]
     Vcpu,
     /// An accelerator does not come to the end of its command.
-    #[error("accelerator {index} has not finished its command within {} s; the machine runs on", WITHIN.as_secs())]
+    #[error("accelerator {index} has not finished its command within {} s; the machine runs on. It can halt within the command: `commands=halt`", WITHIN.as_secs())]
     Accelerator {
         /// Its number.
         index: usize,
@@ -39,16 +39,16 @@ pub struct Pausing {
 
 impl Pausing {
     /// Returns when no vCPU is in the guest and each accelerator has halted. Idempotent.
-    pub fn pause(&self) -> Result<(), PauseError> {
+    pub fn pause(&self, command: CommandInFlight) -> Result<(), PauseError> {
         let _turn = self.turn.lock();
-        let paused = self.try_pause();
+        let paused = self.try_pause(command);
         if paused.is_err() {
             self.go_on();
         }
         paused
     }
 
-    fn try_pause(&self) -> Result<(), PauseError> {
+    fn try_pause(&self, command: CommandInFlight) -> Result<(), PauseError> {
         // vCPUs first: one that waits for an accelerator in a register leaves it only while that works.
         self.gate.close();
         let begin = Instant::now();
@@ -61,7 +61,7 @@ impl Pausing {
             self.gate.wait_until_empty(KICK_AGAIN);
         }
         let mut accelerators = self.accelerators.iter();
-        match accelerators.position(|accelerator| !accelerator.pause(WITHIN)) {
+        match accelerators.position(|accelerator| !accelerator.pause(command, WITHIN)) {
             Some(index) => Err(PauseError::Accelerator { index }),
             None => Ok(()),
         }

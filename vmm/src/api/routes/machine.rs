@@ -3,11 +3,11 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use hmmvisor_api::{Balloon, Problem, SetBalloon, Vm};
+use hmmvisor_api::{Balloon, Pause, Problem, SetBalloon, Vm};
 
 use super::{Answer, BodyRefused, Machine, apart};
 use crate::api::error::Refusal;
-use crate::api::extract::Body;
+use crate::api::extract::{Asked, Body};
 
 /// The machine, and what it was started with
 #[utoipa::path(
@@ -52,17 +52,18 @@ pub(super) async fn power_button(State(live): Machine) -> Result<StatusCode, Ref
 
 /// Pause the machine
 ///
-/// The answer comes when no vCPU is in the guest and each accelerator has finished its command. Requests are served as before,
-/// migrations included. Pausing a paused machine changes nothing.
+/// The answer comes when no vCPU is in the guest and each accelerator has halted. Requests are served as before, migrations
+/// included. Pausing a paused machine changes nothing.
 #[utoipa::path(
-    post, path = "/v1/vm/pause", tag = "vm",
+    post, path = "/v1/vm/pause", tag = "vm", params(Pause),
     responses(
         (status = 200, body = Vm),
+        (status = 400, body = Problem, content_type = "application/problem+json"),
         (status = 409, body = Problem, content_type = "application/problem+json")
     )
 )]
-pub(super) async fn pause(State(live): Machine) -> Answer<Vm> {
-    apart(live, |live| live.pause()).await.map(Json)
+pub(super) async fn pause(State(live): Machine, Asked(how): Asked<Pause>) -> Answer<Vm> {
+    apart(live, move |live| live.pause(how)).await.map(Json)
 }
 
 /// Have a paused machine go on
