@@ -29,7 +29,8 @@ struct Besieged {
 
 impl Besieged {
     fn start() -> Besieged {
-        let machine = Machine::start(&PINGPONG);
+        // The default policy soon has few faults.
+        let machine = Machine::start(&[&PINGPONG[..], &["--policy", "on-demand+lru"]].concat());
         // The guest's pages and the API's threads are there by now.
         wait_until("the guest's work", || {
             machine.get::<Value>("/v1/stats")["cpu_faults"].as_u64() > Some(1000)
@@ -52,7 +53,8 @@ impl Besieged {
     /// A connection on which this has been sent.
     fn sent(&self, text: &str) -> UnixStream {
         let mut stream = self.connect();
-        stream.write_all(text.as_bytes()).unwrap();
+        // On a busy host it may have had to make room already.
+        let _ = stream.write_all(text.as_bytes());
         stream
     }
 

@@ -6,9 +6,10 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use hmmvisor_api::Vm;
-use live::{Machine, PINGPONG, wait_until};
+use live::{Machine, PATIENCE, PINGPONG, wait_until};
 use serde_json::Value;
 
 /// A Prometheus that scrapes one address.
@@ -78,6 +79,7 @@ impl Prometheus {
     /// The last sample of each of the run's series; none before it has been scraped.
     fn samples(&self) -> Vec<Sample> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         // HTTP/1.0 has no chunks.
         stream
             .write_all(b"GET /api/v1/query?query=%7Bjob%3D%22hmmvisor%22%7D HTTP/1.0\r\n\r\n")
@@ -142,10 +144,14 @@ fn prometheus_has_the_figures_of_the_report() {
         stats.as_object_mut().unwrap().remove("elapsed_s");
         stats
     };
-    let mut last = stats();
+    let (mut last, mut since) = (stats(), Instant::now());
     wait_until("nothing moves", || {
         let now = stats();
-        std::mem::replace(&mut last, now.clone()) == now
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        // Longer than a fault is put off or tried again.
+        since.elapsed() > Duration::from_millis(500)
     });
     let still: Vm = machine.get("/v1/vm");
     let mut samples = Vec::new();

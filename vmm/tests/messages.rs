@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hmmvisor_api::{Client, Policy, SetPolicy};
 use serde_json::Value;
@@ -179,7 +179,9 @@ fn a_script_that_a_request_brings_can_have_messages() {
 
 /// Waits until scripts have decided.
 fn wait_for_decisions(client: &Client) {
+    let begin = Instant::now();
     loop {
+        assert!(begin.elapsed() < PATIENCE, "scripts decide nothing");
         let stats: Value = serde_json::from_slice(&client.get("/v1/stats").unwrap().body).unwrap();
         if stats["scripts"]["decisions"].as_u64() > Some(0) {
             return;

@@ -230,7 +230,7 @@ impl Backend {
 
     /// Changes the size of a device's memory to this many bytes (a multiple of the page size), up to what
     /// [`Backend::attach`] has reserved, and returns when no more is in use. To shrink, it evicts what the policy's order
-    /// names; from the call on, no page migrates to the device as long as more is in use. On an error or after a cancel,
+    /// names; meanwhile, pages migrate to the device only as far as others have left it. On an error or after a cancel,
     /// the memory has the size that it had before; pages that have left it stay in system memory.
     pub fn resize(&self, id: DeviceId, memory: u64, progress: &Progress) -> Result<(), Error> {
         let reserved = u64::from(self.core().device(id)?.reserved()) * PAGE_SIZE;

@@ -180,7 +180,9 @@ impl Faults {
                     exclusive.insert(index);
                     FaultCause::Exclusive
                 }
-                _ => FaultCause::FirstTouch,
+                Residency::Untouched => FaultCause::FirstTouch,
+                // It has come since the fault was sorted.
+                _ => FaultCause::There,
             };
             served.because(cause, index);
         }

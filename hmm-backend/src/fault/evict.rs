@@ -16,13 +16,16 @@ impl Faults {
     /// free frames; other threads may allocate them at any time.
     pub(crate) fn make_room(&self, device: &Arc<Device>, want: u32) -> u32 {
         let mut tried = 0;
+        let mut there = None;
         loop {
             let free = device.free_frames();
             if free >= want {
                 return free;
             }
-            // Every folio has been proposed: those that are left are held or busy.
-            if tried >= device.reserved() {
+            // As many folios have been proposed as there can have been: those that are left are held or busy. While the memory
+            // shrinks, there are more than it can hold.
+            let there = *there.get_or_insert_with(|| device.capacity().max(device.used_frames()));
+            if tried >= there {
                 self.core.recorder.add(Counter::DeviceMemoryFull, 1);
                 return free;
             }

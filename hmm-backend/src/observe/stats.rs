@@ -264,6 +264,8 @@ struct FaultLog {
     latency: [[Option<Box<Histogram<u64>>>; FaultCause::COUNT]; 2],
     /// How many faults each thread had that ran a CPU, for the first [`MOST_THREADS`] threads.
     by_thread: Vec<(u32, u64)>,
+    /// How many the other threads had.
+    others: u64,
 }
 
 /// The most threads whose faults are counted one by one: more than a machine has vCPUs.
@@ -278,10 +280,12 @@ impl FaultLog {
     }
 
     fn count(&mut self, thread: u32) {
-        if let Some((_, faults)) = self.by_thread.iter_mut().find(|(id, _)| *id == thread) {
-            *faults += 1;
-        } else if self.by_thread.len() < MOST_THREADS {
-            self.by_thread.push((thread, 1));
+        let is_full = self.by_thread.len() >= MOST_THREADS;
+        let known = self.by_thread.iter_mut().find(|(id, _)| *id == thread);
+        match known {
+            Some((_, faults)) => *faults += 1,
+            None if is_full => self.others += 1,
+            None => self.by_thread.push((thread, 1)),
         }
     }
 }
@@ -446,8 +450,12 @@ impl Recorder {
     pub(crate) fn faults_by_thread(&self) -> BTreeMap<u32, u64> {
         let mut all = BTreeMap::new();
         for stripe in &self.stripes {
-            for (thread, faults) in &stripe.faults.lock().by_thread {
-                *all.entry(*thread).or_default() += faults;
+            let faults = stripe.faults.lock();
+            for (thread, count) in &faults.by_thread {
+                *all.entry(*thread).or_default() += count;
+            }
+            if faults.others > 0 {
+                *all.entry(0).or_default() += faults.others;
             }
         }
         all

@@ -11,6 +11,8 @@ pub(crate) fn detach(faults: &Faults, id: DeviceId, progress: &Progress) -> Resu
     let core = &faults.core;
     let device = core.any_device(id)?;
     let _alone = device.changing.lock();
+    // An attempt before this one may have failed.
+    let was_attached = !device.detaching();
     device.start_detaching();
     faults.pauses.look_again();
     progress.begin(device.used_frames());
@@ -23,7 +25,9 @@ pub(crate) fn detach(faults: &Faults, id: DeviceId, progress: &Progress) -> Resu
     match leave(faults, device, all, progress, |_| device.folios()) {
         Ok(()) => {}
         Err(Stopped::Cancelled(error)) => {
-            device.stay_attached();
+            if was_attached {
+                device.stay_attached();
+            }
             return Err(error);
         }
         Err(Stopped::Stuck(left, cause)) => {

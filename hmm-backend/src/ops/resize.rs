@@ -19,8 +19,10 @@ pub(crate) fn resize(
     frames: u32,
     progress: &Progress,
 ) -> Result<(), Error> {
-    let device = faults.core.device(id)?;
+    let device = faults.core.any_device(id)?;
     let _alone = device.changing.lock();
+    // A detach may have come before.
+    faults.core.device(id)?;
     let before = device.capacity();
     let used = device.used_frames();
     progress.begin(used.saturating_sub(frames));

@@ -17,7 +17,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use super::error::Refusal;
 use super::live::Live;
-use super::patience::{OpenStream, OpenStreams};
+use super::patience::{Lasting, OpenStream, OpenStreams, Patience};
 use crate::ending::Ending;
 use crate::machine::vcpu_threads::ThreadIds;
 
@@ -50,7 +50,11 @@ pub(super) fn kinds(list: Option<&str>) -> Result<Vec<EventKind>, Refusal> {
 }
 
 /// Makes the stream.
-pub(super) fn stream(live: &Live, kinds: Vec<EventKind>) -> Result<Body, Refusal> {
+pub(super) fn stream(
+    live: &Live,
+    kinds: Vec<EventKind>,
+    patience: &Patience,
+) -> Result<Body, Refusal> {
     let open = live.streams.open().ok_or_else(|| {
         let most = OpenStreams::MOST;
         let detail = format!("{most} clients read events; one of them has to end first");
@@ -60,6 +64,7 @@ pub(super) fn stream(live: &Live, kinds: Vec<EventKind>) -> Result<Body, Refusal
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     Ok(Body::new(Stream {
         _open: open,
+        _lasting: patience.without_end(),
         reader: live.tap.reader(RING, MOST),
         kinds,
         interval,
@@ -74,6 +79,7 @@ pub(super) fn stream(live: &Live, kinds: Vec<EventKind>) -> Result<Body, Refusal
 /// the reader, and those that find no room there are counted.
 struct Stream {
     _open: OpenStream,
+    _lasting: Lasting,
     reader: EventReader,
     kinds: Vec<EventKind>,
     interval: Interval,

@@ -38,7 +38,7 @@ pub(crate) struct Live {
     pub(crate) threads: ThreadIds,
     pub(crate) provoker: Arc<Provoker>,
     pub(crate) pins: PinBoard,
-    pub(crate) operations: OperationBoard,
+    pub(crate) operations: Arc<OperationBoard>,
     pub(crate) streams: OpenStreams,
     /// Takes what policy scripts print.
     pub(crate) log: Log,

@@ -15,6 +15,8 @@ pub(crate) struct OperationBoard(Mutex<Begun>);
 
 #[derive(Default)]
 struct Begun {
+    /// The run has ended, and no operation begins any more.
+    closed: bool,
     next: u64,
     operations: BTreeMap<u64, What>,
 }
@@ -59,8 +61,20 @@ impl Drop for Listed<'_> {
 }
 
 impl OperationBoard {
+    /// Cancels all operations; from now on none begins. Called at the end of the run, which does not wait for them.
+    pub(crate) fn close(&self) {
+        let mut begun = self.0.lock();
+        begun.closed = true;
+        for what in begun.operations.values() {
+            what.progress.cancel();
+        }
+    }
+
     fn list(&self, what: What) -> Result<Listed<'_>, Refusal> {
         let mut begun = self.0.lock();
+        if begun.closed {
+            return Err(Refusal::conflict("the run has ended"));
+        }
         if let Some((number, _)) = begun.operations.iter().find(|(_, it)| it.excludes(&what)) {
             let detail = format!(
                 "operation {number} detaches the accelerator or changes its memory; wait for it, or cancel it"

@@ -46,13 +46,24 @@ impl Drop for Receiving {
     }
 }
 
+/// The connection carries a stream.
+pub(super) struct Lasting(Patience);
+
+impl Drop for Lasting {
+    fn drop(&mut self) {
+        self.0.0.lock().without_end = false;
+        self.0.waits();
+    }
+}
+
 impl Patience {
-    /// From now on the connection lasts as long as the client wants.
-    pub(super) fn without_end(&self) {
+    /// The connection lasts as long as the client wants, until the guard is dropped.
+    pub(super) fn without_end(&self) -> Lasting {
         self.0.lock().without_end = true;
+        Lasting(self.clone())
     }
 
-    /// Whether it does.
+    /// Returns whether the connection lasts as long as the client wants.
     pub(super) fn is_without_end(&self) -> bool {
         self.0.lock().without_end
     }
@@ -107,5 +118,20 @@ impl OpenStreams {
     pub(super) fn open(&self) -> Option<OpenStream> {
         let permit = self.0.clone().try_acquire_owned().ok()?;
         Some(OpenStream { _permit: permit })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_waits_for_its_client_again_when_its_stream_has_ended() {
+        let patience = Patience::default();
+        let lasting = patience.without_end();
+        assert!(patience.is_without_end() && patience.waited().is_none());
+        // As after HEAD: the answer has no body.
+        drop(lasting);
+        assert!(!patience.is_without_end() && patience.waited().is_some());
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn last_words(message: fmt::Arguments<'_>) {
     let mut line = Line::default();
     // Writing into the line does not fail.
     let _ = match JSON.load(Ordering::Relaxed) {
-        false => writeln!(line, "hmmvisor: error: {message}"),
+        false => line.text(message),
         true => line.json(message),
     };
     // SAFETY: the kernel reads the text. There is nothing to do about a failure: the process ends.
@@ -46,6 +46,12 @@ impl Default for Line {
 const CLOSING: &str = "\"}\n";
 
 impl Line {
+    fn text(&mut self, message: fmt::Arguments<'_>) -> fmt::Result {
+        write!(self, "hmmvisor: error: {message}")?;
+        self.push("\n", 0);
+        Ok(())
+    }
+
     fn json(&mut self, message: fmt::Arguments<'_>) -> fmt::Result {
         self.write_str("{\"timestamp\":\"")?;
         SystemTime.format_time(&mut Writer::new(self))?;
@@ -91,8 +97,9 @@ mod tests {
     #[test]
     fn long_text_is_cut_off_and_stays_a_line() {
         let mut line = Line::default();
-        writeln!(line, "{:700}", "begin").unwrap();
-        assert!(line.bytes.starts_with(b"begin "));
+        line.text(format_args!("{:700}", "begin")).unwrap();
+        let text = &line.bytes[..line.length];
+        assert!(text.starts_with(b"hmmvisor: error: begin ") && text.ends_with(b" \n"));
 
         let mut line = Line::default();
         line.json(format_args!("a \"word\"\n{:\u{fc}<700}", ""))

@@ -84,8 +84,8 @@ pub fn start(format: Format, threshold: Threshold) {
         let before = panic::take_hook();
         // A thread that has panicked says so like all else, unless a backtrace is wanted.
         match std::env::var_os("RUST_BACKTRACE") {
-            Some(_) => panic::set_hook(before),
-            None => panic::set_hook(Box::new(|panic| tracing::error!("{panic}"))),
+            Some(wanted) if wanted != "0" => panic::set_hook(before),
+            _ => panic::set_hook(Box::new(|panic| tracing::error!("{panic}"))),
         }
     }
 }
@@ -126,7 +126,9 @@ struct StandardError;
 
 impl Write for StandardError {
     fn write(&mut self, message: &[u8]) -> io::Result<usize> {
-        match &*OUTLET.read() {
+        // The lock is not held while a message is written, which may take long.
+        let outlet = OUTLET.read().clone();
+        match outlet {
             Some(outlet) => outlet.offer(message),
             // There is nowhere to say that this failed.
             None => drop(MayClose(io::stderr()).write_all(message)),

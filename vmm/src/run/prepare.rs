@@ -149,6 +149,7 @@ impl Prepared {
         let live = self.live(listeners.metrics());
         Ok(Some(Api {
             provoker: self.provoker.clone(),
+            operations: live.operations.clone(),
             _server: ApiServer::start(listeners, live)?,
         }))
     }
@@ -169,7 +170,7 @@ impl Prepared {
             threads: observed.threads.clone(),
             provoker: self.provoker.clone(),
             pins: PinBoard::default(),
-            operations: OperationBoard::default(),
+            operations: Arc::default(),
             streams: OpenStreams::default(),
             log: messages::of_scripts(),
             began: Instant::now(),
@@ -188,11 +189,13 @@ impl Prepared {
 /// The API of a run. Dropping it ends what requests have provoked, and answers no more.
 pub(super) struct Api {
     provoker: Arc<Provoker>,
+    operations: Arc<OperationBoard>,
     _server: ApiServer,
 }
 
 impl Drop for Api {
     fn drop(&mut self) {
+        self.operations.close();
         self.provoker.clear_all();
     }
 }

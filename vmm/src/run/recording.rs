@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hmm_backend::limits;
 use hmm_backend::observe::{Event, EventKind};
-use hmm_backend::pages::{Fidelity, PAGE_SIZE, Page, PageRange};
+use hmm_backend::pages::{DeviceId, Fidelity, PAGE_SIZE, Page, PageRange};
 use hmm_backend::policy::PolicyFile;
 use hmm_backend::residency::Residency;
 use hmm_backend::{Backend, EventReader, EventTap};
@@ -212,8 +212,9 @@ impl Recording {
                     }
                 };
                 let begun = written.is_ok();
-                let _ = started.send(written);
-                if !begun {
+                // The receiver is gone if it has waited too long: the recording was refused.
+                let is_wanted = started.send(written).is_ok();
+                if !begun || !is_wanted {
                     return RecordingFigures::default();
                 }
                 let recorder = Recorder {
@@ -394,13 +395,24 @@ pub(super) fn meta(
         devices: config.devices.count,
         memory: u64::from(backend.pages()) * PAGE_SIZE,
         base: config.boot.kernel.as_ref().map(|_| 0),
-        device_memory: config.devices.memory.0,
+        device_memory: largest_memory(config, backend),
         device_kind: config.devices.kind.to_string(),
         fidelity: config.devices.accesses.to_string(),
         eviction_batch: Some(config.devices.eviction_batch),
         link: config.links.matrix.to_string(),
         source: None,
     }
+}
+
+/// Returns the size that accelerators' memories have now; of several sizes, the largest.
+fn largest_memory(config: &Config, backend: &Backend) -> u64 {
+    let devices = (0..config.devices.count as u8).map(DeviceId);
+    let sizes = devices.filter_map(|device| backend.device_usage(device).ok());
+    let largest = sizes
+        .map(|usage| u64::from(usage.capacity) * PAGE_SIZE)
+        .max();
+    // Before there are accelerators.
+    largest.unwrap_or(config.devices.memory.0)
 }
 
 #[cfg(test)]

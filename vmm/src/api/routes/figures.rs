@@ -72,8 +72,7 @@ pub(super) async fn events(
 ) -> Result<Response, Refusal> {
     let kinds = stream::kinds(asked.kinds.as_deref())?;
     live.going_on()?;
-    let events = stream::stream(&live, kinds)?;
-    patience.without_end();
+    let events = stream::stream(&live, kinds, &patience)?;
     let kind = [(header::CONTENT_TYPE, stream::TYPE)];
     Ok((kind, events).into_response())
 }
