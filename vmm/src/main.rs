@@ -198,7 +198,7 @@ fn run_guest(args: RunArgs, started: Instant) -> Result<ExitCode> {
 fn notify_supervisor() {
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         note(&format!(
-            "telling the service manager that the machine runs: {error}"
+            "telling the service manager at NOTIFY_SOCKET that the machine runs: {error}"
         ));
     }
 }

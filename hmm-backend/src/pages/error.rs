@@ -142,7 +142,7 @@ pub enum Error {
     #[error("too many devices: a backend can attach {0} in its life")]
     TooManyDevices(usize),
     /// The device was never attached or is detached.
-    #[error("device {0:?} is not attached")]
+    #[error("device {} is not attached", .0.0)]
     NoDevice(DeviceId),
     /// The range reaches outside managed memory, or into its hole.
     #[error("{range:?} are not all in managed memory, which has {pages:#x} pages")]
@@ -190,7 +190,7 @@ pub enum Error {
     #[error("{0:?} has as many pins as can be counted; unpin it first")]
     TooManyPins(Page),
     /// Some pages could not be brought back from a device that is being detached.
-    #[error("device {device:?}: {left} pages could not be brought back: {cause}")]
+    #[error("device {}: {left} pages could not be brought back: {cause}", device.0)]
     Detach {
         /// The device.
         device: DeviceId,
@@ -202,7 +202,8 @@ pub enum Error {
     },
     /// Some pages could not leave a memory that was to shrink.
     #[error(
-        "device {device:?}: its memory keeps its size, because {left} pages could not leave it: {cause}"
+        "device {}: its memory keeps its size, because {left} pages could not leave it: {cause}",
+        device.0
     )]
     Resize {
         /// The device.

@@ -43,7 +43,7 @@ impl Default for Line {
 }
 
 /// What ends a line that is an object.
-const CLOSING: &str = "\"}\n";
+const CLOSING: &str = "\",\"target\":\"hmmvisor\"}\n";
 
 impl Line {
     fn text(&mut self, message: fmt::Arguments<'_>) -> fmt::Result {
