@@ -76,7 +76,7 @@ fn the_same_rounds_check_the_same() {
         let mut config = config(ENGINES[0], 5, &params);
         config.machine.vcpus = 1;
         let (report, output) = run(&config);
-        assert!(report.verified(), "{output}");
+        assert!(report.verified(), "{:?}: {output}", report.error());
         (report.rounds, report.operations_checked)
     };
     let mut totals = std::collections::BTreeMap::<u64, u64>::new();
