@@ -263,7 +263,9 @@ fn ask(machine: &Asked, step: &Step) {
                 false => json!(fields(&operation.body)).to_string().into_bytes(),
             };
             if harmless(&body)
-                && let Some(reply) = machine.ask(&operation.method, &path, JSON, body)
+                && let Some(reply) = machine
+                    .resources()
+                    .ask(&operation.method, &path, JSON, body)
             {
                 described(operation, &path, &reply);
             }
@@ -276,7 +278,9 @@ fn ask(machine: &Asked, step: &Step) {
             let (operation, path) = known(operation, number);
             let body = body.clone().into_bytes();
             if harmless(&body)
-                && let Some(reply) = machine.ask(&operation.method, &path, JSON, body)
+                && let Some(reply) = machine
+                    .resources()
+                    .ask(&operation.method, &path, JSON, body)
             {
                 described(operation, &path, &reply);
             }
@@ -290,7 +294,10 @@ fn ask(machine: &Asked, step: &Step) {
             let method = METHODS[usize::from(*method) % METHODS.len()];
             let content_type = content_type.as_deref();
             if harmless(body)
-                && let Some(reply) = machine.ask(method, path, content_type, body.clone())
+                && let Some(reply) =
+                    machine
+                        .resources()
+                        .ask(method, path, content_type, body.clone())
             {
                 right(path, &reply);
             }

@@ -9,7 +9,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use hmmvisor_api::{ClientError, Memory, Vm, VmState};
-use live::{Machine, PATIENCE, PINGPONG, wait_until};
+use live::{Machine, PATIENCE, wait_until};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -30,7 +30,7 @@ struct Besieged {
 impl Besieged {
     fn start() -> Besieged {
         // The default policy soon has few faults.
-        let machine = Machine::start(&[&PINGPONG[..], &["--policy", "on-demand+lru"]].concat());
+        let machine = Machine::start(&["--policy", "on-demand+lru"]);
         // The guest's pages and the API's threads are there by now.
         wait_until("the guest's work", || {
             machine.get::<Value>("/v1/stats")["cpu_faults"].as_u64() > Some(1000)

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hmmvisor_api::Vm;
-use live::{Machine, PATIENCE, PINGPONG, wait_until};
+use live::{Machine, PATIENCE, wait_until};
 use serde_json::Value;
 
 /// A Prometheus that scrapes one address.
@@ -125,8 +125,7 @@ fn uptime(samples: &[Sample]) -> f64 {
 
 #[test]
 fn prometheus_has_the_figures_of_the_report() {
-    let more = ["--devices", "2", "--vcpus", "2", "--metrics", "0"];
-    let machine = Machine::start(&[&PINGPONG[..], &more].concat());
+    let machine = Machine::start(&["--devices", "2", "--vcpus", "2", "--metrics", "0"]);
     let vm: Vm = machine.get("/v1/vm");
     let prometheus = Prometheus::start(&vm.metrics.unwrap());
     wait_until("a scrape of a run at work", || {

@@ -25,7 +25,7 @@ pub struct Reply {
 }
 
 /// The resources of a machine.
-pub(crate) struct Resources {
+pub struct Resources {
     router: Router,
     runtime: Runtime,
 }
@@ -39,7 +39,7 @@ impl Resources {
     }
 
     /// Asks. None for what HTTP has no request for, like a method or a path with spaces in it.
-    pub(crate) fn ask(
+    pub fn ask(
         &self,
         method: &str,
         path: &str,

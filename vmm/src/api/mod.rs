@@ -31,9 +31,7 @@ mod routes;
 mod server;
 
 #[cfg(feature = "fuzzing")]
-pub use asked::Reply;
-#[cfg(feature = "fuzzing")]
-pub(crate) use asked::Resources;
+pub use asked::{Reply, Resources};
 pub use error::ApiError;
 pub(crate) use error::Refusal;
 pub(crate) use live::{Live, Run};

@@ -39,6 +39,8 @@ const WORKERS: usize = 8;
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How often the thread looks whether connections have ended, when there are too many.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(5);
+/// How long the thread waits for descriptors when accepting has failed for want of them.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 /// How long a connection may wait for its client when there are too many: what the client sends or reads may be on its way.
 const CROWDED_WAIT: Duration = Duration::from_millis(200);
 /// How long a connection may last, unless it carries a stream.
@@ -253,7 +255,7 @@ async fn serve(listener: impl Accept, router: Router, mut stopped: watch::Receiv
                 Ok(stream) => stream,
                 // Out of descriptors: some come back when connections end.
                 Err(_) => {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
                     continue;
                 }
             };

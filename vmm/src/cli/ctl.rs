@@ -173,7 +173,7 @@ enum Verb {
         #[arg(long, value_name = "KINDS")]
         kinds: Option<String>,
         /// End after this many events
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         count: Option<u64>,
     },
     /// Show the recording; or begin to record a trace

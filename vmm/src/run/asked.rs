@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::RunError;
 use super::prepare::Prepared;
 use super::stop::{Stopper, Stopping};
-use crate::api::{Reply, Resources};
+use crate::api::Resources;
 use crate::config::Config;
 use crate::ending::End;
 use crate::vm::VmError;
@@ -35,15 +35,9 @@ impl Asked {
         })
     }
 
-    /// Asks. None for what HTTP has no request for.
-    pub fn ask(
-        &self,
-        method: &str,
-        path: &str,
-        content_type: Option<&str>,
-        body: Vec<u8>,
-    ) -> Option<Reply> {
-        self.resources.ask(method, path, content_type, body)
+    /// Returns what answers requests.
+    pub fn resources(&self) -> &Resources {
+        &self.resources
     }
 
     /// Stops everything, in the order of a run's end; returns how that went.

@@ -6,10 +6,11 @@ mod signals;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use hmmvisor_api::Client;
+use hmmvisor_api::{Client, ClientError, Migrate, Migrated, Pages, Pin, Problem};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -28,8 +29,8 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 pub struct Machine {
-    child: Child,
-    folder: tempfile::TempDir,
+    pub child: Child,
+    pub folder: tempfile::TempDir,
     pub client: Client,
 }
 
@@ -40,18 +41,37 @@ impl Drop for Machine {
     }
 }
 
+/// The command, which heeds signals whatever the test's parent ignores.
+pub fn hmmvisor(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hmmvisor"));
+    command.args(args).stdin(Stdio::null());
+    signals::heed_signals(&mut command);
+    command
+}
+
 impl Machine {
+    /// Starts one whose guest faults all the time; returns when it answers.
+    pub fn start(more: &[&str]) -> Machine {
+        Machine::with(&[&PINGPONG, more].concat())
+    }
+
+    /// Starts one that runs `torture` while drivers fail and devices come and go.
+    pub fn tortured(engine: &str, more: &[&str]) -> Machine {
+        let torture = "--workload torture --param seconds=3 --param chaos=on --devices 2 --engine";
+        let args: Vec<_> = torture.split(' ').chain([engine]).collect();
+        Machine::with(&[&args[..], more].concat())
+    }
+
     /// Starts one, and returns when it answers.
-    pub fn start(args: &[&str]) -> Machine {
+    pub fn with(args: &[&str]) -> Machine {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("api");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hmmvisor"));
-        command.args(args).arg("--api").arg(&socket);
+        let mut command = hmmvisor(args);
+        command.arg("--api").arg(&socket);
         command.arg("--json").arg(folder.path().join("json"));
         command.arg("--allow-write").arg(folder.path());
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stdout(Stdio::null());
         command.stderr(fs::File::create(folder.path().join("errors")).unwrap());
-        signals::heed_signals(&mut command);
         let mut machine = Machine {
             child: command.spawn().unwrap(),
             client: Client::new(socket),
@@ -76,13 +96,62 @@ impl Machine {
         self.folder.path().join(name)
     }
 
-    fn errors(&self) -> String {
+    pub fn errors(&self) -> String {
         fs::read_to_string(self.path("errors")).unwrap()
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> T {
         let answer = self.client.get(path).unwrap();
         serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    pub fn put<T: DeserializeOwned>(&self, path: &str, body: impl Serialize) -> T {
+        let answer = self.client.put(path, &body).unwrap();
+        serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    pub fn post<T: DeserializeOwned>(&self, path: &str, body: impl Serialize) -> T {
+        let answer = self.client.post(path, Some(&body)).unwrap();
+        serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    pub fn act(&self, path: &str) {
+        self.client.post(path, None::<&()>).unwrap();
+    }
+
+    pub fn text(&self, path: &str) -> String {
+        String::from_utf8(self.client.get(path).unwrap().body).unwrap()
+    }
+
+    /// What is wrong with a request that is refused.
+    pub fn refused(&self, method: &str, path: &str, body: impl Serialize) -> Problem {
+        let answer = match method {
+            "GET" => self.client.get(path),
+            "PUT" => self.client.put(path, &body),
+            "DELETE" => self.client.delete(path),
+            _ => self.client.post(path, Some(&body)),
+        };
+        match answer {
+            Err(ClientError::Refused(problem)) => problem,
+            other => panic!("{method} {path}: {other:?}"),
+        }
+    }
+
+    /// Returns how many pages moved.
+    pub fn migrate(&self, first: u32, pages: u32, to: &str) -> u64 {
+        let to = to.to_owned();
+        let body = Migrate { first, pages, to };
+        self.post::<Migrated>("/v1/memory/migrate", body).pages
+    }
+
+    /// Pauses the machine with all pages in system memory: nothing but requests moves pages then.
+    pub fn empty_and_pause(&self) {
+        self.act("/v1/vm/pause");
+        self.migrate(0, 65536, "system");
+    }
+
+    pub fn pin(&self, first: u32, pages: u32) -> Pin {
+        self.post("/v1/memory/pins", Pages { first, pages })
     }
 
     /// Bytes of memory that the process has.
@@ -102,16 +171,28 @@ impl Machine {
     }
 
     /// Ends the run by the API; returns the report.
-    pub fn stop(self) -> Value {
-        self.client.post("/v1/vm/stop", None::<&()>).unwrap();
+    pub fn stop(mut self) -> Value {
+        self.act("/v1/vm/stop");
         self.ended()
     }
 
     /// Waits until the run has ended; returns the report.
-    pub fn ended(mut self) -> Value {
+    pub fn ended(&mut self) -> Value {
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}: {}", self.errors());
         assert!(!self.socket().exists(), "the socket stays");
         serde_json::from_slice(&fs::read(self.path("json")).unwrap()).unwrap()
+    }
+
+    pub fn ctl(&self, args: &[&str]) -> Output {
+        let mut command = hmmvisor(&["ctl"]);
+        command.arg(self.path("api")).args(args).output().unwrap()
+    }
+
+    pub fn ctl_says(&self, args: &[&str]) -> String {
+        let output = self.ctl(args);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
     }
 }
