@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, OFlags, fallocate, flistxattr, linkat};
 use tempfile::{Builder, NamedTempFile, TempPath};
 
-use super::lock;
+use super::{lock, unlock};
 
 /// Random letters in a name beside the output: enough that no user's file has it. It is made as a new file in any case.
 const RANDOM: usize = 12;
@@ -24,7 +24,7 @@ pub(super) struct Aside {
     real: PathBuf,
     end: End,
     /// The file that is there, locked.
-    _old: Option<File>,
+    old: Option<File>,
 }
 
 /// How the data gets to its place.
@@ -137,7 +137,7 @@ impl Aside {
             spool: Spool::unnamed(real)?,
             real: real.to_owned(),
             end: End::Appear,
-            _old: None,
+            old: None,
         })
     }
 
@@ -167,7 +167,7 @@ impl Aside {
             spool,
             real: real.to_owned(),
             end,
-            _old: Some(old),
+            old: Some(old),
         })
     }
 
@@ -182,6 +182,13 @@ impl Aside {
 
     /// Puts the data in its place.
     pub(super) fn put(mut self) -> io::Result<()> {
+        let old = self.old.take();
+        let put = self.put_locked();
+        old.iter().for_each(unlock);
+        put
+    }
+
+    fn put_locked(mut self) -> io::Result<()> {
         match self.end {
             End::Appear => self.appear(),
             End::Replace => {

@@ -381,9 +381,12 @@ impl Output {
     pub fn commit(mut self) -> io::Result<()> {
         self.begin()?;
         match self.sink {
-            Sink::Aside(aside) => aside.put(),
-            Sink::Stream(_) | Sink::Made(_) | Sink::Live(_) => Ok(()),
+            Sink::Aside(aside) => aside.put()?,
+            Sink::Stream(_) => {}
+            Sink::Made(made) => unlock(&made.file),
+            Sink::Live(live) => unlock(&live.file),
         }
+        Ok(())
     }
 
     /// Ends an output that could not be finished: what it has is kept where nothing would be lost for it.
@@ -498,6 +501,13 @@ fn lock(file: &File) -> io::Result<()> {
         )),
         Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
     }
+}
+
+/// Lets other processes open the file as an output. To close it is not enough: a process that another thread is just starting has the
+/// descriptor, too, until it executes its program.
+fn unlock(file: &File) {
+    // It fails where there are no locks.
+    let _ = file.unlock();
 }
 
 /// A file that did not exist before.

@@ -471,6 +471,22 @@ fn a_file_that_another_process_writes_is_refused() {
     }
 }
 
+/// A process that another thread is just starting has the descriptors of this one.
+#[test]
+fn what_a_beginning_process_has_keeps_no_file_locked() {
+    for open in [growing as Open, live] {
+        let folder = Folder::new();
+        let path = folder.path("page");
+        for _ in 0..2 {
+            let mut output = open(&mut Files::default(), &path).unwrap();
+            let _of_the_process = output.file().try_clone().unwrap();
+            output.write_all(b"one").unwrap();
+            output.commit().unwrap();
+            write(open, &path, "two");
+        }
+    }
+}
+
 #[test]
 fn what_users_write_by_hand_is_not_replaced() {
     let folder = Folder::new();
